@@ -1,0 +1,79 @@
+"""How Celery is set up: data only, the same in every process.
+
+Why these values: docs/decisions/0002-celery-on-redis.md.
+"""
+
+from __future__ import annotations
+
+from kombu import Exchange, Queue
+
+from ourvidz.jobs.catalog import CATALOG, QUEUES
+from ourvidz.settings import settings
+
+SYNC, ENHANCE, JOBS = 0, 3, 6
+"""Priorities: 0 is the most urgent. Always passed explicitly; a message without one lands at 0."""
+
+CALLBACKS_QUEUE = "callbacks"
+MAINTENANCE_QUEUE = "maintenance"
+DELIVER_TASK = "ourvidz.callbacks.deliver"
+SWEEP_TASK = "ourvidz.maintenance.sweep"
+GENERATION_TASKS = frozenset(row.task for row in CATALOG.values())
+
+_settings = settings()
+_jobs = Exchange("ourvidz", type="direct")
+
+broker_url = _settings.redis_url
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+broker_pool_limit = 16
+broker_transport_options = {
+    "priority_steps": [0, 3, 6, 9],
+    "visibility_timeout": _settings.visibility_timeout_s,
+    "socket_keepalive": True,
+    "socket_connect_timeout": 5,
+    "socket_timeout": 30,
+    "health_check_interval": 10,
+    "max_connections": 64,
+}
+task_publish_retry_policy = {"max_retries": 2, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
+
+task_serializer = "json"
+accept_content = ["json"]
+result_backend = None
+task_ignore_result = True
+
+task_queues = [
+    Queue(name, _jobs, routing_key=name) for name in (*QUEUES.values(), CALLBACKS_QUEUE, MAINTENANCE_QUEUE)
+]
+task_create_missing_queues = False
+task_default_queue = MAINTENANCE_QUEUE
+task_default_exchange = "ourvidz"
+task_default_routing_key = MAINTENANCE_QUEUE
+task_default_priority = JOBS
+task_routes = {
+    **{row.task: {"queue": row.queue} for row in CATALOG.values()},
+    DELIVER_TASK: {"queue": CALLBACKS_QUEUE},
+    SWEEP_TASK: {"queue": MAINTENANCE_QUEUE},
+}
+
+# The ledger, not the broker, brings a lost job back: an acknowledged message of a dead child is right.
+task_acks_late = True
+task_reject_on_worker_lost = False
+task_acks_on_failure_or_timeout = True
+worker_prefetch_multiplier = 1
+worker_cancel_long_running_tasks_on_connection_loss = False
+worker_pool_start_method = "spawn"
+worker_proc_alive_timeout = 600
+worker_send_task_events = True
+worker_hijack_root_logger = False
+worker_redirect_stdouts = False
+
+imports = ("ourvidz.tasks.sdxl", "ourvidz.tasks.callbacks", "ourvidz.tasks.maintenance")
+
+beat_schedule = {
+    "sweep": {
+        "task": SWEEP_TASK,
+        "schedule": _settings.sweep_s,
+        "options": {"queue": MAINTENANCE_QUEUE, "priority": SYNC, "expires": _settings.sweep_s},
+    }
+}

@@ -1,0 +1,213 @@
+"""The door and the way to the broker: admit, publish, cancel, retry, deliver.
+
+Record first, publish second: a message that gets lost is published again by the sweep. Tasks are named,
+never imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery.exceptions import OperationalError as CeleryOperationalError
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from ourvidz import log
+from ourvidz.app import app
+from ourvidz.celery_settings import CALLBACKS_QUEUE, DELIVER_TASK, JOBS, SYNC
+from ourvidz.errors import Cancelled, Conflict, NotFound
+from ourvidz.jobs.catalog import CATALOG
+from ourvidz.jobs.dialects import parse
+from ourvidz.jobs.job import Job
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.record import Admission, Record
+from ourvidz.wiring import control
+
+MESSAGE_VERSION = 1
+REDACTED = "(…)"
+"""What events, logs and Flower show of a message's arguments."""
+MODEL_LOAD_ALLOWANCE_S = 600.0
+
+_UNREACHABLE = (OperationalError, CeleryOperationalError, RedisError, OSError)
+_log = log.get(__name__)
+
+
+def admit(payload: object, *, make_id: Callable[[], str] | None = None) -> Job:
+    """Parse a payload and pass it through the safety gate. Raises `CallerError`; nothing is written."""
+    at = control.current()
+    job = parse(payload, at.defaults, make_id=make_id)
+    at.gate.check(job.texts())
+    return job
+
+
+def submit(payload: object, *, priority: int = JOBS, make_id: Callable[[], str] | None = None) -> Admission:
+    """Admit a payload, record the job, publish its message.
+
+    A repeat of the same id is answered from the record and publishes nothing; with another job under the
+    id it is a `Conflict`.
+    """
+    return enqueue(admit(payload, make_id=make_id), priority=priority)
+
+
+def enqueue(job: Job, *, priority: int = JOBS) -> Admission:
+    """Record an admitted job and publish its message."""
+    admission = control.current().ledger.register(job, priority=priority)
+    if not admission.same:
+        raise taken(job.id)
+    if admission.created:
+        publish(admission.record)
+    return admission
+
+
+def taken(job_id: str) -> Conflict:
+    """The refusal of an id under which another job stands."""
+    message = f"id: another job already stands under {job_id!r}"
+    return Conflict(message, field="id", rule="one id, one job", value=job_id)
+
+
+def task_id(record: Record) -> str:
+    """The job id; later runs add theirs."""
+    return record.job_id if record.run == 1 else f"{record.job_id}~{record.run}"
+
+
+def message(record: Record) -> dict[str, Any]:
+    """What travels: the id, never the job."""
+    return {"v": MESSAGE_VERSION, "id": record.job_id, "run": record.run}
+
+
+def is_message(argument: object) -> bool:
+    """Whether a task's argument is one of our messages, not a payload. A newer version's is one too."""
+    return isinstance(argument, dict) and {"v", "id", "run"} == argument.keys()
+
+
+def time_limit_s(type_name: str) -> float:
+    """How long a job of this type may generate, model load excluded."""
+    return control.current().settings.time_limits_s.get(type_name, CATALOG[type_name].time_limit_s)
+
+
+def publish(record: Record) -> bool:
+    """Hand a job's message to the broker. False, and a log line, when the broker cannot be reached."""
+    row = CATALOG[record.type]
+    try:
+        app.signature(row.task, args=(message(record),), immutable=True).apply_async(
+            task_id=task_id(record),
+            queue=record.queue,
+            priority=record.priority,
+            argsrepr=REDACTED,
+            time_limit=1.5 * time_limit_s(record.type) + MODEL_LOAD_ALLOWANCE_S,
+        )
+    except _UNREACHABLE as lost:
+        _log.warning("publish_failed", job_id=record.job_id, error=type(lost).__name__)
+        return False
+    if not app.conf.task_always_eager:
+        control.current().ledger.published(record.job_id, record.run)
+    return True
+
+
+def deliver(job_id: str) -> None:
+    """Ask the callback worker to tell a job's caller what is due. A lost request is repeated by the sweep."""
+    try:
+        app.signature(DELIVER_TASK, args=(job_id,), immutable=True).apply_async(
+            queue=CALLBACKS_QUEUE, priority=SYNC, argsrepr=REDACTED, retry=False
+        )
+    except _UNREACHABLE as lost:
+        _log.warning("dispatch_failed", job_id=job_id, error=type(lost).__name__)
+
+
+def cancel(job_id: str) -> Record:
+    """Cancel a job: a queued one never runs, a running one stops before its next step.
+    `NotFound`, or `Conflict` when it is finished."""
+    ledger = control.current().ledger
+    record = ledger.request_cancel(job_id)
+    if record.status == "queued":
+        outcome = Outcome.failure(Cancelled("the job was cancelled"))
+        # Losing this race means a worker claimed or the sweep ended it; both have seen the flag.
+        if ledger.end(job_id, run=record.run, fence=record.fence, outcome=outcome):
+            deliver(job_id)
+    return ledger.get(job_id) or record
+
+
+def retry(job_id: str) -> Record:
+    """Run a failed or cancelled job again under its id. `NotFound`, or `Conflict` in any other state."""
+    record = control.current().ledger.reopen(job_id, priority=JOBS)
+    publish(record)
+    return record
+
+
+def delete(job_id: str) -> Record:
+    """Forget a finished job and its assets. `NotFound`, or `Conflict` while it is not finished."""
+    at = control.current()
+    record = at.ledger.get(job_id)
+    if record is None:
+        raise NotFound(f"no job {job_id!r}", field="id", value=job_id)
+    record = at.ledger.delete(job_id)
+    for asset in record.outcome.assets if record.outcome else ():
+        for key in (asset.key, asset.thumbnail_key):
+            if key is not None:
+                at.store.delete(key)
+    return record
+
+
+def hand_back(worker_id: str) -> list[str]:
+    """Queue again what a worker holds that shuts down; these attempts do not count. The job ids."""
+    ledger = control.current().ledger
+    back = []
+    for record in ledger.held_by(worker_id):
+        if ledger.lose(record.job_id, fence=record.fence, counted=False):
+            publish(ledger.get(record.job_id) or record)
+            back.append(record.job_id)
+    return back
+
+
+def pause(queue: str) -> None:
+    """Stop taking jobs from a queue; running ones finish, new ones are accepted and wait."""
+    control.current().ledger.pause(queue, True)
+    app.control.cancel_consumer(queue)
+
+
+def resume(queue: str) -> None:
+    """Take jobs from a queue again."""
+    ledger = control.current().ledger
+    ledger.pause(queue, False)
+    awake = [worker.id for worker in ledger.workers() if worker.queue == queue and not worker.draining]
+    if awake:
+        app.control.add_consumer(queue, destination=awake)
+
+
+def drain(worker_id: str, *, draining: bool = True) -> None:
+    """Let one worker finish its job and take no more, until it is resumed or restarted. `NotFound`."""
+    ledger = control.current().ledger
+    worker = next((w for w in ledger.workers() if w.id == worker_id), None)
+    if worker is None or not ledger.drain(worker_id, draining):
+        raise NotFound(f"no worker {worker_id!r}", field="id", value=worker_id)
+    if draining:
+        app.control.cancel_consumer(worker.queue, destination=[worker_id])
+    elif worker.queue not in ledger.paused():
+        app.control.add_consumer(worker.queue, destination=[worker_id])
+
+
+def waiting_messages(queue: str) -> int:
+    """How many messages the broker holds for a queue and no worker has taken."""
+    with app.pool.acquire(block=True) as connection:
+        return int(connection.default_channel.queue_declare(queue).message_count)
+
+
+class Broker:
+    """The sweep's outlet."""
+
+    def publish(self, record: Record) -> bool:
+        """Hand a job's message to the broker."""
+        return publish(record)
+
+    def deliver(self, job_id: str) -> None:
+        """Hand a delivery to the callback worker."""
+        deliver(job_id)
+
+    def waiting_messages(self, queue: str) -> int:
+        """Messages nobody has taken."""
+        return waiting_messages(queue)
+
+    def deliveries_waiting(self) -> int:
+        """Deliveries nobody has taken."""
+        return waiting_messages(CALLBACKS_QUEUE)

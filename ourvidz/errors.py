@@ -1,0 +1,202 @@
+"""Every way a job or a request can go wrong, in one tree.
+
+The branches say who must act. Code, HTTP status, what goes on the wire as `retryable` and how many
+attempts a job gets stand on the class; nothing else in the project decides them.
+
+    OurvidzError
+    ├── CallerError
+    │   ├── InvalidPrompt
+    │   ├── InvalidParameters
+    │   ├── PolicyViolation
+    │   ├── ReferenceForbidden
+    │   ├── JobTimeout
+    │   ├── Cancelled
+    │   ├── Unauthorized
+    │   ├── Forbidden
+    │   ├── NotFound
+    │   ├── Conflict
+    │   ├── PayloadTooLarge
+    │   └── RateLimited
+    ├── FallbackError
+    │   ├── ReferenceFrameError
+    │   └── I2IPipelineError
+    ├── OperatorError
+    │   ├── ModelLoadError
+    │   └── SettingsError
+    └── OurError
+        ├── OutOfMemory
+        ├── StorageError
+        ├── WorkerLost
+        ├── WorkerUnavailable
+        ├── ThumbnailGenerationError
+        └── InternalError
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+
+class OurvidzError(Exception):
+    """A failure with a code from the contract.
+
+    `field`, `rule` and `value` name what was wrong with an input: the caller's own path, the rule in
+    words, and what was sent.
+    """
+
+    code: ClassVar[str] = "INTERNAL_ERROR"
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+    attempts: ClassVar[int] = 1
+    """How often the failed thing is tried in all: the whole job, or with `scope` "step" only the step."""
+    scope: ClassVar[Literal["job", "step"]] = "job"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        rule: str | None = None,
+        value: Any = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.rule = rule
+        self.value = value
+        self.retry_after_s = retry_after_s
+
+
+class CallerError(OurvidzError):
+    """The caller must change the request."""
+
+    http_status = 422
+
+
+class InvalidPrompt(CallerError):
+    code = "INVALID_PROMPT"
+
+
+class InvalidParameters(CallerError):
+    code = "INVALID_PARAMETERS"
+
+
+class PolicyViolation(CallerError):
+    code = "POLICY_VIOLATION"
+
+
+class ReferenceForbidden(CallerError):
+    code = "REFERENCE_FORBIDDEN"
+
+
+class JobTimeout(CallerError):
+    code = "TIMEOUT_ERROR"
+
+
+class Cancelled(CallerError):
+    code = "CANCELLED"
+
+
+class Unauthorized(CallerError):
+    code = "UNAUTHORIZED"
+    http_status = 401
+
+
+class Forbidden(CallerError):
+    code = "FORBIDDEN"
+    http_status = 403
+
+
+class NotFound(CallerError):
+    code = "NOT_FOUND"
+    http_status = 404
+
+
+class Conflict(CallerError):
+    code = "CONFLICT"
+    http_status = 409
+
+
+class PayloadTooLarge(CallerError):
+    code = "PAYLOAD_TOO_LARGE"
+    http_status = 413
+
+
+class RateLimited(CallerError):
+    code = "RATE_LIMITED"
+    http_status = 429
+
+
+class FallbackError(OurvidzError):
+    """A part failed that the job can do without, unless there is nothing to fall back to."""
+
+    http_status = 422
+
+
+class ReferenceFrameError(FallbackError):
+    code = "REFERENCE_FRAME_ERROR"
+
+
+class I2IPipelineError(FallbackError):
+    code = "I2I_PIPELINE_ERROR"
+
+
+class OperatorError(OurvidzError):
+    """The operator must change the installation."""
+
+
+class ModelLoadError(OperatorError):
+    code = "MODEL_LOAD_ERROR"
+    attempts = 2
+
+
+class SettingsError(OperatorError):
+    """A setting has a wrong value; the message is the one line an operator reads."""
+
+
+class OurError(OurvidzError):
+    """We must act: the same request may well succeed later."""
+
+    retryable = True
+
+
+class OutOfMemory(OurError):
+    code = "OOM_ERROR"
+    attempts = 2
+
+
+class StorageError(OurError):
+    code = "STORAGE_ERROR"
+    attempts = 3
+    scope = "step"
+
+
+class WorkerLost(OurError):
+    code = "WORKER_LOST"
+    attempts = 3
+
+
+class WorkerUnavailable(OurError):
+    code = "WORKER_UNAVAILABLE"
+    http_status = 503
+
+
+class ThumbnailGenerationError(OurError):
+    code = "THUMBNAIL_GENERATION_ERROR"
+
+
+class InternalError(OurError):
+    code = "INTERNAL_ERROR"
+
+
+def by_code() -> dict[str, type[OurvidzError]]:
+    """Every wire code and the class that carries it."""
+    found: dict[str, type[OurvidzError]] = {}
+    waiting = list(OurvidzError.__subclasses__())
+    while waiting:
+        kind = waiting.pop()
+        waiting.extend(kind.__subclasses__())
+        if "code" in vars(kind):
+            found[kind.code] = kind
+    return found

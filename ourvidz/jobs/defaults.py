@@ -1,0 +1,25 @@
+"""What the installation decides where a caller leaves a choice open."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ourvidz.jobs.ranges import SEED
+
+
+def draw_seed() -> int:
+    """A seed nobody can predict, in the range callers may send."""
+    return secrets.randbelow(int(SEED.high) + 1)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Sizes are (width, height) in pixels; `callback_hosts` are `host` or `host:port`."""
+
+    sdxl_size: tuple[int, int] = (1024, 1024)
+    wan_size: tuple[int, int] = (480, 832)
+    callback_hosts: frozenset[str] = frozenset()
+    negative_prompt: str | None = None
+    draw_seed: Callable[[], int] = draw_seed

@@ -1,0 +1,99 @@
+"""From what callers write, in any of the dialects in the field, to the one frozen job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ourvidz.jobs.catalog import ALIASES, CATALOG, JobType, Kind, lookup
+from ourvidz.jobs.chats import parse_admin, parse_chat
+from ourvidz.jobs.defaults import Defaults
+from ourvidz.jobs.fields import Fields, either, missing, refused
+from ourvidz.jobs.images import parse_image
+from ourvidz.jobs.job import Job
+from ourvidz.jobs.links import callback_url
+from ourvidz.jobs.ranges import EXPECTED_S
+from ourvidz.jobs.videos import parse_video
+
+__all__ = ["Defaults", "parse"]
+
+Parser = Callable[[Fields, JobType, dict[str, Any], Defaults], Job]
+
+PARSERS: dict[Kind, Parser] = {
+    "image": parse_image,
+    "video": parse_video,
+    "chat": parse_chat,
+    "admin": parse_admin,
+}
+CARRIED: dict[str, tuple[str, ...]] = {
+    "video_id": ("video_id",),
+    "image_id": ("image_id",),
+    "character_id": ("character_id",),
+    "model_variant": ("model_variant", "metadata.model_variant"),
+    "created_at": ("created_at",),
+}
+SWITCHES = ("unrestricted_mode", "nsfw_optimization", "sfw_mode")
+ECHOES: dict[str, tuple[str, ...]] = {
+    "content_tier": ("content_tier", "metadata.content_tier"),
+    "content_type": ("content_type", "metadata.content_type", "metadata.contentType"),
+}
+
+
+def parse(payload: object, defaults: Defaults, *, make_id: Callable[[], str] | None = None) -> Job:
+    """The job a payload asks for. Raises `CallerError` with the caller's own path as `field`.
+
+    `make_id` supplies the id where a payload needs none (synchronous routes). Nothing is fetched, and
+    two calls differ in no more than a drawn seed and a made id.
+    """
+    fields = Fields(payload)
+    job_id = _id(fields, make_id)
+    row = _row(fields)
+    common = {
+        "id": job_id,
+        "type": row.name,
+        "user_id": _user_id(fields, row),
+        "expected_time": either(
+            fields.number("config.expected_time", "metadata.expected_generation_time", within=EXPECTED_S),
+            row.expected_s[1],
+        ),
+        "callback_url": callback_url(fields, defaults.callback_hosts),
+        "carried": _present({name: fields.echo(*paths) for name, paths in CARRIED.items()}),
+        "flags": _flags(fields),
+    }
+    job = PARSERS[row.kind](fields, row, common, defaults)
+    return job.model_copy(update={"extras": fields.unread()})
+
+
+def _id(fields: Fields, make_id: Callable[[], str] | None) -> str:
+    given = fields.identifier("id", "job_id")
+    if given is not None:
+        return given
+    if make_id is None:
+        raise missing("id", "a job needs an id of its caller")
+    return make_id()
+
+
+def _row(fields: Fields) -> JobType:
+    found = fields.first("type", "job_type")
+    if found is None:
+        raise missing("type", "a job needs a type")
+    row = lookup(found.value) if isinstance(found.value, str) else None
+    if row is None:
+        raise refused(found.path, f"one of {', '.join((*CATALOG, *ALIASES))}", found.value)
+    return row
+
+
+def _user_id(fields: Fields, row: JobType) -> str | None:
+    given = fields.identifier("user_id", "metadata.user_id")
+    if given is None and row.stores_assets:
+        raise missing("user_id", "a job that stores assets needs the user they belong to")
+    return given
+
+
+def _flags(fields: Fields) -> dict[str, Any]:
+    switches = {name: fields.boolean(name, f"config.{name}", f"metadata.{name}") for name in SWITCHES}
+    return _present(switches | {name: fields.echo(*paths) for name, paths in ECHOES.items()})
+
+
+def _present(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

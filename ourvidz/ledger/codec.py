@@ -1,0 +1,150 @@
+"""Records, events and stream items as flat text fields, and back. An absent field is None."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any, cast
+
+from ourvidz.errors import InternalError
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.record import RECORD_VERSION, OutboxEvent, Record, Status, StreamItem, Worker
+
+Fields = Mapping[str, str]
+
+
+def pairs(flat: Iterable[str]) -> dict[str, str]:
+    """A flat list of names and values as a mapping."""
+    each = iter(flat)
+    return dict(zip(each, each, strict=True))
+
+
+def dump_json(value: Any) -> str:
+    """Compact JSON."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def dump_outcome(outcome: Outcome) -> str:
+    """An outcome as JSON, without what is at its default: equal outcomes give equal text."""
+    return outcome.model_dump_json(exclude_defaults=True)
+
+
+def load_outcome(text: str | None) -> Outcome | None:
+    """The outcome `dump_outcome` wrote."""
+    return Outcome.model_validate_json(text) if text else None
+
+
+def generation_ms(outcome: Outcome) -> int | None:
+    """What an outcome says of its generation time, in whole milliseconds."""
+    seconds = outcome.metadata.get("generation_time")
+    measured = isinstance(seconds, int | float) and math.isfinite(seconds)
+    return round(seconds * 1000) if measured else None
+
+
+def refuse_newer(job_id: str, version: int) -> None:
+    """`InternalError` for a record that a newer release wrote: guessing at it could lose the job."""
+    if version > RECORD_VERSION:
+        raise InternalError(
+            f"the record of job {job_id} has version {version}, this release knows {RECORD_VERSION}: upgrade it"
+        )
+
+
+def _time(text: str | None) -> float | None:
+    return float(text) if text else None
+
+
+def load_record(job_id: str, row: Fields) -> Record:
+    """A record from its hash. Fields this release does not know are ignored."""
+    refuse_newer(job_id, int(row["v"]))
+    return Record(
+        job_id=job_id,
+        type=row["type"],
+        queue=row["queue"],
+        user_id=row.get("user"),
+        status=cast(Status, row["status"]),
+        run=int(row["run"]),
+        attempt=int(row["attempt"]),
+        fence=int(row["fence"]),
+        priority=int(row["priority"]),
+        order=int(row["order"]),
+        created_at=float(row["created_at"]),
+        queued_at=float(row["queued_at"]),
+        due_at=float(row["due_at"]),
+        claimed_at=_time(row.get("claimed_at")),
+        finished_at=_time(row.get("finished_at")),
+        published_at=_time(row.get("published_at")),
+        publishes=int(row["publishes"]),
+        progress=float(row["progress"]),
+        stage=row.get("stage") or None,
+        worker_id=row.get("worker"),
+        lease_until=_time(row.get("lease_until")),
+        cancel_requested="cancel" in row,
+        fingerprint=row["fingerprint"],
+        callback_url=row.get("callback_url"),
+        facts=json.loads(row["facts"]),
+        failures={name[2:]: int(times) for name, times in row.items() if name.startswith("f:")},
+        outcome=load_outcome(row.get("outcome")),
+        version=int(row["v"]),
+    )
+
+
+def load_event(event_id: str, row: Fields) -> OutboxEvent:
+    """An outbox row from its hash."""
+    status = row.get("last_status")
+    return OutboxEvent(
+        event_id=event_id,
+        job_id=row["job"],
+        run=int(row["run"]),
+        sequence=int(row["seq"]),
+        kind=cast(Any, row["kind"]),
+        attempt=int(row["attempt"]),
+        at=float(row["at"]),
+        queued_at=float(row["queued_at"]),
+        claimed_at=_time(row.get("claimed_at")),
+        worker_id=row.get("worker"),
+        callback_url=row.get("callback_url"),
+        facts=json.loads(row["facts"]),
+        outcome=load_outcome(row.get("outcome")),
+        state=cast(Any, row["state"]),
+        due_at=float(row["due_at"]),
+        deliveries=int(row["deliveries"]),
+        last_status=int(status) if status else None,
+        last_error=row.get("last_error"),
+        settled_at=_time(row.get("settled_at")),
+    )
+
+
+def load_item(item_id: str, row: Fields) -> StreamItem:
+    """A stream item: what the script noted as fields joins what the worker sent as JSON."""
+    kind, data = row["k"], json.loads(row.get("d", "{}"))
+    if kind == "state":
+        data = {"status": row["status"], "run": int(row["run"]), "attempt": int(row["attempt"])}
+        data["stage"] = row["stage"] or None
+    elif kind == "progress":
+        data |= {"progress": float(row["progress"]), "stage": row["stage"] or None}
+    elif kind == "done":
+        data = {"status": row["status"], "run": int(row["run"])}
+        if "error" in row:
+            data["error"] = json.loads(row["error"])
+    return StreamItem(item_id, cast(Any, kind), data)
+
+
+def dump_worker(worker: Worker) -> str:
+    """A worker as JSON."""
+    return dump_json(asdict(worker))
+
+
+def load_worker(text: str, *, seen_at: float, online: bool, draining: bool) -> Worker:
+    """A worker as it said, corrected by what the ledger knows. Fields of a newer release are ignored."""
+    said = json.loads(text)
+    known = {each.name for each in fields(Worker)}
+    worker = Worker(**{name: value for name, value in said.items() if name in known})
+    return replace(
+        worker,
+        models=tuple(worker.models),
+        seen_at=seen_at,
+        draining=draining,
+        state=worker.state if online else "offline",
+    )

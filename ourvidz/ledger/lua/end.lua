@@ -1,0 +1,39 @@
+local id, run, fence, status, outcome, fault, worker, generation_ms = unpack(ARGV, 4, 11)
+local limit, retry_window_s, keep_s, stream_s = unpack(ARGV, 12)
+local job = record(id)
+if not job or job.run ~= run or job.fence ~= fence then return 0 end
+if job.status ~= 'queued' and job.status ~= 'processing' then return job.outcome == outcome and 1 or 0 end
+
+local name, at = key('job', id), stamp(now)
+if worker ~= '' then job.worker = worker end
+if job.worker then redis.call('HSET', name, 'worker', job.worker) end
+if status == 'completed' then redis.call('HSET', name, 'progress', 100) end
+redis.call('HSET', name, 'status', status, 'outcome', outcome, 'finished_at', at)
+redis.call('HDEL', name, 'lease_until', 'token', 'step', 'stage', 'preview')
+redis.call('ZREM', key('queued', job.queue), id)
+redis.call('ZREM', key('leases'), id)
+redis.call('ZADD', key('finished'), at, id)
+
+local event = tell(id, job, status, outcome)
+redis.call('HSET', name, 'events', (job.events and job.events .. ' ' or '') .. event)
+if fault == '' then
+  item(id, 'done', 'status', status, 'run', run)
+else
+  item(id, 'done', 'status', status, 'run', run, 'error', fault)
+end
+count('jobs.' .. job.type .. '.' .. status)
+if generation_ms ~= '' then count('generation_ms.' .. job.type .. '.sum', generation_ms) end
+
+local document, keep_document_s = key('doc', id), keep_s
+if redis.call('STRLEN', document) > tonumber(limit) then
+  if status == 'completed' then
+    redis.call('DEL', document)
+  else
+    keep_document_s = retry_window_s
+    redis.call('ZADD', key('documents'), stamp(now + tonumber(retry_window_s)), id)
+  end
+end
+redis.call('EXPIRE', name, keep_s)
+redis.call('EXPIRE', document, keep_document_s)
+redis.call('EXPIRE', key('stream', id), stream_s)
+return 1

@@ -1,0 +1,5 @@
+"""Turning jobs into pictures with torch.
+
+Owns: checkpoints, warm pipelines, devices, denoising.
+Speaks: prompts, tensors, steps, seeds. No queues, no storage, no callbacks.
+"""

@@ -1,0 +1,106 @@
+"""Where weights come from: local files only, the hub is never asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import ourvidz
+from ourvidz.errors import ModelLoadError
+
+CheckpointKind = Literal["folder", "single file", "tiny"]
+
+PACKAGED = Path(ourvidz.__file__).parent / "checkpoints"
+"""Trained tiny checkpoints that ship with the project."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Weights on this machine's disk.
+
+    `path` is a folder in the diffusers layout or one `.safetensors` file; `config` is the folder of JSON
+    configs and tokenizers that a single file needs beside its weights.
+    """
+
+    path: Path
+    kind: CheckpointKind
+    config: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What the checkpoint is called: its file name without the ending."""
+        return self.path.stem if self.kind == "single file" else self.path.name
+
+    @property
+    def variant(self) -> str | None:
+        """`fp16` for a folder that holds only the half-precision files."""
+        weights = self.path / "unet" / "diffusion_pytorch_model.safetensors"
+        whole = weights.is_file() or weights.with_name(f"{weights.name}.index.json").is_file()
+        return "fp16" if not whole and any(weights.parent.glob("*.fp16*.safetensors")) else None
+
+
+def find_sdxl(
+    model: Path | None, cache_dir: Path, *, config: Path | None = None, packaged: Path = PACKAGED
+) -> Checkpoint:
+    """The SDXL checkpoint at `model`; without one the tiny checkpoint: the packaged one if it is there, else
+    one with random weights, built in `cache_dir` on first use.
+
+    `config` is looked for beside a single file as `<stem>.config/` unless given. `ModelLoadError` says what
+    is missing.
+    """
+    if model is None:
+        return Checkpoint(_tiny(cache_dir, packaged), "tiny")
+    if model.is_dir():
+        return Checkpoint(_diffusers_folder(model), "folder")
+    if not model.is_file():
+        raise ModelLoadError(f"There is no SDXL checkpoint at {model}.")
+    if model.suffix != ".safetensors":
+        raise ModelLoadError(f"{model} is not a .safetensors file; other formats can run code when loaded.")
+    return Checkpoint(model, "single file", _single_file_config(model, config))
+
+
+def _tiny(cache_dir: Path, packaged: Path) -> Path:
+    shipped = packaged / "tiny-sdxl"
+    if (shipped / "model_index.json").is_file():
+        return shipped
+    # Only here: building needs torch, finding does not.
+    from ourvidz.pipelines.tiny_sdxl import tiny_sdxl
+
+    try:
+        return tiny_sdxl(cache_dir)
+    except OSError as error:
+        raise ModelLoadError(
+            f"The tiny checkpoint cannot be built in {cache_dir}: {error.strerror}."
+        ) from error
+
+
+def _diffusers_folder(folder: Path) -> Path:
+    if not (folder / "model_index.json").is_file():
+        raise ModelLoadError(f"{folder} has no model_index.json: it is not in the diffusers layout.")
+    return folder
+
+
+def _single_file_config(model: Path, config: Path | None) -> Path:
+    folder = config or model.with_name(f"{model.stem}.config")
+    if not folder.is_dir():
+        raise ModelLoadError(
+            f"{model.name} holds weights only: its configs and tokenizers are expected in {folder} "
+            "(a diffusers folder of the same model; its weights are not needed)."
+        )
+    wanted = ("model_index.json", *(f"{part}/{file}" for part, file in _CONFIG_FILES))
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if missing:
+        raise ModelLoadError(f"{folder} lacks {', '.join(missing)}, which {model.name} needs.")
+    return folder
+
+
+_CONFIG_FILES = (
+    ("scheduler", "scheduler_config.json"),
+    ("text_encoder", "config.json"),
+    ("text_encoder_2", "config.json"),
+    ("tokenizer", "tokenizer_config.json"),
+    ("tokenizer_2", "tokenizer_config.json"),
+    ("unet", "config.json"),
+    ("vae", "config.json"),
+)

@@ -1,0 +1,46 @@
+"""Where pipelines run, and what it means to run out of room there."""
+
+from __future__ import annotations
+
+import gc
+
+import diffusers
+import torch
+import transformers
+
+_NO_ROOM = ("DefaultCPUAllocator", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def best_device() -> torch.device:
+    """The GPU if there is one. A worker sees at most one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """Half precision on a GPU, single on a CPU, which has no fast half."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out. On a CPU torch raises a plain RuntimeError for that."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM)
+
+
+def free_memory() -> None:
+    """Give what nothing refers to any more back to the device.
+
+    Call it outside an `except` block: while an error is handled, its traceback keeps the tensors of every
+    frame alive.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def quiet_libraries() -> None:
+    """No progress bars and no warnings: diffusers would quote the cut end of a long prompt in the log."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()

@@ -1,0 +1,140 @@
+"""A tiny checkpoint of the SDXL class set with random weights: what runs where no weights are installed.
+
+The same classes and the same folder layout as the real one, 64×64 px native, under a million
+parameters in the UNet. It is built from a fixed seed on first use, so nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from tokenizers.pre_tokenizers import ByteLevel
+
+from ourvidz.pipelines import devices
+
+FORMAT = 1
+"""Grows whenever the built files change, so that an older folder in a cache is left alone."""
+
+SEED = 20240716
+WIDTHS = (24, 40)
+"""Widths of the two text encoders; the UNet attends to both side by side. They differ, like the real ones':
+diffusers tells the encoders of a single file apart by their width."""
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+def tiny_sdxl(cache_dir: Path) -> Path:
+    """The folder of the tiny checkpoint under `cache_dir`, built there if it is missing.
+
+    Safe to call from several processes at once: each builds aside, the first rename wins.
+    """
+    folder = cache_dir / f"tiny-sdxl-random-v{FORMAT}"
+    if folder.is_dir():
+        return folder
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".building-") as aside:
+        built = Path(aside) / folder.name
+        build(built)
+        try:
+            built.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def build(folder: Path) -> None:
+    """Write the checkpoint into `folder` in the diffusers layout. Equal files on every call."""
+    devices.quiet_libraries()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        pipeline = diffusers.StableDiffusionXLPipeline(
+            vae=_vae(),
+            text_encoder=transformers.CLIPTextModel(_text_config(WIDTHS[0])),
+            text_encoder_2=transformers.CLIPTextModelWithProjection(_text_config(WIDTHS[1])),
+            tokenizer=_tokenizer(pad_token=EOS),
+            tokenizer_2=_tokenizer(pad_token="!"),
+            unet=_unet(),
+            scheduler=_scheduler(),
+            add_watermarker=False,
+        )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _tokenizer(pad_token: str) -> transformers.CLIPTokenizer:
+    """Byte by byte: every byte inside a word, every byte that ends one, and no merges to learn."""
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), BOS, EOS]
+    return transformers.CLIPTokenizer(
+        vocab={word: at for at, word in enumerate(words)}, merges=[], model_max_length=77, pad_token=pad_token
+    )
+
+
+def _text_config(width: int) -> transformers.CLIPTextConfig:
+    """EOS has the highest id because CLIP pools where the highest id stands."""
+    return transformers.CLIPTextConfig(
+        vocab_size=514,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=width,
+        max_position_embeddings=77,
+        hidden_act="gelu",
+        # Wider than CLIP's 0.02: at this depth the prompt would hardly reach the picture.
+        initializer_factor=5.0,
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
+    )
+
+
+def _unet() -> diffusers.UNet2DConditionModel:
+    """`time_ids` are six sizes embedded in 8 numbers each, beside the pooled text."""
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=1,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        norm_num_groups=8,
+        cross_attention_dim=sum(WIDTHS),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTHS[1],
+    )
+
+
+def _vae() -> diffusers.AutoencoderKL:
+    """Four levels, so pictures are eight times as large as latents, like the real one's."""
+    return diffusers.AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 16, 32, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+        force_upcast=True,
+    )
+
+
+def _scheduler() -> diffusers.EulerDiscreteScheduler:
+    return diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )

@@ -1,0 +1,213 @@
+"""The only reader of the environment: one typed, frozen settings object.
+
+Every field names its variable. A wrong value is a `SettingsError` of one line that names the variable.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlsplit
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from ourvidz.errors import SettingsError
+
+Words = Annotated[tuple[str, ...], NoDecode]
+"""A list written with commas or spaces."""
+
+
+def _env(name: str, default: Any = None) -> Any:
+    return Field(default=default, validation_alias=name)
+
+
+class Settings(BaseSettings):
+    """What an operator can set. Nothing set: tiny profile, local Redis, local storage, loopback only."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    profile: Literal["tiny", "production"] = _env("OURVIDZ_PROFILE", "tiny")
+    state_dir: Path = _env("OURVIDZ_STATE_DIR", Path("~/.local/state/ourvidz"))
+    embedded: bool = _env("OURVIDZ_EMBEDDED", False)
+    """Set by `ourvidz up`: the shim also serves assets and is its own callback receiver."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _env("OURVIDZ_LOG_LEVEL", "INFO")
+    log_format: Literal["json", "console"] = _env("OURVIDZ_LOG_FORMAT", "console")
+
+    # Redis: broker and ledger
+    redis_url_given: str | None = _env("OURVIDZ_REDIS_URL")
+    upstash_url: str | None = _env("UPSTASH_REDIS_REST_URL")
+    upstash_token: str | None = _env("UPSTASH_REDIS_REST_TOKEN")
+    key_prefix: str = _env("OURVIDZ_KEY_PREFIX", "ourvidz:")
+    visibility_timeout_s: int = Field(default=7200, ge=60, validation_alias="OURVIDZ_VISIBILITY_TIMEOUT_S")
+    """Longer than any job, the same in every process: a worker restores all queues' messages with its own."""
+
+    # Supabase and callbacks
+    supabase_url: str | None = _env("SUPABASE_URL")
+    supabase_service_key: str | None = _env("SUPABASE_SERVICE_KEY")
+    callback_url: str | None = _env("OURVIDZ_CALLBACK_URL")
+    """Where callbacks go that name no URL; default {SUPABASE_URL}/functions/v1/job-callback."""
+    callback_allow: Words = _env("OURVIDZ_CALLBACK_ALLOW", ())
+    """Hosts (`host` or `host:port`) a payload may name in `callback_url`."""
+    callback_secrets: Words = _env("JOB_CALLBACK_SECRET", ())
+    """The first signs, all verify: two at once allow rotation."""
+    webhook_secrets: Words = _env("OURVIDZ_WEBHOOK_SECRET", ())
+    """Standard Webhooks secrets (`whsec_…`); every one of them signs, so receivers may rotate."""
+    callback_assets: Literal["objects", "urls"] = _env("OURVIDZ_CALLBACK_ASSETS", "objects")
+    progress_callbacks: bool = _env("OURVIDZ_PROGRESS_CALLBACKS", False)
+    callback_timeout_s: float = Field(default=10.0, gt=0, validation_alias="OURVIDZ_CALLBACK_TIMEOUT_S")
+    callback_window_s: float = Field(default=26 * 3600.0, gt=0, validation_alias="OURVIDZ_CALLBACK_WINDOW_S")
+    """How long a terminal callback is retried."""
+
+    # The shim
+    host: str = _env("OURVIDZ_HOST", "127.0.0.1")
+    ports: Annotated[tuple[int, ...], NoDecode] = _env("OURVIDZ_PORTS", (7860,))
+    public_url: str | None = _env("OURVIDZ_PUBLIC_URL")
+    api_keys: Words = _env("OURVIDZ_API_KEYS", ())
+    """`name:key:scope+scope` each; scopes are jobs, chat, admin."""
+    wan_worker_api_key: str | None = _env("WAN_WORKER_API_KEY")
+    chat_worker_api_key: str | None = _env("CHAT_WORKER_API_KEY")
+    sdxl_worker_api_key: str | None = _env("SDXL_WORKER_API_KEY")
+    open_routes: Words = _env("OURVIDZ_OPEN_ROUTES", ())
+    cors_origins: Words = _env("OURVIDZ_CORS_ORIGINS", ())
+    body_limit: int = Field(default=1 << 20, ge=1024, validation_alias="OURVIDZ_BODY_LIMIT_BYTES")
+    data_uri_body_limit: int = Field(
+        default=8 << 20, ge=1024, validation_alias="OURVIDZ_DATA_URI_LIMIT_BYTES"
+    )
+
+    # Life of a job
+    lease_s: float = Field(default=10.0, gt=0, validation_alias="OURVIDZ_LEASE_S")
+    sweep_s: float = Field(default=2.0, gt=0, validation_alias="OURVIDZ_SWEEP_S")
+    empty_queue_s: float = Field(default=15.0, gt=0, validation_alias="OURVIDZ_EMPTY_QUEUE_S")
+    retention_s: float = Field(default=7 * 86400.0, gt=0, validation_alias="OURVIDZ_RETENTION_S")
+    retry_window_s: float = Field(default=86400.0, gt=0, validation_alias="OURVIDZ_RETRY_WINDOW_S")
+    worker_grace_s: float = Field(default=900.0, ge=0, validation_alias="OURVIDZ_WORKER_GRACE_S")
+    unclaimed_s: float = Field(default=86400.0, gt=0, validation_alias="OURVIDZ_UNCLAIMED_S")
+    presence_s: float = Field(default=15.0, gt=0, validation_alias="OURVIDZ_PRESENCE_S")
+    time_limits_s: dict[str, float] = _env("OURVIDZ_TIME_LIMITS_S", {})
+    """JSON `{type: seconds}`; the catalog's limit where a type is not named."""
+    drain_s: float = Field(default=8.0, gt=0, validation_alias="OURVIDZ_DRAIN_S")
+    """How long `ourvidz up` lets running jobs finish before it hands them back."""
+
+    # Storage
+    storage: Literal["local"] = _env("OURVIDZ_STORAGE", "local")
+    storage_dir_given: Path | None = _env("OURVIDZ_STORAGE_DIR")
+
+    # Models
+    models: str = _env("OURVIDZ_MODELS", "ourvidz.wiring.models:build")
+    """`module:callable` that builds the pipelines of a worker; only the worker's child imports it."""
+    sdxl_model: Path | None = _env("OURVIDZ_SDXL_MODEL")
+    wan_model: Path | None = _env("OURVIDZ_WAN_MODEL")
+    qwen_model: Path | None = _env("OURVIDZ_QWEN_MODEL")
+    hf_token: str | None = _env("HF_TOKEN")
+    gpu: str | None = _env("OURVIDZ_GPU")
+    worker: str | None = _env("OURVIDZ_WORKER")
+    """Which worker this process is (sdxl, io, keeper, …); `ourvidz worker NAME` sets it."""
+    negative_prompt: str | None = _env("OURVIDZ_NEGATIVE_PROMPT")
+    """Used by SDXL jobs that send none."""
+
+    @field_validator(
+        "callback_allow",
+        "callback_secrets",
+        "webhook_secrets",
+        "api_keys",
+        "open_routes",
+        "cors_origins",
+        "ports",
+        mode="before",
+    )
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("state_dir", "storage_dir_given", "sdxl_model", "wan_model", "qwen_model")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value else value
+
+    @model_validator(mode="after")
+    def _production_needs(self) -> Settings:
+        if self.profile == "production":
+            needed = {"OURVIDZ_SDXL_MODEL": self.sdxl_model}
+            missing = [name for name, value in needed.items() if value is None]
+            if self.redis_url_given is None and self.upstash_url is None:
+                missing.append("OURVIDZ_REDIS_URL")
+            if self.default_callback_url is None:
+                missing.append("SUPABASE_URL")
+            if missing:
+                raise ValueError(f"the production profile needs {', '.join(missing)}")
+        if (self.upstash_url is None) != (self.upstash_token is None):
+            raise ValueError("UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN go together")
+        return self
+
+    @property
+    def redis_url(self) -> str:
+        """The broker and ledger URL; `OURVIDZ_REDIS_URL` wins over Upstash."""
+        if self.redis_url_given:
+            return _with_certificates(self.redis_url_given)
+        if self.upstash_url and self.upstash_token:
+            host = urlsplit(self.upstash_url).hostname
+            return _with_certificates(f"rediss://default:{quote(self.upstash_token, safe='')}@{host}:6379")
+        return "redis://127.0.0.1:6379/0"
+
+    @property
+    def storage_dir(self) -> Path:
+        """Where the local storage back end keeps its buckets."""
+        return self.storage_dir_given or self.state_dir / "assets"
+
+    @property
+    def cache_dir(self) -> Path:
+        """What can be built again: the tiny checkpoints."""
+        return Path("~/.cache/ourvidz").expanduser()
+
+    @property
+    def default_callback_url(self) -> str | None:
+        """Where a callback goes when its job names no URL."""
+        if self.callback_url:
+            return self.callback_url
+        return f"{self.supabase_url.rstrip('/')}/functions/v1/job-callback" if self.supabase_url else None
+
+    def worker_id(self, family: str) -> str:
+        """Worker ids read `sdxl@host-gpu0`; a worker without a GPU reads `sdxl@host-cpu`."""
+        place = "cpu" if self.gpu is None else f"gpu{self.gpu}" if self.gpu.isdigit() else self.gpu
+        return f"{family}@{socket.gethostname()}-{place}"
+
+
+def _with_certificates(url: str) -> str:
+    """`rediss://` without `ssl_cert_reqs` would accept any certificate (kombu's default)."""
+    if url.startswith("rediss://") and "ssl_cert_reqs" not in url:
+        return url + ("&" if "?" in url else "?") + "ssl_cert_reqs=required"
+    return url
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment; `overrides` by variable name. Raises `SettingsError` with one line."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as refused:
+        first = refused.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise SettingsError(f"{where}: {first['msg'].removeprefix('Value error, ')}", field=where) from None
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return load_settings()
+
+
+def become_worker(name: str, gpu: str | None) -> None:
+    """Make this process and its children the worker `name`, seeing one GPU. Call it before torch loads."""
+    os.environ["OURVIDZ_WORKER"] = name
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    settings.cache_clear()
+
+
+def environment(**overrides: str | None) -> dict[str, str]:
+    """This process's environment for a child, with changes; None removes a variable."""
+    merged: dict[str, str | None] = {**os.environ, **overrides}
+    return {name: value for name, value in merged.items() if value is not None}

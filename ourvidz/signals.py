@@ -1,0 +1,206 @@
+"""What happens around every task: claiming, emitting callbacks, presence, recovery.
+
+Celery swallows what a handler raises, and fires nothing for some deaths. So nothing here is the only
+one responsible: a claim that was not decided is made by the task body, a delivery that was not
+dispatched by the sweep.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import Any
+
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery import signals
+from celery.app.task import Context
+
+from ourvidz import dispatch, log
+from ourvidz.celery_settings import CALLBACKS_QUEUE, GENERATION_TASKS, MAINTENANCE_QUEUE
+from ourvidz.errors import Conflict, JobTimeout, ModelLoadError, NotFound, SettingsError
+from ourvidz.jobs.catalog import QUEUES
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.record import Claim, Record
+from ourvidz.ledger.sweep import recover
+from ourvidz.settings import settings
+from ourvidz.wiring import control, loading
+from ourvidz.wiring.presence import Presence
+
+_ATTEMPT = "ourvidz_attempt"
+_log = log.get(__name__)
+_presence: Presence | None = None
+_node: str | None = None
+
+
+def attempt_of(request: Context, message: Any) -> Claim | None:
+    """The claim of the running task, made on the first call; None when somebody else has the job, it is
+    finished or cancelled. A message that is a whole payload (a bare `send_task`) is registered first."""
+    if not hasattr(request, _ATTEMPT):
+        setattr(request, _ATTEMPT, _claim(message, request.hostname))
+    claim: Claim | None = getattr(request, _ATTEMPT)
+    return claim
+
+
+def _claim(message: Any, worker_id: str) -> Claim | None:
+    at = control.current()
+    if not dispatch.is_message(message):
+        job = dispatch.admit(message)
+        admission = at.ledger.register(job, priority=dispatch.JOBS)
+        if not admission.same:
+            raise dispatch.taken(job.id)
+        message = dispatch.message(admission.record)
+    return at.ledger.claim(
+        message["id"],
+        message["run"],
+        worker_id=worker_id,
+        lease_s=at.settings.lease_s,
+        token=uuid.uuid4().hex,
+    )
+
+
+@signals.setup_logging.connect
+def configure_logging(**_: Any) -> None:
+    """One log format for ours and Celery's lines."""
+    log.configure(settings().log_level, settings().log_format)
+
+
+@signals.task_prerun.connect
+def open_attempt(task: Any, args: Any, **_: Any) -> None:
+    """Claim the job; a won claim emits `processing`."""
+    if task.name not in GENERATION_TASKS:
+        return
+    claim = attempt_of(task.request, args[0])
+    if claim is not None:
+        log.bind(job_id=claim.job_id, attempt=claim.record.attempt)
+        if _presence is not None:
+            _presence.note("busy")
+        dispatch.deliver(claim.job_id)
+
+
+@signals.task_success.connect
+def emit_success(sender: Any, **_: Any) -> None:
+    """Emit what a task that ended well has committed."""
+    _emit(sender)
+
+
+@signals.task_failure.connect
+def emit_failure(sender: Any, exception: BaseException, args: Any, **_: Any) -> None:
+    """Emit what a failed task has committed; decide for a child that could not."""
+    if sender.name not in GENERATION_TASKS:
+        return
+    if isinstance(exception, WorkerLostError | TimeLimitExceeded):
+        _decide_for_the_dead(sender.name, exception, args)
+    else:
+        _emit(sender)
+
+
+@signals.task_revoked.connect
+def cancel_revoked(sender: Any, request: Any, **_: Any) -> None:
+    """Somebody revoked the message by Celery's own means: take it as a cancel of the job."""
+    if sender.name in GENERATION_TASKS and request.args and dispatch.is_message(request.args[0]):
+        job_id = request.args[0]["id"]
+        try:
+            record = dispatch.cancel(job_id)
+        except (NotFound, Conflict):
+            return
+        if record.status == "processing" and record.worker_id == _node:
+            recover(control.current().ledger, dispatch.Broker(), record)
+
+
+@signals.task_postrun.connect
+def close_attempt(task: Any, **_: Any) -> None:
+    """The worker is free again."""
+    if task.name in GENERATION_TASKS:
+        if _presence is not None:
+            _presence.note("idle")
+        log.bind()
+
+
+def _emit(task: Any) -> None:
+    claim = getattr(task.request, _ATTEMPT, None)
+    if claim is not None:
+        dispatch.deliver(claim.job_id)
+
+
+def _decide_for_the_dead(name: str, exception: BaseException, args: Any) -> None:
+    ledger = control.current().ledger
+    record: Record | None = ledger.get(args[0]["id"]) if dispatch.is_message(args[0]) else None
+    if record is None or record.worker_id != _node:
+        return
+    if isinstance(exception, TimeLimitExceeded):
+        limit = JobTimeout("the job was still running long after its time limit and was stopped")
+        if ledger.end(record.job_id, run=record.run, fence=record.fence, outcome=Outcome.failure(limit)):
+            dispatch.deliver(record.job_id)
+    elif record.status == "processing":
+        _log.error("child_lost", task=name, job_id=record.job_id)
+        recover(ledger, dispatch.Broker(), record)
+
+
+@signals.celeryd_init.connect
+def remember_node(sender: str, **_: Any) -> None:
+    """The parent's own name, to know its own jobs by."""
+    global _node
+    _node = sender
+
+
+@signals.worker_process_init.connect
+def warm_up(**_: Any) -> None:
+    """In a GPU worker's child: announce it, and load its models before the first job."""
+    family = settings().worker
+    if family not in QUEUES:
+        return
+    _appear(family, QUEUES[family])
+    try:
+        models = loading.models(settings(), family)
+        models.warm()
+    except (ModelLoadError, SettingsError) as error:
+        _log.error("model_load_failed", family=family, error=error.message)
+        _announce("idle", error=error.message)
+    else:
+        info = models.info()
+        _log.info("models_loaded", **info)
+        _announce("idle", models=(family,), info=info)
+
+
+@signals.worker_ready.connect
+def appear(sender: Any, **_: Any) -> None:
+    """In the parent: a restart ends a drain, a pause outlives it; childless workers announce themselves."""
+    control.current().ledger.drain(sender.hostname, False)
+    for queue in control.current().ledger.paused():
+        sender.cancel_task_queue(queue)
+    name = settings().worker
+    helpers = {"io": CALLBACKS_QUEUE, "keeper": MAINTENANCE_QUEUE}
+    if name in helpers:
+        _appear(name, helpers[name])
+        _announce("idle")
+
+
+@signals.worker_shutdown.connect
+def disappear(sender: Any, **_: Any) -> None:
+    """In the parent, after the pool has stopped: give back what a cold shutdown left, and say goodbye."""
+    for job_id in dispatch.hand_back(sender.hostname):
+        _log.warning("handed_back", job_id=job_id)
+    if _presence is not None:
+        _presence.close()
+    else:
+        control.current().ledger.leave(sender.hostname)
+
+
+def _appear(name: str, queue: str) -> None:
+    global _presence
+    chosen = settings()
+    _presence = Presence(
+        control.current().ledger,
+        worker_id=chosen.worker_id(name),
+        family=name,
+        queue=queue,
+        pid=os.getpid(),
+        gpu=chosen.gpu,
+        presence_s=chosen.presence_s,
+    )
+    _presence.open()
+
+
+def _announce(state: Any, **said: Any) -> None:
+    if _presence is not None:
+        _presence.change(state, **said)

@@ -1,0 +1,136 @@
+"""The one ladder that decides how a job ends: done, again, or failed with a code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from celery import Task
+from celery.exceptions import Ignore
+from celery.result import AsyncResult
+
+from ourvidz import __version__, dispatch, log
+from ourvidz.errors import InternalError, OurvidzError, WorkerUnavailable
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.record import Claim
+from ourvidz.signals import attempt_of
+from ourvidz.wiring import control, loading
+from ourvidz.workflows.run import FenceLost, LeasedRun
+from ourvidz.workflows.services import Services
+
+Workflow = Callable[[Any, Any, Services], Outcome]
+
+COMMIT_PATIENCE_S = 60.0
+"""How long a finished attempt waits for a ledger that is away."""
+RETRY_DELAY_S = 1.0
+PUBLISH_SLACK_S = 0.25
+"""A retry's message comes this much after its due time, so that it is never early."""
+
+_log = log.get(__name__)
+
+
+class JobFailed(Exception):
+    """What Celery gets to see of a failure: the code. Tracebacks and messages stay in our own log."""
+
+
+class GenerationTask(Task):  # type: ignore[misc]
+    """A task that runs one attempt of one job.
+
+    Called with a payload (`generate.delay(payload)`) it is the door: the job is validated, recorded and
+    published, exactly as over HTTP. Called with a message it publishes that message.
+    """
+
+    abstract = True
+    acks_late = True
+    ignore_result = True
+    max_retries = None
+    throws = (JobFailed,)
+    Request = "ourvidz.tasks.request:RedactedRequest"
+    family: str
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult:
+        """Publish a message, or submit a payload. Raises `CallerError` for a payload that is refused."""
+        if args and not dispatch.is_message(args[0]):
+            record = dispatch.submit(args[0]).record
+            return AsyncResult(dispatch.task_id(record), app=self.app)
+        return super().apply_async(args, kwargs, **options)
+
+    def run_job(self, message: dict[str, Any], workflow: Workflow) -> dict[str, Any]:
+        """Run one attempt and commit its ending. Answers the job id and status, nothing more."""
+        try:
+            claim = attempt_of(self.request, message)
+        except WorkerUnavailable:
+            _log.warning("claim_not_decided")
+            raise Ignore from None
+        if claim is None:
+            raise Ignore
+        error: OurvidzError
+        try:
+            outcome = self._attempt(claim, workflow)
+        except FenceLost:
+            _log.warning("fence_lost", job_id=claim.job_id)
+            raise Ignore from None
+        except OurvidzError as known:
+            error = known
+        except Exception:  # noqa: BLE001  the ladder's last rung: every ending is committed
+            _log.exception("internal_error", job_id=claim.job_id)
+            error = InternalError("the worker failed; the operators have the details")
+        else:
+            self._commit(claim, outcome)
+            return {"job_id": claim.job_id, "status": outcome.status}
+        self._retry_or_fail(claim, error)
+
+    def _attempt(self, claim: Claim, workflow: Workflow) -> Outcome:
+        at = control.current()
+        use = Services(models=loading.models(at.settings, self.family), store=at.store, gate=at.gate)
+        limit_s = dispatch.time_limit_s(claim.job.type)
+        with LeasedRun(claim, at.ledger, lease_s=at.settings.lease_s, limit_s=limit_s) as run:
+            return workflow(claim.job, run, use)
+
+    def _retry_or_fail(self, claim: Claim, error: OurvidzError) -> NoReturn:
+        tried = claim.record.failures.get(error.code, 0) + 1
+        _log.warning(
+            "attempt_failed", job_id=claim.job_id, code=error.code, tried=tried, reason=error.message
+        )
+        if error.scope == "job" and tried < error.attempts:
+            self._again(claim, error)
+        self._commit(claim, Outcome.failure(error, **self._known()))
+        raise JobFailed(error.code) from None
+
+    def _again(self, claim: Claim, error: OurvidzError) -> NoReturn:
+        due_in_s = 0.0 if self.request.is_eager else RETRY_DELAY_S
+        if not control.current().ledger.release(claim, code=error.code, due_in_s=due_in_s):
+            raise Ignore
+        raise self.retry(
+            args=(dispatch.message(claim.record),),
+            countdown=due_in_s + PUBLISH_SLACK_S,
+            exc=JobFailed(error.code),
+        )
+
+    def _commit(self, claim: Claim, outcome: Outcome) -> None:
+        patience_ends = time.monotonic() + COMMIT_PATIENCE_S
+        ledger = control.current().ledger
+        while True:
+            try:
+                kept = ledger.end(
+                    claim.job_id,
+                    run=claim.run,
+                    fence=claim.fence,
+                    outcome=outcome,
+                    worker_id=claim.record.worker_id,
+                )
+            except WorkerUnavailable:
+                if time.monotonic() > patience_ends:
+                    _log.error("commit_given_up", job_id=claim.job_id)
+                    raise Ignore from None
+                continue
+            if not kept:
+                _log.warning("fence_lost", job_id=claim.job_id)
+                raise Ignore
+            return
+
+    def _known(self) -> dict[str, Any]:
+        """What a failed job's callback tells besides the error."""
+        models = loading.loaded(self.family)
+        return {"worker_version": __version__, **(models.memory() if models else {})}

@@ -1,0 +1,180 @@
+"""Fixtures for your own tests: real jobs, no worker, no broker, no GPU.
+
+    # conftest.py
+    pytest_plugins = ["ourvidz.testing"]
+
+    # test_pictures.py
+    def test_a_picture_arrives(ourvidz_eager):
+        job = {"id": "one", "type": "sdxl_image_fast", "prompt": "a red circle", "user_id": "me"}
+        ourvidz_eager.submit(job)
+        assert ourvidz_eager.callbacks.statuses("one") == ["processing", "completed"]
+
+Jobs run inside `submit` (Celery's eager mode) on the tiny profile's real pipelines, with the memory
+ledger and a temporary directory for storage. Callbacks are signed and posted over HTTP to a receiver on
+a free loopback port, exactly as a worker would.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ourvidz import dispatch, tasks
+from ourvidz.app import app
+from ourvidz.callbacks.signing import verify
+from ourvidz.errors import NotFound
+from ourvidz.jobs.job import dump_job
+from ourvidz.ledger.memory_store import MemoryLedger
+from ourvidz.ledger.record import Admission, Record
+from ourvidz.settings import load_settings
+from ourvidz.wiring import control
+
+__all__ = ["CallbackRecorder", "Eager", "Received", "eager", "ourvidz_callbacks", "ourvidz_eager"]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One callback as it came in. `verified`: at least one signature holds and none is wrong."""
+
+    payload: dict[str, Any]
+    headers: Mapping[str, str]
+    verified: bool
+
+    @property
+    def event_id(self) -> str:
+        """The idempotency key: the same over all deliveries of one event."""
+        return self.headers["webhook-id"]
+
+
+@dataclass
+class CallbackRecorder:
+    """A real callback receiver that keeps what it gets. `answer` is the HTTP status it gives."""
+
+    callback_secret: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+    webhook_secret: str = field(default="whsec_b3VydmlkemVhZ2VydGVzdHNlY3JldA==", repr=False)
+    answer: int = 200
+    received: list[Received] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        recorder = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                recorder._keep(body, dict(self.headers.items()))
+                self.send_response(recorder.answer)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Requests are kept in `received`; standard error stays quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, name="callbacks", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}/job-callback"
+
+    def of(self, job_id: str) -> list[Received]:
+        """The callbacks of one job, in order of arrival."""
+        return [one for one in list(self.received) if one.payload["job_id"] == job_id]
+
+    def statuses(self, job_id: str) -> list[str]:
+        """Just their statuses."""
+        return [one.payload["status"] for one in self.of(job_id)]
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _keep(self, body: bytes, headers: Mapping[str, str]) -> None:
+        checked = verify(
+            body,
+            headers,
+            callback_secrets=(self.callback_secret,),
+            webhook_secrets=(self.webhook_secret,),
+        )
+        lowered = {name.lower(): value for name, value in headers.items()}
+        self.received.append(Received(json.loads(body), lowered, checked.ok))
+
+
+@dataclass(frozen=True, slots=True)
+class Eager:
+    """The whole job system in this process."""
+
+    callbacks: CallbackRecorder
+    storage: Path
+    control: control.Control
+
+    def submit(self, payload: Mapping[str, Any]) -> Admission:
+        """Submit a payload and run it to its end before returning. Raises `CallerError` if it is refused."""
+        return dispatch.submit(payload)
+
+    def record(self, job_id: str) -> Record:
+        """What the ledger says of a job."""
+        found = self.control.ledger.get(job_id)
+        if found is None:
+            raise NotFound(f"no job {job_id!r}", field="id", value=job_id)
+        return found
+
+    def document(self, job_id: str) -> dict[str, Any]:
+        """The normalised job, as the worker got it."""
+        job = self.control.ledger.job(job_id)
+        if job is None:
+            raise NotFound(f"no job document for {job_id!r}", field="id", value=job_id)
+        found: dict[str, Any] = json.loads(dump_job(job))
+        return found
+
+
+@contextmanager
+def eager(directory: Path, recorder: CallbackRecorder, **variables: Any) -> Iterator[Eager]:
+    """Run jobs in this process for a while. `variables` are settings by environment variable name."""
+    tasks.load()
+    chosen = load_settings(
+        _env_file=None,
+        **{
+            "OURVIDZ_PROFILE": "tiny",
+            "OURVIDZ_STATE_DIR": directory,
+            "OURVIDZ_CALLBACK_URL": recorder.url,
+            "JOB_CALLBACK_SECRET": (recorder.callback_secret,),
+            "OURVIDZ_WEBHOOK_SECRET": (recorder.webhook_secret,),
+            **variables,
+        },
+    )
+    kept = {name: app.conf[name] for name in ("task_always_eager", "task_eager_propagates")}
+    app.conf.update(task_always_eager=True, task_eager_propagates=False)
+    try:
+        with control.using(control.build(chosen, ledger=MemoryLedger())) as built:
+            yield Eager(recorder, chosen.storage_dir, built)
+    finally:
+        app.conf.update(kept)
+
+
+@pytest.fixture
+def ourvidz_callbacks() -> Iterator[CallbackRecorder]:
+    """A callback receiver on a free loopback port."""
+    recorder = CallbackRecorder()
+    yield recorder
+    recorder.close()
+
+
+@pytest.fixture
+def ourvidz_eager(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> Iterator[Eager]:
+    """The job system in this process: jobs run inside `submit`, callbacks arrive at `.callbacks`."""
+    with eager(tmp_path, ourvidz_callbacks) as running:
+        yield running

@@ -1,0 +1,5 @@
+"""Whose weights may be on the GPU.
+
+Owns: the memory of the GPU, measured and budgeted.
+Speaks: MiB, GPUs, residents. No prompts, no pictures.
+"""

@@ -1,0 +1,130 @@
+"""Everything a process needs that is not a model: ledger, storage, gate, and where callbacks go.
+
+No torch is reachable from here; the front door imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from urllib.parse import urlsplit
+
+from ourvidz import __version__
+from ourvidz.callbacks.delivery import Courier, Target
+from ourvidz.jobs.dialects import Defaults
+from ourvidz.ledger.redis_store import RedisLedger
+from ourvidz.ledger.store import Ledger
+from ourvidz.ledger.sweep import Rules
+from ourvidz.safety.gate import Gate, load_terms
+from ourvidz.settings import Settings, settings
+from ourvidz.storage.local import LocalStore
+from ourvidz.storage.store import Store
+
+TINY_SDXL_SIZE = (64, 64)
+TINY_WAN_SIZE = (64, 64)
+
+
+@dataclass(frozen=True)
+class Control:
+    """The torch-free half of a process."""
+
+    settings: Settings
+    ledger: Ledger
+    store: Store
+    gate: Gate
+    defaults: Defaults
+    target: Target
+
+    @cached_property
+    def courier(self) -> Courier:
+        """Delivers callbacks; one a process, because its lanes count what is under way."""
+        return Courier(self.ledger, self.target)
+
+    @cached_property
+    def rules(self) -> Rules:
+        """What the sweep goes by."""
+        chosen = self.settings
+        return Rules(
+            interval_s=chosen.sweep_s,
+            lease_s=chosen.lease_s,
+            empty_s=chosen.empty_queue_s,
+            unclaimed_s=chosen.unclaimed_s,
+            retention_s=chosen.retention_s,
+        )
+
+
+def callback_hosts(chosen: Settings) -> frozenset[str]:
+    """The hosts a payload may name in `callback_url`: the allow-list and the default receiver's own."""
+    own = {urlsplit(url).netloc for url in (chosen.default_callback_url, chosen.supabase_url) if url}
+    return frozenset(chosen.callback_allow) | own
+
+
+def defaults(chosen: Settings) -> Defaults:
+    """What the door fills in for this profile."""
+    hosts = callback_hosts(chosen)
+    if chosen.profile == "tiny":
+        return Defaults(
+            sdxl_size=TINY_SDXL_SIZE,
+            wan_size=TINY_WAN_SIZE,
+            callback_hosts=hosts,
+            negative_prompt=chosen.negative_prompt,
+        )
+    return Defaults(callback_hosts=hosts, negative_prompt=chosen.negative_prompt)
+
+
+def target(chosen: Settings) -> Target:
+    """Where callbacks go and what signs them."""
+    return Target(
+        default_url=chosen.default_callback_url,
+        service_key=chosen.supabase_service_key,
+        callback_secrets=chosen.callback_secrets,
+        webhook_secrets=chosen.webhook_secrets,
+        assets_as=chosen.callback_assets,
+        timeout_s=chosen.callback_timeout_s,
+        window_s=chosen.callback_window_s,
+        allowed_hosts=callback_hosts(chosen),
+        worker_version=__version__,
+    )
+
+
+def build(chosen: Settings, *, ledger: Ledger | None = None, store: Store | None = None) -> Control:
+    """The control half for these settings; `ledger` and `store` replace what they would choose."""
+    return Control(
+        settings=chosen,
+        ledger=ledger
+        or RedisLedger(
+            chosen.redis_url,
+            prefix=chosen.key_prefix,
+            presence_s=chosen.presence_s,
+            retention_s=chosen.retention_s,
+            retry_window_s=chosen.retry_window_s,
+        ),
+        store=store or LocalStore(chosen.storage_dir, public_url=chosen.public_url),
+        gate=Gate(load_terms()),
+        defaults=defaults(chosen),
+        target=target(chosen),
+    )
+
+
+_current: Control | None = None
+
+
+def current() -> Control:
+    """This process's control half, built from the settings on first use."""
+    global _current
+    if _current is None:
+        _current = build(settings())
+    return _current
+
+
+@contextmanager
+def using(control: Control) -> Iterator[Control]:
+    """Let `current()` answer `control` for a while: eager mode and tests."""
+    global _current
+    before, _current = _current, control
+    try:
+        yield control
+    finally:
+        _current = before

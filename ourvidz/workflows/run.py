@@ -1,0 +1,111 @@
+"""The running attempt: its lease, its deadline, its cancel flag."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from ourvidz import log
+from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
+from ourvidz.ledger.record import Claim, Verdict
+from ourvidz.ledger.store import Ledger
+from ourvidz.storage.store import Store
+
+PUT_PAUSE_S = 0.5
+"""Before the second try of a put; four times longer before each further one."""
+RUNNING_SHARE = 99.0
+"""Progress while the pictures are not stored yet; 100 comes with the commit."""
+
+_log = log.get(__name__)
+
+
+class FenceLost(Exception):
+    """Somebody else has this job now: whatever this attempt still does must change nothing."""
+
+
+class LeasedRun:
+    """One attempt. As a context manager it keeps the lease alive from a thread of its own.
+
+    The deadline starts with the first step, so that loading a model does not count. A ledger that is
+    away for a while does not stop the work: the commit decides.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        ledger: Ledger,
+        *,
+        lease_s: float,
+        limit_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.attempt = claim.record.attempt
+        self._claim = claim
+        self._ledger = ledger
+        self._lease_s = lease_s
+        self._limit_s = limit_s
+        self._clock = clock
+        self._sleep = sleep
+        self._deadline: float | None = None
+        self._lost = threading.Event()
+        self._over = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name=f"lease-{claim.job_id}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._renewer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+
+    def step(self, done: int, total: int) -> None:
+        """Report a finished step. Raises `Cancelled`, `JobTimeout` or `FenceLost`."""
+        now = self._clock()
+        if self._deadline is None:
+            self._deadline = now + self._limit_s
+        self._hear(progress=RUNNING_SHARE * done / total if total else None)
+        if now > self._deadline:
+            raise JobTimeout(f"the job took longer than its time limit of {self._limit_s:g} seconds")
+
+    def preview(self, webp: bytes) -> None:
+        """Previews are switched off in this version; the picture is dropped."""
+
+    def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
+        """Store one file. The fence is checked before every try; raises what `step` raises, or
+        `StorageError` after the last try."""
+        for attempt in range(1, StorageError.attempts + 1):
+            self._hear()
+            try:
+                store.put(key, data, content_type=content_type)
+                return
+            except StorageError as error:
+                if attempt == StorageError.attempts:
+                    raise
+                _log.warning("put_failed", job_id=self._claim.job_id, error=error.message)
+                self._sleep(PUT_PAUSE_S * 4 ** (attempt - 1))
+
+    def _hear(self, progress: float | None = None) -> None:
+        try:
+            verdict = self._ledger.step(self._claim, progress=progress)
+        except WorkerUnavailable:
+            _log.warning("ledger_away", job_id=self._claim.job_id)
+            return
+        if verdict is Verdict.LOST or self._lost.is_set():
+            raise FenceLost(self._claim.job_id)
+        if verdict is Verdict.CANCEL:
+            raise Cancelled("the job was cancelled")
+
+    def _renew(self) -> None:
+        while not self._over.wait(self._lease_s / 3):
+            try:
+                if not self._ledger.renew(self._claim, lease_s=self._lease_s):
+                    self._lost.set()
+                    return
+            except WorkerUnavailable:
+                _log.warning("lease_not_renewed", job_id=self._claim.job_id)

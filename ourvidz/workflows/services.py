@@ -1,0 +1,59 @@
+"""What a workflow may use. Each seam is a protocol; wiring decides what stands behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ourvidz.jobs.job import BaseJob
+from ourvidz.pipelines.base import ImagePipeline
+from ourvidz.safety.gate import Gate
+from ourvidz.storage.store import Store
+
+
+class Run(Protocol):
+    """The running attempt, as a workflow sees it."""
+
+    attempt: int
+
+    def step(self, done: int, total: int) -> None:
+        """Report a finished step. Raises `Cancelled`, `JobTimeout`, or stops an attempt whose fence is lost."""
+
+    def preview(self, webp: bytes) -> None:
+        """Show a small picture of how far it got, at most twice a second."""
+
+    def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
+        """Store one file of this attempt: checks the fence first, retries storage failures."""
+
+
+class Models(Protocol):
+    """The warm pipelines of this worker."""
+
+    def warm(self) -> None:
+        """Load what this worker serves. `ModelLoadError` says what is wrong."""
+
+    def images(self) -> ImagePipeline:
+        """The pipeline for SDXL jobs, loaded."""
+
+    def reload(self) -> None:
+        """Drop everything and load it again, once, after a failed load."""
+
+    def info(self) -> dict[str, Any]:
+        """What is loaded, where, and the memory it takes (MiB)."""
+
+    def memory(self) -> dict[str, Any]:
+        """`vram_used`, `vram_total` (MiB), `vram_utilization` (0 to 1), `vram_used_gb`, `vram_total_gb` (GiB);
+        zeros where there is no GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything a workflow is given besides the job and its run."""
+
+    models: Models
+    store: Store
+    gate: Gate
+
+    def check(self, job: BaseJob) -> None:
+        """The safety gate's second look, in the worker. Raises `PolicyViolation`."""
+        self.gate.check(job.texts())

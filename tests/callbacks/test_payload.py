@@ -1,0 +1,246 @@
+"""The payload is the contract's, field by field, for every kind of event."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ourvidz.callbacks.payload import build, encode
+from ourvidz.errors import Cancelled, OutOfMemory
+from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
+from ourvidz.jobs.outcome import Asset, Outcome
+from ourvidz.ledger.record import OutboxEvent
+
+MakeEvent = Callable[..., OutboxEvent]
+
+TOP = "job_id worker_id status sequence assets metadata enhancedPrompt error_message error".split()
+METADATA = """
+job_type content_type seed num_images batch_size generation_time processing_time queue_time expected_time
+performance_ratio vram_used vram_total vram_utilization vram_used_gb vram_total_gb frame_num wan_task
+reference_mode i2i_mode exact_copy_mode size_capped enhancement_source unrestricted_mode system_prompt_used
+nsfw_optimization compel_enabled compel_weights compel_success enhancement_strategy original_prompt
+final_prompt_type worker_version
+""".split()
+
+FOUND = {
+    "generation_time": 15.5,
+    "vram_used": 8192,
+    "vram_total": 49140,
+    "vram_utilization": 0.17,
+    "compel_success": True,
+    "enhancement_strategy": "compel",
+    "final_prompt_type": "conditioning_tensor",
+}
+PICTURE = Asset(
+    type="image",
+    key="workspace-temp/user-1/job-1/0.png",
+    thumbnail_key="workspace-temp/user-1/job-1/0.thumb.webp",
+    metadata={"width": 64, "height": 64, "seed": 12345, "asset_index": 0, "denoise_strength": 0.15},
+)
+CLIP = Asset(type="video", key="video_fast/user-1/job-1/0.mp4", metadata={"fps": 16, "frames": 83})
+
+
+def completed(**chosen: Any) -> Outcome:
+    return Outcome(**{"status": "completed", "assets": (PICTURE,), "metadata": FOUND, **chosen})
+
+
+OUTCOMES = {
+    "processing": None,
+    "completed": completed(),
+    "failed": Outcome.failure(OutOfMemory("not enough GPU memory"), vram_used=8192),
+    "cancelled": Outcome.failure(Cancelled("the job was cancelled")),
+}
+
+
+@pytest.mark.parametrize("assets_as", ["objects", "urls"])
+@pytest.mark.parametrize("kind", OUTCOMES)
+def test_every_payload_has_every_field(make_event: MakeEvent, kind: str, assets_as: Any) -> None:
+    """A receiver may read any field of the contract without asking what kind of event it got."""
+    told = build(make_event(kind=kind, outcome=OUTCOMES[kind]), worker_version="1", assets_as=assets_as)
+    assert list(told) == TOP
+    assert set(METADATA) <= set(told["metadata"])
+    assert json.loads(encode(told)) == told
+
+
+def test_a_completed_job_reads_like_the_contract(make_event: MakeEvent) -> None:
+    """The example of the contract, number by number."""
+    told = build(make_event(kind="completed", outcome=completed()), worker_version="0.1.0")
+    assert told["status"] == "completed"
+    assert told["worker_id"] == "sdxl@host-gpu0"
+    assert told["sequence"] == 2
+    assert told["error"] is None
+    assert told["error_message"] is None
+    expected = {
+        "job_type": "sdxl_image_high",
+        "content_type": "image",
+        "seed": 12345,
+        "num_images": 1,
+        "batch_size": 1,
+        "generation_time": 15.5,
+        "processing_time": 16.1,
+        "queue_time": 0.01,
+        "expected_time": 42.0,
+        "performance_ratio": 0.37,
+        "vram_used": 8192,
+        "vram_total": 49140,
+        "vram_used_gb": 8.0,
+        "vram_total_gb": 47.99,
+        "reference_mode": "none",
+        "size_capped": False,
+        "compel_success": True,
+        "original_prompt": "a lighthouse on a hill",
+        "worker_version": "0.1.0",
+    }
+    assert {name: told["metadata"][name] for name in expected} == expected
+    assert "error_type" not in told["metadata"]
+    assert "attempt" not in told["metadata"]
+
+
+def test_an_asset_is_told_with_its_storage_paths(make_event: MakeEvent) -> None:
+    """Callers make their own signed URLs from the paths."""
+    told = build(make_event(kind="completed", outcome=completed()), worker_version="1")
+    assert told["assets"] == [
+        {
+            "type": "image",
+            "url": "workspace-temp/user-1/job-1/0.png",
+            "thumbnail_url": "workspace-temp/user-1/job-1/0.thumb.webp",
+            "metadata": PICTURE.metadata,
+        }
+    ]
+
+
+def test_the_url_form_is_a_plain_list(make_event: MakeEvent) -> None:
+    """Receivers of the July generation read strings."""
+    event = make_event(kind="completed", outcome=completed(assets=(PICTURE, CLIP)))
+    assert build(event, worker_version="1", assets_as="urls")["assets"] == [PICTURE.key, CLIP.key]
+
+
+@pytest.mark.parametrize("assets_as", ["objects", "urls"])
+def test_a_text_arrives_in_either_form(make_event: MakeEvent, assets_as: Any) -> None:
+    """A text has no URL; a plain list of URLs must not lose it."""
+    job = ChatJob(
+        id="job-1",
+        type="chat_conversation",
+        expected_time=15,
+        messages=(Message(role="user", content="hello"),),
+        max_tokens=16,
+        seed=1,
+    )
+    outcome = Outcome(status="completed", assets=(Asset(type="text", metadata={"text": "good day"}),))
+    event = make_event(kind="completed", outcome=outcome, facts=job.facts())
+    told = build(event, worker_version="1", assets_as=assets_as)
+    if assets_as == "objects":
+        assert told["assets"] == [
+            {"type": "text", "url": None, "thumbnail_url": None, "metadata": {"text": "good day"}}
+        ]
+        assert "text" not in told["metadata"]
+    else:
+        assert told["assets"] == []
+        assert told["metadata"]["text"] == "good day"
+    assert told["metadata"]["content_type"] == "text"
+
+
+def test_an_enhanced_prompt_comes_back(make_event: MakeEvent) -> None:
+    """The caller shows what the enhancement made of the prompt."""
+    outcome = completed(enhanced_prompt="a tall lighthouse, evening light")
+    told = build(make_event(kind="completed", outcome=outcome), worker_version="1")
+    assert told["enhancedPrompt"] == "a tall lighthouse, evening light"
+
+
+def test_a_failed_job_says_why_and_what_is_known(make_event: MakeEvent) -> None:
+    """An error without its job would be useless to the caller."""
+    event = make_event(kind="failed", outcome=OUTCOMES["failed"])
+    told = build(event, worker_version="1")
+    assert told["status"] == "failed"
+    assert told["assets"] == []
+    assert told["error_message"] == "not enough GPU memory"
+    assert told["error"] == {"code": "OOM_ERROR", "message": "not enough GPU memory", "retryable": True}
+    assert told["metadata"]["error_type"] == "OOM_ERROR"
+    assert told["metadata"]["error_timestamp"] == "2027-01-15T08:00:16.110Z"
+    assert told["metadata"]["job_type"] == "sdxl_image_high"
+    assert told["metadata"]["vram_used"] == 8192
+
+
+def test_a_cancelled_job_is_a_failure_on_the_wire(make_event: MakeEvent) -> None:
+    """Receivers in the field know three statuses; the code tells the fourth."""
+    event = make_event(kind="cancelled", outcome=OUTCOMES["cancelled"], claimed_at=None, worker_id=None)
+    told = build(event, worker_version="1")
+    assert told["status"] == "failed"
+    assert told["error"]["code"] == "CANCELLED"
+    assert told["worker_id"] is None
+    assert told["metadata"]["queue_time"] is None
+    assert told["metadata"]["processing_time"] is None
+
+
+@pytest.mark.parametrize(("kind", "code"), [("failed", "INTERNAL_ERROR"), ("cancelled", "CANCELLED")])
+def test_a_failure_without_a_reason_still_has_a_code(make_event: MakeEvent, kind: str, code: str) -> None:
+    """Callers branch on the code; it is never missing."""
+    told = build(make_event(kind=kind, outcome=Outcome(status=kind)), worker_version="1")  # type: ignore[arg-type]
+    assert told["error"]["code"] == code
+
+
+@pytest.mark.parametrize(("attempt", "told_attempt"), [(1, None), (2, 2), (3, 3)])
+def test_processing_names_the_attempt_from_the_second_on(
+    make_event: MakeEvent, attempt: int, told_attempt: int | None
+) -> None:
+    """The caller can tell a retried job from a fresh one."""
+    told = build(make_event(attempt=attempt), worker_version="1")
+    assert told["metadata"].get("attempt") == told_attempt
+    assert told["status"] == "processing"
+    assert told["metadata"]["processing_time"] is None
+    assert told["metadata"]["queue_time"] == 0.01
+
+
+def test_progress_travels_in_the_metadata(make_event: MakeEvent) -> None:
+    """A progress callback is a processing callback that says how far."""
+    told = build(make_event(metadata={"progress": 40.0}), worker_version="1")
+    assert told["metadata"]["progress"] == 40.0
+
+
+def test_what_the_worker_found_wins_over_what_the_job_asked(make_event: MakeEvent) -> None:
+    """A clip that was trimmed reports its own length."""
+    job = VideoJob(
+        id="job-1",
+        type="video_fast",
+        expected_time=180,
+        prompt="waves",
+        steps=25,
+        guidance_scale=6.5,
+        width=480,
+        height=832,
+        frames=83,
+        seed=1,
+    )
+    outcome = Outcome(status="completed", assets=(CLIP,), metadata={"frame_num": 82})
+    told = build(make_event(kind="completed", outcome=outcome, facts=job.facts()), worker_version="1")
+    assert told["metadata"]["frame_num"] == 82
+    assert told["metadata"]["wan_task"] == "t2v-1.3B"
+
+
+def test_carried_fields_come_back(make_event: MakeEvent, make_job: Callable[..., ImageJob]) -> None:
+    """The caller finds its own row by the ids it sent along."""
+    facts = make_job(carried={"image_id": "row-7"}).facts()
+    assert build(make_event(facts=facts), worker_version="1")["metadata"]["image_id"] == "row-7"
+
+
+def test_a_clock_set_back_gives_no_negative_times(make_event: MakeEvent) -> None:
+    """Dashboards choke on negative durations."""
+    event = make_event(kind="completed", outcome=completed(), claimed_at=1_800_000_020.0)
+    assert build(event, worker_version="1")["metadata"]["processing_time"] == 0.0
+
+
+def test_building_changes_nothing(make_event: MakeEvent) -> None:
+    """The same row is built again for every delivery, and must read the same."""
+    event = make_event(kind="completed", outcome=completed())
+    first = encode(build(event, worker_version="1"))
+    build(event, worker_version="1")["assets"][0]["metadata"]["width"] = 0
+    assert encode(build(event, worker_version="1")) == first
+
+
+def test_the_bytes_are_compact_utf8() -> None:
+    """What is signed is what is sent; a prompt in any script stays readable."""
+    assert encode({"a": ["é", 1]}) == '{"a":["é",1]}'.encode()
+    assert encode({"a": "\ud800"}) == b'{"a":"?"}'

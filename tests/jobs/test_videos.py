@@ -1,0 +1,189 @@
+"""Wan payloads: reference modes, sizes, frames, the July guidance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ourvidz.errors import CallerError
+from ourvidz.jobs.dialects import Defaults, parse
+from ourvidz.jobs.job import VideoJob
+
+A, B, C = (f"https://assets.example.com/{name}.png" for name in "abc")
+
+
+def payload(kind: str = "video_fast", **fields: Any) -> dict[str, Any]:
+    return {"id": "v", "type": kind, "prompt": "a stream", "user_id": "u", **fields}
+
+
+def video(kind: str = "video_fast", **fields: Any) -> VideoJob:
+    job = parse(payload(kind, **fields), Defaults())
+    assert isinstance(job, VideoJob)
+    return job
+
+
+def refused_field(kind: str = "video_fast", **fields: Any) -> str | None:
+    with pytest.raises(CallerError) as refused:
+        parse(payload(kind, **fields), Defaults())
+    return refused.value.field
+
+
+@pytest.mark.parametrize(
+    ("config", "mode", "kept"),
+    [
+        ({}, "none", (None, None, None)),
+        ({"image": A}, "single", (A, None, None)),
+        ({"first_frame": B}, "start", (None, B, None)),
+        ({"last_frame": C}, "end", (None, None, C)),
+        ({"first_frame": B, "last_frame": C}, "both", (None, B, C)),
+        ({"image": A, "first_frame": B}, "start", (None, B, None)),
+        ({"image": A, "last_frame": C}, "end", (None, None, C)),
+        ({"image": A, "first_frame": B, "reference_mode": "single"}, "single", (A, None, None)),
+        ({"first_frame": B, "last_frame": C, "reference_mode": "end"}, "end", (None, None, C)),
+        ({"image": A, "first_frame": B, "reference_mode": "none"}, "none", (None, None, None)),
+        ({"image": "file:///x", "reference_mode": "none"}, "none", (None, None, None)),
+    ],
+)
+def test_the_mode_follows_the_references_unless_it_is_named(
+    config: dict[str, Any], mode: str, kept: tuple[str | None, str | None, str | None]
+) -> None:
+    """Only the references the mode uses stay in the job."""
+    job = video(config=config)
+    assert job.reference_mode == mode
+    assert (job.single_reference, job.start_reference, job.end_reference) == kept
+
+
+def test_config_references_come_before_those_of_the_metadata() -> None:
+    """Both generations may be present in one payload."""
+    metadata = {"reference_image_url": A, "start_reference_url": B, "end_reference_url": C}
+    assert video(metadata=metadata).reference_mode == "both"
+    assert video(config={"first_frame": A}, metadata=metadata).start_reference == A
+
+
+@pytest.mark.parametrize(
+    ("mode", "config"),
+    [
+        ("single", {"first_frame": B}),
+        ("start", {"last_frame": C}),
+        ("end", {"first_frame": B}),
+        ("both", {"first_frame": B}),
+        ("both", {}),
+        ("middle", {"image": A}),
+    ],
+)
+def test_a_mode_without_its_reference_is_refused(mode: str, config: dict[str, Any]) -> None:
+    """Silently generating without it is the bug this project does not inherit."""
+    assert refused_field(config={**config, "reference_mode": mode}) == "config.reference_mode"
+
+
+@pytest.mark.parametrize(
+    ("resolution", "size"),
+    [
+        ("1024x1024", (624, 624)),
+        ("1024x576", (832, 480)),
+        ("576x1024", (480, 832)),
+        ("1152*896", (624, 624)),
+        ("16:9", (832, 480)),
+        ("9:16", (480, 832)),
+        ("1x99999", (480, 832)),
+    ],
+)
+def test_resolution_only_names_an_aspect(resolution: str, size: tuple[int, int]) -> None:
+    """The live caller sends SDXL sizes there, which Wan cannot make."""
+    job = video(config={"resolution": resolution})
+    assert (job.width, job.height) == size
+
+
+@pytest.mark.parametrize("resolution", ["wide", "0x5", "5x0", 1024, ["1:1"], "x", "1024x1024x3"])
+def test_a_resolution_without_an_aspect_is_refused(resolution: object) -> None:
+    """There is nothing to choose a size by."""
+    assert refused_field(config={"resolution": resolution}) == "config.resolution"
+
+
+def test_an_explicit_size_beats_a_named_aspect() -> None:
+    """width and height first, then size, then resolution."""
+    config = {"width": 320, "height": 192, "size": "64*64", "resolution": "1:1"}
+    assert (video(config=config).width, video(config=config).height) == (320, 192)
+    assert video(config={"size": "832*480", "resolution": "1:1"}).width == 832
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({"size": "488*832"}, "config.size"),
+        ({"width": 488, "height": 832}, "config.width"),
+        ({"width": 480}, "config.height"),
+    ],
+)
+def test_sizes_are_multiples_of_sixteen(config: dict[str, Any], field: str) -> None:
+    """An explicit size is honoured exactly or refused."""
+    assert refused_field(config=config) == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "guidance"),
+    [
+        ({"metadata": {"reference_strength": 0.5}}, 7.0),
+        ({"metadata": {"reference_strength": 0.9}}, 8.6),
+        ({"config": {"reference_strength": 0}}, 5.0),
+        ({"metadata": {"reference_strength": 0.5, "denoise_strength": 0.2}}, 7.0),
+        ({"metadata": {"reference_strength": 0.5}, "config": {"guidance_scale": 4}}, 4.0),
+        ({"metadata": {"reference_strength": 0.5}, "config": {"sample_guide_scale": 0}}, 0.0),
+        ({"metadata": {"denoise_strength": 0.5}}, 6.5),
+    ],
+)
+def test_the_july_form_derives_guidance_from_the_strength(fields: dict[str, Any], guidance: float) -> None:
+    """Only where no guidance is given; a given one is used as given."""
+    assert video(**fields).guidance_scale == guidance
+
+
+@pytest.mark.parametrize(("frames", "kept"), [(1, 1), (161, 161), ("33", 33), (None, 83)])
+def test_video_jobs_deliver_the_frames_they_were_asked_for(frames: object, kept: int) -> None:
+    """The count is the caller's, not the model's 4n+1."""
+    assert video(config={"frames": frames}).frames == kept
+    assert video(config={"frame_num": frames}).frames == kept
+
+
+@pytest.mark.parametrize("frames", [0, 162, 8.5, True])
+def test_other_frame_counts_are_refused(frames: object) -> None:
+    """0 is a value, not an absent one."""
+    assert refused_field(config={"frames": frames}) == "config.frames"
+
+
+def test_an_image_job_has_one_frame() -> None:
+    """Its asset is a png; more frames would be thrown away."""
+    assert video("image_fast", config={"frame_num": 1}).frames == 1
+    assert video("image_fast").frames == 1
+    assert refused_field("image_fast", config={"frame_num": 83}) == "config.frame_num"
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({"sample_solver": "euler"}, "config.sample_solver"),
+        ({"sample_shift": 31}, "config.sample_shift"),
+        ({"fps": 7}, "config.fps"),
+        ({"num_images": 3}, "config.num_images"),
+        ({"enhance_prompt": "maybe"}, "config.enhance_prompt"),
+    ],
+)
+def test_wan_fields_have_their_rules(config: dict[str, Any], field: str) -> None:
+    """One picture or clip a job, two solvers, documented ranges."""
+    assert refused_field(config=config) == field
+
+
+def test_enhancement_is_the_catalogs_choice_unless_the_caller_makes_it() -> None:
+    """The name of the type says enhanced, and the config may overrule it."""
+    assert video("video7b_fast_enhanced").enhance_prompt is True
+    assert video("video7b_fast_enhanced", config={"enhance_prompt": False}).enhance_prompt is False
+    assert video(config={"enhance_prompt": True}).enhance_prompt is True
+    assert video().enhance_prompt is False
+
+
+def test_the_system_prompt_comes_from_config_or_metadata() -> None:
+    """It steers the enhancement, and the gate must see it."""
+    job = video(config={"system_prompt": "c"}, metadata={"system_prompt": "m"})
+    assert job.system_prompt == "c"
+    assert video(metadata={"system_prompt": "m"}).system_prompt == "m"
+    assert "c" in job.texts()

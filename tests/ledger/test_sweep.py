@@ -1,0 +1,318 @@
+"""What the sweep brings back, rule by rule, on the memory ledger with a clock the test turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from ourvidz.jobs.job import ImageJob
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.memory_store import MemoryLedger
+from ourvidz.ledger.record import Claim, Record
+from ourvidz.ledger.sweep import Report, Rules, recover, sweep
+
+RULES = Rules(interval_s=2, lease_s=10, empty_s=15, unclaimed_s=86400, retention_s=7 * 86400)
+
+
+@dataclass
+class Clock:
+    now: float = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Outlet:
+    """Notes what would go to the broker; `messages` is what the broker holds."""
+
+    ledger: MemoryLedger
+    published: list[str] = field(default_factory=list)
+    delivered: list[str] = field(default_factory=list)
+    messages: int = 0
+    deliveries: int = 0
+
+    def publish(self, record: Record) -> bool:
+        self.published.append(record.job_id)
+        self.ledger.published(record.job_id, record.run)
+        return True
+
+    def deliver(self, job_id: str) -> None:
+        self.delivered.append(job_id)
+
+    def waiting_messages(self, queue: str) -> int:
+        return self.messages
+
+    def deliveries_waiting(self) -> int:
+        return self.deliveries
+
+
+@dataclass
+class World:
+    clock: Clock
+    ledger: MemoryLedger
+    outlet: Outlet
+
+    def sweep(self, after_s: float = 2.0) -> Report:
+        self.clock.now += after_s
+        return sweep(self.ledger, self.outlet, RULES)
+
+    def keep_sweeping(self, seconds: float) -> None:
+        for _ in range(int(seconds / 2)):
+            self.sweep()
+
+    def add(self, job_id: str, *, priority: int = 6, published: bool = True) -> Record:
+        record = self.ledger.register(job(job_id), priority=priority).record
+        if published:
+            self.ledger.published(job_id, 1)
+        return record
+
+    def claim(self, job_id: str, run: int = 1) -> Claim:
+        claim = self.ledger.claim(
+            job_id, run, worker_id="sdxl@here", lease_s=10, token=f"{job_id}{self.clock.now}"
+        )
+        assert claim is not None
+        return claim
+
+    def record(self, job_id: str) -> Record:
+        record = self.ledger.get(job_id)
+        assert record is not None
+        return record
+
+
+def job(job_id: str) -> ImageJob:
+    return ImageJob(
+        id=job_id,
+        type="sdxl_image_fast",
+        user_id="u",
+        prompt="a hill",
+        steps=1,
+        guidance_scale=6,
+        width=64,
+        height=64,
+        seed=1,
+        expected_time=30,
+    )
+
+
+@pytest.fixture
+def world() -> World:
+    clock = Clock()
+    ledger = MemoryLedger(clock=clock)
+    made = World(clock, ledger, Outlet(ledger, messages=1))
+    made.sweep()
+    return made
+
+
+def test_an_expired_lease_queues_and_publishes_the_job_again(world: World) -> None:
+    """A worker that died with its machine reports nothing: only its silence tells."""
+    world.add("a")
+    world.claim("a")
+    world.keep_sweeping(14)
+    assert world.record("a").status == "queued"
+    assert world.record("a").failures == {"WORKER_LOST": 1}
+    assert world.outlet.published == ["a"]
+
+
+def test_a_renewed_lease_is_left_alone(world: World) -> None:
+    """A slow worker that still renews is not a dead one."""
+    world.add("a")
+    claim = world.claim("a")
+    for _ in range(10):
+        world.sweep()
+        assert world.ledger.renew(claim, lease_s=10)
+    assert world.record("a").status == "processing"
+
+
+def test_the_third_lost_worker_ends_the_job(world: World) -> None:
+    """A job that kills its workers must not go round for ever."""
+    world.add("a")
+    for _ in range(3):
+        world.claim("a")
+        world.keep_sweeping(14)
+    record = world.record("a")
+    assert record.status == "failed"
+    assert record.outcome is not None
+    assert record.outcome.fault is not None
+    assert record.outcome.fault.code == "WORKER_LOST"
+    assert "a" in world.outlet.delivered
+
+
+def test_a_cancelled_job_of_a_dead_worker_ends_cancelled(world: World) -> None:
+    """The caller asked for it; running it again would be waste."""
+    world.add("a")
+    world.claim("a")
+    world.ledger.request_cancel("a")
+    world.keep_sweeping(14)
+    assert world.record("a").status == "cancelled"
+
+
+def test_a_cancel_that_was_never_carried_out_is(world: World) -> None:
+    """The shim may die between raising the flag and ending a queued job."""
+    world.add("a")
+    world.ledger.request_cancel("a")
+    world.sweep()
+    assert world.record("a").status == "cancelled"
+    assert "a" in world.outlet.delivered
+
+
+def test_after_a_gap_leases_are_armed_again_before_they_count(world: World) -> None:
+    """While the server was away nobody could renew: the holder of an unchanged fence is still at it."""
+    world.add("a")
+    claim = world.claim("a")
+    report = world.sweep(after_s=60)
+    assert report.rearmed == 1
+    assert world.record("a").status == "processing"
+    assert world.ledger.renew(claim, lease_s=10)
+    world.keep_sweeping(8)
+    assert world.record("a").status == "processing"
+
+
+def test_after_a_gap_a_dead_holder_is_found_one_lease_later(world: World) -> None:
+    """Arming again must not protect the dead."""
+    world.add("a")
+    world.claim("a")
+    world.sweep(after_s=60)
+    world.keep_sweeping(14)
+    assert world.record("a").status == "queued"
+
+
+def test_a_record_that_was_never_published_is(world: World) -> None:
+    """The shim may die between recording and publishing."""
+    world.add("a", published=False)
+    world.keep_sweeping(4)
+    assert world.outlet.published == ["a"]
+
+
+def test_a_fresh_record_is_given_time_to_be_published(world: World) -> None:
+    """Else every sweep would double the messages of what is just coming in."""
+    world.clock.now += 1.5
+    world.add("a", published=False)
+    world.sweep(after_s=0.5)
+    assert world.outlet.published == []
+
+
+def test_an_overtaken_record_is_published_again_at_doubling_intervals(world: World) -> None:
+    """A later arrival was claimed first: this one's message is most likely gone, but maybe only late."""
+    world.add("a")
+    world.add("b")
+    world.claim("b")
+    world.keep_sweeping(2)
+    assert world.outlet.published == ["a"]
+    world.keep_sweeping(2)
+    assert world.outlet.published == ["a"]
+    world.keep_sweeping(4)
+    assert world.outlet.published.count("a") == 2
+    world.keep_sweeping(6)
+    assert world.outlet.published.count("a") == 2
+
+
+def test_a_record_whose_queue_was_empty_for_long_is_published_again(world: World) -> None:
+    """The only job of a queue has nobody to be overtaken by."""
+    world.add("a")
+    world.outlet.messages = 0
+    world.keep_sweeping(12)
+    assert world.outlet.published == []
+    world.keep_sweeping(8)
+    assert world.outlet.published == ["a"]
+
+
+def test_a_record_waiting_behind_others_is_left_alone(world: World) -> None:
+    """A long queue is no loss: the broker still holds the messages."""
+    world.add("a")
+    world.add("b")
+    world.claim("a")
+    for _ in range(30):
+        world.sweep()
+        world.ledger.rearm(10)
+    assert "b" not in world.outlet.published
+
+
+def test_a_job_waiting_for_its_due_time_is_not_published(world: World) -> None:
+    """A retry has its own message with a countdown."""
+    world.add("a")
+    claim = world.claim("a")
+    assert world.ledger.release(claim, code="OOM_ERROR", due_in_s=30)
+    world.outlet.messages = 0
+    world.keep_sweeping(20)
+    assert world.outlet.published == []
+    world.keep_sweeping(30)
+    assert world.outlet.published[:1] == ["a"]
+
+
+def test_a_paused_queue_is_not_published_to(world: World) -> None:
+    """Messages nobody may claim would only be thrown away."""
+    world.add("a", published=False)
+    world.ledger.pause("sdxl_queue", True)
+    world.keep_sweeping(20)
+    assert world.outlet.published == []
+    world.ledger.pause("sdxl_queue", False)
+    world.sweep()
+    assert world.outlet.published == ["a"]
+
+
+def test_a_job_that_urgent_ones_keep_overtaking_is_lifted_once(world: World) -> None:
+    """Synchronous callers must not starve the queue."""
+    world.add("patient")
+    for minute in range(4):
+        world.add(f"urgent{minute}", priority=0)
+        claim = world.claim(f"urgent{minute}")
+        world.ledger.end(claim.job_id, run=1, fence=claim.fence, outcome=Outcome(status="completed"))
+        world.keep_sweeping(20)
+    assert world.record("patient").priority == 0
+    assert world.record("patient").status == "queued"
+
+
+def test_a_job_nobody_takes_for_a_day_fails(world: World) -> None:
+    """Its caller must hear something in the end."""
+    world.add("a")
+    world.sweep(after_s=86_500)
+    record = world.record("a")
+    assert record.status == "failed"
+    assert record.outcome is not None
+    assert record.outcome.fault is not None
+    assert record.outcome.fault.code == "WORKER_UNAVAILABLE"
+    assert "a" in world.outlet.delivered
+
+
+def test_due_deliveries_are_dispatched_again(world: World) -> None:
+    """A delivery message may get lost like any other."""
+    world.add("a")
+    world.claim("a")
+    world.sweep()
+    assert world.outlet.delivered == ["a"]
+
+
+def test_deliveries_are_not_piled_up_while_the_broker_still_holds_some(world: World) -> None:
+    """With the callback worker down, every sweep would add the same messages again."""
+    world.add("a")
+    world.claim("a")
+    world.outlet.deliveries = 5
+    world.keep_sweeping(8)
+    assert world.outlet.delivered == []
+
+
+def test_finished_jobs_are_forgotten_after_the_retention(world: World) -> None:
+    """The ledger must not grow for ever; a pending callback keeps its job."""
+    for name in ("told", "untold"):
+        world.add(name)
+        claim = world.claim(name)
+        world.ledger.end(name, run=1, fence=claim.fence, outcome=Outcome(status="completed"))
+    for _ in range(2):
+        event = world.ledger.take("told", lease_s=5, token=f"t{_}")
+        assert event is not None
+        world.ledger.delivered(event, status=200)
+    world.sweep(after_s=8 * 86400)
+    assert world.ledger.get("told") is None
+    assert world.ledger.get("untold") is not None
+
+
+def test_recovering_a_fence_that_moved_on_does_nothing(world: World) -> None:
+    """Two sweeps, or a sweep and a worker's parent, may find the same loss."""
+    world.add("a")
+    world.claim("a")
+    old = world.record("a")
+    assert recover(world.ledger, world.outlet, old) == "recovered"
+    assert recover(world.ledger, world.outlet, old) is None
+    assert world.record("a").failures == {"WORKER_LOST": 1}

@@ -1,0 +1,160 @@
+"""The running attempt hears the cancel flag, keeps its deadline, and stops when its fence is lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
+from ourvidz.jobs.job import ImageJob
+from ourvidz.ledger.memory_store import MemoryLedger
+from ourvidz.ledger.record import Claim, Verdict
+from ourvidz.storage.local import LocalStore
+from ourvidz.workflows.run import FenceLost, LeasedRun
+
+
+class Away(MemoryLedger):
+    """A ledger whose server can be switched off."""
+
+    away = False
+
+    def step(self, *args: Any, **kwargs: Any) -> Verdict:
+        if self.away:
+            raise WorkerUnavailable("the job store cannot be reached")
+        return super().step(*args, **kwargs)
+
+
+class Failing(LocalStore):
+    """A store whose first puts fail."""
+
+    failures = 0
+
+    def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise StorageError("the disk is full")
+        super().put(key, data, content_type=content_type)
+
+
+@pytest.fixture
+def ledger() -> Away:
+    return Away()
+
+
+@pytest.fixture
+def claim(ledger: Away) -> Claim:
+    job = ImageJob(
+        id="a",
+        type="sdxl_image_fast",
+        user_id="u",
+        prompt="a lake",
+        steps=4,
+        guidance_scale=6,
+        width=64,
+        height=64,
+        seed=1,
+        expected_time=30,
+    )
+    ledger.register(job, priority=6)
+    claim = ledger.claim("a", 1, worker_id="w", lease_s=10, token="t")
+    assert claim is not None
+    return claim
+
+
+@contextmanager
+def running(ledger: Away, claim: Claim, **changed: Any) -> Iterator[LeasedRun]:
+    with LeasedRun(claim, ledger, **({"lease_s": 10.0, "limit_s": 100.0} | changed)) as run:
+        yield run
+
+
+def test_steps_become_progress_and_leave_the_rest_for_storing(ledger: Away, claim: Claim) -> None:
+    """100 percent is the commit's to say."""
+    with running(ledger, claim) as run:
+        run.step(2, 4)
+        assert ledger.get("a").progress == pytest.approx(49.5)  # type: ignore[union-attr]
+        run.step(4, 4)
+    assert ledger.get("a").progress == pytest.approx(99)  # type: ignore[union-attr]
+
+
+def test_a_cancelled_run_stops_at_its_next_step(ledger: Away, claim: Claim) -> None:
+    """The GPU belongs to the next job the moment the caller says so."""
+    with running(ledger, claim) as run:
+        run.step(1, 4)
+        ledger.request_cancel("a")
+        with pytest.raises(Cancelled):
+            run.step(2, 4)
+
+
+def test_a_lost_fence_stops_the_run_and_its_puts(ledger: Away, claim: Claim, tmp_path: Path) -> None:
+    """A frozen worker that wakes up must not write over its successor's work."""
+    store = LocalStore(tmp_path)
+    with running(ledger, claim) as run:
+        ledger.lose("a", fence=claim.fence)
+        with pytest.raises(FenceLost):
+            run.step(1, 4)
+        with pytest.raises(FenceLost):
+            run.put(store, "workspace-temp/u/a/0.png", b"late", "image/png")
+    assert not store.exists("workspace-temp/u/a/0.png")
+
+
+def test_the_deadline_counts_from_the_first_step(ledger: Away, claim: Claim) -> None:
+    """Loading a model for minutes is not the job's fault."""
+    now = [0.0]
+    with running(ledger, claim, limit_s=120.0, clock=lambda: now[0]) as run:
+        now[0] = 1000.0
+        run.step(0, 4)
+        now[0] = 1119.0
+        run.step(1, 4)
+        now[0] = 1121.0
+        with pytest.raises(JobTimeout, match="120 seconds"):
+            run.step(2, 4)
+
+
+def test_a_ledger_that_is_away_does_not_stop_the_work(ledger: Away, claim: Claim) -> None:
+    """Minutes of GPU time must survive seconds of a restarting server."""
+    with running(ledger, claim) as run:
+        ledger.away = True
+        run.step(1, 4)
+        ledger.away = False
+        run.step(2, 4)
+    assert ledger.get("a").progress == pytest.approx(49.5)  # type: ignore[union-attr]
+
+
+def test_the_lease_is_renewed_while_a_step_takes_long(ledger: Away, claim: Claim) -> None:
+    """A step may take longer than a lease."""
+    renewed = threading.Event()
+    plain = ledger.renew
+
+    def renew(claim: Claim, *, lease_s: float) -> bool:
+        kept = plain(claim, lease_s=lease_s)
+        renewed.set()
+        return kept
+
+    ledger.renew = renew  # type: ignore[method-assign]
+    with running(ledger, claim, lease_s=0.15):
+        assert renewed.wait(5)
+
+
+def test_a_put_is_tried_three_times(ledger: Away, claim: Claim, tmp_path: Path) -> None:
+    """The pictures are made: a hiccup of the storage must not cost the generation."""
+    store = Failing(tmp_path)
+    store.failures = 2
+    pauses: list[float] = []
+    with running(ledger, claim, sleep=pauses.append) as run:
+        run.put(store, "workspace-temp/u/a/0.png", b"x", "image/png")
+    assert store.get("workspace-temp/u/a/0.png") == b"x"
+    assert pauses == [0.5, 2.0]
+
+
+def test_a_put_that_keeps_failing_is_a_storage_error(ledger: Away, claim: Claim, tmp_path: Path) -> None:
+    """An operator must hear of a full disk."""
+    store = Failing(tmp_path)
+    store.failures = 9
+    with running(ledger, claim, sleep=lambda _: None) as run, pytest.raises(StorageError):
+        run.put(store, "workspace-temp/u/a/0.png", b"x", "image/png")
+    assert store.failures == 6
