@@ -59,7 +59,6 @@ task_routes = {
 # The ledger, not the broker, brings a lost job back: an acknowledged message of a dead child is right.
 task_acks_late = True
 task_reject_on_worker_lost = False
-task_acks_on_failure_or_timeout = True
 worker_prefetch_multiplier = 1
 worker_cancel_long_running_tasks_on_connection_loss = False
 worker_pool_start_method = "spawn"

@@ -34,6 +34,7 @@ attempts a job gets stand on the class; nothing else in the project decides them
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 
@@ -83,7 +84,10 @@ class InvalidParameters(CallerError):
 
 
 class PolicyViolation(CallerError):
+    """`audit` (category, hash of the text) is for the operator's log alone, never for the wire."""
+
     code = "POLICY_VIOLATION"
+    audit: Mapping[str, str] | None = None
 
 
 class ReferenceForbidden(CallerError):

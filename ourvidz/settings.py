@@ -37,6 +37,14 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _env("OURVIDZ_LOG_LEVEL", "INFO")
     log_format: Literal["json", "console"] = _env("OURVIDZ_LOG_FORMAT", "console")
 
+    # The command line
+    shim_url: str | None = _env("OURVIDZ_URL")
+    """Where `ourvidz jobs` finds the shim; default is the running `ourvidz up`."""
+    shim_key: str | None = _env("OURVIDZ_API_KEY")
+    """What `ourvidz jobs` authorizes itself with."""
+    redis_server_bin: str | None = _env("REDIS_SERVER_BIN")
+    """The Redis or Valkey server that `ourvidz up` starts; default one on the PATH, else the packaged one."""
+
     # Redis: broker and ledger
     redis_url_given: str | None = _env("OURVIDZ_REDIS_URL")
     upstash_url: str | None = _env("UPSTASH_REDIS_REST_URL")
@@ -201,9 +209,14 @@ def settings() -> Settings:
 
 def become_worker(name: str, gpu: str | None) -> None:
     """Make this process and its children the worker `name`, seeing one GPU. Call it before torch loads."""
-    os.environ["OURVIDZ_WORKER"] = name
+    adopt(OURVIDZ_WORKER=name)
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        adopt(CUDA_VISIBLE_DEVICES=gpu)
+
+
+def adopt(**variables: str) -> None:
+    """Set variables for this process and its children; the next `settings()` reads them."""
+    os.environ.update(variables)
     settings.cache_clear()
 
 

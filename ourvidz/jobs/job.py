@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from ourvidz.jobs.catalog import CATALOG, DEFAULT_BUCKET, JobType
 
-JOB_VERSION = 1
+JOB_VERSION: Final = 1
 
 ReferenceMode = Literal["none", "single", "start", "end", "both"]
 ReferenceType = Literal["style", "composition", "character"]

@@ -39,16 +39,22 @@ def load_outcome(text: str | None) -> Outcome | None:
 def generation_ms(outcome: Outcome) -> int | None:
     """What an outcome says of its generation time, in whole milliseconds."""
     seconds = outcome.metadata.get("generation_time")
-    measured = isinstance(seconds, int | float) and math.isfinite(seconds)
-    return round(seconds * 1000) if measured else None
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        return None
+    return round(seconds * 1000)
 
 
 def refuse_newer(job_id: str, version: int) -> None:
     """`InternalError` for a record that a newer release wrote: guessing at it could lose the job."""
     if version > RECORD_VERSION:
-        raise InternalError(
-            f"the record of job {job_id} has version {version}, this release knows {RECORD_VERSION}: upgrade it"
-        )
+        raise newer_record(job_id, version)
+
+
+def newer_record(job_id: str, version: int | str) -> InternalError:
+    """What is wrong with a record that a newer release wrote."""
+    return InternalError(
+        f"job {job_id} has a record of version {version} and this release knows {RECORD_VERSION}: upgrade it"
+    )
 
 
 def _time(text: str | None) -> float | None:

@@ -22,7 +22,10 @@ def load_cursor(cursor: str | None) -> int | None:
         return None
     if not re.fullmatch(r"r[0-9a-f]{1,13}", cursor):
         raise InvalidParameters(
-            "the cursor is not one that this list gave out", field="cursor", rule="cursor of a page", value=cursor
+            "the cursor is not one that this list gave out",
+            field="cursor",
+            rule="cursor of a page",
+            value=cursor,
         )
     return int(cursor[1:], 16)
 
@@ -35,5 +38,7 @@ def wanted(record: Record, type: str | None, status: str | None) -> bool:
 def checked_after(after: str) -> str:
     """A stream id to go on after. `InvalidParameters` when it cannot be one."""
     if not re.fullmatch(r"\d{1,19}(-\d{1,19})?", after, flags=re.ASCII):
-        raise InvalidParameters("not the id of an event", field="after", rule="id of a stream item", value=after)
+        raise InvalidParameters(
+            "not the id of an event", field="after", rule="id of a stream item", value=after
+        )
     return after

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from ourvidz.errors import Conflict, NotFound
 from ourvidz.jobs.job import Job, dump_job, load_job
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.codec import dump_json, dump_outcome, generation_ms, load_record, pairs
 from ourvidz.ledger.limits import STREAM_KEPT_S, Limits
 from ourvidz.ledger.record import Admission, Claim, Record, Verdict
 from ourvidz.ledger.redis_link import Link, call_token
+from ourvidz.ledger.refusals import refusal
 
 
 class RedisJobs:
@@ -76,7 +76,9 @@ class RedisJobs:
             self._link.call("release", claim.job_id, claim.run, claim.fence, code, due_in_s, call_token())
         )
 
-    def end(self, job_id: str, *, run: int, fence: int, outcome: Outcome, worker_id: str | None = None) -> bool:
+    def end(
+        self, job_id: str, *, run: int, fence: int, outcome: Outcome, worker_id: str | None = None
+    ) -> bool:
         committed = self._link.call(
             "end",
             job_id,
@@ -111,14 +113,3 @@ def _granted(job_id: str, wish: str, answer: list[Any]) -> Record:
     if answer[0] == "ok":
         return load_record(job_id, pairs(answer[1]))
     raise refusal(job_id, wish, answer[0])
-
-
-def refusal(job_id: str, wish: str, reason: str) -> NotFound | Conflict:
-    """Why a job cannot be reopened, cancelled or deleted. `reason` is its status or what is in the way."""
-    if reason == "missing":
-        return NotFound(f"there is no job {job_id}")
-    if reason == "document":
-        return Conflict("what was asked for is no longer kept, so the job cannot run again")
-    if reason == "callback":
-        return Conflict("the job's callback is still on its way")
-    return Conflict(f"a {reason} job cannot be {wish}")

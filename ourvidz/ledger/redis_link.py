@@ -7,16 +7,23 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import ConstantBackoff, ExponentialBackoff, NoBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.backoff import AbstractBackoff, ConstantBackoff, ExponentialBackoff, NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.retry import Retry
 
-from ourvidz.errors import InternalError, WorkerUnavailable
+from ourvidz.errors import WorkerUnavailable
+from ourvidz.ledger.codec import newer_record
 from ourvidz.ledger.record import RECORD_VERSION
 
 Answer = TypeVar("Answer")
@@ -28,9 +35,9 @@ QUICK_S = 0.4
 """How long the hot path waits for a connection or an answer."""
 FOLLOW_S = 1.0
 """How long one blocking read of a stream lasts."""
-CALM = (ExponentialBackoff(cap=1.0, base=0.05), 10)
+CALM: tuple[AbstractBackoff, int] = (ExponentialBackoff(cap=1.0, base=0.05), 10)
 """Waits 7.5 s in all: a server that is killed and started again within that time is not noticed."""
-QUICK = (ConstantBackoff(0.05), 1)
+QUICK: tuple[AbstractBackoff, int] = (ConstantBackoff(0.05), 1)
 
 
 def _retryable(error: Exception) -> bool:
@@ -47,9 +54,7 @@ def outages() -> Any:
             raise WorkerUnavailable("the job store takes no writes") from refused
         if "RECORD-TOO-NEW" in str(refused):
             version, job_id = str(refused).split("RECORD-TOO-NEW ", 1)[1].split(" ")[:2]
-            raise InternalError(
-                f"the record of job {job_id} has version {version}, this release knows {RECORD_VERSION}: upgrade it"
-            ) from None
+            raise newer_record(job_id, version) from None
         raise
     except UNREACHABLE as gone:
         raise WorkerUnavailable("the job store cannot be reached") from gone
@@ -90,21 +95,29 @@ class Link:
         folder = files("ourvidz.ledger.lua")
         prelude = (folder / "prelude.lua").read_text(encoding="utf-8")
         self._scripts = {
-            each.name.removesuffix(".lua"): self.client.register_script(prelude + each.read_text(encoding="utf-8"))
+            each.name.removesuffix(".lua"): self.client.register_script(
+                prelude + each.read_text(encoding="utf-8")
+            )
             for each in folder.iterdir()
             if each.name.endswith(".lua") and each.name != "prelude.lua"
         }
 
     def call(self, verb: str, *args: object, quick: bool = False) -> Any:
-        """Run a script in one round trip. `quick` gives up within a second instead of riding out a restart."""
+        """Run a script in one round trip. `quick` gives up within a second, else a restart is ridden out."""
         script = self._scripts[verb]
         client = self._quick_client if quick else self.client
-        given = [self._prefix, self._time(), RECORD_VERSION, *("" if arg is None else arg for arg in args)]
+        given: list[Any] = [
+            self._prefix,
+            self._time(),
+            RECORD_VERSION,
+            *("" if arg is None else arg for arg in args),
+        ]
         return self.ask(lambda: script(args=given, client=client), quick=quick)
 
     def ask(self, question: Callable[[], Answer], *, quick: bool = False) -> Answer:
         """Ask the server something, again if need be. `WorkerUnavailable` when it stays away."""
-        retry = Retry(*(QUICK if quick else CALM), supported_errors=UNREACHABLE)
+        waits, times = QUICK if quick else CALM
+        retry = Retry(waits, times, supported_errors=UNREACHABLE)
         with outages():
             return retry.call_with_retry(question, lambda _error: None, is_retryable=_retryable)
 
@@ -152,7 +165,9 @@ class Link:
 
     def _async_client(self) -> Any:
         never = AsyncRetry(NoBackoff(), 0)
-        return redis.asyncio.Redis.from_url(self._url, retry=never, **_options(CONNECT_S, FOLLOW_S + ANSWER_S))
+        return redis.asyncio.Redis.from_url(
+            self._url, retry=never, **_options(CONNECT_S, FOLLOW_S + ANSWER_S)
+        )
 
     def close(self) -> None:
         """Close the idle connections; a closed link opens new ones when it is used again."""
@@ -162,7 +177,7 @@ class Link:
 
 async def ask_patiently(question: Callable[[], Any]) -> Any:
     """`Link.ask` for coroutines."""
-    retry = AsyncRetry(*CALM, supported_errors=UNREACHABLE)
+    retry = AsyncRetry(*CALM, supported_errors=cast(Any, UNREACHABLE))
 
     async def pass_on(_error: Exception) -> None:
         return None

@@ -67,7 +67,9 @@ class RedisReading:
     def _index_batch(self, index: str, below: int | None) -> list[tuple[str, int]]:
         top = "+inf" if below is None else f"({below}"
         found = self._link.ask(
-            lambda: self._link.client.zrevrangebyscore(index, top, "-inf", start=0, num=BATCH, withscores=True)
+            lambda: self._link.client.zrevrangebyscore(
+                index, top, "-inf", start=0, num=BATCH, withscores=True
+            )
         )
         return [(job_id, int(score)) for job_id, score in found]
 
@@ -100,7 +102,9 @@ class RedisReading:
             block_ms: int | None = None
             while True:
                 # Asked before reading: whatever it has finished with is then in the stream.
-                status, run = await ask_patiently(lambda: client.hmget(self._keys.job(job_id), "status", "run"))
+                status, run = await ask_patiently(
+                    lambda: client.hmget(self._keys.job(job_id), "status", "run")
+                )
                 items = await self._read_on(client, job_id, last, block_ms)
                 for item in items:
                     last = item.id

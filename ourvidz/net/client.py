@@ -110,7 +110,9 @@ def session(*, timeout_s: float, connect_s: float = CONNECT_S) -> requests.Sessi
     made.trust_env = False
     made.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     made.headers.clear()
-    made.headers.update({"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"})
+    made.headers.update(
+        {"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close", "User-Agent": "ourvidz"}
+    )
     adapter = _DeadlineAdapter(timeout_s, connect_s)
     made.mount("http://", adapter)
     made.mount("https://", adapter)

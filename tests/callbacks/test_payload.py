@@ -16,14 +16,51 @@ from ourvidz.ledger.record import OutboxEvent
 
 MakeEvent = Callable[..., OutboxEvent]
 
-TOP = "job_id worker_id status sequence assets metadata enhancedPrompt error_message error".split()
-METADATA = """
-job_type content_type seed num_images batch_size generation_time processing_time queue_time expected_time
-performance_ratio vram_used vram_total vram_utilization vram_used_gb vram_total_gb frame_num wan_task
-reference_mode i2i_mode exact_copy_mode size_capped enhancement_source unrestricted_mode system_prompt_used
-nsfw_optimization compel_enabled compel_weights compel_success enhancement_strategy original_prompt
-final_prompt_type worker_version
-""".split()
+TOP = [
+    "job_id",
+    "worker_id",
+    "status",
+    "sequence",
+    "assets",
+    "metadata",
+    "enhancedPrompt",
+    "error_message",
+    "error",
+]
+METADATA = [
+    "job_type",
+    "content_type",
+    "seed",
+    "num_images",
+    "batch_size",
+    "generation_time",
+    "processing_time",
+    "queue_time",
+    "expected_time",
+    "performance_ratio",
+    "vram_used",
+    "vram_total",
+    "vram_utilization",
+    "vram_used_gb",
+    "vram_total_gb",
+    "frame_num",
+    "wan_task",
+    "reference_mode",
+    "i2i_mode",
+    "exact_copy_mode",
+    "size_capped",
+    "enhancement_source",
+    "unrestricted_mode",
+    "system_prompt_used",
+    "nsfw_optimization",
+    "compel_enabled",
+    "compel_weights",
+    "compel_success",
+    "enhancement_strategy",
+    "original_prompt",
+    "final_prompt_type",
+    "worker_version",
+]
 
 FOUND = {
     "generation_time": 15.5,

@@ -52,25 +52,29 @@ SCALARS = (
             512,
             0.5,
         ]
-    )  # fmt: skip
+    )
 )
 JSON = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
-)  # fmt: skip
+)
 
 CONFIG = [
-    "steps", "num_inference_steps", "guidance_scale", "num_images", "width", "height", "resolution", "size", "seed",
-    "frames", "fps", "sample_solver", "sample_shift", "image", "first_frame", "last_frame", "reference_mode",
-    "enhance_prompt", "system_prompt", "expected_time", "negative_prompt", "denoise_strength", "temperature",
+    "steps", "num_inference_steps", "guidance_scale", "num_images", "width", "height", "resolution",
+    "size", "seed", "frames", "fps", "sample_solver", "sample_shift", "image", "first_frame",
+    "last_frame", "reference_mode", "enhance_prompt", "system_prompt", "expected_time",
+    "negative_prompt", "denoise_strength", "temperature",
 ]  # fmt: skip
 METADATA = [
-    "reference_image_url", "start_reference_url", "end_reference_url", "reference_type", "denoise_strength",
-    "reference_strength", "exact_copy_mode", "user_id", "seed", "negative_prompt", "model_variant", "compel_weights",
+    "reference_image_url", "start_reference_url", "end_reference_url", "reference_type",
+    "denoise_strength", "reference_strength", "exact_copy_mode", "user_id", "seed", "negative_prompt",
+    "model_variant", "compel_weights",
 ]  # fmt: skip
 TOP = [
-    "bucket", "callback_url", "negative_prompt", "compel_enabled", "compel_weights", "messages", "model", "max_tokens",
-    "temperature", "top_p", "stream", "video_id", "created_at", "denoise_strength", "unrestricted_mode", "operation",
+    "bucket", "callback_url", "negative_prompt", "compel_enabled", "compel_weights", "messages",
+    "model", "max_tokens", "temperature", "top_p", "stream", "video_id", "created_at",
+    "denoise_strength", "unrestricted_mode", "operation",
 ]  # fmt: skip
 
 
@@ -101,7 +105,6 @@ def outcome(payload: object) -> BaseJob | tuple[str, str | None, str]:
     except CallerError as error:
         json.dumps([error.field, error.rule, error.value], allow_nan=False).encode()
         error.message.encode()
-        assert error.message
         return error.code, error.field, error.message
 
 

@@ -91,8 +91,8 @@ def test_defaults_are_the_documented_ones() -> None:
 @pytest.mark.parametrize("nested", [False, True])
 def test_sampling_values_are_read_at_top_level_and_under_config(nested: bool) -> None:
     """Both forms are in the field."""
-    values = {"max_tokens": "64", "temperature": 0, "top_p": 1, "frequency_penalty": -2, "presence_penalty": 2,
-              "seed": 5, "model": "qwen_base", "stream": "true"}  # fmt: skip
+    values = {"max_tokens": "64", "temperature": 0, "top_p": 1, "frequency_penalty": -2}
+    values |= {"presence_penalty": 2, "seed": 5, "model": "qwen_base", "stream": "true"}
     job = chat(messages=HELLO, **({"config": values} if nested else values))
     assert (job.max_tokens, job.temperature, job.top_p) == (64, 0.0, 1.0)
     assert (job.frequency_penalty, job.presence_penalty) == (-2.0, 2.0)

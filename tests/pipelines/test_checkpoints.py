@@ -110,7 +110,9 @@ def test_a_folder_of_half_precision_files_only_loads(
     from diffusers import StableDiffusionXLPipeline
 
     half = tmp_path / "half"
-    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny.path, local_files_only=True, dtype=torch.float16)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(
+        tiny.path, local_files_only=True, dtype=torch.float16
+    )
     pipeline.save_pretrained(half, variant="fp16")
     found = find_sdxl(half, tmp_path)
     assert found.variant == "fp16"
@@ -155,7 +157,9 @@ def test_a_single_file_makes_the_pictures_of_its_folder(
     """Most SDXL checkpoints are one file in the original layout; loading must find every weight, offline."""
     file = tmp_path / "landscape.safetensors"
     safetensors.torch.save_file(original_layout(sdxl._pipe), file)
-    copytree(tiny.path, tmp_path / "landscape.config", ignore=lambda _, names: [n for n in names if "safet" in n])
+    copytree(
+        tiny.path, tmp_path / "landscape.config", ignore=lambda _, names: [n for n in names if "safet" in n]
+    )
     found = find_sdxl(file, tmp_path)
     assert (found.kind, found.name) == ("single file", "landscape")
     single = SDXLPipeline(found, cap=128)
@@ -238,7 +242,9 @@ def original_layout(pipe: object) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = {}
     for name, weight in pipe.unet.state_dict().items():
         target = renamed(name, UNET)
-        weights["model.diffusion_model." + (renamed(target, RESNET) if ".resnets." in name else target)] = weight
+        weights["model.diffusion_model." + (renamed(target, RESNET) if ".resnets." in name else target)] = (
+            weight
+        )
     for name, weight in pipe.vae.state_dict().items():
         shaped = weight[:, :, None, None] if "attentions" in name and weight.dim() == 2 else weight
         weights["first_stage_model." + renamed(name, VAE)] = shaped

@@ -227,9 +227,29 @@ def test_running_out_of_memory_is_an_error_of_ours(
     assert pictures(sdxl, image_job())
 
 
+def test_out_of_memory_lets_go_of_the_job_s_tensors(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
+    """The second attempt needs their room while the first one's error is still being reported."""
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def fail(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        held.append(weakref.ref(inputs[0]))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = sdxl._pipe.unet.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(OutOfMemory) as raised:
+            sdxl.generate(image_job(), on_step=lambda *_: None)
+    finally:
+        hook.remove()
+    assert raised.value.retryable
+    assert [tensor() for tensor in held] == [None]
+
+
 def test_a_real_allocation_that_is_too_large_is_out_of_memory(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
     """The CPU allocator's own words must be recognised, not only those we remember."""
-    hook = sdxl._pipe.unet.register_forward_pre_hook(lambda *_: torch.empty(1 << 60, dtype=torch.uint8) and None)
+    hook = sdxl._pipe.unet.register_forward_pre_hook(
+        lambda *_: torch.empty(1 << 60, dtype=torch.uint8) and None
+    )
     try:
         with pytest.raises(OutOfMemory):
             sdxl.generate(image_job(), on_step=lambda *_: None)

@@ -1,0 +1,215 @@
+"""`ourvidz doctor`: does this machine have what it needs? A reason and a fix for everything that it lacks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import click
+
+from ourvidz.cli.console import emit
+from ourvidz.errors import ModelLoadError, OurvidzError, SettingsError
+from ourvidz.settings import Settings, load_settings
+
+SDXL_GIB = 10
+"""What the SDXL family takes of a GPU in production."""
+TORCH_PATIENCE_S = 120
+NETWORK_S = 5
+
+_MIB = 1 << 20
+_LOOK_AT_TORCH = """
+import json, torch
+gpus = []
+for index in range(torch.cuda.device_count()):
+    free, total = torch.cuda.mem_get_info(index)
+    gpus.append({"name": torch.cuda.get_device_name(index), "free": free, "total": total})
+print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What one look found."""
+
+    name: str
+    status: Literal["ok", "failed", "skipped"]
+    reason: str
+    fix: str = ""
+
+
+def _ok(name: str, reason: str) -> Check:
+    return Check(name, "ok", reason)
+
+
+def _failed(name: str, reason: str, fix: str) -> Check:
+    return Check(name, "failed", reason, fix)
+
+
+def _skipped(name: str, reason: str) -> Check:
+    return Check(name, "skipped", reason)
+
+
+@click.command(short_help="Check that this machine has what it needs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Check that this machine has what it needs. Exit status 1 when something is missing."""
+    checks = examine()
+    if as_json:
+        emit([asdict(check) for check in checks])
+    else:
+        _show(checks)
+    if any(check.status == "failed" for check in checks):
+        raise click.exceptions.Exit(1)
+
+
+def examine() -> list[Check]:
+    """Every check, in reading order. Without valid settings the rest is skipped."""
+    checks = [check_python()]
+    try:
+        chosen = load_settings()
+    except SettingsError as wrong:
+        checks.append(
+            _failed("settings", wrong.message, "correct this variable in the environment or in .env")
+        )
+        return [
+            *checks,
+            *(_skipped(name, "needs valid settings") for name in ("torch", *(n for n, _ in LOOKS))),
+        ]
+    checks.append(_ok("settings", f"profile {chosen.profile}, state in {chosen.state_dir}"))
+    checks.extend(check_torch(chosen))
+    checks.extend(look(chosen) for _, look in LOOKS)
+    return checks
+
+
+def check_python() -> Check:
+    """The interpreter. One that is too old could not have read this far."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    return _ok("python", f"{version} at {sys.executable}")
+
+
+def check_torch(chosen: Settings) -> list[Check]:
+    """torch and the GPUs it sees; in a process of its own, this one stays light."""
+    try:
+        run = subprocess.run(
+            (sys.executable, "-c", _LOOK_AT_TORCH), capture_output=True, text=True, timeout=TORCH_PATIENCE_S
+        )
+    except subprocess.TimeoutExpired:
+        reason = f"import took longer than {TORCH_PATIENCE_S} s"
+        return [_failed("torch", reason, "look at the disk and the GPU driver (nvidia-smi)")]
+    if run.returncode != 0:
+        reason = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
+        return [_failed("torch", reason, "pip install -e . in this environment")]
+    found = json.loads(run.stdout.strip().splitlines()[-1])
+    built = f"CUDA {found['cuda']}" if found["cuda"] else "CPU only"
+    return [
+        _ok("torch", f"{found['torch']} ({built})"),
+        judge_gpus(found, production=chosen.profile == "production"),
+    ]
+
+
+def judge_gpus(found: dict[str, Any], *, production: bool) -> Check:
+    """Whether the GPUs that torch sees are enough. The tiny profile needs none."""
+    gpus = found["gpus"]
+    told = "; ".join(
+        f"{gpu['name']}: {gpu['free'] // _MIB} of {gpu['total'] // _MIB} MiB free" for gpu in gpus
+    )
+    if not gpus:
+        if not production:
+            return _skipped("gpu", "none; the tiny profile runs on the CPU")
+        return _failed("gpu", "torch sees no GPU", "install the driver and a CUDA build of torch")
+    if production and max(gpu["total"] for gpu in gpus) < SDXL_GIB << 30:
+        return _failed("gpu", told, f"SDXL needs a GPU with {SDXL_GIB} GiB")
+    return _ok("gpu", told)
+
+
+def check_checkpoints(chosen: Settings) -> Check:
+    """The weights the workers will load."""
+    from ourvidz.cli.models import find
+
+    try:
+        checkpoint = find(chosen)
+    except ModelLoadError as missing:
+        return _failed("checkpoints", missing.message, "set OURVIDZ_SDXL_MODEL to the checkpoint")
+    if checkpoint is None:
+        return _ok("checkpoints", f"tiny-sdxl, built in {chosen.cache_dir} on first use")
+    return _ok("checkpoints", f"{checkpoint.name} ({checkpoint.kind}) at {checkpoint.path}")
+
+
+def check_broker(chosen: Settings) -> Check:
+    """The Redis server: reachable, and never throwing anything away."""
+    import redis
+
+    from ourvidz.cli.embedded import find_server
+    from ourvidz.cli.state import StateDir
+
+    running = (StateDir(chosen.state_dir).announced() or {}).get("redis")
+    if not (chosen.redis_url_given or chosen.upstash_url or running):
+        try:
+            return _ok("broker", f"`ourvidz up` will start {find_server(chosen.redis_server_bin)}")
+        except SettingsError as missing:
+            return _failed("broker", missing.message, "pip install 'ourvidz[embedded]'")
+    external = chosen.redis_url_given or chosen.upstash_url
+    url = chosen.redis_url if external or running is None else running
+    try:
+        with redis.Redis.from_url(
+            url, decode_responses=True, socket_connect_timeout=NETWORK_S, socket_timeout=NETWORK_S
+        ) as client:
+            client.ping()
+            facts = client.info()
+    except (redis.RedisError, ValueError) as lost:
+        fix = "start it, or correct OURVIDZ_REDIS_URL" if external else "restart `ourvidz up`"
+        return _failed("broker", f"{type(lost).__name__}: {lost}", fix)
+    policy = facts.get("maxmemory_policy")
+    if policy != "noeviction":
+        return _failed("broker", f"maxmemory-policy is {policy}: jobs can vanish", "set it to noeviction")
+    return _ok("broker", f"version {facts.get('valkey_version') or facts.get('redis_version')}, noeviction")
+
+
+def check_storage(chosen: Settings) -> Check:
+    """Where assets are kept: writes, reads and deletes a probe."""
+    from ourvidz.storage.local import LocalStore
+
+    try:
+        LocalStore(chosen.storage_dir).check()
+    except OurvidzError as wrong:
+        return _failed("storage", wrong.message, "set OURVIDZ_STORAGE_DIR to a directory that can be written")
+    return _ok("storage", str(chosen.storage_dir))
+
+
+def check_callbacks(chosen: Settings) -> Check:
+    """The receiver of callbacks. Any answer will do: only a real callback may post there."""
+    import requests
+
+    url = chosen.default_callback_url
+    if url is None:
+        return _skipped("callbacks", "they go to the inbox of `ourvidz up`")
+    try:
+        answer = requests.options(url, timeout=NETWORK_S, allow_redirects=False)
+    except requests.RequestException as lost:
+        return _failed(
+            "callbacks", f"{url}: {type(lost).__name__}", "correct SUPABASE_URL or OURVIDZ_CALLBACK_URL"
+        )
+    return _ok("callbacks", f"{url} answers ({answer.status_code})")
+
+
+LOOKS: tuple[tuple[str, Callable[[Settings], Check]], ...] = (
+    ("checkpoints", check_checkpoints),
+    ("broker", check_broker),
+    ("storage", check_storage),
+    ("callbacks", check_callbacks),
+)
+
+
+def _show(checks: list[Check]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    colours = {"ok": "green", "failed": "red", "skipped": "dim"}
+    table = Table("check", "", "reason", "fix")
+    for check in checks:
+        table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", check.reason, check.fix)
+    Console().print(table)

@@ -1,0 +1,119 @@
+"""What `ourvidz up` runs: the processes, their environment, and the order in which they stop."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from ourvidz.cli.state import Secrets, StateDir
+from ourvidz.cli.supervisor import Spec, Step
+from ourvidz.errors import SettingsError
+from ourvidz.settings import Settings, environment
+
+CALLBACK_PATH = "/functions/v1/job-callback"
+HELPERS = ("io", "keeper", "clock")
+RELEASE_S = 1.5
+"""How long a process has to hand back and go, once it was told to drop what it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one stack listens."""
+
+    shim: str
+    redis: str
+    flower_port: int | None
+    web_fds: tuple[int, ...]
+
+    @property
+    def flower(self) -> str | None:
+        """Flower's page."""
+        return f"http://127.0.0.1:{self.flower_port}" if self.flower_port else None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket for the shim; port 0 takes a free one. `SettingsError` when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        # Now, not in the child: a connection made while the shim restarts waits instead of being refused.
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        raise SettingsError(f"--port: {host}:{port} cannot be used: {error.strerror}", field="port") from None
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """The shim's URL on a bound socket, as seen from this machine."""
+    host, port = sock.getsockname()[:2]
+    seen = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{seen}:{port}"
+
+
+def surroundings(chosen: Settings, state: StateDir, secrets: Secrets, place: Place) -> dict[str, str]:
+    """The environment of every process. What the operator has set stays; callbacks that have no other
+    receiver go to the shim's own inbox, signed with the generated secrets."""
+    own: dict[str, str | None] = {
+        "OURVIDZ_STATE_DIR": str(state.root),
+        "OURVIDZ_EMBEDDED": "1",
+        "OURVIDZ_REDIS_URL": place.redis,
+        "OURVIDZ_WORKER": None,
+        "PYTHONUNBUFFERED": "1",
+    }
+    if chosen.public_url is None:
+        own["OURVIDZ_PUBLIC_URL"] = place.shim
+    if chosen.default_callback_url is None:
+        own["OURVIDZ_CALLBACK_URL"] = place.shim + CALLBACK_PATH
+        if not chosen.callback_secrets:
+            own["JOB_CALLBACK_SECRET"] = secrets.callback_secret
+        if not chosen.webhook_secrets:
+            own["OURVIDZ_WEBHOOK_SECRET"] = secrets.webhook_secret
+    return environment(**own)
+
+
+def processes(families: tuple[str, ...], state: StateDir, place: Place, env: dict[str, str]) -> list[Spec]:
+    """Everything but the embedded server, the slowest to start first."""
+    fds = [argument for fd in place.web_fds for argument in ("--fd", str(fd))]
+    specs = [_worker(name, state, env) for name in families]
+    specs.append(_worker("web", state, env, *fds, pass_fds=place.web_fds))
+    specs.extend(_worker(name, state, env) for name in HELPERS)
+    if place.flower_port is not None:
+        specs.append(Spec("flower", _flower(place.flower_port), env, state.log("flower")))
+    return specs
+
+
+def last_words(drain_s: float) -> list[Step]:
+    """How a worker is stopped: finish the job; hand it back; go."""
+    return [(signal.SIGTERM, drain_s), (signal.SIGQUIT, RELEASE_S), (signal.SIGKILL, RELEASE_S)]
+
+
+PROMPTLY: list[Step] = [(signal.SIGTERM, RELEASE_S), (signal.SIGKILL, RELEASE_S)]
+
+
+def _worker(
+    name: str, state: StateDir, env: dict[str, str], *more: str, pass_fds: tuple[int, ...] = ()
+) -> Spec:
+    argv = (sys.executable, "-m", "ourvidz.cli.main", "worker", name, *more)
+    return Spec(name, argv, env, state.log(name), pass_fds)
+
+
+def _flower(port: int) -> tuple[str, ...]:
+    celery = (sys.executable, "-m", "celery", "-A", "ourvidz.app", "flower")
+    return (
+        *celery,
+        "--address=127.0.0.1",
+        f"--port={port}",
+        "--purge_offline_workers=300",
+        "--natural_time=true",
+    )
+
+
+def flower_installed() -> bool:
+    """Whether Flower can be started here."""
+    return find_spec("flower") is not None

@@ -1,0 +1,62 @@
+"""`ourvidz worker NAME`: be one of the processes, until told to stop."""
+
+from __future__ import annotations
+
+import click
+
+from ourvidz.errors import SettingsError
+from ourvidz.jobs.catalog import QUEUES
+from ourvidz.settings import Settings, become_worker, settings
+
+HERE = ("sdxl",)
+"""The families this version has pipelines for."""
+HELPERS = ("io", "keeper", "clock", "web")
+
+_QUIET = ("--without-gossip", "--without-mingle", "-E")
+
+
+def check_family(name: str) -> str:
+    """The family, if this version serves it. `SettingsError` says that it does not, or that there is none."""
+    if name in HERE:
+        return name
+    if name in QUEUES:
+        raise SettingsError(
+            f"this version has no {name} worker yet; it serves {', '.join(HERE)}", field="worker"
+        )
+    raise SettingsError(
+        f"there is no worker {name!r}; there are {', '.join((*HERE, *HELPERS))}", field="worker"
+    )
+
+
+def arguments(name: str, chosen: Settings) -> list[str]:
+    """What Celery is started with to be this worker."""
+    level = ["-l", chosen.log_level]
+    if name == "clock":
+        return ["beat", "-S", "celery.beat.Scheduler", *level]
+    node = ["worker", "-n", chosen.worker_id(name), *_QUIET, *level]
+    if name == "io":
+        return [*node, "-Q", "callbacks", "-P", "threads", "-c", "16"]
+    if name == "keeper":
+        # A thread, not solo: a sweep that hangs must not block remote control.
+        return [*node, "-Q", "maintenance", "-P", "threads", "-c", "1"]
+    return [*node, "-Q", QUEUES[name], "-P", "prefork", "-c", "1", "--prefetch-multiplier=1"]
+
+
+@click.command(short_help="Be one process.")
+@click.argument("name")
+@click.option("--fd", "fds", type=int, multiple=True, help="web only: a listening socket to serve on.")
+def worker(name: str, fds: tuple[int, ...]) -> None:
+    """Be one process: web, sdxl, io, keeper or clock."""
+    if name not in HELPERS:
+        check_family(name)
+    if fds and name != "web":
+        raise click.UsageError("--fd is for web only")
+    become_worker(name, settings().gpu)
+    if name == "web":
+        from ourvidz.web import serve
+
+        serve.run(settings(), list(fds))
+        return
+    from ourvidz.app import app
+
+    app.start(arguments(name, settings()))

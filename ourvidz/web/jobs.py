@@ -1,0 +1,144 @@
+"""The job routes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from ourvidz import dispatch
+from ourvidz.errors import InvalidParameters, NotFound
+from ourvidz.jobs.catalog import lookup
+from ourvidz.jobs.fields import IDENTIFIER
+from ourvidz.jobs.schema import submission_schema
+from ourvidz.ledger.record import Record, Status
+from ourvidz.web import audit, door, events, views
+from ourvidz.web.body import read_json
+from ourvidz.web.documents import Accepted, Deleted, JobPage, JobState
+from ourvidz.web.problems import documented
+from ourvidz.wiring import control
+
+router = APIRouter(tags=["jobs"])
+
+JobId = Annotated[str, Path(alias="id", description="The caller's own id.")]
+SUBMISSION: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": submission_schema()}}}
+}
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    204: {"description": "There is nothing left to hear."},
+}
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    response_model=Accepted,
+    responses={
+        200: {"model": JobState, "description": "This job stands already."},
+        **documented(401, 403, 409, 413, 422, 503),
+    },
+    openapi_extra=SUBMISSION,
+)
+async def submit(request: Request) -> Response:
+    """Queue a job. The same id with the same job again is answered with the job as it stands."""
+    payload = await read_json(request)
+    return await run_in_threadpool(_submit, request, payload)
+
+
+def _submit(request: Request, payload: object) -> Response:
+    at = control.current()
+    told = audit.entry(request.scope)
+    job = dispatch.admit(payload)
+    told.job_id, told.user_id, told.type = job.id, job.user_id, job.type
+    admission = door.take(job, request.app.state.attendance)
+    if not admission.created:
+        return _json(views.state(admission.record, at.ledger, at.store), 200)
+    return _json(views.accepted(admission.record, at.ledger), 202, {"Location": f"/jobs/{job.id}"})
+
+
+@router.get("/jobs", responses=documented(401, 403, 422, 503))
+def page(
+    user_id: Annotated[str | None, Query(pattern=rf"^({IDENTIFIER.pattern})?$")] = None,
+    type: Annotated[str | None, Query(description="A job type or one of its aliases.")] = None,
+    status: Status | None = None,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> JobPage:
+    """Jobs, newest first."""
+    at = control.current()
+    row = lookup(type) if type else None
+    if type and row is None:
+        raise InvalidParameters(f"type: {type!r} is no job type", field="type", rule="a job type", value=type)
+    found = at.ledger.page(
+        user_id=user_id or None,
+        type=row.name if row else None,
+        status=status,
+        cursor=cursor or None,
+        limit=limit,
+    )
+    return JobPage(items=[views.listed(record, at.store) for record in found.records], cursor=found.cursor)
+
+
+@router.get("/job/{id}", include_in_schema=False)
+@router.get("/jobs/{id}", responses=documented(401, 403, 404, 422, 503))
+def show(job_id: JobId) -> JobState:
+    """A job as it now stands."""
+    at = control.current()
+    return views.state(_record(job_id), at.ledger, at.store)
+
+
+@router.get(
+    "/jobs/{id}/events", response_model=None, responses={**EVENTS, **documented(401, 403, 404, 422, 503)}
+)
+async def follow(
+    job_id: JobId, last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None
+) -> Response:
+    """What happens to a job as it happens: state, progress, preview, token, done."""
+    ledger = control.current().ledger
+    after = events.resume_from(last_event_id)
+    record = await run_in_threadpool(_record, job_id)
+    if await run_in_threadpool(events.seen_to_the_end, ledger, record, after):
+        # 204 is what tells an EventSource to stop coming back.
+        return Response(status_code=204)
+    return StreamingResponse(
+        events.stream(ledger, job_id, after=after),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+@router.post("/jobs/{id}/cancel", responses=documented(401, 403, 404, 409, 422, 503))
+def cancel(request: Request, job_id: JobId) -> JobState:
+    """Stop a job: a queued one never runs, a running one stops before its next step."""
+    at = control.current()
+    audit.entry(request.scope).about(_record(job_id))
+    return views.state(dispatch.cancel(job_id), at.ledger, at.store)
+
+
+@router.post("/jobs/{id}/retry", status_code=202, responses=documented(401, 403, 404, 409, 422, 503))
+def retry(request: Request, job_id: JobId) -> Accepted:
+    """Run a failed or cancelled job again under its id."""
+    audit.entry(request.scope).about(_record(job_id))
+    return views.accepted(dispatch.retry(job_id), control.current().ledger)
+
+
+@router.delete("/jobs/{id}", responses=documented(401, 403, 404, 409, 422, 503))
+def delete(request: Request, job_id: JobId) -> Deleted:
+    """Forget a finished job and its assets."""
+    audit.entry(request.scope).about(_record(job_id))
+    dispatch.delete(job_id)
+    return Deleted(job_id=job_id)
+
+
+def _record(job_id: str) -> Record:
+    record = control.current().ledger.get(job_id) if IDENTIFIER.fullmatch(job_id) else None
+    if record is None:
+        raise NotFound("There is no job under this id.", field="id", value=job_id)
+    return record
+
+
+def _json(document: Accepted | JobState, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(document.model_dump_json(), status, headers, media_type="application/json")

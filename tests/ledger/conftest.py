@@ -1,0 +1,83 @@
+"""Both ledgers under one clock that only the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ourvidz.jobs.job import ChatJob, ImageJob, Message
+from ourvidz.ledger.memory_store import MemoryLedger
+from ourvidz.ledger.redis_store import RedisLedger
+from ourvidz.ledger.store import Ledger
+
+
+class Clock:
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.time = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+    def pass_s(self, seconds: float) -> None:
+        self.time += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The clock of the ledger under test."""
+    return Clock()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def ledger(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Ledger]:
+    """The ledger under test: every claim of the suite holds for both. Documents over 2 KiB are oversized."""
+    if request.param == "memory":
+        made: Ledger = MemoryLedger(clock=clock, document_limit=2048)
+    else:
+        url = request.getfixturevalue("redis_url")
+        made = RedisLedger(url, clock=clock, document_limit=2048)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def image_job() -> Callable[..., ImageJob]:
+    """Makes image jobs that differ in what the test names."""
+
+    def make(job_id: str = "job-1", **changes: object) -> ImageJob:
+        given: dict[str, object] = {
+            "id": job_id,
+            "type": "sdxl_image_fast",
+            "user_id": "user-1",
+            "expected_time": 30.0,
+            "prompt": "a red circle above a blue lake",
+            "steps": 15,
+            "guidance_scale": 6.0,
+            "width": 1024,
+            "height": 1024,
+            "seed": 7,
+        }
+        return ImageJob.model_validate(given | changes)
+
+    return make
+
+
+@pytest.fixture
+def chat_job() -> Callable[..., ChatJob]:
+    """Makes chat jobs."""
+
+    def make(job_id: str = "chat-1", **changes: object) -> ChatJob:
+        given: dict[str, object] = {
+            "id": job_id,
+            "type": "chat_conversation",
+            "expected_time": 15.0,
+            "messages": (Message(role="user", content="What is a lake?"),),
+            "max_tokens": 64,
+            "seed": 7,
+        }
+        return ChatJob.model_validate(given | changes)
+
+    return make

@@ -1,0 +1,246 @@
+"""What callers are still to be told, on every ledger."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ourvidz.errors import NotFound, OutOfMemory
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.record import event_id
+
+DONE = Outcome(status="completed", metadata={"seed": 7})
+FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
+
+
+def run_to(ledger, job_id="job-1", outcome=DONE, run=1):
+    """Claim a job and end it."""
+    claim = ledger.claim(job_id, run, worker_id="sdxl@a", lease_s=10, token=f"{job_id}-{run}")
+    assert ledger.end(job_id, run=run, fence=claim.fence, outcome=outcome, worker_id="sdxl@a")
+
+
+@pytest.fixture
+def told(ledger, image_job):
+    """A ledger with one completed job whose processing row went out: its terminal row is the head."""
+    ledger.register(image_job(callback_url="https://example.org/hook"), priority=6)
+    run_to(ledger)
+    ledger.delivered(ledger.take("job-1", lease_s=30, token="p"), status=200)
+    return ledger
+
+
+class TestOrder:
+    def test_a_won_claim_and_an_end_make_one_row_each(self, ledger, clock, image_job):
+        """One `processing`, then exactly one terminal event, numbered on."""
+        ledger.register(image_job(callback_url="https://example.org/hook"), priority=6)
+        clock.pass_s(3)
+        run_to(ledger)
+        first = ledger.head("job-1")
+        assert (first.kind, first.sequence, first.run, first.attempt) == ("processing", 1, 1, 1)
+        assert (first.outcome, first.deliveries, first.state) == (None, 0, "pending")
+        ledger.delivered(ledger.take("job-1", lease_s=30, token="t"), status=200)
+        last = ledger.head("job-1")
+        assert (last.kind, last.sequence, last.terminal) == ("completed", 2, True)
+        assert last.event_id == event_id("job-1", 1, 2)
+        assert (last.outcome, last.facts) == (DONE, image_job().facts())
+        assert (last.queued_at, last.claimed_at, last.at) == (clock.time - 3, clock.time, clock.time)
+        assert (last.worker_id, last.callback_url) == ("sdxl@a", "https://example.org/hook")
+
+    def test_the_sequence_grows_over_the_whole_life_of_a_job(self, ledger, image_job):
+        """A receiver can tell the later of two events, over attempts and retries."""
+        ledger.register(image_job(), priority=6)
+        claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
+        ledger.release(claim, code="OOM_ERROR", due_in_s=0)
+        run_to(ledger, outcome=FAILED)
+        ledger.reopen("job-1", priority=6)
+        run_to(ledger, run=2)
+        told = []
+        while event := ledger.take("job-1", lease_s=30, token=f"t{len(told)}"):
+            told.append((event.sequence, event.run, event.kind, event.attempt))
+            ledger.delivered(event, status=200)
+        assert told == [
+            (1, 1, "processing", 1),
+            (2, 1, "processing", 2),
+            (3, 1, "failed", 2),
+            (4, 2, "processing", 1),
+            (5, 2, "completed", 1),
+        ]
+
+    def test_a_row_tells_of_its_own_run_even_after_a_later_one(self, ledger, image_job):
+        """A payload is built from the row alone."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger, outcome=FAILED)
+        ledger.reopen("job-1", priority=6)
+        ledger.delivered(ledger.take("job-1", lease_s=30, token="t"), status=200)
+        event = ledger.head("job-1")
+        assert (event.run, event.kind, event.fault.code) == (1, "failed", "OOM_ERROR")
+        assert event == ledger.event(event.event_id)
+
+    def test_a_later_row_waits_for_the_earlier_one(self, ledger, clock, image_job):
+        """`completed` must not arrive before `processing`."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger)
+        event = ledger.take("job-1", lease_s=30, token="t")
+        ledger.postpone(event, due_in_s=60, status=None, error="refused")
+        assert ledger.due() == []
+        assert ledger.take("job-1", lease_s=30, token="t2") is None
+        assert ledger.head("job-1").kind == "processing"
+        clock.pass_s(60)
+        assert ledger.due() == ["job-1"]
+
+
+class TestTaking:
+    def test_one_of_many_takes_a_row(self, ledger, image_job):
+        """A callback is delivered by one worker at a time."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger)
+
+        def try_it(n):
+            return ledger.take("job-1", lease_s=30, token=f"t{n}")
+
+        with ThreadPoolExecutor(16) as threads:
+            taken = [event for event in threads.map(try_it, range(32)) if event]
+        assert [event.deliveries for event in taken] == [1]
+        assert ledger.due() == []
+
+    def test_the_same_token_takes_the_same_row_again(self, ledger, image_job):
+        """An answer lost on the wire must not count as a delivery."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger)
+        assert ledger.take("job-1", lease_s=30, token="t") == ledger.take("job-1", lease_s=30, token="t")
+        assert ledger.take("nobody", lease_s=30, token="t") is None
+
+    def test_a_row_whose_taker_died_is_due_again(self, ledger, clock, image_job):
+        """Delivery workers are killed too."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger)
+        ledger.take("job-1", lease_s=30, token="t")
+        clock.pass_s(29)
+        assert ledger.due() == []
+        clock.pass_s(1)
+        assert ledger.due() == ["job-1"]
+        assert ledger.take("job-1", lease_s=30, token="t2").deliveries == 2
+
+    def test_the_most_overdue_come_first_and_each_job_once(self, ledger, clock, image_job):
+        """A backlog is worked off in fairness."""
+        for job_id in ("late", "later"):
+            ledger.register(image_job(job_id), priority=6)
+            run_to(ledger, job_id)
+            clock.pass_s(1)
+        assert ledger.due() == ["late", "later"]
+        assert ledger.due(limit=1) == ["late"]
+
+    def test_who_took_a_row_earlier_cannot_postpone_or_bury_it(self, told, clock):
+        """The later taker decides; only good news counts from both."""
+        early = told.take("job-1", lease_s=30, token="a")
+        clock.pass_s(30)
+        late = told.take("job-1", lease_s=30, token="b")
+        told.postpone(early, due_in_s=500, status=500, error="down")
+        told.bury(early, status=400, error="bad")
+        assert told.head("job-1") == late
+        told.delivered(early, status=200)
+        told.postpone(late, due_in_s=500, status=500, error="down")
+        assert told.head("job-1") is None
+        assert told.event(late.event_id).state == "delivered"
+
+
+class TestSettling:
+    def test_a_postponed_row_remembers_why(self, told, clock):
+        """The operator reads the last error."""
+        event = told.take("job-1", lease_s=30, token="t")
+        told.postpone(event, due_in_s=7.5, status=503, error="unavailable")
+        row = told.head("job-1")
+        assert (row.due_at, row.last_status, row.last_error) == (clock.time + 7.5, 503, "unavailable")
+        assert (row.deliveries, row.state) == (1, "pending")
+        assert told.counts()["callbacks.retried"] == 1
+
+    def test_a_delivered_row_is_kept_a_day(self, told, clock):
+        """Operators look back, but not forever."""
+        event = told.take("job-1", lease_s=30, token="t")
+        told.delivered(event, status=204)
+        told.delivered(event, status=204)
+        row = told.event(event.event_id)
+        assert (row.state, row.settled_at, row.last_status) == ("delivered", clock.time, 204)
+        assert [each.event_id for each in told.letters("delivered")] == [event.event_id]
+        assert (told.letters("pending"), told.due()) == ([], [])
+        assert told.counts()["callbacks.delivered"] == 2
+        clock.pass_s(86400)
+        told.purge(older_than_s=1e9)
+        assert told.letters("delivered") == []
+        assert told.event(event.event_id) is None
+
+    def test_a_processing_row_gets_one_attempt(self, ledger, image_job):
+        """`processing` that nobody heard is not worth a retry, and makes way."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger)
+        event = ledger.take("job-1", lease_s=30, token="t")
+        ledger.bury(event, status=None, error="refused")
+        assert ledger.event(event.event_id) is None
+        assert ledger.letters("dead") == []
+        assert ledger.head("job-1").kind == "completed"
+        assert ledger.due() == ["job-1"]
+        assert "callbacks.dead" not in ledger.counts()
+
+    def test_a_buried_row_is_a_dead_letter(self, told, clock):
+        """It stays for an operator, who reads why."""
+        event = told.take("job-1", lease_s=30, token="t")
+        told.bury(event, status=400, error="not understood")
+        told.bury(event, status=400, error="not understood")
+        (letter,) = told.letters("dead")
+        assert (letter.event_id, letter.state) == (event.event_id, "dead")
+        assert (letter.last_status, letter.last_error, letter.settled_at) == (400, "not understood", clock.time)
+        assert told.counts()["callbacks.dead"] == 1
+        assert told.due() == []
+
+    def test_the_newest_letters_come_first(self, ledger, clock, image_job):
+        """What died just now is what an operator looks for."""
+        for n in range(3):
+            ledger.register(image_job(f"j{n}"), priority=6)
+            run_to(ledger, f"j{n}")
+            while event := ledger.take(f"j{n}", lease_s=30, token="t"):
+                ledger.bury(event, status=400, error="no")
+            clock.pass_s(1)
+        assert [each.job_id for each in ledger.letters("dead")] == ["j2", "j1", "j0"]
+        assert [each.job_id for each in ledger.letters("dead", limit=1)] == ["j2"]
+
+
+class TestReplaying:
+    @pytest.mark.parametrize("end", ["dead", "delivered"])
+    def test_a_settled_row_goes_out_again_from_zero(self, told, clock, end):
+        """After the receiver was mended, an operator sends the letter again under the same id."""
+        event = told.take("job-1", lease_s=30, token="t")
+        if end == "dead":
+            told.bury(event, status=400, error="no")
+        else:
+            told.delivered(event, status=200)
+        clock.pass_s(9)
+        row = told.replay(event.event_id)
+        assert (row.event_id, row.state, row.deliveries) == (event.event_id, "pending", 0)
+        assert (row.due_at, row.settled_at) == (clock.time, None)
+        assert told.letters(end) == []
+        assert told.due() == ["job-1"]
+        assert told.take("job-1", lease_s=30, token="t2").deliveries == 1
+
+    def test_a_pending_row_is_left_alone(self, told):
+        """Replaying twice is replaying once."""
+        event = told.take("job-1", lease_s=30, token="t")
+        assert told.replay(event.event_id) == event
+
+    def test_a_replayed_row_waits_for_the_delivery_that_is_under_way(self, ledger, clock, image_job):
+        """One delivery of a job at a time, whatever an operator does."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger, outcome=FAILED)
+        for token in ("a", "b"):
+            buried = ledger.take("job-1", lease_s=30, token=token)
+            ledger.bury(buried, status=400, error="no")
+        ledger.reopen("job-1", priority=6)
+        run_to(ledger, run=2)
+        ledger.take("job-1", lease_s=30, token="c")
+        assert ledger.replay(buried.event_id).due_at == clock.time + 30
+        assert ledger.due() == []
+
+    def test_nothing_is_replayed_that_is_not_there(self, ledger):
+        """A typo is not a success."""
+        with pytest.raises(NotFound):
+            ledger.replay("msg_0")
+        assert ledger.event("msg_0") is None

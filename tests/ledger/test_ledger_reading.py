@@ -1,0 +1,351 @@
+"""Pages, lines, streams and the fleet, on every ledger."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ourvidz.errors import InvalidParameters, OutOfMemory
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.record import Worker
+
+DONE = Outcome(status="completed")
+FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
+
+
+def run_to(ledger, job_id, outcome, run=1):
+    """Claim a job and end it."""
+    claim = ledger.claim(job_id, run, worker_id="w", lease_s=10, token=f"{job_id}-{run}")
+    assert ledger.end(job_id, run=run, fence=claim.fence, outcome=outcome)
+    return claim
+
+
+def ids(records):
+    return [record.job_id for record in records]
+
+
+def collect(ledger, job_id, after="0", limit_s=10):
+    """Everything a follower hears until it ends by itself."""
+
+    async def listen():
+        return [item async for item in ledger.follow(job_id, after=after)]
+
+    return asyncio.run(asyncio.wait_for(listen(), limit_s))
+
+
+class TestPages:
+    def test_pages_go_from_the_newest_to_the_oldest_without_gaps(self, ledger, image_job):
+        """A reader that follows the cursor sees every job once."""
+        for n in range(7):
+            ledger.register(image_job(f"j{n}"), priority=6)
+        seen, cursor = [], None
+        while True:
+            page = ledger.page(limit=3, cursor=cursor)
+            seen += ids(page.records)
+            cursor = page.cursor
+            if cursor is None:
+                break
+        assert seen == [f"j{n}" for n in reversed(range(7))]
+
+    def test_a_page_that_holds_all_has_no_cursor(self, ledger, image_job):
+        """None means the end, not perhaps."""
+        for n in range(3):
+            ledger.register(image_job(f"j{n}"), priority=6)
+        assert ledger.page(limit=3).cursor is None
+
+    def test_filters_narrow_a_page_across_batches(self, ledger, image_job):
+        """The one old job that failed is found behind a hundred others."""
+        ledger.register(image_job("needle", user_id="u2", type="sdxl_image_high"), priority=6)
+        run_to(ledger, "needle", FAILED)
+        for n in range(120):
+            ledger.register(image_job(f"hay{n}"), priority=6)
+        assert ids(ledger.page(status="failed").records) == ["needle"]
+        assert ids(ledger.page(type="sdxl_image_high").records) == ["needle"]
+        assert ids(ledger.page(user_id="u2").records) == ["needle"]
+        assert ledger.page(user_id="u2", status="queued").records == []
+        assert ledger.page(user_id="user-1", limit=200, type="sdxl_image_fast").cursor is None
+
+    def test_a_retried_job_keeps_its_place_in_the_list(self, ledger, image_job):
+        """A cursor that a reader holds stays good."""
+        for n in range(3):
+            ledger.register(image_job(f"j{n}"), priority=6)
+        run_to(ledger, "j0", FAILED)
+        cursor = ledger.page(limit=1).cursor
+        ledger.reopen("j0", priority=6)
+        assert ids(ledger.page(cursor=cursor).records) == ["j1", "j0"]
+
+    @pytest.mark.parametrize("wrong", ["", "r", "12", "r-1", "rxyz", "r1 ", "r" + "f" * 20])
+    def test_a_cursor_of_somebody_else_is_refused(self, ledger, wrong):
+        """Guessing where to go on could skip jobs."""
+        with pytest.raises(InvalidParameters) as refused:
+            ledger.page(cursor=wrong)
+        assert refused.value.field == "cursor"
+
+
+class TestLines:
+    def test_the_more_urgent_starts_first_and_equals_in_the_order_of_arrival(self, ledger, image_job):
+        """Position is what a caller is shown while waiting."""
+        for job_id, priority in (("a", 6), ("b", 6), ("c", 0), ("d", 3)):
+            ledger.register(image_job(job_id), priority=priority)
+        assert [ledger.position(each) for each in "cdab"] == [0, 1, 2, 3]
+        assert ids(ledger.waiting("sdxl_queue")) == ["c", "d", "a", "b"]
+        assert ids(ledger.waiting("sdxl_queue", limit=2)) == ["c", "d"]
+        assert (ledger.depth("sdxl_queue"), ledger.depth("wan_queue")) == (4, 0)
+        assert ledger.position("nobody") is None
+
+    def test_a_job_is_lifted_once_and_keeps_its_order(self, ledger, image_job):
+        """Nothing starves, and nothing jumps the line twice."""
+        first = ledger.register(image_job("a"), priority=6).record
+        ledger.register(image_job("b"), priority=3)
+        assert ledger.lift("a", run=1, priority=3)
+        assert ledger.position("a") == 0
+        assert (ledger.get("a").priority, ledger.get("a").order) == (3, first.order)
+        assert not ledger.lift("a", run=1, priority=0)
+        assert not ledger.lift("b", run=2, priority=0)
+        assert not ledger.lift("b", run=1, priority=3)
+        run_to(ledger, "b", FAILED)
+        assert not ledger.lift("b", run=1, priority=0)
+
+    def test_the_sweep_learns_what_was_claimed_last(self, ledger, clock, image_job):
+        """A queued job behind a later claim was overtaken, so its message is lost."""
+        assert (ledger.claimed_order("sdxl_queue", 6), ledger.claimed_at("sdxl_queue", 6)) == (0, 0)
+        orders = [ledger.register(image_job(f"j{n}"), priority=6).record.order for n in range(3)]
+        run_to(ledger, "j2", DONE)
+        clock.pass_s(5)
+        run_to(ledger, "j0", DONE)
+        assert ledger.claimed_order("sdxl_queue", 6) == orders[2]
+        assert ledger.claimed_at("sdxl_queue", 6) == clock.time
+        assert ledger.claimed_order("sdxl_queue", 3) == 0
+
+    def test_a_queue_is_empty_since_it_was_first_seen_so(self, ledger, clock):
+        """A message seen in between starts the time again."""
+        start = clock.time
+        assert ledger.empty_since("q", True) == start
+        clock.pass_s(5)
+        assert ledger.empty_since("q", True) == start
+        assert ledger.empty_since("q", False) is None
+        assert ledger.empty_since("q", True) == start + 5
+
+
+class TestSweeping:
+    def test_a_tick_tells_how_long_nobody_swept(self, ledger, clock):
+        """A gap means that the server was away, and leases are not to be believed."""
+        assert ledger.tick() is None
+        clock.pass_s(2)
+        assert ledger.tick() == 2
+        assert ledger.tick() == 0
+
+    def test_rearmed_leases_run_from_now(self, ledger, clock, image_job):
+        """Workers that were at it all the time get the chance to renew."""
+        for n in range(3):
+            ledger.register(image_job(f"j{n}"), priority=6)
+        for n in range(2):
+            ledger.claim(f"j{n}", 1, worker_id="w", lease_s=10, token="t")
+        clock.pass_s(30)
+        assert ids(ledger.expired()) == ["j0", "j1"]
+        assert ids(ledger.expired(limit=1)) == ["j0"]
+        assert ledger.rearm(10) == 2
+        assert ledger.expired() == []
+        assert ledger.get("j0").lease_until == clock.time + 10
+
+    def test_old_jobs_are_forgotten_once_their_caller_knows(self, ledger, clock, image_job):
+        """Retention ends a job, but never before its terminal callback is settled."""
+        for job_id in ("told", "untold", "young", "open"):
+            ledger.register(image_job(job_id), priority=6)
+        for job_id in ("told", "untold"):
+            run_to(ledger, job_id, DONE)
+        while event := ledger.take("told", lease_s=30, token="d"):
+            ledger.delivered(event, status=200)
+        clock.pass_s(100)
+        run_to(ledger, "young", DONE)
+        while event := ledger.take("young", lease_s=30, token="d"):
+            ledger.delivered(event, status=200)
+        assert ledger.purge(older_than_s=50) == 1
+        assert [ledger.get(each) is None for each in ("told", "untold", "young", "open")] == [True] + [False] * 3
+        while event := ledger.take("untold", lease_s=30, token="d"):
+            ledger.bury(event, status=410, error="gone")
+        assert ledger.purge(older_than_s=0, limit=1) == 1
+        assert ledger.purge(older_than_s=0, limit=1) == 1
+        assert ids(ledger.page().records) == ["open"]
+        assert ledger.letters("dead") == []
+
+
+class TestStreams:
+    def test_the_stream_tells_the_life_of_a_job_in_order(self, ledger, image_job):
+        """A page that opens late sees how the job came to where it is."""
+        ledger.register(image_job(), priority=6)
+        claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t")
+        ledger.step(claim, progress=50, stage="denoising")
+        ledger.step(claim, progress=50)
+        ledger.step(claim, progress=60, items=[("token", {"text": "ü"}), ("progress", {"step": 3})])
+        ledger.end("job-1", run=1, fence=1, outcome=FAILED)
+        assert [(item.kind, item.data) for item in ledger.stream("job-1")] == [
+            ("state", {"status": "queued", "run": 1, "attempt": 0, "stage": None}),
+            ("state", {"status": "processing", "run": 1, "attempt": 1, "stage": None}),
+            ("progress", {"progress": 50.0, "stage": "denoising"}),
+            ("token", {"text": "ü"}),
+            ("progress", {"progress": 60.0, "stage": "denoising", "step": 3}),
+            (
+                "done",
+                {
+                    "status": "failed",
+                    "run": 1,
+                    "error": {
+                        "code": "OOM_ERROR",
+                        "message": "there was not enough memory",
+                        "retryable": True,
+                    },
+                },
+            ),
+        ]
+
+    def test_a_reader_goes_on_after_the_last_item_it_saw(self, ledger, image_job):
+        """That is what Last-Event-ID is for."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger, "job-1", DONE)
+        items = ledger.stream("job-1")
+        assert ledger.stream("job-1", after=items[0].id) == items[1:]
+        assert ledger.stream("job-1", limit=2) == items[:2]
+        assert ledger.stream("job-1", after=items[-1].id) == []
+        with pytest.raises(InvalidParameters):
+            ledger.stream("job-1", after="yesterday")
+
+    def test_only_the_latest_preview_is_kept(self, ledger, image_job):
+        """Pictures are large, and an old one is of no use."""
+        ledger.register(image_job(), priority=6)
+        claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t")
+        for n in range(5):
+            ledger.step(claim, items=[("preview", {"n": n})])
+        previews = [item.data for item in ledger.stream("job-1") if item.kind == "preview"]
+        assert previews == [{"n": 4}]
+
+    def test_a_stream_is_bounded(self, ledger, image_job):
+        """A long text must not fill the store."""
+        ledger.register(image_job(), priority=6)
+        claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t")
+        ledger.step(claim, items=[("token", {"n": n}) for n in range(1500)])
+        items = ledger.stream("job-1", limit=5000)
+        assert len(items) <= 700
+        assert items[-1].data == {"n": 1499}
+
+    def test_a_follower_hears_everything_and_ends_with_the_job(self, ledger, image_job):
+        """The event stream closes by itself."""
+        ledger.register(image_job(), priority=6)
+
+        async def scene():
+            heard = []
+            following = ledger.follow("job-1")
+            heard.append(await anext(following))
+            claim = await asyncio.to_thread(ledger.claim, "job-1", 1, worker_id="w", lease_s=10, token="t")
+            heard.append(await anext(following))
+            await asyncio.to_thread(ledger.step, claim, progress=10)
+            await asyncio.to_thread(ledger.end, "job-1", run=1, fence=1, outcome=DONE)
+            heard += [item async for item in following]
+            return heard
+
+        heard = asyncio.run(asyncio.wait_for(scene(), 10))
+        assert [item.kind for item in heard] == ["state", "state", "progress", "done"]
+        assert heard == ledger.stream("job-1")
+
+    def test_a_follower_of_a_finished_job_gets_the_rest_and_ends(self, ledger, image_job):
+        """A page opened after the end must not hang."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger, "job-1", DONE)
+        items = ledger.stream("job-1")
+        assert collect(ledger, "job-1", after=items[1].id) == items[2:]
+        assert collect(ledger, "job-1", after=items[-1].id) == []
+        assert collect(ledger, "nobody") == []
+
+    def test_the_end_of_an_earlier_run_does_not_end_a_follower(self, ledger, image_job):
+        """Who follows a retried job wants to hear of the retry."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger, "job-1", FAILED)
+        ledger.reopen("job-1", priority=6)
+        run_to(ledger, "job-1", DONE, run=2)
+        heard = collect(ledger, "job-1")
+        assert [item.data["run"] for item in heard if item.kind == "done"] == [1, 2]
+
+    def test_several_followers_share_a_loop(self, ledger, image_job):
+        """One that leaves must not take the others' connection away."""
+        ledger.register(image_job(), priority=6)
+
+        async def scene():
+            async def all_of_it():
+                return [item async for item in ledger.follow("job-1")]
+
+            others = [asyncio.create_task(all_of_it()) for _ in range(3)]
+            early = ledger.follow("job-1")
+            await anext(early)
+            await early.aclose()
+            await asyncio.to_thread(run_to, ledger, "job-1", DONE)
+            return await asyncio.gather(*others)
+
+        heard = asyncio.run(asyncio.wait_for(scene(), 10))
+        assert all(each == ledger.stream("job-1") for each in heard)
+
+
+def worker(**changes):
+    """A worker as it tells of itself."""
+    given = {
+        "id": "sdxl@a-gpu0",
+        "family": "sdxl",
+        "queue": "sdxl_queue",
+        "host": "a",
+        "pid": 7,
+        "gpu": "0",
+        "state": "idle",
+        "models": ("sdxl",),
+        "version": "0.1.0",
+        "started_at": 1.0,
+        "seen_at": 0.0,
+        "detail": {"vram_total": 8192},
+    }
+    return Worker(**(given | changes))
+
+
+class TestTheFleet:
+    def test_a_worker_is_seen_by_the_clock_of_the_ledger(self, ledger, clock):
+        """Hosts with wrong clocks are as present as others."""
+        ledger.beat(worker(seen_at=5.0))
+        assert ledger.workers() == [worker(seen_at=clock.time)]
+        assert ledger.queue_seen_at("sdxl_queue") == clock.time
+        assert ledger.queue_seen_at("wan_queue") is None
+
+    def test_silence_means_offline_and_after_a_day_forgotten(self, ledger, clock):
+        """A worker that crashed says nothing."""
+        ledger.beat(worker())
+        clock.pass_s(15)
+        assert ledger.workers()[0].state == "idle"
+        clock.pass_s(1)
+        assert ledger.workers()[0].state == "offline"
+        clock.pass_s(86400)
+        assert ledger.workers() == []
+        assert ledger.queue_seen_at("sdxl_queue") == clock.time - 86416
+
+    def test_a_worker_that_leaves_is_offline_at_once_until_it_returns(self, ledger):
+        """Health must not wait for a silence to be noticed."""
+        ledger.beat(worker())
+        ledger.leave(worker().id)
+        ledger.leave("nobody")
+        assert [each.state for each in ledger.workers()] == ["offline"]
+        ledger.beat(worker(state="busy"))
+        assert ledger.workers()[0].state == "busy"
+
+    def test_draining_survives_beats(self, ledger):
+        """The operator's word outlasts what the worker says of itself."""
+        assert not ledger.drain(worker().id, True)
+        ledger.beat(worker())
+        assert ledger.drain(worker().id, True)
+        ledger.beat(worker())
+        assert ledger.workers()[0].draining
+        assert ledger.drain(worker().id, False)
+        assert not ledger.workers()[0].draining
+
+    def test_queues_are_paused_one_by_one(self, ledger):
+        """Pausing twice is pausing once."""
+        ledger.pause("sdxl_queue", True)
+        ledger.pause("sdxl_queue", True)
+        ledger.pause("wan_queue", True)
+        ledger.pause("wan_queue", False)
+        assert ledger.paused() == frozenset({"sdxl_queue"})

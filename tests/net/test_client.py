@@ -1,0 +1,259 @@
+"""One request a call, done by its deadline, whatever the peer does."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ourvidz.net.client import KEPT_BYTES, Answer, Client, NoAnswer, Origin, origin, session
+
+TIMEOUT_S = 0.5
+SLACK_S = 3.0
+PATIENCE_S = 30.0
+
+Script = Callable[[socket.socket], None]
+
+
+class Peer:
+    """A server of a few bytes: runs a script on every connection and keeps the requests it got."""
+
+    def __init__(self, script: Script) -> None:
+        self.requests: list[bytes] = []
+        self.gone = threading.Event()
+        self._script = script
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/callback"
+        self._server = threading.Thread(target=self._serve, daemon=True)
+        self._server.start()
+
+    def close(self) -> None:
+        self.gone.set()
+        # Closing alone does not wake the thread that waits in accept.
+        with socket.create_connection(("127.0.0.1", self.port)):
+            self._server.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            if self.gone.is_set():
+                connection.close()
+                return
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        with connection:
+            request = b""
+            while not request.endswith(b"{}") and (more := connection.recv(1 << 16)):
+                request += more
+                if not request.startswith(b"POST"):
+                    break
+            self.requests.append(request)
+            try:
+                self._script(connection)
+            except OSError:
+                self.gone.wait(0)
+
+    def drip(self, data: bytes) -> Script:
+        """A script that sends one byte every 50 ms until the client leaves."""
+
+        def script(connection: socket.socket) -> None:
+            for byte in data * 1000:
+                connection.sendall(bytes([byte]))
+                if self.gone.wait(0.05):
+                    return
+
+        return script
+
+
+@pytest.fixture
+def peer() -> Iterator[Callable[[Script], Peer]]:
+    """Start peers with a script each."""
+    made: list[Peer] = []
+
+    def start(script: Script) -> Peer:
+        made.append(Peer(script))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+def says(answer: bytes) -> Script:
+    return lambda connection: connection.sendall(answer)
+
+
+def post(url: str, *, timeout_s: float = PATIENCE_S, **headers: str) -> Answer | NoAnswer:
+    return Client(timeout_s=timeout_s).post(url, body=b"{}", headers=headers)
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def test_an_answer_is_status_headers_and_bytes(peer: Callable[[Script], Peer]) -> None:
+    """What callers of the client decide upon."""
+    found = post(peer(says(b"HTTP/1.1 429 Slow\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\n{}")).url)
+    assert isinstance(found, Answer)
+    assert (found.status, found.headers["retry-after"], found.body) == (429, "7", b"{}")
+
+
+def test_only_what_was_asked_is_sent(
+    peer: Callable[[Script], Peer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A .netrc entry or a proxy of the environment would replace the key or see it."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login a password b\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    there = peer(says(OK))
+    assert isinstance(post(there.url, Authorization="Bearer key"), Answer)
+    sent = there.requests[0].decode()
+    assert "Authorization: Bearer key\r\n" in sent
+    assert sent.endswith("\r\n\r\n{}")
+    assert "python" not in sent
+
+
+def test_a_redirect_is_an_answer_and_not_a_way(peer: Callable[[Script], Peer]) -> None:
+    """Following it would carry a signed body to a host nobody allowed."""
+    elsewhere = peer(says(OK))
+    there = peer(says(f"HTTP/1.1 307 Go\r\nLocation: {elsewhere.url}\r\nContent-Length: 0\r\n\r\n".encode()))
+    found = post(there.url)
+    assert isinstance(found, Answer)
+    assert found.status == 307
+    assert elsewhere.requests == []
+
+
+def test_cookies_are_not_kept(peer: Callable[[Script], Peer]) -> None:
+    """One receiver's answer must not change the next request."""
+    there = peer(says(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n"))
+    client = Client(timeout_s=PATIENCE_S)
+    for _ in range(2):
+        assert isinstance(client.post(there.url, body=b"{}", headers={}), Answer)
+    assert len(there.requests) == 2, there.requests
+    assert b"Cookie" not in there.requests[1]
+
+
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX: "], ids=["status line", "header"])
+def test_a_dripping_answer_ends_at_the_deadline(peer: Callable[[Script], Peer], start: bytes) -> None:
+    """Every byte in time, the answer never: a read timeout alone would wait for hours."""
+
+    def script(connection: socket.socket) -> None:
+        connection.sendall(start)
+        there.drip(b"H")(connection)
+
+    there = peer(script)
+    began = time.monotonic()
+    assert post(there.url, timeout_s=TIMEOUT_S) == NoAnswer("no answer in time")
+    assert time.monotonic() - began < TIMEOUT_S + SLACK_S
+
+
+def test_a_silent_peer_ends_at_the_deadline(peer: Callable[[Script], Peer]) -> None:
+    """Accepted, never answered: the commonest way to hang."""
+
+    def script(connection: socket.socket) -> None:
+        there.gone.wait(10)
+
+    there = peer(script)
+    began = time.monotonic()
+    assert post(there.url, timeout_s=TIMEOUT_S) == NoAnswer("no answer in time")
+    assert time.monotonic() - began < TIMEOUT_S + SLACK_S
+
+
+def test_a_status_counts_even_if_its_body_never_ends(peer: Callable[[Script], Peer]) -> None:
+    """The receiver has said yes; how it says the rest is its own affair."""
+
+    def script(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        there.drip(b"x")(connection)
+
+    there = peer(script)
+    began = time.monotonic()
+    found = post(there.url, timeout_s=TIMEOUT_S)
+    assert isinstance(found, Answer)
+    assert found.status == 200
+    assert time.monotonic() - began < TIMEOUT_S + SLACK_S
+
+
+def test_a_huge_body_is_not_read(peer: Callable[[Script], Peer]) -> None:
+    """Memory is bounded by us, not by the peer."""
+    there = peer(says(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (4 << 20)))
+    found = post(there.url)
+    assert isinstance(found, Answer)
+    assert len(found.body) == KEPT_BYTES
+
+
+def test_a_closed_port_is_no_answer() -> None:
+    """Nobody there is not an exception."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port = listener.getsockname()[1]
+    assert post(f"http://127.0.0.1:{port}/") == NoAnswer("the connection failed")
+
+
+def test_a_connection_that_breaks_is_no_answer(peer: Callable[[Script], Peer]) -> None:
+    """A receiver that restarts closes without a word."""
+    assert post(peer(lambda connection: None).url) == NoAnswer("the connection failed")
+
+
+def test_a_peer_without_tls_is_no_answer(peer: Callable[[Script], Peer]) -> None:
+    """An https URL is never spoken to in the clear."""
+    there = peer(says(OK))
+    found = post(there.url.replace("http:", "https:"))
+    assert found == NoAnswer("the TLS handshake failed")
+
+
+@pytest.mark.parametrize("key", ["line\nbreak", "ключ"])
+def test_a_header_that_cannot_be_sent_is_not_quoted(peer: Callable[[Script], Peer], key: str) -> None:
+    """The library's message would write the service key into the ledger."""
+    found = post(peer(says(OK)).url, Authorization=f"Bearer {key}")
+    assert found == NoAnswer("a header value cannot be sent")
+
+
+def test_a_session_repeats_nothing() -> None:
+    """Trying again is decided by whoever asked."""
+    adapter = session(timeout_s=1).get_adapter("https://example.com/")
+    assert adapter.max_retries.total == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://Example.COM/a", Origin("https", "example.com", 443)),
+        ("http://example.com", Origin("http", "example.com", 80)),
+        ("http://127.0.0.1:8000/x?y#z", Origin("http", "127.0.0.1", 8000)),
+        ("http://[::1]:8000/", Origin("http", "[::1]", 8000)),
+        ("https://user:pw@example.com/", None),
+        ("https://good.example\\@evil.example/", None),
+        ("https://evil.example\\.good.example/", None),
+        ("https://exa mple.com/", None),
+        ("https://example.com\n.evil.example/", None),
+        ("file:///etc/passwd", None),
+        ("ftp://example.com/", None),
+        ("//example.com/", None),
+        ("example.com", None),
+        ("https://", None),
+        ("http://example.com:99999/", None),
+        ("", None),
+    ],
+)
+def test_the_origin_is_whom_the_client_calls(url: str, expected: Origin | None) -> None:
+    """Two parsers that disagree about a URL are how keys reach strangers."""
+    assert origin(url) == expected
+
+
+@given(st.text())
+def test_any_text_has_an_origin_or_none(text: str) -> None:
+    """A URL from a payload never raises."""
+    assert origin(text) is None or isinstance(origin(text), Origin)
+    found = origin("http://" + text)
+    assert found is None or found.host

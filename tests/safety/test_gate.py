@@ -1,0 +1,267 @@
+"""The gate, with stand-in terms."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ourvidz.errors import PolicyViolation
+from ourvidz.jobs.outcome import Fault
+from ourvidz.safety.gate import Gate, Terms
+
+GATE = Gate(Terms(minor=frozenset({"blorple", "wee zibby"}), sexual=frozenset({"quuxish", "vookil"})))
+
+
+def hits(*texts: str) -> bool:
+    try:
+        GATE.check(texts)
+    except PolicyViolation:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [(), ("",), ("a blorple on a hill",), ("a quuxish lamp",), ("16 years old",), ("a hill", "a lamp")],
+)
+def test_one_kind_of_signal_passes(texts: tuple[str, ...]) -> None:
+    """Each kind alone is legitimate."""
+    assert not hits(*texts)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("quuxish blorple",),
+        ("a blorple on a hill", "and a quuxish lamp"),
+        ("vookil", "", "something else", "WEE ZIBBY"),
+        ("a quuxish lamp, 16 years old",),
+        ("quuxish",) * 3 + ("blorple",),
+    ],
+)
+def test_both_kinds_anywhere_in_one_job_are_a_hit(texts: tuple[str, ...]) -> None:
+    """Splitting a request over its fields must not help."""
+    assert hits(*texts)
+
+
+@pytest.mark.parametrize(
+    "disguised",
+    [
+        "QUUXISH",
+        "Quuxish!",
+        "«quuxish»",
+        "ｑｕｕｘｉｓｈ",
+        "𝓺𝓾𝓾𝔁𝓲𝓼𝓱",
+        "ⓠⓤⓤⓧⓘⓢⓗ",
+        "🆀🆄🆄🆇🅸🆂🅷",
+        "🇶🇺🇺🇽🇮🇸🇭",
+        "qu\u200buxish",
+        "q\u00aduux\u2060ish",
+        "\u202equuxish\u202c",
+        "quu\ufe0fxish",
+        "quu\u3164xish",
+        "qúüxïsh",
+        "q̶u̶u̶x̶i̶s̶h̶",
+        "quuхіѕһ",
+        "quυχιsh",
+        "quuxısh",
+        "quux1sh",
+        "quux!sh",
+        "quuxi5h",
+        "quuxi$h",
+        "quux|5h",
+        "v00kil",
+        "vook1l",
+        "vooki1",
+        "voo.kil",
+        "voo-kil",
+        "voo_kil",
+        "v*o*o*k*i*l",
+        "q u u x i s h",
+        "q.u.u.x.i.s.h",
+        "q-u-u-x-i-s-h",
+        "q . u . u . x . i . s . h",
+        "a q u u x i s h t h i n g",
+        "q u u x 1 s h",
+        "quuxiiiish",
+        "quuuuuuxish",
+        "vooooookil",
+        "quuxishhhh",
+        "quuxishes",
+        "vookils",
+        "vookil's",
+        "a_vookil_lamp",
+        "2vookils",
+        "\u200bquuxish\u200b",
+        "lamp\u200bvookil\u200blamp",
+        "lamp\ue000vookil\ud800lamp",
+        "灯quuxish灯",
+    ],
+)
+def test_a_disguised_word_is_still_the_word(disguised: str) -> None:
+    """Each of these has been used to get past a filter that compares strings."""
+    assert hits(f"a blorple and a {disguised} lamp")
+    assert not hits(f"a {disguised} lamp")
+
+
+@pytest.mark.parametrize(
+    "word", ["wee zibby", "Wee-Zibby", "weezibby", "wee  zibbies", "wee_zibby", "WEE\nZIBBYS"]
+)
+def test_terms_of_several_words_may_be_joined_or_split(word: str) -> None:
+    """And their plurals end in ies."""
+    assert hits(f"a {word}", "quuxish")
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "quuxishness",
+        "prequuxish",
+        "requuxished",
+        "vookilla",
+        "vook illness",
+        "quu xish",
+        "quxish",
+        "vokil",
+        "voo kil",
+        "quuxisch",
+        "a b c d e f g",
+        "1 2 3 4 5 6",
+        "3.14159 @ 100% + $5!",
+    ],
+)
+def test_a_word_that_only_contains_a_term_passes(harmless: str) -> None:
+    """Towns and birds are not to be refused for the letters in their names."""
+    assert not hits(f"blorple, {harmless}")
+
+
+@pytest.mark.parametrize(
+    "age",
+    [
+        "16 years old",
+        "16-year-old",
+        "sixteen years old",
+        "a seventeen-year-old",
+        "Ten Year Olds",
+        "16yo",
+        "16 y.o.",
+        "16 y/o",
+        "17 yrs old",
+        "1.5 years old",
+        "１６ years old",
+        "16\u200b years old",
+        "aged 12",
+        "age: 9",
+        "at the age of seven",
+        "ages 5 to 25",
+        "16-20 years old",
+        "16 or 17 years old",
+        "under 18",
+        "under the age of eighteen",
+        "<18",
+        "six months old",
+        "11yearsold",
+    ],
+)
+def test_a_stated_age_under_eighteen_is_a_signal(age: str) -> None:
+    """No term list holds every way to say how old somebody is."""
+    assert hits(f"somebody, {age}, and a quuxish lamp")
+
+
+@pytest.mark.parametrize(
+    "age",
+    [
+        "18 years old",
+        "eighteen years old",
+        "thirty-seven years old",
+        "twenty one years old",
+        "a hundred and five years old",
+        "116 years old",
+        "1,600 years old",
+        "36yo",
+        "26 y/o",
+        "67 yo",
+        "aged 40",
+        "aged 21 to 35",
+        "age of 99",
+        "16 years",
+        "16 steps",
+        "wage 12",
+        "seven lamps",
+        "over 18",
+        "1.16 metres",
+        "17 yoghurts",
+        "a 4k picture, 1080p, f/1.8, 35mm",
+    ],
+)
+def test_other_numbers_are_no_signal(age: str) -> None:
+    """Adults have ages too."""
+    assert not hits(f"somebody, {age}, and a quuxish lamp")
+
+
+def test_the_error_is_neutral_and_the_audit_stays_behind() -> None:
+    """A precise answer would teach how to get past; the log may know, the wire may not."""
+    with pytest.raises(PolicyViolation) as refused:
+        GATE.check(["a blorple", "QUUXISH"])
+    violation = refused.value
+    assert (violation.field, violation.rule, violation.value) == (None, None, None)
+    assert violation.audit is not None
+    assert violation.audit["category"] == "minors"
+    assert len(violation.audit["text_sha256"]) == 64
+    told = Fault.of(violation).model_dump_json() + violation.message
+    assert all(
+        word not in told.lower() for word in ("blorple", "quuxish", "minor", violation.audit["text_sha256"])
+    )
+
+
+def test_the_audit_hash_is_of_the_normalised_text() -> None:
+    """The same request in another disguise is recognised in the log."""
+    seen = set()
+    for text in ("quuxish blorple", "QUUXISH blorple", "qu\u200buxish blorple", "other quuxish blorple"):
+        with pytest.raises(PolicyViolation) as refused:
+            GATE.check([text])
+        assert refused.value.audit is not None
+        seen.add(refused.value.audit["text_sha256"])
+    assert len(seen) == 2
+
+
+BENIGN = (
+    *("lamp", "hill", "kite", "river", "essex", "class", "cockpit"),
+    *("4k", "1080p", "fox", "—", "snow,", "light!", "(soft:1.2)"),
+)
+ANY_TEXT = st.text(st.characters(exclude_categories=())) | st.text(
+    st.sampled_from("quxishblorpe 01!|$@.\u200b\ud800")
+)
+
+
+@settings(deadline=None)
+@given(st.lists(ANY_TEXT, max_size=4))
+def test_arbitrary_unicode_is_judged_and_never_breaks_the_gate(texts: list[str]) -> None:
+    """An error inside the gate would be an open or a jammed gate."""
+    assert hits(*texts) in (True, False)
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=())), st.text(st.characters(exclude_categories=())))
+def test_text_around_two_plain_terms_hides_neither(before: str, after: str) -> None:
+    """Whatever stands in the fields around them."""
+    assert hits(before, "a quuxish lamp", "a blorple", after)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(BENIGN)))
+def test_benign_words_in_any_order_pass(words: list[str]) -> None:
+    """Even beside a signal of one kind."""
+    assert not hits(" ".join(words), "a blorple")
+    assert not hits(" ".join(words), "quuxish")
+
+
+def test_long_texts_are_judged_in_time() -> None:
+    """The gate stands on the request path; no text may make it slow."""
+    started = time.process_time()
+    for unit in ("q", "a ", "a_", "1l!|", "q.u.", "1 1 years ", "16 to 17 ", "-", "@", "quu"):
+        assert not hits(unit * (50_000 // len(unit)), "quuxish")
+    assert time.process_time() - started < 5

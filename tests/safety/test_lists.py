@@ -1,0 +1,149 @@
+"""The term lists that ship, and those other packages add."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ourvidz.errors import PolicyViolation, SettingsError
+from ourvidz.safety.gate import Gate
+from ourvidz.safety.lists import GROUP, Terms, load_terms
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Gate:
+    return Gate(load_terms())
+
+
+def test_the_shipped_lists_are_there() -> None:
+    """A gate without terms would pass everything; the files must be in the package."""
+    terms = load_terms()
+    assert len(terms.minor) >= 30
+    assert len(terms.sexual) >= 40
+    assert not any("#" in term for term in terms.minor | terms.sexual)
+
+
+def test_every_shipped_term_is_found_by_the_gate(shipped: Gate) -> None:
+    """A term that its own pattern cannot match protects nobody."""
+    terms = load_terms()
+    for term in terms.sexual:
+        with pytest.raises(PolicyViolation):
+            shipped.check([term, "child"])
+    for term in terms.minor:
+        with pytest.raises(PolicyViolation):
+            shipped.check([term.upper(), "nsfw"])
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "a child flying a kite on a beach",
+        "two kids building a sandcastle",
+        "a little girl in a red raincoat feeds ducks",
+        "a teenager playing the guitar on a porch",
+        "a toddler and a golden retriever in the garden",
+        "a class of schoolchildren visiting a museum, group portrait",
+        "a baby sleeping in a cradle, soft light",
+        "a boy, 10 years old, blows out the candles of a cake",
+        "Essex landscape with children on a footbridge",
+        "children in the cockpit of an airliner",
+        "a young girl reads Middlesex aloud to her classmates",
+        "an infant elephant beside its mother in Sussex",
+        "the kid from Scunthorpe practises the bassoon, analysis of his assets",
+        "teens at a therapist's office, watercolour",
+        "a fennec fox with kits, detailed fur, 4k, 85mm, f/1.8",
+        "a minor chord, sheet music, a sextant and a sextet",
+        "youngsters on skis, sextuplets in matching anoraks",
+        "a kindergarten in Penistone, morning fog",
+        "baby goats on a grape trellis, drapes and scrape marks",
+        "preteen astronaut on a distant planet, nebula, (sharp focus:1.2)",
+        "an adolescent grizzly bear catching salmon",
+        "a paper boat drifts along a stream",
+        "children asked: what is 3 + 4? 1 2 3 4 5!",
+        "a toddler's drawing of a house, a sun, a cat",
+        "Ein Kind mit einem Drachen, Дети играют в снегу, 子供が凧を揚げる",
+        "a Sexagesima procession with children",
+    ],
+)
+def test_benign_sentences_pass_the_shipped_lists(shipped: Gate, sentence: str) -> None:
+    """Children, animals, landscapes and words that merely contain a term are most of what is asked for."""
+    shipped.check([sentence, "blurry, low quality, extra fingers, watermark, text"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a nude, oil on canvas, museum", "nsfw", "an erotic novel for adults, 35 years old", "topless bus tour"],
+)
+def test_texts_for_adults_alone_pass_the_shipped_lists(shipped: Gate, text: str) -> None:
+    """The gate has one rule; tiers of content are the caller's."""
+    shipped.check([text])
+
+
+def contribute(place: Path, monkeypatch: pytest.MonkeyPatch, name: str, **lists: str) -> None:
+    """An installed package with term lists, as its wheel would leave it on disk."""
+    package = place / name
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    for file, text in lists.items():
+        (package / f"{file}.txt").write_text(text, encoding="utf-8")
+    metadata = place / f"{name}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = {name}\n")
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_another_package_adds_terms_and_takes_none_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator extends the lists without a fork."""
+    before = load_terms()
+    contribute(
+        tmp_path,
+        monkeypatch,
+        "zib_terms",
+        minor_zib="zibling # theirs\n\n# a comment\n",
+        sexual="vookish\nVookil\n",
+    )
+    after = load_terms()
+    assert after.minor == before.minor | {"zibling"}
+    assert after.sexual == before.sexual | {"vookish", "Vookil"}
+    with pytest.raises(PolicyViolation):
+        Gate(after).check(["a zibling", "v o o k i l"])
+
+
+@pytest.mark.parametrize("lists", [{}, {"terms": "zibling"}])
+def test_a_contribution_that_cannot_be_used_stops_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: dict[str, str]
+) -> None:
+    """Half a gate would look like a whole one."""
+    contribute(tmp_path, monkeypatch, "bad_terms", **lists)
+    with pytest.raises(SettingsError):
+        load_terms()
+
+
+def test_a_contribution_that_cannot_be_imported_stops_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator reads which one."""
+    contribute(tmp_path, monkeypatch, "broken_terms", minor="zibling")
+    (tmp_path / "broken_terms" / "__init__.py").write_text("raise RuntimeError('no')\n")
+    with pytest.raises(SettingsError, match="broken_terms"):
+        load_terms()
+
+
+@pytest.mark.parametrize(("minor", "sexual"), [((), ("x",)), (("x",), ())])
+def test_a_gate_needs_terms_of_both_kinds(minor: tuple[str, ...], sexual: tuple[str, ...]) -> None:
+    """With one kind missing nothing could ever be a hit."""
+    with pytest.raises(SettingsError):
+        Terms(minor=frozenset(minor), sexual=frozenset(sexual))
+
+
+@pytest.mark.parametrize("term", ["x", "!", " ", "7"])
+def test_a_term_too_short_to_mean_anything_is_refused(term: str) -> None:
+    """A pattern that matches everywhere would refuse every job."""
+    with pytest.raises(SettingsError):
+        Gate(Terms(minor=frozenset({term}), sexual=frozenset({"quuxish"})))

@@ -1,0 +1,161 @@
+"""What every store promises. A new back end joins by adding itself to the fixture."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ourvidz.errors import InvalidParameters, NotFound
+from ourvidz.storage.local import LocalStore
+from ourvidz.storage.store import Store
+
+BACK_ENDS: dict[str, Callable[[Path], Store]] = {
+    "local": lambda folder: LocalStore(folder / "assets"),
+}
+
+KEY = "workspace-temp/user-1/job-1/0.png"
+PNG = "image/png"
+
+
+@pytest.fixture(params=BACK_ENDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store of each kind."""
+    return BACK_ENDS[request.param](tmp_path)
+
+
+def test_what_was_put_can_be_got(store: Store) -> None:
+    """Every byte, the empty file included."""
+    store.put(KEY, bytes(range(256)) * 500, content_type=PNG)
+    store.put("bucket/empty.bin", b"", content_type=PNG)
+    assert store.get(KEY) == bytes(range(256)) * 500
+    assert store.get("bucket/empty.bin") == b""
+    assert store.exists(KEY)
+
+
+def test_a_second_put_replaces_the_first(store: Store) -> None:
+    """A second attempt of a job writes the same keys."""
+    store.put(KEY, b"a long first version", content_type=PNG)
+    store.put(KEY, b"second", content_type=PNG)
+    assert store.get(KEY) == b"second"
+
+
+def test_keys_are_apart(store: Store) -> None:
+    """One job's files never shadow another's."""
+    store.put(KEY, b"0", content_type=PNG)
+    store.put("workspace-temp/user-1/job-1/1.png", b"1", content_type=PNG)
+    store.put("workspace-temp/user-1/job-10/0.png", b"10", content_type=PNG)
+    store.delete(KEY)
+    assert store.get("workspace-temp/user-1/job-1/1.png") == b"1"
+    assert store.get("workspace-temp/user-1/job-10/0.png") == b"10"
+
+
+def test_what_is_not_there_is_not_found(store: Store) -> None:
+    """The web answers 404 with it."""
+    store.put(KEY, b"x", content_type=PNG)
+    for key in ("workspace-temp/user-2/job-1/0.png", "workspace-temp/user-1", f"{KEY}/deeper.png"):
+        assert not store.exists(key)
+        with pytest.raises(NotFound):
+            store.get(key)
+
+
+def test_deleting_twice_is_fine(store: Store) -> None:
+    """A deletion that is repeated after a lost answer must not fail."""
+    store.put(KEY, b"x", content_type=PNG)
+    store.delete(KEY)
+    store.delete(KEY)
+    assert not store.exists(KEY)
+    store.put(KEY, b"again", content_type=PNG)
+    assert store.get(KEY) == b"again"
+
+
+def test_deleting_part_of_a_path_deletes_nothing(store: Store) -> None:
+    """A key is one file, never a tree."""
+    store.put(KEY, b"x", content_type=PNG)
+    store.delete("workspace-temp/user-1")
+    store.delete(f"{KEY}/deeper.png")
+    assert store.get(KEY) == b"x"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "bucket",
+        "/bucket/file.png",
+        "bucket/",
+        "bucket//file.png",
+        "bucket/../file.png",
+        "../bucket/file.png",
+        "bucket/./file.png",
+        "bucket/.../file.png",
+        "bucket/..",
+        "bucket\\file.png",
+        "bucket/file name.png",
+        "bucket/file.png\n",
+        "bucket/file\0.png",
+        "bucket/%2e%2e/file.png",
+        "bucket/~file.png",
+        "bucket/ünï.png",
+        "bucket/" + "x" * 256,
+    ],
+)
+def test_a_malformed_key_is_refused_by_every_verb(store: Store, key: str) -> None:
+    """Keys come from callers; none may walk out of its bucket."""
+    for verb in (
+        lambda: store.put(key, b"x", content_type=PNG),
+        lambda: store.get(key),
+        lambda: store.exists(key),
+        lambda: store.delete(key),
+    ):
+        with pytest.raises(InvalidParameters) as refused:
+            verb()
+        assert refused.value.field == "key"
+
+
+def test_every_allowed_letter_works(store: Store) -> None:
+    """Ids hold dots, colons and dashes, and may be as long as ids get."""
+    key = f"workspace-temp/A.b_c:d-9/{'j' * 128}/0.thumb.webp"
+    store.put(key, b"x", content_type="image/webp")
+    assert store.get(key) == b"x"
+
+
+def test_a_reader_never_sees_half_a_file(store: Store) -> None:
+    """A retried put replaces a file that somebody is reading."""
+    versions = [bytes([at]) * 300_000 for at in range(2)]
+    store.put(KEY, versions[0], content_type=PNG)
+    done, seen = threading.Event(), set()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(store.get(KEY))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(40):
+        store.put(KEY, versions[turn % 2], content_type=PNG)
+    done.set()
+    reader.join()
+    assert seen <= set(versions)
+    assert seen
+
+
+def test_many_writers_leave_one_whole_file(store: Store) -> None:
+    """Two attempts may overlap for a moment; one of their files wins, whole."""
+    versions = [bytes([at]) * 200_000 for at in range(8)]
+    writers = [
+        threading.Thread(target=store.put, args=(KEY, data), kwargs={"content_type": PNG})
+        for data in versions
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert store.get(KEY) in versions
+
+
+def test_a_healthy_store_passes_its_check(store: Store) -> None:
+    """The doctor asks it."""
+    store.check()

@@ -1,0 +1,84 @@
+"""The fixtures that other projects test with: whole jobs in this process, told by real callbacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ourvidz.errors import InvalidParameters, PolicyViolation
+from ourvidz.safety.gate import Gate, Terms
+from ourvidz.tasks.sdxl import generate
+from ourvidz.testing import CallbackRecorder, Eager, eager
+
+JOB = {
+    "id": "one",
+    "type": "sdxl_image_fast",
+    "prompt": "a red circle",
+    "user_id": "me",
+    "config": {"steps": 2, "seed": 7},
+}
+
+
+def test_a_submitted_job_has_run_when_submit_returns(ourvidz_eager: Eager) -> None:
+    """A user's test needs no waiting and no worker."""
+    ourvidz_eager.submit(JOB)
+    record = ourvidz_eager.record("one")
+    assert (record.status, record.progress, record.attempt) == ("completed", 100, 1)
+    assert (ourvidz_eager.storage / "workspace-temp/me/one/0.png").is_file()
+    assert (ourvidz_eager.storage / "workspace-temp/me/one/0.thumb.webp").is_file()
+
+
+def test_its_callbacks_are_signed_and_complete(ourvidz_eager: Eager) -> None:
+    """The same payload, headers and order as from a worker."""
+    ourvidz_eager.submit(JOB)
+    processing, completed = ourvidz_eager.callbacks.of("one")
+    assert [processing.payload["status"], completed.payload["status"]] == ["processing", "completed"]
+    assert [processing.payload["sequence"], completed.payload["sequence"]] == [1, 2]
+    assert processing.verified
+    assert completed.verified
+    assert processing.event_id != completed.event_id
+    metadata = completed.payload["metadata"]
+    assert metadata["seed"] == 7
+    assert metadata["generation_time"] > 0
+    assert completed.payload["assets"][0]["url"] == "workspace-temp/me/one/0.png"
+
+
+def test_the_task_itself_is_a_door(ourvidz_eager: Eager) -> None:
+    """A Python client on the same broker calls `delay` with a payload."""
+    result = generate.delay(JOB | {"id": "two"})
+    assert result.id == "two"
+    assert ourvidz_eager.callbacks.statuses("two") == ["processing", "completed"]
+
+
+def test_a_refused_payload_changes_nothing(ourvidz_eager: Eager) -> None:
+    """Neither a record nor a callback tells of it."""
+    with pytest.raises(InvalidParameters) as refused:
+        generate.delay(JOB | {"config": {"steps": 0}})
+    assert refused.value.field == "config.steps"
+    assert ourvidz_eager.control.ledger.get("one") is None
+    assert ourvidz_eager.callbacks.received == []
+
+
+def test_the_gate_stands_at_the_door_of_the_task(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> None:
+    """Whoever comes past the shim meets it too."""
+    with eager(tmp_path, ourvidz_callbacks) as system:
+        object.__setattr__(system.control, "gate", Gate(Terms(minor=("blorple",), sexual=("quuxish",))))
+        with pytest.raises(PolicyViolation):
+            generate.delay(JOB | {"prompt": "a blorple, quuxish"})
+        assert system.control.ledger.get("one") is None
+
+
+def test_a_reference_falls_back_to_text_and_says_so(ourvidz_eager: Eager) -> None:
+    """A caller must be able to tell that the reference was not used."""
+    ourvidz_eager.submit(JOB | {"metadata": {"reference_image_url": "https://assets.example.com/a.png"}})
+    metadata = ourvidz_eager.callbacks.of("one")[-1].payload["metadata"]
+    assert metadata["reference_fallback"] is True
+    assert metadata["reference_error"] == "I2I_PIPELINE_ERROR"
+
+
+def test_settings_can_be_given_by_variable(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> None:
+    """The July form of assets, as one caller in the field wants it."""
+    with eager(tmp_path, ourvidz_callbacks, OURVIDZ_CALLBACK_ASSETS="urls") as system:
+        system.submit(JOB)
+        assert system.callbacks.of("one")[-1].payload["assets"] == ["workspace-temp/me/one/0.png"]

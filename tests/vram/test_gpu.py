@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ourvidz.vram import gpu
+
+
+def test_bytes_become_mib_gib_and_a_share() -> None:
+    """Callbacks carry MiB and the older GiB side by side; both speak of the same bytes."""
+    assert gpu.report(used=8 << 30, total=48 << 30) == {
+        "vram_used": 8192,
+        "vram_total": 49152,
+        "vram_utilization": 0.167,
+        "vram_used_gb": 8.0,
+        "vram_total_gb": 48.0,
+    }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_everything_is_zero() -> None:
+    """A laptop's callbacks keep their shape."""
+    assert set(gpu.memory().values()) == {0}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_a_process_takes_shows() -> None:
+    """The pressure levels are computed from this reading."""
+    before = gpu.memory()
+    taken = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    after = gpu.memory()
+    assert after["vram_used"] - before["vram_used"] >= taken.nbytes // gpu.MIB
+    assert 0 < after["vram_utilization"] <= 1
