@@ -5,7 +5,7 @@ Why these values: docs/decisions/0002-celery-on-redis.md.
 
 from __future__ import annotations
 
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 
 from ourvidz.jobs.catalog import CATALOG, QUEUES
 from ourvidz.settings import settings

@@ -16,7 +16,7 @@ from celery import signals
 from celery.app.task import Context
 
 from ourvidz import dispatch, log
-from ourvidz.celery_settings import CALLBACKS_QUEUE, GENERATION_TASKS, MAINTENANCE_QUEUE
+from ourvidz.celery_settings import CALLBACKS_QUEUE, GENERATION_TASKS, JOBS, MAINTENANCE_QUEUE
 from ourvidz.errors import Conflict, JobTimeout, ModelLoadError, NotFound, SettingsError
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
@@ -45,7 +45,7 @@ def _claim(message: Any, worker_id: str) -> Claim | None:
     at = control.current()
     if not dispatch.is_message(message):
         job = dispatch.admit(message)
-        admission = at.ledger.register(job, priority=dispatch.JOBS)
+        admission = at.ledger.register(job, priority=JOBS)
         if not admission.same:
             raise dispatch.taken(job.id)
         message = dispatch.message(admission.record)

@@ -94,7 +94,7 @@ def redis_url(_session_server: RedisServer) -> str:
 
 @pytest.fixture
 def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
-    """Start servers that belong to one test, which may kill and start them again; options as on a command line."""
+    """Start servers with these options; they belong to one test, which may kill and start them again."""
     started: list[RedisServer] = []
 
     def start(*options: str) -> RedisServer:

@@ -15,11 +15,13 @@ from pathlib import Path
 import redis
 from redis.exceptions import BusyLoadingError, RedisError
 
+from ourvidz import log
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import POLL_S, Spec, Supervisor
 from ourvidz.errors import OperatorError, SettingsError
 from ourvidz.settings import environment
 
+_log = log.get(__name__)
 NAME = "redis"
 SYSTEM_SERVERS = ("redis-server", "valkey-server")
 STARTS = 5
@@ -96,32 +98,38 @@ def start(supervisor: Supervisor, state: StateDir, *, binary: Path, notice: Call
     folder = state.root / "redis"
     folder.mkdir(mode=0o700, exist_ok=True)
     _stop_orphan(folder, password)
-    log = state.log(NAME)
+    file = state.log(NAME)
     for _ in range(STARTS):
         port = free_port()
         config = state.keep_private("redis/redis.conf", configuration(folder, port, password))
-        supervisor.start(Spec(NAME, (str(binary), str(config)), environment(), log))
-        if _answers(url_of(port, password), lambda: supervisor.alive(NAME), notice):
+        supervisor.start(Spec(NAME, (str(binary), str(config)), environment(), file))
+        if _answers(url_of(port, password), config, lambda: supervisor.alive(NAME), notice):
             return url_of(port, password)
         supervisor.forget(NAME)
-    raise OperatorError(f"the embedded Redis server does not start; its log: {log}")
+    raise OperatorError(f"the embedded Redis server does not start; its log: {file}")
 
 
-def _answers(url: str, alive: Callable[[], bool], notice: Callable[[str], None]) -> bool:
-    """Wait for the server as long as it lives, also while it reads a long log; False when it died."""
+def _answers(url: str, config: Path, alive: Callable[[], bool], notice: Callable[[str], None]) -> bool:
+    """Wait for the server as long as it lives, also while it reads a long log; False when it died.
+
+    A stranger that was quicker on this port may answer too, until ours has noticed.
+    """
     with redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=2) as client:
         while alive():
             try:
-                client.ping()
+                if _is_ours(client, config):
+                    return True
             except BusyLoadingError:
                 notice("the embedded Redis server reads what it stored")
-            except RedisError:
-                # Not listening yet. A stranger that took the port first refuses the password until ours died.
-                pass
-            else:
-                return alive()
+            except RedisError as silent:
+                _log.debug("redis_silent", reason=str(silent))
             time.sleep(POLL_S)
     return False
+
+
+def _is_ours(client: redis.Redis, config: Path) -> bool:
+    facts = client.info("server")
+    return bool(facts["config_file"] == str(config))
 
 
 def _stop_orphan(folder: Path, password: str) -> None:
@@ -136,7 +144,7 @@ def _stop_orphan(folder: Path, password: str) -> None:
     port = next(int(line.split()[1]) for line in lines if line.startswith("port "))
     with redis.Redis.from_url(url_of(port, password), socket_connect_timeout=1, socket_timeout=5) as client:
         try:
-            if client.config_get("dir").get("dir") == str(folder.resolve()):
+            if _is_ours(client, folder / "redis.conf"):
                 client.shutdown()
         except RedisError:
             return

@@ -112,9 +112,7 @@ def list_(user: str | None, type_name: str | None, status: str | None, cursor: s
     table = Table(Column("job", no_wrap=True), "type", "status", "progress", "error")
     for row in page["items"]:
         error = (row.get("error") or {}).get("code", "")
-        table.add_row(
-            row["job_id"], row["type"], row["status"], f"{row['progress']:.0f} %", error
-        )
+        table.add_row(row["job_id"], row["type"], row["status"], f"{row['progress']:.0f} %", error)
     Console().print(table if page["items"] else "No jobs.")
     if page.get("cursor"):
         say(f"more with --cursor {page['cursor']}")

@@ -158,16 +158,21 @@ def _spawn(spec: Spec) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             pass_fds=spec.pass_fds,
             process_group=0,
-            preexec_fn=_dying_with(os.getpid()) if _libc else None,
+            preexec_fn=dying_with_parent(signal.SIGKILL),
         )
 
 
-def _dying_with(parent: int) -> Callable[[], None]:
+def dying_with_parent(signum: signal.Signals) -> Callable[[], None] | None:
+    """What a child runs before anything else, so that it gets `signum` when this process dies, however it
+    dies. None where the system has no such thing."""
+    if _libc is None:
+        return None
+    libc, parent = _libc, os.getpid()
+
     def die_with_parent() -> None:
-        if _libc is not None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os.kill(os.getpid(), signal.SIGKILL)
+        libc.prctl(_PR_SET_PDEATHSIG, signum)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signum)
 
     return die_with_parent
 

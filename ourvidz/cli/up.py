@@ -116,7 +116,7 @@ class Up:
         self._ledger = control.build(settings).ledger
         shim = Shim(place.shim, None, read_s=GLANCE_S)
         while True:
-            missing = [*([] if shim.ready() else ["the shim"]), *self._not_loaded()]
+            missing = self._not_loaded() or ([] if shim.ready() else ["the shim"])
             if not missing:
                 return
             show(f"waiting for {' and '.join(missing)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
 from ourvidz.errors import SettingsError
@@ -12,6 +14,7 @@ HERE = ("sdxl",)
 """The families this version has pipelines for."""
 HELPERS = ("io", "keeper", "clock", "web")
 
+_CHATTY = ("celery.beat", "celery.worker.strategy", "celery.app.trace")
 _QUIET = ("--without-gossip", "--without-mingle", "-E")
 
 
@@ -59,4 +62,8 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
         return
     from ourvidz.app import app
 
+    if name in ("keeper", "clock"):
+        # A sweep every two seconds, with three lines each, would fill the disk.
+        for chatty in _CHATTY:
+            logging.getLogger(chatty).setLevel(logging.WARNING)
     app.start(arguments(name, settings()))

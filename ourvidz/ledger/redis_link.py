@@ -31,7 +31,7 @@ Answer = TypeVar("Answer")
 UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
 
 CONNECT_S, ANSWER_S = 2.0, 3.0
-QUICK_S = 0.4
+QUICK_S = 0.3
 """How long the hot path waits for a connection or an answer."""
 FOLLOW_S = 1.0
 """How long one blocking read of a stream lasts."""
@@ -75,7 +75,6 @@ def _options(connect_s: float, answer_s: float) -> dict[str, Any]:
         "protocol": 2,
         "socket_connect_timeout": connect_s,
         "socket_timeout": answer_s,
-        "socket_keepalive": True,
     }
 
 

@@ -122,10 +122,12 @@ class JobLedger(Protocol):
         """The items of a job's stream after an id, oldest first. Bounded: old ones are trimmed."""
 
     def follow(self, job_id: str, *, after: str = "0") -> AsyncIterator[StreamItem]:
-        """The items after an id as they come, ending after `done` of the current run. For the event stream."""
+        """The items after an id as they come, ending after `done` of the current run. For the event
+        stream."""
 
     def counts(self) -> dict[str, int]:
-        """Counters since the beginning, by dotted name: `jobs.{type}.{ending}`, `callbacks.delivered|retried|dead`,
+        """Counters since the beginning, by dotted name: `jobs.{type}.{ending}`,
+        `callbacks.delivered|retried|dead`,
         `attempts.released.{code}`; and `generation_ms.{type}.sum`."""
 
 
@@ -154,7 +156,8 @@ class Sweeping(Protocol):
         """Note whether the broker's list is empty now; since when it has been, None while it is not."""
 
     def lift(self, job_id: str, *, run: int, priority: int) -> bool:
-        """Give a queued job a more urgent priority, once; its order stays. False when not queued or lifted."""
+        """Give a queued job a more urgent priority, once; its order stays. False when not queued or
+        lifted."""
 
     def purge(self, *, older_than_s: float, limit: int = 200) -> int:
         """Forget jobs that finished longer ago than this and have no pending callback; how many."""
@@ -179,7 +182,8 @@ class Outbox(Protocol):
         """Try again later."""
 
     def bury(self, event: OutboxEvent, *, status: int | None, error: str) -> None:
-        """Give up. A `processing` row is forgotten (it gets one attempt), a terminal one becomes a dead letter."""
+        """Give up. A `processing` row is forgotten (it gets one attempt), a terminal one becomes a dead
+        letter."""
 
     def event(self, event_id: str) -> OutboxEvent | None:
         """One row by id."""

@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 
 CONNECT_S = 5.0
@@ -169,20 +170,34 @@ class _DeadlineAdapter(HTTPAdapter):
         return super().send(request, *args, **kwargs)
 
 
+class _OneUse(HTTPConnection):
+    """A connection for one request: connecting starts its clock, the answer's head closes it.
+
+    Asking the peer to close is not enough: until it has, the pool would hand out a connection that is about
+    to break, and with a clock that has run.
+    """
+
+    total_s: ClassVar[float]
+
+    def connect(self) -> None:
+        until = time.monotonic() + self.total_s
+        super().connect()
+        self.sock = cast(socket.socket, _DeadlineSocket(self.sock, until))
+
+    def getresponse(self) -> BaseHTTPResponse:  # type: ignore[override]
+        response = super().getresponse()
+        # Not self.close(), which would close the response as well: that reads on from its own file on the socket.
+        self.sock.close()
+        self.sock = None
+        return response
+
+
 def _pools(timeout_s: float) -> dict[str, type[HTTPConnectionPool]]:
-    """Pools whose connections are used once, so that connecting starts the clock of a request."""
+    class Plain(_OneUse):
+        total_s = timeout_s
 
-    class Plain(HTTPConnection):
-        def connect(self) -> None:
-            until = time.monotonic() + timeout_s
-            super().connect()
-            self.sock = cast(socket.socket, _DeadlineSocket(self.sock, until))
-
-    class Secure(HTTPSConnection):
-        def connect(self) -> None:
-            until = time.monotonic() + timeout_s
-            super().connect()
-            self.sock = cast(socket.socket, _DeadlineSocket(self.sock, until))
+    class Secure(_OneUse, HTTPSConnection):
+        total_s = timeout_s
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain

@@ -1,4 +1,7 @@
-"""The storage protocol. A key is `{bucket}/{path}` with segments of `[A-Za-z0-9._:-]`, none of them dots only."""
+"""The storage protocol.
+
+A key is `{bucket}/{path}` with segments of `[A-Za-z0-9._:-]`, none of them dots only.
+"""
 
 from __future__ import annotations
 

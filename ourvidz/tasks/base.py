@@ -11,7 +11,7 @@ from celery.exceptions import Ignore
 from celery.result import AsyncResult
 
 from ourvidz import __version__, dispatch, log
-from ourvidz.errors import InternalError, OurvidzError, WorkerUnavailable
+from ourvidz.errors import InternalError, OperatorError, OurvidzError, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim
 from ourvidz.signals import attempt_of
@@ -32,6 +32,13 @@ _log = log.get(__name__)
 
 class JobFailed(Exception):
     """What Celery gets to see of a failure: the code. Tracebacks and messages stay in our own log."""
+
+
+def told(error: OurvidzError) -> OurvidzError:
+    """What a caller may hear: an operator's errors name paths of this machine, which are for our log."""
+    if isinstance(error, OperatorError):
+        return type(error)("the worker is not set up for this job; its operators have the details")
+    return error
 
 
 class GenerationTask(Task):  # type: ignore[misc]
@@ -95,7 +102,7 @@ class GenerationTask(Task):  # type: ignore[misc]
         )
         if error.scope == "job" and tried < error.attempts:
             self._again(claim, error)
-        self._commit(claim, Outcome.failure(error, **self._known()))
+        self._commit(claim, Outcome.failure(told(error), **self._known()))
         raise JobFailed(error.code) from None
 
     def _again(self, claim: Claim, error: OurvidzError) -> NoReturn:

@@ -14,7 +14,7 @@ from ourvidz.wiring import control
 _log = log.get(__name__)
 
 
-@app.task(name=SWEEP_TASK, acks_late=False, ignore_result=True)  # type: ignore[untyped-decorator]
+@app.task(name=SWEEP_TASK, acks_late=False, ignore_result=True)
 def sweep_ledger() -> None:
     """Bring back what got lost."""
     at = control.current()

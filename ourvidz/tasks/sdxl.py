@@ -10,7 +10,7 @@ from ourvidz.tasks.base import GenerationTask
 from ourvidz.workflows.image import generate_images
 
 
-@app.task(name="ourvidz.sdxl.generate", base=GenerationTask, bind=True, family="sdxl")  # type: ignore[untyped-decorator]
+@app.task(name="ourvidz.sdxl.generate", base=GenerationTask, bind=True, family="sdxl")
 def generate(self: GenerationTask, message: dict[str, Any]) -> dict[str, Any]:
     """Generate the images of one SDXL job and return what became of it."""
     return self.run_job(message, generate_images)

@@ -36,5 +36,7 @@ class Attendance:
     def refusal(self, queue: str) -> WorkerUnavailable:
         """What a submission to an unattended queue is told."""
         return WorkerUnavailable(
-            f"No worker of {queue} was seen for {self._grace_s:g} seconds.", field="type", retry_after_s=RETRY_S
+            f"No worker of {queue} was seen for {self._grace_s:g} seconds.",
+            field="type",
+            retry_after_s=RETRY_S,
         )

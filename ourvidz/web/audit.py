@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ class Entry:
     job_id: str | None = None
     user_id: str | None = None
     type: str | None = None
+    policy: Mapping[str, str] | None = None
+    """Which rule refused a text, and the text's hash; for this log alone."""
 
     def about(self, record: Record) -> None:
         """Note which job the request was about."""
@@ -72,7 +74,7 @@ class Audit:
 
 def _write(scope: Scope, status: int, took_s: float) -> None:
     told = entry(scope)
-    about = {"job_id": told.job_id, "user_id": told.user_id, "type": told.type}
+    about = {"job_id": told.job_id, "user_id": told.user_id, "type": told.type, "policy": told.policy}
     _log.info(
         "audit",
         who=told.who,

@@ -36,7 +36,9 @@ class Key:
 class Keyring:
     """Every key of this installation. Without any, everyone who can reach the shim may do everything."""
 
-    def __init__(self, keys: Iterable[Key], *, guests: Iterable[Key] = (), open_routes: Iterable[str] = ()) -> None:
+    def __init__(
+        self, keys: Iterable[Key], *, guests: Iterable[Key] = (), open_routes: Iterable[str] = ()
+    ) -> None:
         self._keys = tuple(keys)
         self._all = (*self._keys, *guests)
         self._open = frozenset("/" + route.strip("/") for route in open_routes)
@@ -111,7 +113,11 @@ def guard(ring: Keyring, *scopes: str) -> list[params.Depends]:
     if ring.empty:
         return [check]
     # Only for the OpenAPI document: the check itself reads the headers once.
-    return [check, Depends(HTTPBearer(auto_error=False)), Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
+    return [
+        check,
+        Depends(HTTPBearer(auto_error=False)),
+        Depends(APIKeyHeader(name="X-API-Key", auto_error=False)),
+    ]
 
 
 def _check(ring: Keyring, scopes: frozenset[str]) -> Callable[[Request], Coroutine[Any, Any, None]]:

@@ -25,7 +25,7 @@ def _finite(digits: str) -> float:
 
 
 def parse_json(text: str | bytes, *, field: str | None = None) -> Any:
-    """The value a JSON text stands for. `InvalidParameters` for anything else, NaN and infinities included."""
+    """The value a JSON text stands for. `InvalidParameters` for anything else, NaN and infinities too."""
     try:
         # json.loads would let surrogates and UTF-16 through when given bytes.
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text

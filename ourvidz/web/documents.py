@@ -38,7 +38,7 @@ class FaultDocument(BaseModel):
 
 
 class JobListed(BaseModel):
-    """A job as lists show it. `progress` is 0 to 100; `run` counts submissions, `attempt` claims within one."""
+    """A job as lists show it. `progress` is 0 to 100, `run` counts submissions, `attempt` claims in one."""
 
     job_id: str
     status: Status

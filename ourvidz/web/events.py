@@ -19,7 +19,9 @@ BEGINNING = "0"
 _log = log.get(__name__)
 
 
-async def stream(ledger: Ledger, job_id: str, *, after: str, keep_alive_s: float = KEEP_ALIVE_S) -> AsyncIterator[bytes]:
+async def stream(
+    ledger: Ledger, job_id: str, *, after: str, keep_alive_s: float = KEEP_ALIVE_S
+) -> AsyncIterator[bytes]:
     """The items after an id as they come, then the end. A comment keeps the connection open through
     silences. A ledger that goes away ends the stream: clients come back with the last id they have."""
     yield b"retry: 2000\n\n"

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ourvidz import log
-from ourvidz.errors import InternalError, InvalidParameters, NotFound, OurvidzError, by_code
+from ourvidz.errors import InternalError, InvalidParameters, NotFound, OurvidzError, PolicyViolation, by_code
 from ourvidz.jobs.plain import shorten
 from ourvidz.web import audit
 
@@ -129,6 +129,8 @@ class LastResort:
             return
         except OurvidzError as known:
             error = known
+            if isinstance(known, PolicyViolation):
+                audit.entry(scope).policy = known.audit
             if known.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 _log.warning("request_failed", path=scope["path"], code=known.code, reason=known.message)
         except Exception:

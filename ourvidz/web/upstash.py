@@ -48,10 +48,8 @@ class Depth(BaseModel):
     result: int
 
 
-@router.post(
-    "/rpush/{queue}", responses=documented(401, 403, 409, 413, 422, 503), openapi_extra=PUSH
-)
-async def rpush(request: Request, queue: str) -> Depth:
+@router.post("/rpush/{queue}", responses=documented(401, 403, 409, 413, 422, 503), openapi_extra=PUSH)
+async def rpush(request: Request, queue: str) -> Depth:  # noqa: ARG001 - the catalog decides
     """Queue the jobs in the body. Which queue a job waits in is the catalog's to say, not the path's; the
     depth is the last job's queue's."""
     return await run_in_threadpool(_push, request, await read_json(request))

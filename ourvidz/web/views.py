@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from ourvidz import __version__
 from ourvidz.callbacks import payload
-from ourvidz.ledger.record import Admission, OutboxEvent, Record
+from ourvidz.ledger.record import OutboxEvent, Record
 from ourvidz.ledger.store import Ledger
 from ourvidz.storage.store import Store
 from ourvidz.web.documents import Accepted, FaultDocument, JobListed, JobState, Result, Timestamps
@@ -24,11 +24,6 @@ def accepted(record: Record, ledger: Ledger) -> Accepted:
         run=record.run,
         seed=record.facts.get("seed"),
     )
-
-
-def repeated(admission: Admission, ledger: Ledger, store: Store) -> JobState:
-    """The answer to a submission that stood already."""
-    return state(admission.record, ledger, store)
 
 
 def state(record: Record, ledger: Ledger, store: Store) -> JobState:
@@ -93,7 +88,9 @@ def eta_s(record: Record, position: int | None, ledger: Ledger) -> float | None:
         return None
     ahead_s = 0.0
     if position:
-        sample = [r.facts.get("expected_time") or 0.0 for r in ledger.waiting(record.queue, min(position, SAMPLED))]
+        sample = [
+            r.facts.get("expected_time") or 0.0 for r in ledger.waiting(record.queue, min(position, SAMPLED))
+        ]
         at_work = sum(w.queue == record.queue and w.state != "offline" for w in ledger.workers())
         ahead_s = position * (sum(sample) / len(sample) if sample else own_s) / max(1, at_work)
     return round(ahead_s + own_s, 1)

@@ -22,6 +22,8 @@ from ourvidz.settings import Settings, settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
 
+SDXL_SIZE = (1024, 1024)
+WAN_SIZE = (480, 832)
 TINY_SDXL_SIZE = (64, 64)
 TINY_WAN_SIZE = (64, 64)
 
@@ -62,16 +64,13 @@ def callback_hosts(chosen: Settings) -> frozenset[str]:
 
 
 def defaults(chosen: Settings) -> Defaults:
-    """What the door fills in for this profile."""
-    hosts = callback_hosts(chosen)
-    if chosen.profile == "tiny":
-        return Defaults(
-            sdxl_size=TINY_SDXL_SIZE,
-            wan_size=TINY_WAN_SIZE,
-            callback_hosts=hosts,
-            negative_prompt=chosen.negative_prompt,
-        )
-    return Defaults(callback_hosts=hosts, negative_prompt=chosen.negative_prompt)
+    """What the door fills in: the native size of the tiny checkpoints, or the production sizes."""
+    return Defaults(
+        sdxl_size=SDXL_SIZE if chosen.sdxl_model else TINY_SDXL_SIZE,
+        wan_size=WAN_SIZE if chosen.wan_model else TINY_WAN_SIZE,
+        callback_hosts=callback_hosts(chosen),
+        negative_prompt=chosen.negative_prompt,
+    )
 
 
 def target(chosen: Settings) -> Target:

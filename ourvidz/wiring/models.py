@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ourvidz import log
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.base import ImagePipeline
 from ourvidz.pipelines.checkpoints import find_sdxl
@@ -14,8 +13,6 @@ from ourvidz.vram import gpu
 
 TINY_CAP_PX = 128
 """Longest edge that the tiny profile renders."""
-
-_log = log.get(__name__)
 
 
 class WarmModels:
@@ -51,8 +48,5 @@ def build(settings: Settings, family: str) -> WarmModels:
     """The pipelines of one family, not loaded yet. `ModelLoadError` says which weights are missing."""
     if family != "sdxl":
         raise ModelLoadError(f"This version has no pipelines for {family!r}.")
-    tiny = settings.profile == "tiny"
-    if tiny and settings.sdxl_model is not None:
-        _log.warning("sdxl_model_ignored", reason="OURVIDZ_SDXL_MODEL counts in the production profile only")
-    checkpoint = find_sdxl(None if tiny else settings.sdxl_model, settings.cache_dir)
-    return WarmModels(SDXLPipeline(checkpoint, cap=TINY_CAP_PX if tiny else None))
+    checkpoint = find_sdxl(settings.sdxl_model, settings.cache_dir)
+    return WarmModels(SDXLPipeline(checkpoint, cap=TINY_CAP_PX if settings.sdxl_model is None else None))

@@ -17,7 +17,8 @@ class Run(Protocol):
     attempt: int
 
     def step(self, done: int, total: int) -> None:
-        """Report a finished step. Raises `Cancelled`, `JobTimeout`, or stops an attempt whose fence is lost."""
+        """Report a finished step. Raises `Cancelled`, `JobTimeout`, or stops an attempt whose fence is
+        lost."""
 
     def preview(self, webp: bytes) -> None:
         """Show a small picture of how far it got, at most twice a second."""
@@ -42,7 +43,8 @@ class Models(Protocol):
         """What is loaded, where, and the memory it takes (MiB)."""
 
     def memory(self) -> dict[str, Any]:
-        """`vram_used`, `vram_total` (MiB), `vram_utilization` (0 to 1), `vram_used_gb`, `vram_total_gb` (GiB);
+        """`vram_used`, `vram_total` (MiB), `vram_utilization` (0 to 1), `vram_used_gb`, `vram_total_gb`
+        (GiB);
         zeros where there is no GPU."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from structlog.testing import capture_logs
 
 from ourvidz.app import app
 from ourvidz.callbacks.target import NO_URL
@@ -26,9 +27,9 @@ PROMPT = "a lighthouse on a hill"
 @pytest.fixture
 def ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[MemoryLedger]:
     """The ledger the command sees; tasks run at once, and no receiver is configured."""
-    monkeypatch.setattr(app.conf, "task_always_eager", True)
+    monkeypatch.setitem(app.conf, "task_always_eager", True)
     chosen = load_settings(OURVIDZ_STATE_DIR=tmp_path, _env_file=None)
-    with control.using(control.build(chosen, ledger=MemoryLedger())) as current:
+    with capture_logs(), control.using(control.build(chosen, ledger=MemoryLedger())) as current:
         yield current.ledger  # type: ignore[misc]
 
 

@@ -96,8 +96,9 @@ class TestTheDoor:
         ended(ledger, claimed(ledger, odd))
         assert ledger.get(odd).status == "completed"
         assert ledger.get("plain").status == "queued"
-        assert [record.job_id for record in ledger.page(user_id=odd).records][:1] in ([odd], ["plain"])
-        assert len(ledger.page().records) == 2
+        of_user = [record.job_id for record in ledger.page(user_id=odd).records]
+        assert of_user == ([odd, "plain"] if odd == "all" else [odd])
+        assert [record.job_id for record in ledger.page().records] == [odd, "plain"]
 
 
 class TestClaiming:
@@ -109,7 +110,12 @@ class TestClaiming:
         record = ledger.get("job-1")
         assert claim.record == record
         assert claim.job == image_job()
-        assert (record.status, record.attempt, record.fence, record.worker_id) == ("processing", 1, 1, "sdxl@a")
+        assert (record.status, record.attempt, record.fence, record.worker_id) == (
+            "processing",
+            1,
+            1,
+            "sdxl@a",
+        )
         assert (record.claimed_at, record.lease_until) == (clock.time, clock.time + 10)
         assert ledger.depth("sdxl_queue") == 0
 
@@ -227,7 +233,11 @@ class TestRunning:
         claim = claimed(ledger)
         assert ledger.release(claim, code="STORAGE_ERROR", due_in_s=5)
         record = ledger.get("job-1")
-        assert (record.status, record.due_at, record.failures) == ("queued", clock.time + 5, {"STORAGE_ERROR": 1})
+        assert (record.status, record.due_at, record.failures) == (
+            "queued",
+            clock.time + 5,
+            {"STORAGE_ERROR": 1},
+        )
         assert (record.attempt, record.worker_id, record.lease_until) == (1, None, None)
         assert record.published_at is None
         assert ledger.position("job-1") == 0
@@ -236,7 +246,9 @@ class TestRunning:
         assert claimed(ledger, token="t2").record.attempt == 2
         assert ledger.counts()["attempts.released.STORAGE_ERROR"] == 1
 
-    @pytest.mark.parametrize(("counted", "attempt", "failures"), [(True, 1, {"WORKER_LOST": 1}), (False, 0, {})])
+    @pytest.mark.parametrize(
+        ("counted", "attempt", "failures"), [(True, 1, {"WORKER_LOST": 1}), (False, 0, {})]
+    )
     def test_a_lost_attempt_counts_unless_it_was_handed_back(
         self, ledger, clock, image_job, counted, attempt, failures
     ):

@@ -188,7 +188,11 @@ class TestSettling:
         told.bury(event, status=400, error="not understood")
         (letter,) = told.letters("dead")
         assert (letter.event_id, letter.state) == (event.event_id, "dead")
-        assert (letter.last_status, letter.last_error, letter.settled_at) == (400, "not understood", clock.time)
+        assert (letter.last_status, letter.last_error, letter.settled_at) == (
+            400,
+            "not understood",
+            clock.time,
+        )
         assert told.counts()["callbacks.dead"] == 1
         assert told.due() == []
 

@@ -162,7 +162,9 @@ class TestSweeping:
         while event := ledger.take("young", lease_s=30, token="d"):
             ledger.delivered(event, status=200)
         assert ledger.purge(older_than_s=50) == 1
-        assert [ledger.get(each) is None for each in ("told", "untold", "young", "open")] == [True] + [False] * 3
+        assert [ledger.get(each) is None for each in ("told", "untold", "young", "open")] == [True] + [
+            False
+        ] * 3
         while event := ledger.take("untold", lease_s=30, token="d"):
             ledger.bury(event, status=410, error="gone")
         assert ledger.purge(older_than_s=0, limit=1) == 1

@@ -144,6 +144,22 @@ def test_cookies_are_not_kept(peer: Callable[[Script], Peer]) -> None:
     assert b"Cookie" not in there.requests[1]
 
 
+def test_every_request_has_a_connection_of_its_own(peer: Callable[[Script], Peer]) -> None:
+    """A kept connection breaks just when the next callback is on it, and its clock has run."""
+    first_left = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        connection.sendall(OK)
+        if connection.recv(1) == b"":
+            first_left.set()
+
+    there = peer(script)
+    client = Client(timeout_s=PATIENCE_S)
+    assert isinstance(client.post(there.url, body=b"{}", headers={}), Answer)
+    assert first_left.wait(PATIENCE_S)
+    assert isinstance(client.post(there.url, body=b"{}", headers={}), Answer)
+
+
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX: "], ids=["status line", "header"])
 def test_a_dripping_answer_ends_at_the_deadline(peer: Callable[[Script], Peer], start: bytes) -> None:
     """Every byte in time, the answer never: a read timeout alone would wait for hours."""

@@ -1,0 +1,34 @@
+"""Bare Celery: a no-op task with Celery's own defaults, concurrency 1."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import redis
+from celery import Celery
+
+URL = os.environ["BENCH_REDIS_URL"]
+app = Celery("bench", broker=URL)
+app.conf.update(task_ignore_result=True, worker_hijack_root_logger=False)
+_redis = redis.Redis.from_url(URL)
+
+
+@app.task(name="noop")
+def noop(key: str) -> None:
+    """Say when it started."""
+    _redis.rpush(key, time.time())
+
+
+def enqueue(key: str) -> None:
+    """Publish one."""
+    noop.delay(key)
+
+
+def worker() -> None:
+    """Run the worker."""
+    app.worker_main(["worker", "-c", "1", "-P", "prefork", "-l", "ERROR"])
+
+
+if __name__ == "__main__":
+    worker()

@@ -1,0 +1,38 @@
+"""dramatiq: a no-op actor with one worker thread."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import dramatiq
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.worker import Worker
+
+URL = os.environ["BENCH_REDIS_URL"]
+broker = RedisBroker(url=URL)
+dramatiq.set_broker(broker)
+_redis = redis.Redis.from_url(URL)
+
+
+@dramatiq.actor
+def noop(key: str) -> None:
+    """Say when it started."""
+    _redis.rpush(key, time.time())
+
+
+def enqueue(key: str) -> None:
+    """Send one."""
+    noop.send(key)
+
+
+def worker() -> None:
+    """Run the worker."""
+    Worker(broker, worker_threads=1).start()
+    while True:
+        time.sleep(3600)
+
+
+if __name__ == "__main__":
+    worker()

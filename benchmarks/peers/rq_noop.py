@@ -1,0 +1,31 @@
+"""RQ: a no-op job on SimpleWorker, RQ's fastest."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import redis
+from rq import Queue, SimpleWorker
+
+_redis = redis.Redis.from_url(os.environ["BENCH_REDIS_URL"])
+_queue = Queue("bench", connection=_redis)
+
+
+def noop(key: str) -> None:
+    """Say when it started."""
+    _redis.rpush(key, time.time())
+
+
+def enqueue(key: str) -> None:
+    """Enqueue one."""
+    _queue.enqueue("benchmarks.peers.rq_noop.noop", key, result_ttl=0)
+
+
+def worker() -> None:
+    """Run the worker."""
+    SimpleWorker([_queue], connection=_redis).work(logging_level="ERROR")
+
+
+if __name__ == "__main__":
+    worker()

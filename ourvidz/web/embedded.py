@@ -1,0 +1,200 @@
+"""What the shim serves in place of a backend when everything runs on one machine: stored assets, and a
+receiver for the callbacks."""
+
+from __future__ import annotations
+
+import hmac
+import mimetypes
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse
+
+from ourvidz.callbacks.signing import Verified, verify
+from ourvidz.errors import InvalidParameters, NotFound, StorageError, Unauthorized
+from ourvidz.jobs.catalog import lookup
+from ourvidz.jobs.fields import IDENTIFIER
+from ourvidz.settings import Settings
+from ourvidz.storage.keys import segments
+from ourvidz.storage.local import LocalStore
+from ourvidz.web import audit
+from ourvidz.web.body import parse_json
+from ourvidz.web.inbox import KEPT, Inbox
+from ourvidz.web.problems import documented
+from ourvidz.wiring import control
+
+router = APIRouter(tags=["embedded"])
+receiver = APIRouter(tags=["embedded"])
+
+SHOWN_INLINE = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4"})
+"""Everything else is offered for download: a stored page must not run as this origin's."""
+
+
+class Delivery(BaseModel):
+    """One callback as it came in. `verified`: every signature that is configured held."""
+
+    received_at: datetime
+    headers: dict[str, str]
+    payload: dict[str, Any]
+    verified: bool
+
+
+class Deliveries(BaseModel):
+    """What the receiver got, oldest first."""
+
+    items: list[Delivery]
+
+
+class Debug(BaseModel):
+    """How the receiver understood a callback."""
+
+    job_id: str
+    jobStatus: str | None
+    jobType: str | None
+    format: str | None
+    quality: Literal["fast", "high"] | None
+    isSDXL: bool
+    isEnhanced: bool
+    assetsProcessed: int
+    processingTimestamp: datetime
+
+
+class Receipt(BaseModel):
+    """The receiver's answer."""
+
+    success: Literal[True] = True
+    message: str
+    debug: Debug
+
+
+@router.get(
+    "/assets/{bucket}/{key:path}",
+    response_class=FileResponse,
+    responses={
+        200: {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}},
+        **documented(401, 403, 404, 422),
+    },
+)
+def asset(bucket: str, key: str) -> FileResponse:
+    """A stored file."""
+    name = f"{bucket}/{key}"
+    store = control.current().store
+    try:
+        there = isinstance(store, LocalStore) and store.exists(name)
+    except (InvalidParameters, StorageError):
+        there = False
+    if not there:
+        raise NotFound("There is no such asset.", field="key", value=name)
+    assert isinstance(store, LocalStore)
+    kind, inline = _kind(name)
+    return FileResponse(
+        store.root.joinpath(*segments(name)),
+        media_type=kind,
+        filename=PurePosixPath(name).name,
+        content_disposition_type="inline" if inline else "attachment",
+        headers={
+            "X-Content-Type-Options": "nosniff",
+            "Content-Security-Policy": "default-src 'none'; sandbox",
+        },
+    )
+
+
+@router.get("/inbox", responses=documented(401, 403, 422))
+def inbox(
+    request: Request,
+    job_id: Annotated[str | None, Query(pattern=rf"^({IDENTIFIER.pattern})?$")] = None,
+    limit: Annotated[int, Query(ge=1, le=KEPT)] = 1000,
+) -> Deliveries:
+    """The last callbacks that came in, of one job or of all, oldest first."""
+    kept: Inbox = request.app.state.inbox
+    return Deliveries.model_validate({"items": kept.last(job_id=job_id or None, limit=limit)})
+
+
+@receiver.post(
+    "/functions/v1/job-callback",
+    responses=documented(401, 413, 422),
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+    },
+)
+async def receive(request: Request) -> Receipt:
+    """Take a callback in. Every delivery is kept, also a repeated one."""
+    body = await request.body()
+    settings = control.current().settings
+    verified = _trust(body, request, settings)
+    audit.entry(request.scope).who = "callback"
+    payload = parse_json(body)
+    now = datetime.now(UTC)
+    receipt = _receipt(payload, now)
+    audit.entry(request.scope).job_id = receipt.debug.job_id
+    kept: Inbox = request.app.state.inbox
+    await run_in_threadpool(
+        kept.keep, payload, request.headers, received_at=now.isoformat(), verified=verified
+    )
+    return receipt
+
+
+def _kind(name: str) -> tuple[str, bool]:
+    """The content type of a file by its ending, and whether a browser may show it."""
+    if PurePosixPath(name).suffix.lower() in SHOWN_INLINE:
+        return mimetypes.guess_type(name)[0] or "application/octet-stream", True
+    return "application/octet-stream", False
+
+
+def _trust(body: bytes, request: Request, settings: Settings) -> bool:
+    """Whether a delivery proves its sender by everything that is configured; False when nothing is.
+    `Unauthorized` when a proof is missing or wrong."""
+    found: Verified = verify(
+        body,
+        request.headers,
+        callback_secrets=settings.callback_secrets,
+        webhook_secrets=settings.webhook_secrets,
+    )
+    proofs = []
+    if settings.callback_secrets:
+        proofs.append(found.callback == "valid")
+    if settings.webhook_secrets:
+        proofs.append(found.webhook == "valid")
+    if settings.supabase_service_key:
+        expected = f"Bearer {settings.supabase_service_key}".encode()
+        proofs.append(
+            hmac.compare_digest(expected, request.headers.get("authorization", "").encode("latin-1"))
+        )
+    if not all(proofs):
+        raise Unauthorized("This callback does not prove its sender.")
+    return bool(proofs)
+
+
+def _receipt(payload: object, now: datetime) -> Receipt:
+    job_id = payload.get("job_id") if isinstance(payload, dict) else None
+    if not isinstance(payload, dict) or not isinstance(job_id, str) or not IDENTIFIER.fullmatch(job_id):
+        raise InvalidParameters(
+            "A callback names its job.", field="job_id", rule="the id of a job", value=job_id
+        )
+    metadata, assets, status = (payload.get(name) for name in ("metadata", "assets", "status"))
+    type_name = metadata.get("job_type") if isinstance(metadata, dict) else None
+    row = lookup(type_name) if isinstance(type_name, str) else None
+    return Receipt(
+        message="Callback received.",
+        debug=Debug(
+            job_id=job_id,
+            jobStatus=status if isinstance(status, str) else None,
+            jobType=row.name if row else None,
+            format=row.content_type if row else None,
+            quality=None
+            if row is None
+            else "fast"
+            if "_fast" in row.name
+            else "high"
+            if "_high" in row.name
+            else None,
+            isSDXL=row is not None and row.family == "sdxl",
+            isEnhanced=row is not None and row.enhance,
+            assetsProcessed=len(assets) if isinstance(assets, list) else 0,
+            processingTimestamp=now,
+        ),
+    )

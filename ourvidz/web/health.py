@@ -1,0 +1,185 @@
+"""How the installation is: health, status, metrics. Open, because probes and balancers carry no keys."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from ourvidz import __version__, metrics
+from ourvidz.errors import WorkerUnavailable
+from ourvidz.jobs.catalog import QUEUES, of_family
+from ourvidz.ledger.record import Worker
+from ourvidz.web import audit
+from ourvidz.web.auth import Keyring
+from ourvidz.web.problems import documented
+from ourvidz.wiring import control
+
+router = APIRouter(tags=["health"])
+
+OUTBOX_COUNTED = 1000
+"""Pending callbacks are counted up to here."""
+
+
+class WorkerSeen(BaseModel):
+    """One worker as it said of itself."""
+
+    id: str
+    queue: str
+    host: str
+    pid: int
+    gpu: str | None
+    state: str
+    draining: bool
+
+
+class Health(BaseModel):
+    """`degraded` means that jobs are not taken, or that nobody would run them. `model_loaded` is SDXL's."""
+
+    status: Literal["healthy", "degraded"]
+    model_loaded: bool
+    wan_model_loaded: bool
+    qwen_model_loaded: bool
+    device: str | None
+    uptime_s: float
+    version: str
+    workers: list[WorkerSeen]
+
+
+class Status(BaseModel):
+    """What the image worker can do."""
+
+    worker_type: str
+    model: str
+    batch_support: list[int]
+    quality_tiers: dict[str, dict[str, Any]]
+    i2i_pipeline: bool
+    thumbnail_generation: bool
+
+
+@router.get("/health")
+def health(request: Request) -> Health:
+    """How everything is. With keys configured, who the workers are is shown to holders of one only."""
+    try:
+        workers = _here()
+    except WorkerUnavailable:
+        workers = None
+    at_work = [w for w in workers or [] if w.family in QUEUES]
+    loaded = {model for worker in at_work for model in worker.models}
+    ring: Keyring = request.app.state.keyring
+    trusted = ring.empty or ring.identify(request.headers) is not None
+    return Health(
+        status="healthy" if at_work else "degraded",
+        model_loaded="sdxl" in loaded,
+        wan_model_loaded="wan" in loaded,
+        qwen_model_loaded="chat" in loaded,
+        device=next((device for worker in at_work if (device := _loaded(worker, "device"))), None),
+        uptime_s=round(time.monotonic() - request.app.state.started_at, 1),
+        version=__version__,
+        workers=[_seen(worker) for worker in workers or []] if trusted else [],
+    )
+
+
+@router.get("/health/live")
+def live() -> dict[str, str]:
+    """This process answers."""
+    return {"status": "alive"}
+
+
+@router.get("/health/ready", responses=documented(503))
+def ready() -> dict[str, str]:
+    """Jobs are taken and somebody runs them: the broker and a worker with its models loaded answer."""
+    control.current().ledger.ping()
+    if not any(w.family in QUEUES and w.state != "starting" and w.models for w in _here()):
+        raise WorkerUnavailable("No worker is ready.")
+    return {"status": "ready"}
+
+
+@router.get("/status", responses=documented(503))
+def status() -> Status:
+    """What the image worker can do."""
+    rows = of_family("sdxl")
+    names = (_loaded(w, "name") for w in _here() if w.family == "sdxl")
+    configured = control.current().settings.sdxl_model
+    return Status(
+        worker_type="sdxl",
+        model=next((name for name in names if name), configured.stem if configured else "not loaded"),
+        batch_support=sorted({count for row in rows for count in row.num_images}),
+        quality_tiers={
+            row.name.rpartition("_")[2]: {
+                "job_type": row.name,
+                "steps": row.steps,
+                "guidance_scale": row.guidance_scale,
+                "expected_time": row.expected_s[1],
+            }
+            for row in rows
+        },
+        i2i_pipeline=True,
+        thumbnail_generation=True,
+    )
+
+
+@router.get("/")
+def root() -> dict[str, str]:
+    """What this is and where to read on."""
+    return {
+        "service": "ourvidz",
+        "version": __version__,
+        "health": "/health",
+        "docs": "/docs",
+        "openapi": "/openapi.json",
+    }
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented(401, 403, 503)},
+)
+def scrape(request: Request) -> Response:
+    """The numbers for Prometheus. Open to this machine; from elsewhere it needs the admin scope."""
+    ring: Keyring = request.app.state.keyring
+    if not _from_this_machine(request):
+        audit.entry(request.scope).who = ring.admit(request, frozenset({"admin"}))
+    return Response(metrics.render(_snapshot()), media_type=metrics.CONTENT_TYPE)
+
+
+def _from_this_machine(request: Request) -> bool:
+    """Whether nobody forwarded this request here: behind a proxy everyone seems to be on this machine."""
+    forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
+    return not forwarded and request.client is not None and request.client.host in ("127.0.0.1", "::1")
+
+
+def _snapshot() -> metrics.Snapshot:
+    ledger = control.current().ledger
+    return metrics.Snapshot(
+        counts=ledger.counts(),
+        depths={queue: ledger.depth(queue) for queue in QUEUES.values()},
+        paused=ledger.paused(),
+        workers=tuple((worker.family, worker.state) for worker in ledger.workers()),
+        outbox_pending=len(ledger.letters("pending", OUTBOX_COUNTED)),
+    )
+
+
+def _here() -> list[Worker]:
+    return [worker for worker in control.current().ledger.workers() if worker.state != "offline"]
+
+
+def _loaded(worker: Worker, what: str) -> str | None:
+    """What a worker said of its family's model when it had loaded it."""
+    said = worker.detail.get("info", {}).get(worker.family, {}).get(what)
+    return None if said is None else str(said)
+
+
+def _seen(worker: Worker) -> WorkerSeen:
+    return WorkerSeen(
+        id=worker.id,
+        queue=worker.queue,
+        host=worker.host,
+        pid=worker.pid,
+        gpu=worker.gpu,
+        state=worker.state,
+        draining=worker.draining,
+    )

@@ -1,0 +1,158 @@
+"""A shim in this process: on the memory ledger, or on a real server with a real broker queue."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from ourvidz.app import app as celery
+from ourvidz.errors import WorkerLost
+from ourvidz.jobs.outcome import Asset, Outcome
+from ourvidz.ledger.memory_store import MemoryLedger
+from ourvidz.ledger.record import Claim, Worker
+from ourvidz.ledger.redis_store import RedisLedger
+from ourvidz.ledger.store import Ledger
+from ourvidz.settings import load_settings
+from ourvidz.storage.local import LocalStore
+from ourvidz.web.main import create_app
+from ourvidz.wiring import control
+
+LOCAL = "http://127.0.0.1:7860"
+USER = "3f0c2a54-6f0a-4d0e-9a3b-0d3a4c1f7b11"
+
+
+@contextmanager
+def publishing_to(url: str) -> Iterator[None]:
+    """Let the Celery app publish to another broker for a while."""
+    before = celery.conf.get("broker_url")
+
+    def switch(to: str) -> None:
+        celery.conf.broker_url = to
+        celery._after_fork()
+
+    switch(url)
+    try:
+        yield
+    finally:
+        switch(before)
+
+
+class Shim:
+    """One running app with its ledger and store, and what workers would do to its jobs."""
+
+    def __init__(self, client: TestClient, at: control.Control) -> None:
+        self.client = client
+        self.ledger: Ledger = at.ledger
+        self.store = at.store
+        self.settings = at.settings
+
+    @staticmethod
+    def payload(**fields: Any) -> dict[str, Any]:
+        """A small image job; `fields` change it."""
+        job = {"id": "job-1", "type": "sdxl_image_fast", "prompt": "a red circle", "user_id": USER}
+        return {**job, **fields}
+
+    @staticmethod
+    def completed(job_id: str = "job-1") -> Outcome:
+        """The ending of an image job."""
+        key = f"workspace-temp/{USER}/{job_id}/0.png"
+        made = Asset(type="image", key=key, thumbnail_key=key.replace(".png", ".thumb.webp"))
+        return Outcome(status="completed", assets=(made,), metadata={"generation_time": 1.5})
+
+    @staticmethod
+    def failed() -> Outcome:
+        """The ending of a job whose worker was lost."""
+        return Outcome.failure(WorkerLost("gone"))
+
+    def submit(self, **fields: Any) -> dict[str, Any]:
+        """Submit a small image job over HTTP."""
+        answer = self.client.post("/jobs", json=self.payload(**fields))
+        assert answer.status_code == 202, answer.text
+        return dict(answer.json())
+
+    def claim(self, job_id: str) -> Claim:
+        """Take a job as a worker would."""
+        found = self.ledger.claim(job_id, 1, worker_id="sdxl@host-cpu", lease_s=30, token=f"t-{job_id}")
+        assert found is not None
+        return found
+
+    def end(self, job_id: str, outcome: Outcome) -> None:
+        """Take a job and commit how it ended."""
+        claim = self.claim(job_id)
+        assert self.ledger.end(job_id, run=1, fence=claim.fence, outcome=outcome, worker_id="sdxl@host-cpu")
+
+    def appear(self, **fields: Any) -> None:
+        """Let a worker beat once."""
+        said: dict[str, Any] = {
+            "id": "sdxl@host-cpu",
+            "family": "sdxl",
+            "queue": "sdxl_queue",
+            "host": "host",
+            "pid": 7,
+            "gpu": None,
+            "state": "idle",
+            "models": ("sdxl",),
+            "version": "1",
+            "started_at": time.time(),
+            "seen_at": time.time(),
+            "detail": {"info": {"sdxl": {"name": "tiny-sdxl", "device": "cpu"}}},
+        }
+        self.ledger.beat(Worker(**said | fields))
+
+
+OpenShim = Callable[..., Shim]
+
+
+@pytest.fixture
+def publish_to() -> Callable[[str], AbstractContextManager[None]]:
+    """Let the Celery app publish to another broker for a while."""
+    return publishing_to
+
+
+@pytest.fixture
+def open_shim(tmp_path: Path) -> Iterator[OpenShim]:
+    """Start shims; `ledger` and settings by variable name."""
+    with ExitStack() as until_the_end:
+
+        def start(*, ledger: Ledger | None = None, base_url: str = LOCAL, **variables: Any) -> Shim:
+            chosen = load_settings(
+                _env_file=None,
+                **{
+                    "OURVIDZ_STATE_DIR": tmp_path / "state",
+                    "OURVIDZ_PUBLIC_URL": LOCAL,
+                    "OURVIDZ_CALLBACK_URL": f"{LOCAL}/functions/v1/job-callback",
+                    **variables,
+                },
+            )
+            at = control.build(
+                chosen,
+                ledger=ledger or MemoryLedger(),
+                store=LocalStore(chosen.storage_dir, public_url=chosen.public_url),
+            )
+            if ledger is None:
+                until_the_end.enter_context(publishing_to("memory://"))
+            client = until_the_end.enter_context(TestClient(create_app(at), base_url=base_url))
+            return Shim(client, at)
+
+        yield start
+
+
+@pytest.fixture
+def shim(open_shim: OpenShim) -> Shim:
+    """A shim without keys on the memory ledger, as its own backend."""
+    return open_shim(OURVIDZ_EMBEDDED=True)
+
+
+@pytest.fixture
+def real_shim(open_shim: OpenShim, redis_url: str) -> Iterator[Shim]:
+    """A shim on a real server that also holds the broker's queues."""
+    ledger = RedisLedger(redis_url, prefix="ourvidz:")
+    with publishing_to(redis_url):
+        yield open_shim(ledger=ledger, OURVIDZ_REDIS_URL=redis_url)
+    ledger.close()

@@ -1,0 +1,183 @@
+"""Keys, scopes, and the shim that has none."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ourvidz.errors import SettingsError
+from ourvidz.settings import load_settings
+from ourvidz.web.auth import keyring, require_safe_binding
+
+KEYS = "shop:s3cret:jobs ops:0perator:jobs+admin talk:ch4t:chat"
+ROUTES = [
+    ("GET", "/jobs", "jobs"),
+    ("POST", "/jobs", "jobs"),
+    ("GET", "/jobs/x", "jobs"),
+    ("GET", "/job/x", "jobs"),
+    ("GET", "/jobs/x/events", "jobs"),
+    ("POST", "/jobs/x/cancel", "jobs"),
+    ("POST", "/jobs/x/retry", "jobs"),
+    ("DELETE", "/jobs/x", "jobs"),
+    ("POST", "/rpush/sdxl_queue", "jobs"),
+    ("GET", "/llen/sdxl_queue", "jobs"),
+    ("GET", "/inbox", "jobs"),
+    ("GET", "/assets/workspace-temp/x/y/0.png", "jobs"),
+    ("POST", "/queues/sdxl_queue/pause", "admin"),
+    ("POST", "/queues/sdxl_queue/resume", "admin"),
+    ("POST", "/workers/x/drain", "admin"),
+    ("POST", "/workers/x/resume", "admin"),
+]
+OPEN = {"/", "/health", "/health/live", "/health/ready", "/status", "/metrics", "/functions/v1/job-callback"}
+
+
+@pytest.fixture
+def keyed(open_shim):
+    """A shim with keys."""
+    return open_shim(OURVIDZ_API_KEYS=KEYS, OURVIDZ_EMBEDDED=True)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_every_route_is_in_the_table_or_open_on_purpose(keyed) -> None:
+    """A route that somebody adds must not be open by accident."""
+    documented = {
+        (method.upper(), path)
+        for path, methods in keyed.client.get("/openapi.json").json()["paths"].items()
+        for method in methods
+    }
+    tried = [(method, re.compile(path.replace("/x", "/[^/]+"))) for method, path, _ in ROUTES]
+    for method, path in documented:
+        concrete = re.sub(r"\{queue\}", "sdxl_queue", path)
+        concrete = "/assets/workspace-temp/x/y/0.png" if concrete.startswith("/assets/") else concrete
+        concrete = concrete.replace("{id}", "x")
+        assert path in OPEN or any(method == m and known.fullmatch(concrete) for m, known in tried), path
+
+
+@pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
+def test_a_route_wants_a_key_of_its_scope(keyed, method: str, path: str, scope: str) -> None:
+    """No key 401, the wrong scope 403, the right one goes on."""
+    for headers in ({}, bearer("wrong"), {"X-API-Key": ""}, {"Authorization": "Basic s3cret"}):
+        answer = keyed.client.request(method, path, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (401, "UNAUTHORIZED")
+        assert answer.headers["www-authenticate"] == "Bearer"
+    refused = keyed.client.request(method, path, headers=bearer("ch4t" if scope == "jobs" else "s3cret"))
+    assert (refused.status_code, refused.json()["code"]) == (403, "FORBIDDEN")
+    for headers in (bearer("0perator"), {"X-API-Key": "0perator"}):
+        assert keyed.client.request(method, path, headers=headers).status_code not in (401, 403)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/health/live", "/status"])
+def test_probes_need_no_key(keyed, path: str) -> None:
+    """Balancers carry none."""
+    assert keyed.client.get(path).status_code == 200
+
+
+def test_the_three_worker_keys_are_good_for_jobs_but_not_for_operations(open_shim) -> None:
+    """Callers in the field mix them up."""
+    shim = open_shim(WAN_WORKER_API_KEY="w", CHAT_WORKER_API_KEY="c", SDXL_WORKER_API_KEY="s")
+    for key in "wcs":
+        assert shim.client.get("/jobs", headers=bearer(key)).status_code == 200
+        assert shim.client.post("/queues/sdxl_queue/pause", headers=bearer(key)).status_code == 403
+
+
+def test_the_upstash_token_opens_the_upstash_forms_only(open_shim) -> None:
+    """Pointing a caller's Redis URL at the shim is the whole migration; it keeps sending its token."""
+    shim = open_shim(
+        OURVIDZ_API_KEYS=KEYS, UPSTASH_REDIS_REST_URL="https://r.example.com", UPSTASH_REDIS_REST_TOKEN="tok"
+    )
+    assert shim.client.get("/llen/sdxl_queue", headers=bearer("tok")).status_code == 200
+    assert shim.client.get("/jobs", headers=bearer("tok")).status_code == 403
+
+
+def test_an_open_route_needs_no_key(open_shim) -> None:
+    """One caller in the field sends none; nothing else opens with it."""
+    shim = open_shim(OURVIDZ_API_KEYS=KEYS, OURVIDZ_OPEN_ROUTES="/llen/{queue}, jobs")
+    assert shim.client.get("/llen/sdxl_queue").status_code == 200
+    assert shim.client.get("/jobs").status_code == 200
+    assert shim.client.get("/jobs/x").status_code == 401
+
+
+def test_a_secret_may_hold_colons_and_other_letters() -> None:
+    """Generated keys look like anything."""
+    ring = keyring(load_settings(_env_file=None, OURVIDZ_API_KEYS="a:x:y:z:jobs"))
+    assert ring.identify({"authorization": "Bearer x:y:z"}).name == "a"  # type: ignore[arg-type,union-attr]
+
+
+@pytest.mark.parametrize("entry", ["secret", "a:jobs", "a:b:root", ":b:jobs", "a::jobs"])
+def test_a_malformed_key_is_refused_at_start(entry: str) -> None:
+    """Half a key would be a door nobody knows of; the secret is not repeated."""
+    with pytest.raises(SettingsError, match="OURVIDZ_API_KEYS"):
+        keyring(load_settings(_env_file=None, OURVIDZ_API_KEYS=entry))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.com"])
+def test_without_keys_only_loopback_is_bound(host: str) -> None:
+    """A shim without keys on a public address would be everybody's."""
+    with pytest.raises(SettingsError, match="OURVIDZ_HOST"):
+        require_safe_binding(load_settings(_env_file=None, OURVIDZ_HOST=host))
+    require_safe_binding(load_settings(_env_file=None, OURVIDZ_HOST=host, OURVIDZ_API_KEYS="a:b:jobs"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.9.9.9"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    """Nothing set is the usual way on a laptop."""
+    require_safe_binding(load_settings(_env_file=None, OURVIDZ_HOST=host))
+
+
+def test_the_upstash_token_alone_is_no_key() -> None:
+    """It opens two routes; the others would stand open."""
+    with pytest.raises(SettingsError):
+        require_safe_binding(
+            load_settings(
+                _env_file=None, OURVIDZ_HOST="0.0.0.0",
+                UPSTASH_REDIS_REST_URL="https://r.example.com", UPSTASH_REDIS_REST_TOKEN="t",
+            )
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({"Host": "localhost:7860"}, True),
+        ({"Host": "127.0.0.1"}, True),
+        ({"Host": "[::1]:7860"}, True),
+        ({"Host": "LOCALHOST"}, True),
+        ({"Host": "evil.example"}, False),
+        ({"Host": "evil.example:7860"}, False),
+        ({"Host": "127.0.0.1.evil.example"}, False),
+        ({"Host": "localhost@evil.example"}, False),
+        ({"Host": ""}, False),
+        ({"Host": "shim.example.com"}, True),
+        ({"Origin": "http://localhost:7860"}, True),
+        ({"Origin": "https://evil.example"}, False),
+        ({"Origin": "null"}, False),
+    ],
+)
+def test_without_keys_only_local_pages_are_served(open_shim, headers: dict[str, str], allowed: bool) -> None:
+    """A web page must not reach a laptop's shim by DNS rebinding, nor post to it from its own origin."""
+    shim = open_shim(OURVIDZ_PUBLIC_URL="https://shim.example.com")
+    answer = shim.client.get("/jobs", headers=headers)
+    assert answer.status_code == (200 if allowed else 403)
+    if not allowed:
+        assert answer.json()["code"] == "FORBIDDEN"
+
+
+def test_with_keys_any_host_name_is_served(keyed) -> None:
+    """The key is the protection; proxies pass all kinds of names."""
+    assert keyed.client.get("/jobs", headers={"Host": "x.example", **bearer("s3cret")}).status_code == 200
+
+
+def test_pages_of_other_origins_are_let_in_only_when_configured(open_shim) -> None:
+    """CORS is off unless somebody asks for it."""
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    allowed = "access-control-allow-origin"
+    closed = open_shim(OURVIDZ_API_KEYS=KEYS)
+    assert allowed not in closed.client.options("/jobs", headers=asked).headers
+    shim = open_shim(OURVIDZ_API_KEYS=KEYS, OURVIDZ_CORS_ORIGINS="https://app.example")
+    assert shim.client.options("/jobs", headers=asked).headers[allowed] == "https://app.example"
+    refused = shim.client.get("/jobs", headers={"Origin": "https://app.example"})
+    assert (refused.status_code, refused.headers[allowed]) == (401, "https://app.example")

@@ -1,0 +1,171 @@
+"""Stored assets and the local callback receiver."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from ourvidz.callbacks import signing
+from ourvidz.web.inbox import Inbox
+
+SECRETS = {"callback_secrets": ("one",), "webhook_secrets": ("whsec_b3VydmlkemVhZ2VydGVzdHNlY3JldA==",)}
+CALLBACK = {
+    "job_id": "job-1",
+    "status": "completed",
+    "assets": [{"type": "image", "url": "x"}],
+    "metadata": {"job_type": "sdxl_image_high"},
+}
+
+
+def signed(body: bytes, **secrets: Any) -> dict[str, str]:
+    return signing.headers(body, event_id="msg_1", at=datetime.now(UTC), **(SECRETS | secrets))
+
+
+@pytest.fixture
+def secured(open_shim):
+    """A shim whose receiver expects both signatures and a service key."""
+    return open_shim(
+        OURVIDZ_EMBEDDED=True,
+        JOB_CALLBACK_SECRET="one",
+        OURVIDZ_WEBHOOK_SECRET=SECRETS["webhook_secrets"][0],
+        SUPABASE_SERVICE_KEY="service",
+        OURVIDZ_API_KEYS="a:b:jobs",
+    )
+
+
+def post(shim, callback: Any = CALLBACK, **secrets: Any):
+    body = json.dumps(callback).encode()
+    headers = signed(body, **({"service_key": "service"} | secrets))
+    return shim.client.post("/functions/v1/job-callback", content=body, headers=headers)
+
+
+def test_a_signed_callback_is_kept_and_answered(secured) -> None:
+    """The receiver needs no key of the shim: the signature is the proof."""
+    answer = post(secured)
+    assert answer.status_code == 200
+    found = answer.json()
+    assert found["success"] is True
+    assert found["debug"].pop("processingTimestamp")
+    assert found["debug"] == {
+        "job_id": "job-1", "jobStatus": "completed", "jobType": "sdxl_image_high", "format": "image",
+        "quality": "high", "isSDXL": True, "isEnhanced": False, "assetsProcessed": 1,
+    }  # fmt: skip
+    (item,) = secured.client.get("/inbox", headers={"X-API-Key": "b"}).json()["items"]
+    assert item["payload"] == CALLBACK
+    assert item["verified"] is True
+    assert item["headers"]["webhook-id"] == "msg_1"
+
+
+def test_secrets_are_not_shown(secured) -> None:
+    """The inbox is read by people and pages."""
+    post(secured)
+    assert "service" not in secured.client.get("/inbox", headers={"X-API-Key": "b"}).text
+
+
+@pytest.mark.parametrize(
+    "secrets",
+    [
+        {"callback_secrets": ("wrong",)},
+        {"callback_secrets": ()},
+        {"webhook_secrets": ()},
+        {"service_key": "wrong"},
+        {"service_key": None},
+    ],
+)
+def test_a_callback_without_every_proof_is_refused(secured, secrets: dict[str, Any]) -> None:
+    """Anybody can reach this route."""
+    answer = post(secured, **secrets)
+    assert (answer.status_code, answer.json()["code"]) == (401, "UNAUTHORIZED")
+    assert secured.client.get("/inbox", headers={"X-API-Key": "b"}).json() == {"items": []}
+
+
+def test_every_delivery_is_kept_in_order(shim) -> None:
+    """Also a repeated one: the inbox shows what really came in."""
+    for status in ("processing", "completed", "completed"):
+        post(shim, CALLBACK | {"status": status})
+    post(shim, CALLBACK | {"job_id": "job-2"})
+    items = shim.client.get("/inbox", params={"job_id": "job-1"}).json()["items"]
+    assert [item["payload"]["status"] for item in items] == ["processing", "completed", "completed"]
+    assert all(item["verified"] is False for item in items)
+    last = shim.client.get("/inbox", params={"limit": 2}).json()["items"]
+    assert [item["payload"]["job_id"] for item in last] == ["job-1", "job-2"]
+
+
+@pytest.mark.parametrize("callback", [[], {}, {"job_id": 1}, {"job_id": "../x"}, "x"])
+def test_a_callback_that_names_no_job_is_refused(shim, callback: Any) -> None:
+    """A receiver that takes anything proves nothing."""
+    assert post(shim, callback).status_code == 422
+
+
+def test_odd_but_named_callbacks_are_kept(shim) -> None:
+    """The receiver judges signatures, not contents."""
+    odd = {"job_id": "job-1", "status": 4, "assets": None, "metadata": [1]}
+    assert post(shim, odd).json()["debug"]["jobType"] is None
+    assert shim.client.get("/inbox").json()["items"][0]["payload"] == odd
+
+
+def test_the_inbox_survives_a_restart_and_stays_bounded(tmp_path) -> None:
+    """An operator restarts the shim to look into something."""
+    path = tmp_path / "inbox.sqlite3"
+    for number in range(7):
+        inbox = Inbox(path, kept=5)
+        inbox.keep({"job_id": f"job-{number}"}, {}, received_at="2026-01-01T00:00:00+00:00", verified=False)
+        inbox.close()
+    inbox = Inbox(path, kept=5)
+    assert [each["payload"]["job_id"] for each in inbox.last(limit=10)] == [f"job-{n}" for n in range(2, 7)]
+    inbox.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "shown"),
+    [
+        ("0.png", "image/png", "inline"),
+        ("0.mp4", "video/mp4", "inline"),
+        ("0.thumb.webp", "image/webp", "inline"),
+        ("page.html", "application/octet-stream", "attachment"),
+        ("drawing.svg", "application/octet-stream", "attachment"),
+    ],
+)
+def test_an_asset_is_served_as_what_it_is(shim, name: str, kind: str, shown: str) -> None:
+    """A stored page must not run in this origin."""
+    shim.store.put(f"workspace-temp/u/j/{name}", b"0123456789", content_type="x/y")
+    answer = shim.client.get(f"/assets/workspace-temp/u/j/{name}")
+    assert (answer.content, answer.headers["content-type"]) == (b"0123456789", kind)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-disposition"].startswith(shown)
+
+
+def test_a_video_can_be_read_in_parts(shim) -> None:
+    """Browsers seek by byte ranges."""
+    shim.store.put("workspace-temp/u/j/0.mp4", b"0123456789", content_type="video/mp4")
+    answer = shim.client.get("/assets/workspace-temp/u/j/0.mp4", headers={"Range": "bytes=2-4"})
+    assert (answer.status_code, answer.content) == (206, b"234")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "workspace-temp/u/j/1.png", "workspace-temp/u", "workspace-temp", "%2e%2e/secret", "..%2fsecret",
+        "workspace-temp/..%2f..%2fsecret", "workspace-temp/%2e%2e/%2e%2e/secret", "a%00b/c", "%2fetc/passwd",
+        "workspace-temp//etc/passwd", "workspace-temp/link/secret", "workspace-temp/~0",
+    ],
+)  # fmt: skip
+def test_nothing_outside_the_store_is_served(shim, path: str) -> None:
+    """Neither by dots, nor by links, nor by encodings."""
+    root = shim.store.root
+    (root / "workspace-temp" / "u").mkdir(parents=True)
+    (root.parent / "secret").write_text("secret")
+    (root / "workspace-temp" / "link").symlink_to(root.parent)
+    answer = shim.client.get(f"/assets/{path}")
+    assert (answer.status_code, answer.json()["code"]) == (404, "NOT_FOUND")
+
+
+def test_only_the_embedded_shim_is_its_own_backend(open_shim) -> None:
+    """In production these routes belong to the real one."""
+    shim = open_shim()
+    for path in ("/inbox", "/assets/workspace-temp/u/j/0.png"):
+        assert shim.client.get(path).status_code == 404
+    assert shim.client.post("/functions/v1/job-callback", json=CALLBACK).status_code == 404
