@@ -69,7 +69,11 @@ def cli(ctx: click.Context) -> None:
 
 
 def main() -> None:
-    """The entry point of the `ourvidz` script."""
+    """The entry point of the `ourvidz` script. Standard output is for results: the log goes elsewhere."""
+    if not {"-h", "--help", "--version"} & set(sys.argv):
+        from ourvidz import log
+
+        log.configure("WARNING")
     sys.exit(cli(prog_name="ourvidz"))
 
 

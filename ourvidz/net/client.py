@@ -186,9 +186,10 @@ class _OneUse(HTTPConnection):
 
     def getresponse(self) -> BaseHTTPResponse:  # type: ignore[override]
         response = super().getresponse()
-        # Not self.close(), which would close the response as well: that reads on from its own file on the socket.
-        self.sock.close()
-        self.sock = None
+        # Not self.close(), which closes the response as well; that reads on from its own file on the socket.
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
         return response
 
 

@@ -26,8 +26,17 @@ JobId = Annotated[str, Path(alias="id", description="The caller's own id.")]
 SUBMISSION: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": submission_schema()}}}
 }
+EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "id": {"type": "string", "description": "Where to resume, as Last-Event-ID."},
+        "event": {"enum": ["state", "progress", "preview", "token", "done"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"content": {"text/event-stream": {"itemSchema": EVENT}}},
     204: {"description": "There is nothing left to hear."},
 }
 
@@ -91,7 +100,9 @@ def show(job_id: JobId) -> JobState:
 
 
 @router.get(
-    "/jobs/{id}/events", response_model=None, responses={**EVENTS, **documented(401, 403, 404, 422, 503)}
+    "/jobs/{id}/events",
+    response_class=StreamingResponse,
+    responses={**EVENTS, **documented(401, 403, 404, 422, 503)},
 )
 async def follow(
     job_id: JobId, last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -20,9 +21,14 @@ from ourvidz.web.audit import Audit
 from ourvidz.web.auth import LISTS, Keyring, LocalOnly, guard, keyring
 from ourvidz.web.inbox import Inbox
 from ourvidz.web.limits import BodyLimit
-from ourvidz.web.problems import LastResort, on_http_exception, on_invalid_request
+from ourvidz.web.problems import LastResort, declare, on_http_exception, on_invalid_request
 from ourvidz.wiring import control
 from ourvidz.wiring.control import Control
+
+
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        return declare(super().openapi())
 
 
 def create_app(given: Control | None = None) -> FastAPI:
@@ -30,7 +36,7 @@ def create_app(given: Control | None = None) -> FastAPI:
     and who gave it closes it."""
     settings = (given or control.current()).settings
     ring = keyring(settings)
-    app = FastAPI(
+    app = _App(
         title="OurVidz",
         version=__version__,
         summary="AI images, videos and chat as jobs",

@@ -7,10 +7,11 @@ from http import HTTPStatus
 from typing import Any, Literal
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ourvidz import log
@@ -19,6 +20,7 @@ from ourvidz.jobs.plain import shorten
 from ourvidz.web import audit
 
 MEDIA_TYPE = "application/problem+json"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 UNAVAILABLE_RETRY_S = 5.0
 """What `Retry-After` says of a 503 that names no time itself."""
 
@@ -28,8 +30,6 @@ _log = log.get(__name__)
 class Problem(BaseModel):
     """An RFC 9457 problem. `field`, `rule` and `value` name a wrong input; `success` and `error` are for
     older clients."""
-
-    model_config = ConfigDict(json_schema_extra={"required": ["code", "status", "detail"]})
 
     type: str = "about:blank"
     title: str
@@ -71,10 +71,16 @@ def problem(error: OurvidzError, instance: str, *, status: int | None = None) ->
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these problems."""
-    return {
-        status: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": HTTPStatus(status).phrase}
-        for status in statuses
-    }
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"content": content, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
+def declare(document: dict[str, Any]) -> dict[str, Any]:
+    """Add the problem's schema to an OpenAPI document. Declared as a model of a response, it would be
+    announced as plain JSON as well."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Problem"] = Problem.model_json_schema(mode="serialization")
+    return document
 
 
 async def on_http_exception(request: Request, raised: Exception) -> JSONResponse:
@@ -88,6 +94,9 @@ async def on_http_exception(request: Request, raised: Exception) -> JSONResponse
         error = InvalidParameters(str(raised.detail))
     answer = problem(error, request.url.path, status=status)
     answer.headers.update(raised.headers or {})
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        # The framework names the methods of the first route of this path only.
+        answer.headers["Allow"] = ", ".join(_methods(request))
     audit.entry(request.scope).code = error.code
     return answer
 
@@ -102,6 +111,15 @@ async def on_invalid_request(request: Request, raised: Exception) -> JSONRespons
     )
     audit.entry(request.scope).code = error.code
     return problem(error, request.url.path)
+
+
+def _methods(request: Request) -> list[str]:
+    routes = request.app.router.routes
+    return [
+        method
+        for method in METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 class LastResort:

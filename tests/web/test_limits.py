@@ -13,7 +13,7 @@ LIMIT, WITH_PICTURES = 4096, 16384
 @pytest.fixture
 def small(open_shim):
     """A shim with small limits."""
-    return open_shim(OURVIDZ_BODY_LIMIT_BYTES=LIMIT, OURVIDZ_DATA_URI_BODY_LIMIT_BYTES=WITH_PICTURES)
+    return open_shim(OURVIDZ_BODY_LIMIT_BYTES=LIMIT, OURVIDZ_DATA_URI_LIMIT_BYTES=WITH_PICTURES)
 
 
 def padded(shim, size: int, *, picture: bool = False) -> bytes:

@@ -1,0 +1,103 @@
+"""`ourvidz doctor`: what is wrong, why, and what to do."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ourvidz.cli import doctor
+from ourvidz.cli.main import cli
+from ourvidz.settings import load_settings
+
+
+def chosen(tmp_path: Path, **values: Any) -> Any:
+    return load_settings(OURVIDZ_STATE_DIR=tmp_path, _env_file=None, **values)
+
+
+def dead_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_laptop_with_nothing_set_has_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded default must pass, or nobody trusts the failures."""
+    monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, ["doctor", "--json"])
+    checks = {check["name"]: check for check in json.loads(result.stdout)}
+    assert result.exit_code == 0, result.stdout
+    assert list(checks) == [
+        "python",
+        "settings",
+        "torch",
+        "gpu",
+        "checkpoints",
+        "broker",
+        "storage",
+        "callbacks",
+    ]
+    assert "CUDA" in checks["torch"]["reason"] or "CPU" in checks["torch"]["reason"]
+
+
+def test_a_wrong_setting_is_named_and_the_rest_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One wrong variable must not look like eight broken things."""
+    monkeypatch.setenv("OURVIDZ_LEASE_S", "-1")
+    result = CliRunner().invoke(cli, ["doctor"])
+    assert result.exit_code == 1
+    checks = doctor.examine()
+    failed = [check for check in checks if check.status == "failed"]
+    assert [check.name for check in failed] == ["settings"]
+    assert "OURVIDZ_LEASE_S" in failed[0].reason
+    assert failed[0].fix
+
+
+def test_a_broker_that_throws_jobs_away_is_a_failure(tmp_path: Path, start_redis: Any) -> None:
+    """The default policy of many hosted servers loses queued jobs under memory pressure."""
+    server = start_redis("--maxmemory-policy", "allkeys-lru")
+    check = doctor.check_broker(chosen(tmp_path, OURVIDZ_REDIS_URL=server.url))
+    assert check.status == "failed"
+    assert "allkeys-lru" in check.reason
+    assert "noeviction" in check.fix
+
+
+def test_a_broker_that_evicts_nothing_is_fine(tmp_path: Path, redis_url: str) -> None:
+    """The other side of the same check."""
+    assert doctor.check_broker(chosen(tmp_path, OURVIDZ_REDIS_URL=redis_url)).status == "ok"
+
+
+def test_a_broker_that_is_away_is_a_failure_with_a_fix(tmp_path: Path) -> None:
+    """The reason names what happened, the fix which variable to look at."""
+    check = doctor.check_broker(chosen(tmp_path, OURVIDZ_REDIS_URL=f"redis://127.0.0.1:{dead_port()}/0"))
+    assert check.status == "failed"
+    assert "OURVIDZ_REDIS_URL" in check.fix
+
+
+def test_storage_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
+    """Found at the desk, not by the first customer's picture."""
+    (tmp_path / "file").touch()
+    check = doctor.check_storage(chosen(tmp_path, OURVIDZ_STORAGE_DIR=tmp_path / "file" / "assets"))
+    assert check.status == "failed"
+    assert "OURVIDZ_STORAGE_DIR" in check.fix
+
+
+def test_a_receiver_that_is_away_is_a_failure(tmp_path: Path) -> None:
+    """A callback nobody hears is a job nobody sees."""
+    check = doctor.check_callbacks(chosen(tmp_path, SUPABASE_URL=f"http://127.0.0.1:{dead_port()}"))
+    assert check.status == "failed"
+    assert "/functions/v1/job-callback" in check.reason
+
+
+def test_production_needs_a_gpu_that_is_big_enough_and_a_laptop_needs_none() -> None:
+    """SDXL takes 10 GiB; the tiny profile runs on the CPU."""
+    small = {"gpus": [{"name": "small", "free": 4 << 30, "total": 8 << 30}]}
+    large = {"gpus": [{"name": "large", "free": 40 << 30, "total": 48 << 30}]}
+    none: dict[str, Any] = {"gpus": []}
+    judged = [doctor.judge_gpus(found, production=True).status for found in (none, small, large)]
+    assert judged == ["failed", "failed", "ok"]
+    assert doctor.judge_gpus(none, production=False).status == "skipped"

@@ -1,0 +1,77 @@
+"""The `ourvidz` command as a whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ourvidz.cli.main import COMMANDS, cli
+from ourvidz.cli.state import StateDir
+
+HEAVY = ("torch", "diffusers", "transformers", "numpy", "celery", "requests", "fastapi")
+
+
+def test_the_help_names_every_command_and_imports_none() -> None:
+    """`ourvidz --help` answers at once: no model library, not even Celery, is loaded for it."""
+    code = (
+        "import sys\n"
+        "from click.testing import CliRunner\n"
+        "from ourvidz.cli.main import cli\n"
+        "print(CliRunner().invoke(cli, ['--help']).output)\n"
+        f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "LOADED []" in told
+    for name in COMMANDS:
+        assert f"  {name} " in told
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_is_there_and_says_what_it_does(name: str) -> None:
+    """The table of commands and the commands themselves must not drift apart."""
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.name == name
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0, result.output
+
+
+def test_no_command_brings_a_model_library_into_its_process() -> None:
+    """Torch takes seconds and half a gigabyte; only a worker's child may have it."""
+    code = (
+        "import sys\n"
+        "from importlib import import_module\n"
+        "from ourvidz.cli.main import COMMANDS\n"
+        "for where, _ in COMMANDS.values(): import_module(where.partition(':')[0])\n"
+        "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told == "[]\n"
+
+
+def test_a_wrong_setting_is_one_line_that_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator reads one line, not a traceback."""
+    monkeypatch.setenv("OURVIDZ_SWEEP_S", "often")
+    result = CliRunner().invoke(cli, ["up", "--no-flower"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: OURVIDZ_SWEEP_S")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_directory_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """The second `ourvidz up` says who was first, and leaves it alone."""
+    with StateDir(tmp_path).held():
+        result = CliRunner().invoke(cli, ["up", "--no-flower", "--state-dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "is in use by another" in result.stderr
+    assert "pid" in result.stderr
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    """A typo is exit status 2, as everywhere."""
+    assert CliRunner().invoke(cli, ["upp"]).exit_code == 2

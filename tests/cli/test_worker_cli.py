@@ -1,0 +1,65 @@
+"""`ourvidz worker`: who is who."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from ourvidz.cli.main import cli
+from ourvidz.cli.worker import HELPERS, HERE, arguments
+from ourvidz.settings import load_settings
+
+
+def value(argv: list[str], option: str) -> str:
+    return argv[argv.index(option) + 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "queue", "pool"),
+    [
+        ("sdxl", "sdxl_queue", "prefork"),
+        ("io", "callbacks", "threads"),
+        ("keeper", "maintenance", "threads"),
+    ],
+)
+def test_every_worker_has_its_own_queue_and_pool(name: str, queue: str, pool: str) -> None:
+    """A receiver that hangs must not stop recovery, and recovery must not stop generation."""
+    argv = arguments(name, load_settings(_env_file=None))
+    assert argv[0] == "worker"
+    assert value(argv, "-Q") == queue
+    assert value(argv, "-P") == pool
+
+
+def test_a_worker_is_called_what_it_announces_itself_as() -> None:
+    """Remote control and the ledger must mean the same worker."""
+    chosen = load_settings(OURVIDZ_GPU="1", _env_file=None)
+    assert value(arguments("sdxl", chosen), "-n") == chosen.worker_id("sdxl")
+    assert value(arguments("sdxl", chosen), "-n").endswith("-gpu1")
+
+
+def test_one_gpu_worker_runs_one_job_and_holds_no_other() -> None:
+    """A job held back by a busy worker could have run elsewhere."""
+    argv = arguments("sdxl", load_settings(_env_file=None))
+    assert value(argv, "-c") == "1"
+    assert "--prefetch-multiplier=1" in argv
+
+
+@pytest.mark.parametrize(("name", "told"), [("wan", "no wan worker yet"), ("sdlx", "no worker 'sdlx'")])
+def test_a_worker_that_is_not_there_is_one_clear_line(name: str, told: str) -> None:
+    """No traceback, and the names that would work."""
+    for command in (["worker", name], ["up", "--no-flower", "--workers", name]):
+        result = CliRunner().invoke(cli, command)
+        assert result.exit_code == 2
+        assert told in result.stderr
+        assert "sdxl" in result.stderr
+        assert "Traceback" not in result.output
+
+
+def test_only_the_shim_takes_sockets() -> None:
+    """A misplaced option is an error, not silence."""
+    assert CliRunner().invoke(cli, ["worker", "io", "--fd", "3"]).exit_code == 2
+
+
+def test_the_names_do_not_overlap() -> None:
+    """One name, one process."""
+    assert not set(HERE) & set(HELPERS)
