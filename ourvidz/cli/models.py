@@ -74,7 +74,7 @@ def damage(path: Path) -> str | None:
             json.loads(path.read_text())
             return None
         return _safetensors_damage(path)
-    except (OSError, ValueError, KeyError, TypeError) as unreadable:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as unreadable:
         return f"{path}: {unreadable}"
 
 

@@ -51,7 +51,7 @@ def url(at: control.Control) -> Iterator[str]:
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
-        yield "http://127.0.0.1:{}".format(bound.getsockname()[1])
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
         server.should_exit = True
         thread.join()
 
@@ -88,8 +88,8 @@ FAILED = Outcome.failure(WorkerLost("the worker went away"))
 def test_the_options_make_the_payload_that_they_say(run: Run, at: control.Control) -> None:
     """What a person types is what the worker gets."""
     result = run(
-        "submit", "--prompt", "a red circle", "--id", "job-1", "--steps", "9", "--size", "96x64", "--seed", "5",
-        "--num-images", "3", "--json",
+        "submit", "--prompt", "a red circle", "--id", "job-1", "--steps", "9", "--size", "96x64",
+        "--seed", "5", "--num-images", "3", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["job_id"] == "job-1"

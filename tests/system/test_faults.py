@@ -1,0 +1,297 @@
+"""What may die in the middle of a job, and what its caller sees of it: one job, one ending."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+LONG = {"steps": 100, "num_images": 3, "width": 128, "height": 128, "seed": 3}
+"""Several seconds of work on two cores."""
+SHORT = {"steps": 1, "width": 64, "height": 64, "seed": 1}
+
+
+class Receiver:
+    """A callback receiver on a port of its own that can be closed, or swallow connections."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.got: list[tuple[str, str, str]] = []
+        self.arrived = threading.Condition()
+        self.silent = threading.Event()
+        self._server: ThreadingHTTPServer | None = None
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}/callback"
+
+    def open(self) -> None:
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if receiver.silent.is_set():
+                    receiver.wait_until_closed()
+                    return
+                receiver.keep(body, self.headers["webhook-id"])
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Keep the test's output readable."""
+
+        ThreadingHTTPServer.allow_reuse_address = True
+        self._closed = threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._closed.set()
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def wait_until_closed(self) -> None:
+        self._closed.wait(60)
+
+    def keep(self, body: bytes, event_id: str) -> None:
+        told = requests.models.complexjson.loads(body)
+        with self.arrived:
+            self.got.append((told["job_id"], told["status"], event_id))
+            self.arrived.notify_all()
+
+    def wait_for(self, job_id: str, status: str, within_s: float) -> float:
+        """Seconds until a callback with this status has come."""
+        began = time.monotonic()
+        with self.arrived:
+            came = self.arrived.wait_for(
+                lambda: any(one[:2] == (job_id, status) for one in self.got), timeout=within_s
+            )
+        assert came, f"{job_id}: no {status} within {within_s:g} s, only {self.got}"
+        return time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[Receiver]:
+    made = Receiver()
+    made.open()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def house(
+    stacks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory, receiver: Receiver, other: Receiver
+) -> Iterator[Any]:
+    """One stack for all faults: it must mend itself after each."""
+    allowed = f"{receiver.host} {other.host}"
+    with stacks(tmp_path_factory.mktemp("house"), env={"OURVIDZ_CALLBACK_ALLOW": allowed}) as running:
+        yield running
+
+
+def start_long(house: Any, job_id: str, *, progress: float = 10) -> None:
+    """Submit a long job and wait until it is well under way."""
+    house.submit(job_id, config=LONG)
+    for item in house.client.events(job_id):
+        if item.kind == "progress" and item.data["progress"] >= progress:
+            return
+    raise AssertionError(f"{job_id} ended before it could be disturbed: {house.job(job_id)}")
+
+
+def endings(house: Any, job_id: str) -> list[str]:
+    """The distinct terminal events that reached the receiver, by their ids."""
+    told = {
+        item["headers"]["webhook-id"]: item["payload"]["status"]
+        for item in house.inbox(job_id)
+        if item["payload"]["status"] != "processing"
+    }
+    return list(told.values())
+
+
+def assert_completed_once(house: Any, job_id: str, *, attempts: int, within_s: float = 45) -> None:
+    job = house.wait_done(job_id, within_s=within_s)
+    assert (job["status"], job["attempt"]) == ("completed", attempts), job
+    house.wait_until(lambda: endings(house, job_id) == ["completed"], why=f"one ending of {job_id}")
+
+
+def test_two_hundred_submissions_at_once_are_two_hundred_jobs(house: Any) -> None:
+    """None is lost, none runs twice, and who was accepted first starts first."""
+    accepted: dict[str, tuple[float, float]] = {}
+
+    def submit(number: int) -> None:
+        asked = time.time()
+        house.submit(f"burst{number}", config=SHORT)
+        accepted[f"burst{number}"] = (asked, time.time())
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(submit, range(200)))
+    assert house.post("/jobs", {"id": "burst0", "type": "sdxl_image_fast", "prompt": "a red circle on blue",
+                                "user_id": "system-tests", "config": SHORT}).status_code == 200  # fmt: skip
+    house.wait_until(
+        lambda: sum(i["payload"]["status"] == "completed" for i in house.inbox()) >= 200,
+        within_s=90,
+        why="200 terminal callbacks",
+    )
+    names = [i["payload"]["job_id"] for i in house.inbox() if i["payload"]["status"] == "completed"]
+    assert sorted(names) == sorted(accepted)
+    started = {name: house.record(name).claimed_at for name in accepted}
+    by_start = sorted(accepted, key=lambda name: started[name])
+    for earlier, later in zip(by_start, by_start[1:], strict=False):
+        assert accepted[later][1] > accepted[earlier][0], f"{earlier} overtook {later}"
+
+
+@pytest.mark.parametrize("victim", ["child", "parent"])
+def test_a_killed_worker_loses_nothing(house: Any, victim: str) -> None:
+    """The job runs again on the restarted worker, and its caller hears one ending."""
+    start_long(house, f"killed-{victim}")
+    parent = house.pid_of("sdxl")
+    child = house.computing_child()
+    os.kill(child if victim == "child" else parent, signal.SIGKILL)
+    assert_completed_once(house, f"killed-{victim}", attempts=2)
+
+
+def test_a_restarted_server_loses_nothing(house: Any) -> None:
+    """The worker goes on computing, and commits when the server is back."""
+    start_long(house, "server")
+    house.kill("redis")
+    assert_completed_once(house, "server", attempts=1)
+
+
+def test_a_frozen_worker_changes_nothing_when_it_wakes(house: Any) -> None:
+    """Its lease is over, its fence is lost: whatever it still holds is void."""
+    start_long(house, "frozen")
+    child = psutil.Process(house.computing_child())
+    child.suspend()
+    house.wait_until(lambda: house.record("frozen").status == "queued", within_s=40, why="the lease to end")
+    fence = house.record("frozen").fence
+    child.resume()
+    assert_completed_once(house, "frozen", attempts=2)
+    assert house.record("frozen").fence > fence
+
+
+def test_a_receiver_that_was_down_gets_its_callback(house: Any, receiver: Receiver) -> None:
+    """Ten seconds of a restarting backend must cost no ending."""
+    receiver.close()
+    house.submit("down", config=SHORT, callback_url=receiver.url)
+    assert house.wait_done("down")["status"] == "completed"
+    time.sleep(10)  # the outage itself
+    receiver.open()
+    assert receiver.wait_for("down", "completed", within_s=30) <= 30
+    assert [one[1] for one in receiver.got if one[0] == "down"] == ["completed"]
+
+
+def test_a_receiver_that_never_answers_holds_up_nobody_else(
+    house: Any, receiver: Receiver, other: Receiver
+) -> None:
+    """It takes its own lane's threads and no others; jobs and other callers go on."""
+    receiver.close()
+    receiver.silent.set()
+    receiver.open()
+    try:
+        for number in range(20):
+            house.submit(f"swallowed{number}", config=SHORT, callback_url=receiver.url)
+        house.submit("beside", config=SHORT, callback_url=other.url)
+        other.wait_for("beside", "completed", within_s=20)
+    finally:
+        receiver.silent.clear()
+        receiver.close()
+        receiver.open()
+    for number in range(20):
+        receiver.wait_for(f"swallowed{number}", "completed", within_s=60)
+
+
+@contextmanager
+def proxy(port: int) -> Iterator[tuple[int, Callable[[], None]]]:
+    """A TCP proxy to a local port: its own port, and a function that cuts every connection."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    pairs: list[tuple[socket.socket, socket.socket]] = []
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            return
+        finally:
+            cut((source, sink))
+
+    def cut(pair: tuple[socket.socket, socket.socket]) -> None:
+        for end in pair:
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def serve() -> None:
+        while True:
+            try:
+                inside, _ = listener.accept()
+                outside = socket.create_connection(("127.0.0.1", port))
+            except OSError:
+                return
+            pairs.append((inside, outside))
+            threading.Thread(target=pump, args=(inside, outside), daemon=True).start()
+            threading.Thread(target=pump, args=(outside, inside), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield listener.getsockname()[1], lambda: [cut(pair) for pair in list(pairs)] and None
+    finally:
+        listener.close()
+        for pair in pairs:
+            cut(pair)
+
+
+def test_cut_broker_connections_lose_no_submission(house: Any) -> None:
+    """Every job that got its 202 runs, also when its message was lost on the way."""
+    port = int(house.redis_url.rsplit(":", 1)[1].split("/")[0])
+    with proxy(port) as (through, cut), house.second_shim(house.redis_url.replace(str(port), str(through))) as shim:
+        over = threading.Event()
+
+        def cutting() -> None:
+            while not over.wait(0.15):
+                cut()
+
+        cutter = threading.Thread(target=cutting)
+        cutter.start()
+        try:
+            taken = [name for n in range(50) if shim.submit(name := f"cut{n}", SHORT)]
+        finally:
+            over.set()
+            cutter.join()
+    assert len(taken) == 50
+    for name in taken:
+        job = house.wait_done(name, within_s=60)
+        assert (job["status"], job["attempt"]) == ("completed", 1), job
+    house.wait_until(
+        lambda: all(endings(house, name) == ["completed"] for name in taken), why="one ending each", within_s=30
+    )

@@ -1,0 +1,54 @@
+"""`ourvidz up` from the first process to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.system
+
+
+def test_a_stack_makes_a_picture_tells_its_caller_and_leaves_nothing_behind(
+    stack: Callable[..., Any],
+) -> None:
+    """The whole promise of the embedded mode, once through."""
+    with stack() as running:
+        ready = running.ready
+        assert ready["ready"] is True
+        assert ready["studio"] == f"{running.shim}/studio"
+        assert ready["flower"] is None
+        assert set(ready["pids"]) == {"redis", "sdxl", "web", "io", "keeper", "clock"}
+        assert all(psutil.pid_exists(pid) for pid in ready["pids"].values())
+
+        running.submit("up-1")
+        job = running.wait_done("up-1")
+        assert job["status"] == "completed", job
+        items = running.wait_callbacks("up-1", "processing", "completed")
+        assert all(item["verified"] for item in items)
+        asset = items[-1]["payload"]["assets"][0]
+        assert running.get(f"/assets/{asset['url']}").content.startswith(b"\x89PNG")
+
+        family = running.family()
+        assert running.stop() == 0
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert alive == [], "a process outlived `up`"
+
+
+def test_whatever_dies_comes_back_and_the_next_start_knows_the_jobs(stack: Callable[..., Any]) -> None:
+    """Supervision and the durable state, over one restart of the whole."""
+    with stack() as first:
+        before = first.kill("io")
+        first.submit("up-2")
+        assert first.wait_done("up-2")["status"] == "completed"
+        first.wait_callbacks("up-2", "processing", "completed", within_s=30)
+        assert first.pid_of("io") != before
+        family = first.family()
+        first.process.kill()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert alive == [], "`up` was killed and left orphans"
+    with stack() as second:
+        assert second.job("up-2")["status"] == "completed"
+        assert second.stop() == 0

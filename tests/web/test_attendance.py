@@ -1,0 +1,73 @@
+"""Whether anybody has been at work for a queue lately."""
+
+from __future__ import annotations
+
+import pytest
+
+from ourvidz.ledger.memory_store import MemoryLedger
+from ourvidz.web.attendance import Attendance
+
+
+class Clock:
+    """A time that tests set."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Counted(MemoryLedger):
+    """Knows how often it was asked; `seen_at` is its only answer."""
+
+    asked = 0
+    seen_at: float | None = None
+
+    def queue_seen_at(self, queue: str) -> float | None:
+        self.asked += 1
+        return self.seen_at
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_a_young_shim_misses_nobody(clock: Clock) -> None:
+    """Its own start is where counting begins, and nothing is asked."""
+    ledger, attendance = Counted(clock=clock), Attendance(900, clock=clock)
+    clock.now += 899
+    assert not attendance.missing("sdxl_queue", ledger)
+    assert ledger.asked == 0
+
+
+def test_a_queue_that_was_never_served_is_missed_after_the_grace_time(clock: Clock) -> None:
+    """Then submitting to it helps nobody."""
+    ledger, attendance = Counted(clock=clock), Attendance(900, clock=clock)
+    clock.now += 901
+    assert attendance.missing("sdxl_queue", ledger)
+
+
+def test_a_worker_that_comes_back_is_noticed_at_once(clock: Clock) -> None:
+    """The refusal lasts no longer than the absence."""
+    ledger, attendance = Counted(clock=clock), Attendance(900, clock=clock)
+    clock.now += 901
+    assert attendance.missing("sdxl_queue", ledger)
+    ledger.seen_at = clock.now
+    assert not attendance.missing("sdxl_queue", ledger)
+
+
+def test_the_ledger_is_asked_only_when_its_answer_has_run_out(clock: Clock) -> None:
+    """A thousand submissions a second must not ask a thousand times."""
+    ledger, attendance = Counted(clock=clock), Attendance(900, clock=clock)
+    clock.now += 1000
+    ledger.seen_at = clock.now - 100
+    for _ in range(50):
+        assert not attendance.missing("sdxl_queue", ledger)
+    assert ledger.asked == 1
+    clock.now += 799
+    assert not attendance.missing("sdxl_queue", ledger)
+    clock.now += 2
+    assert attendance.missing("sdxl_queue", ledger)
+    assert ledger.asked == 2
