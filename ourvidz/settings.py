@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     presence_s: float = Field(default=15.0, gt=0, validation_alias="OURVIDZ_PRESENCE_S")
     time_limits_s: dict[str, float] = _env("OURVIDZ_TIME_LIMITS_S", {})
     """JSON `{type: seconds}`; the catalog's limit where a type is not named."""
-    drain_s: float = Field(default=8.0, gt=0, validation_alias="OURVIDZ_DRAIN_S")
+    drain_s: float = Field(default=6.0, gt=0, validation_alias="OURVIDZ_DRAIN_S")
     """How long `ourvidz up` lets running jobs finish before it hands them back."""
 
     # Storage

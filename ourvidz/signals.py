@@ -177,9 +177,7 @@ def appear(sender: Any, **_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def disappear(sender: Any, **_: Any) -> None:
-    """In the parent, after the pool has stopped: give back what a cold shutdown left, and say goodbye."""
-    for job_id in dispatch.hand_back(sender.hostname):
-        _log.warning("handed_back", job_id=job_id)
+    """In the parent, after the pool has stopped: say goodbye."""
     if _presence is not None:
         _presence.close()
     else:

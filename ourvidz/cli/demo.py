@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ourvidz.cli.console import emit, say, waiting
+from ourvidz.cli.stack import PYTHON_M, findable
 from ourvidz.cli.supervisor import dying_with_parent
 from ourvidz.settings import environment
 
@@ -170,13 +171,13 @@ def _directory(chosen: Path | None) -> Iterator[Path]:
 @contextlib.contextmanager
 def _stack(folder: Path, *, flower: bool) -> Iterator[tuple[dict[str, Any], subprocess.Popen[bytes]]]:
     """`ourvidz up` as a child, ready; stopped in the end."""
-    argv = [sys.executable, "-m", "ourvidz.cli.main", "up", "--state-dir", str(folder)]
+    argv = [*PYTHON_M, "ourvidz.cli.main", "up", "--state-dir", str(folder)]
     say(f"starting everything in {folder}")
     # Its own group: on Ctrl-C this process stops it, and waits.
     process = subprocess.Popen(
         argv if flower else [*argv, "--no-flower"],
         stdout=subprocess.PIPE,
-        env=environment(),
+        env=findable(environment()),
         process_group=0,
         preexec_fn=dying_with_parent(signal.SIGTERM),
     )

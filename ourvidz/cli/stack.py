@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
+import ourvidz
 from ourvidz.cli.state import Secrets, StateDir
 from ourvidz.cli.supervisor import Spec, Step
 from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings, environment
 
 CALLBACK_PATH = "/functions/v1/job-callback"
+PYTHON_M = (sys.executable, "-P", "-m")
+"""Without the working directory on the path: a file there called `flower.py` would be imported."""
 HELPERS = ("io", "keeper", "clock")
-RELEASE_S = 1.5
-"""How long a process has to hand back and go, once it was told to drop what it does."""
+HAND_BACK_S = 4.0
+"""How long a worker has to give its job back and go, once it was told to drop it; it takes about two."""
+GOODBYE_S = 1.5
+"""How long a process without a job has to go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,13 @@ def surroundings(chosen: Settings, state: StateDir, secrets: Secrets, place: Pla
             own["JOB_CALLBACK_SECRET"] = secrets.callback_secret
         if not chosen.webhook_secrets:
             own["OURVIDZ_WEBHOOK_SECRET"] = secrets.webhook_secret
-    return environment(**own)
+    return findable(environment(**own))
+
+
+def findable(env: dict[str, str]) -> dict[str, str]:
+    """An environment in which a child finds this package wherever it was started."""
+    found = (str(Path(ourvidz.__file__).parents[1]), env.get("PYTHONPATH"))
+    return env | {"PYTHONPATH": os.pathsep.join(filter(None, found))}
 
 
 def processes(families: tuple[str, ...], state: StateDir, place: Place, env: dict[str, str]) -> list[Spec]:
@@ -90,21 +103,21 @@ def processes(families: tuple[str, ...], state: StateDir, place: Place, env: dic
 
 def last_words(drain_s: float) -> list[Step]:
     """How a worker is stopped: finish the job; hand it back; go."""
-    return [(signal.SIGTERM, drain_s), (signal.SIGQUIT, RELEASE_S), (signal.SIGKILL, RELEASE_S)]
+    return [(signal.SIGTERM, drain_s), (signal.SIGQUIT, HAND_BACK_S), (signal.SIGKILL, GOODBYE_S)]
 
 
-PROMPTLY: list[Step] = [(signal.SIGTERM, RELEASE_S), (signal.SIGKILL, RELEASE_S)]
+PROMPTLY: list[Step] = [(signal.SIGTERM, GOODBYE_S), (signal.SIGKILL, GOODBYE_S)]
 
 
 def _worker(
     name: str, state: StateDir, env: dict[str, str], *more: str, pass_fds: tuple[int, ...] = ()
 ) -> Spec:
-    argv = (sys.executable, "-m", "ourvidz.cli.main", "worker", name, *more)
+    argv = (*PYTHON_M, "ourvidz.cli.main", "worker", name, *more)
     return Spec(name, argv, env, state.log(name), pass_fds)
 
 
 def _flower(port: int) -> tuple[str, ...]:
-    celery = (sys.executable, "-m", "celery", "-A", "ourvidz.app", "flower")
+    celery = (*PYTHON_M, "celery", "-A", "ourvidz.app", "flower")
     return (
         *celery,
         "--address=127.0.0.1",

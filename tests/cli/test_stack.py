@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,21 @@ def test_secrets_of_the_operator_are_kept(tmp_path: Path, monkeypatch: pytest.Mo
     env = surroundings(tmp_path, monkeypatch, JOB_CALLBACK_SECRET="known")
     assert env["JOB_CALLBACK_SECRET"] == "known"
     assert env["OURVIDZ_WEBHOOK_SECRET"].startswith("whsec_")
+
+
+def test_files_in_the_working_directory_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's `flower.py` or `redis.py`, lying where `ourvidz up` was typed, must not run."""
+    (tmp_path / "flower.py").write_text("raise SystemExit('the wrong flower')")
+    monkeypatch.chdir(tmp_path)
+    env = surroundings(tmp_path, monkeypatch)
+    argv = (*stack.PYTHON_M, "ourvidz.cli.main", "worker", "--help")
+    assert subprocess.run(argv, env=env, capture_output=True).returncode == 0
+    looked = subprocess.run(
+        (*stack.PYTHON_M, "celery", "flower", "--help"), env=env, capture_output=True, text=True
+    )
+    assert "the wrong flower" not in looked.stdout + looked.stderr
 
 
 def test_only_the_shim_inherits_the_listening_sockets(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import pytest
 import requests
 
 from ourvidz.cli.shim import ENDED, Shim
+from ourvidz.ledger.record import Record
+from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.settings import environment
 
 ROOT = Path(__file__).parents[2]
@@ -76,11 +79,15 @@ class Stack:
         """The raw answer to a POST of a JSON document."""
         return requests.post(self.shim + path, json=document, timeout=10, **more)
 
+    def payload(self, job_id: str, **fields: Any) -> dict[str, Any]:
+        """A small image job; `fields` change it."""
+        config = {"width": 64, "height": 64, "seed": 1}
+        job = {"id": job_id, "type": "sdxl_image_fast", "prompt": "a red circle on blue", "user_id": USER}
+        return {**job, "config": config, **fields}
+
     def submit(self, job_id: str, **fields: Any) -> dict[str, Any]:
         """Submit a small image job; `fields` change the payload."""
-        job = {"id": job_id, "type": "sdxl_image_fast", "prompt": "a red circle on blue", "user_id": USER,
-               "config": {"width": 64, "height": 64, "seed": 1}}  # fmt: skip
-        answer = self.post("/jobs", {**job, **fields})
+        answer = self.post("/jobs", self.payload(job_id, **fields))
         assert answer.status_code == 202, answer.text
         return dict(answer.json())
 
@@ -101,6 +108,11 @@ class Stack:
         assert job["status"] in ENDED, job
         return job
 
+    @staticmethod
+    def wait_for(read: Callable[[], Any], why: str, within_s: float = 10.0) -> Any:
+        """The first true answer of `read`."""
+        return wait_for(read, within_s=within_s, why=why)
+
     def inbox(self, job_id: str | None = None) -> list[dict[str, Any]]:
         """What the callback receiver got, oldest first."""
         return list(self.client.get("/inbox", job_id=job_id, limit=1000)["items"])
@@ -114,13 +126,29 @@ class Stack:
         )
         return self.inbox(job_id)
 
+    def record(self, job_id: str) -> Record:
+        """The ledger's own record of a job."""
+        found = self.ledger.get(job_id)
+        assert found is not None, f"no record of {job_id}"
+        return found
+
+    @cached_property
+    def ledger(self) -> RedisLedger:
+        """The ledger of this stack, from outside."""
+        return RedisLedger(self.redis_url)
+
+    def computing_child(self) -> int:
+        """The process id of the sdxl worker's pool child, which holds the pipeline."""
+        workers = [worker for worker in self.ledger.workers() if worker.family == "sdxl"]
+        return workers[0].pid
+
     def pid_of(self, name: str) -> int | None:
         """The process id of a part of the stack right now."""
         for child in psutil.Process(self.process.pid).children():
             command = child.cmdline()
             named = (
                 command[-1] == name
-                or name in command[3:6]
+                or name in command[3:8]
                 or (name == "redis" and "server" in command[:1][0])
             )
             if command and named and child.status() != psutil.STATUS_ZOMBIE:
@@ -133,6 +161,18 @@ class Stack:
         assert pid is not None, f"no {name} process"
         os.kill(pid, signum)
         return pid
+
+    @staticmethod
+    def run_up(state_dir: Path) -> subprocess.CompletedProcess[str]:
+        """Try a second `up` on a state directory and wait until it has ended."""
+        return subprocess.run(
+            [sys.executable, "-m", "ourvidz.cli.main", "up", "--state-dir", str(state_dir), "--no-flower"],
+            env=environment(PYTHONPATH=str(ROOT)),
+            cwd=state_dir,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
 
     def family(self) -> list[psutil.Process]:
         """Every process of the stack, `up` first."""
@@ -215,3 +255,15 @@ def start_stack(tmp_path: Path) -> Callable[..., Any]:
         return stack(tmp_path / "state", *arguments, env=env)
 
     return start
+
+
+@pytest.fixture(scope="module")
+def stacks() -> Callable[..., Any]:
+    """`stack` for a whole module: `with stacks(state_dir, *arguments, env=...) as running:`."""
+    return stack
+
+
+@pytest.fixture(scope="module")
+def waiting() -> Callable[..., Any]:
+    """`wait_for`, for tests that wait for something of their own."""
+    return wait_for

@@ -52,3 +52,19 @@ def test_whatever_dies_comes_back_and_the_next_start_knows_the_jobs(stack: Calla
     with stack() as second:
         assert second.job("up-2")["status"] == "completed"
         assert second.stop() == 0
+
+
+def test_a_job_that_cannot_finish_in_time_is_handed_back_and_made_after_the_next_start(
+    stack: Callable[..., Any],
+) -> None:
+    """Stopping does not wait for a long job, does not lose it, and does not count it as a failure."""
+    long = {"width": 128, "height": 128, "num_images": 6, "steps": 100, "seed": 3}
+    # Longer than a worker takes to notice SIGTERM (one poll of the broker), shorter than the job.
+    with stack(env={"OURVIDZ_DRAIN_S": "1.5"}) as first:
+        first.submit("up-3", config=long)
+        first.wait_for(lambda: first.job("up-3")["status"] == "processing", "the job did not start")
+        assert first.stop() == 0
+    with stack() as second:
+        assert second.job("up-3")["attempt"] <= 1, "the interrupted attempt counts"
+        assert second.wait_done("up-3")["status"] == "completed"
+        assert second.job("up-3")["attempt"] == 1
