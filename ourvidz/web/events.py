@@ -38,8 +38,9 @@ async def stream(
             item = following.result()
             if item is None:
                 break
-            ended = item.kind == "done"
-            yield _event(item.kind, item.data, item.id)
+            ended = item.kind == "done" and not await asyncio.to_thread(_overtaken, ledger, job_id, item)
+            # `done` comes once, at the end: how an earlier run ended is one more state of the job.
+            yield _event("state" if item.kind == "done" and not ended else item.kind, item.data, item.id)
             following = asyncio.ensure_future(_next(items))
         if not ended:
             record = await asyncio.to_thread(ledger.get, job_id)
@@ -65,6 +66,12 @@ def resume_from(last_event_id: str | None) -> str:
 def seen_to_the_end(ledger: Ledger, record: Record, after: str) -> bool:
     """Whether a client that comes back has nothing left to hear."""
     return after != BEGINNING and record.finished and not ledger.stream(record.job_id, after=after, limit=1)
+
+
+def _overtaken(ledger: Ledger, job_id: str, done: StreamItem) -> bool:
+    """Whether the job was opened again after this end."""
+    record = ledger.get(job_id)
+    return record is not None and record.run > int(done.data["run"])
 
 
 async def _next(items: AsyncIterator[StreamItem]) -> StreamItem | None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ourvidz.errors import InvalidParameters, WorkerUnavailable
+from ourvidz.errors import InvalidParameters, OutOfMemory, WorkerUnavailable
+from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.web import events
 
@@ -130,3 +131,19 @@ def test_a_job_whose_stream_is_forgotten_still_ends(shim) -> None:
         return b"".join([chunk async for chunk in events.stream(ledger, "job-1", after="0")]).decode()
 
     assert parsed(asyncio.run(listen())) == [{"event": "done", "data": {"status": "completed", "run": 1}}]
+
+
+def test_the_end_of_an_earlier_run_is_told_as_a_state(shim) -> None:
+    """A reader that leaves at `done` must not leave before the retry has ended."""
+    shim.submit()
+    claim = shim.claim("job-1")
+    failed = Outcome.failure(OutOfMemory("no room"))
+    assert shim.ledger.end("job-1", run=1, fence=claim.fence, outcome=failed)
+    shim.ledger.reopen("job-1", priority=6)
+    second = shim.ledger.claim("job-1", 2, worker_id="w", lease_s=10, token="second")
+    assert second is not None
+    assert shim.ledger.end("job-1", run=2, fence=second.fence, outcome=shim.completed())
+    heard = parsed(shim.client.get("/jobs/job-1/events").text)
+    statuses = [(event["event"], event["data"]["status"]) for event in heard if "status" in event["data"]]
+    assert ("state", "failed") in statuses
+    assert [status for kind, status in statuses if kind == "done"] == ["completed"]
