@@ -133,7 +133,7 @@ def measure_peer(name: str, module: str, probes: int, jobs: int, url: str) -> Ro
     """A no-op on another queue with one worker."""
     peer = importlib.import_module(f"benchmarks.peers.{module}")
     client = redis.Redis.from_url(url)
-    worker = subprocess.Popen([sys.executable, "-m", f"benchmarks.peers.{module}"])
+    worker = subprocess.Popen([sys.executable, "-m", f"benchmarks.peers.{module}"], stdout=subprocess.DEVNULL)
     try:
         waits = []
         for number in range(-3, probes):

@@ -35,8 +35,10 @@ from ourvidz.errors import NotFound
 from ourvidz.jobs.job import dump_job
 from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Admission, Record
-from ourvidz.settings import load_settings
+from ourvidz.settings import load_settings, share_processors
 from ourvidz.wiring import control
+
+share_processors()
 
 __all__ = ["CallbackRecorder", "Eager", "Received", "eager", "ourvidz_callbacks", "ourvidz_eager"]
 

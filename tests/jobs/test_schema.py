@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import jsonschema
 import pytest
 
 from ourvidz.jobs.catalog import ALIASES, CATALOG
 from ourvidz.jobs.schema import submission_schema
 
-jsonschema = pytest.importorskip("jsonschema")
 SAMPLES = sorted((Path(__file__).parents[1] / "contract" / "payloads").glob("*.json"))
 
 

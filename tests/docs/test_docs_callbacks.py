@@ -1,0 +1,101 @@
+"""The page about callbacks says what a receiver really gets."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ourvidz.callbacks import payload, signing
+from ourvidz.callbacks.retry import RETRIED, ceiling_s
+from ourvidz.errors import Cancelled
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.testing import Eager
+
+CALLBACKS = "docs/reference/callbacks.md"
+JOB = {"id": "one", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me", "config": {"steps": 1}}
+
+OpenPage = Callable[[str], Any]
+
+
+def example(page: Any, title: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(json.loads(b.text) for b in page.blocks("json") if b.title == title)
+    return found
+
+
+def shape(value: Any) -> Any:
+    """The names in a document, without its values."""
+    if isinstance(value, dict):
+        return {name: shape(inner) for name, inner in value.items()}
+    return [shape(inner) for inner in value] if isinstance(value, list) else None
+
+
+def names(rows: list[list[str]]) -> set[str]:
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+
+
+def test_the_example_has_exactly_the_fields_of_a_real_callback(page: OpenPage, ourvidz_eager: Eager) -> None:
+    """A receiver is written from this example; a real job proves it."""
+    ourvidz_eager.submit(JOB)
+    real = ourvidz_eager.callbacks.of("one")[-1].payload
+    assert shape(example(page(CALLBACKS), "callback")) == shape(real)
+
+
+def test_the_failed_example_is_a_part_of_a_real_one(page: OpenPage, ourvidz_eager: Eager) -> None:
+    """What differs when a job failed stands under names that are really sent."""
+    ourvidz_eager.submit(JOB)
+    made = ourvidz_eager.control.ledger.letters("delivered", 1)[0]
+    event = replace(
+        made, kind="cancelled", outcome=Outcome.failure(Cancelled("the job was cancelled")), sequence=2
+    )
+    real = payload.build(event, worker_version="1")
+    told = example(page(CALLBACKS), "part of a callback")
+    metadata = told.pop("metadata")
+    assert told == {name: real[name] for name in told}
+    assert set(metadata) <= set(real["metadata"])
+
+
+def test_every_field_is_explained(page: OpenPage, ourvidz_eager: Eager) -> None:
+    """No field of a payload, and no metadata that every payload has, is left to guessing."""
+    ourvidz_eager.submit(JOB)
+    real = ourvidz_eager.callbacks.of("one")[-1].payload
+    explained = names(page(CALLBACKS).rows("field", "meaning"))
+    assert explained == set(real) | set(payload.DEFAULTS) | set(real["assets"][0])
+
+
+def test_the_waits_are_those_between_deliveries(page: OpenPage) -> None:
+    """The table of ceilings is the arithmetic of the courier."""
+    rows = page(CALLBACKS).rows("after delivery")
+    for number, ceiling in ((re.match(r"\d+", row[0]), float(row[1])) for row in rows):
+        assert number
+        assert ceiling == ceiling_s(int(number[0]), age_s=1e9)
+    assert ceiling_s(len(rows), age_s=1e9) == ceiling_s(1000, age_s=1e9), "the last row holds for all later"
+
+
+def test_the_statuses_that_are_tried_again_are_documented(page: OpenPage) -> None:
+    """A receiver chooses its status by this table."""
+    again = next(row[0] for row in page(CALLBACKS).rows("your answer") if "again" in row[2])
+    assert {int(status) for status in re.findall(r"\b\d{3}\b", again)} == RETRIED
+    assert "5xx" in again
+
+
+def test_the_verification_in_the_page_works(page: OpenPage) -> None:
+    """It takes what we sign with either of two secrets, and nothing that was changed or is old."""
+    verify: dict[str, Any] = {}
+    exec(page(CALLBACKS).blocks("python")[0].text, verify)
+    old, new = "whsec_b2xkZXIgc2VjcmV0", "whsec_bmV3ZXIgc2VjcmV0"
+
+    def signed(at: datetime) -> dict[str, str]:
+        return signing.headers(
+            b'{"job_id":"one"}', event_id="msg_1", at=at, callback_secrets=("s",), webhook_secrets=(new, old)
+        )
+
+    body, headers = b'{"job_id":"one"}', signed(datetime.now(UTC))
+    assert verify["callback_holds"](body, headers, "s")
+    assert all(verify["webhook_holds"](body, headers, secret) for secret in (old, new))
+    assert not verify["callback_holds"](body + b" ", headers, "s")
+    assert not verify["webhook_holds"](body + b" ", headers, old)
+    assert not verify["webhook_holds"](body, signed(datetime(2026, 1, 1, tzinfo=UTC)), old)

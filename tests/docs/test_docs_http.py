@@ -1,0 +1,178 @@
+"""The page about HTTP says what the shim does: routes, scopes, answers, fields, examples."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from starlette.testclient import TestClient
+
+from ourvidz.jobs import dialects
+from ourvidz.jobs.catalog import CATALOG
+from ourvidz.jobs.defaults import Defaults
+from ourvidz.jobs.fields import Fields
+from ourvidz.jobs.ranges import Range
+from ourvidz.ledger.memory_store import MemoryLedger
+from ourvidz.settings import load_settings
+from ourvidz.web import documents, embedded, health, operations, problems, upstash
+from ourvidz.web.main import create_app
+from ourvidz.wiring import control
+
+HTTP = "docs/reference/http.md"
+ROUTE = re.compile(r"`(GET|POST|PUT|PATCH|DELETE) (/[^`]*)`")
+CALLERS = ("jobs", "chat", "admin", "upstash", None)
+MODELS: dict[str, type[BaseModel]] = {
+    "Problem": problems.Problem,
+    **{
+        model.__name__: model
+        for model in (
+            documents.Accepted,
+            documents.JobState,
+            documents.JobPage,
+            documents.Deleted,
+            upstash.Depth,
+            operations.QueueState,
+            operations.WorkerState,
+            health.Health,
+            health.Status,
+            embedded.Receipt,
+            embedded.Deliveries,
+        )
+    },
+}
+
+OpenPage = Callable[[str], Any]
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    """A shim with one key for each scope, in embedded mode."""
+    chosen = load_settings(
+        _env_file=None,
+        OURVIDZ_STATE_DIR=tmp_path,
+        OURVIDZ_EMBEDDED=True,
+        OURVIDZ_API_KEYS="j:jobs:jobs,c:chat:chat,a:admin:admin",
+        UPSTASH_REDIS_REST_URL="https://redis.example",
+        UPSTASH_REDIS_REST_TOKEN="upstash",
+    )
+    with TestClient(create_app(control.build(chosen, ledger=MemoryLedger()))) as client:
+        yield client
+
+
+def sections(page: Any) -> Iterator[tuple[str, str, str]]:
+    """Method, path and text of every documented route; a section may be about several."""
+    for title in page.headings():
+        for method, path in ROUTE.findall(title):
+            yield method, path, page.section(title)
+
+
+def routes(router: Any) -> Iterator[tuple[str, str]]:
+    """Every route of an app, those of included routers too."""
+    for route in router.routes:
+        inner = getattr(route, "original_router", None)
+        if inner is not None:
+            yield from routes(inner)
+        else:
+            for method in route.methods - {"HEAD"}:
+                yield method, re.sub(r"{(\w+):\w+}", r"{\1}", route.path)
+
+
+def test_every_route_is_documented_and_no_other(page: OpenPage, client: TestClient) -> None:
+    """What is not on the page nobody will find; what is only on the page nobody can call."""
+    app: Any = client.app
+    real = set(routes(app)) - {("GET", app.swagger_ui_oauth2_redirect_url)}
+    assert {(method, path) for method, path, _ in sections(page(HTTP))} == real
+
+
+def test_every_route_wants_the_scope_that_is_documented(page: OpenPage, client: TestClient) -> None:
+    """Asked of the running shim with each kind of key, and with none."""
+    wrong = []
+    for method, path, text in sections(page(HTTP)):
+        scope = text.strip().splitlines()[0].partition(" · ")[0]
+        named = set(re.findall(r"`(\w+)`", scope))
+        assert scope.startswith("scope: "), f"{method} {path} names no scope"
+        assert named <= {*CALLERS, "open"}, f"{method} {path} names no scope"
+        for caller in CALLERS:
+            headers = {} if caller is None else {"Authorization": f"Bearer {caller}"}
+            answer = client.request(method, re.sub(r"{\w+}", "nothing", path), headers=headers, json={})
+            refused = answer.status_code in (401, 403)
+            if refused == bool(named & {caller, "open"}):
+                wrong.append(f"{method} {path} as {caller}: {answer.status_code}")
+    assert wrong == []
+
+
+def test_every_route_answers_what_is_documented(page: OpenPage, client: TestClient) -> None:
+    """The statuses of the page are those of the OpenAPI document, which the fuzz test holds to the code."""
+    app: Any = client.app
+    paths = app.openapi()["paths"]
+    wrong = []
+    for method, path, text in sections(page(HTTP)):
+        if path not in paths:
+            continue
+        line = text.strip().splitlines()[0]
+        only = re.search(r"(\d{3}) \(`([^`]*)` only\)", line)
+        documented = set(re.findall(r"\b\d{3}\b", line)) - ({only[1]} if only and only[2] != path else set())
+        declared = set(paths[path][method.lower()]["responses"])
+        if documented != declared:
+            wrong.append(f"{method} {path}: {sorted(documented)} instead of {sorted(declared)}")
+    assert wrong == []
+
+
+def shape(value: Any) -> Any:
+    """The names in a document, without its values."""
+    if isinstance(value, dict):
+        return {name: shape(inner) for name, inner in value.items()}
+    return [shape(inner) for inner in value] if isinstance(value, list) else None
+
+
+def test_every_example_has_exactly_the_fields_of_its_document(page: OpenPage) -> None:
+    """An example with a field too many or too few misleads whoever writes a client from it."""
+    seen = set()
+    for block in page(HTTP).blocks("json"):
+        if not block.title:
+            continue
+        example = json.loads(block.text)
+        parsed = MODELS[block.title].model_validate(example).model_dump(mode="json")
+        assert shape(parsed) == shape(example), block.title
+        seen.add(block.title)
+    assert seen == set(MODELS), "every document has an example"
+
+
+class Watched(Fields):
+    """Notes which places of a payload are read, in which order, and within which range."""
+
+    asked: dict[tuple[str, ...], set[str]]
+
+    def first(self, *paths: str) -> Any:
+        self.asked.setdefault(paths, set())
+        return super().first(*paths)
+
+    def number(self, *paths: str, within: Range) -> float | None:
+        self.asked.setdefault(paths, set()).add(within.rule)
+        return super().number(*paths, within=within)
+
+
+def test_the_payload_tables_name_every_place_and_range_that_is_read(
+    page: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables list what the parser looks at for all types: each place, in its order, with its range."""
+    Watched.asked = {}
+    monkeypatch.setattr(dialects, "Fields", Watched)
+    for name in CATALOG:
+        dialects.parse({"id": "one", "type": name, "user_id": "me", "prompt": "a hill"}, Defaults())
+
+    documented: dict[tuple[str, ...], str] = {}
+    for row in page(HTTP).rows("field", "written as"):
+        paths = tuple(re.findall(r"`([^`]+)`", row[1]))
+        documented[paths] = f"{documented.get(paths, '')} {row[2]}"
+    assert set(documented) == set(Watched.asked)
+    missing = {
+        paths: rules - {rule for rule in rules if rule in documented[paths]}
+        for paths, rules in Watched.asked.items()
+    }
+    assert {paths: rules for paths, rules in missing.items() if rules} == {}
