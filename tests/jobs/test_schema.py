@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import jsonschema
 import pytest
 
 from ourvidz.jobs.catalog import ALIASES, CATALOG
