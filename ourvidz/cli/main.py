@@ -23,6 +23,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Name → where it is, and its line in the help."""
 
 
+BESIDE_UP = frozenset({"callbacks"})
+"""Commands that talk to the ledger of the running `ourvidz up`."""
+
+
 class _WrongSetting(click.ClickException):
     exit_code = 2
 
@@ -38,6 +42,11 @@ class LazyGroup(click.Group):
         """Import a command by name."""
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in BESIDE_UP:
+            # Before the import: Celery's settings are read with the module.
+            from ourvidz.cli.state import join_running
+
+            join_running()
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         found: click.Command = getattr(import_module(module), name)
         return found
@@ -59,13 +68,8 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ourvidz")
-@click.pass_context
-def cli(ctx: click.Context) -> None:
+def cli() -> None:
     """AI images, videos and chat as Celery tasks."""
-    if ctx.invoked_subcommand == "callbacks":
-        from ourvidz.cli.state import join_running
-
-        join_running()
 
 
 def main() -> None:

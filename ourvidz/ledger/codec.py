@@ -119,6 +119,7 @@ def load_event(event_id: str, row: Fields) -> OutboxEvent:
         last_status=int(status) if status else None,
         last_error=row.get("last_error"),
         settled_at=_time(row.get("settled_at")),
+        metadata=json.loads(row.get("metadata", "{}")),
     )
 
 

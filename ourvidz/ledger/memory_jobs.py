@@ -142,6 +142,7 @@ class MemoryJobs(MemoryState):
         progress: float | None = None,
         stage: str | None = None,
         items: Iterable[tuple[Literal["progress", "preview", "token"], dict[str, Any]]] = (),
+        tell: bool = False,
     ) -> Verdict:
         told = list(items)
         with self._lock:
@@ -156,6 +157,8 @@ class MemoryJobs(MemoryState):
                 told.append(("progress", {}))
             for kind, data in told:
                 self._note(entry, kind, json.loads(dump_json(data)))
+            if tell:
+                self._tell(entry, "processing", None, {"progress": record.progress})
             return Verdict.CANCEL if record.cancel_requested else Verdict.CONTINUE
 
     def _note(

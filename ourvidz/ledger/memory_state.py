@@ -135,7 +135,9 @@ class MemoryState:
         )
 
     # -- the outbox
-    def _tell(self, entry: Entry, kind: str, outcome: Outcome | None) -> None:
+    def _tell(
+        self, entry: Entry, kind: str, outcome: Outcome | None, metadata: dict[str, Any] | None = None
+    ) -> None:
         entry.sequence += 1
         record, now = entry.record, self.now()
         row = OutboxEvent(
@@ -155,6 +157,7 @@ class MemoryState:
             state="pending",
             due_at=now,
             deliveries=0,
+            metadata=metadata or {},
         )
         self._rows[row.event_id] = Row(row, since=now)
 

@@ -60,13 +60,12 @@ class RedisJobs:
         progress: float | None = None,
         stage: str | None = None,
         items: Iterable[tuple[Literal["progress", "preview", "token"], dict[str, Any]]] = (),
+        tell: bool = False,
     ) -> Verdict:
         told = [part for kind, data in items for part in (kind, dump_json(data))]
         at = None if progress is None else repr(min(max(float(progress), 0.0), 100.0))
-        verdict = self._link.call(
-            "step", claim.job_id, claim.run, claim.fence, at, stage, call_token(), *told, quick=True
-        )
-        return Verdict(verdict)
+        known = (claim.job_id, claim.run, claim.fence, at, stage, call_token(), "1" if tell else None)
+        return Verdict(self._link.call("step", *known, *told, quick=True))
 
     def renew(self, claim: Claim, *, lease_s: float) -> bool:
         return bool(self._link.call("renew", claim.job_id, claim.run, claim.fence, lease_s))

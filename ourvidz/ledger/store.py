@@ -59,8 +59,10 @@ class JobLedger(Protocol):
         progress: float | None = None,
         stage: str | None = None,
         items: Iterable[tuple[Literal["progress", "preview", "token"], dict[str, Any]]] = (),
+        tell: bool = False,
     ) -> Verdict:
-        """Note progress (0 to 100, never going back within an attempt) and stream items; hear whether to go
+        """Note progress (0 to 100, never going back within an attempt) and stream items; with `tell` also
+        write a `processing` outbox row that carries the progress in its metadata. Hear whether to go
         on, to stop because the caller cancelled, or to stop because the fence is lost. A lost fence changes
         nothing."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from celery import Task
@@ -91,8 +92,14 @@ class GenerationTask(Task):  # type: ignore[misc]
     def _attempt(self, claim: Claim, workflow: Workflow) -> Outcome:
         at = control.current()
         use = Services(models=loading.models(at.settings, self.family), store=at.store, gate=at.gate)
-        limit_s = dispatch.time_limit_s(claim.job.type)
-        with LeasedRun(claim, at.ledger, lease_s=at.settings.lease_s, limit_s=limit_s) as run:
+        run = LeasedRun(
+            claim,
+            at.ledger,
+            lease_s=at.settings.lease_s,
+            limit_s=dispatch.time_limit_s(claim.job.type),
+            on_told=partial(dispatch.deliver, claim.job_id) if at.settings.progress_callbacks else None,
+        )
+        with run:
             return workflow(claim.job, run, use)
 
     def _retry_or_fail(self, claim: Claim, error: OurvidzError) -> NoReturn:

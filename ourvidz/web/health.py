@@ -116,7 +116,7 @@ def status() -> Status:
             }
             for row in rows
         },
-        i2i_pipeline=True,
+        i2i_pipeline=False,
         thumbnail_generation=True,
     )
 

@@ -16,6 +16,8 @@ from ourvidz.storage.store import Store
 
 PUT_PAUSE_S = 0.5
 """Before the second try of a put; four times longer before each further one."""
+TELL_EVERY_S = 1.0
+"""The caller hears of progress at most this often, where progress callbacks are on."""
 RUNNING_SHARE = 99.0
 """Progress while the pictures are not stored yet; 100 comes with the commit."""
 
@@ -30,7 +32,8 @@ class LeasedRun:
     """One attempt. As a context manager it keeps the lease alive from a thread of its own.
 
     The deadline starts with the first step, so that loading a model does not count. A ledger that is
-    away for a while does not stop the work: the commit decides.
+    away for a while does not stop the work: the commit decides. `on_told` is called after a progress
+    callback was written down; without it none is.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class LeasedRun:
         *,
         lease_s: float,
         limit_s: float,
+        on_told: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -50,6 +54,8 @@ class LeasedRun:
         self._limit_s = limit_s
         self._clock = clock
         self._sleep = sleep
+        self._on_told = on_told
+        self._tell_at = clock() + TELL_EVERY_S
         self._deadline: float | None = None
         self._lost = threading.Event()
         self._over = threading.Event()
@@ -69,7 +75,11 @@ class LeasedRun:
         now = self._clock()
         if self._deadline is None:
             self._deadline = now + self._limit_s
-        self._hear(progress=RUNNING_SHARE * done / total if total else None)
+        telling = self._on_told is not None and now >= self._tell_at and 0 < done < total
+        self._hear(progress=RUNNING_SHARE * done / total if total else None, tell=telling)
+        if telling and self._on_told is not None:
+            self._tell_at = now + TELL_EVERY_S
+            self._on_told()
         if now > self._deadline:
             raise JobTimeout(f"the job took longer than its time limit of {self._limit_s:g} seconds")
 
@@ -90,9 +100,9 @@ class LeasedRun:
                 _log.warning("put_failed", job_id=self._claim.job_id, error=error.message)
                 self._sleep(PUT_PAUSE_S * 4 ** (attempt - 1))
 
-    def _hear(self, progress: float | None = None) -> None:
+    def _hear(self, progress: float | None = None, *, tell: bool = False) -> None:
         try:
-            verdict = self._ledger.step(self._claim, progress=progress)
+            verdict = self._ledger.step(self._claim, progress=progress, tell=tell)
         except WorkerUnavailable:
             _log.warning("ledger_away", job_id=self._claim.job_id)
             return

@@ -8,7 +8,7 @@ import pytest
 
 from ourvidz.errors import NotFound, OutOfMemory
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import event_id
+from ourvidz.ledger.record import Verdict, event_id
 
 DONE = Outcome(status="completed", metadata={"seed": 7})
 FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
@@ -45,6 +45,20 @@ class TestOrder:
         assert (last.outcome, last.facts) == (DONE, image_job().facts())
         assert (last.queued_at, last.claimed_at, last.at) == (clock.time - 3, clock.time, clock.time)
         assert (last.worker_id, last.callback_url) == ("sdxl@a", "https://example.org/hook")
+
+    def test_a_step_that_tells_makes_a_row_with_its_progress(self, ledger, image_job):
+        """It stands between `processing` and the ending, and a lost fence makes none."""
+        ledger.register(image_job(), priority=6)
+        claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="a")
+        ledger.step(claim, progress=25, tell=True)
+        ledger.step(claim, progress=50)
+        assert ledger.end("job-1", run=1, fence=claim.fence, outcome=DONE)
+        assert ledger.step(claim, progress=75, tell=True) is Verdict.LOST
+        told = []
+        while event := ledger.take("job-1", lease_s=30, token=f"t{len(told)}"):
+            told.append((event.sequence, event.kind, event.metadata.get("progress")))
+            ledger.delivered(event, status=200)
+        assert told == [(1, "processing", None), (2, "processing", 25), (3, "completed", None)]
 
     def test_the_sequence_grows_over_the_whole_life_of_a_job(self, ledger, image_job):
         """A receiver can tell the later of two events, over attempts and retries."""

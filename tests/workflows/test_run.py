@@ -158,3 +158,26 @@ def test_a_put_that_keeps_failing_is_a_storage_error(ledger: Away, claim: Claim,
     with running(ledger, claim, sleep=lambda _: None) as run, pytest.raises(StorageError):
         run.put(store, "workspace-temp/u/a/0.png", b"x", "image/png")
     assert store.failures == 6
+
+
+def test_progress_callbacks_come_at_most_once_a_second(ledger: Away, claim: Claim) -> None:
+    """A caller's backend must not drown in what a page shows anyway."""
+    now, told = [0.0], []
+    with running(ledger, claim, on_told=lambda: told.append(now[0]), clock=lambda: now[0]) as run:
+        for done in range(9):
+            now[0] = done * 0.4
+            run.step(done, 8)
+    assert told == pytest.approx([1.2, 2.4])
+    rows = [event for event in ledger.letters("pending") if event.metadata]
+    assert sorted(row.metadata["progress"] for row in rows) == pytest.approx([99 * 3 / 8, 99 * 6 / 8])
+    assert {row.kind for row in rows} == {"processing"}
+
+
+def test_without_progress_callbacks_none_is_written(ledger: Away, claim: Claim) -> None:
+    """They are off by default."""
+    now = [0.0]
+    with running(ledger, claim, clock=lambda: now[0]) as run:
+        for done in range(9):
+            now[0] = done * 5.0
+            run.step(done, 8)
+    assert not [event for event in ledger.letters("pending") if event.metadata]

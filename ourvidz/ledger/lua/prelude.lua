@@ -72,7 +72,7 @@ local function schedule(id)
   redis.call('ZADD', key('due'), stamp(due), id)
 end
 
-local function tell(id, job, kind, outcome)
+local function tell(id, job, kind, outcome, metadata)
   local seq = redis.call('HINCRBY', key('job', id), 'seq', 1)
   local event = 'msg_' .. string.sub(redis.sha1hex(id .. '\0' .. job.run .. '\0' .. seq), 1, 32)
   local row = {
@@ -82,6 +82,7 @@ local function tell(id, job, kind, outcome)
   }
   local optional = {
     claimed_at = job.claimed_at, worker = job.worker, callback_url = job.callback_url, outcome = outcome,
+    metadata = metadata,
   }
   for name, value in pairs(optional) do
     row[#row + 1] = name

@@ -1,4 +1,4 @@
-local id, run, fence, progress, stage, token = unpack(ARGV, 4, 9)
+local id, run, fence, progress, stage, token, telling = unpack(ARGV, 4, 10)
 local name = key('job', id)
 local read = redis.call('HMGET', name, 'status', 'run', 'fence', 'progress', 'stage', 'cancel', 'step', 'preview')
 local job = { status = read[1], run = read[2], fence = read[3] }
@@ -11,7 +11,7 @@ if progress ~= '' and tonumber(progress) > tonumber(at) then at = progress end
 if stage ~= '' then doing = stage end
 local moved = at ~= read[4] or doing ~= (read[5] or '')
 local told = false
-for i = 10, #ARGV, 2 do
+for i = 11, #ARGV, 2 do
   local kind, data = ARGV[i], ARGV[i + 1]
   if kind == 'progress' then
     item(id, kind, 'd', data, 'progress', at, 'stage', doing)
@@ -26,5 +26,8 @@ for i = 10, #ARGV, 2 do
   end
 end
 if moved and not told then item(id, 'progress', 'progress', at, 'stage', doing) end
-if moved or #ARGV > 9 then redis.call('HSET', name, 'progress', at, 'stage', doing, 'step', token) end
+if telling ~= '' then tell(id, record(id), 'processing', nil, '{"progress":' .. at .. '}') end
+if moved or telling ~= '' or #ARGV > 10 then
+  redis.call('HSET', name, 'progress', at, 'stage', doing, 'step', token)
+end
 return verdict
