@@ -16,12 +16,13 @@ from redis.exceptions import RedisError
 from ourvidz import log
 from ourvidz.app import app
 from ourvidz.celery_settings import CALLBACKS_QUEUE, DELIVER_TASK, JOBS, SYNC
-from ourvidz.errors import Cancelled, Conflict, NotFound
+from ourvidz.errors import Cancelled, Conflict, NotFound, WorkerUnavailable
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.dialects import parse
-from ourvidz.jobs.job import Job
+from ourvidz.jobs.job import ImageJob, Job, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Admission, Record
+from ourvidz.storage.keys import asset_folder
 from ourvidz.wiring import control
 
 MESSAGE_VERSION = 1
@@ -37,7 +38,7 @@ def admit(payload: object, *, make_id: Callable[[], str] | None = None) -> Job:
     """Parse a payload and pass it through the safety gate. Raises `CallerError`; nothing is written."""
     at = control.current()
     job = parse(payload, at.defaults, make_id=make_id)
-    at.gate.check(job.texts())
+    at.gate.judge(job)
     return job
 
 
@@ -89,6 +90,9 @@ def time_limit_s(type_name: str) -> float:
 def publish(record: Record) -> bool:
     """Hand a job's message to the broker. False, and a log line, when the broker cannot be reached."""
     row = CATALOG[record.type]
+    if app.conf.task_always_eager and row.task not in app.tasks:
+        _nobody_here(record)
+        return False
     try:
         app.signature(row.task, args=(message(record),), immutable=True).apply_async(
             task_id=task_id(record),
@@ -103,6 +107,14 @@ def publish(record: Record) -> bool:
     if not app.conf.task_always_eager:
         control.current().ledger.published(record.job_id, record.run)
     return True
+
+
+def _nobody_here(record: Record) -> None:
+    """In eager mode this process is the only worker: what it cannot run, nobody will."""
+    error = WorkerUnavailable(f"this version has no worker for {record.type}")
+    outcome = Outcome.failure(error)
+    if control.current().ledger.end(record.job_id, run=record.run, fence=record.fence, outcome=outcome):
+        deliver(record.job_id)
 
 
 def deliver(job_id: str) -> None:
@@ -141,12 +153,19 @@ def delete(job_id: str) -> Record:
     record = at.ledger.get(job_id)
     if record is None:
         raise NotFound(f"no job {job_id!r}", field="id", value=job_id)
+    folder = _folder(record, at.ledger.job(job_id))
     record = at.ledger.delete(job_id)
-    for asset in record.outcome.assets if record.outcome else ():
-        for key in (asset.key, asset.thumbnail_key):
-            if key is not None:
-                at.store.delete(key)
+    if folder is not None:
+        at.store.delete_folder(folder)
     return record
+
+
+def _folder(record: Record, job: Job | None) -> str | None:
+    """Where a job's files lie, also those of an attempt that failed half-way."""
+    if isinstance(job, ImageJob | VideoJob) and job.user_id is not None:
+        return asset_folder(job.bucket, job.user_id, job.id)
+    keys = [asset.key for asset in record.outcome.assets if asset.key] if record.outcome else []
+    return keys[0].rpartition("/")[0] if keys else None
 
 
 def hand_back(worker_id: str) -> list[str]:

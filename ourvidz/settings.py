@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as UnreadableSetting
 
 from ourvidz.errors import SettingsError
 
@@ -97,7 +98,7 @@ class Settings(BaseSettings):
     presence_s: float = Field(default=15.0, gt=0, validation_alias="OURVIDZ_PRESENCE_S")
     time_limits_s: dict[str, float] = _env("OURVIDZ_TIME_LIMITS_S", {})
     """JSON `{type: seconds}`; the catalog's limit where a type is not named."""
-    drain_s: float = Field(default=6.0, gt=0, validation_alias="OURVIDZ_DRAIN_S")
+    drain_s: float = Field(default=4.0, gt=0, validation_alias="OURVIDZ_DRAIN_S")
     """How long `ourvidz up` lets running jobs finish before it hands them back."""
 
     # Storage
@@ -135,6 +136,33 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value else value
+
+    @field_validator("ports")
+    @classmethod
+    def _ports(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or not all(0 <= port <= 65535 for port in value):
+            raise ValueError("must be ports from 0 to 65535")
+        return value
+
+    @field_validator("redis_url_given")
+    @classmethod
+    def _redis_url(cls, value: str | None) -> str | None:
+        return _with_scheme(value, "redis", "rediss", "unix", "redis+socket")
+
+    @field_validator("supabase_url", "callback_url", "public_url", "upstash_url")
+    @classmethod
+    def _web_url(cls, value: str | None) -> str | None:
+        if value is not None and not urlsplit(_with_scheme(value, "http", "https") or "").hostname:
+            raise ValueError("must be a URL with a host")
+        return value
+
+    @field_validator("time_limits_s")
+    @classmethod
+    def _limits(cls, value: dict[str, float]) -> dict[str, float]:
+        wrong = [name for name, limit_s in value.items() if not limit_s > 0]
+        if wrong:
+            raise ValueError(f"the limit of {', '.join(wrong)} must be more than 0 seconds")
+        return value
 
     @model_validator(mode="after")
     def _production_needs(self) -> Settings:
@@ -184,6 +212,13 @@ class Settings(BaseSettings):
         return f"{family}@{socket.gethostname()}-{place}"
 
 
+def _with_scheme(value: str | None, *schemes: str) -> str | None:
+    """`value`, if it is a URL with one of these schemes."""
+    if value is not None and urlsplit(value).scheme not in schemes:
+        raise ValueError(f"must be a URL that starts with {' or '.join(f'{one}://' for one in schemes)}")
+    return value
+
+
 def _with_certificates(url: str) -> str:
     """`rediss://` without `ssl_cert_reqs` would accept any certificate (kombu's default)."""
     if url.startswith("rediss://") and "ssl_cert_reqs" not in url:
@@ -197,8 +232,13 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as refused:
         first = refused.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "settings"
+        where = str(first["loc"][0]) if first["loc"] else "settings"
         raise SettingsError(f"{where}: {first['msg'].removeprefix('Value error, ')}", field=where) from None
+    except UnreadableSetting as unreadable:
+        # pydantic-settings names the field; its variable is what an operator knows.
+        field = next((name for name in Settings.model_fields if f'"{name}"' in str(unreadable)), None)
+        where = str(Settings.model_fields[field].validation_alias) if field else "settings"
+        raise SettingsError(f"{where}: cannot be read as JSON", field=where) from None
 
 
 @lru_cache(maxsize=1)

@@ -36,7 +36,8 @@ def attempt_of(request: Context, message: Any) -> Claim | None:
     """The claim of the running task, made on the first call; None when somebody else has the job, it is
     finished or cancelled. A message that is a whole payload (a bare `send_task`) is registered first."""
     if not hasattr(request, _ATTEMPT):
-        setattr(request, _ATTEMPT, _claim(message, request.hostname))
+        worker_id = settings().worker_id("eager") if request.is_eager else request.hostname
+        setattr(request, _ATTEMPT, _claim(message, worker_id))
     claim: Claim | None = getattr(request, _ATTEMPT)
     return claim
 

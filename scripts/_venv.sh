@@ -15,7 +15,7 @@ ensure_venv() {
   fi
   _make_venv
   echo "installing ourvidz[$extras] into .venv (only when pyproject.toml or constraints.txt changed)" >&2
-  "$venv/bin/python" -m pip install --quiet -c constraints.txt -e ".[$extras]" >&2
+  "$venv/bin/python" -m pip install -c constraints.txt -e ".[$extras]" >&2
   _remember "$stamp" "$@"
 }
 

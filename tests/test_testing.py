@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from ourvidz import dispatch
 from ourvidz.errors import InvalidParameters, PolicyViolation
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.tasks.sdxl import generate
 from ourvidz.testing import CallbackRecorder, Eager, eager
 
+REFERENCE = "https://assets.example.com/a.png"
 JOB = {
     "id": "one",
     "type": "sdxl_image_fast",
@@ -71,7 +73,7 @@ def test_the_gate_stands_at_the_door_of_the_task(tmp_path: Path, ourvidz_callbac
 
 def test_a_reference_falls_back_to_text_and_says_so(ourvidz_eager: Eager) -> None:
     """A caller must be able to tell that the reference was not used."""
-    ourvidz_eager.submit(JOB | {"metadata": {"reference_image_url": "https://assets.example.com/a.png"}})
+    ourvidz_eager.submit(JOB | {"metadata": {"reference_image_url": REFERENCE}})
     metadata = ourvidz_eager.callbacks.of("one")[-1].payload["metadata"]
     assert metadata["reference_fallback"] is True
     assert metadata["reference_error"] == "I2I_PIPELINE_ERROR"
@@ -82,3 +84,29 @@ def test_settings_can_be_given_by_variable(tmp_path: Path, ourvidz_callbacks: Ca
     with eager(tmp_path, ourvidz_callbacks, OURVIDZ_CALLBACK_ASSETS="urls") as system:
         system.submit(JOB)
         assert system.callbacks.of("one")[-1].payload["assets"] == ["workspace-temp/me/one/0.png"]
+
+
+def test_a_job_that_no_worker_of_this_version_runs_fails_at_once(ourvidz_eager: Eager) -> None:
+    """In eager mode this process is the only worker; waiting for another would be for ever."""
+    ourvidz_eager.submit({"id": "clip", "type": "video_fast", "prompt": "a comet", "user_id": "me"})
+    last = ourvidz_eager.callbacks.of("clip")[-1].payload
+    assert (last["status"], last["error"]["code"]) == ("failed", "WORKER_UNAVAILABLE")
+
+
+def test_worker_ids_read_as_in_production(ourvidz_eager: Eager) -> None:
+    """A receiver that parses them is tested with real ones."""
+    ourvidz_eager.submit(JOB)
+    assert ourvidz_eager.callbacks.of("one")[0].payload["worker_id"].startswith("eager@")
+
+
+def test_an_operators_retry_says_which_run_and_attempt_it_is(ourvidz_eager: Eager) -> None:
+    """The receiver sees `processing` again for a job it knows as failed."""
+    ourvidz_eager.submit(
+        JOB | {"prompt": "", "metadata": {"exact_copy_mode": True, "reference_image_url": REFERENCE}}
+    )
+    assert ourvidz_eager.record("one").status == "failed"
+    dispatch.retry("one")
+    again = [
+        one.payload for one in ourvidz_eager.callbacks.of("one") if one.payload["status"] == "processing"
+    ][-1]
+    assert (again["metadata"]["run"], again["metadata"]["attempt"]) == (2, 1)

@@ -84,8 +84,8 @@ def _metadata(event: OutboxEvent, fault: Fault | None, worker_version: str) -> d
     if known["batch_size"] is None:
         known["batch_size"] = known["num_images"]
     known |= _times(event, known) | _gibibytes(known)
-    if event.kind == "processing" and event.attempt >= 2:
-        known["attempt"] = event.attempt
+    if event.kind == "processing" and (event.attempt >= 2 or event.run >= 2):
+        known |= {"attempt": event.attempt, "run": event.run}
     if fault:
         known |= {"error_type": fault.code, "error_timestamp": _iso(event.at)}
     return known

@@ -56,7 +56,7 @@ def verify(as_json: bool) -> None:
 def find(chosen: Settings) -> Checkpoint | None:
     """The SDXL checkpoint of this installation; None for a tiny one that is yet to be built.
     `ModelLoadError` says what is missing."""
-    if chosen.profile == "production":
+    if chosen.sdxl_model is not None:
         return find_sdxl(chosen.sdxl_model, chosen.cache_dir)
     # Building needs torch, and that is the worker's to import.
     shipped = (PACKAGED / "tiny-sdxl" / "model_index.json").is_file()

@@ -11,18 +11,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import ourvidz
-from ourvidz.cli.state import Secrets, StateDir
+from ourvidz.cli.state import CALLBACK_PATH, Secrets, StateDir
 from ourvidz.cli.supervisor import Spec, Step
 from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings, environment
 
-CALLBACK_PATH = "/functions/v1/job-callback"
 PYTHON_M = (sys.executable, "-P", "-m")
 """Without the working directory on the path: a file there called `flower.py` would be imported."""
 HELPERS = ("io", "keeper", "clock")
-HAND_BACK_S = 4.0
+HAND_BACK_S = 3.0
 """How long a worker has to give its job back and go, once it was told to drop it; it takes about two."""
-GOODBYE_S = 1.5
+GOODBYE_S = 1.0
 """How long a process without a job has to go."""
 
 

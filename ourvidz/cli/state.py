@@ -17,6 +17,7 @@ from ourvidz.errors import Conflict, SettingsError
 from ourvidz.settings import adopt, settings
 
 ROTATE_BYTES = 10 << 20
+CALLBACK_PATH = "/functions/v1/job-callback"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +126,5 @@ def join_running() -> None:
     running = StateDir(chosen.state_dir).announced()
     if running and not (chosen.redis_url_given or chosen.upstash_url):
         adopt(OURVIDZ_REDIS_URL=running["redis"])
+        if chosen.default_callback_url is None:
+            adopt(OURVIDZ_CALLBACK_URL=running["shim"] + CALLBACK_PATH)

@@ -51,23 +51,25 @@ def up(state_dir: Path | None, port: int | None, flower: bool, workers: str) -> 
     chosen = load_settings(**({"OURVIDZ_STATE_DIR": state_dir} if state_dir else {}))
     if flower and not stack.flower_installed():
         raise SettingsError("Flower is not installed: pip install 'ourvidz[flower]', or pass --no-flower")
+    key = _check(chosen)
     state = StateDir(chosen.state_dir)
     over, hurry = threading.Event(), threading.Event()
     with state.held(), _signals(over, hurry), contextlib.ExitStack() as bound:
         ports = (port,) if port is not None else chosen.ports if "ports" in chosen.model_fields_set else (0,)
         sockets = [bound.enter_context(stack.listen(chosen.host, wanted)) for wanted in ports]
-        Up(chosen, state, families, flower, over, hurry).run(sockets)
+        Up(chosen, state, families, flower, key, over, hurry).run(sockets)
 
 
 class Up:
     """One run of the stack, from the first process to the last."""
 
     def __init__(self, chosen: Settings, state: StateDir, families: tuple[str, ...], flower: bool,
-                 over: threading.Event, hurry: threading.Event) -> None:  # fmt: skip
+                 key: str | None, over: threading.Event, hurry: threading.Event) -> None:  # fmt: skip
         self._chosen = chosen
         self._state = state
         self._families = families
         self._flower = flower
+        self._key = key
         self._over = over
         self._supervisor = Supervisor(say, hurry)
         self._ledger: Ledger | None = None
@@ -154,7 +156,7 @@ class Up:
             "flower": place.flower,
             "redis": place.redis,
             "state_dir": str(self._state.root),
-            "api_key": _first_key(self._chosen),
+            "api_key": self._key,
             "pids": self._supervisor.pids(),
         }
 
@@ -198,7 +200,22 @@ def _signals(over: threading.Event, hurry: threading.Event) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _first_key(chosen: Settings) -> str | None:
-    named = [entry.split(":")[1] for entry in chosen.api_keys if ":" in entry]
-    worker_keys = (chosen.sdxl_worker_api_key, chosen.wan_worker_api_key, chosen.chat_worker_api_key)
-    return next((key for key in (*named, *worker_keys) if key), None)
+def _check(chosen: Settings) -> str | None:
+    """Refuse before anything starts what a process would refuse after; the key that opens the job routes.
+    `SettingsError` names the variable. Imports only what is asked about: each costs half a second."""
+    if chosen.default_callback_url or chosen.webhook_secrets:
+        from ourvidz.wiring import control
+
+        control.target(chosen)
+    asked = (
+        chosen.api_keys,
+        chosen.sdxl_worker_api_key,
+        chosen.wan_worker_api_key,
+        chosen.chat_worker_api_key,
+    )
+    if not any(asked) and chosen.host == Settings.model_fields["host"].default:
+        return None
+    from ourvidz.web.auth import keyring, require_safe_binding
+
+    require_safe_binding(chosen)
+    return keyring(chosen).secret_for("jobs")

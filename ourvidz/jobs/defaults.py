@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from ourvidz.jobs.ranges import SEED
 
+MOST_IMAGES = 6
+
 
 def draw_seed() -> int:
-    """A seed nobody can predict, in the range callers may send."""
-    return secrets.randbelow(int(SEED.high) + 1)
+    """A seed nobody can predict, in the range callers may send, for every picture of a batch."""
+    return secrets.randbelow(int(SEED.high) + 1 - MOST_IMAGES)
 
 
 @dataclass(frozen=True)

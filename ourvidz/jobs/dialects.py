@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ourvidz.jobs.catalog import ALIASES, CATALOG, JobType, Kind, lookup
@@ -53,7 +54,11 @@ def parse(payload: object, defaults: Defaults, *, make_id: Callable[[], str] | N
         "type": row.name,
         "user_id": _user_id(fields, row),
         "expected_time": either(
-            fields.number("config.expected_time", "metadata.expected_generation_time", within=EXPECTED_S),
+            fields.hint(
+                partial(fields.number, within=EXPECTED_S),
+                "config.expected_time",
+                "metadata.expected_generation_time",
+            ),
             row.expected_s[1],
         ),
         "callback_url": callback_url(fields, defaults.callback_hosts),
@@ -91,7 +96,9 @@ def _user_id(fields: Fields, row: JobType) -> str | None:
 
 
 def _flags(fields: Fields) -> dict[str, Any]:
-    switches = {name: fields.boolean(name, f"config.{name}", f"metadata.{name}") for name in SWITCHES}
+    switches = {
+        name: fields.hint(fields.boolean, name, f"config.{name}", f"metadata.{name}") for name in SWITCHES
+    }
     return _present(switches | {name: fields.echo(*paths) for name, paths in ECHOES.items()})
 
 

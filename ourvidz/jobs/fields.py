@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -168,6 +168,15 @@ class Fields:
         if isinstance(found.value, str) and IDENTIFIER.fullmatch(found.value):
             return found.value
         raise refused(found.path, IDENTIFIER_RULE, found.value)
+
+    def hint(self, read: Callable[..., T | None], *paths: str) -> T | None:
+        """What `read` makes of a field that has no rule: a value it refuses counts as absent, and stays
+        unread."""
+        try:
+            return read(*paths)
+        except CallerError:
+            self._asked.difference_update(paths)
+            return None
 
     def echo(self, *paths: str) -> Any:
         """Whatever the caller wrote, made safe to store; None when absent."""

@@ -71,12 +71,16 @@ class BaseJob(BaseModel):
         }
 
     def fingerprint(self) -> str:
-        """Equal for two requests that ask for the same work: a seed drawn at the door and what is only
-        carried through do not count."""
-        asked = self.model_dump(mode="json", exclude={"carried", "flags", "extras"})
-        if asked.pop("seed_drawn", False):
-            asked["seed"] = None
+        """Equal for two requests that ask for the same work, seeds and what is only carried through aside."""
+        aside = {"carried", "flags", "extras", "seed", "seed_drawn"}
+        asked = self.model_dump(mode="json", exclude=aside)
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def repeats(self, fingerprint: str, facts: dict[str, Any]) -> bool:
+        """Whether this request asks again for the work of an earlier one, known by its fingerprint and
+        facts: a caller who leaves the seed open takes the earlier one, a seed that is given must be it."""
+        given = None if getattr(self, "seed_drawn", True) else getattr(self, "seed", None)
+        return self.fingerprint() == fingerprint and given in (None, facts.get("seed"))
 
 
 class ImageJob(BaseJob):

@@ -21,16 +21,16 @@ class MemoryJobs(MemoryState):
 
     # -- the door
     def register(self, job: Job, *, priority: int) -> Admission:
-        fingerprint = job.fingerprint()
         with self._lock:
             entry = self._entries.get(job.id)
             created = entry is None
             if entry is None:
-                entry = self._entries[job.id] = self._new_entry(job, priority, fingerprint)
+                entry = self._entries[job.id] = self._new_entry(job, priority)
                 self._state_item(entry, 0)
-            return Admission(created, entry.record.fingerprint == fingerprint, entry.record)
+            same = job.repeats(entry.record.fingerprint, entry.record.facts)
+            return Admission(created, same, entry.record)
 
-    def _new_entry(self, job: Job, priority: int, fingerprint: str) -> Entry:
+    def _new_entry(self, job: Job, priority: int) -> Entry:
         now, order = self.now(), next(self._orders)
         record = Record(
             job_id=job.id,
@@ -55,7 +55,7 @@ class MemoryJobs(MemoryState):
             worker_id=None,
             lease_until=None,
             cancel_requested=False,
-            fingerprint=fingerprint,
+            fingerprint=job.fingerprint(),
             callback_url=job.callback_url or None,
             facts=json.loads(dump_json(job.facts())),
             failures={},

@@ -138,10 +138,14 @@ class MemoryState:
     def _tell(
         self, entry: Entry, kind: str, outcome: Outcome | None, metadata: dict[str, Any] | None = None
     ) -> None:
-        entry.sequence += 1
         record, now = entry.record, self.now()
+        for old in self._pending(record.job_id):
+            # Progress that has not gone out yet is old news once there is newer.
+            if old.event.metadata and old.lease_until <= now:
+                del self._rows[old.event.event_id]
+        entry.sequence += 1
         row = OutboxEvent(
-            event_id=event_id(record.job_id, record.run, entry.sequence),
+            event_id=event_id(record, entry.sequence),
             job_id=record.job_id,
             run=record.run,
             sequence=entry.sequence,

@@ -141,12 +141,13 @@ class OutboxEvent:
         return self.outcome.fault if self.outcome else None
 
 
-def event_id(job_id: str, run: int, sequence: int) -> str:
-    """The receiver's idempotency key: the same over all deliveries of one event.
+def event_id(record: Record, sequence: int) -> str:
+    """The receiver's idempotency key: the same over all deliveries of one event, and another one for a
+    new job under the id of a deleted one, whose `order` is another.
 
     SHA-1, because a Redis script can compute it where the sequence is drawn; nothing secret depends on it.
     """
-    named = f"{job_id}\0{run}\0{sequence}".encode()
+    named = f"{record.job_id}\0{record.order}\0{record.run}\0{sequence}".encode()
     return "msg_" + hashlib.sha1(named, usedforsecurity=False).hexdigest()[:32]
 
 

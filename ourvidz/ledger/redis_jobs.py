@@ -22,7 +22,6 @@ class RedisJobs:
 
     # -- the door
     def register(self, job: Job, *, priority: int) -> Admission:
-        fingerprint = job.fingerprint()
         created, fields = self._link.call(
             "register",
             job.id,
@@ -30,14 +29,16 @@ class RedisJobs:
             job.queue,
             job.user_id,
             priority,
-            fingerprint,
+            job.fingerprint(),
             job.callback_url,
             dump_json(job.facts()),
             dump_job(job),
             call_token(),
         )
         record = load_record(job.id, pairs(fields))
-        return Admission(created=bool(created), same=record.fingerprint == fingerprint, record=record)
+        return Admission(
+            created=bool(created), same=job.repeats(record.fingerprint, record.facts), record=record
+        )
 
     def reopen(self, job_id: str, *, priority: int) -> Record:
         return _granted(job_id, "reopened", self._link.call("reopen", job_id, priority, call_token()))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+from ourvidz import log
 from ourvidz.errors import PolicyViolation
+from ourvidz.jobs.job import BaseJob
 from ourvidz.safety.ages import states_minor_age
 from ourvidz.safety.lists import Matcher, Terms, load_terms
 from ourvidz.safety.normalise import Readings, fold, read
@@ -14,6 +16,8 @@ __all__ = ["Gate", "Terms", "load_terms"]
 
 MESSAGE = "This request cannot be processed."
 CATEGORY = "minors"
+
+_log = log.get(__name__)
 
 
 class Gate:
@@ -33,6 +37,15 @@ class Gate:
         readings = [read(text) for text in whole]
         if any(map(self._sexual.found_in, readings)) and any(map(self._is_about_minors, readings)):
             raise _violation(whole)
+
+    def judge(self, job: BaseJob) -> None:
+        """Check everything a person wrote into a job. A hit leaves one line for the audit: who and what
+        kind, never a word of the text."""
+        try:
+            self.check(job.texts())
+        except PolicyViolation as violation:
+            _log.warning("policy_violation", job_id=job.id, user_id=job.user_id, **(violation.audit or {}))
+            raise
 
     def _is_about_minors(self, readings: Readings) -> bool:
         return self._minor.found_in(readings) or any(map(states_minor_age, readings.words))

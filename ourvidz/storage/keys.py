@@ -10,9 +10,14 @@ _SEGMENT = re.compile(r"(?!\.+\Z)[A-Za-z0-9._:-]{1,255}")
 """One name between slashes; names of dots only would walk through the tree."""
 
 
+def asset_folder(bucket: str, user_id: str, job_id: str) -> str:
+    """Where the files of a job lie, e.g. `workspace-temp/USER/JOB`."""
+    return f"{bucket}/{user_id}/{job_id}"
+
+
 def asset_key(bucket: str, user_id: str, job_id: str, index: int, ending: str) -> str:
     """The key of asset `index` of a job, e.g. `workspace-temp/USER/JOB/0.png`."""
-    return f"{bucket}/{user_id}/{job_id}/{index}.{ending}"
+    return f"{asset_folder(bucket, user_id, job_id)}/{index}.{ending}"
 
 
 def thumbnail_key(bucket: str, user_id: str, job_id: str, index: int) -> str:

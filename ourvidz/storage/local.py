@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 from ourvidz.errors import NotFound, StorageError
@@ -62,6 +63,16 @@ class LocalStore:
                 self._path(key).unlink(missing_ok=True)
         except OSError as error:
             raise _failed("deleted", key, error) from error
+
+    def delete_folder(self, folder: str) -> None:
+        """Forget every key below `folder`, and what a crash in the middle of a write has left there."""
+        path = self._path(folder)
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+                _sync_folder(path.parent)
+        except OSError as error:
+            raise _failed("deleted", folder, error) from error
 
     def url(self, key: str) -> str | None:
         """Where a browser can read `key`, if anywhere."""

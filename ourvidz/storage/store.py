@@ -24,6 +24,9 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Forget `key`. Safe to call twice."""
 
+    def delete_folder(self, folder: str) -> None:
+        """Forget every key that starts with `folder` and a slash. Safe to call twice."""
+
     def url(self, key: str) -> str | None:
         """Where a browser can read `key`, if anywhere."""
 

@@ -48,6 +48,10 @@ class Keyring:
         """Whether no key is configured; guests do not count."""
         return not self._keys
 
+    def secret_for(self, scope: str) -> str | None:
+        """The first configured key that has a scope."""
+        return next((key.secret.decode() for key in self._keys if scope in key.scopes), None)
+
     def identify(self, headers: Headers) -> Key | None:
         """The key a request carries. Every key is compared, in constant time."""
         kind, _, bearer = headers.get("authorization", "").partition(" ")

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ourvidz import dispatch
 from ourvidz.jobs.job import Job
 from ourvidz.ledger.record import Admission
 from ourvidz.web.attendance import Attendance
 from ourvidz.wiring import control
+
+
+def look(jobs: list[Job], attendance: Attendance) -> None:
+    """What `take` would refuse of these, before any of them is taken."""
+    ledger, standing = control.current().ledger, dict[str, tuple[str, dict[str, Any]]]()
+    for job in jobs:
+        record = ledger.get(job.id)
+        if record is not None:
+            standing[job.id] = record.fingerprint, record.facts
+        elif attendance.missing(job.queue, ledger):
+            raise attendance.refusal(job.queue)
+        if not job.repeats(*standing.setdefault(job.id, (job.fingerprint(), job.facts()))):
+            raise dispatch.taken(job.id)
 
 
 def take(job: Job, attendance: Attendance) -> Admission:

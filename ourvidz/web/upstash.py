@@ -57,11 +57,12 @@ async def rpush(request: Request, queue: str) -> Depth:  # noqa: ARG001 - the ca
 
 def _push(request: Request, elements: object) -> Depth:
     # All are judged before the first is queued.
-    jobs = _jobs(elements)
+    jobs, attendance = _jobs(elements), request.app.state.attendance
+    door.look(jobs, attendance)
     told = audit.entry(request.scope)
     for job in jobs:
         told.job_id, told.user_id, told.type = job.id, job.user_id, job.type
-        door.take(job, request.app.state.attendance)
+        door.take(job, attendance)
     return Depth(result=control.current().ledger.depth(jobs[-1].queue))
 
 

@@ -60,14 +60,15 @@ class Control:
 def callback_hosts(chosen: Settings) -> frozenset[str]:
     """The hosts a payload may name in `callback_url`: the allow-list and the default receiver's own."""
     own = {urlsplit(url).netloc for url in (chosen.default_callback_url, chosen.supabase_url) if url}
-    return frozenset(chosen.callback_allow) | own
+    return frozenset(host.lower() for host in (*chosen.callback_allow, *own))
 
 
 def defaults(chosen: Settings) -> Defaults:
     """What the door fills in: the native size of the tiny checkpoints, or the production sizes."""
+    production = chosen.profile == "production"
     return Defaults(
         sdxl_size=SDXL_SIZE if chosen.sdxl_model else TINY_SDXL_SIZE,
-        wan_size=WAN_SIZE if chosen.wan_model else TINY_WAN_SIZE,
+        wan_size=WAN_SIZE if chosen.wan_model or production else TINY_WAN_SIZE,
         callback_hosts=callback_hosts(chosen),
         negative_prompt=chosen.negative_prompt,
     )

@@ -7,7 +7,7 @@ from typing import Any
 from PIL.Image import Image
 
 from ourvidz import log
-from ourvidz.errors import InvalidParameters, ThumbnailGenerationError
+from ourvidz.errors import InvalidParameters, StorageError, ThumbnailGenerationError
 from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.outcome import Asset
 from ourvidz.media.images import png
@@ -42,13 +42,13 @@ def _keep_picture(
         "file_size_bytes": len(file),
         "asset_index": index,
     }
-    try:
-        small = thumbnail(image)
-    except ThumbnailGenerationError as error:
-        _log.warning("thumbnail_failed", job_id=job.id, asset_index=index, error=error.message)
-        return Asset(type="image", key=key, metadata=metadata | {"thumbnail_error": error.code})
     small_key = thumbnail_key(job.bucket, _owner(job), job.id, index)
-    run.put(store, small_key, small, "image/webp")
+    try:
+        run.put(store, small_key, thumbnail(image), "image/webp")
+    except (ThumbnailGenerationError, StorageError) as error:
+        _log.warning("thumbnail_failed", job_id=job.id, asset_index=index, error=error.message)
+        failed = {"thumbnail_error": ThumbnailGenerationError.code}
+        return Asset(type="image", key=key, metadata=metadata | failed)
     return Asset(type="image", key=key, thumbnail_key=small_key, metadata=metadata)
 
 

@@ -58,4 +58,4 @@ class Services:
 
     def check(self, job: BaseJob) -> None:
         """The safety gate's second look, in the worker. Raises `PolicyViolation`."""
-        self.gate.check(job.texts())
+        self.gate.judge(job)

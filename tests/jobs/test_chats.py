@@ -113,7 +113,6 @@ def test_sampling_values_are_read_at_top_level_and_under_config(nested: bool) ->
         ("presence_penalty", True),
         ("model", "gpt"),
         ("stream", 1),
-        ("sfw_mode", "maybe"),
         ("callback_url", "http://localhost/"),
     ],
 )

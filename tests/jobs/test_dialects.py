@@ -122,7 +122,6 @@ def test_a_value_is_read_from_the_first_place_that_has_one(
         ({"resolution": "1024"}, "config.resolution"),
         ({"resolution": 1024}, "config.resolution"),
         ({"size": "56*64"}, "config.size"),
-        ({"expected_time": 0}, "config.expected_time"),
         ({"negative_prompt": ["fog"]}, "config.negative_prompt"),
         ({"negative_prompt": "f" * 10_001}, "config.negative_prompt"),
         ({"negative_prompt": "\ud800"}, "config.negative_prompt"),
@@ -421,14 +420,40 @@ def test_other_buckets_are_refused(bucket: object) -> None:
     assert refusal(body(bucket=bucket)).field == "bucket"
 
 
-def test_the_fingerprint_ignores_drawn_seeds_and_what_is_carried_through() -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"config": {"expected_time": 0}},
+        {"metadata": {"expected_generation_time": "soon"}},
+        {"unrestricted_mode": 1},
+        {"metadata": {"nsfw_optimization": "enabled", "sfw_mode": {}}},
+    ],
+)
+def test_a_field_without_a_rule_is_never_an_error(fields: dict[str, Any]) -> None:
+    """What it says is not understood: it counts as absent and is kept."""
+    job = image(**fields)
+    assert job.expected_time == 30
+    assert job.flags == {}
+    assert job.extras == fields
+
+
+def test_the_fingerprint_ignores_seeds_and_what_is_carried_through() -> None:
     """A repeated submission is the same job."""
     first = image(video_id="a", quality="high", metadata={"contentType": "sfw"})
     other = parse(body(video_id="b", quality="low"), Defaults(draw_seed=lambda: 1))
     assert first.fingerprint() == other.fingerprint()
-    assert image(config={"seed": 1}).fingerprint() != image(config={"seed": 2}).fingerprint()
-    assert image(config={"seed": 4711}).fingerprint() != first.fingerprint()
+    assert image(config={"seed": 4711}).fingerprint() == first.fingerprint()
     assert image(prompt="another").fingerprint() != first.fingerprint()
+
+
+def test_a_repeat_may_leave_the_seed_open_but_not_give_another() -> None:
+    """A caller repeats its request, or asks again with the seed that it was told."""
+    drawn, given = image(), image(config={"seed": 7})
+    assert image().repeats(drawn.fingerprint(), drawn.facts())
+    assert image(config={"seed": drawn.seed}).repeats(drawn.fingerprint(), drawn.facts())
+    assert image().repeats(given.fingerprint(), given.facts())
+    assert not image(config={"seed": 8}).repeats(given.fingerprint(), given.facts())
+    assert not image(prompt="another").repeats(given.fingerprint(), given.facts())
 
 
 @pytest.mark.parametrize("operation", ["status", "flush_caches", "queue-depths"])

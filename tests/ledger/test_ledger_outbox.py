@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
 
 import pytest
 
@@ -18,6 +19,15 @@ def run_to(ledger, job_id="job-1", outcome=DONE, run=1):
     """Claim a job and end it."""
     claim = ledger.claim(job_id, run, worker_id="sdxl@a", lease_s=10, token=f"{job_id}-{run}")
     assert ledger.end(job_id, run=run, fence=claim.fence, outcome=outcome, worker_id="sdxl@a")
+
+
+def drained(ledger):
+    """Deliver what is due of the job: sequence, kind and progress of each row."""
+    told = []
+    while event := ledger.take("job-1", lease_s=30, token=uuid4().hex):
+        told.append((event.sequence, event.kind, event.metadata.get("progress")))
+        ledger.delivered(event, status=200)
+    return told
 
 
 @pytest.fixture
@@ -41,7 +51,7 @@ class TestOrder:
         ledger.delivered(ledger.take("job-1", lease_s=30, token="t"), status=200)
         last = ledger.head("job-1")
         assert (last.kind, last.sequence, last.terminal) == ("completed", 2, True)
-        assert last.event_id == event_id("job-1", 1, 2)
+        assert last.event_id == event_id(ledger.get("job-1"), 2)
         assert (last.outcome, last.facts) == (DONE, image_job().facts())
         assert (last.queued_at, last.claimed_at, last.at) == (clock.time - 3, clock.time, clock.time)
         assert (last.worker_id, last.callback_url) == ("sdxl@a", "https://example.org/hook")
@@ -52,13 +62,33 @@ class TestOrder:
         claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="a")
         ledger.step(claim, progress=25, tell=True)
         ledger.step(claim, progress=50)
+        told = drained(ledger)
         assert ledger.end("job-1", run=1, fence=claim.fence, outcome=DONE)
         assert ledger.step(claim, progress=75, tell=True) is Verdict.LOST
-        told = []
-        while event := ledger.take("job-1", lease_s=30, token=f"t{len(told)}"):
-            told.append((event.sequence, event.kind, event.metadata.get("progress")))
-            ledger.delivered(event, status=200)
+        told += drained(ledger)
         assert told == [(1, "processing", None), (2, "processing", 25), (3, "completed", None)]
+
+    def test_progress_that_did_not_go_out_makes_room_for_newer_and_for_the_ending(self, ledger, image_job):
+        """A slow receiver must not hear old news first, let alone hear the ending after all of it."""
+        ledger.register(image_job(), priority=6)
+        claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="a")
+        for progress in (25, 50, 75):
+            ledger.step(claim, progress=progress, tell=True)
+        told = {event.metadata.get("progress") for event in ledger.letters("pending")}
+        assert told == {75, None}
+        assert ledger.end("job-1", run=1, fence=claim.fence, outcome=DONE)
+        assert [kind for _, kind, _ in drained(ledger)] == ["processing", "completed"]
+
+    def test_a_new_job_under_a_deleted_ones_id_has_event_ids_of_its_own(self, ledger, image_job):
+        """A receiver that drops what it has seen must not drop the new job's ending."""
+        ids = []
+        for _ in range(2):
+            ledger.register(image_job(), priority=6)
+            run_to(ledger)
+            ids += [event.event_id for event in ledger.letters("pending")]
+            drained(ledger)
+            ledger.delete("job-1")
+        assert len(set(ids)) == 4
 
     def test_the_sequence_grows_over_the_whole_life_of_a_job(self, ledger, image_job):
         """A receiver can tell the later of two events, over attempts and retries."""

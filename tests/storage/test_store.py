@@ -71,6 +71,23 @@ def test_deleting_twice_is_fine(store: Store) -> None:
     assert store.get(KEY) == b"again"
 
 
+def test_deleting_a_folder_forgets_everything_below_it_and_nothing_beside(store: Store) -> None:
+    """What a failed attempt left goes with its job; a job whose id begins alike is another one."""
+    for key in (
+        "workspace-temp/u/job/0.png",
+        "workspace-temp/u/job/0.thumb.webp",
+        "workspace-temp/u/job2/0.png",
+    ):
+        store.put(key, b"x", content_type=PNG)
+    store.delete_folder("workspace-temp/u/job")
+    store.delete_folder("workspace-temp/u/job")
+    assert not store.exists("workspace-temp/u/job/0.png")
+    assert not store.exists("workspace-temp/u/job/0.thumb.webp")
+    assert store.exists("workspace-temp/u/job2/0.png")
+    with pytest.raises(InvalidParameters):
+        store.delete_folder("workspace-temp/../job2")
+
+
 def test_deleting_part_of_a_path_deletes_nothing(store: Store) -> None:
     """A key is one file, never a tree."""
     store.put(KEY, b"x", content_type=PNG)

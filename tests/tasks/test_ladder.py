@@ -152,6 +152,22 @@ def test_a_message_of_a_finished_job_is_ignored(ourvidz_eager: Eager, story: Cal
     assert ourvidz_eager.callbacks.statuses("a") == ["processing", "completed"]
 
 
+def test_deleting_a_failed_job_forgets_what_it_had_stored(
+    ourvidz_eager: Eager, story: Callable[[Story], None]
+) -> None:
+    """The picture of an attempt that failed half-way is nobody's outcome, but it is the job's file."""
+
+    def half_way(job: Any, run: Any, use: Services) -> Outcome:
+        run.put(use.store, "workspace-temp/me/a/0.png", b"half", "image/png")
+        raise StorageError("the disk is full")
+
+    story(half_way)
+    ourvidz_eager.submit(JOB)
+    assert (ourvidz_eager.storage / "workspace-temp/me/a/0.png").is_file()
+    dispatch.delete("a")
+    assert not (ourvidz_eager.storage / "workspace-temp/me/a").exists()
+
+
 def test_deleting_forgets_the_job_and_its_files(ourvidz_eager: Eager) -> None:
     """The caller has copied what it wants."""
     ourvidz_eager.submit(JOB)

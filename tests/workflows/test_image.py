@@ -264,3 +264,21 @@ def test_a_missing_thumbnail_is_noted_and_the_job_completes(use: Services, warm:
     ]
     assert opened(use.store, outcome.assets[2].key).size == (64, 64)
     assert len(run.puts) == 5
+
+
+class NoSmallOnes(LocalStore):
+    """A storage that has room for pictures and none for thumbnails."""
+
+    def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        if key.endswith(".webp"):
+            raise StorageError("the disk is full")
+        super().put(key, data, content_type=content_type)
+
+
+def test_a_thumbnail_that_cannot_be_stored_costs_no_picture(use: Services, tmp_path: Path) -> None:
+    """The caller has paid for the picture."""
+    outcome = generate_images(job(), RecordingRun(), replace(use, store=NoSmallOnes(tmp_path / "small")))
+    assert outcome.status == "completed"
+    assert outcome.assets[0].key == "workspace-temp/user-1/job-1/0.png"
+    assert outcome.assets[0].thumbnail_key is None
+    assert outcome.assets[0].metadata["thumbnail_error"] == "THUMBNAIL_GENERATION_ERROR"

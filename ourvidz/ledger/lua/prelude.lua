@@ -72,9 +72,28 @@ local function schedule(id)
   redis.call('ZADD', key('due'), stamp(due), id)
 end
 
+local function forget_event(event)
+  for _, state in ipairs({ 'pending', 'delivered', 'dead' }) do
+    redis.call('ZREM', key('letters', state), event)
+  end
+  redis.call('DEL', key('event', event))
+end
+
+-- Progress that has not gone out yet is old news once there is newer.
+local function drop_progress(id)
+  for _, event in ipairs(redis.call('ZRANGE', key('rows', id), 0, -1)) do
+    local row = redis.call('HMGET', key('event', event), 'metadata', 'lease_until')
+    if row[1] and tonumber(row[2] or 0) <= now then
+      redis.call('ZREM', key('rows', id), event)
+      forget_event(event)
+    end
+  end
+end
+
 local function tell(id, job, kind, outcome, metadata)
+  drop_progress(id)
   local seq = redis.call('HINCRBY', key('job', id), 'seq', 1)
-  local event = 'msg_' .. string.sub(redis.sha1hex(id .. '\0' .. job.run .. '\0' .. seq), 1, 32)
+  local event = 'msg_' .. string.sub(redis.sha1hex(table.concat({ id, job.order, job.run, seq }, '\0')), 1, 32)
   local row = {
     'job', id, 'run', job.run, 'seq', seq, 'kind', kind, 'attempt', job.attempt, 'at', stamp(now),
     'queued_at', job.queued_at, 'facts', job.facts, 'state', 'pending', 'due_at', stamp(now),
@@ -108,13 +127,6 @@ local function settle(event, row, state, status)
     redis.call('DEL', name)
   end
   schedule(row.job)
-end
-
-local function forget_event(event)
-  for _, state in ipairs({ 'pending', 'delivered', 'dead' }) do
-    redis.call('ZREM', key('letters', state), event)
-  end
-  redis.call('DEL', key('event', event))
 end
 
 -- The queue -----------------------------------------------------------------------------------------------
