@@ -26,9 +26,10 @@ from ourvidz.storage.keys import asset_folder
 from ourvidz.wiring import control
 
 MESSAGE_VERSION = 1
+HARD_LIMIT_FACTOR = 1.5
+"""A job that hears its deadline at no step is stopped from outside this much later."""
 REDACTED = "(…)"
 """What events, logs and Flower show of a message's arguments."""
-MODEL_LOAD_ALLOWANCE_S = 600.0
 
 _UNREACHABLE = (OperationalError, CeleryOperationalError, RedisError, OSError)
 _log = log.get(__name__)
@@ -93,13 +94,14 @@ def publish(record: Record) -> bool:
     if app.conf.task_always_eager and row.task not in app.tasks:
         _nobody_here(record)
         return False
+    settings = control.current().settings
     try:
         app.signature(row.task, args=(message(record),), immutable=True).apply_async(
             task_id=task_id(record),
             queue=record.queue,
             priority=record.priority,
             argsrepr=REDACTED,
-            time_limit=1.5 * time_limit_s(record.type) + MODEL_LOAD_ALLOWANCE_S,
+            time_limit=HARD_LIMIT_FACTOR * time_limit_s(record.type) + settings.model_load_s,
         )
     except _UNREACHABLE as lost:
         _log.warning("publish_failed", job_id=record.job_id, error=type(lost).__name__)

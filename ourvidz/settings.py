@@ -98,6 +98,8 @@ class Settings(BaseSettings):
     presence_s: float = Field(default=15.0, gt=0, validation_alias="OURVIDZ_PRESENCE_S")
     time_limits_s: dict[str, float] = _env("OURVIDZ_TIME_LIMITS_S", {})
     """JSON `{type: seconds}`; the catalog's limit where a type is not named."""
+    model_load_s: float = Field(default=600.0, ge=0, validation_alias="OURVIDZ_MODEL_LOAD_S")
+    """How long a first job may spend loading its model, on top of its time limit."""
     drain_s: float = Field(default=4.0, gt=0, validation_alias="OURVIDZ_DRAIN_S")
     """How long `ourvidz up` lets running jobs finish before it hands them back."""
 

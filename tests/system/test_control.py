@@ -109,6 +109,25 @@ def test_flower_shows_the_tasks_and_none_of_their_words(house: Any) -> None:
     assert "ourvidz.sdxl.generate" in shown
 
 
+@pytest.mark.parametrize("terminate", ["true", "false"])
+def test_a_revoke_from_flower_is_a_cancel(house: Any, terminate: str) -> None:
+    """An operator who uses Celery's own button must not leave a job that never ends."""
+    job_id = f"revoked-{terminate}"
+    if terminate == "true":
+        start_long(house, job_id)
+    else:
+        house.client.post("/queues/sdxl_queue/pause")
+        house.submit(job_id, config=SHORT)
+    answer = requests.post(
+        f"{house.ready['flower']}/api/task/revoke/{job_id}", params={"terminate": terminate}, timeout=10
+    )
+    assert answer.status_code == 200, answer.text
+    house.client.post("/queues/sdxl_queue/resume")
+    assert house.wait_done(job_id)["status"] == "cancelled"
+    told = ("processing", "failed") if terminate == "true" else ("failed",)
+    assert house.wait_callbacks(job_id, *told)[-1]["payload"]["error"]["code"] == "CANCELLED"
+
+
 def test_no_log_carries_a_prompt_or_a_secret(house: Any) -> None:
     """Logs travel further than anyone plans."""
     house.submit("discreet", prompt=SECRET_PROMPT, config=SHORT)

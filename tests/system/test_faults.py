@@ -348,3 +348,19 @@ def test_cut_broker_connections_lose_no_submission(house: Any) -> None:
         why="one ending each",
         within_s=30,
     )
+
+
+def test_a_job_that_hangs_past_every_limit_is_stopped_from_outside(
+    stacks: Callable[..., Any], tmp_path: Path
+) -> None:
+    """It hears no deadline at any step; the worker's parent ends it, and the worker goes on."""
+    env = {"OURVIDZ_TIME_LIMITS_S": '{"sdxl_image_fast": 2}', "OURVIDZ_MODEL_LOAD_S": "1"}
+    with stacks(tmp_path, env=env) as house:
+        start_long(house, "hanging", progress=1)
+        psutil.Process(house.computing_child()).suspend()
+        job = house.wait_done("hanging", within_s=30)
+        assert (job["status"], job["error"]["code"]) == ("failed", "TIMEOUT_ERROR"), job
+        assert "was stopped" in job["error"]["message"]
+        until(lambda: endings(house, "hanging") == ["failed"], why="the callback")
+        house.submit("next", config=SHORT)
+        assert house.wait_done("next")["status"] == "completed"

@@ -1,0 +1,126 @@
+"""What an operator can set, and what a wrong value says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ourvidz.errors import SettingsError
+from ourvidz.settings import Settings, load_settings
+from ourvidz.wiring import control
+
+PRODUCTION = {
+    "OURVIDZ_PROFILE": "production",
+    "OURVIDZ_SDXL_MODEL": "/models/sdxl",
+    "OURVIDZ_REDIS_URL": "redis://10.0.0.1:6379/0",
+    "SUPABASE_URL": "https://abc.supabase.co",
+}
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Read the settings from an environment with only these variables of ours."""
+    for field in Settings.model_fields.values():
+        monkeypatch.delenv(str(field.validation_alias), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def load(**variables: str) -> Settings:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return load_settings()
+
+    return load
+
+
+def test_nothing_set_is_the_tiny_profile_on_loopback(read: Any) -> None:
+    """Who clones the project and sets nothing gets something that works and is not open to the world."""
+    chosen = read()
+    assert (chosen.profile, chosen.host, chosen.storage) == ("tiny", "127.0.0.1", "local")
+    assert chosen.redis_url == "redis://127.0.0.1:6379/0"
+    assert chosen.default_callback_url is None
+    assert control.defaults(chosen).sdxl_size == (64, 64)
+
+
+def test_the_production_profile_has_the_production_sizes(read: Any) -> None:
+    """The door fixes the sizes, so it must not need the model's path to know them."""
+    sizes = control.defaults(read(**PRODUCTION))
+    assert (sizes.sdxl_size, sizes.wan_size) == ((1024, 1024), (480, 832))
+
+
+def test_upstash_becomes_a_broker_url_with_certificates(read: Any) -> None:
+    """Kombu would accept any certificate unless it is told not to."""
+    chosen = read(UPSTASH_REDIS_REST_URL="https://eu1.upstash.io", UPSTASH_REDIS_REST_TOKEN="to/ken")
+    assert chosen.redis_url == "rediss://default:to%2Fken@eu1.upstash.io:6379?ssl_cert_reqs=required"
+
+
+def test_our_own_redis_url_wins_over_upstash(read: Any) -> None:
+    """An operator who moves away sets one variable."""
+    upstash = {"UPSTASH_REDIS_REST_URL": "https://eu1.upstash.io", "UPSTASH_REDIS_REST_TOKEN": "t"}
+    assert read(**upstash, OURVIDZ_REDIS_URL="redis://here/1").redis_url == "redis://here/1"
+
+
+def test_lists_are_written_with_commas_or_spaces(read: Any) -> None:
+    """Both are in use; two secrets at once are a rotation."""
+    chosen = read(JOB_CALLBACK_SECRET="new, old", OURVIDZ_PORTS="7859 7860")
+    assert (chosen.callback_secrets, chosen.ports) == (("new", "old"), (7859, 7860))
+
+
+def test_an_empty_variable_counts_as_not_set(read: Any) -> None:
+    """Templates of environments leave them empty."""
+    assert read(SUPABASE_URL="", OURVIDZ_GPU="").default_callback_url is None
+
+
+def test_a_dot_env_file_is_read(read: Any, tmp_path: Path) -> None:
+    """The usual place for a laptop's secrets."""
+    (tmp_path / ".env").write_text("SUPABASE_URL=https://abc.supabase.co\n")
+    assert read().default_callback_url == "https://abc.supabase.co/functions/v1/job-callback"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OURVIDZ_PROFILE", "prod"),
+        ("OURVIDZ_LEASE_S", "-1"),
+        ("OURVIDZ_LEASE_S", "soon"),
+        ("OURVIDZ_PORTS", "99999"),
+        ("OURVIDZ_PORTS", "abc"),
+        ("OURVIDZ_REDIS_URL", "foo"),
+        ("OURVIDZ_PUBLIC_URL", "zz"),
+        ("SUPABASE_URL", "not a url"),
+        ("SUPABASE_URL", "https://"),
+        ("OURVIDZ_CALLBACK_URL", "ftp://host/x"),
+        ("OURVIDZ_TIME_LIMITS_S", "{"),
+        ("OURVIDZ_TIME_LIMITS_S", '{"video_fast": 0}'),
+        ("OURVIDZ_STORAGE", "floppy"),
+        ("OURVIDZ_LOG_LEVEL", "LOUD"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_its_variable(read: Any, variable: str, value: str) -> None:
+    """An operator reads the last line of a log."""
+    with pytest.raises(SettingsError) as wrong:
+        read(**{variable: value})
+    assert wrong.value.message.startswith(f"{variable}: ")
+    assert "\n" not in wrong.value.message
+
+
+@pytest.mark.parametrize("missing", ["OURVIDZ_SDXL_MODEL", "OURVIDZ_REDIS_URL", "SUPABASE_URL"])
+def test_the_production_profile_refuses_to_start_without_what_it_needs(read: Any, missing: str) -> None:
+    """Better at the start than with the first job at night."""
+    with pytest.raises(SettingsError, match=missing):
+        read(**{name: value for name, value in PRODUCTION.items() if name != missing})
+
+
+def test_upstash_needs_its_url_and_its_token(read: Any) -> None:
+    """One without the other would end at a server that is not meant."""
+    with pytest.raises(SettingsError, match="UPSTASH_REDIS_REST_TOKEN"):
+        read(UPSTASH_REDIS_REST_URL="https://eu1.upstash.io")
+
+
+@pytest.mark.parametrize(("gpu", "ending"), [(None, "-cpu"), ("0", "-gpu0"), ("GPU-1a2b", "-GPU-1a2b")])
+def test_worker_ids_name_family_host_and_gpu(read: Any, gpu: str | None, ending: str) -> None:
+    """What operators and callbacks call a worker."""
+    worker_id = read(**({"OURVIDZ_GPU": gpu} if gpu else {})).worker_id("sdxl")
+    assert worker_id.startswith("sdxl@")
+    assert worker_id.endswith(ending)
