@@ -10,7 +10,7 @@ from kombu.entity import Exchange, Queue
 from ourvidz.jobs.catalog import CATALOG, QUEUES
 from ourvidz.settings import settings
 
-SYNC, ENHANCE, JOBS = 0, 3, 6
+SYNC, JOBS = 0, 6
 """Priorities: 0 is the most urgent. Always passed explicitly; a message without one lands at 0."""
 
 CALLBACKS_QUEUE = "callbacks"
@@ -31,7 +31,7 @@ broker_transport_options = {
     "visibility_timeout": _settings.visibility_timeout_s,
     "socket_keepalive": True,
     "socket_connect_timeout": 5,
-    "socket_timeout": 30,
+    "socket_timeout": 10,
     "health_check_interval": 10,
     "max_connections": 64,
 }

@@ -17,7 +17,7 @@ from celery.app.task import Context
 
 from ourvidz import dispatch, log
 from ourvidz.celery_settings import CALLBACKS_QUEUE, GENERATION_TASKS, JOBS, MAINTENANCE_QUEUE
-from ourvidz.errors import Conflict, JobTimeout, ModelLoadError, NotFound, SettingsError
+from ourvidz.errors import Conflict, JobTimeout, ModelLoadError, NotFound
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Record
@@ -27,6 +27,7 @@ from ourvidz.wiring import control, loading
 from ourvidz.wiring.presence import Presence
 
 _ATTEMPT = "ourvidz_attempt"
+_TOKEN = "ourvidz_claim_token"
 _log = log.get(__name__)
 _presence: Presence | None = None
 _node: str | None = None
@@ -37,12 +38,15 @@ def attempt_of(request: Context, message: Any) -> Claim | None:
     finished or cancelled. A message that is a whole payload (a bare `send_task`) is registered first."""
     if not hasattr(request, _ATTEMPT):
         worker_id = settings().worker_id("eager") if request.is_eager else request.hostname
-        setattr(request, _ATTEMPT, _claim(message, worker_id))
+        if not hasattr(request, _TOKEN):
+            # One for prerun and body: a claim whose reply was lost is found again.
+            setattr(request, _TOKEN, uuid.uuid4().hex)
+        setattr(request, _ATTEMPT, _claim(message, worker_id, getattr(request, _TOKEN)))
     claim: Claim | None = getattr(request, _ATTEMPT)
     return claim
 
 
-def _claim(message: Any, worker_id: str) -> Claim | None:
+def _claim(message: Any, worker_id: str, token: str) -> Claim | None:
     at = control.current()
     if not dispatch.is_message(message):
         job = dispatch.admit(message)
@@ -55,7 +59,7 @@ def _claim(message: Any, worker_id: str) -> Claim | None:
         message["run"],
         worker_id=worker_id,
         lease_s=at.settings.lease_s,
-        token=uuid.uuid4().hex,
+        token=token,
     )
 
 
@@ -99,9 +103,12 @@ def emit_failure(sender: Any, exception: BaseException, args: Any, **_: Any) -> 
 def cancel_revoked(sender: Any, request: Any, **_: Any) -> None:
     """Somebody revoked the message by Celery's own means: take it as a cancel of the job."""
     if sender.name in GENERATION_TASKS and request.args and dispatch.is_message(request.args[0]):
-        job_id = request.args[0]["id"]
+        message = request.args[0]
+        standing = control.current().ledger.get(message["id"])
+        if standing is None or standing.run != message["run"]:
+            return
         try:
-            record = dispatch.cancel(job_id)
+            record = dispatch.cancel(standing.job_id)
         except (NotFound, Conflict):
             return
         if record.status == "processing" and record.worker_id == _node:
@@ -139,9 +146,10 @@ def _decide_for_the_dead(name: str, exception: BaseException, args: Any) -> None
 
 @signals.celeryd_init.connect
 def remember_node(sender: str, **_: Any) -> None:
-    """The parent's own name, to know its own jobs by."""
+    """The parent's own name, to know its own jobs by. A restart ends a drain."""
     global _node
     _node = sender
+    control.current().ledger.drain(sender, False)
 
 
 @signals.worker_process_init.connect
@@ -152,22 +160,34 @@ def warm_up(**_: Any) -> None:
         return
     _appear(family, QUEUES[family])
     try:
-        models = loading.models(settings(), family)
-        models.warm()
-    except (ModelLoadError, SettingsError) as error:
-        _log.error("model_load_failed", family=family, error=error.message)
-        _announce("idle", error=error.message)
+        info = _load(family)
+    except Exception as error:  # noqa: BLE001  Celery would swallow it, and the worker would seem to start for ever
+        _log.exception("model_load_failed", family=family)
+        _announce("idle", error=getattr(error, "message", str(error)))
+        # Else one broken host would fail everybody's jobs, one after the other.
+        dispatch.drain(settings().worker_id(family))
     else:
-        info = models.info()
         _log.info("models_loaded", **info)
         _announce("idle", models=(family,), info=info)
 
 
+def _load(family: str) -> dict[str, Any]:
+    """Load the models of a family, a second time if the first fails."""
+    models = loading.models(settings(), family)
+    try:
+        models.warm()
+    except ModelLoadError:
+        _log.warning("model_load_retried", family=family)
+        models.reload()
+    return models.info()
+
+
 @signals.worker_ready.connect
 def appear(sender: Any, **_: Any) -> None:
-    """In the parent: a restart ends a drain, a pause outlives it; childless workers announce themselves."""
-    control.current().ledger.drain(sender.hostname, False)
-    for queue in control.current().ledger.paused():
+    """In the parent: do not take what is paused or drained; childless workers announce themselves."""
+    ledger = control.current().ledger
+    drained = any(worker.draining for worker in ledger.workers() if worker.id == sender.hostname)
+    for queue in QUEUES.values() if drained else ledger.paused():
         sender.cancel_task_queue(queue)
     name = settings().worker
     helpers = {"io": CALLBACKS_QUEUE, "keeper": MAINTENANCE_QUEUE}

@@ -20,7 +20,7 @@ class Target:
     """Where callbacks go and what signs them.
 
     `allowed_hosts` (`host` or `host:port`) may be named by a job besides the default URL's own host.
-    The service key opens the caller's whole backend: it goes to the default URL's origin, and to
+    The service key opens the caller's whole backend: it goes to the default URL alone, and to
     `key_hosts` if an operator names any. Signatures go to everyone: they give nothing away.
     """
 
@@ -59,9 +59,9 @@ class Target:
         return NOT_ALLOWED
 
     def service_key_for(self, url: str) -> str | None:
-        """The service key, if this URL may see it."""
+        """The service key, if this URL may see it: another path of the same backend may do other things."""
         where = origin(url)
-        if where is not None and (where == self._default_origin or _named(where, self.key_hosts)):
+        if where is not None and (url == self.default_url or _named(where, self.key_hosts)):
             return self.service_key
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import click
 
@@ -45,6 +46,28 @@ def arguments(name: str, chosen: Settings) -> list[str]:
     return [*node, "-Q", QUEUES[name], "-P", "prefork", "-c", "1", "--prefetch-multiplier=1"]
 
 
+def _refuse_namesake(worker_id: str) -> None:
+    """Two workers of one name would take each other's jobs for their own. `SettingsError`."""
+    from ourvidz.wiring import control
+
+    for other in control.current().ledger.workers():
+        if other.id == worker_id and other.state != "offline" and _runs(other.pid):
+            raise SettingsError(
+                f"a worker {worker_id} runs already, as process {other.pid}: stop it, or set OURVIDZ_GPU",
+                field="OURVIDZ_GPU",
+            )
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _hand_back(name: str) -> None:
     """Queue again what a cold shutdown has interrupted. Here, because Celery has no signal for one."""
     from ourvidz import dispatch
@@ -64,6 +87,8 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
     if fds and name != "web":
         raise click.UsageError("--fd is for web only")
     become_worker(name, settings().gpu)
+    if name in HERE:
+        _refuse_namesake(settings().worker_id(name))
     if name == "web":
         from ourvidz.web import serve
 

@@ -110,7 +110,8 @@ class MemoryJobs(MemoryState):
                 return Claim(load_job(entry.document), record)
             if record.status != "queued" or record.cancel_requested or record.due_at > now:
                 return None
-            if record.queue in self._paused:
+            seen = self._seen.get(worker_id)
+            if record.queue in self._paused or (seen is not None and seen.draining):
                 self._change(entry, published_at=None)
                 return None
             entry.token = token

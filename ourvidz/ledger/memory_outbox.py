@@ -18,7 +18,9 @@ class MemoryOutbox(MemoryState):
             heads = {job_id: self._pending(job_id)[0].due for job_id in waiting}
             now = self.now()
             ripe = [job_id for job_id, due in heads.items() if due <= now]
-            return sorted(ripe, key=lambda job_id: (heads[job_id], job_id))[:limit]
+            ripe.sort(key=lambda job_id: (heads[job_id], job_id))
+            first = int(now * 1e6) % len(ripe) if len(ripe) > limit else 0
+            return (ripe[first:] + ripe[:first])[:limit]
 
     def head(self, job_id: str) -> OutboxEvent | None:
         with self._lock:

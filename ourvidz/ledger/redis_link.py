@@ -13,13 +13,7 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import AbstractBackoff, ConstantBackoff, ExponentialBackoff, NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    ResponseError,
-)
+from redis.exceptions import AuthenticationError, AuthorizationError, ReadOnlyError, ResponseError
 from redis.retry import Retry
 
 from ourvidz.errors import WorkerUnavailable
@@ -29,9 +23,14 @@ from ourvidz.ledger.record import RECORD_VERSION
 Answer = TypeVar("Answer")
 
 UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
+AWAY = (
+    *("LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "READONLY", "TRYAGAIN", "CLUSTERDOWN"),
+    *("OOM", "ERR max daily request limit", "ERR max requests limit"),
+)
+"""How a server that is failing over, full or over its quota begins its refusals: an outage, not a mistake."""
 
 CONNECT_S, ANSWER_S = 2.0, 3.0
-QUICK_S = 0.3
+QUICK_S = 0.9
 """How long the hot path waits for a connection or an answer."""
 FOLLOW_S = 1.0
 """How long one blocking read of a stream lasts."""
@@ -41,7 +40,16 @@ QUICK: tuple[AbstractBackoff, int] = (ConstantBackoff(0.05), 1)
 
 
 def _retryable(error: Exception) -> bool:
+    if isinstance(error, ResponseError):
+        return _is_away(error)
     return not isinstance(error, AuthenticationError | AuthorizationError)
+
+
+def _is_away(refused: ResponseError) -> bool:
+    """Whether a refusal means that the server is away. redis-py takes the prefix off some of them."""
+    return isinstance(refused, redis.exceptions.OutOfMemoryError | ReadOnlyError) or str(refused).startswith(
+        AWAY
+    )
 
 
 @contextmanager
@@ -50,7 +58,7 @@ def outages() -> Any:
     try:
         yield
     except ResponseError as refused:
-        if isinstance(refused, OutOfMemoryError | ReadOnlyError):
+        if _is_away(refused):
             raise WorkerUnavailable("the job store takes no writes") from refused
         if "RECORD-TOO-NEW" in str(refused):
             version, job_id = str(refused).split("RECORD-TOO-NEW ", 1)[1].split(" ")[:2]
@@ -116,9 +124,15 @@ class Link:
     def ask(self, question: Callable[[], Answer], *, quick: bool = False) -> Answer:
         """Ask the server something, again if need be. `WorkerUnavailable` when it stays away."""
         waits, times = QUICK if quick else CALM
-        retry = Retry(waits, times, supported_errors=UNREACHABLE)
+        retry = Retry(waits, times, supported_errors=(*UNREACHABLE, ResponseError))
         with outages():
-            return retry.call_with_retry(question, lambda _error: None, is_retryable=_retryable)
+            return retry.call_with_retry(question, self._again, is_retryable=_retryable)
+
+    def _again(self, error: Exception) -> None:
+        if isinstance(error, ReadOnlyError):
+            # A primary that was demoted: its address may lead to the new one by now.
+            self.client.connection_pool.disconnect()
+            self._quick_client.connection_pool.disconnect()
 
     def hashes(self, names: Iterable[str]) -> list[dict[str, str]]:
         """Many hashes in one round trip, an empty one for each that is missing."""
@@ -176,7 +190,7 @@ class Link:
 
 async def ask_patiently(question: Callable[[], Any]) -> Any:
     """`Link.ask` for coroutines."""
-    retry = AsyncRetry(*CALM, supported_errors=cast(Any, UNREACHABLE))
+    retry = AsyncRetry(*CALM, supported_errors=cast(Any, (*UNREACHABLE, ResponseError)))
 
     async def pass_on(_error: Exception) -> None:
         return None

@@ -17,7 +17,7 @@ class RedisOutbox:
     _keys: Keys
 
     def due(self, limit: int = 500) -> list[str]:
-        return list(self._link.call("ripe", "due", limit))
+        return list(self._link.call("due", limit))
 
     def head(self, job_id: str) -> OutboxEvent | None:
         return _found(self._link.call("head", job_id))

@@ -8,7 +8,7 @@ from typing import Any
 from ourvidz.jobs.job import Job, load_job
 from ourvidz.ledger.codec import load_item, load_record
 from ourvidz.ledger.paging import SCAN_LIMIT, checked_after, dump_cursor, load_cursor, wanted
-from ourvidz.ledger.record import FINISHED, Page, Record, StreamItem
+from ourvidz.ledger.record import FINISHED, RECORD_VERSION, Page, Record, StreamItem
 from ourvidz.ledger.redis_keys import Keys
 from ourvidz.ledger.redis_link import FOLLOW_S, Link, ask_patiently
 
@@ -30,10 +30,15 @@ class RedisReading:
         return load_job(document) if document else None
 
     def records(self, job_ids: Iterable[str]) -> list[Record]:
-        """The records of these jobs in this order, without those that are gone."""
+        """The records of these jobs in this order, without those that are gone, and without those of a newer
+        version: they are a newer process's to look after."""
         ids = list(job_ids)
         found = zip(ids, self._link.hashes(self._keys.job(each) for each in ids), strict=True)
-        return [load_record(job_id, fields) for job_id, fields in found if fields]
+        return [
+            load_record(job_id, fields)
+            for job_id, fields in found
+            if fields and int(fields["v"]) <= RECORD_VERSION
+        ]
 
     def page(
         self,

@@ -49,8 +49,8 @@ class JobLedger(Protocol):
     def claim(self, job_id: str, run: int, *, worker_id: str, lease_s: float, token: str) -> Claim | None:
         """Compare-and-set `queued` → `processing`: attempt + 1, fence + 1, a lease, a `processing` outbox row
         (due now) and a `state` item. None when the job is not queued, is another run's, is not due yet, is
-        asked to cancel, or its queue is paused (then the record is marked unpublished so that the sweep
-        publishes it again). The same `token` sent twice gets the same claim again."""
+        asked to cancel, or its queue is paused or the worker draining (then the record is marked unpublished
+        so that the sweep publishes it again). The same `token` sent twice gets the same claim again."""
 
     def step(
         self,
@@ -169,7 +169,8 @@ class Outbox(Protocol):
     """What callers are still to be told."""
 
     def due(self, limit: int = 500) -> list[str]:
-        """Job ids with a row due now that nobody is delivering, most overdue first, each once."""
+        """Job ids with a row due now that nobody is delivering, each once, most overdue first. Of more than
+        `limit` any stretch, so that every one gets its turn."""
 
     def head(self, job_id: str) -> OutboxEvent | None:
         """The oldest pending row of a job, due or not: rows of one job go out in order."""

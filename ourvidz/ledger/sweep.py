@@ -20,6 +20,8 @@ PUBLISH_GRACE_S = 2.0
 """How long a record may be unpublished before the sweep takes it for forgotten."""
 REPUBLISH_CAP_S = 300.0
 LIFT_AFTER_S = 60.0
+DISPATCHES = 100
+"""How many deliveries one sweep asks for: a long outage of receivers must not slow recovery down."""
 URGENT = 0
 
 _log = log.get(__name__)
@@ -33,6 +35,9 @@ class Outlet(Protocol):
 
     def deliver(self, job_id: str) -> None:
         """Hand a delivery to the callback worker."""
+
+    def wake(self, queue: str) -> None:
+        """Ask the workers of a queue, except those that drain, to take from it."""
 
     def waiting_messages(self, queue: str) -> int:
         """How many messages the broker holds for a queue and no worker has taken."""
@@ -78,13 +83,14 @@ def sweep(ledger: Ledger, outlet: Outlet, rules: Rules) -> Report:
             _count(report, recover(ledger, outlet, record))
     paused = ledger.paused()
     for queue in QUEUES.values():
-        if queue not in paused:
-            _sweep_queue(ledger, outlet, rules, queue, report)
+        _sweep_queue(ledger, outlet, rules, queue, report, paused=queue in paused)
     if outlet.deliveries_waiting() == 0:
-        for job_id in ledger.due():
+        for job_id in ledger.due(DISPATCHES):
             outlet.deliver(job_id)
             report.dispatched += 1
     report.purged = ledger.purge(older_than_s=rules.retention_s)
+    # Again at the end: the next gap is the time nobody swept, however long this sweep took.
+    ledger.tick()
     return report
 
 
@@ -122,17 +128,23 @@ def _end(ledger: Ledger, outlet: Outlet, record: Record, error: OurvidzError) ->
     return ended
 
 
-def _sweep_queue(ledger: Ledger, outlet: Outlet, rules: Rules, queue: str, report: Report) -> None:
+def _sweep_queue(
+    ledger: Ledger, outlet: Outlet, rules: Rules, queue: str, report: Report, *, paused: bool
+) -> None:
     empty_since = ledger.empty_since(queue, outlet.waiting_messages(queue) == 0)
     now = ledger.now()
     starved = empty_since is not None and now - empty_since >= rules.empty_s
-    for record in ledger.waiting(queue):
+    records = ledger.waiting(queue)
+    if records and starved and not paused:
+        # The broadcast that resumed a queue may have met a worker that was just reconnecting.
+        outlet.wake(queue)
+    for record in records:
         if record.cancel_requested:
             report.ended += _end(ledger, outlet, record, Cancelled("the job was cancelled"))
         elif now - record.queued_at > rules.unclaimed_s:
             waited = WorkerUnavailable(f"no worker took this job within {rules.unclaimed_s / 3600:g} hours")
             report.ended += _end(ledger, outlet, record, waited)
-        elif record.due_at <= now:
+        elif record.due_at <= now and not paused:
             lifted = _lift(ledger, record, now)
             report.lifted += lifted
             if lifted or _forgotten(ledger, record, now, starved=starved):

@@ -12,7 +12,7 @@ from celery.exceptions import Ignore
 from celery.result import AsyncResult
 
 from ourvidz import __version__, dispatch, log
-from ourvidz.errors import InternalError, OperatorError, OurvidzError, WorkerUnavailable
+from ourvidz.errors import InternalError, OperatorError, OurvidzError, SettingsError, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim
 from ourvidz.signals import attempt_of
@@ -24,6 +24,7 @@ Workflow = Callable[[Any, Any, Services], Outcome]
 
 COMMIT_PATIENCE_S = 60.0
 """How long a finished attempt waits for a ledger that is away."""
+COMMIT_PAUSE_S = 0.5
 RETRY_DELAY_S = 1.0
 PUBLISH_SLACK_S = 0.25
 """A retry's message comes this much after its due time, so that it is never early."""
@@ -37,6 +38,8 @@ class JobFailed(Exception):
 
 def told(error: OurvidzError) -> OurvidzError:
     """What a caller may hear: an operator's errors name paths of this machine, which are for our log."""
+    if isinstance(error, SettingsError):
+        return InternalError("the worker is not set up; its operators have the details")
     if isinstance(error, OperatorError):
         return type(error)("the worker is not set up for this job; its operators have the details")
     return error
@@ -91,7 +94,6 @@ class GenerationTask(Task):  # type: ignore[misc]
 
     def _attempt(self, claim: Claim, workflow: Workflow) -> Outcome:
         at = control.current()
-        use = Services(models=loading.models(at.settings, self.family), store=at.store, gate=at.gate)
         run = LeasedRun(
             claim,
             at.ledger,
@@ -100,6 +102,8 @@ class GenerationTask(Task):  # type: ignore[misc]
             on_told=partial(dispatch.deliver, claim.job_id) if at.settings.progress_callbacks else None,
         )
         with run:
+            # Inside, so that the lease is kept while models are built.
+            use = Services(models=loading.models(at.settings, self.family), store=at.store, gate=at.gate)
             return workflow(claim.job, run, use)
 
     def _retry_or_fail(self, claim: Claim, error: OurvidzError) -> NoReturn:
@@ -116,11 +120,14 @@ class GenerationTask(Task):  # type: ignore[misc]
         due_in_s = 0.0 if self.request.is_eager else RETRY_DELAY_S
         if not control.current().ledger.release(claim, code=error.code, due_in_s=due_in_s):
             raise Ignore
-        raise self.retry(
+        again = self.retry(
             args=(dispatch.message(claim.record),),
             countdown=due_in_s + PUBLISH_SLACK_S,
             exc=JobFailed(error.code),
+            throw=False,
         )
+        dispatch.noted(claim.record)
+        raise again
 
     def _commit(self, claim: Claim, outcome: Outcome) -> None:
         patience_ends = time.monotonic() + COMMIT_PATIENCE_S
@@ -138,6 +145,7 @@ class GenerationTask(Task):  # type: ignore[misc]
                 if time.monotonic() > patience_ends:
                     _log.error("commit_given_up", job_id=claim.job_id)
                     raise Ignore from None
+                time.sleep(COMMIT_PAUSE_S)
                 continue
             if not kept:
                 _log.warning("fence_lost", job_id=claim.job_id)
@@ -146,5 +154,10 @@ class GenerationTask(Task):  # type: ignore[misc]
 
     def _known(self) -> dict[str, Any]:
         """What a failed job's callback tells besides the error."""
+        known: dict[str, Any] = {"worker_version": __version__}
         models = loading.loaded(self.family)
-        return {"worker_version": __version__, **(models.memory() if models else {})}
+        try:
+            return known | (models.memory() if models else {})
+        except Exception:  # noqa: BLE001  a broken GPU must not keep its job from ending
+            _log.exception("memory_unknown")
+            return known

@@ -83,8 +83,8 @@ def health(request: Request) -> Health:
 
 
 @router.get("/health/live")
-def live() -> dict[str, str]:
-    """This process answers."""
+async def live() -> dict[str, str]:
+    """This process answers, also while its threads wait for a server that hangs."""
     return {"status": "alive"}
 
 

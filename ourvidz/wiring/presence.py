@@ -72,7 +72,10 @@ class Presence:
 
     def _repeat(self) -> None:
         while not self._over.wait(self._pause_s):
-            self._beat()
+            try:
+                self._beat()
+            except Exception:  # noqa: BLE001  a thread that ends here would make a live worker look dead
+                _log.exception("beat_failed", worker_id=self._worker.id)
 
     def _beat(self) -> None:
         try:

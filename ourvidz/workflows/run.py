@@ -47,7 +47,6 @@ class LeasedRun:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.attempt = claim.record.attempt
         self._claim = claim
         self._ledger = ledger
         self._lease_s = lease_s
@@ -76,15 +75,12 @@ class LeasedRun:
         if self._deadline is None:
             self._deadline = now + self._limit_s
         telling = self._on_told is not None and now >= self._tell_at and 0 < done < total
-        self._hear(progress=RUNNING_SHARE * done / total if total else None, tell=telling)
-        if telling and self._on_told is not None:
+        heard = self._hear(progress=RUNNING_SHARE * done / total if total else None, tell=telling)
+        if telling and heard and self._on_told is not None:
             self._tell_at = now + TELL_EVERY_S
             self._on_told()
         if now > self._deadline:
             raise JobTimeout(f"the job took longer than its time limit of {self._limit_s:g} seconds")
-
-    def preview(self, webp: bytes) -> None:
-        """Previews are switched off in this version; the picture is dropped."""
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         """Store one file. The fence is checked before every try; raises what `step` raises, or
@@ -100,16 +96,18 @@ class LeasedRun:
                 _log.warning("put_failed", job_id=self._claim.job_id, error=error.message)
                 self._sleep(PUT_PAUSE_S * 4 ** (attempt - 1))
 
-    def _hear(self, progress: float | None = None, *, tell: bool = False) -> None:
+    def _hear(self, progress: float | None = None, *, tell: bool = False) -> bool:
+        """Whether the ledger has heard; raises what it says."""
+        verdict = None
         try:
             verdict = self._ledger.step(self._claim, progress=progress, tell=tell)
         except WorkerUnavailable:
             _log.warning("ledger_away", job_id=self._claim.job_id)
-            return
         if verdict is Verdict.LOST or self._lost.is_set():
             raise FenceLost(self._claim.job_id)
         if verdict is Verdict.CANCEL:
             raise Cancelled("the job was cancelled")
+        return verdict is not None
 
     def _renew(self) -> None:
         while not self._over.wait(self._lease_s / 3):
@@ -119,3 +117,5 @@ class LeasedRun:
                     return
             except WorkerUnavailable:
                 _log.warning("lease_not_renewed", job_id=self._claim.job_id)
+            except Exception:  # noqa: BLE001  a thread that ends here would give a healthy attempt away
+                _log.exception("lease_not_renewed", job_id=self._claim.job_id)

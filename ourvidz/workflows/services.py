@@ -14,14 +14,9 @@ from ourvidz.storage.store import Store
 class Run(Protocol):
     """The running attempt, as a workflow sees it."""
 
-    attempt: int
-
     def step(self, done: int, total: int) -> None:
         """Report a finished step. Raises `Cancelled`, `JobTimeout`, or stops an attempt whose fence is
         lost."""
-
-    def preview(self, webp: bytes) -> None:
-        """Show a small picture of how far it got, at most twice a second."""
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         """Store one file of this attempt: checks the fence first, retries storage failures."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from click.testing import CliRunner
 
 from ourvidz.cli.main import cli
 from ourvidz.cli.worker import HELPERS, HERE, arguments
+from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.settings import load_settings
+from ourvidz.wiring import control
+from ourvidz.wiring.presence import Presence
 
 
 def value(argv: list[str], option: str) -> str:
@@ -63,3 +68,26 @@ def test_only_the_shim_takes_sockets() -> None:
 def test_the_names_do_not_overlap() -> None:
     """One name, one process."""
     assert not set(HERE) & set(HELPERS)
+
+
+def test_a_second_worker_of_one_name_is_refused(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would take each other's jobs for their own when one of them stops."""
+    monkeypatch.setenv("OURVIDZ_REDIS_URL", redis_url)
+    chosen = load_settings(_env_file=None)
+    ledger = RedisLedger(redis_url)
+    presence = Presence(
+        ledger,
+        worker_id=chosen.worker_id("sdxl"),
+        family="sdxl",
+        queue="sdxl_queue",
+        pid=os.getpid(),
+        gpu=None,
+        presence_s=15,
+    )
+    presence.open()
+    with control.using(control.build(chosen, ledger=ledger)):
+        answer = CliRunner().invoke(cli, ["worker", "sdxl"])
+    presence.close()
+    ledger.close()
+    assert answer.exit_code == 2
+    assert f"runs already, as process {os.getpid()}" in answer.output

@@ -344,6 +344,16 @@ class TestTheFleet:
         assert ledger.drain(worker().id, False)
         assert not ledger.workers()[0].draining
 
+    def test_a_draining_worker_claims_nothing(self, ledger, image_job):
+        """The broadcast that drains it may get lost; its claims must not be won all the same."""
+        ledger.beat(worker(id="sdxl@a"))
+        ledger.register(image_job(), priority=6)
+        ledger.published("job-1", 1)
+        ledger.drain("sdxl@a", True)
+        assert ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="t") is None
+        assert ledger.get("job-1").published_at is None
+        assert ledger.claim("job-1", 1, worker_id="sdxl@b", lease_s=10, token="u") is not None
+
     def test_queues_are_paused_one_by_one(self, ledger):
         """Pausing twice is pausing once."""
         ledger.pause("sdxl_queue", True)

@@ -281,7 +281,19 @@ class TestOutages:
         assert ledger.step(claim, progress=5) is Verdict.CONTINUE
         ledger.close()
 
-    def test_a_step_gives_up_within_a_second(self, start_redis, image_job):
+    def test_a_server_that_takes_no_writes_for_a_while_is_ridden_out(self, start_redis, image_job):
+        """A failover, a full disk, a quota: refusals that pass are outages, not mistakes."""
+        server = start_redis("--appendonly", "no", "--min-replicas-to-write", "1")
+        ledger = RedisLedger(server.url)
+        assert gives_up_in_s(ledger.tick) > 1.0
+        with redis.Redis.from_url(server.url) as client:
+            allow = threading.Timer(1.0, client.config_set, ("min-replicas-to-write", 0))
+            allow.start()
+            assert ledger.register(image_job(), priority=6).created
+            allow.join()
+        ledger.close()
+
+    def test_a_step_gives_up_within_two_seconds(self, start_redis, image_job):
         """The job goes on computing while the server is away, dead or frozen."""
         server = start_redis("--appendonly", "no")
         ledger = RedisLedger(server.url)
@@ -289,12 +301,12 @@ class TestOutages:
         claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         ledger.step(claim, progress=1)
         server.signal(signal.SIGSTOP)
-        assert gives_up_in_s(lambda: ledger.step(claim, progress=2)) < 1.0
+        assert gives_up_in_s(lambda: ledger.step(claim, progress=2)) < 2.5
         server.signal(signal.SIGCONT)
         assert ledger.step(claim, progress=3) is Verdict.CONTINUE
         server.kill()
-        assert gives_up_in_s(lambda: ledger.step(claim, progress=4)) < 1.0
-        assert gives_up_in_s(ledger.ping) < 1.0
+        assert gives_up_in_s(lambda: ledger.step(claim, progress=4)) < 2.5
+        assert gives_up_in_s(ledger.ping) < 2.5
         ledger.close()
 
     def test_an_outage_that_lasts_is_told_in_plain_words(self, monkeypatch):
@@ -432,6 +444,16 @@ class TestOtherReleases:
             with pytest.raises(InternalError, match="job-1 has a record of version 99"):
                 ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
             assert client.hget("ourvidz:job:job-1", "status") == b"queued"
+        ledger.close()
+
+    def test_a_record_of_a_newer_release_stops_no_sweep(self, redis_url, image_job):
+        """One job of a newer process must not keep an older one from looking after the rest."""
+        ledger = RedisLedger(redis_url)
+        ledger.register(image_job("newer"), priority=6)
+        ledger.register(image_job("mine"), priority=6)
+        with redis.Redis.from_url(redis_url) as client:
+            client.hset("ourvidz:job:newer", "v", 99)
+        assert [record.job_id for record in ledger.waiting("sdxl_queue")] == ["mine"]
         ledger.close()
 
     def test_fields_of_a_newer_release_are_ignored(self, redis_url, image_job):

@@ -30,6 +30,7 @@ class Outlet:
     ledger: MemoryLedger
     published: list[str] = field(default_factory=list)
     delivered: list[str] = field(default_factory=list)
+    woken: list[str] = field(default_factory=list)
     messages: int = 0
     deliveries: int = 0
 
@@ -40,6 +41,9 @@ class Outlet:
 
     def deliver(self, job_id: str) -> None:
         self.delivered.append(job_id)
+
+    def wake(self, queue: str) -> None:
+        self.woken.append(queue)
 
     def waiting_messages(self, queue: str) -> int:
         return self.messages
@@ -316,3 +320,51 @@ def test_recovering_a_fence_that_moved_on_does_nothing(world: World) -> None:
     assert recover(world.ledger, world.outlet, old) == "recovered"
     assert recover(world.ledger, world.outlet, old) is None
     assert world.record("a").failures == {"WORKER_LOST": 1}
+
+
+def test_a_slow_sweep_does_not_switch_recovery_off(world: World) -> None:
+    """The gap that re-arms leases is time nobody swept, not time a sweep took."""
+    world.add("a")
+    world.claim("a")
+    plain = world.outlet.deliver
+
+    def slowly(job_id: str) -> None:
+        world.clock.now += 20
+        plain(job_id)
+
+    world.outlet.deliver = slowly  # type: ignore[method-assign]
+    world.keep_sweeping(8)
+    assert world.record("a").failures == {"WORKER_LOST": 1}
+
+
+def test_a_cancelled_job_in_a_paused_queue_ends(world: World) -> None:
+    """A pause holds back work, not endings."""
+    world.add("a")
+    world.ledger.pause("sdxl_queue", True)
+    world.ledger.request_cancel("a")
+    world.sweep()
+    assert world.record("a").status == "cancelled"
+
+
+def test_a_starved_queue_wakes_its_workers_unless_it_is_paused(world: World) -> None:
+    """The broadcast of a resume may meet a worker that is just reconnecting."""
+    world.add("a")
+    world.outlet.messages = 0
+    world.ledger.pause("sdxl_queue", True)
+    world.keep_sweeping(20)
+    assert world.outlet.woken == []
+    world.ledger.pause("sdxl_queue", False)
+    world.sweep()
+    assert world.outlet.woken == ["sdxl_queue"]
+
+
+def test_a_receiver_that_hangs_does_not_stand_before_the_others_for_ever(world: World) -> None:
+    """Of more due rows than one sweep dispatches, every one gets its turn."""
+    names = {f"job{number:03}" for number in range(150)}
+    for name in sorted(names):
+        world.add(name)
+        world.claim(name)
+    for _ in range(60):
+        world.clock.now += 0.012347
+        sweep(world.ledger, world.outlet, RULES)
+    assert set(world.outlet.delivered) == names

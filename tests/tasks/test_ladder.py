@@ -14,6 +14,7 @@ from ourvidz.errors import (
     ModelLoadError,
     OurvidzError,
     OutOfMemory,
+    SettingsError,
     StorageError,
 )
 from ourvidz.jobs.outcome import Outcome
@@ -51,6 +52,7 @@ def failing(errors: list[Exception]) -> Story:
         (ModelLoadError("a file is missing"), 2),
         (StorageError("the disk is full"), 1),
         (I2IPipelineError("cannot"), 1),
+        (SettingsError("OURVIDZ_MODELS: wrong"), 1),
         (RuntimeError("a secret path /home/x"), 1),
     ],
 )
@@ -87,6 +89,17 @@ def test_an_unknown_failure_tells_the_caller_no_internals(
     story(failing([RuntimeError("a secret path /home/x")]))
     ourvidz_eager.submit(JOB)
     assert "/home" not in str(ourvidz_eager.callbacks.of("a")[-1].payload)
+
+
+def test_an_operators_error_names_nothing_of_this_machine(
+    ourvidz_eager: Eager, story: Callable[[Story], None]
+) -> None:
+    """Callers need not know where the models lie."""
+    story(failing([ModelLoadError("/secret/path is missing")] * 2))
+    ourvidz_eager.submit(JOB)
+    last = ourvidz_eager.callbacks.of("a")[-1].payload
+    assert last["error"]["code"] == "MODEL_LOAD_ERROR"
+    assert "/secret" not in str(last)
 
 
 def test_a_lost_fence_commits_nothing(ourvidz_eager: Eager, story: Callable[[Story], None]) -> None:

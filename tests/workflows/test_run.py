@@ -180,3 +180,26 @@ def test_without_progress_callbacks_none_is_written(ledger: Away, claim: Claim) 
             now[0] = done * 5.0
             run.step(done, 8)
     assert not [event for event in ledger.letters("pending") if event.metadata]
+
+
+def test_a_fence_known_to_be_lost_stops_the_run_also_while_the_ledger_is_away(
+    ledger: Away, claim: Claim
+) -> None:
+    """The lease thread has heard it; the step that gets no answer must not go on regardless."""
+    heard = threading.Event()
+    plain = ledger.renew
+
+    def renew(claim: Claim, *, lease_s: float) -> bool:
+        kept = plain(claim, lease_s=lease_s)
+        if not kept:
+            heard.set()
+        return kept
+
+    ledger.renew = renew  # type: ignore[method-assign]
+    with running(ledger, claim, lease_s=0.15) as run:
+        ledger.lose("a", fence=claim.fence)
+        assert heard.wait(5)
+        ledger.away = True
+        run._renewer.join(5)
+        with pytest.raises(FenceLost):
+            run.step(1, 4)

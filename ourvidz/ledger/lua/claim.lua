@@ -4,7 +4,8 @@ if not job or job.run ~= run then return false end
 local name, document = key('job', id), redis.call('GET', key('doc', id))
 if job.status == 'processing' and job.token == token then return { flat(id), document } end
 if job.status ~= 'queued' or job.cancel or tonumber(job.due_at) > now or not document then return false end
-if redis.call('SISMEMBER', key('paused'), job.queue) == 1 then
+local drained = redis.call('HGET', key('worker', worker), 'draining')
+if drained or redis.call('SISMEMBER', key('paused'), job.queue) == 1 then
   redis.call('HDEL', name, 'published_at')
   return false
 end
