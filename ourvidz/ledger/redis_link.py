@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, contextmanager
@@ -32,6 +33,8 @@ AWAY = (
 CONNECT_S, ANSWER_S = 2.0, 3.0
 QUICK_S = 0.9
 """How long the hot path waits for a connection or an answer."""
+PATIENCE_S = 8.0
+"""How long after its start a call may begin another try."""
 FOLLOW_S = 1.0
 """How long one blocking read of a stream lasts."""
 CALM: tuple[AbstractBackoff, int] = (ExponentialBackoff(cap=1.0, base=0.05), 10)
@@ -43,6 +46,12 @@ def _retryable(error: Exception) -> bool:
     if isinstance(error, ResponseError):
         return _is_away(error)
     return not isinstance(error, AuthenticationError | AuthorizationError)
+
+
+def _patience() -> Callable[[Exception], bool]:
+    """Whether to try again, for `PATIENCE_S` from now: a server that hangs costs every try its whole timeout."""
+    ends = time.monotonic() + PATIENCE_S
+    return lambda error: _retryable(error) and time.monotonic() < ends
 
 
 def _is_away(refused: ResponseError) -> bool:
@@ -126,7 +135,7 @@ class Link:
         waits, times = QUICK if quick else CALM
         retry = Retry(waits, times, supported_errors=(*UNREACHABLE, ResponseError))
         with outages():
-            return retry.call_with_retry(question, self._again, is_retryable=_retryable)
+            return retry.call_with_retry(question, self._again, is_retryable=_patience())
 
     def _again(self, error: Exception) -> None:
         if isinstance(error, ReadOnlyError):
@@ -196,7 +205,7 @@ async def ask_patiently(question: Callable[[], Any]) -> Any:
         return None
 
     with outages():
-        return await retry.call_with_retry(question, pass_on, is_retryable=_retryable)
+        return await retry.call_with_retry(question, pass_on, is_retryable=_patience())
 
 
 def call_token() -> str:

@@ -293,6 +293,17 @@ class TestOutages:
             allow.join()
         ledger.close()
 
+    def test_a_server_that_hangs_is_given_up_in_bounded_time(self, start_redis):
+        """A shim's threads must not all wait for it for the better part of a minute."""
+        server = start_redis("--appendonly", "no")
+        ledger = RedisLedger(server.url)
+        ledger.ping()
+        server.signal(signal.SIGSTOP)
+        assert gives_up_in_s(lambda: ledger.get("job-1")) < 14
+        server.signal(signal.SIGCONT)
+        assert ledger.get("job-1") is None
+        ledger.close()
+
     def test_a_step_gives_up_within_two_seconds(self, start_redis, image_job):
         """The job goes on computing while the server is away, dead or frozen."""
         server = start_redis("--appendonly", "no")
