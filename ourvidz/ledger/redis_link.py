@@ -49,7 +49,7 @@ def _retryable(error: Exception) -> bool:
 
 
 def _patience() -> Callable[[Exception], bool]:
-    """Whether to try again, for `PATIENCE_S` from now: a server that hangs costs every try its whole timeout."""
+    """Whether to try again, for `PATIENCE_S` from now: a server that hangs costs a try its whole timeout."""
     ends = time.monotonic() + PATIENCE_S
     return lambda error: _retryable(error) and time.monotonic() < ends
 
