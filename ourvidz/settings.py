@@ -6,8 +6,10 @@ Every field names its variable. A wrong value is a `SettingsError` of one line t
 from __future__ import annotations
 
 import os
+import re
 import socket
 from functools import lru_cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
@@ -20,6 +22,20 @@ from ourvidz.errors import SettingsError
 
 Words = Annotated[tuple[str, ...], NoDecode]
 """A list written with commas or spaces."""
+SDXLScheduler = Literal[
+    "euler",
+    "euler_a",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_2m_karras",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_sde_karras",
+    "ddim",
+    "unipc",
+    "lcm",
+]
+_LORA = re.compile(r"[A-Za-z0-9._-]+=[^@]+(@-?[0-9]+(\.[0-9]+)?)?")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 
 
 def _env(name: str, default: Any = None) -> Any:
@@ -71,6 +87,19 @@ class Settings(BaseSettings):
     callback_window_s: float = Field(default=26 * 3600.0, gt=0, validation_alias="OURVIDZ_CALLBACK_WINDOW_S")
     """How long a terminal callback is retried."""
 
+    # References
+    fetch_allowed_hosts: Words = _env("OURVIDZ_FETCH_ALLOWED_HOSTS", ())
+    """Besides public addresses at ports 80 and 443: `host`, `host:port` or a network such as 10.1.0.0/16."""
+    fetch_timeout_s: float = Field(default=15.0, gt=0, validation_alias="OURVIDZ_FETCH_TIMEOUT_S")
+    """How long one reference may take to arrive, redirects included."""
+    reference_max_bytes: int = Field(
+        default=20 << 20, ge=1024, validation_alias="OURVIDZ_REFERENCE_LIMIT_BYTES"
+    )
+    reference_max_px: int = Field(
+        default=50_000_000, ge=4096, validation_alias="OURVIDZ_REFERENCE_LIMIT_PIXELS"
+    )
+    """Decoding takes up to 18 bytes a pixel."""
+
     # The shim
     host: str = _env("OURVIDZ_HOST", "127.0.0.1")
     ports: Annotated[tuple[int, ...], NoDecode] = _env("OURVIDZ_PORTS", (7860,))
@@ -102,6 +131,8 @@ class Settings(BaseSettings):
     """How long a first job may spend loading its model, on top of its time limit."""
     drain_s: float = Field(default=4.0, gt=0, validation_alias="OURVIDZ_DRAIN_S")
     """How long `ourvidz up` lets running jobs finish before it hands them back."""
+    previews: bool = _env("OURVIDZ_PREVIEWS", True)
+    """Whether a job's event stream carries small pictures of the unfinished work."""
 
     # Storage
     storage: Literal["local"] = _env("OURVIDZ_STORAGE", "local")
@@ -120,21 +151,44 @@ class Settings(BaseSettings):
     negative_prompt: str | None = _env("OURVIDZ_NEGATIVE_PROMPT")
     """Used by SDXL jobs that send none."""
 
+    # How SDXL runs; nothing set leaves it to the checkpoint and the device
+    sdxl_scheduler: SDXLScheduler | None = _env("OURVIDZ_SDXL_SCHEDULER")
+    sdxl_few_steps: Literal["lightning", "turbo", "lcm"] | None = _env("OURVIDZ_SDXL_FEW_STEPS")
+    """What kind of distilled checkpoint it is: its guidance is built in, and a job's is not used."""
+    sdxl_dtype: Literal["float16", "bfloat16", "float32"] | None = _env("OURVIDZ_SDXL_DTYPE")
+    sdxl_attention: Literal["flash", "efficient", "cudnn", "math"] | None = _env("OURVIDZ_SDXL_ATTENTION")
+    sdxl_compile: bool = _env("OURVIDZ_SDXL_COMPILE", False)
+    sdxl_channels_last: bool = _env("OURVIDZ_SDXL_CHANNELS_LAST", False)
+    sdxl_loras: Words = _env("OURVIDZ_SDXL_LORAS", ())
+    """`name=path` or `name=path@weight` each; all are merged into the weights."""
+    ip_adapter: Path | None = _env("OURVIDZ_IP_ADAPTER")
+    ip_adapter_encoder: Path | None = _env("OURVIDZ_IP_ADAPTER_ENCODER")
+
     @field_validator(
         "callback_allow",
+        "fetch_allowed_hosts",
         "callback_secrets",
         "webhook_secrets",
         "api_keys",
         "open_routes",
         "cors_origins",
         "ports",
+        "sdxl_loras",
         mode="before",
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
         return value.replace(",", " ").split() if isinstance(value, str) else value
 
-    @field_validator("state_dir", "storage_dir_given", "sdxl_model", "wan_model", "qwen_model")
+    @field_validator(
+        "state_dir",
+        "storage_dir_given",
+        "sdxl_model",
+        "wan_model",
+        "qwen_model",
+        "ip_adapter",
+        "ip_adapter_encoder",
+    )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value else value
@@ -144,6 +198,24 @@ class Settings(BaseSettings):
     def _ports(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if not value or not all(0 <= port <= 65535 for port in value):
             raise ValueError("must be ports from 0 to 65535")
+        return value
+
+    @field_validator("sdxl_loras")
+    @classmethod
+    def _loras(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [entry for entry in value if not _LORA.fullmatch(entry)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} must be NAME=PATH or NAME=PATH@WEIGHT")
+        return value
+
+    @field_validator("fetch_allowed_hosts")
+    @classmethod
+    def _fetch_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            if "/" in entry:
+                ip_network(entry)
+            elif not _HOST.fullmatch(entry):
+                raise ValueError(f"{entry!r} must be host, host:port, [IPv6], [IPv6]:port, or ADDRESS/BITS")
         return value
 
     @field_validator("redis_url_given")
@@ -179,6 +251,8 @@ class Settings(BaseSettings):
                 raise ValueError(f"the production profile needs {', '.join(missing)}")
         if (self.upstash_url is None) != (self.upstash_token is None):
             raise ValueError("UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN go together")
+        if (self.ip_adapter is None) != (self.ip_adapter_encoder is None):
+            raise ValueError("OURVIDZ_IP_ADAPTER and OURVIDZ_IP_ADAPTER_ENCODER go together")
         return self
 
     @property

@@ -40,7 +40,7 @@ def test_nothing_set_is_the_tiny_profile_on_loopback(read: Any) -> None:
     assert (chosen.profile, chosen.host, chosen.storage) == ("tiny", "127.0.0.1", "local")
     assert chosen.redis_url == "redis://127.0.0.1:6379/0"
     assert chosen.default_callback_url is None
-    assert control.defaults(chosen).sdxl_size == (64, 64)
+    assert control.defaults(chosen).sdxl_size == (128, 128)
 
 
 def test_the_production_profile_has_the_production_sizes(read: Any) -> None:
@@ -65,6 +65,13 @@ def test_lists_are_written_with_commas_or_spaces(read: Any) -> None:
     """Both are in use; two secrets at once are a rotation."""
     chosen = read(JOB_CALLBACK_SECRET="new, old", OURVIDZ_PORTS="7859 7860")
     assert (chosen.callback_secrets, chosen.ports) == (("new", "old"), (7859, 7860))
+
+
+def test_hosts_to_fetch_from_are_hosts_and_networks(read: Any) -> None:
+    """All the spellings of the table in the reference."""
+    written = "localhost:8000 minio.internal [::1]:9000 10.1.0.0/16 fd00::/8"
+    chosen = read(OURVIDZ_FETCH_ALLOWED_HOSTS=written)
+    assert " ".join(chosen.fetch_allowed_hosts) == written
 
 
 def test_an_empty_variable_counts_as_not_set(read: Any) -> None:
@@ -93,6 +100,9 @@ def test_a_dot_env_file_is_read(read: Any, tmp_path: Path) -> None:
         ("OURVIDZ_CALLBACK_URL", "ftp://host/x"),
         ("OURVIDZ_TIME_LIMITS_S", "{"),
         ("OURVIDZ_TIME_LIMITS_S", '{"video_fast": 0}'),
+        ("OURVIDZ_FETCH_ALLOWED_HOSTS", "10.0.0.0/40"),
+        ("OURVIDZ_FETCH_ALLOWED_HOSTS", "localhost:8000, http://minio.internal"),
+        ("OURVIDZ_FETCH_TIMEOUT_S", "0"),
         ("OURVIDZ_STORAGE", "floppy"),
         ("OURVIDZ_LOG_LEVEL", "LOUD"),
     ],

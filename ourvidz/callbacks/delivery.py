@@ -15,6 +15,7 @@ from ourvidz.callbacks.target import Target
 from ourvidz.ledger.record import OutboxEvent
 from ourvidz.ledger.store import Outbox
 from ourvidz.net.client import Answer, Client, NoAnswer
+from ourvidz.net.reach import Reach
 
 __all__ = ["Clocked", "Courier", "Target"]
 
@@ -42,7 +43,7 @@ class Courier:
         self._target = target
         self._lanes = lanes or Lanes()
         self._rng = rng or random.SystemRandom()
-        self._client = Client(timeout_s=target.timeout_s)
+        self._client = Client(timeout_s=target.timeout_s, opener=Reach(target.hosts))
 
     def deliver(self, job_id: str) -> None:
         """Post what is due of this job, oldest first, until nothing is.

@@ -54,14 +54,14 @@ class Target:
         where = origin(url)
         if where is None:
             return NOT_PLAIN
-        if where == self._default_origin or _named(where, self.allowed_hosts):
+        if where == self._default_origin or where.is_among(self.allowed_hosts):
             return None
         return NOT_ALLOWED
 
     def service_key_for(self, url: str) -> str | None:
         """The service key, if this URL may see it: another path of the same backend may do other things."""
         where = origin(url)
-        if where is not None and (url == self.default_url or _named(where, self.key_hosts)):
+        if where is not None and (url == self.default_url or where.is_among(self.key_hosts)):
             return self.service_key
         return None
 
@@ -71,9 +71,11 @@ class Target:
         return where.netloc if where else ""
 
     @property
+    def hosts(self) -> tuple[str, ...]:
+        """Every host that callbacks may go to. An operator has named each of them, so they may be private."""
+        own = self._default_origin
+        return (*self.allowed_hosts, own.netloc) if own else tuple(self.allowed_hosts)
+
+    @property
     def _default_origin(self) -> Origin | None:
         return origin(self.default_url) if self.default_url else None
-
-
-def _named(where: Origin, hosts: Collection[str]) -> bool:
-    return any(entry.lower() in (where.host, where.netloc) for entry in hosts)

@@ -37,14 +37,33 @@ def reference(fields: Fields, *paths: str, owner: str) -> str | None:
     if found is None:
         return None
     value = checked_text(found.path, found.value, limit=DATA_URI_CHARS)
-    scheme = _SCHEME.match(value)
-    if scheme is None:
+    if scheme_of(value) is None:
         return _storage_path(found, owner)
     if _DATA_IMAGE.match(value):
         return value
     if len(value) > LINK_CHARS or _split(value) is None:
         raise refused(found.path, REFERENCE_RULE, value)
     return value
+
+
+def scheme_of(reference: str) -> str | None:
+    """The scheme of a reference, lower case; None for a storage path."""
+    found = _SCHEME.match(reference)
+    return found[1].lower() if found else None
+
+
+def is_readable_by(owner: str, path: str) -> bool:
+    """Whether a storage path lies under `owner`, in a bucket that references are read from."""
+    bucket, *rest = path.split("/")
+    return bucket in READ_BUCKETS and len(rest) >= 2 and _is_under(owner, path)
+
+
+def _is_under(owner: str, path: str) -> bool:
+    # Object stores behind HTTP decode percent signs once more, so an encoded ".." is one too.
+    decoded = unquote(path)
+    rest = path.split("/")[1:]
+    steps = [*rest, *decoded.split("/")]
+    return rest[0] == owner and not any(step in ("", ".", "..") for step in steps) and "\\" not in decoded
 
 
 def _storage_path(found: Found, owner: str) -> str:
@@ -56,10 +75,7 @@ def _storage_path(found: Found, owner: str) -> str:
         )
     if len(rest) < 2:
         raise refused(found.path, REFERENCE_RULE, path)
-    # Object stores behind HTTP decode percent signs once more, so an encoded ".." is one too.
-    decoded = unquote(path)
-    steps = [*rest, *decoded.split("/")]
-    if rest[0] != owner or any(step in ("", ".", "..") for step in steps) or "\\" in decoded:
+    if not _is_under(owner, path):
         raise refused(
             found.path, "a storage path under the job's own user_id", path, error=ReferenceForbidden
         )

@@ -10,17 +10,18 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProtocolError
+from urllib3.exceptions import TimeoutError as LateError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import parse_url
 
@@ -62,6 +63,10 @@ class Origin:
         """`host:port`, the port always named."""
         return f"{self.host}:{self.port}"
 
+    def is_among(self, hosts: Collection[str]) -> bool:
+        """Whether an operator's list names this host (`host`, any port) or this `host:port`."""
+        return any(entry.lower() in (self.host, self.netloc) for entry in hosts)
+
 
 def origin(url: str) -> Origin | None:
     """Whom this client would call for a URL, read with the client's own parser; None when it is not a
@@ -77,12 +82,27 @@ def origin(url: str) -> Origin | None:
     return Origin(parts.scheme, parts.host.lower(), parts.port or _PORTS[parts.scheme])
 
 
+class Unreachable(Exception):
+    """An opener may not call this host; the message is for our log, it names addresses."""
+
+
+class Opener(Protocol):
+    """Who connects, where not every host may be called."""
+
+    def open(self, host: str, port: int, *, connect_s: float, until: float) -> socket.socket:
+        """A connection to `host` (no brackets), made in `connect_s` an address and by `until` (monotonic
+        seconds). Raises `Unreachable`, or `OSError` when nobody is there."""
+
+
 class Client:
     """Posts bytes. Safe to share: every thread gets its own session."""
 
-    def __init__(self, *, timeout_s: float, connect_s: float = CONNECT_S) -> None:
+    def __init__(
+        self, *, timeout_s: float, connect_s: float = CONNECT_S, opener: Opener | None = None
+    ) -> None:
         self._timeout_s = timeout_s
         self._connect_s = connect_s
+        self._opener = opener
         self._local = threading.local()
 
     def post(self, url: str, *, body: bytes, headers: Mapping[str, str]) -> Answer | NoAnswer:
@@ -94,19 +114,24 @@ class Client:
         try:
             with self._session().post(url, data=body, headers=dict(headers), stream=True) as response:
                 return Answer(response.status_code, response.headers, read_start(response, KEPT_BYTES))
-        except (OSError, HTTPError, HTTPException, UnicodeError) as failed:
-            return NoAnswer(_phrase(failed))
+        except FAILURES as failed:
+            return NoAnswer(phrase(failed))
 
     def _session(self) -> requests.Session:
         found = getattr(self._local, "session", None)
         if found is None:
-            found = self._local.session = session(timeout_s=self._timeout_s, connect_s=self._connect_s)
+            found = self._local.session = session(
+                timeout_s=self._timeout_s, connect_s=self._connect_s, opener=self._opener
+            )
         return cast(requests.Session, found)
 
 
-def session(*, timeout_s: float, connect_s: float = CONNECT_S) -> requests.Session:
+def session(
+    *, timeout_s: float, connect_s: float = CONNECT_S, opener: Opener | None = None
+) -> requests.Session:
     """A session that follows no redirect, repeats nothing, keeps no connection and no cookie, and takes
-    neither proxies nor passwords (.netrc) from the environment. One thread at a time."""
+    neither proxies nor passwords (.netrc) from the environment. One thread at a time. `opener` connects,
+    if there is one: whom the session calls is then its decision."""
     made = _PlainSession()
     made.trust_env = False
     made.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -114,7 +139,7 @@ def session(*, timeout_s: float, connect_s: float = CONNECT_S) -> requests.Sessi
     made.headers.update(
         {"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close", "User-Agent": "ourvidz"}
     )
-    adapter = _DeadlineAdapter(timeout_s, connect_s)
+    adapter = _DeadlineAdapter(timeout_s, connect_s, opener)
     made.mount("http://", adapter)
     made.mount("https://", adapter)
     return made
@@ -134,6 +159,9 @@ def read_start(response: requests.Response, limit: int) -> bytes:
     return bytes(kept)
 
 
+FAILURES = (OSError, HTTPError, HTTPException, UnicodeError, Unreachable)
+"""What a request may raise."""
+
 _PHRASES: tuple[tuple[type[BaseException], str], ...] = (
     (requests.exceptions.ConnectTimeout, "connecting took too long"),
     (requests.exceptions.Timeout, "no answer in time"),
@@ -142,11 +170,15 @@ _PHRASES: tuple[tuple[type[BaseException], str], ...] = (
     (requests.exceptions.InvalidURL, "the URL cannot be called"),
     (requests.exceptions.ConnectionError, "the connection failed"),
     (TimeoutError, "no answer in time"),
+    (LateError, "no answer in time"),
+    (ProtocolError, "the answer broke off"),
     (UnicodeError, "a header value cannot be sent"),
+    (Unreachable, "the host may not be called"),
 )
 
 
-def _phrase(failed: BaseException) -> str:
+def phrase(failed: BaseException) -> str:
+    """A failure in words that may be shown and kept."""
     # The libraries' own messages quote header values, and one of those is a secret.
     return next((text for kind, text in _PHRASES if isinstance(failed, kind)), type(failed).__name__)
 
@@ -157,13 +189,14 @@ class _PlainSession(requests.Session):
 
 
 class _DeadlineAdapter(HTTPAdapter):
-    def __init__(self, timeout_s: float, connect_s: float) -> None:
+    def __init__(self, timeout_s: float, connect_s: float, opener: Opener | None) -> None:
         self._timeout = (min(connect_s, timeout_s), timeout_s)
+        self._opener = opener
         super().__init__(max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _pools(self._timeout[1])
+        self.poolmanager.pool_classes_by_scheme = _pools(*self._timeout, self._opener)
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs["timeout"] = self._timeout
@@ -177,12 +210,25 @@ class _OneUse(HTTPConnection):
     to break, and with a clock that has run.
     """
 
+    connect_s: ClassVar[float]
     total_s: ClassVar[float]
+    opener: ClassVar[Opener | None]
+    _until = 0.0
 
     def connect(self) -> None:
-        until = time.monotonic() + self.total_s
+        self._until = time.monotonic() + self.total_s
         super().connect()
-        self.sock = cast(socket.socket, _DeadlineSocket(self.sock, until))
+        self.sock = cast(socket.socket, _DeadlineSocket(self.sock, self._until))
+
+    def _new_conn(self) -> socket.socket:
+        if self.opener is None:
+            return super()._new_conn()
+        try:
+            return self.opener.open(self._dns_host, self.port, connect_s=self.connect_s, until=self._until)
+        except TimeoutError as late:
+            raise ConnectTimeoutError(self, "connecting took too long") from late
+        except OSError as failed:
+            raise NewConnectionError(self, str(failed)) from failed
 
     def getresponse(self) -> BaseHTTPResponse:  # type: ignore[override]
         response = super().getresponse()
@@ -193,12 +239,12 @@ class _OneUse(HTTPConnection):
         return response
 
 
-def _pools(timeout_s: float) -> dict[str, type[HTTPConnectionPool]]:
+def _pools(connecting_s: float, timeout_s: float, by: Opener | None) -> dict[str, type[HTTPConnectionPool]]:
     class Plain(_OneUse):
-        total_s = timeout_s
+        connect_s, total_s, opener = connecting_s, timeout_s, by
 
     class Secure(_OneUse, HTTPSConnection):
-        total_s = timeout_s
+        connect_s, total_s, opener = connecting_s, timeout_s, by
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain

@@ -100,10 +100,16 @@ class GenerationTask(Task):  # type: ignore[misc]
             lease_s=at.settings.lease_s,
             limit_s=dispatch.time_limit_s(claim.job.type),
             on_told=partial(dispatch.deliver, claim.job_id) if at.settings.progress_callbacks else None,
+            previews=at.settings.previews,
         )
         with run:
             # Inside, so that the lease is kept while models are built.
-            use = Services(models=loading.models(at.settings, self.family), store=at.store, gate=at.gate)
+            use = Services(
+                models=loading.models(at.settings, self.family),
+                store=at.store,
+                gate=at.gate,
+                references=at.references,
+            )
             return workflow(claim.job, run, use)
 
     def _retry_or_fail(self, claim: Claim, error: OurvidzError) -> NoReturn:

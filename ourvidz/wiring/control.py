@@ -1,4 +1,4 @@
-"""Everything a process needs that is not a model: ledger, storage, gate, and where callbacks go.
+"""Everything a process needs that is not a model: ledger, storage, gate, references, and where callbacks go.
 
 No torch is reachable from here; the front door imports it.
 """
@@ -17,6 +17,9 @@ from ourvidz.jobs.dialects import Defaults
 from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.ledger.store import Ledger
 from ourvidz.ledger.sweep import Rules
+from ourvidz.net.guard import Fetcher
+from ourvidz.net.reach import Reach
+from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, load_terms
 from ourvidz.settings import Settings, settings
 from ourvidz.storage.local import LocalStore
@@ -24,7 +27,7 @@ from ourvidz.storage.store import Store
 
 SDXL_SIZE = (1024, 1024)
 WAN_SIZE = (480, 832)
-TINY_SDXL_SIZE = (64, 64)
+TINY_SDXL_SIZE = (128, 128)
 TINY_WAN_SIZE = (64, 64)
 
 
@@ -43,6 +46,18 @@ class Control:
     def courier(self) -> Courier:
         """Delivers callbacks; one a process, because its lanes count what is under way."""
         return Courier(self.ledger, self.target)
+
+    @cached_property
+    def references(self) -> References:
+        """Reads what jobs refer to: out of this storage, or from hosts that may be called."""
+        chosen = self.settings
+        networks = [entry for entry in chosen.fetch_allowed_hosts if "/" in entry]
+        hosts = [entry for entry in chosen.fetch_allowed_hosts if "/" not in entry]
+        limits = Limits(max_bytes=chosen.reference_max_bytes, max_pixels=chosen.reference_max_px)
+        fetcher = Fetcher(
+            Reach(hosts, networks), timeout_s=chosen.fetch_timeout_s, max_bytes=limits.max_bytes
+        )
+        return References(fetcher.get, self.store.get, limits)
 
     @cached_property
     def rules(self) -> Rules:

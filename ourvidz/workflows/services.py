@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from PIL.Image import Image
+
 from ourvidz.jobs.job import BaseJob
-from ourvidz.pipelines.base import ImagePipeline
+from ourvidz.pipelines.base import ImagePipeline, VideoPipeline
 from ourvidz.safety.gate import Gate
 from ourvidz.storage.store import Store
 
@@ -17,6 +20,10 @@ class Run(Protocol):
     def step(self, done: int, total: int) -> None:
         """Report a finished step. Raises `Cancelled`, `JobTimeout`, or stops an attempt whose fence is
         lost."""
+
+    def preview(self, look: Callable[[], Image]) -> None:
+        """Show followers of the job the small picture that `look` makes, if it is time for one. Raises
+        nothing."""
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         """Store one file of this attempt: checks the fence first, retries storage failures."""
@@ -31,6 +38,9 @@ class Models(Protocol):
     def images(self) -> ImagePipeline:
         """The pipeline for SDXL jobs, loaded."""
 
+    def videos(self) -> VideoPipeline:
+        """The pipeline for Wan jobs, loaded."""
+
     def reload(self) -> None:
         """Drop everything and load it again, once, after a failed load."""
 
@@ -43,6 +53,14 @@ class Models(Protocol):
         zeros where there is no GPU."""
 
 
+class References(Protocol):
+    """The pictures that jobs refer to."""
+
+    def resolve(self, reference: str, *, user_id: str | None) -> Image:
+        """What a job of `user_id` refers to, as an upright RGB picture. Raises `ReferenceForbidden` for
+        somebody else's storage path, `ReferenceFrameError` when there is no picture to be had."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything a workflow is given besides the job and its run."""
@@ -50,6 +68,7 @@ class Services:
     models: Models
     store: Store
     gate: Gate
+    references: References
 
     def check(self, job: BaseJob) -> None:
         """The safety gate's second look, in the worker. Raises `PolicyViolation`."""

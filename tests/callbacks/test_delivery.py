@@ -230,6 +230,16 @@ def test_a_host_that_is_no_longer_allowed_is_not_called(
     assert terminal(ledger).last_error == NOT_ALLOWED
 
 
+def test_an_allowed_host_is_not_called_at_a_link_local_address(
+    receiver: Any, ledger: Any, run_job: Any, courier_to: Any
+) -> None:
+    """Clouds keep their credentials there, and an allowed name may one day point to it."""
+    run_job(callback_url="http://169.254.169.254/latest/")
+    courier_to(receiver.url, allowed_hosts=("169.254.169.254",)).deliver("job-1")
+    assert terminal(ledger).last_error == "the host may not be called"
+    assert receiver.posts == []
+
+
 def test_no_url_at_all_is_a_dead_letter_that_says_so(ledger: Any, run_job: Any, courier_to: Any) -> None:
     """An installation without a receiver should be seen, not guessed."""
     run_job()

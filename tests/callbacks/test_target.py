@@ -49,6 +49,13 @@ def test_only_the_default_and_the_listed_hosts_are_called(
     assert target(allowed_hosts=allowed).refusal(url) == refusal
 
 
+def test_every_host_that_may_be_told_is_known() -> None:
+    """They may have private addresses; no other host may."""
+    chosen = target(allowed_hosts=("other.example", "third.example:444"))
+    assert set(chosen.hosts) == {"project.example:443", "other.example", "third.example:444"}
+    assert target(default_url=None).hosts == ()
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -1,0 +1,134 @@
+"""A web site and a name server on free loopback ports, made of sockets: they may misbehave as they like."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+Script = Callable[[socket.socket], None]
+Page = bytes | Script
+
+
+class Site:
+    """Answers GET requests with raw bytes by path, or lets a script do it; keeps what was asked."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, Page] = {}
+        self.requests: list[bytes] = []
+        self.gone = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.netloc = f"127.0.0.1:{self.port}"
+        self.url = f"http://{self.netloc}"
+        self._server = threading.Thread(target=self._serve, daemon=True)
+        self._server.start()
+
+    def page(self, path: str, page: Page) -> str:
+        """Serve `page` at `path`; the whole URL."""
+        self.pages[path] = page
+        return self.url + path
+
+    def close(self) -> None:
+        self.gone.set()
+        # Closing alone does not wake the thread that waits in accept.
+        with socket.create_connection(("127.0.0.1", self.port)):
+            self._server.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            if self.gone.is_set():
+                connection.close()
+                return
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        with connection:
+            request = b""
+            try:
+                while b"\r\n\r\n" not in request and (more := connection.recv(1 << 16)):
+                    request += more
+                    if not request.startswith(b"GET"):
+                        break
+                self.requests.append(request)
+                target = request.split(b" ")[1].decode("latin-1") if b" " in request else ""
+                page = self.pages.get(target, b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
+                connection.sendall(page) if isinstance(page, bytes) else page(connection)
+            except OSError:
+                self.gone.wait(0)
+
+    def repeat(self, start: bytes, again: bytes, pause_s: float) -> Script:
+        """A script that sends `start`, then `again` for ever."""
+
+        def script(connection: socket.socket) -> None:
+            connection.sendall(start)
+            while not self.gone.wait(pause_s):
+                connection.sendall(again)
+
+        return script
+
+
+class NameServer:
+    """A DNS server over UDP. Answers A queries with the next of `answers`, the last one for ever."""
+
+    def __init__(self, answers: list[str]) -> None:
+        self.answers = answers
+        self.asked = 0
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self._server = threading.Thread(target=self._serve, daemon=True)
+        self._server.start()
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as knock:
+            knock.sendto(b"", ("127.0.0.1", self.port))
+        self._server.join()
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while True:
+            query, client = self._socket.recvfrom(4096)
+            if not query:
+                return
+            address = self.answers[min(self.asked, len(self.answers) - 1)]
+            self.asked += 1
+            end = query.index(b"\0", 12) + 5
+            head = query[:2] + struct.pack(">HHHHH", 0x8180, 1, 1, 0, 0)
+            record = b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 0, 4) + socket.inet_aton(address)
+            self._socket.sendto(head + query[12:end] + record, client)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A site that this test may script."""
+    made = Site()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def other() -> Iterator[Site]:
+    """A second site, at another port."""
+    made = Site()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def name_server() -> Iterator[Callable[[list[str]], NameServer]]:
+    """Start name servers with these answers each."""
+    made: list[NameServer] = []
+
+    def start(answers: list[str]) -> NameServer:
+        made.append(NameServer(answers))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()

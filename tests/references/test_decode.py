@@ -1,0 +1,313 @@
+"""Any picture comes out upright, opaque and RGB; anything else is an unusable reference and nothing worse."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from ourvidz.errors import ReferenceFrameError
+from ourvidz.references.decode import FORMATS, TOO_LARGE, UNREADABLE, WORKING_PX, begins_a_picture, decode
+
+Save = Callable[..., bytes]
+MAX_PIXELS = 50_000_000
+TOLERANCE = 12
+
+
+def flag(width: int = 60, height: int = 40) -> Image.Image:
+    """Four quarters of four colours: red, green / blue, yellow."""
+    image = Image.new("RGB", (width, height), "red")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((width // 2, 0, width, height // 2 - 1), "lime")
+    draw.rectangle((0, height // 2, width // 2 - 1, height), "blue")
+    draw.rectangle((width // 2, height // 2, width, height), "yellow")
+    return image
+
+
+def corners(image: Image.Image) -> list[tuple[int, int, int]]:
+    """The colours in the middle of the four quarters, rounded to full or nothing."""
+    wide, high = image.size
+    places = [(wide // 4, high // 4), (3 * wide // 4, high // 4), (wide // 4, 3 * high // 4),
+              (3 * wide // 4, 3 * high // 4)]  # fmt: skip
+    return [tuple(255 * (band > 127) for band in image.getpixel(place)) for place in places]  # type: ignore[misc, union-attr]
+
+
+RED, LIME, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+
+
+def unusable(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
+    with pytest.raises(ReferenceFrameError) as refused:
+        decode(data, max_pixels=max_pixels)
+    assert refused.value.field == "reference"
+    return refused.value.message
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_allowed_format_is_read(save: Save, kind: str) -> None:
+    """Callers send what their phones and browsers make."""
+    data = save(flag(), kind)
+    found = decode(data, max_pixels=MAX_PIXELS)
+    assert (found.mode, found.size) == ("RGB", (60, 40))
+    assert corners(found) == [RED, LIME, BLUE, YELLOW]
+    assert begins_a_picture(data[:32])
+
+
+@pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "PCX", "PDF", "EPS", "JPEG2000", "DDS", "ICNS"])
+def test_no_other_format_is_tried(save: Save, kind: str) -> None:
+    """Every decoder is a way in; some of Pillow's start other programs."""
+    assert unusable(save(flag(64, 64), kind)) == UNREADABLE
+
+
+ORIENTATIONS = {
+    1: [RED, LIME, BLUE, YELLOW],
+    2: [LIME, RED, YELLOW, BLUE],
+    3: [YELLOW, BLUE, LIME, RED],
+    4: [BLUE, YELLOW, RED, LIME],
+    5: [RED, BLUE, LIME, YELLOW],
+    6: [BLUE, RED, YELLOW, LIME],
+    7: [YELLOW, LIME, BLUE, RED],
+    8: [LIME, YELLOW, RED, BLUE],
+}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_picture_stands_upright(save: Save, kind: str, orientation: int) -> None:
+    """Phones store portraits lying down and say so in EXIF; once turned, not turned again."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode(save(flag(), kind, exif=exif), max_pixels=MAX_PIXELS)
+    assert corners(found) == ORIENTATIONS[orientation]
+    assert found.size == ((60, 40) if orientation < 5 else (40, 60))
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0garbage",
+        b"Exif\0\0MM\0*" + b"\0\0\0\x08\xff\xff",
+    ],
+)
+def test_a_damaged_exif_block_costs_no_picture(save: Save, exif: bytes) -> None:
+    """Editors write them; the pixels are fine."""
+    assert corners(decode(save(flag(), "JPEG", exif=exif), max_pixels=MAX_PIXELS))[0] == RED
+
+
+def see_through(mode: str) -> tuple[Image.Image, dict[str, Any]]:
+    """A picture of one colour, all of it transparent."""
+    if mode == "P":
+        return Image.new("RGB", (8, 8), "black").quantize(4), {"transparency": 0}
+    if mode in ("RGB", "L"):
+        return Image.new(mode, (8, 8), 0), {"transparency": (0, 0, 0) if mode == "RGB" else 0}
+    return Image.new(mode, (8, 8), (10, 0) if mode == "LA" else (200, 10, 10, 0)), {}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_what_is_transparent_becomes_white(save: Save, mode: str) -> None:
+    """Black, or the colour behind the transparency, would be painted into the result."""
+    image, options = see_through(mode)
+    found = decode(save(image, "PNG", **options), max_pixels=MAX_PIXELS)
+    assert (found.mode, found.getpixel((4, 4))) == ("RGB", (255, 255, 255))
+
+
+def test_half_transparent_is_half_white(save: Save) -> None:
+    """Soft edges stay soft."""
+    found = decode(save(Image.new("RGBA", (8, 8), (255, 0, 0, 128)), "PNG"), max_pixels=MAX_PIXELS)
+    red, green, blue = found.getpixel((4, 4))  # type: ignore[misc]
+    assert (red, green) == (255, blue)
+    assert abs(green - 127) <= 1
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF")])
+@pytest.mark.parametrize("level", [0, 0x0101, 0x4040, 0x8080, 0xFFFF])
+def test_sixteen_bits_are_scaled(save: Save, mode: str, kind: str, level: int) -> None:
+    """Cut off at 255, every scan would be white."""
+    found = decode(save(Image.new(mode, (4, 4), level), kind), max_pixels=MAX_PIXELS)
+    assert found.getpixel((1, 1)) == (level >> 8,) * 3
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "expected"),
+    [
+        (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", (255, 0, 0)),
+        (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF", (255, 0, 0)),
+        (Image.new("YCbCr", (8, 8), (76, 85, 255)), "JPEG", (255, 0, 0)),
+        (Image.new("L", (8, 8), 90), "JPEG", (90, 90, 90)),
+        (Image.new("1", (8, 8), 1), "PNG", (255, 255, 255)),
+        (Image.new("RGB", (8, 8), "teal").quantize(4), "GIF", (0, 128, 128)),
+        (Image.new("RGB", (8, 8), "teal").quantize(4), "PNG", (0, 128, 128)),
+    ],
+    ids=["cmyk jpeg", "cmyk tiff", "ycbcr", "grey", "bilevel", "palette gif", "palette png"],
+)
+def test_every_colour_space_becomes_rgb(
+    save: Save, image: Image.Image, kind: str, expected: tuple[int, ...]
+) -> None:
+    """Pipelines know one."""
+    found = decode(save(image, kind), max_pixels=MAX_PIXELS)
+    assert found.mode == "RGB"
+    bands = found.getpixel((4, 4))
+    assert all(abs(a - b) <= TOLERANCE for a, b in zip(bands, expected, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_of_a_moving_picture_the_first_frame_counts(save: Save, kind: str) -> None:
+    """The contract's references are still."""
+    data = save(
+        Image.new("RGB", (8, 8), "red"), kind, save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")]
+    )
+    red, _, blue = decode(data, max_pixels=MAX_PIXELS).getpixel((4, 4))  # type: ignore[misc]
+    assert red > 200
+    assert blue < 60
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_large_picture_comes_back_smaller(save: Save, kind: str) -> None:
+    """No job needs more than 2048 px, and a photo of 20 megapixels would be held in full for nothing."""
+    found = decode(save(flag(6150, 4100), kind), max_pixels=MAX_PIXELS)
+    assert WORKING_PX <= min(found.size) < 2 * WORKING_PX
+    assert abs(found.width / found.height - 1.5) < 0.01
+    assert corners(found) == [RED, LIME, BLUE, YELLOW]
+
+
+def test_a_long_picture_keeps_its_short_side(save: Save) -> None:
+    """A panorama is cropped to its middle; that middle must stay sharp."""
+    assert decode(save(flag(9000, 1000), "JPEG"), max_pixels=MAX_PIXELS).size == (9000, 1000)
+
+
+def test_the_pixel_limit_is_exact(save: Save) -> None:
+    """What an operator sets is what is refused."""
+    data = save(flag(100, 50), "PNG")
+    assert decode(data, max_pixels=5000).size == (100, 50)
+    assert unusable(data, max_pixels=4999) == TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"\0", bytes(5000), b"\xff" * 5000, b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+        *(b"<html></html>", b"%PDF-1.7\n%%EOF", b"%!PS-Adobe-3.0\n", b"PK\x03\x04" + bytes(99), b"GIF89a"),
+        *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBP", b"BM", b"II*\0"),
+        *(b"\0\0\0\x18ftypmp42" + bytes(99), b"P6 9 9 255\n" + bytes(243), b"8BPS\0\x01" + bytes(99)),
+        *(b"II*\0\x08\0\0\0\xff\xff" + bytes(99), b"MM\0*\0\0\0\x08\0\x01" + b"\xff" * 40),
+        *(b"RIFF\xff\xff\xff\xffWEBPVP8X", b"\0\0\0\x1cftypavif"),
+    ],
+)  # fmt: skip
+def test_what_is_no_picture_is_unreadable(data: bytes) -> None:
+    """One error for all of them, and never a decoder's own."""
+    assert unusable(data) == UNREADABLE
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_half_a_picture_is_none(save: Save, kind: str, share: float) -> None:
+    """Grey where the rest should be would be taken for what the caller wanted."""
+    noise = Image.effect_noise((64, 64), 80).convert("RGB")
+    data = save(noise, kind)
+    assert unusable(data[: int(len(data) * share)]) == UNREADABLE
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_measurements_are_no_picture(save: Save, mode: str) -> None:
+    """Nothing says which of their values is white."""
+    assert unusable(save(Image.new(mode, (4, 4), 1), "TIFF")) == UNREADABLE
+
+
+def test_a_bomb_is_refused(bomb: bytes) -> None:
+    """A few kilobytes that ask for gigabytes, or for minutes."""
+    assert len(bomb) < 2 << 20
+    assert unusable(bomb) in (TOO_LARGE, UNREADABLE)
+
+
+def test_pixels_beyond_what_a_picture_says_are_not_made(surplus: bytes) -> None:
+    """Megabytes of zeros behind a header of 8 x 8: the first rows count."""
+    assert decode(surplus, max_pixels=64).size == (8, 8)
+
+
+PEAK = """
+    import re, sys, warnings
+    from pathlib import Path
+    from ourvidz.errors import ReferenceFrameError
+    from ourvidz.references.decode import decode
+
+    warnings.simplefilter("ignore")
+    files = [path.read_bytes() for path in map(Path, sys.argv[2:])]
+    # Not getrusage: its peak is inherited from the process that started this one.
+    peak_kib = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+    before = peak_kib()
+    for data in files:
+        try:
+            decode(data, max_pixels=int(sys.argv[1]))
+        except ReferenceFrameError:
+            print("refused", file=sys.stderr)
+    print((peak_kib() - before) // 1024)
+"""
+
+
+def peak_mib(folder: Path, files: list[bytes], max_pixels: int) -> int:
+    """How far decoding these one after the other raises the memory of a fresh process."""
+    paths = []
+    for index, data in enumerate(files):
+        paths.append(folder / f"{index}")
+        paths[-1].write_bytes(data)
+    command = [sys.executable, "-c", textwrap.dedent(PEAK), str(max_pixels), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_bombs_take_no_memory(tmp_path: Path, bombs: dict[str, bytes]) -> None:
+    """What a picture claims is looked at before its pixels are made."""
+    assert peak_mib(tmp_path, list(bombs.values()), MAX_PIXELS) < 96
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_bounded_by_the_pixel_limit(tmp_path: Path, save: Save) -> None:
+    """An operator who sets the limit sets the memory: up to 18 bytes a pixel for the hungriest format."""
+    side = 3000
+    image = Image.new("RGBA", (side, side), (255, 0, 0, 128))
+    files = [save(image, "PNG", compress_level=1), save(image, "WEBP", lossless=True, method=0)]
+    files.append(save(Image.new("I;16", (side, side), 999), "PNG", compress_level=1))
+    limit_mib = 18 * side * side / (1 << 20)
+    assert peak_mib(tmp_path, files, side * side) < limit_mib + 48
+
+
+SEEDS: list[bytes] = []
+
+
+def seeds() -> list[bytes]:
+    """One small file of each format."""
+    if not SEEDS:
+        for kind in FORMATS:
+            file = io.BytesIO()
+            flag(16, 12).save(file, kind)
+            SEEDS.append(file.getvalue())
+    return SEEDS
+
+
+@examples(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    which=st.integers(0, len(FORMATS) - 1),
+    changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_a_damaged_file_is_a_picture_or_an_unusable_reference(
+    which: int, changes: list[tuple[float, int]]
+) -> None:
+    """Decoders raise a dozen kinds of errors; a worker must hear of one."""
+    data = bytearray(seeds()[which])
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    with suppress(ReferenceFrameError):
+        assert decode(bytes(data), max_pixels=1_000_000).mode == "RGB"

@@ -1,0 +1,30 @@
+"""What the control half is made of."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ourvidz.errors import ReferenceForbidden, ReferenceFrameError
+from ourvidz.ledger.memory_store import MemoryLedger
+from ourvidz.settings import load_settings
+from ourvidz.wiring import control
+
+
+def test_references_are_read_out_of_the_same_storage(tmp_path: Path) -> None:
+    """A result can be the next job's reference, within the limits an operator has set."""
+    variables = {"OURVIDZ_STATE_DIR": tmp_path, "OURVIDZ_REFERENCE_LIMIT_PIXELS": 4096}
+    built = control.build(load_settings(_env_file=None, **variables), ledger=MemoryLedger())
+    for name, side in (("small", 64), ("large", 65)):
+        file = io.BytesIO()
+        Image.new("RGB", (side, side), "teal").save(file, "PNG")
+        built.store.put(f"workspace-temp/user-1/job/{name}.png", file.getvalue(), content_type="image/png")
+    found = built.references.resolve("workspace-temp/user-1/job/small.png", user_id="user-1")
+    assert found.getpixel((9, 9)) == (0, 128, 128)
+    with pytest.raises(ReferenceFrameError):
+        built.references.resolve("workspace-temp/user-1/job/large.png", user_id="user-1")
+    with pytest.raises(ReferenceForbidden):
+        built.references.resolve("workspace-temp/user-1/job/small.png", user_id="user-2")
