@@ -116,7 +116,7 @@ def status() -> Status:
             }
             for row in rows
         },
-        i2i_pipeline=False,
+        i2i_pipeline=True,
         thumbnail_generation=True,
     )
 

@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ourvidz import __version__
 from ourvidz.settings import Settings
-from ourvidz.web import embedded, health, jobs, operations, upstash
+from ourvidz.web import embedded, health, jobs, operations, prompts, upstash
 from ourvidz.web.attendance import Attendance
 from ourvidz.web.audit import Audit
 from ourvidz.web.auth import LISTS, Keyring, LocalOnly, guard, keyring
@@ -50,6 +50,7 @@ def create_app(given: Control | None = None) -> FastAPI:
     app.state.attendance = Attendance(settings.worker_grace_s)
     app.include_router(health.router)
     app.include_router(jobs.router, dependencies=guard(ring, "jobs"))
+    app.include_router(prompts.router, dependencies=guard(ring, "jobs"))
     app.include_router(upstash.router, dependencies=guard(ring, "jobs", LISTS))
     app.include_router(operations.router, dependencies=guard(ring, "admin"))
     if settings.embedded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from ourvidz.settings import environment
 
@@ -23,13 +25,13 @@ PAGES = [
 ]
 START = "a_stack_makes_a_picture_tells_its_caller_and_leaves_nothing_behind"
 ELSEWHERE = {
-    "scripts/demo": "tests/docs/test_docs_commands.py::test_the_demo_makes_its_picture",
+    "scripts/demo": "tests/docs/test_docs_commands.py::test_the_demo_makes_its_pictures",
     "scripts/test": "whoever runs this test",
     "scripts/lint": "whoever runs the tests: the other half of what CI runs",
     "ourvidz up --state-dir ./state": f"tests/system/test_up.py::test_{START}",
     "ourvidz up --state-dir ./state --port 7860 --no-flower": f"tests/system/test_up.py::test_{START}",
     "ourvidz worker sdxl": f"tests/system/test_up.py::test_{START}",
-    "ourvidz demo --json": "tests/docs/test_docs_commands.py::test_the_demo_makes_its_picture",
+    "ourvidz demo --json": "tests/docs/test_docs_commands.py::test_the_demo_makes_its_pictures",
 }
 """Command → who runs it. A block made of such commands only is not run here."""
 DRAWN = {"README.md"}
@@ -88,7 +90,7 @@ def test_every_command_of_a_page_works(page: OpenPage, surroundings: dict[str, A
 
 
 @pytest.mark.system
-def test_the_demo_makes_its_picture(tmp_path: Path) -> None:
+def test_the_demo_makes_its_pictures(tmp_path: Path) -> None:
     """`ourvidz demo --json`, which is what `scripts/demo` does once its environment is made."""
     run = subprocess.run(
         [sys.executable, "-m", "ourvidz.cli.main", "demo", "--json"],
@@ -96,10 +98,16 @@ def test_the_demo_makes_its_picture(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=170,
     )
     assert run.returncode == 0, run.stderr
-    assert sorted(path.suffix for path in (tmp_path / "ourvidz-demo").iterdir()) == [".png", ".webp"]
+    told = json.loads(run.stdout)
+    made = {path.name: path for path in (tmp_path / "ourvidz-demo").iterdir()}
+    assert set(made) == {Path(file).name for file in (*told["files"], told["grid"])}
+    assert len(made) == 2 * len(told["pictures"]) + 1
+    assert told["callbacks"] == ["processing", "completed"]
+    shown = Image.open(made["grid.png"])
+    assert shown.width * shown.height > len(told["pictures"]) * 256 * 256
 
 
 @pytest.mark.parametrize("name", PAGES)

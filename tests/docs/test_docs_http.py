@@ -19,7 +19,7 @@ from ourvidz.jobs.fields import Fields
 from ourvidz.jobs.ranges import Range
 from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.settings import load_settings
-from ourvidz.web import documents, embedded, health, operations, problems, upstash
+from ourvidz.web import documents, embedded, health, operations, problems, prompts, upstash
 from ourvidz.web.main import create_app
 from ourvidz.wiring import control
 
@@ -36,6 +36,7 @@ MODELS: dict[str, type[BaseModel]] = {
             documents.JobPage,
             documents.Deleted,
             upstash.Depth,
+            prompts.Inspection,
             operations.QueueState,
             operations.WorkerState,
             health.Health,

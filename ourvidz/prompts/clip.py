@@ -1,0 +1,108 @@
+"""CLIP's tokenizer from the files of a checkpoint, as the model libraries would build it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+from ourvidz.errors import ModelLoadError
+from ourvidz.prompts.files import read_json, read_text
+from ourvidz.prompts.tokens import CONTEXT, WORD_END, PromptTokenizer
+
+# The splits of CLIP's own tokenizer.
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+_END_OF_TEXT = "<|endoftext|>"
+_FLAGS = ("lstrip", "normalized", "rstrip", "single_word")
+
+
+def read_tokenizer(folder: Path) -> PromptTokenizer:
+    """The CLIP tokenizer in a folder: its `tokenizer.json`, or `vocab.json` and `merges.txt`.
+
+    `ModelLoadError` names the file that is missing or damaged.
+    """
+    config = read_json(folder / "tokenizer_config.json")
+    whole = folder / "tokenizer.json"
+    file = whole if whole.is_file() else folder / "vocab.json"
+    document = read_json(file)
+    try:
+        if file == whole:
+            model, added = document["model"], document.get("added_tokens", [])
+            vocabulary, merges = model["vocab"], [_merge(line) for line in model["merges"]]
+        else:
+            vocabulary, merges, added = document, _read_merges(folder / "merges.txt"), []
+        built = _build(vocabulary, merges, str(_content(config.get("unk_token", _END_OF_TEXT))))
+        built.add_tokens(_added_tokens(folder, config, added))
+        return PromptTokenizer(folder.name, built, int(config.get("model_max_length", CONTEXT)))
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        # The tokenizers library raises bare exceptions; wrong shapes raise KeyError, TypeError, ValueError.
+        raise ModelLoadError(f"{file} is not a CLIP tokenizer ({type(error).__name__}).") from error
+
+
+def _build(vocabulary: dict[str, int], merges: list[tuple[str, str]], unknown: str) -> Tokenizer:
+    """Byte-level BPE with CLIP's normaliser: NFC, single spaces, lower case."""
+    tokenizer = Tokenizer(
+        BPE(
+            vocab=vocabulary,
+            merges=merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix=WORD_END,
+            fuse_unk=False,
+            unk_token=unknown,
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    return tokenizer
+
+
+def _added_tokens(folder: Path, config: dict[str, Any], added: list[dict[str, Any]]) -> list[AddedToken]:
+    """What is looked for before the text is split, in the order in which a later one overrides.
+
+    Newer folders list it in `tokenizer_config.json`; older ones leave it to the named tokens and to
+    `special_tokens_map.json` or `tokenizer.json`.
+    """
+    named = config
+    listed = config.get("added_tokens_decoder")
+    if listed is None:
+        older = folder / "special_tokens_map.json"
+        named = config | (read_json(older) if older.is_file() else {})
+        listed = {token["id"]: token for token in added}
+    found = [_added(listed[at]) for at in sorted(listed, key=int)]
+    seen = {token.content for token in found}
+    names = [named.get(name, _END_OF_TEXT) for name in _NAMED if name in named or name == "unk_token"]
+    return found + [_added(name) for name in names if _content(name) not in seen]
+
+
+def _added(token: str | dict[str, Any]) -> AddedToken:
+    if isinstance(token, str):
+        return AddedToken(token, special=True)
+    return AddedToken(
+        token["content"], special=True, **{flag: token[flag] for flag in _FLAGS if flag in token}
+    )
+
+
+def _content(token: str | dict[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _read_merges(file: Path) -> list[tuple[str, str]]:
+    lines = read_text(file).splitlines()
+    return [_merge(line) for line in lines if line.strip() and not line.startswith("#version")]
+
+
+def _merge(line: str | list[str]) -> tuple[str, str]:
+    left, right = line.split(" ") if isinstance(line, str) else line
+    return left, right

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from ourvidz.errors import ModelLoadError
+from ourvidz.prompts.clip import read_tokenizer
+
+PIECES = st.sampled_from(
+    [
+        "the",
+        "The",
+        "red",
+        " ",
+        "  ",
+        "\n",
+        "fox",
+        "!",
+        "!!",
+        "'s",
+        "don't",
+        "é",
+        "e\u0301",
+        "日本",
+        "🦊",
+        "12",
+    ]
+)
+ODD = st.sampled_from(["½", "İ", "ß", "\x1c", "\u00a0", "</w>", "-", "(", ":1.2)"])
+ENDS = st.sampled_from(["<|endoftext|>", "<|ENDOFTEXT|>", "<|startoftext|>"])
+TEXTS = st.one_of(st.text(st.characters(codec="utf-8")), st.lists(PIECES | ODD | ENDS).map("".join))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=TEXTS)
+@example(text="The red fox and the café!! <|ENDOFTEXT|> it's 42")
+def test_tokens_are_those_of_the_model_libraries(tokenizer_folder: Path, text: str) -> None:
+    """Counts that the shim tells must be those that the encoders will see."""
+    theirs, ours = tokenizers(tokenizer_folder)
+    assert ours.tokens(text) == theirs.tokenize(text)
+
+
+def tokenizers(folder: Path, _read: dict[Path, tuple] = {}) -> tuple:  # noqa: B006  read once a folder
+    from transformers import CLIPTokenizer
+
+    if folder not in _read:
+        theirs = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        _read[folder] = theirs, read_tokenizer(folder)
+    return _read[folder]
+
+
+def test_the_context_is_the_tokenizers_own(slow_folder: Path) -> None:
+    """A checkpoint with another text encoder reads another number of tokens at once."""
+    config = slow_folder / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("77", "40"))
+    assert read_tokenizer(slow_folder).context == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("tokenizer_config.json", None, r"tokenizer_config\.json cannot be read"),
+        ("tokenizer_config.json", "[1]", r"tokenizer_config\.json is not a JSON object"),
+        ("vocab.json", None, r"vocab\.json cannot be read"),
+        ("vocab.json", "{", r"vocab\.json is not JSON"),
+        ("vocab.json", '{"a": "b"}', r"vocab\.json is not a CLIP tokenizer"),
+        ("merges.txt", None, r"merges\.txt cannot be read"),
+        ("merges.txt", "one", r"is not a CLIP tokenizer"),
+        ("merges.txt", "x y", r"is not a CLIP tokenizer"),
+        ("tokenizer.json", "{}", r"tokenizer\.json is not a CLIP tokenizer"),
+    ],
+)
+def test_a_damaged_file_is_named(slow_folder: Path, name: str, content: str | None, words: str) -> None:
+    """An operator must be able to repair the checkpoint from the one line they see."""
+    if content is None:
+        (slow_folder / name).unlink()
+    else:
+        (slow_folder / name).write_text(content)
+    with pytest.raises(ModelLoadError, match=words):
+        read_tokenizer(slow_folder)

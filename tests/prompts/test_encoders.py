@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+from ourvidz.errors import ModelLoadError
+from ourvidz.prompts.encoders import read_encoders
+from ourvidz.prompts.weights import literal, parse
+
+
+@pytest.fixture
+def checkpoint(slow_folder: Path) -> Path:
+    """The text side of a checkpoint: tokenizers and configs, no weights."""
+    root = slow_folder.parent
+    copytree(slow_folder, root / "tokenizer_2")
+    for name, width in (("text_encoder", 768), ("text_encoder_2", 1280)):
+        (root / name).mkdir()
+        (root / name / "config.json").write_text(json.dumps({"hidden_size": width, "projection_dim": width}))
+    return root
+
+
+def test_shapes_are_those_of_the_longest_prompt(checkpoint: Path) -> None:
+    """The negative prompt is padded to the prompt's length, or the other way round."""
+    encoders = read_encoders(checkpoint)
+    short, long = literal("the fox"), literal("fox " * 200)
+    assert encoders.shapes([short]).prompt_embeds == (1, 77, 2048)
+    assert encoders.shapes([short, long]).prompt_embeds == (1, 231, 2048)
+    assert encoders.shapes([parse("a BREAK b")]).prompt_embeds == (1, 154, 2048)
+    assert encoders.shapes([long]).pooled_prompt_embeds == (1, 1280)
+
+
+def test_both_tokenizers_are_asked(checkpoint: Path) -> None:
+    """SDXL reads every prompt twice."""
+    found = read_encoders(checkpoint).chunks(literal("the fox"))
+    assert {name: [chunk.tokens for chunk in chunks] for name, chunks in found.items()} == {
+        "tokenizer": [("the</w>", "fox</w>")],
+        "tokenizer_2": [("the</w>", "fox</w>")],
+    }
+
+
+def test_files_are_read_once(checkpoint: Path) -> None:
+    """Reading the real vocabulary takes a good part of a second; the shim answers many inspections."""
+    assert read_encoders(checkpoint) is read_encoders(checkpoint)
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"hidden_size": "wide"}'])
+def test_a_config_without_widths_is_named(checkpoint: Path, content: str | None) -> None:
+    """An operator must be able to repair the checkpoint from the one line they see."""
+    config = checkpoint / "text_encoder" / "config.json"
+    config.unlink() if content is None else config.write_text(content)
+    with pytest.raises(ModelLoadError, match=r"text_encoder/config\.json"):
+        read_encoders(checkpoint)

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ourvidz.prompts.weights import (
+    HIGHEST,
+    LOWEST,
+    WeightedPrompt,
+    clean,
+    literal,
+    parse,
+    read,
+    unusable,
+)
+
+Read = list[list[tuple[str, float]]]
+
+CASES: list[tuple[str, Read]] = [
+    # plain text
+    ("", []),
+    ("a red fox", [[("a red fox", 1.0)]]),
+    ("a, b; c. d!", [[("a, b; c. d!", 1.0)]]),
+    ("a:1.2", [[("a:1.2", 1.0)]]),
+    ("C++ code", [[("C++ code", 1.0)]]),
+    ("long--hair", [[("long--hair", 1.0)]]),
+    ("hills :-)", [[("hills :-)", 1.0)]]),
+    ("hills :]", [[("hills :]", 1.0)]]),
+    ("a :1.2) b", [[("a :1.2) b", 1.0)]]),
+    ("a) b] c", [[("a) b] c", 1.0)]]),
+    ("<cat> {dog} \"x\" 'y'", [[("<cat> {dog} \"x\" 'y'", 1.0)]]),
+    ("C:\\hills\\n", [[("C:\\hills\\n", 1.0)]]),
+    ("ends with \\", [[("ends with \\", 1.0)]]),
+    # brackets
+    ("(x)", [[("x", 1.1)]]),
+    ("[x]", [[("x", 0.909091)]]),
+    ("((x))", [[("x", 1.21)]]),
+    ("(((x)))", [[("x", 1.331)]]),
+    ("[[x]]", [[("x", 0.826446)]]),
+    ("([x])", [[("x", 1.0)]]),
+    ("[(x)]", [[("x", 1.0)]]),
+    ("a (red) fox", [[("a ", 1.0), ("red", 1.1), (" fox", 1.0)]]),
+    ("a (red (old) fox)", [[("a ", 1.0), ("red ", 1.1), ("old", 1.21), (" fox", 1.1)]]),
+    ("(a [b] c)", [[("a ", 1.1), ("b", 1.0), (" c", 1.1)]]),
+    ("(a [b) c]", [[("a ", 1.1), ("b", 1.0), (" c", 0.909091)]]),
+    # weights
+    ("(x:1.2)", [[("x", 1.2)]]),
+    ("(x:0.5)", [[("x", 0.5)]]),
+    ("(x:.5)", [[("x", 0.5)]]),
+    ("(x:1.)", [[("x", 1.0)]]),
+    ("(x:+1.5)", [[("x", 1.5)]]),
+    ("(x : 1.2 )", [[("x ", 1.2)]]),
+    ("(x:1)", [[("x", 1.0)]]),
+    ("((x:1.2))", [[("x", 1.32)]]),
+    ("(a (b:0.5):1.5)", [[("a ", 1.5), ("b", 0.75)]]),
+    ("[(x:1.1)]", [[("x", 1.0)]]),
+    ("(4:3 picture:1.4)", [[("4:3 picture", 1.4)]]),
+    ("(x:1.2:1.5)", [[("x:1.2", 1.5)]]),
+    ("(a:1.2)(b:1.2)", [[("ab", 1.2)]]),
+    ("(sharp:1.3), (calm:1.2)", [[("sharp", 1.3), (", ", 1.0), ("calm", 1.2)]]),
+    # what is no weight
+    ("(x:abc)", [[("x:abc", 1.1)]]),
+    ("(x:)", [[("x:", 1.1)]]),
+    ("(x:1.2.3)", [[("x:1.2.3", 1.1)]]),
+    ("(x:1e3)", [[("x:1e3", 1.1)]]),
+    ("(x:inf)", [[("x:inf", 1.1)]]),
+    ("(x:1,5)", [[("x:1,5", 1.1)]]),
+    ("(x:١)", [[("x:١", 1.1)]]),
+    ("[x:0.5]", [[("x:0.5", 0.909091)]]),
+    # clamping
+    ("(x:9)", [[("x", 2.0)]]),
+    ("(x:-1)", [[("x", 0.0)]]),
+    ("((x:1.95))", [[("x", 2.0)]]),
+    (f"(x:{'9' * 400})", [[("x", 2.0)]]),
+    # unclosed brackets run to the end
+    ("(x", [[("x", 1.1)]]),
+    ("a (b c", [[("a ", 1.0), ("b c", 1.1)]]),
+    ("a [b c", [[("a ", 1.0), ("b c", 0.909091)]]),
+    ("((x)", [[("x", 1.21)]]),
+    ("(x:1.2", [[("x:1.2", 1.1)]]),
+    # escapes
+    (r"\(x\)", [[("(x)", 1.0)]]),
+    (r"\[x\]", [[("[x]", 1.0)]]),
+    (r"a \\ b", [[("a \\ b", 1.0)]]),
+    (r"(fox \(red\):1.3)", [[("fox (red)", 1.3)]]),
+    (r"\\(x)", [[("\\", 1.0), ("x", 1.1)]]),
+    # blanks
+    ("()", []),
+    ("( )", []),
+    ("(:1.2)", []),
+    ("(a:1.2) (b:1.3)", [[("a", 1.2), ("b", 1.3)]]),
+    ("()a", [[("a", 1.0)]]),
+    # BREAK
+    ("a BREAK b", [[("a ", 1.0)], [(" b", 1.0)]]),
+    ("a BREAK", [[("a ", 1.0)]]),
+    ("BREAK a", [[(" a", 1.0)]]),
+    ("a BREAK BREAK b", [[("a ", 1.0)], [(" b", 1.0)]]),
+    ("a,BREAK,b", [[("a,", 1.0)], [(",b", 1.0)]]),
+    ("(a BREAK b:1.3)", [[("a ", 1.3)], [(" b", 1.3)]]),
+    ("BREAKING a break", [[("BREAKING a break", 1.0)]]),
+]
+
+
+def shown(prompt: WeightedPrompt) -> Read:
+    return [[(part.text, part.weight) for part in section.fragments] for section in prompt.sections]
+
+
+@pytest.mark.parametrize(("text", "expected"), CASES)
+def test_a_prompt_is_read_as_its_authors_expect(text: str, expected: Read) -> None:
+    """Prompts are copied from other tools: the same brackets must mean the same here."""
+    assert shown(parse(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("(sharp focus:1.3), [calm] sea", "sharp focus, calm sea"),
+        ("red(blue)", "red blue"),
+        ("a BREAK b", "a b"),
+        (r"fox \(red\)", "fox (red)"),
+        ("(a:1.2) (b:1.3)", "a b"),
+        ("hills :-)", "hills :-)"),
+        (" () ", ""),
+    ],
+)
+def test_the_clean_text_is_the_words_without_syntax(text: str, words: str) -> None:
+    """The pooled embedding describes the whole picture: colons and numbers have no place in it."""
+    assert clean(text) == words
+
+
+PIECES = st.sampled_from(
+    ["(", ")", "[", "]", ":", ":1.2)", "\\", " ", ",", "fox", "red", "1.5", "BREAK", "é🦊"]
+)
+ANYTHING = st.one_of(st.text(), st.lists(PIECES).map("".join))
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANYTHING)
+@example("(" * 20 + "a" + ":2)" * 20)
+@example("\ud800 (\x00)")
+def test_any_text_is_read_with_weights_inside_the_clamp(text: str) -> None:
+    """A prompt is whatever somebody typed: reading it must never fail a job."""
+    for section in parse(text).sections:
+        assert section.fragments
+        for part in section.fragments:
+            assert LOWEST <= part.weight <= HIGHEST
+            assert part.text.strip()
+    unusable(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANYTHING)
+@example("un(believ)able")
+def test_no_word_is_dropped_or_added(text: str) -> None:
+    """What is no syntax reaches the encoders, in order."""
+
+    def words(of: str) -> str:
+        return re.sub(r"[\W_]", "", of)
+
+    without_numbers = re.sub(r":\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)\s*\)", "", text)
+    kept = words("".join(part.text for part in parse(text).fragments))
+    every = words(re.sub(r"BREAK", "", text))
+    at_least = words(re.sub(r"BREAK", "", without_numbers))
+    assert is_subsequence(at_least, kept.replace("BREAK", ""))
+    assert is_subsequence(kept.replace("BREAK", ""), every)
+    assert words(clean(text)) == kept
+
+
+def is_subsequence(short: str, long: str) -> bool:
+    letters = iter(long)
+    return all(letter in letters for letter in short)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_characters="()[]\\:"), min_size=1).filter(lambda text: text.strip()))
+def test_text_without_syntax_is_one_fragment_of_itself(text: str) -> None:
+    """Turning weights on must not change a prompt that has none."""
+    if "BREAK" not in text:
+        assert shown(parse(text)) == shown(literal(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 1000 + "x" + ")" * 1000,
+        "(" * 10_000,
+        "(a" * 5_000,
+        "(a[b" * 2_500,
+        ":" + "1" * 9_999,
+        "a" + " " * 9_998 + ":",
+        "[" * 3_000 + "(" * 3_000 + "]" * 3_000,
+        "(a:2" * 2_000 + ":2)" * 500,
+        "BREAK " * 1_600,
+    ],
+    ids=lambda text: text[:8],
+)
+def test_a_hostile_prompt_is_read_at_once(text: str) -> None:
+    """One caller's brackets must not hold the shim up: neither the stack nor the clock may suffer."""
+    started = time.process_time()
+    parse(text)
+    unusable(text)
+    assert time.process_time() - started < 1.0
+
+
+@pytest.mark.parametrize(
+    "weights", ["(a:1.2)", "(a:1.3), (b c:0.8)", "a", "(a", "[a]", "(16:9 frame:1.2)", "(x:9)"]
+)
+def test_weights_that_can_be_used(weights: str) -> None:
+    """Being strict must not refuse what people really send."""
+    assert unusable(weights) is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ("(a:abc)", "character 1 "),
+        ("(a:1.2), (b:heavy)", "character 10 "),
+        ("(a:nan)", "no readable weight"),
+        ("(a:inf)", "no readable weight"),
+        ("(a:1.2.3)", "no readable weight"),
+        ("(a:)", "no readable weight"),
+        ("(a:1.2", "no readable weight"),
+        ("[a:0.5]", "no readable weight"),
+        ("()", "Nothing is left"),
+        ("((,)) ", "Nothing is left"),
+        ("   ", "Nothing is left"),
+        ("BREAK", "Nothing is left"),
+    ],
+)
+def test_weights_that_cannot_be_used_say_why(weights: str, words: str) -> None:
+    """A caller who mistyped a weight must learn it instead of finding "abc" in the picture."""
+    reason = unusable(weights)
+    assert reason is not None
+    assert words in reason
+    assert not {"abc", "heavy"} & set(re.findall(r"\w+", reason)), "what people write is not repeated"
+
+
+def test_weights_stand_behind_the_prompt() -> None:
+    """The prompt keeps its own weights, and a bracket it leaves open stops at its end."""
+    reading = read("a (red fox", "(calm:1.2) sea", weighted=True)
+    assert (reading.strategy, reading.reason) == ("compel", None)
+    assert shown(reading.prompt) == [
+        [("a ", 1.0), ("red fox", 1.1), (", ", 1.0), ("calm", 1.2), (" sea", 1.0)]
+    ]
+    assert reading.prompt.text == "a red fox, calm sea"
+
+
+def test_weights_join_the_last_section() -> None:
+    """A chunk of its own would be half empty and weigh as much as the prompt."""
+    reading = read("a BREAK b", "(c:1.2) BREAK d", weighted=True)
+    assert shown(reading.prompt) == [
+        [("a ", 1.0)],
+        [(" b", 1.0), (", ", 1.0), ("c", 1.2)],
+        [(" d", 1.0)],
+    ]
+
+
+def test_weights_alone_are_enough() -> None:
+    """A job whose prompt is empty may still say what to draw with weights."""
+    assert shown(read("", "(a:1.2)", weighted=True).prompt) == [[("a", 1.2)]]
+
+
+def test_unusable_weights_leave_the_prompt_as_it_is() -> None:
+    """The picture is the one without weights, and the caller is told so."""
+    reading = read("a (red:1.2) fox", "(a:abc)", weighted=True)
+    assert reading.strategy == "fallback"
+    assert reading.reason
+    assert reading.prompt == literal("a (red:1.2) fox")
+
+
+def test_a_prompt_of_brackets_alone_is_taken_literally() -> None:
+    """An empty picture would be the worse surprise."""
+    reading = read("(())", weighted=True)
+    assert reading.strategy == "fallback"
+    assert reading.prompt == literal("(())")
+
+
+def test_without_weights_brackets_are_text() -> None:
+    """Workers run exactly what they are given unless weights were asked for."""
+    reading = read("a (red:1.2) fox BREAK b", "(a:1.2)", weighted=False)
+    assert reading.strategy == "none"
+    assert shown(reading.prompt) == [[("a (red:1.2) fox BREAK b", 1.0)]]
