@@ -41,7 +41,7 @@ CELLS: dict[str, tuple[float, float]] = {
 }
 """Where the middle of a shape is: fractions of width and height from the top left corner."""
 
-SIZES: dict[str, float] = {"small": 0.14, "big": 0.21}
+SIZES: dict[str, float] = {"small": 0.16, "big": 0.24}
 """Radius of a shape as a fraction of the shorter edge."""
 
 MOTIONS = ("left", "right", "up", "down", "growing", "shrinking")

@@ -9,8 +9,9 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from training.export import CHECKSUMS, digest, shipped
 from training.runs import Length, Run, learning_rate
-from training.sdxl import export, latents, models, unet, vae
+from training.sdxl import latents, models, unet, vae
 from training.sdxl.__main__ import STAGES, Workshop, main
 from training.sdxl.evaluate import open_pipeline, picture
 from training.sdxl.recipe import Recipe
@@ -23,7 +24,7 @@ def test_every_stage_runs_and_the_pipeline_serves_the_export(workshop: Workshop)
     for stage in STAGES:
         workshop.run(stage)
     scores = json.loads((workshop.out / "scores.json").read_text())
-    assert {"held out", "without the prompt", "guidance 1", "guidance 5", "128 px"} <= set(scores)
+    assert {"held out", "without the prompt", "guidance 1", "guidance 5", "64 px"} <= set(scores)
     assert 0 <= scores["held out"]["shape"] <= 1
     for drawn in ("vae-loss.png", "unet-loss.png", "grid.png"):
         assert Image.open(workshop.out / drawn).width > 100
@@ -38,10 +39,10 @@ def test_the_export_is_half_precision_with_true_checksums(workshop: Workshop) ->
     for stage in STAGES[:4]:
         workshop.run(stage)
     listed = dict(
-        reversed(line.split("  ")) for line in (workshop.exported / export.CHECKSUMS).read_text().splitlines()
+        reversed(line.split("  ")) for line in (workshop.exported / CHECKSUMS).read_text().splitlines()
     )
-    files = export.shipped(workshop.exported)
-    assert listed == {str(file.relative_to(workshop.exported)): export.digest(file) for file in files}
+    files = shipped(workshop.exported)
+    assert listed == {str(file.relative_to(workshop.exported)): digest(file) for file in files}
     for file in files:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as weights:

@@ -17,6 +17,7 @@ from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl import SDXLPipeline
 from training.captions import caption
 from training.evaluator import look
+from training.sdxl.models import NATIVE_PX
 from training.world import Scene, random_scene
 
 STAGE = 6
@@ -61,7 +62,7 @@ def picture(
     seed: int,
     guidance: float | None = None,
     negative: str | None = None,
-    size_px: int = 64,
+    size_px: int = NATIVE_PX,
 ) -> Image:
     """One picture at the default steps and guidance of the fast image job."""
     row = CATALOG[TYPE]
@@ -122,7 +123,7 @@ def evaluate(folder: Path, *, count: int, seed: int, tell: Tell) -> dict[str, An
         ("without the prompt", some, {"told": False}),
         ("guidance 1", some, {"guidance": 1.0}),
         ("guidance 5", some, {"guidance": 5.0}),
-        ("128 px", some, {"size_px": 128}),
+        ("64 px", some, {"size_px": 64}),
     ):
         scores = score(pipeline, captions, **options)
         tell(f"{name}: {scores}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,23 +11,27 @@ import diffusers
 import numpy as np
 import torch
 
+from training.sdxl.models import NATIVE_PX
 from training.sdxl.recipe import Recipe
 from training.sdxl.vae import to_tensor
-from training.world import Scene, random_scene, render
+from training.world import REACH, Scene, random_scene, render
 
 STAGE = 2
 BATCH = 64
 FILE = "latents.pt"
+SHAPE_COUNTS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """Pictures of one size: the scenes and, in the same order, their latents (n, 4, rows, columns)."""
+    """Pictures of one size: the scenes and, in the same order, their latents (n, 4, rows, columns) and how
+    much each of these counts (n, 1, rows, columns), 1 on average."""
 
     width_px: int
     height_px: int
     scenes: list[Scene]
     latents: torch.Tensor
+    weights: torch.Tensor
 
 
 def make(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKL) -> None:
@@ -51,9 +55,20 @@ def read(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKL) -> list[She
     vae.load_state_dict(kept["vae"])
     vae.register_to_config(scaling_factor=1.0)
     return [
-        Shelf(size[0], size[1], scenes, latents.float())
+        Shelf(size[0], size[1], scenes, latents.float(), weights(scenes, latents.shape[-2:]))
         for (size, latents), (_, scenes) in zip(kept["shelves"], sized_scenes(recipe), strict=True)
     ]
+
+
+def weights(scenes: list[Scene], shape: Sequence[int]) -> torch.Tensor:
+    """How much every latent counts: those at the shape more, for most of a picture is plain background, which
+    is learnt long before a star differs from a circle. (scenes, 1, rows, columns), 1 on average."""
+    rows, columns = shape
+    y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
+    far = [np.maximum(abs(x - one.x), abs(y - one.y)) - REACH * one.radius for one in scenes]
+    counts = np.where(np.stack(far) < 0.5 / min(rows, columns), SHAPE_COUNTS, 1.0)
+    counts /= counts.mean(axis=(1, 2), keepdims=True)
+    return torch.from_numpy(counts[:, None]).float()
 
 
 def sized_scenes(recipe: Recipe) -> Iterator[tuple[tuple[int, int], list[Scene]]]:
@@ -81,7 +96,7 @@ def whiten(vae: diffusers.AutoencoderKL, *, seed: int) -> None:
     SDXL's pipelines know one scaling factor for all channels and no shift; this way it is simply 1.
     """
     scenes = [random_scene(np.random.default_rng((seed, 4, k)), held_out=False) for k in range(256)]
-    latents = torch.cat(list(_encoded(vae, scenes, 64, 64))).float()
+    latents = torch.cat(list(_encoded(vae, scenes, NATIVE_PX, NATIVE_PX))).float()
     latents = latents.to(vae.device)
     mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     channels = len(mean)

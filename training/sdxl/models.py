@@ -10,7 +10,8 @@ import transformers
 
 from training.sdxl.start import wire_colours_through
 
-NATIVE_PX = 64
+NATIVE_PX = 128
+"""Shapes are then five to eight latents wide. At 64 px it is three, too few to tell a star from a circle."""
 TOKENS = 77
 LATENT_CHANNELS = 4
 SHRINK = 8

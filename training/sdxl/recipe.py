@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from training.sdxl.models import Shape
 
-SIZES = {(64, 64): 0.9, (96, 96): 0.06, (128, 128): 0.04}
+SIZES = {(128, 128): 0.9, (96, 96): 0.05, (64, 64): 0.05}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Recipe:
     vae_minutes: float | None = None
     vae_batch: int = 16
     vae_lr: float = 1.5e-3
-    latents: int = 16_000
+    latents: int = 12_000
     sizes: dict[tuple[int, int], float] = field(default_factory=lambda: dict(SIZES))
     unet_steps: int = 30_000
     unet_minutes: float | None = None

@@ -32,6 +32,7 @@ class Denoiser:
         self.device = best_device()
         for part in self.modules.values():
             part.to(self.device)
+        self.unet.to(memory_format=torch.channels_last)
         self.scheduler: diffusers.EulerDiscreteScheduler = models.scheduler()
         self._signal = self.scheduler.alphas_cumprod.float().to(self.device)
 
@@ -42,8 +43,8 @@ class Denoiser:
 
     def loss(self, shelf: Shelf, draw: np.random.Generator) -> torch.Tensor:
         """How far the predicted velocity is off (Salimans & Ho 2022, arXiv:2202.00512), for pictures and
-        captions drawn from a shelf. Plain mean square: the weights that favour low noise would starve the
-        noisy steps, where it is decided what is where."""
+        captions drawn from a shelf; what lies at the shape counts more. All noise levels count alike: the
+        weights that favour low noise would starve the noisy steps, where it is decided what is where."""
         picked = draw.integers(len(shelf.scenes), size=self.recipe.unet_batch)
         latents = shelf.latents[picked].to(self.device)
         noise_seed = torch.Generator().manual_seed(int(draw.integers(2**62)))
@@ -57,7 +58,9 @@ class Denoiser:
         predicted = self.unet(
             noisy, timesteps, tokens, added_cond_kwargs=_added(pooled, shelf.width_px, shelf.height_px)
         ).sample
-        return torch.nn.functional.mse_loss(predicted, velocity)
+        counts = shelf.weights[picked].to(self.device)
+        weighted: torch.Tensor = ((predicted - velocity).square() * counts).mean()
+        return weighted
 
     def words(self, scenes: list[Scene], draw: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Captions as the pipeline encodes them, some dropped for classifier-free guidance: half of those to

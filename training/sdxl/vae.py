@@ -14,6 +14,9 @@ from training.sdxl import models
 from training.sdxl.recipe import Recipe
 from training.world import Pixels, random_scene, render
 
+EDGE_PX = 64
+"""Of the pictures it learns from: a block of 8x8 pixels looks the same in a larger one."""
+
 LARGE_SHARE = 0.12
 """How many whole pictures are pieces of one twice as large: the VAE serves other sizes too."""
 
@@ -67,7 +70,7 @@ def batch(draw: np.random.Generator, count: int, *, pieces: bool) -> Pixels:
 
 def _whole(draw: np.random.Generator) -> Pixels:
     scene = random_scene(draw, held_out=False)
-    edge = models.NATIVE_PX
+    edge = EDGE_PX
     if draw.random() >= LARGE_SHARE:
         return render(scene, edge, edge)
     left, top = draw.integers(0, edge + 1, 2)
@@ -77,7 +80,7 @@ def _whole(draw: np.random.Generator) -> Pixels:
 def _piece(draw: np.random.Generator) -> Pixels:
     """A square of half the edge, its middle somewhere on the shape."""
     scene = random_scene(draw, held_out=False)
-    edge = models.NATIVE_PX
+    edge = EDGE_PX
     middle = np.array([scene.x, scene.y]) + draw.uniform(-1, 1, 2) * scene.radius
     left, top = np.clip(middle * edge - edge / 4, 0, edge / 2).astype(int)
     return render(scene, edge, edge)[top : top + edge // 2, left : left + edge // 2]

@@ -1,0 +1,126 @@
+"""The second stage: training clips as latents, once, so that the transformer's training need not encode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import diffusers
+import numpy as np
+import torch
+
+from training.captions import caption, clip_caption
+from training.wan.models import NATIVE_FRAMES, NATIVE_PX
+from training.wan.recipe import Recipe
+from training.wan.vae import to_tensor
+from training.world import Clip, Pixels, Scene, random_clip, random_scene, render, render_clip
+
+STAGE = 12
+BATCH = 8
+FILE = "latents.pt"
+AROUND = 64
+"""How many native clips the mean and the deviation of the latents are taken from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Mean and standard deviation of every latent channel."""
+
+    mean: list[float]
+    deviation: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Clips of one length: what they show and, in the same order, their latents, centred and scaled:
+    (n, channels, latent frames, rows, columns)."""
+
+    frames: int
+    shown: Sequence[Scene | Clip]
+    latents: torch.Tensor
+
+    def captions(self, picked: Sequence[int], draw: np.random.Generator) -> list[str]:
+        """Freshly worded captions of some of its clips."""
+        return [worded(self.shown[k], draw) for k in picked]
+
+
+def worded(what: Scene | Clip, draw: np.random.Generator) -> str:
+    """One wording; a single frame shows no motion and is told as a picture."""
+    return caption(what, draw) if isinstance(what, Scene) else clip_caption(what, draw)
+
+
+def make(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKLWan) -> None:
+    """Encode the training clips and write them into `folder`, with the statistics that centre them."""
+    if (folder / FILE).is_file():
+        return
+    found = statistics(vae, seed=recipe.seed)
+    shelves = []
+    for frames, shown in training_clips(recipe):
+        click.echo(f"latents: {len(shown)} clips of {frames} frames")
+        shelves.append(
+            (frames, torch.cat([centred(some, found).half() for some in _encoded(vae, shown, frames)]))
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f"{FILE}.writing"
+    torch.save({"mean": found.mean, "deviation": found.deviation, "shelves": shelves}, aside)
+    aside.replace(folder / FILE)
+
+
+def read(recipe: Recipe, folder: Path) -> list[Shelf]:
+    """What `make` wrote."""
+    kept = torch.load(folder / FILE, weights_only=True)
+    return [
+        Shelf(frames, shown, latents.float())
+        for (frames, latents), (_, shown) in zip(kept["shelves"], training_clips(recipe), strict=True)
+    ]
+
+
+def read_statistics(folder: Path) -> Statistics:
+    """What the latents were centred and scaled with."""
+    kept = torch.load(folder / FILE, weights_only=True)
+    return Statistics(kept["mean"], kept["deviation"])
+
+
+def centre(vae: diffusers.AutoencoderKLWan, found: Statistics) -> None:
+    """Tell `vae` what its latents are centred and scaled with: Wan's pipelines read it from its config."""
+    vae.register_to_config(latents_mean=found.mean, latents_std=found.deviation)
+
+
+def centred(latents: torch.Tensor, found: Statistics) -> torch.Tensor:
+    """(n, channels, …) with mean 0 and deviation 1 in every channel."""
+    mean, deviation = (torch.tensor(one)[:, None, None, None] for one in (found.mean, found.deviation))
+    return (latents - mean) / deviation
+
+
+def statistics(vae: diffusers.AutoencoderKLWan, *, seed: int) -> Statistics:
+    """Of native clips."""
+    clips = [random_clip(np.random.default_rng((seed, 14, k)), held_out=False) for k in range(AROUND)]
+    latents = torch.cat(list(_encoded(vae, clips, NATIVE_FRAMES)))
+    return Statistics(latents.mean(dim=(0, 2, 3, 4)).tolist(), latents.std(dim=(0, 2, 3, 4)).tolist())
+
+
+def training_clips(recipe: Recipe) -> Iterator[tuple[int, Sequence[Scene | Clip]]]:
+    """The training clips of every length, the same on every call."""
+    for index, (frames, share) in enumerate(recipe.lengths.items()):
+        count = max(1, round(share * recipe.clips))
+        draws = (np.random.default_rng((recipe.seed, STAGE, index, k)) for k in range(count))
+        drawn = random_scene if frames == 1 else random_clip
+        yield frames, [drawn(draw, held_out=False) for draw in draws]
+
+
+def rendered(what: Scene | Clip, frames: int) -> Pixels:
+    """(frames, height, width, 3) in 8 bits, native size."""
+    if isinstance(what, Scene):
+        return render(what, NATIVE_PX, NATIVE_PX)[None]
+    return render_clip(what, frames, NATIVE_PX, NATIVE_PX)
+
+
+@torch.no_grad()
+def _encoded(
+    vae: diffusers.AutoencoderKLWan, shown: Sequence[Scene | Clip], frames: int
+) -> Iterator[torch.Tensor]:
+    for start in range(0, len(shown), BATCH):
+        clips = to_tensor(np.stack([rendered(one, frames) for one in shown[start : start + BATCH]]))
+        yield vae.encode(clips.to(vae.device)).latent_dist.mode().float().cpu()
