@@ -1,4 +1,4 @@
-"""`ourvidz demo`: a whole stack, one picture, and a look at everything that should have happened."""
+"""`ourvidz demo`: a whole stack, some pictures, and a look at everything that should have happened."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,18 +32,50 @@ JOB_S = 120.0
 CALLBACKS_S = 15.0
 STOP_S = 30.0
 POLL_S = 0.1
-SIZE = (128, 96)
-"""Not square: a picture with its sides exchanged would be noticed."""
 THUMBNAIL_PX = 256
 EXPECTED = ["processing", "completed"]
 PICTURES = Path("ourvidz-demo")
+GRID = "grid.png"
+SQUARE = (128, 128)
+WIDE = (128, 96)
+"""Not square: a picture with its sides exchanged would be noticed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One picture of the demo; `size` is width and height in pixels."""
+
+    prompt: str
+    seed: int
+    size: tuple[int, int] = SQUARE
+
+    def payload(self, job_id: str) -> dict[str, Any]:
+        """The job that makes it."""
+        width, height = self.size
+        return {
+            "id": job_id,
+            "type": "sdxl_image_fast",
+            "prompt": self.prompt,
+            "user_id": "demo",
+            "config": {"width": width, "height": height, "num_images": 1, "seed": self.seed},
+        }
+
+
+WANTED = (
+    Wanted("a big red circle on a blue background", 7),
+    Wanted("a small yellow star on a green background, at the top", 8),
+    Wanted("a big purple square on a white background, on the left", 9),
+    Wanted("a small white cross on a black background, on the right", 10),
+    Wanted("a big orange triangle on a cyan background, at the bottom", 11),
+    Wanted("a big green diamond on a pink background, in the centre", 12, WIDE),
+)
 
 
 class DemoFailed(click.ClickException):
     """Something that the demo promises did not happen."""
 
 
-@click.command(short_help="Start everything, make one picture, show where it went.")
+@click.command(short_help="Start everything, make some pictures, show them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON and nothing else.")
 @click.option("--keep", is_flag=True, help="Leave everything running until Ctrl-C.")
 @click.option(
@@ -51,14 +84,14 @@ class DemoFailed(click.ClickException):
     help="Where everything is kept; a temporary directory by default.",
 )
 def demo(as_json: bool, keep: bool, state_dir: Path | None) -> None:
-    """Start everything, make one picture, show where it went. Exit status 0 only if all of it worked."""
+    """Start everything, make some pictures, show them in one. Exit status 0 only if all of it worked."""
     began = time.monotonic()
     with _directory(state_dir) as folder, _stack(folder, flower=keep) as (ready, process):
         # Only now: requests and Pillow load while the stack starts.
         from ourvidz.cli.shim import Shim
 
         shim = Shim(ready["shim"], ready["api_key"])
-        told = make_picture(shim, began)
+        told = make_pictures(shim, began)
         if as_json:
             emit(told)
         else:
@@ -67,39 +100,51 @@ def demo(as_json: bool, keep: bool, state_dir: Path | None) -> None:
             _keep(ready, process, as_json)
 
 
-def make_picture(shim: Shim, began: float) -> dict[str, Any]:
-    """Run one job and check everything about it; `DemoFailed` says what was not as it should be.
-    `seconds` counts from `began` (monotonic) to the picture."""
-    job_id = f"demo-{uuid.uuid4()}"
-    width, height = SIZE
-    shim.post(
-        "/jobs",
-        {
-            "id": job_id,
-            "type": "sdxl_image_fast",
-            "prompt": "a red circle on a green background, shapes in a wide landscape",
-            "user_id": "demo",
-            "config": {"width": width, "height": height, "num_images": 1, "seed": 7},
-        },
-    )
-    with waiting("making a picture"):
-        job = _finished(shim, job_id)
-    seconds = round(time.monotonic() - began, 2)
-    assets = job["result"]["assets"]
-    picture, thumbnail = (_image(shim, assets[0][name]) for name in ("url", "thumbnail_url"))
-    files = _keep_files(job_id, picture=picture, thumbnail=thumbnail)
-    _expect(_size(picture) == SIZE, f"the picture is {_size(picture)} pixels instead of {SIZE}")
-    _expect(max(_size(thumbnail)) <= THUMBNAIL_PX, f"the thumbnail is {_size(thumbnail)} pixels")
+def make_pictures(shim: Shim, began: float) -> dict[str, Any]:
+    """Run all jobs and check everything about them; `DemoFailed` says what was not as it should be.
+    `seconds` counts from `began` (monotonic) to the first picture, `total_seconds` to the end."""
+    jobs = {f"demo-{uuid.uuid4()}": wanted for wanted in WANTED}
+    for job_id, wanted in jobs.items():
+        shim.post("/jobs", wanted.payload(job_id))
+    pictures: list[dict[str, Any]] = []
+    seconds = None
+    with waiting("making the first picture") as show:
+        for job_id, wanted in jobs.items():
+            asset = _finished(shim, job_id)["result"]["assets"][0]
+            seconds = seconds or round(time.monotonic() - began, 2)
+            pictures.append(_fetched(shim, job_id, wanted, asset))
+            show(f"{len(pictures)} of {len(jobs)} pictures")
+    grid = _keep_grid([(Path(picture["file"]), picture["prompt"]) for picture in pictures])
     with waiting("waiting for the callbacks"):
-        callbacks = _callbacks(shim, job_id)
+        callbacks = [_callbacks(shim, job_id) for job_id in jobs]
+    return {
+        "job_id": pictures[0]["job_id"],
+        "status": "completed",
+        "assets": [picture["url"] for picture in pictures],
+        "thumbnails": [picture["thumbnail_url"] for picture in pictures],
+        "callbacks": callbacks[0],
+        "seconds": seconds,
+        "total_seconds": round(time.monotonic() - began, 2),
+        "files": [file for picture in pictures for file in (picture["file"], picture["thumbnail"])],
+        "grid": str(grid),
+        "pictures": pictures,
+    }
+
+
+def _fetched(shim: Shim, job_id: str, wanted: Wanted, asset: Mapping[str, Any]) -> dict[str, Any]:
+    """Fetch, check and keep one picture and its thumbnail."""
+    picture, thumbnail = (_image(shim, asset[name]) for name in ("url", "thumbnail_url"))
+    found = _size(picture)
+    _expect(found == wanted.size, f"the picture is {found} pixels instead of {wanted.size}")
+    _expect(max(_size(thumbnail)) <= THUMBNAIL_PX, f"the thumbnail is {_size(thumbnail)} pixels")
+    files = _keep_files(job_id, picture=picture, thumbnail=thumbnail)
     return {
         "job_id": job_id,
-        "status": job["status"],
-        "assets": [asset["url"] for asset in assets],
-        "thumbnails": [asset["thumbnail_url"] for asset in assets],
-        "callbacks": callbacks,
-        "seconds": seconds,
-        "files": [str(file) for file in files],
+        "prompt": wanted.prompt,
+        "url": asset["url"],
+        "thumbnail_url": asset["thumbnail_url"],
+        "file": str(files[0]),
+        "thumbnail": str(files[1]),
     }
 
 
@@ -149,6 +194,14 @@ def _keep_files(job_id: str, *, picture: bytes, thumbnail: bytes) -> list[Path]:
     return files
 
 
+def _keep_grid(pictures: list[tuple[Path, str]]) -> Path:
+    from ourvidz.cli.contact_sheet import contact_sheet
+
+    grid = PICTURES.absolute() / GRID
+    contact_sheet([file.read_bytes() for file, _ in pictures], [text for _, text in pictures]).save(grid)
+    return grid
+
+
 def _expect(fine: bool, otherwise: str) -> None:
     if not fine:
         raise DemoFailed(otherwise)
@@ -175,7 +228,7 @@ def _stack(folder: Path, *, flower: bool) -> Iterator[tuple[dict[str, Any], subp
     say(f"starting everything in {folder}")
     # Its own group: on Ctrl-C this process stops it, and waits.
     process = subprocess.Popen(
-        argv if flower else [*argv, "--no-flower"],
+        argv if flower else [*argv, "--no-flower", "--workers", "sdxl"],
         stdout=subprocess.PIPE,
         env=findable(environment()),
         process_group=0,
@@ -208,9 +261,13 @@ def _ready(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 
 def _show(told: dict[str, Any]) -> None:
-    click.echo(f"A picture after {told['seconds']} s, and the callbacks {' and '.join(told['callbacks'])}.")
-    for file in told["files"]:
-        click.echo(file)
+    for picture in told["pictures"]:
+        click.echo(f"{picture['file']}  {picture['prompt']}")
+    click.echo(
+        f"The first picture after {told['seconds']} s, everything after {told['total_seconds']} s; "
+        f"the callbacks of each: {' and '.join(told['callbacks'])}."
+    )
+    click.echo(f"All of them in one: {told['grid']}")
 
 
 def _keep(ready: dict[str, Any], process: subprocess.Popen[bytes], as_json: bool) -> None:

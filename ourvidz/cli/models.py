@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import click
 
 from ourvidz.cli.console import emit
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint, find_sdxl
+from ourvidz.pipelines.checkpoints import (
+    PACKAGED,
+    Checkpoint,
+    QwenVariant,
+    find_qwen,
+    find_sdxl,
+    find_wan,
+    shipped,
+)
+from ourvidz.pipelines.checksums import CHECKSUMS
+from ourvidz.pipelines.checksums import verify as verify_checksums
 from ourvidz.settings import Settings, settings
 
 HEADER_LIMIT = 100 << 20
+CARD = "README.md"
 _MIB = 1 << 20
+Find = Callable[[], Checkpoint | None]
+
+_LICENCE = re.compile(r"^license(?:_name)?: *(\S.*?) *$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One checkpoint of this installation. `size_mib` counts the weights on disk."""
+    """One checkpoint of this installation. `size_mib` counts the weights on disk; `card` is its model card,
+    `licence` what that says, `checksums` whether it has a list of them."""
 
     family: str
     name: str
     kind: str
     path: str | None
-    size_mib: float
+    size_mib: float = 0.0
+    licence: str | None = None
+    card: str | None = None
+    checksums: bool = False
     problem: str | None = None
 
 
@@ -40,27 +59,56 @@ def models() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """List the checkpoints that the workers will load."""
-    _present([_describe(settings())], as_json)
+    _present(describe(settings()), as_json)
 
 
 @models.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(as_json: bool) -> None:
-    """Check that every weight file is whole. Exit status 1 when one is not."""
-    row = _describe(settings(), whole=True)
-    _present([row], as_json)
-    if row.problem:
+    """Check every file against its checksums, where there are any, and that every weight file is whole. Exit
+    status 1 when one is not."""
+    rows = describe(settings(), whole=True)
+    _present(rows, as_json)
+    if any(row.problem for row in rows):
         raise click.exceptions.Exit(1)
 
 
-def find(chosen: Settings) -> Checkpoint | None:
+def find(chosen: Settings, *, packaged: Path = PACKAGED) -> Checkpoint | None:
     """The SDXL checkpoint of this installation; None for a tiny one that is yet to be built.
     `ModelLoadError` says what is missing."""
-    if chosen.sdxl_model is not None:
-        return find_sdxl(chosen.sdxl_model, chosen.cache_dir)
-    # Building needs torch, and that is the worker's to import.
-    shipped = (PACKAGED / "tiny-sdxl" / "model_index.json").is_file()
-    return find_sdxl(None, chosen.cache_dir) if shipped else None
+    if chosen.sdxl_model is None and shipped("tiny-sdxl", packaged) is None:
+        return None  # building needs torch, and that is the worker's to import
+    return find_sdxl(chosen.sdxl_model, chosen.cache_dir, packaged=packaged)
+
+
+def find_video(chosen: Settings, *, packaged: Path = PACKAGED) -> Checkpoint | None:
+    """The Wan checkpoint of this installation; None for a tiny one that is yet to be built.
+    `ModelLoadError` says what is missing."""
+    if chosen.wan_model is None and shipped("tiny-wan", packaged) is None:
+        return None
+    return find_wan(chosen.wan_model, chosen.cache_dir, packaged=packaged)
+
+
+def describe(chosen: Settings, *, whole: bool = False, packaged: Path = PACKAGED) -> list[Row]:
+    """A row for every checkpoint that is there or ought to be; `whole` reads the files for damage."""
+    return [_row(family, given, finder, whole=whole) for family, given, finder in _finders(chosen, packaged)]
+
+
+def _finders(chosen: Settings, packaged: Path) -> Iterator[tuple[str, Path | None, Find]]:
+    """Family, the path in the settings, and how to find it. Where there is none, there is no row. The
+    production profile loads nothing that ships."""
+    yield "sdxl", chosen.sdxl_model, lambda: find(chosen, packaged=packaged)
+    tiny = chosen.profile == "tiny"
+    if chosen.wan_model or tiny:
+        yield "wan", chosen.wan_model, lambda: find_video(chosen, packaged=packaged)
+    if chosen.qwen_model or (tiny and (packaged / "tiny-qwen").is_dir()):
+        yield from (
+            ("qwen", chosen.qwen_model, _qwen(chosen, one, packaged)) for one in get_args(QwenVariant)
+        )
+
+
+def _qwen(chosen: Settings, variant: QwenVariant, packaged: Path) -> Find:
+    return lambda: find_qwen(chosen.qwen_model, variant, packaged=packaged)
 
 
 def damage(path: Path) -> str | None:
@@ -89,17 +137,45 @@ def _safetensors_damage(path: Path) -> str | None:
     return None if found == expected else f"{path} has {found} bytes instead of {expected}"
 
 
-def _describe(chosen: Settings, *, whole: bool = False) -> Row:
+def _row(family: str, given: Path | None, finder: Find, *, whole: bool) -> Row:
     try:
-        checkpoint = find(chosen)
+        checkpoint = finder()
     except ModelLoadError as missing:
-        return Row("sdxl", "–", "–", str(chosen.sdxl_model), 0.0, missing.message)
+        return Row(family, "–", "–", str(given) if given else None, problem=missing.message)
     if checkpoint is None:
-        return Row("sdxl", "tiny-sdxl", "tiny", None, 0.0)
+        return Row(family, f"tiny-{family}", "tiny", None)
     files = list(_files(checkpoint))
-    problem = next((wrong for file in files if (wrong := damage(file))), None) if whole else None
-    size = sum(file.stat().st_size for file in files if file.suffix == ".safetensors") / _MIB
-    return Row("sdxl", checkpoint.name, checkpoint.kind, str(checkpoint.path), round(size, 1), problem)
+    card = checkpoint.root / CARD
+    return Row(
+        family,
+        checkpoint.name,
+        checkpoint.kind,
+        str(checkpoint.path),
+        size_mib=round(sum(file.stat().st_size for file in files if file.suffix == ".safetensors") / _MIB, 1),
+        licence=_licence(card),
+        card=str(card) if card.is_file() else None,
+        checksums=(checkpoint.root / CHECKSUMS).is_file(),
+        problem=_problem(checkpoint, files) if whole else None,
+    )
+
+
+def _problem(checkpoint: Checkpoint, files: list[Path]) -> str | None:
+    """What a worker would say about the checksums; else the first damaged file."""
+    try:
+        verify_checksums(checkpoint.root)
+    except ModelLoadError as changed:
+        return changed.message
+    return next((wrong for file in files if (wrong := damage(file))), None)
+
+
+def _licence(card: Path) -> str | None:
+    """The licence in the front matter of a model card; its name where it is none of the well-known ones.
+    https://huggingface.co/docs/hub/model-cards#specifying-a-license"""
+    if not card.is_file():
+        return None
+    matter = card.read_text(errors="replace").split("---", maxsplit=2)
+    found = _LICENCE.findall(matter[1]) if len(matter) == 3 and not matter[0].strip() else []
+    return next((name for name in found if name != "other"), None)
 
 
 def _files(checkpoint: Checkpoint) -> Iterator[Path]:
@@ -118,8 +194,10 @@ def _present(rows: list[Row], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("family", "checkpoint", "kind", "MiB", "where", "problem")
+    table = Table("family", "checkpoint", "kind", "MiB", "licence", "where", "problem")
     for row in rows:
-        shown: list[Any] = [row.family, row.name, row.kind, f"{row.size_mib:g}"]
-        table.add_row(*shown, row.path or "built on first use", row.problem or "–")
+        where = row.path or ("–" if row.problem else "built on first use")
+        table.add_row(
+            row.family, row.name, row.kind, f"{row.size_mib:g}", row.licence or "–", where, row.problem or "–"
+        )
     Console().print(table)

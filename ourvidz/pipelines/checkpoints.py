@@ -8,8 +8,10 @@ from typing import Literal
 
 import ourvidz
 from ourvidz.errors import ModelLoadError
+from ourvidz.pipelines.checksums import CHECKSUMS
 
 CheckpointKind = Literal["folder", "single file", "tiny"]
+QwenVariant = Literal["instruct", "base"]
 
 PACKAGED = Path(ourvidz.__file__).parent / "checkpoints"
 """Trained tiny checkpoints that ship with the project."""
@@ -19,18 +21,27 @@ PACKAGED = Path(ourvidz.__file__).parent / "checkpoints"
 class Checkpoint:
     """Weights on this machine's disk.
 
-    `path` is a folder in the diffusers layout or one `.safetensors` file; `config` is the folder of JSON
-    configs and tokenizers that a single file needs beside its weights.
+    `path` is a folder in the diffusers or the transformers layout, or one `.safetensors` file; `config` is
+    the folder of JSON configs and tokenizers that a single file needs beside its weights. `within` is the
+    folder above, where that one has the checksums.
     """
 
     path: Path
     kind: CheckpointKind
     config: Path | None = None
+    within: Path | None = None
 
     @property
     def name(self) -> str:
         """What the checkpoint is called: its file name without the ending."""
+        if self.within is not None:
+            return f"{self.within.name}/{self.path.name}"
         return self.path.stem if self.kind == "single file" else self.path.name
+
+    @property
+    def root(self) -> Path:
+        """What its checksums cover, and where its model card is."""
+        return self.within or self.path
 
     @property
     def variant(self) -> str | None:
@@ -50,7 +61,7 @@ def find_sdxl(
     is missing.
     """
     if model is None:
-        return Checkpoint(_tiny(cache_dir, packaged), "tiny")
+        return Checkpoint(_tiny("tiny-sdxl", cache_dir, packaged), "tiny")
     if model.is_dir():
         return Checkpoint(_diffusers_folder(model), "folder")
     if not model.is_file():
@@ -60,22 +71,64 @@ def find_sdxl(
     return Checkpoint(model, "single file", _single_file_config(model, config))
 
 
-def _tiny(cache_dir: Path, packaged: Path) -> Path:
-    shipped = packaged / "tiny-sdxl"
-    if (shipped / "model_index.json").is_file():
-        return shipped
-    # Only here: building needs torch, finding does not.
-    from ourvidz.pipelines.tiny_sdxl import tiny_sdxl
+def find_wan(model: Path | None, cache_dir: Path | None = None, *, packaged: Path = PACKAGED) -> Checkpoint:
+    """The Wan checkpoint at `model`, a diffusers folder; without one the tiny checkpoint, as for SDXL.
 
+    Without a `cache_dir` nothing is built. `ModelLoadError` says what is missing.
+    """
+    if model is not None:
+        return Checkpoint(_diffusers_folder(model), "folder")
+    if cache_dir is None:
+        return Checkpoint(_diffusers_folder(packaged / "tiny-wan"), "tiny")
+    return Checkpoint(_tiny("tiny-wan", cache_dir, packaged), "tiny")
+
+
+def find_qwen(model: Path | None, variant: QwenVariant, *, packaged: Path = PACKAGED) -> Checkpoint:
+    """The Qwen checkpoint `variant` under `model`, a folder of transformers folders by that name; without one
+    the packaged tiny one.
+
+    `ModelLoadError` says what is missing.
+    """
+    family = model or packaged / "tiny-qwen"
+    folder = family / variant
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(f"{folder} has no config.json: it is not in the transformers layout.")
+    within = family if (family / CHECKSUMS).is_file() else None
+    return Checkpoint(folder, "tiny" if model is None else "folder", within=within)
+
+
+def shipped(name: str, packaged: Path = PACKAGED) -> Path | None:
+    """The trained checkpoint `name`, a diffusers folder, if it ships with this installation."""
+    folder = packaged / name
+    return folder if (folder / "model_index.json").is_file() else None
+
+
+def _tiny(name: str, cache_dir: Path, packaged: Path) -> Path:
+    found = shipped(name, packaged)
+    if found is not None:
+        return found
     try:
-        return tiny_sdxl(cache_dir)
+        return _build(name, cache_dir)
     except OSError as error:
         raise ModelLoadError(
             f"The tiny checkpoint cannot be built in {cache_dir}: {error.strerror}."
         ) from error
 
 
+def _build(name: str, cache_dir: Path) -> Path:
+    # Only here: building needs torch, finding does not.
+    if name == "tiny-wan":
+        from ourvidz.pipelines.tiny_wan import tiny_wan
+
+        return tiny_wan(cache_dir)
+    from ourvidz.pipelines.tiny_sdxl import tiny_sdxl
+
+    return tiny_sdxl(cache_dir)
+
+
 def _diffusers_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ModelLoadError(f"There is no checkpoint folder {folder}.")
     if not (folder / "model_index.json").is_file():
         raise ModelLoadError(f"{folder} has no model_index.json: it is not in the diffusers layout.")
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from ourvidz.cli.main import cli
-from ourvidz.cli.models import damage
-from ourvidz.settings import settings
+from ourvidz.cli.models import damage, describe
+from ourvidz.settings import Settings, load_settings, settings
 
 
 def safetensors(path: Path, data: bytes = b"\0" * 16) -> Path:
@@ -32,6 +33,52 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(name, value)
     settings.cache_clear()
     return made
+
+
+CARD = """---
+license: other
+license_name: the meadow licence
+---
+# A card
+"""
+
+TINY = {
+    "tiny-sdxl": ("model_index.json", "unet/diffusion_pytorch_model.safetensors"),
+    "tiny-wan": ("model_index.json", "transformer/diffusion_pytorch_model.safetensors"),
+    "tiny-qwen": (
+        "instruct/config.json",
+        "instruct/model.safetensors",
+        "base/config.json",
+        "base/model.safetensors",
+    ),
+}
+
+
+@pytest.fixture
+def packaged(tmp_path: Path) -> Path:
+    """Checkpoints of all families as they ship: weights, configs, card and checksums."""
+    for family, names in TINY.items():
+        root = tmp_path / "packaged" / family
+        for name in names:
+            if name.endswith(".json"):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_text("{}")
+            else:
+                safetensors(root / name)
+        (root / "README.md").write_text(CARD)
+        (root / "SHA256SUMS").write_text(
+            "".join(
+                f"{hashlib.sha256((root / name).read_bytes()).hexdigest()}  {name}\n"
+                for name in (*names, "README.md")
+            )
+        )
+    return tmp_path / "packaged"
+
+
+@pytest.fixture
+def laptop(tmp_path: Path) -> Settings:
+    """The settings where nothing is set."""
+    return load_settings(_env_file=None, OURVIDZ_STATE_DIR=tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +122,104 @@ def test_what_is_no_weight_file_is_damage(tmp_path: Path, content: bytes) -> Non
     told = damage(path)
     assert told is not None
     assert str(path) in told
+
+
+def test_every_family_that_ships_is_listed(laptop: Settings, packaged: Path) -> None:
+    """An operator sees what each worker will load, under which licence, and where its card is."""
+    rows = describe(laptop, packaged=packaged)
+    assert [(row.family, row.name, row.kind, row.licence, row.checksums) for row in rows] == [
+        ("sdxl", "tiny-sdxl", "tiny", "the meadow licence", True),
+        ("wan", "tiny-wan", "tiny", "the meadow licence", True),
+        ("qwen", "tiny-qwen/instruct", "tiny", "the meadow licence", True),
+        ("qwen", "tiny-qwen/base", "tiny", "the meadow licence", True),
+    ]
+    assert [row.card for row in rows] == [
+        str(packaged / family / "README.md") for family in ("tiny-sdxl", "tiny-wan", "tiny-qwen", "tiny-qwen")
+    ]
+
+
+def test_all_that_ships_verifies(laptop: Settings, packaged: Path) -> None:
+    """Whole files must not be called damaged."""
+    assert [row.problem for row in describe(laptop, whole=True, packaged=packaged)] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [
+        ("tiny-sdxl/model_index.json", {"tiny-sdxl"}),
+        ("tiny-wan/README.md", {"tiny-wan"}),
+        ("tiny-qwen/base/model.safetensors", {"tiny-qwen/instruct", "tiny-qwen/base"}),
+    ],
+)
+def test_a_changed_file_is_found_in_its_family(
+    laptop: Settings, packaged: Path, name: str, damaged: set[str]
+) -> None:
+    """A file of the right size and form with another content passes every other check."""
+    content = (packaged / name).read_bytes()
+    (packaged / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    rows = describe(laptop, whole=True, packaged=packaged)
+    assert {row.name for row in rows if row.problem} == damaged
+    assert all(str(packaged / name) in row.problem for row in rows if row.problem)
+
+
+def test_listing_reads_no_weights(laptop: Settings, packaged: Path) -> None:
+    """The list answers at once, however large the checkpoints; `verify` is the one that reads."""
+    (packaged / "tiny-sdxl" / "model_index.json").write_text("changed")
+    assert [row.problem for row in describe(laptop, packaged=packaged)] == [None] * 4
+
+
+def test_what_does_not_ship_and_is_not_set_has_no_row(laptop: Settings, tmp_path: Path) -> None:
+    """Only SDXL can do without: its tiny checkpoint is built on first use."""
+    (row,) = describe(laptop, whole=True, packaged=tmp_path)
+    assert (row.family, row.kind, row.path, row.problem) == ("sdxl", "tiny", None, None)
+
+
+def test_a_path_in_the_settings_wins_over_what_ships(packaged: Path, tmp_path: Path) -> None:
+    """Each family has its own setting, and a wrong one is said with its path."""
+    chosen = load_settings(
+        _env_file=None,
+        OURVIDZ_STATE_DIR=tmp_path,
+        OURVIDZ_WAN_MODEL=packaged / "tiny-wan",
+        OURVIDZ_QWEN_MODEL=tmp_path / "nowhere",
+    )
+    rows = describe(chosen, packaged=packaged)
+    assert [(row.family, row.kind) for row in rows] == [
+        ("sdxl", "tiny"),
+        ("wan", "folder"),
+        ("qwen", "–"),
+        ("qwen", "–"),
+    ]
+    assert all(str(tmp_path / "nowhere") in str(row.problem) for row in rows[2:])
+
+
+def test_production_lists_nothing_that_ships(folder: Path, packaged: Path) -> None:
+    """A production worker loads what it was given, so that is what the list shows."""
+    assert [row.path for row in describe(settings(), packaged=packaged)] == [str(folder)]
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: apache-2.0\n---\n", "apache-2.0"),
+        ("---\nlicense: other\n---\n", None),
+        ("# no front matter\nlicense: mine\n", None),
+        ("text\n---\nlicense: mine\n---\n", None),
+        ("", None),
+    ],
+)
+def test_the_licence_is_what_the_front_matter_says(
+    laptop: Settings, packaged: Path, card: str, licence: str | None
+) -> None:
+    """Cards of downloaded models have it in one place; a word in their text is not it."""
+    (packaged / "tiny-sdxl" / "README.md").write_text(card)
+    assert describe(laptop, packaged=packaged)[0].licence == licence
+
+
+def test_the_list_is_a_table_or_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """People and programs get the same rows."""
+    monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path))
+    settings.cache_clear()
+    rows = json.loads(CliRunner().invoke(cli, ["models", "list", "--json"]).stdout)
+    table = CliRunner().invoke(cli, ["models", "list"], env={"COLUMNS": "200"}).stdout
+    assert rows[0]["family"] == "sdxl"
+    assert all(row["name"] in table for row in rows)

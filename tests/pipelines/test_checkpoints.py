@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import ImageJob
-from ourvidz.pipelines.checkpoints import Checkpoint, find_sdxl
+from ourvidz.pipelines.checkpoints import Checkpoint, find_qwen, find_sdxl, find_wan
 from ourvidz.pipelines.sdxl import SDXLPipeline
 from ourvidz.pipelines.tiny_sdxl import build, tiny_sdxl
 
@@ -96,6 +96,51 @@ def test_a_packaged_checkpoint_wins(tiny: Checkpoint, tmp_path: Path) -> None:
     found = find_sdxl(None, tmp_path / "cache", packaged=tmp_path / "packaged")
     assert found == Checkpoint(tmp_path / "packaged" / "tiny-sdxl", "tiny")
     assert not (tmp_path / "cache").exists()
+
+
+def test_the_packaged_wan_checkpoint_is_found_unless_another_is_given(tmp_path: Path) -> None:
+    """A diffusers folder in the package, or the one in the settings."""
+    for folder in (tmp_path / "tiny-wan", tmp_path / "given"):
+        folder.mkdir()
+        (folder / "model_index.json").write_text("{}")
+    cache = tmp_path / "cache"
+    assert find_wan(None, cache, packaged=tmp_path) == Checkpoint(tmp_path / "tiny-wan", "tiny")
+    assert find_wan(tmp_path / "given", cache, packaged=tmp_path) == Checkpoint(tmp_path / "given", "folder")
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("variant", ["instruct", "base"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_qwen_variant_is_found_under_its_name(tmp_path: Path, variant: str, listed: bool) -> None:
+    """Both stand in one folder, and so do their checksums, if there are any."""
+    for family in (tmp_path / "tiny-qwen", tmp_path / "given"):
+        (family / variant).mkdir(parents=True)
+        (family / variant / "config.json").write_text("{}")
+        if listed:
+            (family / "SHA256SUMS").write_text("")
+    tiny = find_qwen(None, variant, packaged=tmp_path)
+    given = find_qwen(tmp_path / "given", variant, packaged=tmp_path)
+    assert (tiny.path, tiny.kind) == (tmp_path / "tiny-qwen" / variant, "tiny")
+    assert (given.path, given.kind) == (tmp_path / "given" / variant, "folder")
+    assert tiny.root == (tmp_path / "tiny-qwen" if listed else tiny.path)
+    assert tiny.name == (f"tiny-qwen/{variant}" if listed else variant)
+
+
+def test_a_wan_or_qwen_checkpoint_that_is_missing_is_named(tmp_path: Path) -> None:
+    """An operator must read which folder was looked in, and for what."""
+    (tmp_path / "empty").mkdir()
+    for find, words in (
+        (lambda: find_wan(None, packaged=tmp_path), "There is no checkpoint folder .*tiny-wan"),
+        (lambda: find_wan(tmp_path / "none", tmp_path), "There is no checkpoint folder .*none"),
+        (lambda: find_wan(tmp_path / "empty", tmp_path), "empty has no model_index.json"),
+        (lambda: find_qwen(None, "base", packaged=tmp_path), "tiny-qwen/base has no config.json"),
+        (
+            lambda: find_qwen(tmp_path / "empty", "instruct", packaged=tmp_path),
+            "empty/instruct has no config",
+        ),
+    ):
+        with pytest.raises(ModelLoadError, match=words):
+            find()
 
 
 def test_a_folder_is_found(tiny: Checkpoint, tmp_path: Path) -> None:

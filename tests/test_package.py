@@ -1,0 +1,89 @@
+"""What is built from the tree: the trained checkpoints travel in the package."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from shutil import copy, copytree, ignore_patterns
+
+import pytest
+
+import ourvidz
+from ourvidz.pipelines.checksums import verify
+
+PACKAGE = Path(ourvidz.__file__).parent
+ROOT = PACKAGE.parent
+STAND_IN = {
+    "tiny-sdxl/README.md": b"# a card",
+    "tiny-sdxl/model_index.json": b"{}",
+    "tiny-sdxl/tokenizer/merges.txt": b"a b",
+    "tiny-sdxl/unet/diffusion_pytorch_model.safetensors": bytes(range(256)) * 64,
+    "tiny-qwen/instruct/chat_template.jinja": b"{{ messages }}",
+    "tiny-qwen/base/model.safetensors": b"weights",
+    "tiny-wan/tokenizer/spiece.model": b"pieces",
+}
+BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
+
+
+def build(kind: str, tree: Path, into: Path) -> Path:
+    """Build as pip does in the end, through the build backend's own hook, with what is installed here."""
+    run = subprocess.run(
+        [sys.executable, "-c", BUILD, f"build_{kind}", str(into)],
+        cwd=tree, capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return into / run.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from the source distribution of a tree with stand-in checkpoints."""
+    folder = tmp_path_factory.mktemp("package")
+    tree = folder / "tree"
+    copytree(PACKAGE, tree / "ourvidz", ignore=ignore_patterns("__pycache__", "checkpoints"))
+    for name in ("pyproject.toml", "README.md", "celeryconfig.py"):
+        copy(ROOT / name, tree)
+    for name, content in STAND_IN.items():
+        path = tree / "ourvidz" / "checkpoints" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        with (tree / "ourvidz" / "checkpoints" / name.split("/")[0] / "SHA256SUMS").open("a") as sums:
+            sums.write(f"{hashlib.sha256(content).hexdigest()}  {name.partition('/')[2]}\n")
+    with tarfile.open(build("sdist", tree, folder)) as source:
+        source.extractall(folder / "source", filter="data")
+    (unpacked,) = (folder / "source").iterdir()
+    return build("wheel", unpacked, folder)
+
+
+def test_the_checkpoints_travel_whole(wheel: Path, tmp_path: Path) -> None:
+    """Whoever installs the package has the weights, and the list that checks them agrees."""
+    with zipfile.ZipFile(wheel) as opened:
+        opened.extractall(tmp_path)
+    checkpoints = tmp_path / "ourvidz" / "checkpoints"
+    assert {name: (checkpoints / name).read_bytes() for name in STAND_IN} == STAND_IN
+    for family in ("tiny-sdxl", "tiny-wan", "tiny-qwen"):
+        verify(checkpoints / family)
+
+
+def test_everything_else_the_package_reads_travels_too(wheel: Path) -> None:
+    """Scripts for Redis, term lists, types: an installed package has no tree to read them from."""
+    with zipfile.ZipFile(wheel) as opened:
+        names = set(opened.namelist())
+    own = {
+        path.relative_to(ROOT).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and "checkpoints" not in path.parts
+    }
+    assert own - names == set()
+
+
+def test_what_ships_is_listed_and_whole() -> None:
+    """Weights without their checksums or their card, or others than those listed, must not be released."""
+    for folder in (PACKAGE / "checkpoints").glob("tiny-*"):
+        assert (folder / "SHA256SUMS").is_file()
+        assert (folder / "README.md").is_file()
+        verify(folder)
