@@ -12,6 +12,7 @@ from typing import Literal
 from PIL import Image
 
 from ourvidz import __version__
+from ourvidz.media.boxes import xmp_in
 
 Source = Literal["trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"]
 """Made by a model alone, or made by a model from somebody's picture."""
@@ -37,9 +38,15 @@ def xmp_packet(source: Source) -> str:
 
 
 def source_type_of(data: bytes) -> str | None:
-    """The full `DigitalSourceType` URI that a PNG, WEBP or JPEG carries; None when it carries none."""
+    """The full `DigitalSourceType` URI that a PNG, WEBP, JPEG or MP4 carries; None when it carries none."""
+    found = _MARK.search(_packet_of(data))
+    return found.group(1) if found else None
+
+
+def _packet_of(data: bytes) -> str:
+    """The XMP packet in a file; empty when it has none."""
+    if data[4:8] == b"ftyp":
+        return xmp_in(data) or ""
     with Image.open(io.BytesIO(data)) as picture:
         packet = picture.info.get("xmp") or picture.info.get("XML:com.adobe.xmp") or b""
-    text = packet.decode("utf-8", "replace") if isinstance(packet, bytes) else packet
-    found = _MARK.search(text)
-    return found.group(1) if found else None
+    return packet.decode("utf-8", "replace") if isinstance(packet, bytes) else packet

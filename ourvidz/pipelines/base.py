@@ -8,10 +8,13 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
-from ourvidz.jobs.job import ImageJob
+from ourvidz.jobs.job import ImageJob, VideoJob
 
 OnStep = Callable[[int, int], None]
 """`on_step(done, total)` before the first step (done = 0) and after every step; it may raise to stop."""
+OnPreview = Callable[[Callable[[], Image]], None]
+"""`on_preview(look)` after every step but the last, before its `on_step`; `look()` makes a small RGB picture
+of the unfinished work, and may fail. `on_preview` raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,33 @@ class Pictures:
     asset_metadata: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class ReferencePictures:
+    """The pictures a clip is to follow, RGB, of any size. Which of them count is said by the job's mode."""
+
+    single: Image | None = None
+    start: Image | None = None
+    end: Image | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """What a video pipeline made, and what it found out on the way.
+
+    `frames` are RGB pictures of one size, as many as the job asked for; `frames_generated` is how many the
+    model made, of which the last are cut off. `seconds` is the time spent generating.
+    `metadata` joins the job's callback metadata, `asset_metadata` the asset's.
+    """
+
+    frames: list[Image]
+    fps: int
+    seed: int
+    frames_generated: int
+    seconds: float
+    metadata: dict[str, Any] = field(default_factory=dict)
+    asset_metadata: dict[str, Any] = field(default_factory=dict)
+
+
 class ImagePipeline(Protocol):
     """A warm pipeline that makes pictures."""
 
@@ -41,5 +71,30 @@ class ImagePipeline(Protocol):
     def info(self) -> dict[str, Any]:
         """Name, device, dtype, native size, whether it is loaded, how long loading took (seconds)."""
 
-    def generate(self, job: ImageJob, *, reference: Image | None = None, on_step: OnStep) -> Pictures:
+    def generate(
+        self,
+        job: ImageJob,
+        *,
+        reference: Image | None = None,
+        on_step: OnStep,
+        on_preview: OnPreview | None = None,
+    ) -> Pictures:
         """Make the pictures of one job. `OutOfMemory`, `I2IPipelineError`, or whatever `on_step` raises."""
+
+
+class VideoPipeline(Protocol):
+    """A warm pipeline that makes clips, and pictures where a clip has one frame."""
+
+    def load(self) -> None:
+        """Bring the weights to the device. Safe to call twice. `ModelLoadError` says what is wrong."""
+
+    def unload(self) -> None:
+        """Take the weights off the device. Safe to call twice."""
+
+    def info(self) -> dict[str, Any]:
+        """Name, device, dtype, whether it is loaded, how long loading took (seconds)."""
+
+    def generate(
+        self, job: VideoJob, *, references: ReferencePictures | None = None, on_step: OnStep
+    ) -> Clip:
+        """Make the clip of one job. `OutOfMemory`, `InvalidParameters`, or whatever `on_step` raises."""

@@ -7,7 +7,8 @@ from PIL import Image
 
 from ourvidz.errors import ThumbnailGenerationError
 from ourvidz.media.provenance import VOCABULARY, source_type_of
-from ourvidz.media.thumbnails import thumbnail
+from ourvidz.media.thumbnails import middle_frame, thumbnail, video_thumbnail
+from ourvidz.media.video import mp4
 
 
 def read(data: bytes) -> Image.Image:
@@ -63,3 +64,30 @@ def test_an_impossible_thumbnail_has_its_own_error() -> None:
     """The job goes on without it, so this failure must be told from the others."""
     with pytest.raises(ThumbnailGenerationError):
         thumbnail(Image.new("RGB", (0, 8)))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 8, 17])
+def test_a_clip_is_shown_by_its_middle_frame(frames: int) -> None:
+    """The first one is often still empty. Frames are stored out of order, so finding it takes decoding."""
+    clip = mp4([Image.new("RGB", (64, 48), (250 * k // frames, 90, 120)) for k in range(frames)], fps=16)
+    found = middle_frame(clip)
+    assert found.size == (64, 48)
+    expected = (250 * (frames // 2) // frames, 90, 120)
+    assert all(abs(a - b) <= 8 for a, b in zip(found.getpixel((9, 9)), expected, strict=True))
+
+
+def test_a_clip_s_thumbnail_is_like_a_picture_s() -> None:
+    """Lists show both side by side."""
+    clip = mp4([Image.new("RGB", (480, 832), (200, 40, 60))] * 3, fps=16)
+    data = video_thumbnail(clip, source="compositeWithTrainedAlgorithmicMedia")
+    small = read(data)
+    assert (small.format, small.size) == ("WEBP", (148, 256))
+    assert all(abs(a - b) < 12 for a, b in zip(small.getpixel((9, 9)), (200, 40, 60), strict=True))
+    assert source_type_of(data) == VOCABULARY + "compositeWithTrainedAlgorithmicMedia"
+
+
+@pytest.mark.parametrize("clip", [b"", b"no clip at all"])
+def test_a_clip_that_cannot_be_read_has_no_thumbnail(clip: bytes) -> None:
+    """The job goes on without it."""
+    with pytest.raises(ThumbnailGenerationError):
+        video_thumbnail(clip)

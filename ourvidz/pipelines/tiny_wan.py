@@ -1,0 +1,121 @@
+"""A tiny checkpoint of the Wan class set with random weights: what tests and bare machines run.
+
+The same classes and the same folder layout as the real one: a causal VAE that is eight times smaller and
+four times shorter, a T5 text encoder, a video transformer. It is built from a fixed seed on first use.
+"""
+
+from __future__ import annotations
+
+import string
+import tempfile
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+from ourvidz.pipelines import devices
+
+FORMAT = 1
+"""Grows whenever the built files change, so that an older folder in a cache is left alone."""
+
+SEED = 20250225
+LATENT_CHANNELS = 16
+TEXT_WIDTH = 32
+LETTERS = string.ascii_letters + string.digits + string.punctuation
+SPECIAL = ("<pad>", "</s>", "<unk>")
+"""T5's own order: their ids are 0, 1 and 2."""
+
+
+def tiny_wan(cache_dir: Path) -> Path:
+    """The folder of the tiny checkpoint under `cache_dir`, built there if it is missing.
+
+    Safe to call from several processes at once: each builds aside, the first rename wins.
+    """
+    folder = cache_dir / f"tiny-wan-random-v{FORMAT}"
+    if folder.is_dir():
+        return folder
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".building-") as aside:
+        built = Path(aside) / folder.name
+        build(built)
+        try:
+            built.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def build(folder: Path) -> None:
+    """Write the checkpoint into `folder` in the diffusers layout. Equal files on every call."""
+    devices.quiet_libraries()
+    tokenizer = _tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        pipeline = diffusers.WanPipeline(
+            tokenizer=tokenizer,
+            text_encoder=transformers.UMT5EncoderModel(_text_config(len(tokenizer))),
+            vae=_vae(),
+            scheduler=_scheduler(),
+            transformer=_transformer(),
+        )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _tokenizer() -> transformers.T5Tokenizer:
+    """Letter by letter; the mark in front of every word is a piece too."""
+    pieces = [(name, 0.0) for name in SPECIAL] + [(letter, -2.0) for letter in ("▁", *LETTERS)]
+    return transformers.T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+def _text_config(vocabulary: int) -> transformers.UMT5Config:
+    """`initializer_factor`: with T5's 1.0 the prompt would hardly reach the clip at this depth."""
+    return transformers.UMT5Config(
+        vocab_size=vocabulary,
+        d_model=TEXT_WIDTH,
+        d_kv=8,
+        d_ff=2 * TEXT_WIDTH,
+        num_layers=1,
+        num_heads=4,
+        dropout_rate=0.0,
+        initializer_factor=3.0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+
+
+def _vae() -> diffusers.AutoencoderKLWan:
+    """Three halvings of the edges, two of the time, like the real one's."""
+    return diffusers.AutoencoderKLWan(
+        base_dim=4,
+        z_dim=LATENT_CHANNELS,
+        dim_mult=[1, 1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        # About what the random encoder gives; not 0 and 1, so that a forgotten normalisation shows.
+        latents_mean=[-0.05] * LATENT_CHANNELS,
+        latents_std=[0.12] * LATENT_CHANNELS,
+    )
+
+
+def _transformer() -> diffusers.WanTransformer3DModel:
+    return diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        text_dim=TEXT_WIDTH,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=256,
+    )
+
+
+def _scheduler() -> diffusers.UniPCMultistepScheduler:
+    """The shift is the 480p conversion's; a job brings its own."""
+    return diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
