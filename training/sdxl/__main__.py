@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import diffusers
 import torch
 
 from ourvidz.pipelines.devices import quiet_libraries
@@ -74,7 +75,7 @@ class Workshop:
         found = evaluate.evaluate(
             self.exported, count=self.recipe.evaluated, seed=self.recipe.seed, tell=click.echo
         )
-        whole = evaluate.open_pipeline(self.exported)._loaded.vae
+        whole = diffusers.AutoencoderKL.from_pretrained(self.exported / "vae").float()
         for edge_px, count in ((NATIVE_PX, 64), (64, 128)):
             decibels = vae.round_trip_db(whole, seed=self.recipe.seed, count=count, edge_px=edge_px)
             found[f"vae round trip dB at {edge_px} px"] = decibels

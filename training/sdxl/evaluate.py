@@ -101,14 +101,14 @@ def score(
 
 
 def colour_share(pipeline: SDXLPipeline, colour: str, *, negative: str | None, count: int) -> float:
-    """How often a shape that is asked for in `colour` comes out in it."""
-    shapes = ("circle", "square", "star", "cross")
-    right = 0
+    """How often a shape whose colour the caption leaves open comes out in `colour`."""
+    shapes = ("circle", "square", "triangle", "star")
+    found = 0
     for k in range(count):
-        prompt = f"a {colour} {shapes[k % len(shapes)]} on a white background"
+        prompt = f"a {shapes[k % len(shapes)]} on a white background"
         made = picture(pipeline, prompt, seed=5000 + k, negative=negative)
-        right += look(np.asarray(made)).colour == colour
-    return right / count
+        found += look(np.asarray(made)).colour == colour
+    return found / count
 
 
 def evaluate(folder: Path, *, count: int, seed: int, tell: Tell) -> dict[str, Any]:

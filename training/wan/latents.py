@@ -12,21 +12,22 @@ import numpy as np
 import torch
 
 from training.captions import caption, clip_caption
-from training.wan.models import NATIVE_FRAMES, NATIVE_PX
+from training.wan.models import NATIVE_FRAMES, NATIVE_PX, SHRINK, TIME_SHRINK
 from training.wan.recipe import Recipe
 from training.wan.vae import to_tensor
-from training.world import Clip, Pixels, Scene, random_clip, random_scene, render, render_clip
+from training.world import REACH, Clip, Pixels, Scene, place, random_clip, random_scene, render, render_clip
 
 STAGE = 12
 BATCH = 8
 FILE = "latents.pt"
+SHAPE_COUNTS = 3.0
 AROUND = 64
 """How many native clips the mean and the deviation of the latents are taken from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Mean and standard deviation of every latent channel."""
+    """The mean of every latent channel, and what it is divided by."""
 
     mean: list[float]
     deviation: list[float]
@@ -34,12 +35,14 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """Clips of one length: what they show and, in the same order, their latents, centred and scaled:
-    (n, channels, latent frames, rows, columns)."""
+    """Clips of one length: what they show and, in the same order, their latents, centred and scaled, (n,
+    channels, latent frames, rows, columns), and how much each of these counts, (n, 1, latent frames, rows,
+    columns), 1 on average."""
 
     frames: int
     shown: Sequence[Scene | Clip]
     latents: torch.Tensor
+    weights: torch.Tensor
 
     def captions(self, picked: Sequence[int], draw: np.random.Generator) -> list[str]:
         """Freshly worded captions of some of its clips."""
@@ -72,7 +75,7 @@ def read(recipe: Recipe, folder: Path) -> list[Shelf]:
     """What `make` wrote."""
     kept = torch.load(folder / FILE, weights_only=True)
     return [
-        Shelf(frames, shown, latents.float())
+        Shelf(frames, shown, latents.float(), weights(shown, frames))
         for (frames, latents), (_, shown) in zip(kept["shelves"], training_clips(recipe), strict=True)
     ]
 
@@ -89,7 +92,7 @@ def centre(vae: diffusers.AutoencoderKLWan, found: Statistics) -> None:
 
 
 def centred(latents: torch.Tensor, found: Statistics) -> torch.Tensor:
-    """(n, channels, …) with mean 0 and deviation 1 in every channel."""
+    """(n, channels, …) with mean 0 in every channel and deviation 1 over all."""
     mean, deviation = (torch.tensor(one)[:, None, None, None] for one in (found.mean, found.deviation))
     return (latents - mean) / deviation
 
@@ -98,7 +101,40 @@ def statistics(vae: diffusers.AutoencoderKLWan, *, seed: int) -> Statistics:
     """Of native clips."""
     clips = [random_clip(np.random.default_rng((seed, 14, k)), held_out=False) for k in range(AROUND)]
     latents = torch.cat(list(_encoded(vae, clips, NATIVE_FRAMES)))
-    return Statistics(latents.mean(dim=(0, 2, 3, 4)).tolist(), latents.std(dim=(0, 2, 3, 4)).tolist())
+    deviation = latents.std(dim=(0, 2, 3, 4))
+    return Statistics(latents.mean(dim=(0, 2, 3, 4)).tolist(), softened(deviation).tolist())
+
+
+def softened(deviation: torch.Tensor) -> torch.Tensor:
+    """What the channels are divided by: halfway, on a logarithmic scale, between their own deviation and one
+    for all. Three of sixteen channels carry the colours; by their own deviations the other thirteen, which
+    carry what lies within a block, would make up most of the loss."""
+    return (deviation * deviation.mean()).sqrt()
+
+
+def weights(shown: Sequence[Scene | Clip], frames: int) -> torch.Tensor:
+    """How much every latent counts: those that the shape passes through more, for most of a clip is plain
+    background. (clips, 1, latent frames, rows, columns), 1 on average."""
+    rows = NATIVE_PX // SHRINK
+    at = (np.arange(rows) + 0.5) / rows
+    counts = np.ones((len(shown), latent_frames(frames), rows, rows), np.float32)
+    for clip, count in zip(shown, counts, strict=True):
+        for frame in range(frames):
+            x, y, radius = _place(clip, frame / max(frames - 1, 1))
+            reach = REACH * radius + 0.5 / rows
+            there = (abs(at[:, None] - y) < reach) & (abs(at[None, :] - x) < reach)
+            count[(frame + TIME_SHRINK - 1) // TIME_SHRINK][there] = SHAPE_COUNTS
+    counts /= counts.mean(axis=(1, 2, 3), keepdims=True)
+    return torch.from_numpy(counts[:, None])
+
+
+def latent_frames(frames: int) -> int:
+    """The first frame is a latent of its own, then every four."""
+    return (frames - 1) // TIME_SHRINK + 1
+
+
+def _place(what: Scene | Clip, at: float) -> tuple[float, float, float]:
+    return (what.x, what.y, what.radius) if isinstance(what, Scene) else place(what, at)
 
 
 def training_clips(recipe: Recipe) -> Iterator[tuple[int, Sequence[Scene | Clip]]]:

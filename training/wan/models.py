@@ -14,6 +14,7 @@ from training.wan.tokens import EOS_ID, PAD_ID
 NATIVE_PX = 64
 NATIVE_FRAMES = 17
 TIME_SHRINK = 4
+SHRINK = 8
 SHIFT = 5.0
 
 

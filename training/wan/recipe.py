@@ -26,7 +26,7 @@ class Recipe:
     transformer_steps: int = 30_000
     transformer_minutes: float | None = None
     transformer_batch: int = 32
-    transformer_lr: float = 1e-3
+    transformer_lr: float = 1.5e-3
     train_shift: float = 3.0
     ema_decay: float = 0.999
     prompt_dropout: float = 0.11

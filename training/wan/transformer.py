@@ -38,7 +38,7 @@ class Denoiser:
 
     def loss(self, shelf: Shelf, draw: np.random.Generator) -> torch.Tensor:
         """How far the predicted flow from clip to noise is off (Lipman et al. 2022, arXiv:2210.02747), for
-        clips and captions drawn from a shelf."""
+        clips and captions drawn from a shelf; what lies at the shape counts more."""
         picked = draw.integers(len(shelf.shown), size=self.recipe.transformer_batch)
         latents = shelf.latents[picked].to(self.device)
         noise_seed = torch.Generator().manual_seed(int(draw.integers(2**62)))
@@ -48,7 +48,9 @@ class Denoiser:
         noisy = (1 - mixed) * latents + mixed * noise
         texts = self._some_dropped(shelf.captions(picked.tolist(), draw), draw)
         predicted = self.transformer(noisy, 1000 * sigmas, self.encode(texts), return_dict=False)[0]
-        return torch.nn.functional.mse_loss(predicted, noise - latents)
+        counts = shelf.weights[picked].to(self.device)
+        weighted: torch.Tensor = ((predicted - (noise - latents)).square() * counts).mean()
+        return weighted
 
     def encode(self, texts: list[str]) -> torch.Tensor:
         """Words as the pipeline encodes them: (texts, tokens, width), zeros behind the end of a text."""
