@@ -1,0 +1,105 @@
+"""The trained tiny-wan moves what it is asked to move: read from the pixels, through the serving pipeline.
+
+`$TINY_WAN_DIR` names another exported folder than the one that ships.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from ourvidz.pipelines.checkpoints import PACKAGED
+from ourvidz.pipelines.wan import WanPipeline
+from training.evaluator import SeenClip, watch
+from training.wan.evaluate import clip_frames, held_out_captions, open_pipeline
+from training.wan.vae import round_trip_db, to_tensor
+from training.world import Clip, random_clip, render_clip
+
+SEED = 7
+CLIPS = 12
+
+pytestmark = pytest.mark.timeout(600)
+
+Shown = list[tuple[Clip, SeenClip]]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    """The trained checkpoint: the one that ships, or the one that is being tried."""
+    found = Path(os.environ.get("TINY_WAN_DIR") or PACKAGED / "tiny-wan")
+    if not (found / "model_index.json").is_file():
+        message = f"there is no trained tiny-wan in {found}"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+@pytest.fixture(scope="module")
+def wan(folder: Path) -> WanPipeline:
+    """Loaded as the tiny profile loads it."""
+    return open_pipeline(folder)
+
+
+@pytest.fixture(scope="module")
+def shown(wan: WanPipeline) -> Shown:
+    """Clips of combinations that no training clip had, and what their videos show."""
+    return [
+        (clip, watch([np.asarray(frame) for frame in clip_frames(wan, text, seed=2000 + k)]))
+        for k, (clip, text) in enumerate(held_out_captions(CLIPS, seed=SEED))
+    ]
+
+
+@pytest.mark.parametrize(("name", "least"), [("background", 0.8), ("colour", 0.75), ("motion", 0.66)])
+def test_a_clip_shows_what_its_caption_says(shown: Shown, name: str, least: float) -> None:
+    """Words become the clip they mean, in combinations it was never trained on."""
+    assert np.mean([getattr(seen, name) == getattr(clip, name) for clip, seen in shown]) >= least
+
+
+@pytest.mark.parametrize("name", ["background", "colour", "motion"])
+def test_a_clip_does_not_show_what_another_caption_says(shown: Shown, name: str) -> None:
+    """Measured against every other caption the score is chance: the clip is its own caption's."""
+    clips = [clip for clip, _ in shown]
+    others = [
+        np.mean(
+            [
+                getattr(seen, name) == getattr(clip, name)
+                for clip, (_, seen) in zip(turned, shown, strict=True)
+            ]
+        )
+        for turned in (clips[k:] + clips[:k] for k in range(1, len(clips)))
+    ]
+    assert np.mean(others) <= 0.4
+
+
+def test_the_same_thing_moves_right_or_left_as_asked(wan: WanPipeline) -> None:
+    """One word differs, and the clip runs the other way."""
+    for word in ("right", "left"):
+        frames = clip_frames(wan, f"a big red circle moving {word} on a white background", seed=3)
+        assert watch([np.asarray(frame) for frame in frames]).motion == word
+
+
+def test_the_vae_keeps_colours_and_motion(folder: Path) -> None:
+    """What a clip loses there no transformer brings back."""
+    vae = diffusers.AutoencoderKLWan.from_pretrained(folder / "vae").float()
+    assert round_trip_db(vae, seed=SEED, count=6) >= 25
+    for k in range(6):
+        clip = random_clip(np.random.default_rng((SEED, 51, k)), held_out=True)
+        with torch.no_grad():
+            latents = vae.encode(to_tensor(render_clip(clip, 17)[None])).latent_dist.mode()
+            decoded = vae.decode(latents).sample[0].permute(1, 2, 3, 0)
+        seen = watch(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy())
+        assert (seen.background, seen.colour, seen.motion) == (clip.background, clip.colour, clip.motion)
+
+
+def test_a_clip_of_83_frames_is_made(wan: WanPipeline) -> None:
+    """The length that callers in the field ask for; the model runs on 85."""
+    frames = clip_frames(
+        wan, "a big red circle moving right on a white background", seed=5, frames=83, steps=4
+    )
+    assert len(frames) == 83
