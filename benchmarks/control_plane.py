@@ -73,7 +73,8 @@ def stack(folder: Path) -> Iterator[dict[str, Any]]:
     """The whole system with a null pipeline."""
     say("starting the stack")
     env = os.environ | {"OURVIDZ_MODELS": "benchmarks.null_models:build", "PYTHONPATH": str(Path.cwd())}
-    command = [sys.executable, "-m", "ourvidz.cli.main", "up", "--state-dir", str(folder), "--no-flower"]
+    up = ("up", "--state-dir", str(folder), "--no-flower", "--workers", "sdxl")
+    command = [sys.executable, "-m", "ourvidz.cli.main", *up]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

@@ -24,7 +24,7 @@ class NullPipeline:
         """What it is."""
         return {"name": "null", "loaded": True, "device": "none"}
 
-    def generate(self, job: ImageJob, *, reference: Any = None, on_step: OnStep) -> Pictures:  # noqa: ARG002
+    def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> Pictures:
         """One step, and grey pictures of the size that was asked for."""
         on_step(0, 1)
         on_step(1, 1)

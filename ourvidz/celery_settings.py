@@ -67,7 +67,12 @@ worker_send_task_events = True
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
 
-imports = ("ourvidz.tasks.sdxl", "ourvidz.tasks.callbacks", "ourvidz.tasks.maintenance")
+imports = (
+    "ourvidz.tasks.sdxl",
+    "ourvidz.tasks.wan",
+    "ourvidz.tasks.callbacks",
+    "ourvidz.tasks.maintenance",
+)
 
 beat_schedule = {
     "sweep": {

@@ -26,6 +26,8 @@ STAND_IN = {
     "tiny-qwen/base/model.safetensors": b"weights",
     "tiny-wan/tokenizer/spiece.model": b"pieces",
 }
+SCRIPTS = ("celeryconfig.py", "wan_generate.py")
+"""What lies beside the package: Celery and people look for these names."""
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
@@ -45,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("package")
     tree = folder / "tree"
     copytree(PACKAGE, tree / "ourvidz", ignore=ignore_patterns("__pycache__", "checkpoints"))
-    for name in ("pyproject.toml", "README.md", "celeryconfig.py"):
+    for name in ("pyproject.toml", "README.md", *SCRIPTS):
         copy(ROOT / name, tree)
     for name, content in STAND_IN.items():
         path = tree / "ourvidz" / "checkpoints" / name
@@ -78,7 +80,7 @@ def test_everything_else_the_package_reads_travels_too(wheel: Path) -> None:
         for path in PACKAGE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and "checkpoints" not in path.parts
     }
-    assert own - names == set()
+    assert {*own, *SCRIPTS} - names == set()
 
 
 def test_what_ships_is_listed_and_whole() -> None:

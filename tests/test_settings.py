@@ -105,6 +105,8 @@ def test_a_dot_env_file_is_read(read: Any, tmp_path: Path) -> None:
         ("OURVIDZ_FETCH_TIMEOUT_S", "0"),
         ("OURVIDZ_STORAGE", "floppy"),
         ("OURVIDZ_LOG_LEVEL", "LOUD"),
+        ("OURVIDZ_SDXL_SCHEDULER", "downhill"),
+        ("OURVIDZ_SDXL_LORAS", "hills.safetensors"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_its_variable(read: Any, variable: str, value: str) -> None:
@@ -126,6 +128,12 @@ def test_upstash_needs_its_url_and_its_token(read: Any) -> None:
     """One without the other would end at a server that is not meant."""
     with pytest.raises(SettingsError, match="UPSTASH_REDIS_REST_TOKEN"):
         read(UPSTASH_REDIS_REST_URL="https://eu1.upstash.io")
+
+
+def test_an_adapter_needs_its_encoder(read: Any) -> None:
+    """One without the other would fail the first job that names a reference type."""
+    with pytest.raises(SettingsError, match="OURVIDZ_IP_ADAPTER_ENCODER"):
+        read(OURVIDZ_IP_ADAPTER="/m/adapter.safetensors")
 
 
 @pytest.mark.parametrize(("gpu", "ending"), [(None, "-cpu"), ("0", "-gpu0"), ("GPU-1a2b", "-GPU-1a2b")])

@@ -12,7 +12,7 @@ from ourvidz.safety.gate import Gate, Terms
 from ourvidz.tasks.sdxl import generate
 from ourvidz.testing import CallbackRecorder, Eager, eager
 
-REFERENCE = "https://assets.example.com/a.png"
+REFERENCE = "reference_images/me/gone.png"
 JOB = {
     "id": "one",
     "type": "sdxl_image_fast",
@@ -76,7 +76,7 @@ def test_a_reference_falls_back_to_text_and_says_so(ourvidz_eager: Eager) -> Non
     ourvidz_eager.submit(JOB | {"metadata": {"reference_image_url": REFERENCE}})
     metadata = ourvidz_eager.callbacks.of("one")[-1].payload["metadata"]
     assert metadata["reference_fallback"] is True
-    assert metadata["reference_error"] == "I2I_PIPELINE_ERROR"
+    assert metadata["reference_error"] == "REFERENCE_FRAME_ERROR"
 
 
 def test_settings_can_be_given_by_variable(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> None:
@@ -88,8 +88,8 @@ def test_settings_can_be_given_by_variable(tmp_path: Path, ourvidz_callbacks: Ca
 
 def test_a_job_that_no_worker_of_this_version_runs_fails_at_once(ourvidz_eager: Eager) -> None:
     """In eager mode this process is the only worker; waiting for another would be for ever."""
-    ourvidz_eager.submit({"id": "clip", "type": "video_fast", "prompt": "a comet", "user_id": "me"})
-    last = ourvidz_eager.callbacks.of("clip")[-1].payload
+    ourvidz_eager.submit({"id": "talk", "type": "chat_conversation", "prompt": "a comet", "user_id": "me"})
+    last = ourvidz_eager.callbacks.of("talk")[-1].payload
     assert (last["status"], last["error"]["code"]) == ("failed", "WORKER_UNAVAILABLE")
 
 

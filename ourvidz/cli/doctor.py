@@ -7,13 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from ourvidz.cli.console import emit
 from ourvidz.errors import ModelLoadError, OurvidzError, SettingsError
 from ourvidz.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from ourvidz.pipelines.checkpoints import Checkpoint
 
 SDXL_GIB = 10
 """What the SDXL family takes of a GPU in production."""
@@ -127,16 +131,57 @@ def judge_gpus(found: dict[str, Any], *, production: bool) -> Check:
 
 
 def check_checkpoints(chosen: Settings) -> Check:
-    """The weights the workers will load."""
+    """The weights the SDXL worker will load."""
     from ourvidz.cli.models import find
 
+    return _judge_checkpoint("checkpoints", "sdxl", lambda: find(chosen), chosen)
+
+
+def check_wan(chosen: Settings) -> Check:
+    """The weights of the Wan worker, if this installation has one."""
+    from ourvidz.cli.models import find_video
+
+    if chosen.profile == "production" and chosen.wan_model is None:
+        return _skipped("wan checkpoint", "OURVIDZ_WAN_MODEL is not set: no Wan worker can run here")
+    return _judge_checkpoint("wan checkpoint", "wan", lambda: find_video(chosen), chosen)
+
+
+def _judge_checkpoint(
+    name: str, family: str, find: Callable[[], Checkpoint | None], chosen: Settings
+) -> Check:
     try:
-        checkpoint = find(chosen)
+        checkpoint = find()
     except ModelLoadError as missing:
-        return _failed("checkpoints", missing.message, "set OURVIDZ_SDXL_MODEL to the checkpoint")
+        return _failed(name, missing.message, f"set OURVIDZ_{family.upper()}_MODEL to the checkpoint")
     if checkpoint is None:
-        return _ok("checkpoints", f"tiny-sdxl, built in {chosen.cache_dir} on first use")
-    return _ok("checkpoints", f"{checkpoint.name} ({checkpoint.kind}) at {checkpoint.path}")
+        return _ok(name, f"tiny-{family}, built in {chosen.cache_dir} on first use")
+    return _ok(name, f"{checkpoint.name} ({checkpoint.kind}) at {checkpoint.path}")
+
+
+def check_sdxl(chosen: Settings) -> Check:
+    """How SDXL was told to run, and whether the files it names are there."""
+    named = [written.partition("=")[2].partition("@")[0] for written in chosen.sdxl_loras]
+    files = [
+        *(Path(name).expanduser() for name in named),
+        *(path for path in (chosen.ip_adapter, chosen.ip_adapter_encoder) if path),
+    ]
+    gone = [str(path) for path in files if not path.exists()]
+    if gone:
+        return _failed(
+            "sdxl", f"missing: {', '.join(gone)}", "correct OURVIDZ_SDXL_LORAS or OURVIDZ_IP_ADAPTER…"
+        )
+    told = {
+        "scheduler": chosen.sdxl_scheduler,
+        "few steps": chosen.sdxl_few_steps,
+        "dtype": chosen.sdxl_dtype,
+        "attention": chosen.sdxl_attention,
+        "compiled": chosen.sdxl_compile,
+        "channels last": chosen.sdxl_channels_last,
+        "LoRAs": " ".join(written.partition("=")[0] for written in chosen.sdxl_loras),
+        "IP-Adapter": chosen.ip_adapter and chosen.ip_adapter.stem,
+    }
+    said = "; ".join(name if value is True else f"{name} {value}" for name, value in told.items() if value)
+    return _ok("sdxl", said or "as its checkpoint and the device say")
 
 
 def check_broker(chosen: Settings) -> Check:
@@ -198,6 +243,8 @@ def check_callbacks(chosen: Settings) -> Check:
 
 LOOKS: tuple[tuple[str, Callable[[Settings], Check]], ...] = (
     ("checkpoints", check_checkpoints),
+    ("sdxl", check_sdxl),
+    ("wan checkpoint", check_wan),
     ("broker", check_broker),
     ("storage", check_storage),
     ("callbacks", check_callbacks),

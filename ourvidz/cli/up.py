@@ -17,7 +17,7 @@ from ourvidz.cli import embedded, stack
 from ourvidz.cli.console import emit, say, waiting
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import Supervisor
-from ourvidz.cli.worker import check_family
+from ourvidz.cli.worker import default_families, families_of
 from ourvidz.errors import ModelLoadError, SettingsError, WorkerUnavailable
 from ourvidz.settings import Settings, load_settings
 
@@ -41,14 +41,15 @@ class Stopped(Exception):
 )
 @click.option("--port", type=click.IntRange(0, 65535), help="The shim's port; a free one by default.")
 @click.option("--flower/--no-flower", default=True, help="Whether to run Flower.")
-@click.option("--workers", default="sdxl", show_default=True, help="The GPU workers, with commas.")
-def up(state_dir: Path | None, port: int | None, flower: bool, workers: str) -> None:
+@click.option("--workers", help="The GPU workers, with commas; those that have a checkpoint by default.")
+def up(state_dir: Path | None, port: int | None, flower: bool, workers: str | None) -> None:
     """Start everything on this machine and keep it running.
 
     Prints one line of JSON when everything is ready. Ctrl-C drains and stops; a second one stops at once.
     """
-    families = tuple(dict.fromkeys(check_family(name) for name in workers.replace(",", " ").split()))
+    asked = None if workers is None else families_of(workers)
     chosen = load_settings(**({"OURVIDZ_STATE_DIR": state_dir} if state_dir else {}))
+    families = asked or default_families(chosen)
     if flower and not stack.flower_installed():
         raise SettingsError("Flower is not installed: pip install 'ourvidz[flower]', or pass --no-flower")
     key = _check(chosen)

@@ -11,7 +11,7 @@ from ourvidz.errors import SettingsError
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.settings import Settings, become_worker, settings
 
-HERE = ("sdxl",)
+HERE = ("sdxl", "wan")
 """The families this version has pipelines for."""
 HELPERS = ("io", "keeper", "clock", "web")
 
@@ -30,6 +30,20 @@ def check_family(name: str) -> str:
     raise SettingsError(
         f"there is no worker {name!r}; there are {', '.join((*HERE, *HELPERS))}", field="worker"
     )
+
+
+def families_of(written: str) -> tuple[str, ...]:
+    """The families in a list with commas or spaces, each once. `SettingsError` as for one, or for none."""
+    names = tuple(dict.fromkeys(check_family(name) for name in written.replace(",", " ").split()))
+    if not names:
+        raise SettingsError("--workers names no worker", field="workers")
+    return names
+
+
+def default_families(chosen: Settings) -> tuple[str, ...]:
+    """The families that have a checkpoint: the tiny profile has one for each, production what was set."""
+    set_up = {"sdxl": chosen.sdxl_model, "wan": chosen.wan_model}
+    return tuple(name for name in HERE if chosen.profile == "tiny" or set_up[name] is not None)
 
 
 def arguments(name: str, chosen: Settings) -> list[str]:
@@ -81,7 +95,7 @@ def _hand_back(name: str) -> None:
 @click.argument("name")
 @click.option("--fd", "fds", type=int, multiple=True, help="web only: a listening socket to serve on.")
 def worker(name: str, fds: tuple[int, ...]) -> None:
-    """Be one process: web, sdxl, io, keeper or clock."""
+    """Be one process: web, sdxl, wan, io, keeper or clock."""
     if name not in HELPERS:
         check_family(name)
     if fds and name != "web":

@@ -49,7 +49,7 @@ class Health(BaseModel):
 
 
 class Status(BaseModel):
-    """What the image worker can do."""
+    """What one kind of worker can do. `quality_tiers` are its job types, SDXL's by the end of their names."""
 
     worker_type: str
     model: str
@@ -57,6 +57,21 @@ class Status(BaseModel):
     quality_tiers: dict[str, dict[str, Any]]
     i2i_pipeline: bool
     thumbnail_generation: bool
+
+
+class ModelSeen(BaseModel):
+    """What one worker said of its model when it had loaded it. Sizes are pixels, memory is MiB."""
+
+    family: str
+    queue: str
+    state: str
+    info: dict[str, Any]
+
+
+class ModelInfo(BaseModel):
+    """The models that are loaded now, one row a worker."""
+
+    models: list[ModelSeen]
 
 
 @router.get("/health")
@@ -97,18 +112,19 @@ def ready() -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/status", responses=documented(503))
-def status() -> Status:
-    """What the image worker can do."""
-    rows = of_family("sdxl")
-    names = (_loaded(w, "name") for w in _here() if w.family == "sdxl")
-    configured = control.current().settings.sdxl_model
+@router.get("/status", responses=documented(422, 503))
+def status(worker_type: Literal["sdxl", "wan"] = "sdxl") -> Status:
+    """What the image worker can do, or the video worker."""
+    rows = of_family(worker_type)
+    names = (_loaded(w, "name") for w in _here() if w.family == worker_type)
+    chosen = control.current().settings
+    configured = chosen.sdxl_model if worker_type == "sdxl" else chosen.wan_model
     return Status(
-        worker_type="sdxl",
+        worker_type=worker_type,
         model=next((name for name in names if name), configured.stem if configured else "not loaded"),
         batch_support=sorted({count for row in rows for count in row.num_images}),
         quality_tiers={
-            row.name.rpartition("_")[2]: {
+            row.name.removeprefix("sdxl_image_"): {
                 "job_type": row.name,
                 "steps": row.steps,
                 "guidance_scale": row.guidance_scale,
@@ -118,6 +134,18 @@ def status() -> Status:
         },
         i2i_pipeline=True,
         thumbnail_generation=True,
+    )
+
+
+@router.get("/model/info", responses=documented(503))
+def model_info() -> ModelInfo:
+    """Which models are loaded, and how."""
+    return ModelInfo(
+        models=[
+            ModelSeen(family=worker.family, queue=worker.queue, state=worker.state, info=said)
+            for worker in _here()
+            if (said := worker.detail.get("info", {}).get(worker.family)) is not None
+        ]
     )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
-
-from PIL.Image import Image
 
 from ourvidz import log
 from ourvidz.errors import InvalidParameters, StorageError, ThumbnailGenerationError
@@ -21,6 +20,8 @@ from ourvidz.workflows.services import Run
 
 _log = log.get(__name__)
 
+ENCODERS = 4
+"""Pictures encoded at a time; encoding a large one takes one processor for a second."""
 
 StoringJob = ImageJob | VideoJob
 """A job that puts files into storage."""
@@ -34,32 +35,29 @@ def keep_pictures(
     *,
     source: Source = "trainedAlgorithmicMedia",
 ) -> tuple[Asset, ...]:
-    """Store every picture and its thumbnail; the assets in the order of their seeds."""
-    return tuple(
-        _keep_picture(index, image, pictures.asset_metadata | {"seed": seed}, job, run, store, source)
-        for index, (image, seed) in enumerate(zip(pictures.images, pictures.seeds, strict=True))
-    )
+    """Store every picture and its thumbnail; the assets in the order of their seeds.
 
-
-def _keep_picture(
-    index: int,
-    image: Image,
-    known: dict[str, Any],
-    job: StoringJob,
-    run: Run,
-    store: Store,
-    source: Source,
-) -> Asset:
-    return keep_file(
-        png(image, source=source),
-        "png",
-        known | {"width": image.width, "height": image.height},
-        job,
-        run,
-        store,
-        index=index,
-        small=lambda: thumbnail(image, source=source),
-    )
+    The next pictures are encoded while one is being stored: the pipeline waits for all of it.
+    """
+    pool = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
+    try:
+        files = [pool.submit(png, image, source=source) for image in pictures.images]
+        small = [pool.submit(thumbnail, image, source=source) for image in pictures.images]
+        return tuple(
+            keep_file(
+                files[index].result(),
+                "png",
+                pictures.asset_metadata | {"seed": seed, "width": image.width, "height": image.height},
+                job,
+                run,
+                store,
+                index=index,
+                small=small[index].result,
+            )
+            for index, (image, seed) in enumerate(zip(pictures.images, pictures.seeds, strict=True))
+        )
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def keep_file(

@@ -5,41 +5,64 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from PIL.Image import Image
+
 from ourvidz import __version__
-from ourvidz.errors import I2IPipelineError
+from ourvidz.errors import FallbackError, I2IPipelineError, ReferenceFrameError
 from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.outcome import Outcome
+from ourvidz.media.provenance import Source
 from ourvidz.pipelines.base import Pictures
 from ourvidz.workflows.assets import keep_pictures
 from ourvidz.workflows.services import Run, Services
 
-NO_IMAGE_TO_IMAGE = "Image-to-image is not available in this version."
-
 
 def generate_images(job: ImageJob, run: Run, use: Services) -> Outcome:
-    """Look at the job once more, generate its pictures, and store them."""
+    """Look at the job once more, fetch its reference, generate its pictures, and store them."""
     use.check(job)
-    if job.reference is None:
-        pictures = use.models.images().generate(job, on_step=run.step)
-    else:
-        pictures = _without_its_reference(job, run, use)
-    assets = keep_pictures(pictures, job, run, use.store)
+    pictures = _generate(job, run, use)
+    assets = keep_pictures(pictures, job, run, use.store, source=_source(pictures))
     return Outcome(status="completed", assets=assets, metadata=_findings(pictures, use))
 
 
-def _without_its_reference(job: ImageJob, run: Run, use: Services) -> Pictures:
-    """Fall back to the prompt alone. `I2IPipelineError` when there is no prompt to fall back to."""
+def _generate(job: ImageJob, run: Run, use: Services) -> Pictures:
+    """The pictures of the job; of its prompt alone where its reference is of no use."""
+    if job.reference is None:
+        return _painted(job, None, run, use)
+    made = _with_reference(job, job.reference, run, use)
+    # The error has been let go of by now: its traceback held what the failed pass had on the device.
+    return _without_reference(job, made, run, use) if isinstance(made, FallbackError) else made
+
+
+def _painted(job: ImageJob, reference: Image | None, run: Run, use: Services) -> Pictures:
+    return use.models.images().generate(job, reference=reference, on_step=run.step, on_preview=run.preview)
+
+
+def _with_reference(job: ImageJob, written: str, run: Run, use: Services) -> Pictures | FallbackError:
+    """The pictures, or why the reference could not be used.
+
+    `ReferenceForbidden` when it belongs to somebody else: that job fails.
+    """
+    try:
+        return _painted(job, use.references.resolve(written, user_id=job.user_id), run, use)
+    except (ReferenceFrameError, I2IPipelineError) as failed:
+        return failed.with_traceback(None)
+
+
+def _without_reference(job: ImageJob, why: FallbackError, run: Run, use: Services) -> Pictures:
+    """What the prompt alone makes, with the reason. Raises it when there is no prompt to fall back to."""
     if not job.prompt:
-        raise I2IPipelineError(NO_IMAGE_TO_IMAGE, field="reference")
+        raise why
     plain = job.model_copy(update={"reference": None})
-    pictures = use.models.images().generate(plain, on_step=run.step)
+    pictures = _painted(plain, None, run, use)
+    guided = pictures.asset_metadata["guidance_scale"] > 1
     return replace(
         pictures,
         metadata=pictures.metadata
         | {
             "reference_fallback": True,
-            "reference_error": I2IPipelineError.code,
-            "reference_error_reason": NO_IMAGE_TO_IMAGE,
+            "reference_error": why.code,
+            "reference_error_reason": why.message,
             "reference_backend": None,
         },
         asset_metadata=pictures.asset_metadata
@@ -47,9 +70,15 @@ def _without_its_reference(job: ImageJob, run: Run, use: Services) -> Pictures:
             "denoise_strength": job.denoise_strength,
             "pipeline": "text_to_image",
             "resize_policy": None,
-            "negative_prompt_used": bool(job.negative_prompt) and job.guidance_scale > 1,
+            "negative_prompt_used": bool(job.negative_prompt) and guided,
         },
     )
+
+
+def _source(pictures: Pictures) -> Source:
+    """Made by the model alone, or from somebody's picture."""
+    shaped = pictures.metadata.get("reference_backend") is not None
+    return "compositeWithTrainedAlgorithmicMedia" if shaped else "trainedAlgorithmicMedia"
 
 
 def _findings(pictures: Pictures, use: Services) -> dict[str, Any]:

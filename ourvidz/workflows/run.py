@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Literal, Self
+
+from PIL.Image import Image
 
 from ourvidz import log
 from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
 from ourvidz.ledger.record import Claim, Verdict
 from ourvidz.ledger.store import Ledger
+from ourvidz.media.thumbnails import thumbnail
 from ourvidz.storage.store import Store
 
 PUT_PAUSE_S = 0.5
 """Before the second try of a put; four times longer before each further one."""
 TELL_EVERY_S = 1.0
 """The caller hears of progress at most this often, where progress callbacks are on."""
+PREVIEW_EVERY_S = 0.5
 RUNNING_SHARE = 99.0
 """Progress while the pictures are not stored yet; 100 comes with the commit."""
 
@@ -33,7 +38,7 @@ class LeasedRun:
 
     The deadline starts with the first step, so that loading a model does not count. A ledger that is
     away for a while does not stop the work: the commit decides. `on_told` is called after a progress
-    callback was written down; without it none is.
+    callback was written down; without it none is. `previews`: whether followers see unfinished pictures.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class LeasedRun:
         lease_s: float,
         limit_s: float,
         on_told: Callable[[], None] | None = None,
+        previews: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -55,6 +61,9 @@ class LeasedRun:
         self._sleep = sleep
         self._on_told = on_told
         self._tell_at = clock() + TELL_EVERY_S
+        self._previews = previews
+        self._preview_at = clock()
+        self._items: list[tuple[Literal["preview"], dict[str, Any]]] = []
         self._deadline: float | None = None
         self._lost = threading.Event()
         self._over = threading.Event()
@@ -82,6 +91,21 @@ class LeasedRun:
         if now > self._deadline:
             raise JobTimeout(f"the job took longer than its time limit of {self._limit_s:g} seconds")
 
+    def preview(self, look: Callable[[], Image]) -> None:
+        """Send followers of the job what it looks like with the next step, at most twice a second. Raises
+        nothing: a job does not fail for it."""
+        now = self._clock()
+        if not self._previews or now < self._preview_at:
+            return
+        self._preview_at = now + PREVIEW_EVERY_S
+        try:
+            small = look()
+            webp = base64.b64encode(thumbnail(small)).decode()
+        except Exception:  # noqa: BLE001  whatever a preview fails of, the job goes on
+            _log.exception("preview_failed", job_id=self._claim.job_id)
+            return
+        self._items = [("preview", {"webp": webp, "width": small.width, "height": small.height})]
+
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         """Store one file. The fence is checked before every try; raises what `step` raises, or
         `StorageError` after the last try."""
@@ -99,8 +123,9 @@ class LeasedRun:
     def _hear(self, progress: float | None = None, *, tell: bool = False) -> bool:
         """Whether the ledger has heard; raises what it says."""
         verdict = None
+        items, self._items = self._items, []
         try:
-            verdict = self._ledger.step(self._claim, progress=progress, tell=tell)
+            verdict = self._ledger.step(self._claim, progress=progress, items=items, tell=tell)
         except WorkerUnavailable:
             _log.warning("ledger_away", job_id=self._claim.job_id)
         if verdict is Verdict.LOST or self._lost.is_set():

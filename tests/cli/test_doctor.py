@@ -38,6 +38,8 @@ def test_a_laptop_with_nothing_set_has_what_it_needs(tmp_path: Path, monkeypatch
         "torch",
         "gpu",
         "checkpoints",
+        "sdxl",
+        "wan checkpoint",
         "broker",
         "storage",
         "callbacks",
@@ -55,6 +57,45 @@ def test_a_wrong_setting_is_named_and_the_rest_is_skipped(monkeypatch: pytest.Mo
     assert [check.name for check in failed] == ["settings"]
     assert "OURVIDZ_LEASE_S" in failed[0].reason
     assert failed[0].fix
+
+
+def test_the_wan_checkpoint_is_looked_at_where_there_is_to_be_one(tmp_path: Path) -> None:
+    """Production may do without a Wan worker; a path that leads nowhere is a failure with its fix."""
+    production = {
+        "OURVIDZ_PROFILE": "production",
+        "OURVIDZ_REDIS_URL": "redis://127.0.0.1:1/0",
+        "SUPABASE_URL": "http://127.0.0.1:1",
+        "OURVIDZ_SDXL_MODEL": tmp_path,
+    }
+    none = doctor.check_wan(chosen(tmp_path, **production))
+    wrong = doctor.check_wan(chosen(tmp_path, **production, OURVIDZ_WAN_MODEL=tmp_path / "nowhere"))
+    assert (none.status, wrong.status) == ("skipped", "failed")
+    assert "nowhere" in wrong.reason
+    assert "OURVIDZ_WAN_MODEL" in wrong.fix
+    assert doctor.check_wan(chosen(tmp_path)).status == "ok"
+
+
+def test_how_sdxl_was_told_to_run_is_shown(tmp_path: Path) -> None:
+    """What is set somewhere in an environment is seen in one place."""
+    assert doctor.check_sdxl(chosen(tmp_path)).reason == "as its checkpoint and the device say"
+    (tmp_path / "hills.safetensors").touch()
+    check = doctor.check_sdxl(
+        chosen(
+            tmp_path,
+            OURVIDZ_SDXL_SCHEDULER="ddim",
+            OURVIDZ_SDXL_COMPILE="true",
+            OURVIDZ_SDXL_LORAS=f"hills={tmp_path / 'hills.safetensors'}@0.8",
+        )
+    )
+    assert (check.status, check.reason) == ("ok", "scheduler ddim; compiled; LoRAs hills")
+
+
+def test_a_lora_that_is_not_there_is_a_failure(tmp_path: Path) -> None:
+    """Before a worker fails to start for it."""
+    check = doctor.check_sdxl(chosen(tmp_path, OURVIDZ_SDXL_LORAS=f"hills={tmp_path / 'gone.safetensors'}"))
+    assert check.status == "failed"
+    assert "gone.safetensors" in check.reason
+    assert "OURVIDZ_SDXL_LORAS" in check.fix
 
 
 def test_a_broker_that_throws_jobs_away_is_a_failure(tmp_path: Path, start_redis: Any) -> None:

@@ -169,9 +169,12 @@ def test_listing_reads_no_weights(laptop: Settings, packaged: Path) -> None:
 
 
 def test_what_does_not_ship_and_is_not_set_has_no_row(laptop: Settings, tmp_path: Path) -> None:
-    """Only SDXL can do without: its tiny checkpoint is built on first use."""
-    (row,) = describe(laptop, whole=True, packaged=tmp_path)
-    assert (row.family, row.kind, row.path, row.problem) == ("sdxl", "tiny", None, None)
+    """SDXL and Wan can do without: their tiny checkpoints are built on first use."""
+    rows = describe(laptop, whole=True, packaged=tmp_path)
+    assert [(row.family, row.name, row.kind, row.path, row.problem) for row in rows] == [
+        ("sdxl", "tiny-sdxl", "tiny", None, None),
+        ("wan", "tiny-wan", "tiny", None, None),
+    ]
 
 
 def test_a_path_in_the_settings_wins_over_what_ships(packaged: Path, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from ourvidz.cli.main import cli
-from ourvidz.cli.worker import HELPERS, HERE, arguments
+from ourvidz.cli.worker import HELPERS, HERE, arguments, default_families, families_of
+from ourvidz.errors import SettingsError
 from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.settings import load_settings
 from ourvidz.wiring import control
@@ -23,6 +25,7 @@ def value(argv: list[str], option: str) -> str:
     ("name", "queue", "pool"),
     [
         ("sdxl", "sdxl_queue", "prefork"),
+        ("wan", "wan_queue", "prefork"),
         ("io", "callbacks", "threads"),
         ("keeper", "maintenance", "threads"),
     ],
@@ -49,7 +52,7 @@ def test_one_gpu_worker_runs_one_job_and_holds_no_other() -> None:
     assert "--prefetch-multiplier=1" in argv
 
 
-@pytest.mark.parametrize(("name", "told"), [("wan", "no wan worker yet"), ("sdlx", "no worker 'sdlx'")])
+@pytest.mark.parametrize(("name", "told"), [("chat", "no chat worker yet"), ("sdlx", "no worker 'sdlx'")])
 def test_a_worker_that_is_not_there_is_one_clear_line(name: str, told: str) -> None:
     """No traceback, and the names that would work."""
     for command in (["worker", name], ["up", "--no-flower", "--workers", name]):
@@ -58,6 +61,27 @@ def test_a_worker_that_is_not_there_is_one_clear_line(name: str, told: str) -> N
         assert told in result.stderr
         assert "sdxl" in result.stderr
         assert "Traceback" not in result.output
+
+
+def test_the_workers_may_be_named_with_commas_or_spaces() -> None:
+    """A name given twice is one worker; no name at all is a mistake, not an empty stack."""
+    assert families_of("wan, sdxl wan") == ("wan", "sdxl")
+    with pytest.raises(SettingsError, match="names no worker"):
+        families_of(" , ")
+
+
+def test_by_default_everything_runs_that_has_a_checkpoint(tmp_path: Path) -> None:
+    """The tiny profile serves clips out of the box; production starts no worker that could not load."""
+    assert default_families(load_settings(_env_file=None)) == HERE
+    production = {
+        "OURVIDZ_PROFILE": "production",
+        "OURVIDZ_REDIS_URL": "redis://127.0.0.1:1/0",
+        "SUPABASE_URL": "http://127.0.0.1:1",
+        "OURVIDZ_SDXL_MODEL": tmp_path,
+    }
+    assert default_families(load_settings(_env_file=None, **production)) == ("sdxl",)
+    both = load_settings(_env_file=None, **production, OURVIDZ_WAN_MODEL=tmp_path)
+    assert default_families(both) == ("sdxl", "wan")
 
 
 def test_only_the_shim_takes_sockets() -> None:

@@ -41,6 +41,7 @@ MODELS: dict[str, type[BaseModel]] = {
             operations.WorkerState,
             health.Health,
             health.Status,
+            health.ModelInfo,
             embedded.Receipt,
             embedded.Deliveries,
         )

@@ -233,11 +233,12 @@ class Stack:
 
 @contextmanager
 def stack(state_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> Iterator[Stack]:
-    """Start `ourvidz up` without Flower and use it; when something fails, the logs are shown.
+    """Start `ourvidz up` without Flower and with SDXL alone; when something fails, the logs are shown.
 
-    `arguments` are those of `up` (`--flower` brings Flower back), `env` changes its environment.
+    `arguments` are those of `up` (`--flower` brings Flower back, `--workers wan` replaces SDXL), `env`
+    changes its environment.
     """
-    running = Stack(state_dir, "--no-flower", *arguments, env=env)
+    running = Stack(state_dir, "--no-flower", "--workers", "sdxl", *arguments, env=env)
     try:
         yield running
     except BaseException as failed:

@@ -16,6 +16,7 @@ from training.wan import latents, models, transformer, vae
 from training.wan.__main__ import STAGES, Workshop, main
 from training.wan.evaluate import clip_frames, open_pipeline
 from training.wan.models import Shape
+from training.wan.places import MARKS, mark_places
 from training.wan.recipe import Recipe
 from training.wan.tokens import TOKENS, tokenizer
 from training.world import is_held_out, random_clip
@@ -83,7 +84,7 @@ def test_the_decoder_gets_back_what_the_latents_were_before_they_were_centred(wo
     for stage in STAGES[:4]:
         workshop.run(stage)
     trained, _ = vae.prepare(workshop.recipe, workshop.out)
-    found = latents.read_statistics(workshop.out)
+    found = latents.finish(trained, workshop.out)
     config = json.loads((workshop.exported / "vae" / "config.json").read_text())
     clip = random_clip(np.random.default_rng((7, 12, 0, 0)), held_out=False)
     with torch.no_grad():
@@ -151,6 +152,38 @@ def test_a_latent_frame_never_sees_a_later_frame() -> None:
     assert first.shape[2] == 3
     torch.testing.assert_close(first[:, :, :2], second[:, :, :2])
     assert (first[:, :, 2] - second[:, :, 2]).abs().max() > 0.01
+
+
+def test_the_last_latent_channels_say_where_they_are() -> None:
+    """The transformer hears only how far places are from each other: it would not learn where left is."""
+    torch.manual_seed(0)
+    marked = models.vae(Shape()).eval()
+    clips = vae.to_tensor(vae.batch(np.random.default_rng(3), 4, pieces=False))
+    with torch.no_grad():
+        before = marked.encode(clips).latent_dist.mode()
+        mark_places(marked, clips)
+        after = marked.encode(clips).latent_dist.mode()
+    across, down, along = (after[:, -MARKS + k].mean(dim=0) for k in range(MARKS))
+    assert across[:, :, 0].max() < -0.5 < across[:, :, 1:-1].min()
+    assert across[:, :, -1].min() > 0.5 > across[:, :, 1:-1].max()
+    assert down[:, 0].max() < -0.5
+    assert down[:, -1].min() > 0.5
+    assert along[0].min() > 0.7 > along[1:].max()
+    torch.testing.assert_close(before[:, :-MARKS], after[:, :-MARKS], rtol=0.05, atol=0.3)
+
+
+def test_the_decoder_does_not_listen_to_the_marks() -> None:
+    """Whatever the transformer makes of them, the clip is the same."""
+    torch.manual_seed(0)
+    marked = models.vae(Shape()).eval()
+    clips = vae.to_tensor(vae.batch(np.random.default_rng(3), 2, pieces=False))
+    with torch.no_grad():
+        mark_places(marked, clips)
+        latents_ = marked.encode(clips).latent_dist.mode()
+        changed = latents_.clone()
+        changed[:, -MARKS:] += 1
+        first, second = (marked.decode(one).sample for one in (latents_, changed))
+    torch.testing.assert_close(first, second)
 
 
 def test_no_training_clip_shows_a_held_out_combination(minute_recipe: Recipe) -> None:

@@ -23,13 +23,24 @@ ROUTES = [
     ("POST", "/rpush/sdxl_queue", "jobs"),
     ("GET", "/llen/sdxl_queue", "jobs"),
     ("GET", "/inbox", "jobs"),
+    ("POST", "/prompts/inspect", "jobs"),
+    ("POST", "/test-compel", "jobs"),
     ("GET", "/assets/workspace-temp/x/y/0.png", "jobs"),
     ("POST", "/queues/sdxl_queue/pause", "admin"),
     ("POST", "/queues/sdxl_queue/resume", "admin"),
     ("POST", "/workers/x/drain", "admin"),
     ("POST", "/workers/x/resume", "admin"),
 ]
-OPEN = {"/", "/health", "/health/live", "/health/ready", "/status", "/metrics", "/functions/v1/job-callback"}
+OPEN = {
+    "/",
+    "/health",
+    "/health/live",
+    "/health/ready",
+    "/status",
+    "/model/info",
+    "/metrics",
+    "/functions/v1/job-callback",
+}
 
 
 @pytest.fixture

@@ -61,6 +61,33 @@ def test_status_describes_the_image_worker(shim) -> None:
     assert found["quality_tiers"]["fast"]["steps"] == 15
 
 
+def test_status_describes_the_video_worker_when_asked(shim) -> None:
+    """Its tiers are its types; a kind of worker that there is none of is refused."""
+    wan = {"id": "wan@host-cpu", "family": "wan", "queue": "wan_queue", "models": ("wan",)}
+    assert shim.client.get("/status?worker_type=wan").json()["model"] == "not loaded"
+    shim.appear(**wan, detail={"info": {"wan": {"name": "tiny-wan", "device": "cpu"}}})
+    found = shim.client.get("/status?worker_type=wan").json()
+    assert (found["worker_type"], found["model"], found["batch_support"]) == ("wan", "tiny-wan", [1])
+    assert found["quality_tiers"]["video_high"]["steps"] == 50
+    assert shim.client.get("/health").json()["wan_model_loaded"] is True
+    assert shim.client.get("/status?worker_type=opera").status_code == 422
+
+
+def test_every_loaded_model_has_a_row(shim) -> None:
+    """What a model is and where it runs, without the names of hosts."""
+    assert shim.client.get("/model/info").json() == {"models": []}
+    shim.appear()
+    shim.appear(id="wan@host-cpu", family="wan", queue="wan_queue", state="starting", detail={})
+    assert shim.client.get("/model/info").json() == {
+        "models": [
+            {
+                "family": "sdxl", "queue": "sdxl_queue", "state": "idle",
+                "info": {"name": "tiny-sdxl", "device": "cpu"},
+            }
+        ]
+    }  # fmt: skip
+
+
 def numbers(text: str) -> dict[str, float]:
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}

@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 
 from ourvidz.errors import ModelLoadError
+from ourvidz.pipelines.checkpoints import find_wan
+from ourvidz.pipelines.ip_adapter import AdapterFiles
+from ourvidz.pipelines.lora import Lora
+from ourvidz.pipelines.options import SDXLOptions
 from ourvidz.settings import Settings, load_settings
-from ourvidz.wiring.models import TINY_CAP_PX, build
+from ourvidz.wiring.models import TINY_CAP_PX, TINY_WAN_CAP_PX, build, sdxl_options
 
 PRODUCTION = {
     "OURVIDZ_PROFILE": "production",
@@ -66,5 +70,70 @@ def test_missing_weights_are_said_before_anything_starts(settings: Settings, tmp
 
 def test_a_family_without_pipelines_is_refused(settings: Settings) -> None:
     """A worker for it must not claim to be ready."""
-    with pytest.raises(ModelLoadError, match="wan"):
-        build(settings, "wan")
+    with pytest.raises(ModelLoadError, match="chat"):
+        build(settings, "chat")
+
+
+def test_a_wan_worker_is_warm_small_and_serves_videos_only(settings: Settings) -> None:
+    """One family a worker: a job of the other one would be in the wrong queue."""
+    models = build(settings, "wan")
+    assert models.info()["wan"]["loaded"] is False
+    models.warm()
+    info = models.info()["wan"]
+    assert (info["loaded"], info["kind"], info["size_cap"]) == (True, "tiny", TINY_WAN_CAP_PX)
+    assert models.videos().info()["loaded"] is True
+    with pytest.raises(ModelLoadError, match="pictures"):
+        models.images()
+    models.videos().unload()
+    models.reload()
+    assert models.info()["wan"]["loaded"] is True
+
+
+def test_production_needs_a_wan_checkpoint_for_a_wan_worker(settings: Settings, tmp_path: Path) -> None:
+    """Noise from the tiny checkpoint must never reach a customer; a given one is not shrunk."""
+    sdxl = {**PRODUCTION, "OURVIDZ_SDXL_MODEL": str(tmp_path)}
+    with pytest.raises(ModelLoadError, match="OURVIDZ_WAN_MODEL"):
+        build(load_settings(**sdxl), "wan")
+    tiny = str(find_wan(None, settings.cache_dir).path)
+    info = build(load_settings(**sdxl, OURVIDZ_WAN_MODEL=tiny), "wan").info()["wan"]
+    assert (info["kind"], info["size_cap"]) == ("folder", None)
+
+
+def test_without_settings_sdxl_runs_as_it_is(settings: Settings) -> None:
+    """What speeds things up or changes pictures is an operator's choice, never ours."""
+    assert sdxl_options(settings) == SDXLOptions()
+
+
+def test_settings_reach_the_pipeline(settings: Settings) -> None:
+    """An operator who sets something sees it at work, and in what the worker tells of itself."""
+    chosen = load_settings(
+        OURVIDZ_SDXL_SCHEDULER="dpmpp_2m_karras",
+        OURVIDZ_SDXL_DTYPE="float32",
+        OURVIDZ_SDXL_ATTENTION="math",
+        OURVIDZ_SDXL_CHANNELS_LAST="true",
+    )
+    models = build(chosen, "sdxl")
+    models.warm()
+    info = models.info()["sdxl"]
+    told = {name: info[name] for name in ("scheduler", "dtype", "attention", "channels_last")}
+    assert told == {
+        "scheduler": "DPMSolverMultistepScheduler",
+        "dtype": "float32",
+        "attention": "math",
+        "channels_last": True,
+    }
+
+
+def test_named_files_reach_the_pipeline(settings: Settings) -> None:
+    """LoRAs with their weights, the adapter with its encoder."""
+    chosen = load_settings(
+        OURVIDZ_SDXL_LORAS="hills=/m/hills.safetensors@0.8, sky=/m/sky.safetensors",
+        OURVIDZ_IP_ADAPTER="/m/adapter.safetensors",
+        OURVIDZ_IP_ADAPTER_ENCODER="/m/encoder",
+    )
+    options = sdxl_options(chosen)
+    assert options.loras == (
+        Lora("hills", Path("/m/hills.safetensors"), 0.8),
+        Lora("sky", Path("/m/sky.safetensors")),
+    )
+    assert options.ip_adapter == AdapterFiles(Path("/m/adapter.safetensors"), Path("/m/encoder"))

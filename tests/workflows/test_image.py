@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,17 +12,30 @@ import pytest
 from PIL import Image
 
 from ourvidz import __version__
-from ourvidz.errors import Cancelled, I2IPipelineError, InvalidParameters, PolicyViolation, StorageError
+from ourvidz.errors import (
+    Cancelled,
+    I2IPipelineError,
+    InvalidParameters,
+    PolicyViolation,
+    ReferenceForbidden,
+    ReferenceFrameError,
+    StorageError,
+)
 from ourvidz.jobs.job import ImageJob
+from ourvidz.media.images import png
 from ourvidz.media.provenance import source_type_of
+from ourvidz.net.guard import Fetcher
+from ourvidz.net.reach import Reach
 from ourvidz.pipelines.base import ImagePipeline, OnStep, Pictures
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl import SDXLPipeline
 from ourvidz.pipelines.tiny_sdxl import tiny_sdxl
+from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
 from ourvidz.wiring.models import WarmModels
+from ourvidz.workflows import assets
 from ourvidz.workflows.image import generate_images
 from ourvidz.workflows.services import Services
 
@@ -34,6 +50,7 @@ class RecordingRun:
     attempt: int = 1
     steps: list[tuple[int, int]] = field(default_factory=list)
     puts: list[tuple[str, str]] = field(default_factory=list)
+    previews: list[Callable[[], Image.Image]] = field(default_factory=list)
     cancel_at: int | None = None
 
     def step(self, done: int, total: int) -> None:
@@ -41,8 +58,8 @@ class RecordingRun:
         if done == self.cancel_at:
             raise Cancelled("enough")
 
-    def preview(self, webp: bytes) -> None:
-        raise AssertionError("no previews in this version")
+    def preview(self, look: Callable[[], Image.Image]) -> None:
+        self.previews.append(look)
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         self.puts.append((key, content_type))
@@ -61,7 +78,10 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> WarmModels:
 @pytest.fixture
 def use(warm: WarmModels, tmp_path: Path) -> Services:
     """Real models, a real directory, a gate with stand-in terms."""
-    return Services(models=warm, store=LocalStore(tmp_path / "assets"), gate=GATE)
+    store = LocalStore(tmp_path / "assets")
+    limits = Limits(max_bytes=1 << 20, max_pixels=1 << 20)
+    references = References(Fetcher(Reach(), timeout_s=1.0, max_bytes=1 << 20).get, store.get, limits)
+    return Services(models=warm, store=store, gate=GATE, references=references)
 
 
 def job(**changed: Any) -> ImageJob:
@@ -104,6 +124,7 @@ def test_every_picture_is_stored_with_its_thumbnail(use: Services, count: int) -
     assert {kind for key, kind in run.puts if key.endswith(".webp")} == {"image/webp"}
     assert len(run.puts) == 2 * count
     assert run.steps == [(0, 2), (1, 2), (2, 2)]
+    assert [look().size for look in run.previews] == [(64, 128)]
 
 
 def test_each_asset_describes_its_own_picture(use: Services) -> None:
@@ -197,16 +218,72 @@ def test_a_job_without_a_user_has_nowhere_to_store(use: Services) -> None:
     assert refused.value.field == "user_id"
 
 
-def test_a_reference_falls_back_to_its_prompt_and_says_so(use: Services) -> None:
-    """The caller gets a picture and learns that the reference did not shape it."""
-    with_reference = job(
-        reference="https://example.org/hills.png", negative_prompt="fog", denoise_strength=0.4
+HILLS = "reference_images/user-1/hills.png"
+
+
+@pytest.fixture
+def hills(use: Services) -> str:
+    """The storage path of a reference."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(file, "PNG")
+    use.store.put(HILLS, file.getvalue(), content_type="image/png")
+    return HILLS
+
+
+@contextmanager
+def broken_encoder(use: Services) -> Iterator[None]:
+    """A reference's way into the model fails, as a driver or a library may make it."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    encoder = use.models.images()._pipe.vae.encoder  # type: ignore[attr-defined]
+    hook = encoder.register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def test_a_reference_shapes_the_picture(use: Services, hills: str) -> None:
+    """The main road: the prompt alone would make another picture, and nothing says fallback."""
+    run = RecordingRun()
+    outcome = generate_images(job(reference=hills, steps=4, denoise_strength=0.5), run, use)
+    plain = generate_images(job(id="job-2", steps=4), RecordingRun(), use)
+    assert use.store.get(outcome.assets[0].key) != use.store.get(plain.assets[0].key)
+    assert outcome.metadata["reference_backend"] == "img2img"
+    assert "reference_fallback" not in outcome.metadata
+    assert outcome.assets[0].metadata["pipeline"] == "img2img"
+    assert run.steps == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_a_picture_made_from_a_reference_says_so(use: Services, hills: str) -> None:
+    """What began with somebody's picture is marked as composed, in the picture and its thumbnail."""
+    run = RecordingRun()
+    generate_images(job(reference=hills), run, use)
+    marks = {source_type_of(use.store.get(key)) for key, _ in run.puts}
+    assert marks == {"http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"}
+
+
+def test_an_exact_copy_without_strength_is_the_reference(use: Services, hills: str) -> None:
+    """Nothing is painted, and everything is delivered and told as usual."""
+    copied = job(
+        reference=hills, prompt="", exact_copy_mode=True, denoise_strength=0.0, steps=6, guidance_scale=1.0
     )
-    outcome = generate_images(with_reference, RecordingRun(), use)
+    outcome = generate_images(copied, RecordingRun(), use)
+    expected = Image.linear_gradient("L").convert("RGB").resize((64, 64), Image.Resampling.LANCZOS)
+    assert opened(use.store, outcome.assets[0].key).tobytes() == expected.tobytes()
+    assert outcome.assets[0].metadata["effective_steps"] == 0
+
+
+def test_an_unusable_reference_falls_back_to_the_prompt_and_says_so(use: Services) -> None:
+    """The caller gets a picture and learns that the reference did not shape it."""
+    missing = job(reference="reference_images/user-1/gone.png", negative_prompt="fog", denoise_strength=0.4)
+    outcome = generate_images(missing, RecordingRun(), use)
     plain = generate_images(job(id="job-2", negative_prompt="fog"), RecordingRun(), use)
     assert use.store.get(outcome.assets[0].key) == use.store.get(plain.assets[0].key)
     assert outcome.metadata["reference_fallback"] is True
-    assert outcome.metadata["reference_error"] == "I2I_PIPELINE_ERROR"
+    assert outcome.metadata["reference_error"] == "REFERENCE_FRAME_ERROR"
     assert outcome.metadata["reference_error_reason"]
     assert outcome.metadata["reference_backend"] is None
     described = outcome.assets[0].metadata
@@ -218,12 +295,33 @@ def test_a_reference_falls_back_to_its_prompt_and_says_so(use: Services) -> None
     )
 
 
-def test_a_reference_without_a_prompt_has_nothing_to_fall_back_to(use: Services) -> None:
-    """A picture of nothing in particular would be worse than an error."""
+def test_a_failing_pass_falls_back_to_the_prompt_and_says_so(use: Services, hills: str) -> None:
+    """A model that cannot begin with a picture can still begin without one."""
+    with broken_encoder(use):
+        outcome = generate_images(job(reference=hills), RecordingRun(), use)
+    assert outcome.status == "completed"
+    assert outcome.metadata["reference_fallback"] is True
+    assert outcome.metadata["reference_error"] == "I2I_PIPELINE_ERROR"
+    assert outcome.assets[0].metadata["pipeline"] == "text_to_image"
+
+
+def test_without_a_prompt_there_is_nothing_to_fall_back_to(use: Services, hills: str) -> None:
+    """A picture of nothing in particular would be worse than an error; the code says what went wrong."""
+    copied = {"prompt": "", "exact_copy_mode": True, "denoise_strength": 0.05, "steps": 10}
     run = RecordingRun()
-    with pytest.raises(I2IPipelineError):
-        generate_images(job(reference="u/p.png", prompt="", exact_copy_mode=True), run, use)
-    assert run.steps == []
+    with pytest.raises(ReferenceFrameError):
+        generate_images(job(reference="reference_images/user-1/gone.png", **copied), run, use)
+    with broken_encoder(use), pytest.raises(I2IPipelineError):
+        generate_images(job(reference=hills, **copied), run, use)
+    assert (run.steps, run.puts) == ([], [])
+
+
+def test_somebody_else_s_reference_fails_the_job(use: Services) -> None:
+    """Falling back would hide an attempt to read what is not one's own."""
+    run = RecordingRun()
+    with pytest.raises(ReferenceForbidden):
+        generate_images(job(reference="reference_images/user-2/hills.png"), run, use)
+    assert (run.steps, run.puts) == ([], [])
 
 
 class Unshrinkable(Image.Image):
@@ -245,7 +343,7 @@ class LastPictureBroken:
     def memory(self) -> dict[str, Any]:
         return self.models.memory()
 
-    def generate(self, job: ImageJob, *, on_step: OnStep) -> Pictures:
+    def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> Pictures:
         made = self.models.images().generate(job, on_step=on_step)
         made.images[-1].__class__ = Unshrinkable
         return made
@@ -282,3 +380,34 @@ def test_a_thumbnail_that_cannot_be_stored_costs_no_picture(use: Services, tmp_p
     assert outcome.assets[0].key == "workspace-temp/user-1/job-1/0.png"
     assert outcome.assets[0].thumbnail_key is None
     assert outcome.assets[0].metadata["thumbnail_error"] == "THUMBNAIL_GENERATION_ERROR"
+
+
+class Slow(LocalStore):
+    """A storage whose first put waits until another picture has been encoded."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.encoded = threading.Event()
+
+    def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        assert self.encoded.wait(30), "nothing was encoded while the first picture was being stored"
+        super().put(key, data, content_type=content_type)
+
+
+def test_pictures_are_encoded_while_others_are_stored(
+    use: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storage far away takes its time, and the pipeline waits for the end of all of it."""
+    store = Slow(tmp_path / "slow")
+    encoded: list[int] = []
+
+    def counting(image: Image.Image, **options: Any) -> bytes:
+        file = png(image, **options)
+        encoded.append(1)
+        if len(encoded) == 3:
+            store.encoded.set()
+        return file
+
+    monkeypatch.setattr(assets, "png", counting)
+    outcome = generate_images(job(num_images=3), RecordingRun(), replace(use, store=store))
+    assert [asset.metadata["seed"] for asset in outcome.assets] == [100, 101, 102]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
 from ourvidz.jobs.job import ImageJob
@@ -203,3 +206,56 @@ def test_a_fence_known_to_be_lost_stops_the_run_also_while_the_ledger_is_away(
         run._renewer.join(5)
         with pytest.raises(FenceLost):
             run.step(1, 4)
+
+
+def previews(ledger: Away) -> list[dict[str, Any]]:
+    return [item.data for item in ledger.stream("a") if item.kind == "preview"]
+
+
+def test_a_preview_goes_out_with_the_next_step(ledger: Away, claim: Claim) -> None:
+    """Followers see the picture grow, at no extra word with the ledger."""
+    with running(ledger, claim, previews=True) as run:
+        run.preview(lambda: Image.new("RGB", (128, 64), "green"))
+        assert previews(ledger) == []
+        run.step(1, 4)
+        run.step(2, 4)
+    [sent] = previews(ledger)
+    with Image.open(io.BytesIO(base64.b64decode(sent["webp"]))) as small:
+        assert (small.format, small.size) == ("WEBP", (sent["width"], sent["height"]))
+
+
+def test_previews_come_at_most_twice_a_second(ledger: Away, claim: Claim) -> None:
+    """A fast GPU takes fifty steps in that time."""
+    looks: list[int] = []
+
+    def look() -> Image.Image:
+        looks.append(1)
+        return Image.new("RGB", (8, 8))
+
+    now = 0.0
+    with running(ledger, claim, previews=True, clock=lambda: now) as run:
+        for _ in range(20):
+            run.preview(look)
+            now += 0.1
+    assert len(looks) == 4
+
+
+def test_previews_can_be_switched_off(ledger: Away, claim: Claim) -> None:
+    """Then nothing is drawn either."""
+    with running(ledger, claim) as run:
+        run.preview(lambda: pytest.fail("looked"))
+        run.step(1, 4)
+    assert previews(ledger) == []
+
+
+def test_a_preview_that_fails_costs_nothing(ledger: Away, claim: Claim) -> None:
+    """It is a courtesy: the job goes on, and so does its progress."""
+
+    def look() -> Image.Image:
+        raise RuntimeError("no colours")
+
+    with running(ledger, claim, previews=True) as run:
+        run.preview(look)
+        run.step(2, 4)
+    assert previews(ledger) == []
+    assert ledger.get("a").progress == pytest.approx(49.5)  # type: ignore[union-attr]

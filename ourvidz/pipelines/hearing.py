@@ -1,0 +1,41 @@
+"""Telling whoever waits for a job how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from PIL.Image import Image
+
+from ourvidz.pipelines.base import OnPreview, OnStep
+
+
+class Hearing:
+    """Counts the steps of one job over all its parts and keeps what its listener raised.
+
+    A job that was stopped must end with what stopped it, and never look like a failure of the model.
+    """
+
+    def __init__(self, on_step: OnStep, on_preview: OnPreview | None) -> None:
+        self._on_step = on_step
+        self._on_preview = on_preview
+        self._before = 0
+        self._total = 0
+        self.stopped_by: Exception | None = None
+
+    def begin(self, steps: int, *, part: int = 0, parts: int = 1) -> None:
+        """Part `part` of `parts` begins, `steps` steps long."""
+        self._before, self._total = part * steps, parts * steps
+        self._tell(0)
+
+    def step(self, done: int, look: Callable[[], Image]) -> None:
+        """`done` steps of this part are over; `look` makes a small picture of how it looks now."""
+        if self._on_preview is not None and self._before + done < self._total:
+            self._on_preview(look)
+        self._tell(done)
+
+    def _tell(self, done: int) -> None:
+        try:
+            self._on_step(self._before + done, self._total)
+        except Exception as stop:
+            self.stopped_by = stop
+            raise

@@ -1,0 +1,124 @@
+"""LoRA files, merged into the weights once when they are loaded: afterwards they cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from ourvidz.errors import ModelLoadError
+
+_PAIRS = (
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+    (".lora_down.weight", ".lora_up.weight"),
+    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+)
+_ATTENTION_NAMES = (("_lora.down.weight", ".lora.down.weight"), ("_lora.up.weight", ".lora.up.weight"))
+"""How old files write `to_q_lora.down` for `to_q.lora.down`."""
+_TEXT_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """One LoRA file and how much of it is added; `name` is what it is called here."""
+
+    name: str
+    path: Path
+    weight: float = 1.0
+
+    def told(self) -> str:
+        """`name@weight`."""
+        return f"{self.name}@{self.weight:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What one layer of the file adds: `up · down`, (out, rank) and (rank, in)."""
+
+    module: str
+    down: torch.Tensor
+    up: torch.Tensor
+    alpha: float | None
+
+    @torch.no_grad()
+    def merge(self, layer: torch.nn.Module, weight: float) -> None:
+        """Add it to the layer's weights. Raises `RuntimeError` where the shapes do not fit."""
+        rank = self.down.shape[0]
+        factor = weight * (1.0 if self.alpha is None else self.alpha / rank)
+        kept = layer.weight
+        assert isinstance(kept, torch.Tensor)
+        up, down = (part.to(kept.device, torch.float32).flatten(1) for part in (self.up, self.down))
+        kept += (factor * (up @ down)).reshape(kept.shape).to(kept.dtype)
+
+
+def merge(pipe: StableDiffusionXLPipeline, lora: Lora) -> None:
+    """Add a LoRA file to the UNet and the text encoders it names.
+
+    `ModelLoadError` when the file is no LoRA, or names a layer this checkpoint has not.
+    """
+    if lora.path.suffix != ".safetensors" or not lora.path.is_file():
+        raise ModelLoadError(f"LoRA {lora.name}: there is no .safetensors file {lora.path}.")
+    # Weights of the trainer most people use have other names; diffusers knows how to translate them.
+    tensors, alphas = StableDiffusionXLPipeline.lora_state_dict(
+        str(lora.path), unet_config=pipe.unet.config, local_files_only=True, use_safetensors=True
+    )
+    changes = list(_changes(tensors, alphas or {}))
+    if not changes:
+        raise ModelLoadError(f"LoRA {lora.name}: {lora.path.name} holds no LoRA weights.")
+    layers = [(change, _layer(pipe, change.module, lora)) for change in changes]
+    for change, layer in layers:
+        try:
+            change.merge(layer, lora.weight)
+        except RuntimeError as misfit:
+            raise ModelLoadError(
+                f"LoRA {lora.name}: {change.module} has another shape in this checkpoint."
+            ) from misfit
+
+
+def _changes(tensors: dict[str, torch.Tensor], alphas: dict[str, Any]) -> Iterator[_Change]:
+    """What the file holds. `alphas` are apart where diffusers has translated the names."""
+    named = {_modern(key): tensor for key, tensor in tensors.items()}
+    for key, down in tensors.items():
+        for first, second in _PAIRS:
+            if not _modern(key).endswith(first):
+                continue
+            module = _modern(key).removesuffix(first)
+            up = named.get(module + second)
+            if up is None:
+                raise ModelLoadError(f"The LoRA weights lack {module}{second}.")
+            alpha = alphas.get(f"{key}.alpha", named.get(f"{module}.alpha"))
+            yield _Change(module, down, up, None if alpha is None else float(alpha))
+
+
+def _modern(key: str) -> str:
+    for old, new in _ATTENTION_NAMES:
+        if key.endswith(old):
+            return key.removesuffix(old).replace(".processor", "") + new
+    return key
+
+
+def _layer(pipe: StableDiffusionXLPipeline, module: str, lora: Lora) -> torch.nn.Module:
+    """`unet.….to_q`, `text_encoder.….q_proj`, … of this pipeline."""
+    part, _, inner = module.partition(".")
+    model = getattr(pipe, part, None)
+    if isinstance(model, torch.nn.Module):
+        layers: dict[str, torch.nn.Module] = dict(model.named_modules())
+        for name in _spellings(inner):
+            if name in layers:
+                return layers[name]
+    raise ModelLoadError(f"LoRA {lora.name}: this checkpoint has no {module}.")
+
+
+def _spellings(inner: str) -> Iterator[str]:
+    """What a layer may be called: `to_out` is a list in diffusers, the text encoders call their attention's
+    parts otherwise, and some have lost a level of their names."""
+    head, _, last = inner.rpartition(".")
+    yield f"{inner}.0" if last == "to_out" else inner
+    theirs = f"{head}.{_TEXT_NAMES.get(last, last)}"
+    yield theirs
+    yield theirs.removeprefix("text_model.")

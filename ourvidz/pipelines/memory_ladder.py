@@ -1,0 +1,30 @@
+"""What is given up when memory runs out, one rung after the other. Never the size of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """How a job is tried: `at_once` pictures in one batch, the VAE in `tiled` pieces or whole.
+
+    `name` is what the callback is told.
+    """
+
+    name: Literal["whole", "freed", "tiled", "parts"]
+    at_once: int
+    tiled: bool
+
+
+def rungs(pictures: int) -> Iterator[Rung]:
+    """From everything at once, over the same with freed caches and then a tiled VAE, to batches of half the
+    size, down to one picture."""
+    yield Rung("whole", pictures, tiled=False)
+    yield Rung("freed", pictures, tiled=False)
+    yield Rung("tiled", pictures, tiled=True)
+    while pictures > 1:
+        pictures = (pictures + 1) // 2
+        yield Rung("parts", pictures, tiled=True)

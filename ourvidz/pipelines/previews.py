@@ -1,0 +1,49 @@
+"""What unfinished latents look like, without the VAE: a linear map from a latent to its colour."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ourvidz.pipelines.vae import SCALE, Codec
+
+LONGEST_PX = 128
+_PATCHES = 16
+"""The picture that the map is learned from has 16x16 patches of one colour each."""
+_PATCH_PX = 2 * SCALE
+
+
+class LatentColours:
+    """Colours of latents, learned from one VAE: its latents of a picture of known colours."""
+
+    def __init__(self, codec: Codec) -> None:
+        known = _patchwork()
+        latents = codec.encode(known)[0]
+        seen = _with_one(latents.flatten(1).T.float().cpu())
+        side = _PATCHES * _PATCH_PX // SCALE
+        colours = np.asarray(known.resize((side, side), Image.Resampling.BOX), dtype=np.float32) / 255
+        wanted = torch.from_numpy(colours).reshape(-1, 3)
+        # torch's usual driver, gelsy, gave wrong answers now and then where a channel is idle.
+        self._map: torch.Tensor = torch.linalg.lstsq(seen, wanted, driver="gelsd").solution
+
+    def picture(self, latents: torch.Tensor) -> Image.Image:
+        """A small RGB picture, longest edge 128 px, of latents (channels, rows, columns)."""
+        _, rows, columns = latents.shape
+        colours = _with_one(latents.flatten(1).T.float().cpu()) @ self._map
+        levels = (colours.clamp(0, 1) * 255).round().to(torch.uint8).reshape(rows, columns, 3).numpy()
+        scale = LONGEST_PX / max(rows, columns)
+        size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
+        return Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC)
+
+
+def _patchwork() -> Image.Image:
+    """Patches of evenly drawn colours, the same on every call."""
+    drawn = np.random.default_rng(0).integers(0, 256, (_PATCHES, _PATCHES, 3), dtype=np.uint8)
+    side = _PATCHES * _PATCH_PX
+    return Image.fromarray(drawn).resize((side, side), Image.Resampling.NEAREST)
+
+
+def _with_one(latents: torch.Tensor) -> torch.Tensor:
+    """A last column of ones beside (latents, channels), for the constant part."""
+    return torch.cat([latents, latents.new_ones(len(latents), 1)], dim=1)

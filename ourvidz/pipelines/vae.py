@@ -1,0 +1,76 @@
+"""Pictures to latents and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import diffusers
+import torch
+from PIL.Image import Image
+
+SCALE = 8
+"""A latent is this many pixels wide and high."""
+
+
+class Codec:
+    """The VAE of one loaded SDXL pipeline. Latents are (1, 4, height / 8, width / 8), as the UNet sees them.
+
+    One picture at a time: the VAE takes more memory a picture than the UNet does.
+    """
+
+    def __init__(self, pipe: diffusers.StableDiffusionXLPipeline) -> None:
+        self._vae = pipe.vae
+        self._processor = pipe.image_processor
+        self._device: torch.device = pipe._execution_device
+
+    @torch.no_grad()
+    def encode(self, image: Image) -> torch.Tensor:
+        """The latents of an RGB picture whose edges are multiples of 8 px: the most likely ones, so that
+        equal pictures have equal latents."""
+        self._upcast()
+        pixels = self._processor.preprocess(image).to(self._device, self._vae.dtype)
+        found = self._vae.encode(pixels).latent_dist.mode()
+        mean, spread = self._statistics(found)
+        latents: torch.Tensor = (found - mean) / spread
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> Image:
+        """The RGB picture of these latents."""
+        self._upcast()
+        scaled = latents.to(self._vae.dtype)
+        mean, spread = self._statistics(scaled)
+        pixels = self._vae.decode(scaled * spread + mean, return_dict=False)[0]
+        image: Image = self._processor.postprocess(pixels, output_type="pil")[0]
+        return image
+
+    @contextmanager
+    def tiled(self, wanted: bool) -> Iterator[None]:
+        """Work in overlapping tiles for a while: less memory, seams that are blended."""
+        if wanted:
+            self._vae.enable_tiling()
+            self._vae.enable_slicing()
+        try:
+            yield
+        finally:
+            if wanted:
+                self._vae.disable_tiling()
+                self._vae.disable_slicing()
+
+    def _upcast(self) -> None:
+        # SDXL's VAE overflows in half precision: black pictures.
+        if self._vae.dtype == torch.float16 and self._vae.config.force_upcast:
+            self._vae.to(torch.float32)
+
+    def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and spread of the VAE's own latents, one number a channel where the checkpoint says so."""
+        config = self._vae.config
+        scale = 1 / config.scaling_factor
+        if config.latents_mean is None or config.latents_std is None:
+            return like.new_zeros(1), like.new_full((1,), scale)
+        shape = (1, -1, 1, 1)
+        return (
+            like.new_tensor(config.latents_mean).view(shape),
+            like.new_tensor(config.latents_std).view(shape) * scale,
+        )

@@ -1,0 +1,77 @@
+"""An SDXL checkpoint on the device, and what works on it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import diffusers
+import torch
+
+from ourvidz.pipelines import lora, schedulers
+from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.conditioning import Conditioner
+from ourvidz.pipelines.ip_adapter import IPAdapter
+from ourvidz.pipelines.loading import reading, weights_mib
+from ourvidz.pipelines.options import SDXLOptions
+from ourvidz.pipelines.previews import LatentColours
+from ourvidz.pipelines.vae import Codec
+
+
+class WarmSDXL:
+    """One loaded checkpoint. Text-to-image and image-to-image share every weight, each with a scheduler of
+    its own."""
+
+    def __init__(self, pipe: diffusers.StableDiffusionXLPipeline, options: SDXLOptions) -> None:
+        self.pipe = pipe
+        self.codec = Codec(pipe)
+        self.words = Conditioner(pipe)
+        self.adapter = IPAdapter(pipe, options.ip_adapter) if options.ip_adapter else None
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether this UNet was distilled to be told the guidance: it is asked once a step whatever it is."""
+        told: bool = self.pipe.unet.config.time_cond_proj_dim is not None
+        return told
+
+    @cached_property
+    def colours(self) -> LatentColours:
+        """Learned with the first preview."""
+        return LatentColours(self.codec)
+
+    def info(self) -> dict[str, Any]:
+        """Native size in pixels, scheduler, and what the weights take (MiB)."""
+        encoder = None if self.adapter is None else self.adapter.encoder
+        return {
+            "native_size": int(self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor),
+            "scheduler": type(self.pipe.scheduler).__name__,
+            "memory_mib": weights_mib([*self.pipe.components.values(), encoder]),
+        }
+
+
+COLD = {"native_size": None, "scheduler": None, "memory_mib": 0}
+"""What `info` says while nothing is loaded."""
+
+
+def warm(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, options: SDXLOptions) -> WarmSDXL:
+    """The checkpoint on `device`, as the options want it. `ModelLoadError` says what is wrong."""
+    with reading(checkpoint):
+        pipe = _read(checkpoint, dtype).to(device)
+        pipe.scheduler = schedulers.build(options.scheduler, pipe.scheduler, few_steps=options.few_steps)
+        for file in options.loras:
+            lora.merge(pipe, file)
+        found = WarmSDXL(pipe, options)
+        options.quicken(pipe)
+        return found
+
+
+def _read(found: Checkpoint, dtype: torch.dtype) -> diffusers.StableDiffusionXLPipeline:
+    """The pipeline from disk. No hub, and no pickles: they can run code."""
+    options = {"dtype": dtype, "local_files_only": True, "add_watermarker": False}
+    if found.kind == "single file":
+        return diffusers.StableDiffusionXLPipeline.from_single_file(
+            str(found.path), config=str(found.config), **options
+        )
+    return diffusers.StableDiffusionXLPipeline.from_pretrained(
+        found.path, use_safetensors=True, variant=found.variant, **options
+    )

@@ -1,0 +1,80 @@
+"""One SDXL job under way: what is finished, and what is told of it in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from ourvidz.jobs.job import ImageJob
+from ourvidz.pipelines import image_to_image
+from ourvidz.pipelines.base import Pictures
+from ourvidz.pipelines.conditioning import Conditioning
+from ourvidz.pipelines.hearing import Hearing
+from ourvidz.pipelines.image_to_image import Plan
+from ourvidz.pipelines.memory_ladder import Rung
+
+
+@dataclass(slots=True)
+class Work:
+    """A job, and by seed the latents and pictures of it that are finished. They stay so when the rest is
+    tried again.
+
+    `size` is width and height in pixels as they are rendered, `guidance` what is used.
+    """
+
+    job: ImageJob
+    plan: Plan
+    size: tuple[int, int]
+    guidance: float
+    hearing: Hearing
+    words: Conditioning | None = None
+    latents: dict[int, torch.Tensor] = field(default_factory=dict)
+    images: dict[int, Image] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Picture k of a job has its seed plus k."""
+        return [self.job.seed + k for k in range(self.job.num_images)]
+
+    def waiting(self, at_once: int) -> list[list[int]]:
+        """The seeds whose latents are not finished, `at_once` together."""
+        left = [seed for seed in self.seeds if seed not in self.latents]
+        return [left[first : first + at_once] for first in range(0, len(left), at_once)]
+
+    def pictures(self, rung: Rung, seconds: float) -> Pictures:
+        """What was made, and what the callback is told about it."""
+        job, plan = self.job, self.plan
+        return Pictures(
+            images=[self.images[seed] for seed in self.seeds],
+            seeds=self.seeds,
+            seconds=seconds,
+            metadata={
+                "batch_size": job.num_images,
+                "size_capped": self.size != (job.width, job.height),
+                **({} if rung.name == "whole" else {"memory_rung": rung.name}),
+                **_about_words(self.words),
+                **({} if plan.backend is None else {"reference_backend": plan.backend}),
+            },
+            asset_metadata={
+                "steps": job.steps,
+                "effective_steps": plan.steps,
+                "guidance_scale": self.guidance,
+                "batch_size": job.num_images,
+                **image_to_image.about(plan, job, guided=self.guidance > 1),
+            },
+        )
+
+
+def _about_words(words: Conditioning | None) -> dict[str, Any]:
+    """What became of the prompt; nothing did where a reference was copied as it is."""
+    if words is None:
+        return {"final_prompt_type": "text", "compel_success": False, "enhancement_strategy": "none"}
+    return {
+        "final_prompt_type": words.final_prompt_type,
+        "compel_success": words.strategy == "compel",
+        "enhancement_strategy": words.strategy,
+        **({} if words.reason is None else {"compel_reason": words.reason}),
+    }

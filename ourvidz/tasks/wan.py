@@ -1,0 +1,16 @@
+"""The door of the Wan worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ourvidz import signals  # noqa: F401  a worker's child imports only the task modules
+from ourvidz.app import app
+from ourvidz.tasks.base import GenerationTask
+from ourvidz.workflows.video import generate_video
+
+
+@app.task(name="ourvidz.wan.generate", base=GenerationTask, bind=True, family="wan")
+def generate(self: GenerationTask, message: dict[str, Any]) -> dict[str, Any]:
+    """Generate the clip or the picture of one Wan job and return what became of it."""
+    return self.run_job(message, generate_video)

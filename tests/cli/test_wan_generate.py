@@ -1,0 +1,264 @@
+"""`wan_generate.py`: the flags of the Wan release, and what each call ends with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import ourvidz
+from ourvidz.cli import wan, wan_request, wan_run
+from ourvidz.cli.wan import command, exit_status
+from ourvidz.errors import (
+    InternalError,
+    InvalidParameters,
+    ModelLoadError,
+    OurvidzError,
+    OutOfMemory,
+    PolicyViolation,
+    SettingsError,
+    StorageError,
+)
+from ourvidz.media.video import probe
+from ourvidz.safety.gate import Gate, Terms
+from ourvidz.settings import environment, settings
+
+ROOT = Path(ourvidz.__file__).parents[1]
+PROMPT = "--prompt=a hill in the rain"
+QUICK = (PROMPT, "--sample_steps=1", "--base_seed=7", "--json")
+
+BAD: list[tuple[int, str, tuple[str, ...]]] = [
+    (2, "--prompt is missing", ()),
+    (2, "--prompt is missing", ("--prompt=  ",)),
+    (2, "10000 characters", ("--prompt=" + "x" * 10_001,)),
+    (2, "no such option", (PROMPT, "--no_such_flag")),
+    (2, "unexpected extra argument", (PROMPT, "stray")),
+    (2, "t2v-2B", (PROMPT, "--task=t2v-2B")),
+    (2, "image-to-video pipeline", (PROMPT, "--task=i2v-14B")),
+    (2, "first-and-last-frame pipeline", (PROMPT, "--task=flf2v-14B")),
+    (2, "VACE pipeline", (PROMPT, "--task=vace-1.3B")),
+    (2, "VACE pipeline", (PROMPT, "--task=vace-14B")),
+    (2, "480*832, 832*480, 624*624", (PROMPT, "--size=1280*720")),
+    (2, "--size", (PROMPT, "--size=480x832")),
+    (2, "1280*720", (PROMPT, "--task=t2v-14B", "--size=624*624")),
+    (2, "--size", (PROMPT, "--ckpt_dir=small", "--size=64*64")),
+    (2, "--frame_num", (PROMPT, "--frame_num=0")),
+    (2, "--frame_num", (PROMPT, "--frame_num=many")),
+    (2, "4n+1", (PROMPT, "--frame_num=83", "--strict_frames")),
+    (2, "1 for t2i-14B", (PROMPT, "--task=t2i-14B", "--frame_num=81")),
+    (2, "an .mp4 file for 81 frames", (PROMPT, "--save_file=a.png")),
+    (2, "ends in .mp4", (PROMPT, "--save_file=a.avi")),
+    (2, "folder that exists", (PROMPT, "--save_file=nowhere/a.mp4")),
+    (2, "--base_seed", (PROMPT, "--base_seed=-2")),
+    (2, "--base_seed", (PROMPT, "--base_seed=2147483648")),
+    (2, "--sample_steps", (PROMPT, "--sample_steps=0")),
+    (2, "euler", (PROMPT, "--sample_solver=euler")),
+    (2, "--sample_shift", (PROMPT, "--sample_shift=0")),
+    (2, "--sample_shift", (PROMPT, "--sample_shift=nan")),
+    (2, "--sample_guide_scale", (PROMPT, "--sample_guide_scale=-1")),
+    (2, "--offload_model", (PROMPT, "--offload_model=perhaps")),
+    (2, "--image", (PROMPT, "--image=missing.png")),
+    (2, "broken.png", (PROMPT, "--first_frame=broken.png")),
+    (2, "--image goes without", (PROMPT, "--image=hill.png", "--last_frame=hill.png")),
+    (2, "several GPUs", (PROMPT, "--t5_fsdp")),
+    (2, "several GPUs", (PROMPT, "--dit_fsdp")),
+    (2, "one GPU", (PROMPT, "--ulysses_size=2")),
+    (2, "one GPU", (PROMPT, "--ring_size=4")),
+    (2, "vace tasks", (PROMPT, "--src_video=a.mp4")),
+    (2, "vace tasks", (PROMPT, "--src_ref_images=a.png,b.png")),
+    (2, "language model", (PROMPT, "--use_prompt_extend")),
+    (2, "--prompt_extend_method", (PROMPT, "--prompt_extend_method=guessing")),
+    (3, "no checkpoint folder", (PROMPT, "--ckpt_dir=nowhere")),
+    (3, "diffusers layout", (PROMPT, "--ckpt_dir=empty")),
+    (3, "layout of the Wan release", (PROMPT, "--ckpt_dir=release")),
+    (3, "cannot be read", (PROMPT, "--ckpt_dir=torn")),
+    (3, "give --ckpt_dir", (PROMPT, "--task=t2v-14B")),
+    (3, "40 layers", (PROMPT, "--task=t2i-14B", "--ckpt_dir=small")),
+    (3, "smaller than 14B", (PROMPT, "--ckpt_dir=large")),
+]
+"""Exit status, a part of the message, the call. All end before torch is loaded."""
+
+GOOD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"frames": 5, "frames_generated": 5, "fps": 16, "width": 64, "height": 64}, ("--frame_num=5",)),
+    ({"frames": 6, "frames_generated": 9}, ("--frame_num=6",)),
+    ({"frames": 5}, ("--frame_num=5", "--strict_frames")),
+    ({"frames": 1, "frames_generated": 1}, ("--frame_num=1", "--save_file=one.png")),
+    ({"frames": 1}, ("--frame_num=1", "--save_file=one.mp4")),
+    ({"width": 32, "height": 64, "size_capped": True}, ("--frame_num=1", "--size=480*832")),
+    ({"width": 64, "height": 64, "size_capped": True}, ("--frame_num=1", "--size=624*624")),
+    ({"solver": "dpm++", "shift": 3.0}, ("--frame_num=1", "--sample_solver=dpm++", "--sample_shift=3")),
+    ({"guidance_scale": 1.0}, ("--frame_num=1", "--sample_guide_scale=1", "--offload_model=False")),
+    ({"reference_mode": "single", "reference_backend": "sdedit"}, ("--frame_num=5", "--image=hill.png")),
+    (
+        {"reference_mode": "start", "reference_backend": "latent_replacement"},
+        ("--frame_num=5", "--first_frame=hill.png", "--t5_cpu"),
+    ),
+    ({"reference_mode": "end"}, ("--frame_num=5", "--last_frame=hill.png")),
+    (
+        {"reference_mode": "both"},
+        ("--frame_num=5", "--first_frame=hill.png", "--last_frame=hill.png", "--ulysses_size=1"),
+    ),
+]
+"""A part of the summary, the call."""
+
+
+def checkpoint(folder: Path, config: str) -> None:
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    (folder / "transformer/config.json").write_text(config)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with a reference, and checkpoints of which only the configs are there."""
+    Image.new("RGB", (80, 48), "green").save(tmp_path / "hill.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release/Wan2.1_VAE.pth").touch()
+    checkpoint(tmp_path / "small", '{"num_layers": 30}')
+    checkpoint(tmp_path / "large", '{"num_layers": 40}')
+    checkpoint(tmp_path / "torn", '{"num_la')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path / "state"))
+    # Such settings of its own would outlive the test.
+    monkeypatch.setattr(wan, "adopt", lambda **_: None)
+    settings.cache_clear()
+    yield tmp_path
+    settings.cache_clear()
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(command, list(arguments), prog_name="wan_generate.py")
+
+
+@pytest.mark.parametrize(("status", "told", "arguments"), BAD, ids=lambda value: str(value)[:60])
+def test_a_wrong_call_ends_with_its_status_and_the_reason(
+    folder: Path, status: int, told: str, arguments: tuple[str, ...]
+) -> None:
+    """Scripts branch on the status, people read the line."""
+    result = call(*arguments)
+    assert (result.exit_code, result.stdout) == (status, ""), result.output
+    assert told.lower() in " ".join(result.stderr.split()).lower()
+
+
+def test_no_wrong_call_loads_torch(folder: Path) -> None:
+    """A typo is told at once, not after the libraries have loaded."""
+    calls = [list(arguments) for _, _, arguments in BAD]
+    script = (
+        "import json, sys; from click.testing import CliRunner; from ourvidz.cli.wan import command\n"
+        "codes = [CliRunner().invoke(command, c).exit_code for c in json.load(sys.stdin)]\n"
+        "print(json.dumps([codes, 'torch' in sys.modules]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], input=json.dumps(calls), capture_output=True, text=True, timeout=120,
+        env=environment(PYTHONPATH=str(ROOT)), cwd=folder,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == [[status for status, _, _ in BAD], False]
+
+
+@pytest.mark.parametrize(("expected", "arguments"), GOOD, ids=lambda value: str(value)[:70])
+def test_a_right_call_makes_what_it_says(
+    folder: Path, expected: dict[str, Any], arguments: tuple[str, ...]
+) -> None:
+    """The summary is what was made, and the file is there."""
+    result = call(*QUICK, *arguments)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert {name: told[name] for name in expected} == expected
+    assert (told["seed"], told["steps"]) == (7, 1)
+    data = (folder / told["file"]).read_bytes()
+    assert len(data) == told["file_size_bytes"]
+    if told["file"].endswith(".mp4"):
+        found = probe(data)
+        assert (found.frames, found.width, found.height) == (told["frames"], told["width"], told["height"])
+    else:
+        assert Image.open(folder / told["file"]).size == (told["width"], told["height"])
+
+
+def test_what_was_not_made_as_written_is_said(folder: Path) -> None:
+    """Standard output is the file's name alone; the notices stand beside it."""
+    result = call(PROMPT, "--sample_steps=1", "--frame_num=3", "--size=480*832", "--base_seed=3")
+    assert result.stdout == "t2v-1.3B_480x832_3.mp4\n"
+    assert "3 is not 4n+1: 5 frames were made, 2 cut off" in result.stderr
+    assert "rendered 32*64" in result.stderr
+
+
+def test_a_seed_makes_its_clip_again_and_minus_one_draws_another(folder: Path) -> None:
+    """A drawn seed is told, so that its clip can be made again."""
+    for name, seed in (("a", "-1"), ("b", "-1")):
+        told = json.loads(
+            call(*QUICK, "--frame_num=1", f"--save_file={name}.png", f"--base_seed={seed}").stdout
+        )
+        again = call(*QUICK, "--frame_num=1", f"--save_file={name}2.png", f"--base_seed={told['seed']}")
+        assert again.exit_code == 0
+    a, a2, b = ((folder / f"{name}.png").read_bytes() for name in ("a", "a2", "b"))
+    assert a == a2 != b
+
+
+def test_a_reference_steers_the_clip(folder: Path) -> None:
+    """The script of the release takes these options for t2v and ignores them."""
+    for name, extra in (("plain", ()), ("started", ("--first_frame=hill.png",))):
+        assert call(*QUICK, "--frame_num=5", f"--save_file={name}.mp4", *extra).exit_code == 0
+    assert (folder / "plain.mp4").read_bytes() != (folder / "started.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidParameters("x"), 2),
+        (PolicyViolation("x"), 2),
+        (SettingsError("x"), 2),
+        (ModelLoadError("x"), 3),
+        (OutOfMemory("x"), 4),
+        (StorageError("x"), 1),
+        (InternalError("x"), 1),
+    ],
+)
+def test_every_kind_of_error_has_its_status(error: OurvidzError, status: int) -> None:
+    """The branch of the tree decides."""
+    assert exit_status(error) == status
+
+
+def test_running_out_of_memory_ends_with_four(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the model loads or while it works."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(wan_run.WanPipeline, "_read", full)
+    assert call(*QUICK, "--frame_num=1").exit_code == 4
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(wan, "adopt", lambda **_: None)
+    monkeypatch.setattr(wan_run.WanPipeline, "denoise", full)
+    result = call(*QUICK, "--frame_num=1")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "Not enough memory" in result.stderr
+
+
+def test_the_safety_gate_stands_here_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No way to a pipeline leads past it, and nothing is loaded first."""
+    monkeypatch.setattr(wan, "_made", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr(wan_request, "Gate", lambda _: Gate(Terms(minor={"quokka"}, sexual={"marmalade"})))
+    result = call("--prompt=a quokka with marmalade", "--save_file=no.mp4")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert not (folder / "no.mp4").exists()
+
+
+def test_a_fresh_process_writes_a_clip(folder: Path) -> None:
+    """The script itself, as somebody coming from the release calls it."""
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "wan_generate.py"), *QUICK, "--frame_num=17", "--save_file=clip.mp4"],
+        capture_output=True, text=True, timeout=150, cwd=folder, env=environment(PYTHONPATH=str(ROOT)),
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["frames"] == probe((folder / "clip.mp4").read_bytes()).frames == 17

@@ -1,0 +1,48 @@
+"""The section about `wan_generate.py` says what the script takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from ourvidz.cli.wan import EXITS, command
+from ourvidz.cli.wan_tasks import TASKS
+
+CLI = "docs/reference/cli.md"
+
+OpenPage = Callable[[str], Any]
+
+
+def test_every_flag_is_documented_with_its_default_and_no_other(page: OpenPage) -> None:
+    """Somebody who comes from the release finds every flag, and what became of it."""
+    documented = {
+        flag: default.strip("`")
+        for flags, default in (row[:2] for row in page(CLI).rows("flag", "default"))
+        for flag in re.findall(r"--[a-z0-9_]+", flags)
+    }
+    real = {name: parameter for parameter in command.params for name in parameter.opts}
+    assert set(documented) == set(real)
+    told = {name: default for name, default in documented.items() if re.fullmatch(r"-?[\d.]+|True", default)}
+    assert told == {name: str(real[name].default) for name in told}
+    assert {"--sample_steps", "--sample_shift", "--sample_guide_scale", "--base_seed"} <= set(told)
+
+
+def test_every_task_is_documented(page: OpenPage) -> None:
+    """With its sizes and frames, or as one that is refused."""
+    documented = {row[0].strip("`"): row[1:] for row in page(CLI).rows("task", "sizes")}
+    real = {
+        name: [", ".join(task.sizes).replace("*", r"\*"), str(task.frames)]
+        for name, task in TASKS.items()
+        if task.lacking is None
+    }
+    assert documented == real
+    refused = page(CLI).section("`wan_generate.py`")
+    assert all(f"`{name}`" in refused for name, task in TASKS.items() if task.lacking)
+
+
+def test_every_exit_status_is_documented(page: OpenPage) -> None:
+    """Scripts branch on them."""
+    section = page(CLI).section("`wan_generate.py`")
+    documented = {int(status) for status in re.findall(r"^\| (\d) \|", section, re.MULTILINE)}
+    assert documented == {0, 1, *(status for _, status in EXITS)}

@@ -1,0 +1,159 @@
+"""What references, weights and long prompts mean to the trained tiny-sdxl, read from the pixels.
+
+`$TINY_SDXL_DIR` names another exported folder than the one that ships.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ourvidz.jobs.job import ImageJob
+from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint
+from ourvidz.pipelines.sdxl import SDXLPipeline
+from training.evaluator import look
+from training.world import COLOURS, Pixels, random_scene, render
+
+EDGE_PX = 128
+REFERENCES = 3
+LEVELS = 2
+"""How far the 8-bit levels of two equal pictures may lie apart: batches round differently."""
+
+Paint = Callable[..., list[Pixels]]
+
+
+@pytest.fixture(scope="module")
+def sdxl() -> SDXLPipeline:
+    """The trained checkpoint, warm: the one that ships, or the one that is being tried."""
+    found = Path(os.environ.get("TINY_SDXL_DIR") or PACKAGED / "tiny-sdxl")
+    if not (found / "model_index.json").is_file():
+        message = f"there is no trained tiny-sdxl in {found}"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    pipeline = SDXLPipeline(Checkpoint(found, "tiny"))
+    pipeline.load()
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def paint(sdxl: SDXLPipeline) -> Paint:
+    """Makes the pictures of one prompt, by default one, from a reference if there is one."""
+
+    def pictures(prompt: str, reference: Image.Image | None = None, **changed: object) -> list[Pixels]:
+        fields = {
+            "steps": 15,
+            "guidance_scale": 6.0,
+            "width": EDGE_PX,
+            "height": EDGE_PX,
+            "seed": 7,
+            "reference": None if reference is None else "u/p.png",
+        } | changed
+        job = ImageJob(id="asked", type="sdxl_image_fast", expected_time=30, prompt=prompt, **fields)
+        made = sdxl.generate(job, reference=reference, on_step=lambda *_: None)
+        return [np.asarray(image) for image in made.images]
+
+    return pictures
+
+
+@pytest.fixture(scope="module")
+def references() -> list[Image.Image]:
+    """Pictures of shapes, drawn."""
+    draw = np.random.default_rng(3)
+    scenes = [random_scene(draw, held_out=False) for _ in range(REFERENCES)]
+    return [Image.fromarray(render(scene, EDGE_PX, EDGE_PX)) for scene in scenes]
+
+
+def decibels(one: Pixels | Image.Image, other: Pixels | Image.Image) -> float:
+    """Peak signal-to-noise ratio: more is closer."""
+    apart = np.asarray(one).astype(float) - np.asarray(other).astype(float)
+    return float(10 * np.log10(255**2 / max(np.mean(apart**2), 1e-9)))
+
+
+def copied(denoise: float) -> dict[str, object]:
+    """The numbers of an exact copy, as the door fixes them."""
+    steps = round(6 + 4 * denoise / 0.05)
+    return {"exact_copy_mode": True, "guidance_scale": 1.0, "denoise_strength": denoise, "steps": steps}
+
+
+def test_less_strength_stays_closer_to_the_reference(paint: Paint, references: list[Image.Image]) -> None:
+    """That is what strength is for: the default keeps the picture, 0.6 goes far towards the prompt."""
+    for reference in references:
+        near, far = (
+            paint("a blue star on a white background", reference, denoise_strength=strength)[0]
+            for strength in (0.15, 0.6)
+        )
+        assert decibels(near, reference) > decibels(far, reference) + 1
+
+
+def test_much_strength_follows_the_prompt(paint: Paint, references: list[Image.Image]) -> None:
+    """At 0.9 hardly anything of the reference is left, and the picture is the prompt's."""
+    found = [
+        look(paint("a blue star on a white background", one, denoise_strength=0.9)[0]) for one in references
+    ]
+    assert [(one.colour, one.background) for one in found] == [("blue", "white")] * REFERENCES
+
+
+def test_an_exact_copy_is_what_the_vae_makes_of_the_reference(
+    sdxl: SDXLPipeline, paint: Paint, references: list[Image.Image]
+) -> None:
+    """The VAE's own loss cannot be avoided; with hardly any strength the steps add little to it."""
+    for reference in references:
+        best = decibels(sdxl._loaded.codec.decode(sdxl._loaded.codec.encode(reference)), reference)
+        assert decibels(paint("", reference, **copied(0.001))[0], reference) > best - 1.5
+
+
+def test_an_exact_copy_at_its_usual_strength_shows_no_difference(
+    paint: Paint, references: list[Image.Image]
+) -> None:
+    """30 dB is where people begin to see one; a change at the default strength is far below."""
+    for reference in references:
+        copy = decibels(paint("", reference, **copied(0.05))[0], reference)
+        changed = paint("a blue star on a white background", reference, denoise_strength=0.15)[0]
+        assert copy > max(30, decibels(changed, reference) + 6)
+
+
+def test_an_exact_copy_without_strength_is_the_reference(paint: Paint, references: list[Image.Image]) -> None:
+    """To the last pixel: not even the VAE sees it."""
+    made = paint("", references[0], **copied(0.0))[0]
+    assert (made == np.asarray(references[0])).all()
+
+
+def test_a_batch_from_a_reference_is_its_single_pictures(paint: Paint, references: list[Image.Image]) -> None:
+    """Callers pick one picture of a batch and ask for it again by its seed."""
+    asked = {"denoise_strength": 0.5, "steps": 8}
+    batch = paint("a red circle", references[0], num_images=3, **asked)
+    for k in (0, 2):
+        alone = paint("a red circle", references[0], seed=7 + k, **asked)[0]
+        assert np.abs(batch[k].astype(int) - alone).max() <= LEVELS
+    assert np.abs(batch[0].astype(int) - batch[2]).max() > 20
+
+
+@pytest.mark.parametrize("other", ["blue", "green"])
+def test_more_weight_on_red_makes_it_redder(paint: Paint, other: str) -> None:
+    """Between two colours the weight decides, and never in the wrong direction."""
+    redness = []
+    for weight in (0.4, 0.8, 1.2, 1.6):
+        prompt = f"a (red:{weight}) {other} circle on a white background"
+        middle = paint(prompt, compel_enabled=True)[0][56:72, 56:72].reshape(-1, 3).mean(axis=0)
+        toward = np.subtract(COLOURS["red"], COLOURS[other])
+        redness.append(float((middle - COLOURS[other]) @ toward / (toward @ toward)))
+    assert all(later > earlier - 0.05 for earlier, later in pairwise(redness))
+    assert redness[0] < 0.3
+    assert redness[-1] > 0.8
+
+
+@pytest.mark.parametrize("colour", ["red", "blue", "purple"])
+def test_the_last_words_of_a_long_prompt_are_heard(sdxl: SDXLPipeline, paint: Paint, colour: str) -> None:
+    """Text encoders read 77 tokens; what comes after them is as much part of the prompt."""
+    prompt = "a simple picture of " * 38 + f"a {colour} circle on a yellow background"
+    tokenizer = sdxl._pipe.tokenizer
+    assert len(tokenizer(prompt, truncation=False).input_ids) > 150
+    seen = look(paint(prompt)[0])
+    assert (seen.colour, seen.background) == (colour, "yellow")

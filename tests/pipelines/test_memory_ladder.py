@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from ourvidz.errors import OutOfMemory
+from ourvidz.jobs.job import ImageJob
+from ourvidz.pipelines.base import Pictures
+from ourvidz.pipelines.memory_ladder import rungs
+from ourvidz.pipelines.sdxl import SDXLPipeline
+
+MakeJob = Callable[..., ImageJob]
+LEVELS = 2
+"""How far the 8-bit levels of two equal pictures may lie apart: batches round differently."""
+
+
+def made(sdxl: SDXLPipeline, job: ImageJob) -> Pictures:
+    return sdxl.generate(job, on_step=lambda *_: None)
+
+
+def same(one: Pictures, other: Pictures) -> bool:
+    pairs = zip(one.images, other.images, strict=True)
+    return all(
+        np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() <= LEVELS for a, b in pairs
+    )
+
+
+@contextmanager
+def failing(module: torch.nn.Module, fails: Callable[[torch.Tensor], bool]) -> Iterator[list[int]]:
+    """Memory runs out in `module` whenever `fails` says so of its input; yields the input's batch sizes."""
+    rows: list[int] = []
+
+    def hook(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        rows.append(len(inputs[0]))
+        if fails(inputs[0]):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+def times(count: int) -> Callable[[torch.Tensor], bool]:
+    """Fails `count` times and then no more."""
+    left = iter([True] * count)
+    return lambda _: next(left, False)
+
+
+def test_the_ladder_ends_with_single_pictures() -> None:
+    """What does not fit one by one does not fit."""
+    assert [rung.at_once for rung in rungs(6)] == [6, 6, 6, 3, 2, 1]
+    assert [rung.name for rung in rungs(3)] == ["whole", "freed", "tiled", "parts", "parts"]
+    assert [rung.tiled for rung in rungs(1)] == [False, False, True]
+
+
+@pytest.mark.parametrize(("failures", "rung"), [(0, None), (1, "freed"), (2, "tiled"), (3, "parts")])
+def test_every_rung_delivers_the_same_pictures(
+    sdxl: SDXLPipeline, image_job: MakeJob, failures: int, rung: str | None
+) -> None:
+    """A caller gets what was ordered, however hard it was to make, and the callback tells how hard."""
+    job = image_job(num_images=3)
+    expected = made(sdxl, job)
+    with failing(sdxl._pipe.unet, times(failures)):
+        found = made(sdxl, job)
+    assert found.metadata.get("memory_rung") == rung
+    assert found.seeds == expected.seeds
+    assert same(found, expected)
+
+
+def test_a_batch_that_is_too_large_is_made_in_parts_that_fit(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
+    """Six pictures come from a GPU that has room for two: guidance doubles the rows."""
+    job = image_job(num_images=6, steps=1)
+    expected = made(sdxl, job)
+    with failing(sdxl._pipe.unet, lambda latents: len(latents) > 4) as rows:
+        found = made(sdxl, job)
+    assert rows == [12, 12, 12, 6, 4, 4, 4]
+    assert same(found, expected)
+
+
+def test_what_is_denoised_is_not_denoised_again_for_the_vae(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
+    """The VAE needs the most memory and comes last: its failure must not cost the steps before it."""
+    ran: list[int] = []
+    handle = sdxl._pipe.unet.register_forward_pre_hook(lambda *_: ran.append(1))
+    try:
+        with failing(sdxl._pipe.vae.decoder, times(2)):
+            found = made(sdxl, image_job(steps=3))
+    finally:
+        handle.remove()
+    assert found.metadata["memory_rung"] == "tiled"
+    assert len(ran) == 3
+
+
+def test_the_vae_works_in_tiles_only_while_it_has_to(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
+    """Tiles cost time and blend seams: the next job gets the whole VAE again."""
+    tiled: list[bool] = []
+    vae = sdxl._pipe.vae
+    handle = vae.decoder.register_forward_pre_hook(lambda *_: tiled.append(vae.use_tiling))
+    try:
+        with failing(sdxl._pipe.unet, times(2)):
+            made(sdxl, image_job())
+        made(sdxl, image_job())
+    finally:
+        handle.remove()
+    assert tiled == [True, False]
+
+
+def test_memory_that_never_suffices_is_an_error_of_ours(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
+    """A silently smaller picture is no answer."""
+    with failing(sdxl._pipe.unet, lambda _: True) as rows, pytest.raises(OutOfMemory):
+        made(sdxl, image_job(num_images=3))
+    assert rows == [6, 6, 6, 4, 2]
+    assert "memory_rung" not in made(sdxl, image_job()).metadata
+
+
+def test_the_parts_of_a_job_count_as_one(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
+    """Progress of three batches of two steps goes to six."""
+    heard: list[tuple[int, int]] = []
+    with failing(sdxl._pipe.unet, lambda latents: len(latents) > 2):
+        sdxl.generate(image_job(num_images=3), on_step=lambda done, total: heard.append((done, total)))
+    assert heard[-9:] == [(0, 6), (1, 6), (2, 6), (2, 6), (3, 6), (4, 6), (4, 6), (5, 6), (6, 6)]

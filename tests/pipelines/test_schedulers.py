@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import diffusers
+import pytest
+import torch
+
+from ourvidz.pipelines import schedulers
+from ourvidz.pipelines.schedulers import FEW_STEPS, SCHEDULERS
+from ourvidz.settings import SDXLScheduler, Settings
+
+CPU = torch.device("cpu")
+OWN = diffusers.EulerDiscreteScheduler(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading"
+)
+
+
+def test_the_settings_name_every_scheduler_and_no_other() -> None:
+    """A name that is accepted at start and unknown in the worker would fail the first job."""
+    assert set(get_args(SDXLScheduler)) == set(SCHEDULERS)
+    few_steps = get_args(get_args(Settings.model_fields["sdxl_few_steps"].annotation)[0])
+    assert set(few_steps) == set(FEW_STEPS)
+
+
+def test_without_a_choice_the_checkpoint_s_own_scheduler_runs() -> None:
+    """Its authors know best."""
+    assert schedulers.build(None, OWN) is OWN
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_keeps_the_noise_levels_of_the_checkpoint(name: str) -> None:
+    """Other levels than those it was trained on give mud."""
+    made = schedulers.build(name, OWN)
+    assert torch.allclose(made.alphas_cumprod, OWN.alphas_cumprod)
+
+
+@pytest.mark.parametrize("kind", FEW_STEPS)
+def test_few_step_checkpoints_begin_in_pure_noise(kind: str) -> None:
+    """They were trained at the last timestep, which leading spacing never reaches."""
+    made = schedulers.build(None, OWN, few_steps=kind)
+    assert schedulers.from_noise(made, 4, CPU)[0] == 999
+
+
+@pytest.mark.parametrize("steps", [1, 4, 25, 100])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_way_from_noise_has_as_many_steps_as_asked(name: str, steps: int) -> None:
+    """A caller's number of steps is what is run."""
+    made = schedulers.build(name, OWN)
+    timesteps = schedulers.from_noise(made, steps, CPU)
+    assert len(timesteps) == (2 * steps - 1 if made.order == 2 else steps)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("denoise", [0.0, 0.001, 0.05, 0.15, 0.61, 1.0])
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_the_way_from_a_picture_has_its_steps_and_begins_at_its_strength(
+    name: str, denoise: float, steps: int
+) -> None:
+    """With few steps a shortened schedule would begin a whole step too low: strength without effect."""
+    made = schedulers.evenly(schedulers.build(name, OWN))
+    timesteps = schedulers.from_picture(made, steps, denoise, CPU)
+    assert len(timesteps) == (2 * steps - 1 if made.order == 2 else steps)
+    assert timesteps.min() >= 0
+    assert list(timesteps) == sorted(timesteps, reverse=True)
+    if "karras" not in name and denoise * 1000 >= steps:
+        # Whole timesteps and whole numbers of steps: within a fifth of it.
+        assert float(timesteps[0]) == pytest.approx(1000 * denoise, rel=0.2, abs=2)
+
+
+def test_a_schedule_that_would_go_a_step_too_far_is_not_used() -> None:
+    """61 steps of 1000 / 61 add up to a little less than 1000, and diffusers then takes one more, at -1."""
+    made = schedulers.evenly(OWN)
+    timesteps = schedulers.from_picture(made, 10, 10 / 61, CPU)
+    assert (len(timesteps), int(timesteps.min()) >= 0) == (10, True)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("denoise", [0.0001, 0.001, 0.05])
+def test_a_copy_begins_at_its_strength_and_draws_no_noise(name: str, denoise: float) -> None:
+    """Whatever was chosen for pictures: less strength is a closer copy, down to none."""
+    made, timesteps = schedulers.for_copy(schedulers.build(name, OWN), 8, denoise, CPU)
+    assert len(timesteps) == 8
+    assert type(made) is diffusers.EulerDiscreteScheduler
+    noise = made.sigmas.tolist()
+    assert noise == sorted(noise, reverse=True)
+    assert noise[-1] == 0
+    at = round(denoise * 1000)
+    levels = ((1 - OWN.alphas_cumprod) / OWN.alphas_cumprod).sqrt()
+    assert noise[0] == pytest.approx(float(levels[at - 1]) if at else float(levels[0]) / 10, rel=0.01)

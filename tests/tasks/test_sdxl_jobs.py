@@ -1,0 +1,82 @@
+"""SDXL jobs from payload to callback, with the tiny checkpoint, in one process."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ourvidz.testing import CallbackRecorder, Eager, eager
+
+
+def payload(**changed: Any) -> dict[str, Any]:
+    return {
+        "id": "one",
+        "type": "sdxl_image_fast",
+        "prompt": "a hill above a lake",
+        "user_id": "me",
+        "config": {"steps": 3, "width": 64, "height": 64},
+    } | changed
+
+
+def picture() -> str:
+    """A reference that needs no network."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def ended(running: Eager, asked: dict[str, Any]) -> dict[str, Any]:
+    running.submit(asked)
+    return running.callbacks.of(asked["id"])[-1].payload
+
+
+def test_a_reference_goes_from_the_payload_to_the_callback(ourvidz_eager: Eager) -> None:
+    """The live edge function's form of a modification, told as the contract words it."""
+    reference = {"reference_image_url": picture(), "denoise_strength": 0.7}
+    told = ended(ourvidz_eager, payload(metadata=reference, negative_prompt="fog"))
+    assert told["status"] == "completed"
+    metadata, described = told["metadata"], told["assets"][0]["metadata"]
+    assert (metadata["reference_mode"], metadata["i2i_mode"]) == ("single", "modify")
+    assert metadata["reference_backend"] == "img2img"
+    assert "reference_fallback" not in metadata
+    assert (described["steps"], described["effective_steps"], described["denoise_strength"]) == (3, 2, 0.7)
+    assert (described["pipeline"], described["resize_policy"]) == ("img2img", "center_crop")
+    assert described["negative_prompt_used"] is True
+
+
+def test_an_exact_copy_goes_from_the_payload_to_the_callback(ourvidz_eager: Eager) -> None:
+    """Its numbers are fixed at the door, whatever was asked for, and they are what runs."""
+    copy = {"reference_image_url": picture(), "exact_copy_mode": True, "denoise_strength": 0.9}
+    told = ended(ourvidz_eager, payload(prompt="", metadata=copy))
+    described = told["assets"][0]["metadata"]
+    assert (told["metadata"]["i2i_mode"], told["metadata"]["exact_copy_mode"]) == ("copy", True)
+    assert (described["effective_steps"], described["guidance_scale"]) == (10, 1.0)
+    assert described["denoise_strength"] == 0.05
+
+
+def test_weights_go_from_the_payload_to_the_callback(ourvidz_eager: Eager) -> None:
+    """What became of the prompt is told in three fields."""
+    told = ended(ourvidz_eager, payload(compel_enabled=True, compel_weights="(sharp focus:1.2)"))
+    metadata = told["metadata"]
+    assert metadata["compel_success"] is True
+    assert metadata["enhancement_strategy"] == "compel"
+    assert metadata["final_prompt_type"] == "conditioning_tensor"
+
+
+def test_followers_see_the_picture_before_it_is_there(ourvidz_eager: Eager) -> None:
+    """The first preview is in the stream before the job is done."""
+    ourvidz_eager.submit(payload())
+    kinds = [item.kind for item in ourvidz_eager.control.ledger.stream("one")]
+    assert "preview" in kinds
+    assert kinds.index("preview") < kinds.index("done")
+
+
+def test_an_operator_can_switch_previews_off(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> None:
+    """A metered Redis pays for every byte."""
+    with eager(tmp_path, ourvidz_callbacks, OURVIDZ_PREVIEWS="false") as running:
+        running.submit(payload())
+        assert "preview" not in [item.kind for item in running.control.ledger.stream("one")]
