@@ -61,7 +61,7 @@ class Workshop:
     def export(self) -> None:
         """Write the folder that ships, from the weights trained so far."""
         trained, _ = vae.prepare(self.recipe, self.out)
-        latents.centre(trained, latents.read_statistics(self.out))
+        latents.finish(trained, self.out)
         denoiser = transformer.averaged(*transformer.prepare(self.recipe, self.out))
         export.export(denoiser.pipeline(trained), self.exported)
         click.echo(f"export: {size_mib(self.exported):.1f} MiB in {self.exported}")

@@ -13,6 +13,7 @@ import torch
 
 from training.captions import caption, clip_caption
 from training.wan.models import NATIVE_FRAMES, NATIVE_PX, SHRINK, TIME_SHRINK
+from training.wan.places import MARKS, mark_places
 from training.wan.recipe import Recipe
 from training.wan.vae import to_tensor
 from training.world import REACH, Clip, Pixels, Scene, place, random_clip, random_scene, render, render_clip
@@ -21,6 +22,7 @@ STAGE = 12
 BATCH = 8
 FILE = "latents.pt"
 SHAPE_COUNTS = 3.0
+EXAMPLES = 16
 AROUND = 64
 """How many native clips the mean and the deviation of the latents are taken from."""
 
@@ -55,9 +57,13 @@ def worded(what: Scene | Clip, draw: np.random.Generator) -> str:
 
 
 def make(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKLWan) -> None:
-    """Encode the training clips and write them into `folder`, with the statistics that centre them."""
+    """Mark the places in the latents, encode the training clips and write them into `folder`, with the VAE
+    that made them and the statistics that centre them."""
     if (folder / FILE).is_file():
         return
+    mark_places(
+        vae, to_tensor(np.stack([rendered(one, NATIVE_FRAMES) for one in _examples(recipe.seed, EXAMPLES)]))
+    )
     found = statistics(vae, seed=recipe.seed)
     shelves = []
     for frames, shown in training_clips(recipe):
@@ -67,7 +73,8 @@ def make(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKLWan) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f"{FILE}.writing"
-    torch.save({"mean": found.mean, "deviation": found.deviation, "shelves": shelves}, aside)
+    kept = {"vae": vae.state_dict(), "mean": found.mean, "deviation": found.deviation, "shelves": shelves}
+    torch.save(kept, aside)
     aside.replace(folder / FILE)
 
 
@@ -80,15 +87,13 @@ def read(recipe: Recipe, folder: Path) -> list[Shelf]:
     ]
 
 
-def read_statistics(folder: Path) -> Statistics:
-    """What the latents were centred and scaled with."""
+def finish(vae: diffusers.AutoencoderKLWan, folder: Path) -> Statistics:
+    """Make `vae` the one that the latents come from, and tell it what they are centred and scaled with: Wan's
+    pipelines read it from its config."""
     kept = torch.load(folder / FILE, weights_only=True)
+    vae.load_state_dict(kept["vae"])
+    vae.register_to_config(latents_mean=kept["mean"], latents_std=kept["deviation"])
     return Statistics(kept["mean"], kept["deviation"])
-
-
-def centre(vae: diffusers.AutoencoderKLWan, found: Statistics) -> None:
-    """Tell `vae` what its latents are centred and scaled with: Wan's pipelines read it from its config."""
-    vae.register_to_config(latents_mean=found.mean, latents_std=found.deviation)
 
 
 def centred(latents: torch.Tensor, found: Statistics) -> torch.Tensor:
@@ -99,17 +104,22 @@ def centred(latents: torch.Tensor, found: Statistics) -> torch.Tensor:
 
 def statistics(vae: diffusers.AutoencoderKLWan, *, seed: int) -> Statistics:
     """Of native clips."""
-    clips = [random_clip(np.random.default_rng((seed, 14, k)), held_out=False) for k in range(AROUND)]
-    latents = torch.cat(list(_encoded(vae, clips, NATIVE_FRAMES)))
+    latents = torch.cat(list(_encoded(vae, _examples(seed, AROUND), NATIVE_FRAMES)))
     deviation = latents.std(dim=(0, 2, 3, 4))
-    return Statistics(latents.mean(dim=(0, 2, 3, 4)).tolist(), softened(deviation).tolist())
+    return Statistics(latents.mean(dim=(0, 2, 3, 4)).tolist(), scales(deviation).tolist())
 
 
-def softened(deviation: torch.Tensor) -> torch.Tensor:
-    """What the channels are divided by: halfway, on a logarithmic scale, between their own deviation and one
-    for all. Three of sixteen channels carry the colours; by their own deviations the other thirteen, which
-    carry what lies within a block, would make up most of the loss."""
-    return (deviation * deviation.mean()).sqrt()
+def _examples(seed: int, count: int) -> list[Clip]:
+    return [random_clip(np.random.default_rng((seed, 14, k)), held_out=False) for k in range(count)]
+
+
+def scales(deviation: torch.Tensor) -> torch.Tensor:
+    """What the channels are divided by: one number for all that the decoder hears, so that the mean square is
+    1, and their own deviation for the marks. Three channels of sixteen carry the colours; by their own
+    deviations the others, which carry little that is seen, would make up most of the loss."""
+    divided = deviation.clone()
+    divided[:-MARKS] = deviation[:-MARKS].square().mean().sqrt()
+    return divided
 
 
 def weights(shown: Sequence[Scene | Clip], frames: int) -> torch.Tensor:

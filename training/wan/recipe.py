@@ -27,7 +27,7 @@ class Recipe:
     transformer_minutes: float | None = None
     transformer_batch: int = 32
     transformer_lr: float = 1.5e-3
-    train_shift: float = 3.0
+    train_shift: float = 4.0
     ema_decay: float = 0.999
     prompt_dropout: float = 0.11
     evaluated: int = 100
