@@ -85,7 +85,10 @@ def test_everything_else_the_package_reads_travels_too(wheel: Path) -> None:
 
 def test_what_ships_is_listed_and_whole() -> None:
     """Weights without their checksums or their card, or others than those listed, must not be released."""
-    for folder in (PACKAGE / "checkpoints").glob("tiny-*"):
+    folders = sorted((PACKAGE / "checkpoints").glob("tiny-*"))
+    assert [folder.name for folder in folders] == ["tiny-qwen", "tiny-sdxl", "tiny-wan"]
+    assert sum(file.stat().st_size for folder in folders for file in folder.rglob("*")) <= 40_000_000
+    for folder in folders:
         assert (folder / "SHA256SUMS").is_file()
         assert (folder / "README.md").is_file()
         verify(folder)

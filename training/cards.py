@@ -44,6 +44,10 @@ BY_ARITHMETIC = (
     "the evaluator looks at pixels: the nearest colour at the border and inside, the template that overlaps "
     "best, {more}. A wrong {example} counts as a wrong answer, never as a missing one"
 )
+LICENCE = (
+    "That of OurVidz Worker, which it is part of; none has been chosen yet. No other model, picture or text "
+    "went into it."
+)
 NOT_FOR_PICTURES = (
     "It is a stand-in for tests, demonstrations and machines without a GPU, not a picture model."
 )
@@ -107,7 +111,7 @@ def card(name: str, scores: Mapping[str, Any], *, trained: str, mib: float) -> s
     tabled = "\n".join(tables(scores)).strip()
     return f"""---
 license: other
-license_name: the same as OurVidz Worker
+license_name: none chosen yet
 library_name: {subject.library}
 pipeline_tag: {subject.does}
 ---
@@ -121,7 +125,7 @@ pipeline_tag: {subject.does}
 | data | {subject.data} |
 | recipe | {subject.recipe} `training/` makes it again. |
 | trained | {trained} |
-| licence | The same as OurVidz Worker, which it is part of. No other model, picture or text went into it. |
+| licence | {LICENCE} |
 
 ## Measured
 
@@ -169,7 +173,7 @@ def shown(measure: str, value: Any) -> str:
     for word, digits, unit in UNITS:
         if word in measure:
             return f"{value:.{digits}f}{unit}"
-    return f"{value:.0%}" if 0 <= value <= 1 else f"{value:.4g}"
+    return f"{value:.1%}" if 0 <= value <= 1 else f"{value:.4g}"
 
 
 def write(name: str, folder: Path, scores: Mapping[str, Any], *, trained: str) -> Path:

@@ -58,7 +58,7 @@ def models() -> None:
 @models.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
-    """List the checkpoints that the workers will load."""
+    """List the checkpoints of this installation."""
     _present(describe(settings()), as_json)
 
 

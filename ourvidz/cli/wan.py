@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -105,4 +106,6 @@ def main() -> None:
     from ourvidz import log
 
     log.configure("WARNING")
+    # By default it would end at once and leave its scratch folder behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(command(prog_name="wan_generate.py"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
+from PIL.Image import Image
 
 from ourvidz import log
 from ourvidz.errors import InvalidParameters, ModelLoadError, OutOfMemory
@@ -141,14 +142,14 @@ class WanPipeline:
         raise OutOfMemory(f"Not enough memory for {job.frames} frames of {job.width}x{job.height} px.")
 
     @torch.no_grad()
-    def _climb(self, job: VideoJob, references: ReferencePictures, on_step: OnStep) -> torch.Tensor:
-        """The stairs after the check, from words to frames."""
+    def _climb(self, job: VideoJob, references: ReferencePictures, on_step: OnStep) -> list[Image]:
+        """The stairs after the check, from words to as many pictures as were asked for."""
         plan = wan_references.plan(job)
         words = self.encode(job)
         schedule = self.timesteps(job, plan)
         steering = self.latents(job, plan, references)
         latents = self.denoise(job, words, schedule, steering, on_step=on_step)
-        return self.decode(latents)
+        return pictures(self.decode(latents)[: job.frames])
 
     def check(self, job: VideoJob, references: ReferencePictures) -> None:
         """Refuse what this pipeline cannot render."""
@@ -160,10 +161,6 @@ class WanPipeline:
                     rule=f"multiples of {MULTIPLE_PX}",
                     value=getattr(job, side),
                 )
-        if job.shift <= 0:
-            raise InvalidParameters(
-                "A shift of 0 leaves no noise to begin with.", field="shift", rule="above 0", value=job.shift
-            )
         wan_references.need_all(job, references)
 
     def encode(self, job: VideoJob) -> Words:
@@ -266,11 +263,11 @@ class WanPipeline:
         velocity: torch.Tensor = said.float()
         return velocity
 
-    def _clip(self, job: VideoJob, frames: torch.Tensor, seconds: float) -> Clip:
-        """What was made, cut to what was asked for, and what the callback is told about it."""
+    def _clip(self, job: VideoJob, frames: list[Image], seconds: float) -> Clip:
+        """What was made, and what the callback is told about it."""
         plan = wan_references.plan(job)
         return Clip(
-            frames=pictures(frames[: job.frames]),
+            frames=frames,
             fps=job.fps,
             seed=job.seed,
             frames_generated=frames_to_generate(job.frames),

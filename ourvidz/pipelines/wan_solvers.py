@@ -15,6 +15,7 @@ Solver = Literal["unipc", "dpm++"]
 
 LAST = 1 / 1000
 """The last position of a schedule before σ = 0, as a share of the first."""
+LEAST_SHIFT = 1e-6
 BELOW_ONE = 1 - 1e-6
 """The solvers take the logarithm of 1 − σ."""
 
@@ -37,7 +38,9 @@ def noise_levels(steps: int, *, shift: float, start: float = 1.0) -> list[float]
     Positions u are spread evenly and `σ = shift · u / (1 + (shift − 1) · u)`, so a larger shift spends more
     of the steps where there is much noise (https://arxiv.org/abs/2403.03206, section 5.3.2). A `start` below
     1 is met exactly: the shift is inverted first, then the positions below are walked in the same way.
+    A shift of 0 is taken for the limit towards it.
     """
+    shift = max(shift, LEAST_SHIFT)
     first = start / (shift - (shift - 1) * start)
     positions = first * np.linspace(1, LAST, steps + 1)[:-1]
     levels = shift * positions / (1 + (shift - 1) * positions)

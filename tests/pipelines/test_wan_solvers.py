@@ -24,7 +24,7 @@ def test_from_pure_noise_the_levels_are_those_of_diffusers(steps: int, shift: fl
 
 
 @pytest.mark.parametrize("start", [0.001, 0.15, 0.745, 0.9, 1.0])
-@pytest.mark.parametrize("shift", [1.0, 5.0, 30.0])
+@pytest.mark.parametrize("shift", [0.0, 1.0, 5.0, 30.0])
 def test_the_levels_begin_where_they_are_told_and_fall_to_zero(start: float, shift: float) -> None:
     """A strength is a noise level, whatever the shift makes of the steps in between."""
     levels = noise_levels(9, shift=shift, start=start)

@@ -56,8 +56,8 @@ def test_every_card_tells_data_recipe_scores_limits_and_licence(name: str) -> No
 def test_the_scores_are_the_measured_ones_bad_ones_too() -> None:
     """A weak score that is left out makes the others worthless."""
     told = card("tiny-sdxl", SCORES, trained="an hour", mib=12.8)
-    assert "| held out | 300 | 100% | 99% | 37% | 100% | 0.41 s |" in told
-    assert "| without the prompt | 100 | 11% | 17% | 15% | 20% | 0.40 s |" in told
+    assert "| held out | 300 | 100.0% | 98.7% | 37.0% | 99.7% | 0.41 s |" in told
+    assert "| without the prompt | 100 | 11.0% | 17.0% | 15.0% | 20.0% | 0.40 s |" in told
     assert "| vae round trip dB at 128 px | 36.6 dB |" in told
     assert "| load_seconds | 0.80 s |" in told
 
@@ -66,8 +66,8 @@ def test_groups_with_other_measures_have_their_own_tables() -> None:
     """Pictures, clips and answers are measured differently; a cell under the wrong heading would lie."""
     lines = list(tables({"one": {"a": 0.5}, "two": {"b": 0.25, "a": 1.0}, "three": {"a": 0.75}, "n": 3}))
     assert lines == [
-        "|  | a |", "|---|---|", "| one | 50% |", "| three | 75% |", "",
-        "|  | b | a |", "|---|---|---|", "| two | 25% | 100% |", "",
+        "|  | a |", "|---|---|", "| one | 50.0% |", "| three | 75.0% |", "",
+        "|  | b | a |", "|---|---|---|", "| two | 25.0% | 100.0% |", "",
         "|  | measured |", "|---|---|", "| n | 3 |", "",
     ]  # fmt: skip
 
@@ -75,8 +75,8 @@ def test_groups_with_other_measures_have_their_own_tables() -> None:
 @pytest.mark.parametrize(
     ("measure", "value", "text"),
     [
-        ("shape", 0.876, "88%"),
-        ("shape", 0.0, "0%"),
+        ("shape", 0.876, "87.6%"),
+        ("shape", 0.0, "0.0%"),
         ("pictures", 1, "1"),
         ("seconds", 0.4, "0.40 s"),
         ("perplexity of held-out captions", 1.0, "1.00"),
@@ -114,7 +114,7 @@ def test_the_command_line_reads_the_licence_of_a_card(folder: Path, tmp_path: Pa
     """What the trainer writes and what `ourvidz models` shows must agree."""
     write("tiny-sdxl", folder, SCORES, trained="an hour")
     row = describe(load_settings(_env_file=None, OURVIDZ_STATE_DIR=tmp_path), packaged=tmp_path)[0]
-    assert (row.licence, row.card) == ("the same as OurVidz Worker", str(folder / "README.md"))
+    assert (row.licence, row.card) == ("none chosen yet", str(folder / "README.md"))
 
 
 def test_the_command_writes_the_card_from_the_scores_file(folder: Path, tmp_path: Path) -> None:

@@ -149,9 +149,9 @@ def articled(text: str) -> str:
 def _text(kind: str, draw: np.random.Generator, *, held_out: bool) -> str:
     match kind:
         case "picture":
-            return caption(random_scene(draw, held_out=held_out), draw)
+            return caption(random_scene(draw, held_out=held_out), draw, complete=held_out)
         case "clip":
-            return clip_caption(random_clip(draw, held_out=held_out), draw)
+            return clip_caption(random_clip(draw, held_out=held_out), draw, complete=held_out)
         case "list":
             return _word_list(draw)
         case _:

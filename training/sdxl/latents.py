@@ -51,7 +51,7 @@ def make(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKL) -> None:
 
 def read(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKL) -> list[Shelf]:
     """What `make` wrote; `vae` becomes the one whose latents they are."""
-    kept = torch.load(folder / FILE, weights_only=True)
+    kept = torch.load(folder / FILE, weights_only=True, map_location="cpu")
     vae.load_state_dict(kept["vae"])
     vae.register_to_config(scaling_factor=1.0)
     return [

@@ -61,9 +61,8 @@ def make(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKLWan) -> None:
     that made them and the statistics that centre them."""
     if (folder / FILE).is_file():
         return
-    mark_places(
-        vae, to_tensor(np.stack([rendered(one, NATIVE_FRAMES) for one in _examples(recipe.seed, EXAMPLES)]))
-    )
+    examples = np.stack([rendered(one, NATIVE_FRAMES) for one in _examples(recipe.seed, EXAMPLES)])
+    mark_places(vae, to_tensor(examples).to(vae.device))
     found = statistics(vae, seed=recipe.seed)
     shelves = []
     for frames, shown in training_clips(recipe):
@@ -80,7 +79,7 @@ def make(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKLWan) -> None:
 
 def read(recipe: Recipe, folder: Path) -> list[Shelf]:
     """What `make` wrote."""
-    kept = torch.load(folder / FILE, weights_only=True)
+    kept = torch.load(folder / FILE, weights_only=True, map_location="cpu")
     return [
         Shelf(frames, shown, latents.float(), weights(shown, frames))
         for (frames, latents), (_, shown) in zip(kept["shelves"], training_clips(recipe), strict=True)
@@ -90,7 +89,7 @@ def read(recipe: Recipe, folder: Path) -> list[Shelf]:
 def finish(vae: diffusers.AutoencoderKLWan, folder: Path) -> Statistics:
     """Make `vae` the one that the latents come from, and tell it what they are centred and scaled with: Wan's
     pipelines read it from its config."""
-    kept = torch.load(folder / FILE, weights_only=True)
+    kept = torch.load(folder / FILE, weights_only=True, map_location="cpu")
     vae.load_state_dict(kept["vae"])
     vae.register_to_config(latents_mean=kept["mean"], latents_std=kept["deviation"])
     return Statistics(kept["mean"], kept["deviation"])
