@@ -86,6 +86,9 @@ class Fetcher:
                 return self._judge(url, response, begins)
         except FAILURES as failed:
             return NoAnswer(phrase(failed))
+        except ValueError:
+            # Numbers in a stranger's headers are read by three libraries, and Python refuses very long ones.
+            return NoAnswer("the answer cannot be read")
 
     def _judge(self, url: str, response: requests.Response, begins: Begins) -> Answer | NoAnswer | _Moved:
         location = response.headers.get("Location")
@@ -98,8 +101,7 @@ class Fetcher:
         return self._read(response, begins)
 
     def _read(self, response: requests.Response, begins: Begins) -> Answer | NoAnswer:
-        declared = response.headers.get("Content-Length", "")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
+        if _exceeds(response.headers.get("Content-Length", ""), self._max_bytes):
             return NoAnswer("the body is too large")
         kept = bytearray()
         known = False
@@ -114,6 +116,13 @@ class Fetcher:
         if not known and not begins(bytes(kept[:HEAD_BYTES])):
             return NoAnswer("the body is of another kind")
         return Answer(response.status_code, response.headers, bytes(kept))
+
+
+def _exceeds(declared: str, most: int) -> bool:
+    """Whether a `Content-Length` is a number greater than `most`. One that is no number says nothing."""
+    digits = declared.lstrip("0")
+    # By its digits first: Python reads no integer of more than 4300.
+    return declared.isdecimal() and (len(digits) > len(str(most)) or int(digits or "0") > most)
 
 
 def _moved(url: str, location: str) -> _Moved | NoAnswer:

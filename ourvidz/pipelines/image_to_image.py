@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from PIL import ImageOps
-from PIL.Image import Image, Resampling
+from PIL.Image import Image
 
 from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.job import ImageJob, ReferenceType
+from ourvidz.pipelines.sizes import RESIZE_POLICY, center_crop
 
 Backend = Literal["img2img", "ip_adapter"]
 
@@ -51,7 +51,7 @@ def plan(job: ImageJob, reference: Image | None, size: tuple[int, int], *, adapt
         return Plan(
             job.steps, backend="ip_adapter", reference=reference, kind=job.reference_type, scale=scale
         )
-    fitted = ImageOps.fit(reference.convert("RGB"), size, Resampling.LANCZOS)
+    fitted = center_crop(reference, *size)
     exact = job.mode == "exact_copy"
     return Plan(job.effective_steps, job.denoise_strength, "img2img", fitted, exact)
 
@@ -63,13 +63,13 @@ def need_reference(job: ImageJob, reference: Image | None) -> None:
         raise InvalidParameters(f"The job {missing}.", field="reference")
 
 
-def about(plan: Plan, job: ImageJob, *, guided: bool) -> dict[str, Any]:
+def about(plan: Plan, job: ImageJob, *, negative_used: bool) -> dict[str, Any]:
     """What an asset says about how its reference was used."""
     if plan.backend is None:
         return {}
     return {
         "denoise_strength": job.denoise_strength,
         "pipeline": plan.backend,
-        "resize_policy": "center_crop",
-        "negative_prompt_used": bool(job.negative_prompt) and guided,
+        "resize_policy": RESIZE_POLICY,
+        "negative_prompt_used": negative_used,
     }

@@ -21,7 +21,7 @@ from ourvidz.pipelines import devices, wan_references, wan_solvers
 from ourvidz.pipelines.base import Clip, OnStep, ReferencePictures
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.loading import reading, weights_mib
-from ourvidz.pipelines.sizes import capped
+from ourvidz.pipelines.sizes import RESIZE_POLICY, capped
 from ourvidz.pipelines.wan_frames import Codec, frames_to_generate, pictures
 from ourvidz.pipelines.wan_placement import Part, Placement
 from ourvidz.pipelines.wan_references import Plan, Steering
@@ -296,6 +296,6 @@ def _about_references(job: VideoJob, plan: Plan) -> dict[str, Any]:
     return {
         "denoise_strength": job.denoise_strength,
         "pipeline": "img2img" if job.frames == 1 else "image_to_video",
-        "resize_policy": "center_crop",
+        "resize_policy": RESIZE_POLICY,
         "negative_prompt_used": bool(job.negative_prompt) and job.guidance_scale > 1,
     }

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ImageOps
-from PIL.Image import Image, Resampling, fromarray
+from PIL.Image import Image, fromarray
+
+from ourvidz.pipelines.sizes import center_crop
 
 SHRINK_TIME = 4
 
@@ -28,8 +29,8 @@ def latent_frames_after_first(frames: int) -> int:
 
 def fitted(image: Image, width: int, height: int) -> torch.Tensor:
     """The picture cut around its centre to the aspect, and scaled: (3, height, width), -1 to 1."""
-    cut = ImageOps.fit(image.convert("RGB"), (width, height), Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.asarray(cut).copy()).permute(2, 0, 1)
+    cut = np.asarray(center_crop(image, width, height))
+    pixels = torch.from_numpy(cut.copy()).permute(2, 0, 1)
     return pixels.float() / 127.5 - 1
 
 

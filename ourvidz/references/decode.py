@@ -14,7 +14,8 @@ from PIL.Image import Transpose
 from ourvidz import log
 from ourvidz.errors import ReferenceFrameError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""AVIF is not among them: the frame inside may be far larger than its boxes say; only decoding tells."""
 WORKING_PX = 2048
 """The shorter side of a large picture is made no smaller than this: the largest side a job may ask for."""
 MAX_SCANS = 100
@@ -40,15 +41,16 @@ _log = log.get(__name__)
 def begins_a_picture(head: bytes) -> bool:
     """Whether a file that begins with `head` (12 bytes or more) may be one of the allowed formats."""
     webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
-    return webp or head[4:8] == b"ftyp" or head.startswith(_MAGIC)
+    return webp or head.startswith(_MAGIC)
 
 
 def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     """The first frame of a file as RGB, EXIF orientation applied, transparency flattened on white.
 
-    Pictures whose shorter side is well over 2048 px come back smaller, aspect kept. `ReferenceFrameError`
-    when the file is no picture of an allowed format, is damaged, or has more than `max_pixels` pixels; that
-    is seen before any are made. At its peak this takes up to 18 bytes a pixel.
+    Nothing but the pixels is left: no colour profile, no EXIF, no comment. Pictures whose shorter side is
+    well over 2048 px come back smaller, aspect kept. `ReferenceFrameError` when the file is no picture of an
+    allowed format, is damaged, or has more than `max_pixels` pixels; that is seen before any are made. At its
+    peak this takes up to 18 bytes a pixel.
     """
     if data.startswith(b"\xff\xd8\xff") and data.count(b"\xff\xda") > MAX_SCANS:
         raise _unreadable("too many scans")
@@ -74,7 +76,10 @@ def _plain(opened: Image.Image) -> Image.Image:
     image = _rgb(opened)
     if (factor := min(image.size) // WORKING_PX) > 1:
         image = image.reduce(factor)
-    return image.transpose(turned) if turned is not None else image
+    image = image.transpose(turned) if turned is not None else image
+    # Encoders write down what they find there: a stranger's profile, place and name, in our file.
+    image.info = {}
+    return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -137,23 +137,25 @@ def test_a_batch_from_a_reference_is_its_single_pictures(paint: Paint, reference
 
 @pytest.mark.parametrize("other", ["blue", "green"])
 def test_more_weight_on_red_makes_it_redder(paint: Paint, other: str) -> None:
-    """Between two colours the weight decides, and never in the wrong direction."""
+    """Between two colours the weight decides, and never in the wrong direction. Once the circle is all red,
+    its level still wavers by a hundredth: that much down is allowed."""
     redness = []
     for weight in (0.4, 0.8, 1.2, 1.6):
         prompt = f"a (red:{weight}) {other} circle on a white background"
         middle = paint(prompt, compel_enabled=True)[0][56:72, 56:72].reshape(-1, 3).mean(axis=0)
         toward = np.subtract(COLOURS["red"], COLOURS[other])
         redness.append(float((middle - COLOURS[other]) @ toward / (toward @ toward)))
-    assert all(later > earlier - 0.05 for earlier, later in pairwise(redness))
+    assert all(later > earlier - 0.02 for earlier, later in pairwise(redness))
     assert redness[0] < 0.3
     assert redness[-1] > 0.8
 
 
-@pytest.mark.parametrize("colour", ["red", "blue", "purple"])
+@pytest.mark.parametrize("colour", ["red", "blue", "purple", "green", "orange"])
 def test_the_last_words_of_a_long_prompt_are_heard(sdxl: SDXLPipeline, paint: Paint, colour: str) -> None:
-    """Text encoders read 77 tokens; what comes after them is as much part of the prompt."""
-    prompt = "a simple picture of " * 38 + f"a {colour} circle on a yellow background"
+    """Text encoders read 77 tokens; what comes after them is as much part of the prompt. Here the last words
+    open the fourth chunk: deep inside one, behind fifty others, this small model mixes up their colours."""
+    prompt = "a simple picture of " * 56 + f"a {colour} circle on a yellow background"
     tokenizer = sdxl._pipe.tokenizer
-    assert len(tokenizer(prompt, truncation=False).input_ids) > 150
+    assert len(tokenizer(prompt, truncation=False).input_ids) > 200
     seen = look(paint(prompt)[0])
     assert (seen.colour, seen.background) == (colour, "yellow")

@@ -108,6 +108,14 @@ def test_a_compressed_body_is_refused(site: Any, page: bytes) -> None:
     assert fetch(site.page("/a.png", page), site) == NoAnswer("the body is compressed")
 
 
+def test_bytes_that_cannot_be_read_are_no_answer(site: Any) -> None:
+    """Whatever stumbles over a stranger's bytes, the job falls back; an unknown error would end it."""
+    reach = Reach([site.netloc])
+    fetcher = Fetcher(reach, timeout_s=PATIENCE_S, max_bytes=MAX_BYTES)
+    found = fetcher.get(site.page("/a.png", answer(b"x" * 99)), lambda head: int(head) > 0)
+    assert found == NoAnswer("the answer cannot be read")
+
+
 CHUNK = b"8000\r\n" + PNG + bytes(0x8000 - len(PNG)) + b"\r\n"
 
 
@@ -115,6 +123,39 @@ def test_a_body_that_says_it_is_too_large_is_not_read(site: Any) -> None:
     """The cheapest refusal."""
     page = answer(PNG, length=MAX_BYTES + 1)
     assert fetch(site.page("/a.png", page), site) == NoAnswer("the body is too large")
+
+
+@pytest.mark.parametrize("digits", ["9" * 4300, "9" * 5000, "1" + "0" * 60_000])
+def test_a_length_that_no_number_holds_is_too_large(site: Any, digits: str) -> None:
+    """Python reads no integer of more than 4300 digits; a stranger's header must not become our bug."""
+    page = f"HTTP/1.1 200 OK\r\nContent-Length: {digits}\r\n\r\n".encode() + PNG
+    assert fetch(site.page("/a.png", page), site) == NoAnswer("the body is too large")
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        *(["0" * 5000 + str(len(PNG))], ["-1"], ["-" + "9" * 5000], ["1e9"], ["0x10"], ["9.9"], [""]),
+        *(["\u0669\u0669"], ["\u00b2"], ["\uff19" * 5000], [str(len(PNG))] * 2, [f"{len(PNG)},{len(PNG)}"]),
+        *([f"+{len(PNG)}"], [f" {len(PNG)} "]),
+    ],
+    ids=lambda lengths: ascii(lengths[0][:8]) + f" x {len(lengths)}",
+)  # fmt: skip
+def test_a_length_written_oddly_costs_no_picture(site: Any, lengths: list[str]) -> None:
+    """It is a hint: the limit holds for what really comes, and the whole body came."""
+    named = "".join(f"Content-Length: {length}\r\n" for length in lengths)
+    page = f"HTTP/1.1 200 OK\r\n{named}\r\n".encode() + PNG
+    found = fetch(site.page("/a.png", page), site)
+    assert isinstance(found, Answer)
+    assert found.body == PNG
+
+
+@pytest.mark.parametrize("lengths", [["5", "9"], ["5", "9" * 5000], ["+5"], [f"{len(PNG)}, {MAX_BYTES + 1}"]])
+def test_lengths_that_contradict_make_no_answer(site: Any, lengths: list[str]) -> None:
+    """Where a body ends is then anybody's guess."""
+    named = "".join(f"Content-Length: {length}\r\n" for length in lengths)
+    page = f"HTTP/1.1 200 OK\r\n{named}\r\n".encode() + PNG
+    assert isinstance(fetch(site.page("/a.png", page), site), NoAnswer)
 
 
 @pytest.mark.parametrize(

@@ -161,12 +161,19 @@ def test_the_checked_address_is_the_one_connected_to(
         ("10.1.0.0/16", "http://[::ffff:10.1.2.3]/a", True),
         ("[::1]:9000", "http://[::1]:9000/a", False),
         ("fd00::/8", "http://[fd00::1]/a", False),
+        ("under_score.example", "http://under_score.example/a", True),
     ],
 )
 def test_an_operator_may_allow_hosts_and_networks(allowed: str, url: str, refused: bool) -> None:
     """Local development, and a storage of one's own, are not public."""
     named = {"networks": [allowed]} if "/" in allowed else {"hosts": [allowed]}
     assert bool(Reach(**named, resolver=never).refusal(url)) is refused
+
+
+def test_an_allowed_host_may_have_a_private_address_among_public_ones(site: Any) -> None:
+    """Names that resolve differently inside and outside are common; whose they are, the operator knows."""
+    reach = Reach([f"mixed.example:{site.port}"], resolver=says("127.0.0.1", "8.8.8.8"))
+    assert connect(reach, "mixed.example", site.port) == "127.0.0.1"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageCms, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from ourvidz.errors import ReferenceFrameError
 from ourvidz.references.decode import FORMATS, TOO_LARGE, UNREADABLE, WORKING_PX, begins_a_picture, decode
@@ -63,10 +64,14 @@ def test_every_allowed_format_is_read(save: Save, kind: str) -> None:
     assert begins_a_picture(data[:32])
 
 
-@pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "PCX", "PDF", "EPS", "JPEG2000", "DDS", "ICNS"])
+@pytest.mark.parametrize(
+    "kind", ["PPM", "ICO", "TGA", "PCX", "PDF", "EPS", "JPEG2000", "DDS", "ICNS", "AVIF"]
+)
 def test_no_other_format_is_tried(save: Save, kind: str) -> None:
     """Every decoder is a way in; some of Pillow's start other programs."""
-    assert unusable(save(flag(64, 64), kind)) == UNREADABLE
+    data = save(flag(64, 64), kind)
+    assert unusable(data) == UNREADABLE
+    assert not begins_a_picture(data[:32])
 
 
 ORIENTATIONS = {
@@ -162,7 +167,39 @@ def test_every_colour_space_becomes_rgb(
     assert all(abs(a - b) <= TOLERANCE for a, b in zip(bands, expected, strict=True))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def told_about(mode: str, kind: str) -> dict[str, Any]:
+    """What a camera or an editor writes beside the pixels, as far as the format has a place for it."""
+    exif = Image.Exif()
+    exif[0x010E] = "somebody's garden"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    options: dict[str, Any] = {"comment": "somebody"} if kind in ("JPEG", "GIF") else {}
+    if kind not in ("GIF", "BMP"):
+        options |= {"exif": exif, "icc_profile": profile}
+    if kind == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text("Author", "somebody")
+    return options | ({"dpi": (72, 72)} if mode != "P" else {"transparency": 0})
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        *(("RGB", kind) for kind in FORMATS),
+        *(("CMYK", "JPEG"), ("CMYK", "TIFF"), ("LAB", "TIFF"), ("P", "GIF"), ("P", "PNG"), ("RGBA", "PNG")),
+    ],
+)
+def test_nothing_but_the_pixels_is_left(save: Save, mode: str, kind: str) -> None:
+    """Encoders copy what a picture carries: a profile of four inks into an RGB file, a place into a copy."""
+    image = Image.new(mode, (60, 40))
+    found = decode(save(image, kind, **told_about(mode, kind)), max_pixels=MAX_PIXELS)
+    assert (found.mode, found.info) == ("RGB", {})
+    assert dict(found.getexif()) == {}
+    for written in ("PNG", "WEBP"):
+        read = Image.open(io.BytesIO(save(found.crop((0, 0, 8, 8)), written)))
+        assert not {"icc_profile", "exif", "Author", "comment", "xmp"} & set(read.info)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_of_a_moving_picture_the_first_frame_counts(save: Save, kind: str) -> None:
     """The contract's references are still."""
     data = save(
@@ -176,7 +213,8 @@ def test_of_a_moving_picture_the_first_frame_counts(save: Save, kind: str) -> No
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_large_picture_comes_back_smaller(save: Save, kind: str) -> None:
     """No job needs more than 2048 px, and a photo of 20 megapixels would be held in full for nothing."""
-    found = decode(save(flag(6150, 4100), kind), max_pixels=MAX_PIXELS)
+    found = decode(save(flag(6150, 4100), kind, **told_about("RGB", kind)), max_pixels=MAX_PIXELS)
+    assert found.info == {}
     assert WORKING_PX <= min(found.size) < 2 * WORKING_PX
     assert abs(found.width / found.height - 1.5) < 0.01
     assert corners(found) == [RED, LIME, BLUE, YELLOW]
@@ -210,7 +248,7 @@ def test_what_is_no_picture_is_unreadable(data: bytes) -> None:
     assert unusable(data) == UNREADABLE
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 def test_half_a_picture_is_none(save: Save, kind: str, share: float) -> None:
     """Grey where the rest should be would be taken for what the caller wanted."""

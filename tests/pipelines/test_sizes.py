@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
-from ourvidz.references.crop import center_crop
+from ourvidz.pipelines.sizes import center_crop
+from ourvidz.pipelines.wan_frames import fitted
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,17 @@ def test_a_picture_of_the_right_size_is_not_touched() -> None:
     """An exact copy without denoising is exactly the reference."""
     image = Image.effect_noise((64, 64), 90).convert("RGB")
     assert center_crop(image, 64, 64).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_what_comes_out_is_rgb(mode: str) -> None:
+    """Both families read three bands."""
+    assert center_crop(Image.new(mode, (30, 20)), 16, 16).mode == "RGB"
+
+
+def test_clips_cut_their_references_as_pictures_do() -> None:
+    """Both report the same policy, so one reference has one middle."""
+    image = Image.effect_noise((90, 50), 90).convert("RGB")
+    levels = (fitted(image, 64, 48) + 1) * 127.5
+    cut = torch.tensor(list(center_crop(image, 64, 48).tobytes())).reshape(48, 64, 3).permute(2, 0, 1)
+    assert torch.equal(levels.round().int(), cut.int())
