@@ -49,6 +49,7 @@ class _Once(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from _queues(self._snapshot)
         yield from _jobs(self._snapshot.counts)
+        yield from _assets(self._snapshot.counts)
         yield from _callbacks(self._snapshot)
         yield from _workers(self._snapshot.workers)
 
@@ -87,6 +88,14 @@ def _jobs(counts: Mapping[str, int]) -> Iterable[Metric]:
     yield ended
     yield seconds
     yield released
+
+
+def _assets(counts: Mapping[str, int]) -> Iterable[Metric]:
+    unsigned = CounterMetricFamily(
+        "ourvidz_assets_unsigned", "Assets stored without the C2PA manifest that they should have."
+    )
+    unsigned.add_metric([], counts.get("assets.unsigned", 0))
+    yield unsigned
 
 
 def _callbacks(snapshot: Snapshot) -> Iterable[Metric]:

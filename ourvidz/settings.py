@@ -138,6 +138,17 @@ class Settings(BaseSettings):
     storage: Literal["local"] = _env("OURVIDZ_STORAGE", "local")
     storage_dir_given: Path | None = _env("OURVIDZ_STORAGE_DIR")
 
+    # Signing what is made: a C2PA manifest in every file
+    c2pa_certificate: Path | None = _env("OURVIDZ_C2PA_CERTIFICATE")
+    """A PEM chain, the signer's own certificate first."""
+    c2pa_key: Path | None = _env("OURVIDZ_C2PA_KEY")
+    """Its private key: PEM, PKCS#8, not encrypted."""
+    c2pa_algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = _env(
+        "OURVIDZ_C2PA_ALGORITHM", "es256"
+    )
+    c2pa_timestamp_url: str | None = _env("OURVIDZ_C2PA_TIMESTAMP_URL")
+    """An RFC 3161 authority; every signature is sent there."""
+
     # Models
     models: str = _env("OURVIDZ_MODELS", "ourvidz.wiring.models:build")
     """`module:callable` that builds the pipelines of a worker; only the worker's child imports it."""
@@ -183,6 +194,8 @@ class Settings(BaseSettings):
     @field_validator(
         "state_dir",
         "storage_dir_given",
+        "c2pa_certificate",
+        "c2pa_key",
         "sdxl_model",
         "wan_model",
         "qwen_model",
@@ -223,7 +236,7 @@ class Settings(BaseSettings):
     def _redis_url(cls, value: str | None) -> str | None:
         return _with_scheme(value, "redis", "rediss", "unix", "redis+socket")
 
-    @field_validator("supabase_url", "callback_url", "public_url", "upstash_url")
+    @field_validator("supabase_url", "callback_url", "public_url", "upstash_url", "c2pa_timestamp_url")
     @classmethod
     def _web_url(cls, value: str | None) -> str | None:
         if value is not None and not urlsplit(_with_scheme(value, "http", "https") or "").hostname:
@@ -253,6 +266,8 @@ class Settings(BaseSettings):
             raise ValueError("UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN go together")
         if (self.ip_adapter is None) != (self.ip_adapter_encoder is None):
             raise ValueError("OURVIDZ_IP_ADAPTER and OURVIDZ_IP_ADAPTER_ENCODER go together")
+        if (self.c2pa_certificate is None) != (self.c2pa_key is None):
+            raise ValueError("OURVIDZ_C2PA_CERTIFICATE and OURVIDZ_C2PA_KEY go together")
         return self
 
     @property

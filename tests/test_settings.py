@@ -104,6 +104,8 @@ def test_a_dot_env_file_is_read(read: Any, tmp_path: Path) -> None:
         ("OURVIDZ_FETCH_ALLOWED_HOSTS", "localhost:8000, http://minio.internal"),
         ("OURVIDZ_FETCH_TIMEOUT_S", "0"),
         ("OURVIDZ_STORAGE", "floppy"),
+        ("OURVIDZ_C2PA_ALGORITHM", "rot13"),
+        ("OURVIDZ_C2PA_TIMESTAMP_URL", "stamps.example"),
         ("OURVIDZ_LOG_LEVEL", "LOUD"),
         ("OURVIDZ_SDXL_SCHEDULER", "downhill"),
         ("OURVIDZ_SDXL_LORAS", "hills.safetensors"),
@@ -134,6 +136,13 @@ def test_an_adapter_needs_its_encoder(read: Any) -> None:
     """One without the other would fail the first job that names a reference type."""
     with pytest.raises(SettingsError, match="OURVIDZ_IP_ADAPTER_ENCODER"):
         read(OURVIDZ_IP_ADAPTER="/m/adapter.safetensors")
+
+
+@pytest.mark.parametrize("given", ["OURVIDZ_C2PA_CERTIFICATE", "OURVIDZ_C2PA_KEY"])
+def test_a_certificate_needs_its_key(read: Any, given: str) -> None:
+    """One without the other would leave assets unsigned that somebody wanted signed."""
+    with pytest.raises(SettingsError, match="OURVIDZ_C2PA_CERTIFICATE and OURVIDZ_C2PA_KEY go together"):
+        read(**{given: "/etc/ourvidz/one.pem"})
 
 
 @pytest.mark.parametrize(("gpu", "ending"), [(None, "-cpu"), ("0", "-gpu0"), ("GPU-1a2b", "-GPU-1a2b")])

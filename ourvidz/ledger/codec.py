@@ -44,6 +44,11 @@ def generation_ms(outcome: Outcome) -> int | None:
     return round(seconds * 1000)
 
 
+def unsigned_assets(outcome: Outcome) -> int:
+    """How many assets were stored without the manifest that they should have."""
+    return sum(asset.metadata.get("c2pa") is False for asset in outcome.assets)
+
+
 def refuse_newer(job_id: str, version: int) -> None:
     """`InternalError` for a record that a newer release wrote: guessing at it could lose the job."""
     if version > RECORD_VERSION:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ourvidz.jobs.job import Job, dump_job, load_job
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.codec import dump_json, dump_outcome, generation_ms, load_outcome
+from ourvidz.ledger.codec import dump_json, dump_outcome, generation_ms, load_outcome, unsigned_assets
 from ourvidz.ledger.limits import STREAM_KEPT_S
 from ourvidz.ledger.memory_state import Entry, MemoryState
 from ourvidz.ledger.record import Admission, Claim, Record, Verdict
@@ -238,6 +238,9 @@ class MemoryJobs(MemoryState):
         took_ms = generation_ms(outcome)
         if took_ms is not None:
             self._counters[f"generation_ms.{record.type}.sum"] += took_ms
+        unsigned = unsigned_assets(outcome)
+        if unsigned:
+            self._counters["assets.unsigned"] += unsigned
         if len((entry.document or "").encode()) > self._limits.document_limit:
             if status == "completed":
                 entry.document = None

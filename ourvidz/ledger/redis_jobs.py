@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ourvidz.jobs.job import Job, dump_job, load_job
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.codec import dump_json, dump_outcome, generation_ms, load_record, pairs
+from ourvidz.ledger.codec import dump_json, dump_outcome, generation_ms, load_record, pairs, unsigned_assets
 from ourvidz.ledger.limits import STREAM_KEPT_S, Limits
 from ourvidz.ledger.record import Admission, Claim, Record, Verdict
 from ourvidz.ledger.redis_link import Link, call_token
@@ -93,6 +93,7 @@ class RedisJobs:
             int(self._limits.retry_window_s),
             self._limits.keep_s,
             int(STREAM_KEPT_S),
+            unsigned_assets(outcome),
         )
         return bool(committed)
 

@@ -130,7 +130,7 @@ class JobLedger(Protocol):
     def counts(self) -> dict[str, int]:
         """Counters since the beginning, by dotted name: `jobs.{type}.{ending}`,
         `callbacks.delivered|retried|dead`,
-        `attempts.released.{code}`; and `generation_ms.{type}.sum`."""
+        `attempts.released.{code}`, `assets.unsigned`; and `generation_ms.{type}.sum`."""
 
 
 class Sweeping(Protocol):

@@ -82,8 +82,9 @@ def surroundings(docs_stack: Any, tmp_path_factory: pytest.TempPathFactory) -> d
 def test_every_command_of_a_page_works(page: OpenPage, surroundings: dict[str, Any], name: str) -> None:
     """Top to bottom, as a reader would type them; a curl that is answered with an error fails too."""
     blocks = executable(page(name))
-    if any("curl" in text for text in blocks) and not shutil.which("curl"):
-        pytest.skip("curl is not installed")
+    for tool in ("curl", "openssl"):
+        if any(tool in text for text in blocks) and not shutil.which(tool):
+            pytest.skip(f"{tool} is not installed")
     for text in blocks:
         run = subprocess.run(["bash", "-euo", "pipefail", "-c", text], **surroundings)
         assert run.returncode == 0, f"{text}\n--- exit status {run.returncode}\n{run.stdout}\n{run.stderr}"

@@ -333,6 +333,15 @@ class TestEnding:
         assert counts["jobs.sdxl_image_fast.completed"] == 2
         assert counts["jobs.sdxl_image_fast.failed"] == 1
         assert counts["generation_ms.sdxl_image_fast.sum"] == 30500
+        assert "assets.unsigned" not in counts
+
+    def test_assets_without_their_manifest_are_counted(self, ledger, image_job):
+        """A certificate that has run out is seen on a dashboard, not in the callers' archives."""
+        signed = [Asset(type="image", metadata={"c2pa": c2pa}) for c2pa in (True, False, False)]
+        for n in range(2):
+            ledger.register(image_job(f"j{n}"), priority=6)
+            ended(ledger, claimed(ledger, f"j{n}"), Outcome(status="completed", assets=tuple(signed)))
+        assert ledger.counts()["assets.unsigned"] == 4
 
 
 class TestRunningAgain:

@@ -1,5 +1,5 @@
 local id, run, fence, status, outcome, fault, worker, generation_ms = unpack(ARGV, 4, 11)
-local limit, retry_window_s, keep_s, stream_s = unpack(ARGV, 12)
+local limit, retry_window_s, keep_s, stream_s, unsigned = unpack(ARGV, 12)
 local job = record(id)
 if not job or job.run ~= run or job.fence ~= fence then return 0 end
 if job.status ~= 'queued' and job.status ~= 'processing' then return job.outcome == outcome and 1 or 0 end
@@ -23,6 +23,7 @@ else
 end
 count('jobs.' .. job.type .. '.' .. status)
 if generation_ms ~= '' then count('generation_ms.' .. job.type .. '.sum', generation_ms) end
+if unsigned ~= '0' then count('assets.unsigned', unsigned) end
 
 local document, keep_document_s = key('doc', id), keep_s
 if redis.call('STRLEN', document) > tonumber(limit) then

@@ -1,0 +1,28 @@
+"""The certificate that the operations page makes is one that can sign."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ourvidz.settings import load_settings
+from ourvidz.wiring import signing
+
+
+def test_the_homemade_certificate_signs(page: Callable[[str], Any], tmp_path: Path, make_chain: Any) -> None:
+    """Verifiers want extensions that are easily left out; a reader types what the page says."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
+    (recipe,) = (block.text for block in page("docs/operations.md").blocks("bash") if "openssl" in block.text)
+    subprocess.run(["bash", "-euo", "pipefail", "-c", recipe], cwd=tmp_path, check=True, capture_output=True)
+    chosen = load_settings(
+        _env_file=None,
+        OURVIDZ_C2PA_CERTIFICATE=tmp_path / "chain.pem",
+        OURVIDZ_C2PA_KEY=tmp_path / "signer.key",
+    )
+    assert signing.signer(chosen) is not None

@@ -1,0 +1,49 @@
+"""Signed assets from the settings to the callback, in one process."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ourvidz.testing import CallbackRecorder, eager
+
+JOB = {
+    "id": "one",
+    "type": "sdxl_image_fast",
+    "prompt": "a hill above a lake",
+    "user_id": "me",
+    "config": {"steps": 1, "width": 64, "height": 64},
+}
+
+
+def test_a_configured_certificate_signs_what_a_job_makes(
+    tmp_path: Path, ourvidz_callbacks: CallbackRecorder, make_chain: Any
+) -> None:
+    """Two variables are all that an operator sets."""
+    from c2pa import Reader
+
+    with eager(tmp_path, ourvidz_callbacks, **make_chain().variables(tmp_path)) as system:
+        system.submit(JOB)
+        (asset,) = system.callbacks.of("one")[-1].payload["assets"]
+        stored = system.control.store.get(asset["url"])
+        counts = system.control.ledger.counts()
+    assert asset["metadata"]["c2pa"] is True
+    assert "assets.unsigned" not in counts
+    with Reader("image/png", io.BytesIO(stored)) as reader:
+        assert reader.get_validation_state() == "Valid"
+        said = reader.json()
+    assert "hill" not in said, "a manifest says nothing of the prompt"
+    assert '"me"' not in said, "a manifest says nothing of the user"
+
+
+def test_a_certificate_that_cannot_sign_fails_the_job_before_it_is_made(
+    tmp_path: Path, ourvidz_callbacks: CallbackRecorder, make_chain: Any
+) -> None:
+    """Callers hear that the worker is not set up, and nothing of its files."""
+    variables = make_chain(days=9).variables(tmp_path)
+    with eager(tmp_path, ourvidz_callbacks, **variables) as system:
+        system.submit(JOB)
+        told = system.callbacks.of("one")[-1].payload
+    assert told["status"] == "failed"
+    assert "OURVIDZ_C2PA" not in str(told)
