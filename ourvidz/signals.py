@@ -23,7 +23,7 @@ from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Record
 from ourvidz.ledger.sweep import recover
 from ourvidz.settings import settings
-from ourvidz.wiring import control, loading
+from ourvidz.wiring import control, loading, signing
 from ourvidz.wiring.presence import Presence
 
 _ATTEMPT = "ourvidz_attempt"
@@ -154,12 +154,13 @@ def remember_node(sender: str, **_: Any) -> None:
 
 @signals.worker_process_init.connect
 def warm_up(**_: Any) -> None:
-    """In a GPU worker's child: announce it, and load its models before the first job."""
+    """In a GPU worker's child: announce it, try its certificate, and load its models before the first job."""
     family = settings().worker
     if family not in QUEUES:
         return
     _appear(family, QUEUES[family])
     try:
+        signing.signer(settings())
         info = _load(family)
     except Exception as error:  # noqa: BLE001  Celery would swallow it, and the worker would seem to start for ever
         _log.exception("model_load_failed", family=family)

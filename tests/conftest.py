@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -108,3 +111,72 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
     yield start
     for server in started:
         server.kill()
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A signing certificate that somebody made at home, and its private key: PEM."""
+
+    certificate: bytes
+    key: bytes
+
+    def variables(self, folder: Path) -> dict[str, str]:
+        """Write both into a folder; the variables that name them."""
+        written = {"OURVIDZ_C2PA_CERTIFICATE": self.certificate, "OURVIDZ_C2PA_KEY": self.key}
+        for name, pem in written.items():
+            (folder / f"{name}.pem").write_bytes(pem)
+        return {name: str(folder / f"{name}.pem") for name in written}
+
+
+@pytest.fixture(scope="session")
+def make_chain() -> Callable[..., Chain]:
+    """Make a certificate that may sign media, valid for so many days from ten days ago, and its key."""
+    if importlib.util.find_spec("c2pa") is None:
+        missing = "c2pa-python is not installed (pip install 'ourvidz[dev]'): signing is not tested"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    def named(name: str) -> x509.Name:
+        return x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Example"),
+                x509.NameAttribute(NameOID.COMMON_NAME, name),
+            ]
+        )
+
+    def make(days: int = 100) -> Chain:
+        authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+        begins = datetime.now(UTC) - timedelta(days=10)
+        usage = dict.fromkeys(
+            ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "key_cert_sign",
+             "crl_sign", "encipher_only", "decipher_only"), False)  # fmt: skip
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(named("Signer"))
+            .issuer_name(named("Authority"))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(begins)
+            .not_valid_after(begins + timedelta(days=days))
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.KeyUsage(digital_signature=True, **usage), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False
+            )
+            .sign(authority, hashes.SHA256())
+        )
+        return Chain(
+            certificate.public_bytes(serialization.Encoding.PEM),
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            ),
+        )
+
+    return make

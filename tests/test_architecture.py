@@ -23,6 +23,7 @@ HOME_OF: dict[str, set[str]] = {
     "compel": {"pipelines"},
     "cv2": {"media"},
     "av": {"media"},
+    "c2pa": {"media"},
     "PIL": {"pipelines", "media", "workflows", "references", "cli"},
     "fastapi": {"web"},
     "starlette": {"web"},

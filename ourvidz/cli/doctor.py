@@ -225,6 +225,20 @@ def check_storage(chosen: Settings) -> Check:
     return _ok("storage", str(chosen.storage_dir))
 
 
+def check_signing(chosen: Settings) -> Check:
+    """The certificate that assets are signed with: signs a small picture."""
+    if chosen.c2pa_certificate is None:
+        return _skipped("signing", "OURVIDZ_C2PA_CERTIFICATE is not set: assets carry XMP, and no manifest")
+    from ourvidz.wiring import signing
+
+    try:
+        signing.signer(chosen)
+    except SettingsError as wrong:
+        return _failed("signing", wrong.message, "correct it, or leave the OURVIDZ_C2PA_… variables out")
+    stamped = f"timestamps from {chosen.c2pa_timestamp_url}" if chosen.c2pa_timestamp_url else "no timestamps"
+    return _ok("signing", f"{chosen.c2pa_certificate}, {chosen.c2pa_algorithm}, {stamped}")
+
+
 def check_callbacks(chosen: Settings) -> Check:
     """The receiver of callbacks. Any answer will do: only a real callback may post there."""
     import requests
@@ -247,16 +261,20 @@ LOOKS: tuple[tuple[str, Callable[[Settings], Check]], ...] = (
     ("wan checkpoint", check_wan),
     ("broker", check_broker),
     ("storage", check_storage),
+    ("signing", check_signing),
     ("callbacks", check_callbacks),
 )
 
 
 def _show(checks: list[Check]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     colours = {"ok": "green", "failed": "red", "skipped": "dim"}
     table = Table("check", "", "reason", "fix")
     for check in checks:
-        table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", check.reason, check.fix)
+        # What stands in brackets, such as the name of an extra, would be taken for a style.
+        reason, fix = escape(check.reason), escape(check.fix)
+        table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", reason, fix)
     Console().print(table)

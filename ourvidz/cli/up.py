@@ -208,6 +208,10 @@ def _check(chosen: Settings) -> str | None:
         from ourvidz.wiring import control
 
         control.target(chosen)
+    if chosen.c2pa_certificate:
+        from ourvidz.wiring import signing
+
+        signing.signer(chosen)
     asked = (
         chosen.api_keys,
         chosen.sdxl_worker_api_key,

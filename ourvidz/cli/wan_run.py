@@ -18,6 +18,7 @@ from ourvidz.cli.wan_request import Request
 from ourvidz.errors import ModelLoadError, OutOfMemory, ReferenceFrameError, StorageError
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.pipelines import devices
+from ourvidz.pipelines.base import Look
 from ourvidz.pipelines.checkpoints import find_wan
 from ourvidz.pipelines.wan import WanPipeline
 from ourvidz.pipelines.wan_placement import Placement
@@ -25,6 +26,7 @@ from ourvidz.safety.gate import Gate, load_terms
 from ourvidz.settings import Settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
+from ourvidz.wiring import signing
 from ourvidz.wiring.models import TINY_WAN_CAP_PX, WarmModels
 from ourvidz.workflows.services import Services
 from ourvidz.workflows.video import generate_video
@@ -67,7 +69,7 @@ class Terminal:
         self._bar.update(done - self._done)
         self._done = done
 
-    def preview(self, look: Callable[[], Image]) -> None:
+    def preview(self, take: Callable[[], Look]) -> None:
         """Nobody is watching."""
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
@@ -76,8 +78,9 @@ class Terminal:
 
 
 def make(request: Request, chosen: Settings, placement: Placement) -> Outcome:
-    """Generate and save. `ModelLoadError`, `OutOfMemory`, or `StorageError` for a file that cannot be
-    written."""
+    """Generate and save. `ModelLoadError`, `OutOfMemory`, `StorageError` for a file that cannot be
+    written, `SettingsError` for a certificate that cannot sign."""
+    signer = signing.signer(chosen)
     pipeline = _loaded(request, chosen, placement)
     with tempfile.TemporaryDirectory(prefix="ourvidz-wan-") as aside, Terminal() as run:
         store = LocalStore(Path(aside))
@@ -86,6 +89,7 @@ def make(request: Request, chosen: Settings, placement: Placement) -> Outcome:
             store=store,
             gate=Gate(load_terms()),
             references=OpenedPictures(request.references),
+            signer=signer,
         )
         outcome = generate_video(request.job, run, use)
         key = outcome.assets[0].key

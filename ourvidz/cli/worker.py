@@ -72,6 +72,13 @@ def _refuse_namesake(worker_id: str) -> None:
             )
 
 
+def _refuse_wrong_certificate() -> None:
+    """Better no worker than one that fails every job. `SettingsError`."""
+    from ourvidz.wiring import signing
+
+    signing.signer(settings())
+
+
 def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -102,6 +109,7 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
         raise click.UsageError("--fd is for web only")
     become_worker(name, settings().gpu)
     if name in HERE:
+        _refuse_wrong_certificate()
         _refuse_namesake(settings().worker_id(name))
     if name == "web":
         from ourvidz.web import serve

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from ourvidz.jobs.catalog import CATALOG, DEFAULT_BUCKET, JobType
+from ourvidz.jobs.ranges import SEED
 
 JOB_VERSION: Final = 1
 
@@ -103,6 +104,12 @@ class ImageJob(BaseJob):
     compel_enabled: bool = False
     compel_weights: str | None = None
     bucket: str = DEFAULT_BUCKET
+
+    @property
+    def seeds(self) -> list[int]:
+        """One a picture: picture k has `seed` + k. After the last seed a caller may send comes 0, so that
+        each can be asked for alone."""
+        return [(self.seed + k) % (int(SEED.high) + 1) for k in range(self.num_images)]
 
     @property
     def mode(self) -> ImageMode:

@@ -12,22 +12,25 @@ from ourvidz.jobs.job import ImageJob, VideoJob
 
 OnStep = Callable[[int, int], None]
 """`on_step(done, total)` before the first step (done = 0) and after every step; it may raise to stop."""
-OnPreview = Callable[[Callable[[], Image]], None]
-"""`on_preview(look)` after every step but the last, before its `on_step`; `look()` makes a small RGB picture
-of the unfinished work, and may fail. `on_preview` raises nothing."""
+Look = Callable[[], Image]
+"""Draws a small RGB picture of the unfinished work as it was. On any thread, at any later time; may fail."""
+OnPreview = Callable[[Callable[[], Look]], None]
+"""`on_preview(take)` after every step but the last, before its `on_step`. `take()`, while `on_preview` runs,
+copies what has to be drawn to the CPU; without it nothing is copied. `on_preview` raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
     """What an image pipeline made: RGB pictures in seed order, and what it found out on the way.
 
-    `seconds` is the time spent generating. `metadata` joins the job's callback metadata,
-    `asset_metadata` every asset's.
+    `seconds` is the time spent generating, `negative_prompt_used` whether the negative prompt reached the
+    model. `metadata` joins the job's callback metadata, `asset_metadata` every asset's.
     """
 
     images: list[Image]
     seeds: list[int]
     seconds: float
+    negative_prompt_used: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
     asset_metadata: dict[str, Any] = field(default_factory=dict)
 

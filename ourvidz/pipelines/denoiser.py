@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any
 
 import diffusers
@@ -16,7 +19,7 @@ class Denoiser:
     `guidance` above 1 asks the UNet twice a step, with the words and with the negative ones, unless the
     checkpoint was distilled to be told the guidance. `generators`, one a picture, are what schedulers draw
     from that add noise between the steps. `size` is width and height in pixels. `image_embeds` is for UNets
-    with an IP-Adapter.
+    with an IP-Adapter. `attending` is entered around every call of the UNet, and of nothing else.
     """
 
     def __init__(
@@ -29,13 +32,15 @@ class Denoiser:
         generators: list[torch.Generator],
         size: tuple[int, int],
         image_embeds: list[torch.Tensor] | None = None,
+        attending: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._unet = pipe.unet
         self._scheduler = scheduler
+        self._attending = attending
         self._guidance = guidance
         self._guided = words.negative_tokens is not None
         pictures = len(generators)
-        self._extra = pipe.prepare_extra_step_kwargs(generators, 0.0)
+        self._extra = _understood(scheduler, {"eta": 0.0, "generator": generators})
         self._told = _told_guidance(pipe, guidance, pictures)
         named = words.repeated(pictures)
         self._tokens = self._both(named, "prompt_embeds")
@@ -62,14 +67,16 @@ class Denoiser:
     def _noise(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """What the UNet takes for noise, guided away from the negative words."""
         asked = torch.cat([latents, latents]) if self._guided else latents
-        said: torch.Tensor = self._unet(
-            self._scheduler.scale_model_input(asked, timestep),
-            timestep,
-            encoder_hidden_states=self._tokens,
-            timestep_cond=self._told,
-            added_cond_kwargs=self._added,
-            return_dict=False,
-        )[0]
+        scaled = self._scheduler.scale_model_input(asked, timestep)
+        with self._attending():
+            said: torch.Tensor = self._unet(
+                scaled,
+                timestep,
+                encoder_hidden_states=self._tokens,
+                timestep_cond=self._told,
+                added_cond_kwargs=self._added,
+                return_dict=False,
+            )[0]
         if not self._guided:
             return said
         away, toward = said.chunk(2)
@@ -79,6 +86,12 @@ class Denoiser:
         """The negative rows above the others, where there are any."""
         pair = [named[f"negative_{name}"], named[name]]
         return torch.cat([rows for rows in pair if rows is not None])
+
+
+def _understood(scheduler: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What of `wanted` this scheduler takes with a step. It need not be the pipeline's own."""
+    taken = signature(scheduler.step).parameters
+    return {name: value for name, value in wanted.items() if name in taken}
 
 
 def _told_guidance(

@@ -8,7 +8,15 @@ import diffusers
 import torch
 import transformers
 
-_NO_ROOM = ("DefaultCPUAllocator", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_NO_ROOM = (
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def best_device() -> torch.device:
@@ -22,7 +30,8 @@ def best_dtype(device: torch.device) -> torch.dtype:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out. On a CPU torch raises a plain RuntimeError for that."""
+    """Whether `error` says that memory ran out. On a CPU, and from inside CUDA's libraries, torch raises
+    other RuntimeErrors for that than its own."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM)

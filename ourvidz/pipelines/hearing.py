@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from PIL.Image import Image
-
-from ourvidz.pipelines.base import OnPreview, OnStep
+from ourvidz.pipelines.base import Look, OnPreview, OnStep
 
 
 class Hearing:
@@ -27,10 +25,10 @@ class Hearing:
         self._before, self._total = part * steps, parts * steps
         self._tell(0)
 
-    def step(self, done: int, look: Callable[[], Image]) -> None:
-        """`done` steps of this part are over; `look` makes a small picture of how it looks now."""
-        if self._on_preview is not None and self._before + done < self._total:
-            self._on_preview(look)
+    def step(self, done: int, take: Callable[[], Look] | None = None) -> None:
+        """`done` steps of this part are over; `take` copies how it looks now, where that can be told."""
+        if take is not None and self._on_preview is not None and self._before + done < self._total:
+            self._on_preview(take)
         self._tell(done)
 
     def _tell(self, done: int) -> None:

@@ -28,7 +28,8 @@ ATTENTION = {
 @dataclass(frozen=True, slots=True)
 class SDXLOptions:
     """`scheduler` is a row of `SCHEDULERS`, `few_steps` one of `FEW_STEPS`, `dtype` and `attention` are names
-    of the tables here; None leaves each to the checkpoint and the device."""
+    of the tables here; None leaves each to the checkpoint and the device. `previews`: whether unfinished
+    pictures can be looked at."""
 
     scheduler: str | None = None
     few_steps: str | None = None
@@ -38,6 +39,7 @@ class SDXLOptions:
     channels_last: bool = False
     loras: tuple[Lora, ...] = ()
     ip_adapter: AdapterFiles | None = None
+    previews: bool = True
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """What the weights are held in."""
@@ -45,7 +47,11 @@ class SDXLOptions:
 
     @contextmanager
     def attending(self) -> Iterator[None]:
-        """Attention by the chosen kernel alone."""
+        """Attention by the chosen kernel alone, for the UNet.
+
+        The fast ones know neither the VAE's single precision and wide heads nor the text encoders' masks,
+        and nothing takes their place: around those, every job would fail.
+        """
         if self.attention is None:
             yield
             return

@@ -25,8 +25,11 @@ _UNSHAPED = {
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "interpolation_type": "linear",
     "timestep_type": "discrete",
 }
+"""Noise levels where the timesteps say, for whatever class has these fields."""
 _TRAILING = {"timestep_spacing": "trailing"}
 
 SCHEDULERS: dict[str, Row] = {
@@ -116,8 +119,12 @@ def for_copy(own: Any, steps: int, denoise: float, device: torch.device) -> tupl
 
 
 def evenly(scheduler: Any) -> Any:
-    """A scheduler of the same class and noise levels for the way from a picture, its steps spaced evenly."""
-    return type(scheduler).from_config(scheduler.config, **_TRAILING)
+    """A scheduler of the same class and noise levels for the way from a picture, its steps spaced evenly.
+
+    Karras' and the other shapes crowd the steps where there is hardly any noise, so the last steps of such
+    a schedule begin far below the strength that they stand for.
+    """
+    return type(scheduler).from_config(scheduler.config, **_UNSHAPED, **_TRAILING)
 
 
 def _beginning_at(scheduler: Any, index: int) -> torch.Tensor:

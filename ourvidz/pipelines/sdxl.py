@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -17,7 +18,7 @@ from ourvidz import log
 from ourvidz.errors import I2IPipelineError, InvalidParameters, ModelLoadError, OurvidzError, OutOfMemory
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines import devices, image_to_image, memory_ladder, schedulers, warm_sdxl
-from ourvidz.pipelines.base import OnPreview, OnStep, Pictures
+from ourvidz.pipelines.base import Look, OnPreview, OnStep, Pictures
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.conditioning import Conditioning
 from ourvidz.pipelines.denoiser import Denoiser
@@ -93,7 +94,7 @@ class SDXLPipeline:
         on_step: OnStep,
         on_preview: OnPreview | None = None,
     ) -> Pictures:
-        """Make the pictures of one job; picture k has seed `job.seed + k` and is what a job with that seed
+        """Make the pictures of one job; picture k has seed `job.seeds[k]` and is what a job with that seed
         alone would get, up to numeric noise.
 
         `OutOfMemory` when all rungs of the ladder are climbed, `I2IPipelineError` when the pass with a
@@ -114,7 +115,7 @@ class SDXLPipeline:
     def _fits(self, work: Work, rung: Rung) -> bool:
         """Whether the job could be finished with the memory there is; it is then."""
         try:
-            with self._loaded.codec.tiled(rung.tiled), self.options.attending():
+            with self._loaded.codec.tiled(rung.tiled):
                 self._climb(work, rung.at_once)
             return True
         except Exception as error:
@@ -134,7 +135,7 @@ class SDXLPipeline:
         """The stairs after the check, from words to pictures, `at_once` pictures at a time."""
         if work.plan.copied is not None:
             work.hearing.begin(0)
-            work.images.update({seed: work.plan.copied.copy() for seed in work.seeds})
+            work.images.update({seed: work.plan.copied.copy() for seed in work.job.seeds})
             return
         work.words = self.encode(work.job, guidance=work.guidance)
         parts = work.waiting(at_once)
@@ -146,7 +147,7 @@ class SDXLPipeline:
             work.hearing.begin(len(timesteps), part=number, parts=len(parts))
             latents = self.denoise(denoiser, latents, timesteps, work.hearing)
             work.latents.update(zip(seeds, torch.split(latents, 1), strict=True))
-        for seed in work.seeds:
+        for seed in work.job.seeds:
             if seed not in work.images:
                 work.images[seed] = self.decode(work.latents[seed])
 
@@ -210,7 +211,7 @@ class SDXLPipeline:
         """From noise to finished latents of the same shape, all pictures as one batch."""
         for done, timestep in enumerate(timesteps, start=1):
             latents, guess = denoiser.step(latents, timestep)
-            hearing.step(done, self._look(guess))
+            hearing.step(done, self._take(guess))
         return latents
 
     def decode(self, latents: torch.Tensor) -> Image:
@@ -252,8 +253,12 @@ class SDXLPipeline:
             generators=generators,
             size=work.size,
             image_embeds=embeds,
+            attending=self.options.attending,
         )
 
-    def _look(self, guess: torch.Tensor) -> Callable[[], Image]:
-        """Makes a small picture of the first of these latents."""
-        return lambda: self._loaded.colours.picture(guess[0])
+    def _take(self, guess: torch.Tensor) -> Callable[[], Look] | None:
+        """Copies the first of these latents, to be drawn elsewhere; None where colours are not known."""
+        colours = self._loaded.colours
+        if colours is None:
+            return None
+        return lambda: partial(colours.picture, guess[0].to("cpu", torch.float32, copy=True))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import diffusers
 import torch
 
+from ourvidz import log
 from ourvidz.pipelines import lora, schedulers
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.conditioning import Conditioner
@@ -16,6 +16,8 @@ from ourvidz.pipelines.loading import reading, weights_mib
 from ourvidz.pipelines.options import SDXLOptions
 from ourvidz.pipelines.previews import LatentColours
 from ourvidz.pipelines.vae import Codec
+
+_log = log.get(__name__)
 
 
 class WarmSDXL:
@@ -27,17 +29,13 @@ class WarmSDXL:
         self.codec = Codec(pipe)
         self.words = Conditioner(pipe)
         self.adapter = IPAdapter(pipe, options.ip_adapter) if options.ip_adapter else None
+        self.colours = _colours(self.codec) if options.previews else None
 
     @property
     def takes_guidance(self) -> bool:
         """Whether this UNet was distilled to be told the guidance: it is asked once a step whatever it is."""
         told: bool = self.pipe.unet.config.time_cond_proj_dim is not None
         return told
-
-    @cached_property
-    def colours(self) -> LatentColours:
-        """Learned with the first preview."""
-        return LatentColours(self.codec)
 
     def info(self) -> dict[str, Any]:
         """Native size in pixels, scheduler, and what the weights take (MiB)."""
@@ -63,6 +61,15 @@ def warm(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, optio
         found = WarmSDXL(pipe, options)
         options.quicken(pipe)
         return found
+
+
+def _colours(codec: Codec) -> LatentColours | None:
+    """What latents look like; None, and no previews, where this VAE does not let it be learned."""
+    try:
+        return LatentColours(codec)
+    except Exception:  # noqa: BLE001  previews are a courtesy: the checkpoint is of use without them
+        _log.exception("previews_off")
+        return None
 
 
 def _read(found: Checkpoint, dtype: torch.dtype) -> diffusers.StableDiffusionXLPipeline:

@@ -35,21 +35,23 @@ class Work:
     images: dict[int, Image] = field(default_factory=dict)
 
     @property
-    def seeds(self) -> list[int]:
-        """Picture k of a job has its seed plus k."""
-        return [self.job.seed + k for k in range(self.job.num_images)]
+    def negative_used(self) -> bool:
+        """Whether the UNet was told what to keep away from."""
+        encoded = self.words is not None and self.words.negative_tokens is not None
+        return encoded and bool(self.job.negative_prompt)
 
     def waiting(self, at_once: int) -> list[list[int]]:
         """The seeds whose latents are not finished, `at_once` together."""
-        left = [seed for seed in self.seeds if seed not in self.latents]
+        left = [seed for seed in self.job.seeds if seed not in self.latents]
         return [left[first : first + at_once] for first in range(0, len(left), at_once)]
 
     def pictures(self, rung: Rung, seconds: float) -> Pictures:
         """What was made, and what the callback is told about it."""
         job, plan = self.job, self.plan
         return Pictures(
-            images=[self.images[seed] for seed in self.seeds],
-            seeds=self.seeds,
+            images=[self.images[seed] for seed in job.seeds],
+            seeds=job.seeds,
+            negative_prompt_used=self.negative_used,
             seconds=seconds,
             metadata={
                 "batch_size": job.num_images,
@@ -63,7 +65,7 @@ class Work:
                 "effective_steps": plan.steps,
                 "guidance_scale": self.guidance,
                 "batch_size": job.num_images,
-                **image_to_image.about(plan, job, guided=self.guidance > 1),
+                **image_to_image.about(plan, job, negative_used=self.negative_used),
             },
         )
 

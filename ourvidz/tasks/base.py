@@ -109,6 +109,7 @@ class GenerationTask(Task):  # type: ignore[misc]
                 store=at.store,
                 gate=at.gate,
                 references=at.references,
+                signer=at.signer,
             )
             return workflow(claim.job, run, use)
 

@@ -17,6 +17,7 @@ from ourvidz.jobs.dialects import Defaults
 from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.ledger.store import Ledger
 from ourvidz.ledger.sweep import Rules
+from ourvidz.media.credentials import Signer
 from ourvidz.net.guard import Fetcher
 from ourvidz.net.reach import Reach
 from ourvidz.references.resolve import Limits, References
@@ -24,6 +25,7 @@ from ourvidz.safety.gate import Gate, load_terms
 from ourvidz.settings import Settings, settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
+from ourvidz.wiring import signing
 
 SDXL_SIZE = (1024, 1024)
 WAN_SIZE = (480, 832)
@@ -58,6 +60,11 @@ class Control:
             Reach(hosts, networks), timeout_s=chosen.fetch_timeout_s, max_bytes=limits.max_bytes
         )
         return References(fetcher.get, self.store.get, limits)
+
+    @cached_property
+    def signer(self) -> Signer | None:
+        """Signs what is made here; None without a certificate. `SettingsError` when it cannot sign."""
+        return signing.signer(self.settings)
 
     @cached_property
     def rules(self) -> Rules:

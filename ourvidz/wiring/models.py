@@ -95,4 +95,5 @@ def sdxl_options(settings: Settings) -> SDXLOptions:
         channels_last=settings.sdxl_channels_last,
         loras=tuple(lora_of(written) for written in settings.sdxl_loras),
         ip_adapter=AdapterFiles(adapter, encoder) if adapter and encoder else None,
+        previews=settings.previews,
     )

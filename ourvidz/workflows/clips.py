@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Asset
-from ourvidz.media.provenance import Source
 from ourvidz.media.thumbnails import video_thumbnail
 from ourvidz.media.video import mp4
 from ourvidz.pipelines.base import Clip, Pictures
 from ourvidz.storage.store import Store
 from ourvidz.workflows.assets import keep_file, keep_pictures
 from ourvidz.workflows.services import Run
+from ourvidz.workflows.signing import Credentials, File
 
 
-def keep_clip(clip: Clip, job: VideoJob, run: Run, store: Store, *, source: Source) -> tuple[Asset, ...]:
+def keep_clip(
+    clip: Clip, job: VideoJob, run: Run, store: Store, credentials: Credentials
+) -> tuple[Asset, ...]:
     """Store the clip as what its job type makes, an MP4 or a PNG, with its thumbnail."""
     if job.row.output == "png":
         picture = Pictures(
@@ -24,8 +24,8 @@ def keep_clip(clip: Clip, job: VideoJob, run: Run, store: Store, *, source: Sour
             seconds=clip.seconds,
             asset_metadata=clip.asset_metadata,
         )
-        return keep_pictures(picture, job, run, store, source=source)
-    file = mp4(clip.frames, fps=clip.fps, source=source)
+        return keep_pictures(picture, job, run, store, credentials)
+    file = mp4(clip.frames, fps=clip.fps, source=credentials.source)
     width, height = clip.frames[0].size
     known = clip.asset_metadata | {
         "seed": clip.seed,
@@ -36,5 +36,8 @@ def keep_clip(clip: Clip, job: VideoJob, run: Run, store: Store, *, source: Sour
         "frames_generated": clip.frames_generated,
         "duration_seconds": round(len(clip.frames) / clip.fps, 3),
     }
-    small = partial(video_thumbnail, file, source=source)
-    return (keep_file(file, "mp4", known, job, run, store, small=small),)
+
+    def small() -> File:
+        return credentials.on(video_thumbnail(file, source=credentials.source), "image/webp")
+
+    return (keep_file(credentials.on(file, "video/mp4"), "mp4", known, job, run, store, small=small),)

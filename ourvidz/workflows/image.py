@@ -15,13 +15,15 @@ from ourvidz.media.provenance import Source
 from ourvidz.pipelines.base import Pictures
 from ourvidz.workflows.assets import keep_pictures
 from ourvidz.workflows.services import Run, Services
+from ourvidz.workflows.signing import Credentials
 
 
 def generate_images(job: ImageJob, run: Run, use: Services) -> Outcome:
     """Look at the job once more, fetch its reference, generate its pictures, and store them."""
     use.check(job)
     pictures = _generate(job, run, use)
-    assets = keep_pictures(pictures, job, run, use.store, source=_source(pictures))
+    credentials = Credentials(use.signer, _source(pictures), job_id=job.id)
+    assets = keep_pictures(pictures, job, run, use.store, credentials)
     return Outcome(status="completed", assets=assets, metadata=_findings(pictures, use))
 
 
@@ -55,7 +57,6 @@ def _without_reference(job: ImageJob, why: FallbackError, run: Run, use: Service
         raise why
     plain = job.model_copy(update={"reference": None})
     pictures = _painted(plain, None, run, use)
-    guided = pictures.asset_metadata["guidance_scale"] > 1
     return replace(
         pictures,
         metadata=pictures.metadata
@@ -70,7 +71,7 @@ def _without_reference(job: ImageJob, why: FallbackError, run: Run, use: Service
             "denoise_strength": job.denoise_strength,
             "pipeline": "text_to_image",
             "resize_policy": None,
-            "negative_prompt_used": bool(job.negative_prompt) and guided,
+            "negative_prompt_used": pictures.negative_prompt_used,
         },
     )
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, Self
-
-from PIL.Image import Image
+from typing import Self
 
 from ourvidz import log
 from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
 from ourvidz.ledger.record import Claim, Verdict
 from ourvidz.ledger.store import Ledger
-from ourvidz.media.thumbnails import thumbnail
+from ourvidz.pipelines.base import Look
 from ourvidz.storage.store import Store
+from ourvidz.workflows.previews import Previews
 
 PUT_PAUSE_S = 0.5
 """Before the second try of a put; four times longer before each further one."""
 TELL_EVERY_S = 1.0
 """The caller hears of progress at most this often, where progress callbacks are on."""
-PREVIEW_EVERY_S = 0.5
 RUNNING_SHARE = 99.0
 """Progress while the pictures are not stored yet; 100 comes with the commit."""
 
@@ -61,9 +58,7 @@ class LeasedRun:
         self._sleep = sleep
         self._on_told = on_told
         self._tell_at = clock() + TELL_EVERY_S
-        self._previews = previews
-        self._preview_at = clock()
-        self._items: list[tuple[Literal["preview"], dict[str, Any]]] = []
+        self._previews = Previews(claim.job_id, clock=clock) if previews else None
         self._deadline: float | None = None
         self._lost = threading.Event()
         self._over = threading.Event()
@@ -77,6 +72,8 @@ class LeasedRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
+        if self._previews is not None:
+            self._previews.close()
 
     def step(self, done: int, total: int) -> None:
         """Report a finished step. Raises `Cancelled`, `JobTimeout` or `FenceLost`."""
@@ -91,20 +88,11 @@ class LeasedRun:
         if now > self._deadline:
             raise JobTimeout(f"the job took longer than its time limit of {self._limit_s:g} seconds")
 
-    def preview(self, look: Callable[[], Image]) -> None:
-        """Send followers of the job what it looks like with the next step, at most twice a second. Raises
-        nothing: a job does not fail for it."""
-        now = self._clock()
-        if not self._previews or now < self._preview_at:
-            return
-        self._preview_at = now + PREVIEW_EVERY_S
-        try:
-            small = look()
-            webp = base64.b64encode(thumbnail(small)).decode()
-        except Exception:  # noqa: BLE001  whatever a preview fails of, the job goes on
-            _log.exception("preview_failed", job_id=self._claim.job_id)
-            return
-        self._items = [("preview", {"webp": webp, "width": small.width, "height": small.height})]
+    def preview(self, take: Callable[[], Look]) -> None:
+        """Have what `take` copies drawn on a thread of its own, at most twice a second; followers of the job
+        get it with the next word to the ledger. Raises nothing: a job does not fail for it."""
+        if self._previews is not None:
+            self._previews.offer(take)
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         """Store one file. The fence is checked before every try; raises what `step` raises, or
@@ -123,7 +111,7 @@ class LeasedRun:
     def _hear(self, progress: float | None = None, *, tell: bool = False) -> bool:
         """Whether the ledger has heard; raises what it says."""
         verdict = None
-        items, self._items = self._items, []
+        items = [] if self._previews is None else self._previews.drawn()
         try:
             verdict = self._ledger.step(self._claim, progress=progress, items=items, tell=tell)
         except WorkerUnavailable:

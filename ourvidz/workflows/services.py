@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from PIL.Image import Image
 
 from ourvidz.jobs.job import BaseJob
-from ourvidz.pipelines.base import ImagePipeline, VideoPipeline
+from ourvidz.media.provenance import Source
+from ourvidz.pipelines.base import ImagePipeline, Look, VideoPipeline
 from ourvidz.safety.gate import Gate
 from ourvidz.storage.store import Store
 
@@ -21,9 +22,9 @@ class Run(Protocol):
         """Report a finished step. Raises `Cancelled`, `JobTimeout`, or stops an attempt whose fence is
         lost."""
 
-    def preview(self, look: Callable[[], Image]) -> None:
-        """Show followers of the job the small picture that `look` makes, if it is time for one. Raises
-        nothing."""
+    def preview(self, take: Callable[[], Look]) -> None:
+        """Show followers of the job what `take` copies of the unfinished work, if it is time for one. Drawn
+        elsewhere: costs the job no more than the copy. Raises nothing."""
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         """Store one file of this attempt: checks the fence first, retries storage failures."""
@@ -61,6 +62,13 @@ class References(Protocol):
         somebody else's storage path, `ReferenceFrameError` when there is no picture to be had."""
 
 
+class Signer(Protocol):
+    """Who vouches for what is made here."""
+
+    def sign(self, data: bytes, mime: str, source: Source) -> bytes:
+        """The file with a signed C2PA manifest inside. `InternalError` when it cannot be signed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything a workflow is given besides the job and its run."""
@@ -69,6 +77,8 @@ class Services:
     store: Store
     gate: Gate
     references: References
+    signer: Signer | None = None
+    """None where no certificate is configured."""
 
     def check(self, job: BaseJob) -> None:
         """The safety gate's second look, in the worker. Raises `PolicyViolation`."""

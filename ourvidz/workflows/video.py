@@ -15,6 +15,7 @@ from ourvidz.pipelines.base import Clip, ReferencePictures
 from ourvidz.workflows.clips import keep_clip
 from ourvidz.workflows.enhancement import wording
 from ourvidz.workflows.services import Run, Services
+from ourvidz.workflows.signing import Credentials
 
 
 def generate_video(job: VideoJob, run: Run, use: Services) -> Outcome:
@@ -27,7 +28,7 @@ def generate_video(job: VideoJob, run: Run, use: Services) -> Outcome:
         clip = _without_references(job, references, run, use)
     else:
         clip = use.models.videos().generate(job, references=references, on_step=run.step)
-    assets = keep_clip(clip, job, run, use.store, source=_source(clip))
+    assets = keep_clip(clip, job, run, use.store, Credentials(use.signer, _source(clip), job_id=job.id))
     return Outcome(
         status="completed",
         assets=assets,

@@ -42,6 +42,7 @@ def test_a_laptop_with_nothing_set_has_what_it_needs(tmp_path: Path, monkeypatch
         "wan checkpoint",
         "broker",
         "storage",
+        "signing",
         "callbacks",
     ]
     assert "CUDA" in checks["torch"]["reason"] or "CPU" in checks["torch"]["reason"]
@@ -96,6 +97,22 @@ def test_a_lora_that_is_not_there_is_a_failure(tmp_path: Path) -> None:
     assert check.status == "failed"
     assert "gone.safetensors" in check.reason
     assert "OURVIDZ_SDXL_LORAS" in check.fix
+
+
+def test_the_certificate_is_tried(tmp_path: Path, make_chain: Any) -> None:
+    """Before a worker refuses to start for it; without one there is nothing to try."""
+    assert doctor.check_signing(chosen(tmp_path)).status == "skipped"
+    check = doctor.check_signing(chosen(tmp_path, **make_chain().variables(tmp_path)))
+    assert (check.status, check.reason.partition(", ")[2]) == ("ok", "es256, no timestamps")
+    wrong = doctor.check_signing(chosen(tmp_path, **make_chain(days=9).variables(tmp_path)))
+    assert wrong.status == "failed"
+    assert "OURVIDZ_C2PA_CERTIFICATE" in wrong.reason
+
+
+def test_the_name_of_an_extra_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """A fix without the words in brackets would install the wrong thing."""
+    doctor._show([doctor.Check("broker", "failed", "none", "get ourvidz[embedded]")])
+    assert "ourvidz[embedded]" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_a_broker_that_throws_jobs_away_is_a_failure(tmp_path: Path, start_redis: Any) -> None:

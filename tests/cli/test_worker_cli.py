@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -12,7 +13,7 @@ from ourvidz.cli.main import cli
 from ourvidz.cli.worker import HELPERS, HERE, arguments, default_families, families_of
 from ourvidz.errors import SettingsError
 from ourvidz.ledger.redis_store import RedisLedger
-from ourvidz.settings import load_settings
+from ourvidz.settings import load_settings, settings
 from ourvidz.wiring import control
 from ourvidz.wiring.presence import Presence
 
@@ -87,6 +88,24 @@ def test_by_default_everything_runs_that_has_a_checkpoint(tmp_path: Path) -> Non
 def test_only_the_shim_takes_sockets() -> None:
     """A misplaced option is an error, not silence."""
     assert CliRunner().invoke(cli, ["worker", "io", "--fd", "3"]).exit_code == 2
+
+
+def test_a_worker_that_could_not_sign_refuses_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_chain: Any
+) -> None:
+    """One line with the variable, before anything is loaded."""
+    variables = make_chain().variables(tmp_path) | {"OURVIDZ_C2PA_KEY": str(tmp_path / "gone.pem")}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    answer = CliRunner().invoke(cli, ["worker", "sdxl"])
+    monkeypatch.undo()
+    settings.cache_clear()
+    assert answer.exit_code == 2
+    assert (
+        answer.output.strip()
+        == f"Error: OURVIDZ_C2PA_KEY: {tmp_path / 'gone.pem'} cannot be read: No such file or directory"
+    )
 
 
 def test_the_names_do_not_overlap() -> None:

@@ -269,6 +269,25 @@ def test_seeds_are_drawn_from_the_whole_range() -> None:
     assert all(0 <= seed <= 2147483647 for seed in seeds)
 
 
+def test_a_drawn_seed_has_room_for_a_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeds of its pictures then count up, as callers expect."""
+    monkeypatch.setattr("ourvidz.jobs.defaults.secrets.randbelow", lambda limit: limit - 1)
+    assert 2147483640 <= Defaults().draw_seed() <= 2147483647 - 5
+
+
+@pytest.mark.parametrize(
+    ("seed", "seeds"),
+    [(7, [7, 8, 9]), (2147483647, [2147483647, 0, 1]), (2147483645, [2147483645, 2147483646, 2147483647])],
+)
+def test_every_picture_s_seed_is_one_that_callers_may_send(seed: int, seeds: list[int]) -> None:
+    """The highest seed is as good as any, also for three pictures: after it they begin again at 0."""
+    asked = image(config={"seed": seed, "num_images": 3})
+    assert isinstance(asked, ImageJob)
+    assert asked.seeds == seeds
+    for each in asked.seeds:
+        assert image(config={"seed": each}).seed == each
+
+
 def test_negative_prompts_are_read_where_each_family_sends_them() -> None:
     """The live caller sends SDXL negatives at top level with Wan jobs as well, where they must not count."""
     everywhere = {

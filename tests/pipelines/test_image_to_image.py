@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from shutil import copytree
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from ourvidz.errors import Cancelled, I2IPipelineError, InvalidParameters, OutOf
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import Pictures
 from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.options import SDXLOptions
 from ourvidz.pipelines.sdxl import SDXLPipeline
 
 MakeJob = Callable[..., ImageJob]
@@ -183,8 +186,6 @@ def test_a_second_order_scheduler_begins_at_a_whole_step(
     tiny: Checkpoint, modify: MakeJob, hills: Image.Image
 ) -> None:
     """Its timesteps come in pairs."""
-    from ourvidz.pipelines.options import SDXLOptions
-
     sdxl = SDXLPipeline(tiny, options=SDXLOptions(scheduler="heun"))
     heard: list[tuple[int, int]] = []
     sdxl.generate(modify(), reference=hills, on_step=lambda done, total: heard.append((done, total)))
@@ -255,3 +256,40 @@ def test_what_was_done_with_the_reference_is_described(
     plain = sdxl.generate(image_job(), on_step=lambda *_: None)
     assert "reference_backend" not in plain.metadata
     assert not {"denoise_strength", "pipeline", "resize_policy"} & set(plain.asset_metadata)
+
+
+@pytest.fixture(scope="module")
+def distilled(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> SDXLPipeline:
+    """A tiny pipeline whose UNet is told the guidance instead of being asked twice."""
+    folder = tmp_path_factory.mktemp("distilled") / "checkpoint"
+    copytree(tiny.path, folder)
+    config = diffusers.UNet2DConditionModel.load_config(tiny.path / "unet")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        unet = diffusers.UNet2DConditionModel.from_config(config, time_cond_proj_dim=16)
+    unet.save_pretrained(folder / "unet")
+    return SDXLPipeline(Checkpoint(folder, "folder"), cap=128)
+
+
+def test_a_negative_prompt_that_no_model_read_is_not_told_as_used(
+    distilled: SDXLPipeline, sdxl: SDXLPipeline, modify: MakeJob, hills: Image.Image
+) -> None:
+    """UNets that take the guidance as a number never see the negative prompt, however high it is."""
+    job = modify(negative_prompt="fog", guidance_scale=6.0)
+    distilled.load()
+    rows, found = runs(distilled, lambda: made(distilled, job, hills))
+    assert rows == [1, 1]
+    assert found.asset_metadata["guidance_scale"] == 6.0
+    assert (found.asset_metadata["negative_prompt_used"], found.negative_prompt_used) == (False, False)
+    assert made(sdxl, job, hills).asset_metadata["negative_prompt_used"] is True
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m_karras", "euler_a", "lcm"])
+def test_an_exact_copy_runs_whatever_scheduler_paints(
+    tiny: Checkpoint, copy: MakeJob, hills: Image.Image, scheduler: str
+) -> None:
+    """Its own steps are Euler's: what the chosen scheduler is told with a step must not reach them."""
+    sdxl = SDXLPipeline(tiny, options=SDXLOptions(scheduler=scheduler))
+    sdxl.load()
+    rows, _ = runs(sdxl, lambda: made(sdxl, copy(0.001), hills))
+    assert rows == [1] * 6

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ourvidz.errors import OutOfMemory
 from ourvidz.jobs.job import ImageJob
@@ -46,6 +47,17 @@ def failing(module: torch.nn.Module, fails: Callable[[torch.Tensor], bool]) -> I
         handle.remove()
 
 
+@contextmanager
+def sides(module: torch.nn.Module) -> Iterator[list[int]]:
+    """The longer side of everything that `module` is given."""
+    seen: list[int] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(max(inputs[0].shape[-2:])))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 def times(count: int) -> Callable[[torch.Tensor], bool]:
     """Fails `count` times and then no more."""
     left = iter([True] * count)
@@ -63,8 +75,9 @@ def test_the_ladder_ends_with_single_pictures() -> None:
 def test_every_rung_delivers_the_same_pictures(
     sdxl: SDXLPipeline, image_job: MakeJob, failures: int, rung: str | None
 ) -> None:
-    """A caller gets what was ordered, however hard it was to make, and the callback tells how hard."""
-    job = image_job(num_images=3)
+    """A caller gets what was ordered, however hard it was to make, and the callback tells how hard. Pictures
+    of the size of one tile have no seams."""
+    job = image_job(num_images=3, width=32, height=32)
     expected = made(sdxl, job)
     with failing(sdxl._pipe.unet, times(failures)):
         found = made(sdxl, job)
@@ -75,7 +88,7 @@ def test_every_rung_delivers_the_same_pictures(
 
 def test_a_batch_that_is_too_large_is_made_in_parts_that_fit(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
     """Six pictures come from a GPU that has room for two: guidance doubles the rows."""
-    job = image_job(num_images=6, steps=1)
+    job = image_job(num_images=6, steps=1, width=32, height=32)
     expected = made(sdxl, job)
     with failing(sdxl._pipe.unet, lambda latents: len(latents) > 4) as rows:
         found = made(sdxl, job)
@@ -98,16 +111,41 @@ def test_what_is_denoised_is_not_denoised_again_for_the_vae(sdxl: SDXLPipeline, 
 
 def test_the_vae_works_in_tiles_only_while_it_has_to(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
     """Tiles cost time and blend seams: the next job gets the whole VAE again."""
-    tiled: list[bool] = []
-    vae = sdxl._pipe.vae
-    handle = vae.decoder.register_forward_pre_hook(lambda *_: tiled.append(vae.use_tiling))
-    try:
+    with sides(sdxl._pipe.vae.decoder) as seen:
         with failing(sdxl._pipe.unet, times(2)):
             made(sdxl, image_job())
+        assert len(seen) > 1
+        seen.clear()
         made(sdxl, image_job())
-    finally:
-        handle.remove()
-    assert tiled == [True, False]
+    assert seen == [8]
+
+
+def test_a_picture_of_the_native_size_is_made_in_smaller_tiles(
+    sdxl: SDXLPipeline, image_job: MakeJob
+) -> None:
+    """Tiles as large as the picture would take as much memory as the picture."""
+    assert sdxl.info()["native_size"] == sdxl._pipe.vae.config.sample_size == 64
+    job = image_job(reference="u/p.png", denoise_strength=0.5)
+    vae = sdxl._pipe.vae
+    with sides(vae.encoder) as encoded, sides(vae.decoder) as decoded, failing(sdxl._pipe.unet, times(2)):
+        found = sdxl.generate(job, reference=Image.new("RGB", (64, 64), "green"), on_step=lambda *_: None)
+    assert found.metadata["memory_rung"] == "tiled"
+    assert found.images[0].size == (64, 64)
+    # Whole on the two rungs that failed in the UNet.
+    assert encoded[:2] == [64, 64]
+    assert max(encoded[2:]) == 32
+    assert max(decoded) == 4
+
+
+def test_the_vae_is_whole_again_after_a_job_that_failed_in_tiles(
+    sdxl: SDXLPipeline, image_job: MakeJob
+) -> None:
+    """Tiles that went on shrinking would end in seams everywhere."""
+    for _ in range(2):
+        with failing(sdxl._pipe.vae.decoder, lambda _: True), pytest.raises(OutOfMemory):
+            made(sdxl, image_job())
+    vae = sdxl._pipe.vae
+    assert (vae.tile_sample_min_size, vae.tile_latent_min_size) == (64, 8)
 
 
 def test_memory_that_never_suffices_is_an_error_of_ours(sdxl: SDXLPipeline, image_job: MakeJob) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import Pictures
@@ -53,6 +54,37 @@ def test_what_only_makes_it_faster_changes_no_picture(
     """An operator may turn it on without asking anybody."""
     plain = sdxl.generate(image_job(), on_step=lambda *_: None)
     assert far(plain, made(tiny, image_job(), **chosen)) <= LEVELS
+
+
+def test_the_chosen_attention_is_the_unet_s_alone(tiny: Checkpoint, image_job: MakeJob) -> None:
+    """The fast kernels cannot do what the VAE and the text encoders need: every job would fail on a GPU."""
+    sdxl = SDXLPipeline(tiny, options=SDXLOptions(attention="math"))
+    sdxl.load()
+    pipe = sdxl._pipe
+    parts = {
+        name: getattr(pipe, part).get_submodule(inner)
+        for name, part, inner in (
+            ("unet", "unet", ""),
+            ("text_encoder", "text_encoder", ""),
+            ("text_encoder_2", "text_encoder_2", ""),
+            ("encoder", "vae", "encoder"),
+            ("decoder", "vae", "decoder"),
+        )
+    }
+    alone: dict[str, set[bool]] = {}
+
+    def listen(name: str) -> Callable[..., None]:
+        return lambda *_: alone.setdefault(name, set()).add(not torch.backends.cuda.flash_sdp_enabled())
+
+    hooks = [module.register_forward_pre_hook(listen(name)) for name, module in parts.items()]
+    try:
+        job = image_job(reference="u/p.png", denoise_strength=0.5)
+        sdxl.generate(job, reference=Image.new("RGB", (64, 64)), on_step=lambda *_: None)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert alone == {name: {name == "unet"} for name in parts}
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_half_precision_paints_with_the_vae_in_single(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -8,8 +9,12 @@ import torch
 from PIL import Image
 
 from ourvidz.jobs.job import ImageJob
+from ourvidz.pipelines.base import Look
+from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.options import SDXLOptions
 from ourvidz.pipelines.previews import LatentColours
 from ourvidz.pipelines.sdxl import SDXLPipeline
+from ourvidz.pipelines.vae import Codec
 
 MakeJob = Callable[..., ImageJob]
 
@@ -49,17 +54,66 @@ def test_every_step_but_the_last_can_be_looked_at(sdxl: SDXLPipeline, image_job:
     sdxl.generate(
         image_job(steps=3, num_images=count, height=128),
         on_step=lambda done, total: order.append(done),
-        on_preview=lambda look: order.append(look().size),
+        on_preview=lambda take: order.append(take()().size),
     )
     assert order == [0, (64, 128), 1, (64, 128), 2, 3]
 
 
-def test_nobody_looks_unless_asked(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
-    """A preview that is not wanted costs nothing, not even learning the colours."""
+def test_a_look_shows_the_step_it_was_taken_after(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
+    """It is drawn later, by another thread, while the latents go on."""
+    looks: list[Look] = []
+    at_once: list[bytes] = []
+
+    def on_preview(take: Callable[[], Look]) -> None:
+        looks.append(take())
+        at_once.append(looks[-1]().tobytes())
+
+    sdxl.generate(image_job(steps=4), on_step=lambda *_: None, on_preview=on_preview)
+    assert [look().tobytes() for look in looks] == at_once
+    assert len(set(at_once)) == 3
+
+
+def test_a_job_with_previews_learns_nothing(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
+    """Between two steps there is no time for it: the colours are learned with the loading."""
+    with encoding(sdxl) as encoded:
+        sdxl.generate(image_job(steps=3), on_step=lambda *_: None, on_preview=lambda take: take()() and None)
+    assert encoded == []
+
+
+def test_colours_are_not_learned_where_nobody_may_look(tiny: Checkpoint, image_job: MakeJob) -> None:
+    """A preview that is not wanted costs nothing."""
+    sdxl = SDXLPipeline(tiny, options=SDXLOptions(previews=False))
+    sdxl.load()
+    assert sdxl._loaded.colours is None
+    sdxl.generate(image_job(), on_step=lambda *_: None, on_preview=lambda take: pytest.fail("offered"))
+
+
+def test_a_vae_whose_colours_cannot_be_learned_is_asked_once(
+    tiny: Checkpoint, image_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs run without previews, and none of them tries again."""
+    asked: list[int] = []
+
+    def encode(*_: object) -> torch.Tensor:
+        asked.append(1)
+        raise RuntimeError("no colours")
+
+    monkeypatch.setattr(Codec, "encode", encode)
+    sdxl = SDXLPipeline(tiny)
+    for _ in range(2):
+        made = sdxl.generate(
+            image_job(), on_step=lambda *_: None, on_preview=lambda take: pytest.fail("offered")
+        )
+        assert len(made.images) == 1
+    assert len(asked) == 1
+
+
+@contextmanager
+def encoding(sdxl: SDXLPipeline) -> Iterator[list[int]]:
+    """How often the VAE's encoder ran."""
     encoded: list[int] = []
     hook = sdxl._pipe.vae.encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
     try:
-        sdxl.generate(image_job(steps=3), on_step=lambda *_: None, on_preview=lambda look: None)
+        yield encoded
     finally:
         hook.remove()
-    assert encoded == []

@@ -63,9 +63,34 @@ def test_the_way_from_a_picture_has_its_steps_and_begins_at_its_strength(
     assert len(timesteps) == (2 * steps - 1 if made.order == 2 else steps)
     assert timesteps.min() >= 0
     assert list(timesteps) == sorted(timesteps, reverse=True)
-    if "karras" not in name and denoise * 1000 >= steps:
+    if denoise * 1000 >= steps:
         # Whole timesteps and whole numbers of steps: within a fifth of it.
         assert float(timesteps[0]) == pytest.approx(1000 * denoise, rel=0.2, abs=2)
+
+
+@pytest.mark.parametrize("kind", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"use_karras_sigmas": True},
+        {"use_exponential_sigmas": True},
+        {"use_lu_lambdas": True},
+        {"interpolation_type": "log_linear"},
+    ],
+    ids=lambda shape: next(iter(shape)),
+)
+def test_a_checkpoint_s_own_shape_does_not_lower_the_strength(kind: str, shape: dict[str, object]) -> None:
+    """Levels and timesteps are the strength's own, whatever the levels between noise and picture are."""
+    shaped = getattr(diffusers, kind).from_config(OWN.config, **shape)
+    made = schedulers.evenly(shaped)
+    timesteps = schedulers.from_picture(made, 3, 0.15, CPU)
+    assert float(timesteps[0]) == pytest.approx(149)
+    clean = torch.zeros(1, 4, 2, 2)
+    noisy = made.add_noise(clean, torch.ones_like(clean), timesteps[:1])
+    expected = OWN.add_noise(clean, torch.ones_like(clean), torch.tensor([149]))
+    # Euler's latents are not scaled down by what remains of the picture.
+    scale = 1.0 if kind.startswith("Euler") else float(OWN.alphas_cumprod[149].sqrt())
+    assert float(noisy.mean()) == pytest.approx(float(expected.mean()) * scale, rel=0.01)
 
 
 def test_a_schedule_that_would_go_a_step_too_far_is_not_used() -> None:

@@ -66,6 +66,14 @@ def test_a_batch_is_its_single_pictures(sdxl: SDXLPipeline, image_job: MakeJob, 
     assert all(far(one, other) <= LEVELS for one, other in zip(batch, singles, strict=True))
 
 
+def test_the_seeds_after_the_last_one_begin_again(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
+    """Every seed that is reported can be asked for alone, and is the same picture then."""
+    batch = sdxl.generate(image_job(num_images=3, seed=2147483646), on_step=lambda *_: None)
+    assert batch.seeds == [2147483646, 2147483647, 0]
+    alone = pictures(sdxl, image_job(seed=0))[0]
+    assert far(np.asarray(batch.images[2]).astype(int), alone) <= LEVELS
+
+
 def test_a_batch_is_its_single_pictures_with_a_scheduler_that_adds_noise(
     tiny: Checkpoint, image_job: MakeJob
 ) -> None:

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageCms
 
 from ourvidz.testing import CallbackRecorder, Eager, eager
 
@@ -56,6 +56,24 @@ def test_an_exact_copy_goes_from_the_payload_to_the_callback(ourvidz_eager: Eage
     assert (told["metadata"]["i2i_mode"], told["metadata"]["exact_copy_mode"]) == ("copy", True)
     assert (described["effective_steps"], described["guidance_scale"]) == (10, 1.0)
     assert described["denoise_strength"] == 0.05
+
+
+def test_a_copy_carries_nothing_of_the_reference_but_its_pixels(ourvidz_eager: Eager) -> None:
+    """A photo's place, its author and a profile of other colours stay with the caller."""
+    exif = Image.Exif()
+    exif[0x010E] = "somebody's garden"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    file = io.BytesIO()
+    Image.new("CMYK", (64, 64), (0, 255, 255, 0)).save(
+        file, "JPEG", exif=exif, icc_profile=profile, comment="mine"
+    )
+    uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    copy = {"reference_image_url": uri, "exact_copy_mode": True, "denoise_strength": 0}
+    (asset,) = ended(ourvidz_eager, payload(prompt="", metadata=copy))["assets"]
+    for url in (asset["url"], asset["thumbnail_url"]):
+        stored = Image.open(io.BytesIO(ourvidz_eager.control.store.get(url)))
+        assert set(stored.info) <= {"XML:com.adobe.xmp", "xmp", "background", "loop", "timestamp", "duration"}
+        assert dict(stored.getexif()) == {}
 
 
 def test_weights_go_from_the_payload_to_the_callback(ourvidz_eager: Eager) -> None:

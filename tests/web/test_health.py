@@ -106,6 +106,7 @@ def test_metrics_are_made_from_the_ledger(shim) -> None:
     assert found['ourvidz_jobs_total{ending="completed",type="sdxl_image_fast"}'] == 1
     assert found['ourvidz_generation_seconds_sum{type="sdxl_image_fast"}'] == 1.5
     assert found['ourvidz_generation_seconds_count{type="sdxl_image_fast"}'] == 1
+    assert found["ourvidz_assets_unsigned_total"] == 0
     assert found["ourvidz_outbox_pending"] == 2
     assert found['ourvidz_workers_busy{family="sdxl"}'] == 1
     assert found['ourvidz_callbacks_total{state="delivered"}'] == 0

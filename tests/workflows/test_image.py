@@ -26,7 +26,7 @@ from ourvidz.media.images import png
 from ourvidz.media.provenance import source_type_of
 from ourvidz.net.guard import Fetcher
 from ourvidz.net.reach import Reach
-from ourvidz.pipelines.base import ImagePipeline, OnStep, Pictures
+from ourvidz.pipelines.base import ImagePipeline, Look, OnStep, Pictures
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl import SDXLPipeline
 from ourvidz.pipelines.tiny_sdxl import tiny_sdxl
@@ -50,7 +50,7 @@ class RecordingRun:
     attempt: int = 1
     steps: list[tuple[int, int]] = field(default_factory=list)
     puts: list[tuple[str, str]] = field(default_factory=list)
-    previews: list[Callable[[], Image.Image]] = field(default_factory=list)
+    previews: list[Look] = field(default_factory=list)
     cancel_at: int | None = None
 
     def step(self, done: int, total: int) -> None:
@@ -58,8 +58,8 @@ class RecordingRun:
         if done == self.cancel_at:
             raise Cancelled("enough")
 
-    def preview(self, look: Callable[[], Image.Image]) -> None:
-        self.previews.append(look)
+    def preview(self, take: Callable[[], Look]) -> None:
+        self.previews.append(take())
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         self.puts.append((key, content_type))
@@ -293,6 +293,13 @@ def test_an_unusable_reference_falls_back_to_the_prompt_and_says_so(use: Service
     assert not {"denoise_strength", "pipeline", "resize_policy", "negative_prompt_used"} & set(
         plain.assets[0].metadata
     )
+
+
+def test_a_fallback_tells_of_the_negative_prompt_as_it_was_used(use: Services) -> None:
+    """Without guidance no model reads it."""
+    missing = job(reference="reference_images/user-1/gone.png", negative_prompt="fog", guidance_scale=1.0)
+    outcome = generate_images(missing, RecordingRun(), use)
+    assert outcome.assets[0].metadata["negative_prompt_used"] is False
 
 
 def test_a_failing_pass_falls_back_to_the_prompt_and_says_so(use: Services, hills: str) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import threading
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailabl
 from ourvidz.jobs.job import ImageJob
 from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Claim, Verdict
+from ourvidz.pipelines.base import Look
 from ourvidz.storage.local import LocalStore
 from ourvidz.workflows.run import FenceLost, LeasedRun
 
@@ -212,10 +214,22 @@ def previews(ledger: Away) -> list[dict[str, Any]]:
     return [item.data for item in ledger.stream("a") if item.kind == "preview"]
 
 
+def offer(run: LeasedRun, look: Look) -> None:
+    """Offer a preview and wait until it is drawn, or has failed."""
+    run.preview(lambda: look)
+    assert run._previews is not None
+    if run._previews._drawing is not None:
+        wait([run._previews._drawing], timeout=10)
+
+
+def green() -> Image.Image:
+    return Image.new("RGB", (128, 64), "green")
+
+
 def test_a_preview_goes_out_with_the_next_step(ledger: Away, claim: Claim) -> None:
     """Followers see the picture grow, at no extra word with the ledger."""
     with running(ledger, claim, previews=True) as run:
-        run.preview(lambda: Image.new("RGB", (128, 64), "green"))
+        offer(run, green)
         assert previews(ledger) == []
         run.step(1, 4)
         run.step(2, 4)
@@ -224,24 +238,28 @@ def test_a_preview_goes_out_with_the_next_step(ledger: Away, claim: Claim) -> No
         assert (small.format, small.size) == ("WEBP", (sent["width"], sent["height"]))
 
 
-def test_previews_come_at_most_twice_a_second(ledger: Away, claim: Claim) -> None:
-    """A fast GPU takes fifty steps in that time."""
-    looks: list[int] = []
+def test_a_preview_that_is_being_drawn_holds_up_neither_steps_nor_the_end(ledger: Away, claim: Claim) -> None:
+    """The worker is free for the next job; the preview of this one is forgotten."""
+    begun, release = threading.Event(), threading.Event()
 
     def look() -> Image.Image:
-        looks.append(1)
-        return Image.new("RGB", (8, 8))
+        begun.set()
+        release.wait(10)
+        return green()
 
-    now = 0.0
-    with running(ledger, claim, previews=True, clock=lambda: now) as run:
-        for _ in range(20):
-            run.preview(look)
-            now += 0.1
-    assert len(looks) == 4
+    with running(ledger, claim, previews=True) as run:
+        run.preview(lambda: look)
+        assert begun.wait(10)
+        run.step(1, 4)
+        run.step(2, 4)
+    assert not release.is_set()
+    release.set()
+    assert previews(ledger) == []
+    assert ledger.get("a").progress == pytest.approx(49.5)  # type: ignore[union-attr]
 
 
 def test_previews_can_be_switched_off(ledger: Away, claim: Claim) -> None:
-    """Then nothing is drawn either."""
+    """Then nothing is copied or drawn either."""
     with running(ledger, claim) as run:
         run.preview(lambda: pytest.fail("looked"))
         run.step(1, 4)
@@ -255,7 +273,7 @@ def test_a_preview_that_fails_costs_nothing(ledger: Away, claim: Claim) -> None:
         raise RuntimeError("no colours")
 
     with running(ledger, claim, previews=True) as run:
-        run.preview(look)
+        offer(run, look)
         run.step(2, 4)
     assert previews(ledger) == []
     assert ledger.get("a").progress == pytest.approx(49.5)  # type: ignore[union-attr]
