@@ -286,11 +286,6 @@ class Settings(BaseSettings):
         return self.storage_dir_given or self.state_dir / "assets"
 
     @property
-    def cache_dir(self) -> Path:
-        """What can be built again: the tiny checkpoints."""
-        return Path("~/.cache/ourvidz").expanduser()
-
-    @property
     def default_callback_url(self) -> str | None:
         """Where a callback goes when its job names no URL."""
         if self.callback_url:

@@ -30,6 +30,26 @@ def server_binary() -> str:
     return str(get_binary_path())
 
 
+@pytest.fixture(scope="session")
+def untrained_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of the SDXL class set with random weights, 64 px native."""
+    from training.untrained.sdxl import build
+
+    folder = tmp_path_factory.mktemp("untrained") / "tiny-sdxl"
+    build(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untrained_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of the Wan class set with random weights."""
+    from training.untrained.wan import build
+
+    folder = tmp_path_factory.mktemp("untrained") / "tiny-wan"
+    build(folder)
+    return folder
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on now."""
     with socket.socket() as probe:

@@ -8,16 +8,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
 from ourvidz.cli.console import emit
 from ourvidz.errors import ModelLoadError, OurvidzError, SettingsError
+from ourvidz.pipelines.checkpoints import Checkpoint, find_sdxl, find_wan
 from ourvidz.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from ourvidz.pipelines.checkpoints import Checkpoint
 
 SDXL_GIB = 10
 """What the SDXL family takes of a GPU in production."""
@@ -132,29 +130,21 @@ def judge_gpus(found: dict[str, Any], *, production: bool) -> Check:
 
 def check_checkpoints(chosen: Settings) -> Check:
     """The weights the SDXL worker will load."""
-    from ourvidz.cli.models import find
-
-    return _judge_checkpoint("checkpoints", "sdxl", lambda: find(chosen), chosen)
+    return _judge_checkpoint("checkpoints", "sdxl", lambda: find_sdxl(chosen.sdxl_model))
 
 
 def check_wan(chosen: Settings) -> Check:
     """The weights of the Wan worker, if this installation has one."""
-    from ourvidz.cli.models import find_video
-
     if chosen.profile == "production" and chosen.wan_model is None:
         return _skipped("wan checkpoint", "OURVIDZ_WAN_MODEL is not set: no Wan worker can run here")
-    return _judge_checkpoint("wan checkpoint", "wan", lambda: find_video(chosen), chosen)
+    return _judge_checkpoint("wan checkpoint", "wan", lambda: find_wan(chosen.wan_model))
 
 
-def _judge_checkpoint(
-    name: str, family: str, find: Callable[[], Checkpoint | None], chosen: Settings
-) -> Check:
+def _judge_checkpoint(name: str, family: str, find: Callable[[], Checkpoint]) -> Check:
     try:
         checkpoint = find()
     except ModelLoadError as missing:
         return _failed(name, missing.message, f"set OURVIDZ_{family.upper()}_MODEL to the checkpoint")
-    if checkpoint is None:
-        return _ok(name, f"tiny-{family}, built in {chosen.cache_dir} on first use")
     return _ok(name, f"{checkpoint.name} ({checkpoint.kind}) at {checkpoint.path}")
 
 

@@ -20,7 +20,6 @@ from ourvidz.pipelines.checkpoints import (
     find_qwen,
     find_sdxl,
     find_wan,
-    shipped,
 )
 from ourvidz.pipelines.checksums import CHECKSUMS
 from ourvidz.pipelines.checksums import verify as verify_checksums
@@ -29,7 +28,7 @@ from ourvidz.settings import Settings, settings
 HEADER_LIMIT = 100 << 20
 CARD = "README.md"
 _MIB = 1 << 20
-Find = Callable[[], Checkpoint | None]
+Find = Callable[[], Checkpoint]
 
 _LICENCE = re.compile(r"^license(?:_name)?: *(\S.*?) *$", re.MULTILINE)
 
@@ -73,22 +72,6 @@ def verify(as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def find(chosen: Settings, *, packaged: Path = PACKAGED) -> Checkpoint | None:
-    """The SDXL checkpoint of this installation; None for a tiny one that is yet to be built.
-    `ModelLoadError` says what is missing."""
-    if chosen.sdxl_model is None and shipped("tiny-sdxl", packaged) is None:
-        return None  # building needs torch, and that is the worker's to import
-    return find_sdxl(chosen.sdxl_model, chosen.cache_dir, packaged=packaged)
-
-
-def find_video(chosen: Settings, *, packaged: Path = PACKAGED) -> Checkpoint | None:
-    """The Wan checkpoint of this installation; None for a tiny one that is yet to be built.
-    `ModelLoadError` says what is missing."""
-    if chosen.wan_model is None and shipped("tiny-wan", packaged) is None:
-        return None
-    return find_wan(chosen.wan_model, chosen.cache_dir, packaged=packaged)
-
-
 def describe(chosen: Settings, *, whole: bool = False, packaged: Path = PACKAGED) -> list[Row]:
     """A row for every checkpoint that is there or ought to be; `whole` reads the files for damage."""
     return [_row(family, given, finder, whole=whole) for family, given, finder in _finders(chosen, packaged)]
@@ -97,11 +80,11 @@ def describe(chosen: Settings, *, whole: bool = False, packaged: Path = PACKAGED
 def _finders(chosen: Settings, packaged: Path) -> Iterator[tuple[str, Path | None, Find]]:
     """Family, the path in the settings, and how to find it. Where there is none, there is no row. The
     production profile loads nothing that ships."""
-    yield "sdxl", chosen.sdxl_model, lambda: find(chosen, packaged=packaged)
+    yield "sdxl", chosen.sdxl_model, lambda: find_sdxl(chosen.sdxl_model, packaged=packaged)
     tiny = chosen.profile == "tiny"
     if chosen.wan_model or tiny:
-        yield "wan", chosen.wan_model, lambda: find_video(chosen, packaged=packaged)
-    if chosen.qwen_model or (tiny and (packaged / "tiny-qwen").is_dir()):
+        yield "wan", chosen.wan_model, lambda: find_wan(chosen.wan_model, packaged=packaged)
+    if chosen.qwen_model or tiny:
         yield from (
             ("qwen", chosen.qwen_model, _qwen(chosen, one, packaged)) for one in get_args(QwenVariant)
         )
@@ -142,8 +125,6 @@ def _row(family: str, given: Path | None, finder: Find, *, whole: bool) -> Row:
         checkpoint = finder()
     except ModelLoadError as missing:
         return Row(family, "–", "–", str(given) if given else None, problem=missing.message)
-    if checkpoint is None:
-        return Row(family, f"tiny-{family}", "tiny", None)
     files = list(_files(checkpoint))
     card = checkpoint.root / CARD
     return Row(
@@ -196,7 +177,7 @@ def _present(rows: list[Row], as_json: bool) -> None:
 
     table = Table("family", "checkpoint", "kind", "MiB", "licence", "where", "problem")
     for row in rows:
-        where = row.path or ("–" if row.problem else "built on first use")
+        where = row.path or "–"
         table.add_row(
             row.family, row.name, row.kind, f"{row.size_mib:g}", row.licence or "–", where, row.problem or "–"
         )

@@ -29,11 +29,10 @@ OWNER = "wan-generate"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One clip or picture to make. `checkpoint` is None for a tiny one that is yet to be built; `references`
-    are the pictures by the names that the job has for them."""
+    """One clip or picture to make. `references` are the pictures by the names that the job has for them."""
 
     job: VideoJob
-    checkpoint: Checkpoint | None
+    checkpoint: Checkpoint
     references: dict[str, Image]
     save_to: Path
 
@@ -45,7 +44,7 @@ def read_request(given: Options, chosen: Settings) -> Request:
     _refuse_what_would_be_ignored(given)
     _check_numbers(given)
     folder = given.ckpt_dir or chosen.wan_model
-    tiny = folder is None or _is_tiny(folder, chosen)
+    tiny = folder is None or _is_tiny(folder)
     size = _size(given, task, tiny=tiny)
     references = _references(given, chosen)
     seed = draw_seed() if given.base_seed == -1 else given.base_seed
@@ -198,21 +197,19 @@ def _save_to(given: Options, task: Task, what: str) -> Path:
     return given.save_file
 
 
-def _is_tiny(folder: Path, chosen: Settings) -> bool:
-    """Whether a folder is the tiny checkpoint, shipped or built."""
-    found = folder.resolve()
-    built = found.parent == chosen.cache_dir.resolve() and found.name.startswith("tiny-wan-random-")
-    return built or found == (PACKAGED / "tiny-wan").resolve()
+def _is_tiny(folder: Path) -> bool:
+    """Whether a folder is the tiny checkpoint that ships."""
+    return folder.resolve() == (PACKAGED / "tiny-wan").resolve()
 
 
-def _checkpoint(task: str, folder: Path | None, chosen: Settings, *, tiny: bool) -> Checkpoint | None:
+def _checkpoint(task: str, folder: Path | None, chosen: Settings, *, tiny: bool) -> Checkpoint:
     large = TASKS[task].large
     if folder is None:
         if chosen.profile == "production":
             raise ModelLoadError("There is no Wan checkpoint: give --ckpt_dir, or set OURVIDZ_WAN_MODEL.")
         if large:
             raise ModelLoadError(f"--task {task} needs a checkpoint with 14B weights: give --ckpt_dir.")
-        return None
+        return find_wan(None)
     if (folder / "Wan2.1_VAE.pth").is_file() and not (folder / "model_index.json").is_file():
         raise ModelLoadError(
             f"{folder} is in the layout of the Wan release; this version reads the diffusers layout only."

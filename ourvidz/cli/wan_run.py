@@ -19,7 +19,6 @@ from ourvidz.errors import ModelLoadError, OutOfMemory, ReferenceFrameError, Sto
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.pipelines import devices
 from ourvidz.pipelines.base import Look
-from ourvidz.pipelines.checkpoints import find_wan
 from ourvidz.pipelines.wan import WanPipeline
 from ourvidz.pipelines.wan_placement import Placement
 from ourvidz.safety.gate import Gate, load_terms
@@ -81,7 +80,7 @@ def make(request: Request, chosen: Settings, placement: Placement) -> Outcome:
     """Generate and save. `ModelLoadError`, `OutOfMemory`, `StorageError` for a file that cannot be
     written, `SettingsError` for a certificate that cannot sign."""
     signer = signing.signer(chosen)
-    pipeline = _loaded(request, chosen, placement)
+    pipeline = _loaded(request, placement)
     with tempfile.TemporaryDirectory(prefix="ourvidz-wan-") as aside, Terminal() as run:
         store = LocalStore(Path(aside))
         use = Services(
@@ -98,8 +97,8 @@ def make(request: Request, chosen: Settings, placement: Placement) -> Outcome:
     return outcome
 
 
-def _loaded(request: Request, chosen: Settings, placement: Placement) -> WanPipeline:
-    checkpoint = request.checkpoint or find_wan(None, chosen.cache_dir)
+def _loaded(request: Request, placement: Placement) -> WanPipeline:
+    checkpoint = request.checkpoint
     cap = TINY_WAN_CAP_PX if checkpoint.kind == "tiny" else None
     pipeline = WanPipeline(checkpoint, cap=cap, placement=placement)
     try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from PIL.Image import Image
 
-from ourvidz.jobs.job import ImageJob, VideoJob
+from ourvidz.jobs.job import ChatJob, ImageJob, VideoJob
 
 OnStep = Callable[[int, int], None]
 """`on_step(done, total)` before the first step (done = 0) and after every step; it may raise to stop."""
@@ -101,3 +101,49 @@ class VideoPipeline(Protocol):
         self, job: VideoJob, *, references: ReferencePictures | None = None, on_step: OnStep
     ) -> Clip:
         """Make the clip of one job. `OutOfMemory`, `InvalidParameters`, or whatever `on_step` raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step gave to one text of a decoding.
+
+    `text` is what can be shown now: empty while a character is half made or a stop string may be under way.
+    `tokens` were generated so far. `finish` is None while the text goes on, `stop` at its natural end or at a
+    stop string, `length` at `max_tokens`.
+    """
+
+    key: str
+    text: str
+    tokens: int
+    finish: Literal["stop", "length"] | None = None
+
+
+class Decoding(Protocol):
+    """Texts that grow together, a token each a step. Texts come and go between steps."""
+
+    def join(self, key: str, job: ChatJob) -> int:
+        """Take in one more text; the number of its prompt tokens. `InvalidParameters` when prompt and
+        `max_tokens` do not fit the model's context; the others are not disturbed."""
+
+    def step(self) -> list[Piece]:
+        """One token more for every text that is in and not finished; `OutOfMemory` when they are too many."""
+
+    def leave(self, key: str) -> None:
+        """Take a text out, finished or not. Safe to call twice."""
+
+
+class TextPipeline(Protocol):
+    """A warm language model."""
+
+    def load(self) -> None:
+        """Bring the weights to the device. Safe to call twice. `ModelLoadError` says what is wrong."""
+
+    def unload(self) -> None:
+        """Take the weights off the device. Safe to call twice."""
+
+    def info(self) -> dict[str, Any]:
+        """`name`, `inference_engine`, device, dtype, context length (tokens), whether it is loaded, how long
+        loading took (seconds)."""
+
+    def decoding(self) -> Decoding:
+        """A new batch with no texts in it."""

@@ -51,17 +51,14 @@ class Checkpoint:
         return "fp16" if not whole and any(weights.parent.glob("*.fp16*.safetensors")) else None
 
 
-def find_sdxl(
-    model: Path | None, cache_dir: Path, *, config: Path | None = None, packaged: Path = PACKAGED
-) -> Checkpoint:
-    """The SDXL checkpoint at `model`; without one the tiny checkpoint: the packaged one if it is there, else
-    one with random weights, built in `cache_dir` on first use.
+def find_sdxl(model: Path | None, *, config: Path | None = None, packaged: Path = PACKAGED) -> Checkpoint:
+    """The SDXL checkpoint at `model`; without one the packaged tiny one.
 
     `config` is looked for beside a single file as `<stem>.config/` unless given. `ModelLoadError` says what
     is missing.
     """
     if model is None:
-        return Checkpoint(_tiny("tiny-sdxl", cache_dir, packaged), "tiny")
+        return Checkpoint(_diffusers_folder(packaged / "tiny-sdxl"), "tiny")
     if model.is_dir():
         return Checkpoint(_diffusers_folder(model), "folder")
     if not model.is_file():
@@ -71,16 +68,12 @@ def find_sdxl(
     return Checkpoint(model, "single file", _single_file_config(model, config))
 
 
-def find_wan(model: Path | None, cache_dir: Path | None = None, *, packaged: Path = PACKAGED) -> Checkpoint:
-    """The Wan checkpoint at `model`, a diffusers folder; without one the tiny checkpoint, as for SDXL.
-
-    Without a `cache_dir` nothing is built. `ModelLoadError` says what is missing.
-    """
-    if model is not None:
-        return Checkpoint(_diffusers_folder(model), "folder")
-    if cache_dir is None:
+def find_wan(model: Path | None, *, packaged: Path = PACKAGED) -> Checkpoint:
+    """The Wan checkpoint at `model`, a diffusers folder; without one the packaged tiny one. `ModelLoadError`
+    says what is missing."""
+    if model is None:
         return Checkpoint(_diffusers_folder(packaged / "tiny-wan"), "tiny")
-    return Checkpoint(_tiny("tiny-wan", cache_dir, packaged), "tiny")
+    return Checkpoint(_diffusers_folder(model), "folder")
 
 
 def find_qwen(model: Path | None, variant: QwenVariant, *, packaged: Path = PACKAGED) -> Checkpoint:
@@ -95,35 +88,6 @@ def find_qwen(model: Path | None, variant: QwenVariant, *, packaged: Path = PACK
         raise ModelLoadError(f"{folder} has no config.json: it is not in the transformers layout.")
     within = family if (family / CHECKSUMS).is_file() else None
     return Checkpoint(folder, "tiny" if model is None else "folder", within=within)
-
-
-def shipped(name: str, packaged: Path = PACKAGED) -> Path | None:
-    """The trained checkpoint `name`, a diffusers folder, if it ships with this installation."""
-    folder = packaged / name
-    return folder if (folder / "model_index.json").is_file() else None
-
-
-def _tiny(name: str, cache_dir: Path, packaged: Path) -> Path:
-    found = shipped(name, packaged)
-    if found is not None:
-        return found
-    try:
-        return _build(name, cache_dir)
-    except OSError as error:
-        raise ModelLoadError(
-            f"The tiny checkpoint cannot be built in {cache_dir}: {error.strerror}."
-        ) from error
-
-
-def _build(name: str, cache_dir: Path) -> Path:
-    # Only here: building needs torch, finding does not.
-    if name == "tiny-wan":
-        from ourvidz.pipelines.tiny_wan import tiny_wan
-
-        return tiny_wan(cache_dir)
-    from ourvidz.pipelines.tiny_sdxl import tiny_sdxl
-
-    return tiny_sdxl(cache_dir)
 
 
 def _diffusers_folder(folder: Path) -> Path:

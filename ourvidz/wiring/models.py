@@ -71,7 +71,7 @@ def build(settings: Settings, family: str) -> WarmModels:
         return WarmModels(wan=_wan(settings))
     if family != "sdxl":
         raise ModelLoadError(f"This version has no pipelines for {family!r}.")
-    checkpoint = find_sdxl(settings.sdxl_model, settings.cache_dir)
+    checkpoint = find_sdxl(settings.sdxl_model)
     cap = TINY_CAP_PX if settings.sdxl_model is None else None
     return WarmModels(SDXLPipeline(checkpoint, cap=cap, options=sdxl_options(settings)))
 
@@ -79,7 +79,7 @@ def build(settings: Settings, family: str) -> WarmModels:
 def _wan(settings: Settings) -> WanPipeline:
     if settings.wan_model is None and settings.profile == "production":
         raise ModelLoadError("The production profile has no Wan checkpoint: set OURVIDZ_WAN_MODEL.")
-    checkpoint = find_wan(settings.wan_model, settings.cache_dir)
+    checkpoint = find_wan(settings.wan_model)
     return WanPipeline(checkpoint, cap=TINY_WAN_CAP_PX if settings.wan_model is None else None)
 
 

@@ -9,7 +9,6 @@ from ourvidz.prompts.encoders import TextEncoders, read_encoders
 from ourvidz.settings import Settings
 
 PACKAGED = Path(ourvidz.__file__).parent / "checkpoints"
-BUILT = "tiny-sdxl-random-v*"
 
 
 def encoders(chosen: Settings, *, packaged: Path = PACKAGED) -> TextEncoders | None:
@@ -22,21 +21,8 @@ def encoders(chosen: Settings, *, packaged: Path = PACKAGED) -> TextEncoders | N
 
 
 def find_folder(chosen: Settings, *, packaged: Path = PACKAGED) -> Path | None:
-    """Where the tokenizers and configs lie that a worker with these settings would load.
-
-    The checkpoint is looked for where the pipelines look, but nothing is built: the tiny one with random
-    weights appears when a worker first starts.
-    """
-    model = chosen.sdxl_model
-    if model is not None:
-        folder = model if model.is_dir() else model.with_name(f"{model.stem}.config")
-        return folder if folder.is_dir() else None
-    shipped = packaged / "tiny-sdxl"
-    if (shipped / "model_index.json").is_file():
-        return shipped
-    return max(chosen.cache_dir.glob(BUILT), key=_version, default=None)
-
-
-def _version(folder: Path) -> int:
-    digits = folder.name.rpartition("-v")[2]
-    return int(digits) if digits.isdecimal() else -1
+    """Where the tokenizers and configs lie that a worker with these settings would load: where the pipelines
+    look. None where there are none; the shim may stand on another machine."""
+    model = chosen.sdxl_model or packaged / "tiny-sdxl"
+    folder = model.with_name(f"{model.stem}.config") if model.suffix == ".safetensors" else model
+    return folder if folder.is_dir() else None

@@ -168,13 +168,11 @@ def test_listing_reads_no_weights(laptop: Settings, packaged: Path) -> None:
     assert [row.problem for row in describe(laptop, packaged=packaged)] == [None] * 4
 
 
-def test_what_does_not_ship_and_is_not_set_has_no_row(laptop: Settings, tmp_path: Path) -> None:
-    """SDXL and Wan can do without: their tiny checkpoints are built on first use."""
-    rows = describe(laptop, whole=True, packaged=tmp_path)
-    assert [(row.family, row.name, row.kind, row.path, row.problem) for row in rows] == [
-        ("sdxl", "tiny-sdxl", "tiny", None, None),
-        ("wan", "tiny-wan", "tiny", None, None),
-    ]
+def test_what_ought_to_ship_and_does_not_is_a_problem(laptop: Settings, tmp_path: Path) -> None:
+    """A package without its checkpoints is broken, whatever else works."""
+    rows = describe(laptop, packaged=tmp_path)
+    assert [row.family for row in rows] == ["sdxl", "wan", "qwen", "qwen"]
+    assert all(str(tmp_path) in str(row.problem) for row in rows)
 
 
 def test_a_path_in_the_settings_wins_over_what_ships(packaged: Path, tmp_path: Path) -> None:

@@ -1,22 +1,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ourvidz.jobs.job import ImageJob, VideoJob
-from ourvidz.pipelines.checkpoints import Checkpoint, find_wan
+from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl import SDXLPipeline
-from ourvidz.pipelines.tiny_sdxl import tiny_sdxl
-from ourvidz.pipelines.tiny_wan import tiny_wan
 from ourvidz.pipelines.wan import WanPipeline
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def tiny(untrained_sdxl: Path) -> Checkpoint:
     """The tiny checkpoint with random weights."""
-    return Checkpoint(tiny_sdxl(tmp_path_factory.mktemp("checkpoints")), "tiny")
+    return Checkpoint(untrained_sdxl, "tiny")
 
 
 @pytest.fixture(scope="session")
@@ -49,14 +48,10 @@ def image_job() -> Callable[..., ImageJob]:
     return make
 
 
-@pytest.fixture(scope="session", params=["random"])
-def wan_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The tiny checkpoint with random weights. What only trained weights can show asks for them by
-    `@pytest.mark.parametrize("wan_checkpoint", ["trained"], indirect=True)`.
-    """
-    if request.param == "trained":
-        return find_wan(None)
-    return Checkpoint(tiny_wan(tmp_path_factory.mktemp("wan")), "tiny")
+@pytest.fixture(scope="session")
+def wan_checkpoint(untrained_wan: Path) -> Checkpoint:
+    """The tiny checkpoint with random weights."""
+    return Checkpoint(untrained_wan, "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -16,7 +14,7 @@ from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint, find_qwen, find_sdxl, find_wan
 from ourvidz.pipelines.sdxl import SDXLPipeline
-from ourvidz.pipelines.tiny_sdxl import build, tiny_sdxl
+from training.untrained.sdxl import build
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -45,57 +43,13 @@ def test_the_tiny_unet_stays_tiny(tiny: Checkpoint) -> None:
     assert sum(weight.numel() for weight in unet.parameters()) < 1_200_000
 
 
-def test_two_processes_may_build_the_tiny_checkpoint_at_once(tmp_path: Path) -> None:
-    """Several workers start together on a fresh machine; each must end with a whole folder."""
-    script = (
-        "import sys; from pathlib import Path; import torch, diffusers;"
-        "from ourvidz.pipelines.tiny_sdxl import tiny_sdxl; diffusers.StableDiffusionXLPipeline;"
-        "print('ready', flush=True); sys.stdin.readline();"
-        "print((tiny_sdxl(Path(sys.argv[1])) / 'model_index.json').is_file())"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    running = [subprocess.Popen(command, **pipes) for _ in range(2)]
-    assert [process.stdout.readline() for process in running] == ["ready\n"] * 2
-    for process in running:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    assert [process.communicate(timeout=60)[0] for process in running] == ["True\n"] * 2
-    assert [folder.name for folder in tmp_path.iterdir()] == [tiny_sdxl(tmp_path).name]
-
-
-def test_losing_the_race_to_build_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder may appear between the look and the rename; whoever comes second uses the first one's."""
-    from ourvidz.pipelines import tiny_sdxl as module
-
-    folder = tiny_sdxl(tmp_path)
-    first = files_of(folder)
-    hidden = folder.rename(tmp_path / "hidden")
-
-    def build_and_be_overtaken(aside: Path) -> None:
-        build(aside)
-        hidden.rename(folder)
-
-    monkeypatch.setattr(module, "build", build_and_be_overtaken)
-    assert tiny_sdxl(tmp_path) == folder
-    assert files_of(folder) == first
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_a_cache_that_cannot_be_written_is_a_load_error(tmp_path: Path) -> None:
-    """An operator reads which directory to repair."""
-    blocked = tmp_path / "file"
-    blocked.write_text("not a directory")
-    with pytest.raises(ModelLoadError, match="file/cache"):
-        find_sdxl(None, blocked / "cache", packaged=tmp_path)
-
-
-def test_a_packaged_checkpoint_wins(tiny: Checkpoint, tmp_path: Path) -> None:
-    """Trained weights that ship with the project replace the random ones, and nothing is built."""
-    copytree(tiny.path, tmp_path / "packaged" / "tiny-sdxl")
-    found = find_sdxl(None, tmp_path / "cache", packaged=tmp_path / "packaged")
-    assert found == Checkpoint(tmp_path / "packaged" / "tiny-sdxl", "tiny")
-    assert not (tmp_path / "cache").exists()
+def test_without_a_model_the_packaged_checkpoint_is_found(tiny: Checkpoint, tmp_path: Path) -> None:
+    """What ships is what runs on a bare machine. A package that lacks it says so: pictures of noise would
+    look like a result."""
+    with pytest.raises(ModelLoadError, match=r"There is no checkpoint folder .*tiny-sdxl"):
+        find_sdxl(None, packaged=tmp_path)
+    copytree(tiny.path, tmp_path / "tiny-sdxl")
+    assert find_sdxl(None, packaged=tmp_path) == Checkpoint(tmp_path / "tiny-sdxl", "tiny")
 
 
 def test_the_packaged_wan_checkpoint_is_found_unless_another_is_given(tmp_path: Path) -> None:
@@ -103,10 +57,8 @@ def test_the_packaged_wan_checkpoint_is_found_unless_another_is_given(tmp_path: 
     for folder in (tmp_path / "tiny-wan", tmp_path / "given"):
         folder.mkdir()
         (folder / "model_index.json").write_text("{}")
-    cache = tmp_path / "cache"
-    assert find_wan(None, cache, packaged=tmp_path) == Checkpoint(tmp_path / "tiny-wan", "tiny")
-    assert find_wan(tmp_path / "given", cache, packaged=tmp_path) == Checkpoint(tmp_path / "given", "folder")
-    assert not cache.exists()
+    assert find_wan(None, packaged=tmp_path) == Checkpoint(tmp_path / "tiny-wan", "tiny")
+    assert find_wan(tmp_path / "given", packaged=tmp_path) == Checkpoint(tmp_path / "given", "folder")
 
 
 @pytest.mark.parametrize("variant", ["instruct", "base"])
@@ -131,8 +83,8 @@ def test_a_wan_or_qwen_checkpoint_that_is_missing_is_named(tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     for find, words in (
         (lambda: find_wan(None, packaged=tmp_path), "There is no checkpoint folder .*tiny-wan"),
-        (lambda: find_wan(tmp_path / "none", tmp_path), "There is no checkpoint folder .*none"),
-        (lambda: find_wan(tmp_path / "empty", tmp_path), "empty has no model_index.json"),
+        (lambda: find_wan(tmp_path / "none"), "There is no checkpoint folder .*none"),
+        (lambda: find_wan(tmp_path / "empty"), "empty has no model_index.json"),
         (lambda: find_qwen(None, "base", packaged=tmp_path), "tiny-qwen/base has no config.json"),
         (
             lambda: find_qwen(tmp_path / "empty", "instruct", packaged=tmp_path),
@@ -145,7 +97,7 @@ def test_a_wan_or_qwen_checkpoint_that_is_missing_is_named(tmp_path: Path) -> No
 
 def test_a_folder_is_found(tiny: Checkpoint, tmp_path: Path) -> None:
     """A diffusers folder is taken as it is."""
-    assert find_sdxl(tiny.path, tmp_path) == Checkpoint(tiny.path, "folder")
+    assert find_sdxl(tiny.path) == Checkpoint(tiny.path, "folder")
 
 
 def test_a_folder_of_half_precision_files_only_loads(
@@ -159,9 +111,9 @@ def test_a_folder_of_half_precision_files_only_loads(
         tiny.path, local_files_only=True, dtype=torch.float16
     )
     pipeline.save_pretrained(half, variant="fp16")
-    found = find_sdxl(half, tmp_path)
+    found = find_sdxl(half)
     assert found.variant == "fp16"
-    assert find_sdxl(tiny.path, tmp_path).variant is None
+    assert find_sdxl(tiny.path).variant is None
     sdxl = SDXLPipeline(found, device=torch.device("cpu"))
     assert sdxl.generate(image_job(), on_step=lambda *_: None).images
 
@@ -185,13 +137,13 @@ def test_what_is_missing_is_said_exactly(tiny: Checkpoint, tmp_path: Path, name:
     (configs / "text_encoder_2" / "config.json").unlink()
     (configs / "tokenizer_2" / "tokenizer_config.json").unlink()
     with pytest.raises(ModelLoadError, match=words):
-        find_sdxl(tmp_path / name, tmp_path)
+        find_sdxl(tmp_path / name)
 
 
 def test_a_damaged_single_file_is_a_load_error(tiny: Checkpoint, tmp_path: Path) -> None:
     """A download that broke off must not look like a worker that hangs."""
     (tmp_path / "model.safetensors").write_bytes(b"half a download")
-    found = find_sdxl(tmp_path / "model.safetensors", tmp_path, config=tiny.path)
+    found = find_sdxl(tmp_path / "model.safetensors", config=tiny.path)
     with pytest.raises(ModelLoadError, match=r"model\.safetensors could not be loaded"):
         SDXLPipeline(found).load()
 
@@ -205,7 +157,7 @@ def test_a_single_file_makes_the_pictures_of_its_folder(
     copytree(
         tiny.path, tmp_path / "landscape.config", ignore=lambda _, names: [n for n in names if "safet" in n]
     )
-    found = find_sdxl(file, tmp_path)
+    found = find_sdxl(file)
     assert (found.kind, found.name) == ("single file", "landscape")
     single = SDXLPipeline(found, cap=128)
     one, other = (

@@ -9,19 +9,11 @@ from typing import Any
 
 import pytest
 
-from ourvidz.pipelines.tiny_sdxl import tiny_sdxl
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint with random weights: its tokens are single bytes."""
-    return tiny_sdxl(tmp_path_factory.mktemp("checkpoints"))
-
 
 @pytest.fixture
-def ask(open_shim: Any, checkpoint: Path) -> Any:
-    """Ask a shim whose workers run that checkpoint."""
-    shim = open_shim(OURVIDZ_SDXL_MODEL=checkpoint)
+def ask(open_shim: Any, untrained_sdxl: Path) -> Any:
+    """Ask a shim whose workers run a checkpoint whose tokens are single bytes."""
+    shim = open_shim(OURVIDZ_SDXL_MODEL=untrained_sdxl)
     return lambda body, path="/prompts/inspect": shim.client.post(path, json=body)
 
 
@@ -134,7 +126,7 @@ def test_a_key_of_another_scope_does_not_open_it(open_shim: Any) -> None:
         assert statuses == [200, 403, 401]
 
 
-def test_inspecting_needs_no_model_library(checkpoint: Path) -> None:
+def test_inspecting_needs_no_model_library(untrained_sdxl: Path) -> None:
     """The shim runs on hosts without a GPU and starts in a second: tokens are counted without torch."""
     script = (
         "import sys; from pathlib import Path;"
@@ -144,6 +136,6 @@ def test_inspecting_needs_no_model_library(checkpoint: Path) -> None:
         "print(shapes.prompt_embeds, [m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     )
     found = subprocess.run(
-        [sys.executable, "-c", script, str(checkpoint)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, str(untrained_sdxl)], capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == "(1, 77, 64) []"

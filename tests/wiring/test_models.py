@@ -94,7 +94,7 @@ def test_production_needs_a_wan_checkpoint_for_a_wan_worker(settings: Settings, 
     sdxl = {**PRODUCTION, "OURVIDZ_SDXL_MODEL": str(tmp_path)}
     with pytest.raises(ModelLoadError, match="OURVIDZ_WAN_MODEL"):
         build(load_settings(**sdxl), "wan")
-    tiny = str(find_wan(None, settings.cache_dir).path)
+    tiny = str(find_wan(None).path)
     info = build(load_settings(**sdxl, OURVIDZ_WAN_MODEL=tiny), "wan").info()["wan"]
     assert (info["kind"], info["size_cap"]) == ("folder", None)
 

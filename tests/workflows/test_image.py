@@ -29,7 +29,6 @@ from ourvidz.net.reach import Reach
 from ourvidz.pipelines.base import ImagePipeline, Look, OnStep, Pictures
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl import SDXLPipeline
-from ourvidz.pipelines.tiny_sdxl import tiny_sdxl
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.storage.local import LocalStore
@@ -67,10 +66,9 @@ class RecordingRun:
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> WarmModels:
+def warm(untrained_sdxl: Path) -> WarmModels:
     """The tiny profile's models."""
-    checkpoint = Checkpoint(tiny_sdxl(tmp_path_factory.mktemp("checkpoints")), "tiny")
-    models = WarmModels(SDXLPipeline(checkpoint, cap=128))
+    models = WarmModels(SDXLPipeline(Checkpoint(untrained_sdxl, "tiny"), cap=128))
     models.warm()
     return models
 

@@ -26,7 +26,6 @@ from ourvidz.media.video import probe
 from ourvidz.net.client import NoAnswer
 from ourvidz.pipelines.base import VideoPipeline
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.tiny_wan import tiny_wan
 from ourvidz.pipelines.wan import WanPipeline
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, Terms
@@ -75,8 +74,8 @@ class WanOnly:
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> WanOnly:
-    pipeline = WanPipeline(Checkpoint(tiny_wan(tmp_path_factory.mktemp("checkpoints")), "tiny"), cap=64)
+def warm(untrained_wan: Path) -> WanOnly:
+    pipeline = WanPipeline(Checkpoint(untrained_wan, "tiny"), cap=64)
     pipeline.load()
     return WanOnly(pipeline)
 

@@ -1,13 +1,12 @@
-"""A tiny checkpoint of the Wan class set with random weights: what tests and bare machines run.
+"""The Wan class set with random weights.
 
 The same classes and the same folder layout as the real one: a causal VAE that is eight times smaller and
-four times shorter, a T5 text encoder, a video transformer. It is built from a fixed seed on first use.
+four times shorter, a T5 text encoder, a video transformer. It is built from a fixed seed.
 """
 
 from __future__ import annotations
 
 import string
-import tempfile
 from pathlib import Path
 
 import diffusers
@@ -16,35 +15,12 @@ import transformers
 
 from ourvidz.pipelines import devices
 
-FORMAT = 1
-"""Grows whenever the built files change, so that an older folder in a cache is left alone."""
-
 SEED = 20250225
 LATENT_CHANNELS = 16
 TEXT_WIDTH = 32
 LETTERS = string.ascii_letters + string.digits + string.punctuation
 SPECIAL = ("<pad>", "</s>", "<unk>")
 """T5's own order: their ids are 0, 1 and 2."""
-
-
-def tiny_wan(cache_dir: Path) -> Path:
-    """The folder of the tiny checkpoint under `cache_dir`, built there if it is missing.
-
-    Safe to call from several processes at once: each builds aside, the first rename wins.
-    """
-    folder = cache_dir / f"tiny-wan-random-v{FORMAT}"
-    if folder.is_dir():
-        return folder
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".building-") as aside:
-        built = Path(aside) / folder.name
-        build(built)
-        try:
-            built.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    return folder
 
 
 def build(folder: Path) -> None:

@@ -1,12 +1,11 @@
-"""A tiny checkpoint of the SDXL class set with random weights: what runs where no weights are installed.
+"""The SDXL class set with random weights.
 
 The same classes and the same folder layout as the real one, 64×64 px native, under a million
-parameters in the UNet. It is built from a fixed seed on first use, so nothing is downloaded.
+parameters in the UNet. It is built from a fixed seed.
 """
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import diffusers
@@ -16,35 +15,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from ourvidz.pipelines import devices
 
-FORMAT = 1
-"""Grows whenever the built files change, so that an older folder in a cache is left alone."""
-
 SEED = 20240716
 WIDTHS = (24, 40)
 """Widths of the two text encoders; the UNet attends to both side by side. They differ, like the real ones':
 diffusers tells the encoders of a single file apart by their width."""
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-
-
-def tiny_sdxl(cache_dir: Path) -> Path:
-    """The folder of the tiny checkpoint under `cache_dir`, built there if it is missing.
-
-    Safe to call from several processes at once: each builds aside, the first rename wins.
-    """
-    folder = cache_dir / f"tiny-sdxl-random-v{FORMAT}"
-    if folder.is_dir():
-        return folder
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".building-") as aside:
-        built = Path(aside) / folder.name
-        build(built)
-        try:
-            built.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    return folder
 
 
 def build(folder: Path) -> None:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ourvidz.pipelines import tiny_wan as module
-from ourvidz.pipelines.tiny_wan import build, tiny_wan
+from training.untrained.wan import build
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -21,15 +20,6 @@ def test_every_build_writes_the_same_files(tmp_path: Path) -> None:
     build(tmp_path / "other")
     assert digests(tmp_path / "one") == digests(tmp_path / "other")
     assert (tmp_path / "one" / "model_index.json").is_file()
-
-
-def test_a_built_checkpoint_is_used_again(tmp_path: Path) -> None:
-    """Workers start often, and nothing may be left over from building."""
-    folder = tiny_wan(tmp_path)
-    before = digests(folder)
-    assert tiny_wan(tmp_path) == folder
-    assert digests(folder) == before
-    assert [path.name for path in tmp_path.iterdir()] == [f"tiny-wan-random-v{module.FORMAT}"]
 
 
 def test_building_leaves_the_random_numbers_of_others_alone(tmp_path: Path) -> None:
