@@ -1,0 +1,70 @@
+"""The kinds of values a variable takes, each with its rule."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic_settings import NoDecode
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
+
+
+class Topic(BaseModel):
+    """Variables that belong together. `Settings` has the fields of every topic."""
+
+
+def env(name: str, default: Any = None, **bounds: Any) -> Any:
+    """A field and its variable. `bounds` are pydantic's, such as `gt=0`."""
+    return Field(default=default, validation_alias=name, **bounds)
+
+
+def with_scheme(value: str, *schemes: str) -> str:
+    """`value`, if it is a URL with one of these schemes."""
+    if urlsplit(value).scheme not in schemes:
+        raise ValueError(f"must be a URL that starts with {' or '.join(f'{one}://' for one in schemes)}")
+    return value
+
+
+def _split(value: Any) -> Any:
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+def _hosts(value: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in value:
+        if "/" in entry:
+            ip_network(entry)
+        elif not _HOST.fullmatch(entry):
+            raise ValueError(f"{entry!r} must be host, host:port, [IPv6], [IPv6]:port, or ADDRESS/BITS")
+    return value
+
+
+def _ports(value: tuple[int, ...]) -> tuple[int, ...]:
+    if not value or not all(0 <= port <= 65535 for port in value):
+        raise ValueError("must be ports from 0 to 65535")
+    return value
+
+
+def _redis_url(value: str) -> str:
+    return with_scheme(value, "redis", "rediss", "unix", "redis+socket")
+
+
+def _web_url(value: str) -> str:
+    if not urlsplit(with_scheme(value, "http", "https")).hostname:
+        raise ValueError("must be a URL with a host")
+    return value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+"""A list written with commas or spaces."""
+Hosts = Annotated[Words, AfterValidator(_hosts)]
+"""Hosts, hosts with a port, or networks."""
+Ports = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split), AfterValidator(_ports)]
+LocalPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""A path of this machine; `~` is the home directory."""
+RedisURL = Annotated[str, AfterValidator(_redis_url)]
+WebURL = Annotated[str, AfterValidator(_web_url)]

@@ -1,0 +1,54 @@
+"""SDXL. Nothing set leaves how it runs to the checkpoint and the device."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
+
+from ourvidz.settings.kinds import LocalPath, Topic, Words, env
+
+SDXLScheduler = Literal[
+    "euler",
+    "euler_a",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_2m_karras",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_sde_karras",
+    "ddim",
+    "unipc",
+    "lcm",
+]
+_LORA = re.compile(r"[A-Za-z0-9._-]+=[^@]+(@-?[0-9]+(\.[0-9]+)?)?")
+
+
+def _loras(value: tuple[str, ...]) -> tuple[str, ...]:
+    wrong = [entry for entry in value if not _LORA.fullmatch(entry)]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} must be NAME=PATH or NAME=PATH@WEIGHT")
+    return value
+
+
+LoRAs = Annotated[Words, AfterValidator(_loras)]
+"""`name=path` or `name=path@weight` each."""
+
+
+class SDXLSettings(Topic):
+    """The checkpoint, and how it runs."""
+
+    sdxl_model: LocalPath | None = env("OURVIDZ_SDXL_MODEL")
+    negative_prompt: str | None = env("OURVIDZ_NEGATIVE_PROMPT")
+    """Used by SDXL jobs that send none."""
+    sdxl_scheduler: SDXLScheduler | None = env("OURVIDZ_SDXL_SCHEDULER")
+    sdxl_few_steps: Literal["lightning", "turbo", "lcm"] | None = env("OURVIDZ_SDXL_FEW_STEPS")
+    """What kind of distilled checkpoint it is: its guidance is built in, and a job's is not used."""
+    sdxl_dtype: Literal["float16", "bfloat16", "float32"] | None = env("OURVIDZ_SDXL_DTYPE")
+    sdxl_attention: Literal["flash", "efficient", "cudnn", "math"] | None = env("OURVIDZ_SDXL_ATTENTION")
+    sdxl_compile: bool = env("OURVIDZ_SDXL_COMPILE", False)
+    sdxl_channels_last: bool = env("OURVIDZ_SDXL_CHANNELS_LAST", False)
+    sdxl_loras: LoRAs = env("OURVIDZ_SDXL_LORAS", ())
+    """All of them are merged into the weights."""
+    ip_adapter: LocalPath | None = env("OURVIDZ_IP_ADAPTER")
+    ip_adapter_encoder: LocalPath | None = env("OURVIDZ_IP_ADAPTER_ENCODER")
