@@ -14,21 +14,21 @@ import argparse
 import importlib
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import redis
 import requests
+
+from benchmarks.stack import running
 
 PEERS = {
     "bare Celery": "bare_celery",
@@ -58,7 +58,11 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=100, help="single jobs for the latency")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="ourvidz-bench-") as folder, stack(Path(folder)) as ready:
+    say("starting the stack, with a null pipeline")
+    with (
+        tempfile.TemporaryDirectory(prefix="ourvidz-bench-") as folder,
+        running(Path(folder), workers="sdxl", OURVIDZ_MODELS="benchmarks.null_models:build") as ready,
+    ):
         rows = [measure_ours(ready, asked.probes, asked.jobs)]
         os.environ["BENCH_REDIS_URL"] = ready["redis"]
         for name, module in PEERS.items():
@@ -66,22 +70,6 @@ def main() -> None:
             probes = 5 if module == "polling" else asked.probes
             rows.append(measure_peer(name, module, probes, asked.jobs, ready["redis"]))
     report(rows, as_json=asked.json)
-
-
-@contextmanager
-def stack(folder: Path) -> Iterator[dict[str, Any]]:
-    """The whole system with a null pipeline."""
-    say("starting the stack")
-    env = os.environ | {"OURVIDZ_MODELS": "benchmarks.null_models:build", "PYTHONPATH": str(Path.cwd())}
-    up = ("up", "--state-dir", str(folder), "--no-flower", "--workers", "sdxl")
-    command = [sys.executable, "-m", "ourvidz.cli.main", *up]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield json.loads(process.stdout.readline())
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
 
 
 def measure_ours(ready: dict[str, Any], probes: int, jobs: int) -> Row:

@@ -1,11 +1,13 @@
 """What a whole SDXL job costs beside the bare diffusers call, on one pipeline, in one run.
 
-    python -m benchmarks.sdxl [--rounds 20] [--size 128] [--json]
+    python -m benchmarks.sdxl [--rounds 20] [--size 128] [--threads N] [--stages] [--json]
 
 Ours goes from the caller's payload to two delivered, signed callbacks: validation, safety gate, record,
 claim, lease, progress at every step, six pictures as png with provenance and thumbnails in storage, commit.
 The bare call gets the same prompt, seeds, steps, guidance and size and returns pictures in memory. Both take
 turns, so that what else the machine does hits both. Beside them: one batch of six against six single calls.
+Processor seconds stand beside the wall clock: they hardly move when others use the machine, but do not tell
+of waiting. `--stages` tells where the time of one job goes, and of one bare call.
 """
 
 from __future__ import annotations
@@ -17,19 +19,33 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.stages import Stopwatch
+from ourvidz import dispatch
 from ourvidz.jobs.catalog import CATALOG
+from ourvidz.pipelines.sdxl import SDXLPipeline
+from ourvidz.storage.local import LocalStore
 from ourvidz.testing import CallbackRecorder, Eager, eager
 from ourvidz.wiring import loading
+from ourvidz.workflows import assets
 
 TYPE = "sdxl_image_fast"
 PROMPT = "a big red circle on a blue background"
 PICTURES = 6
 SEED = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Median seconds of one run: by the clock, and of all processors together."""
+
+    wall: float
+    processor: float
 
 
 def main() -> None:
@@ -39,19 +55,25 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=20, help="interleaved runs of each")
     parser.add_argument("--size", type=int, default=128, help="edge in pixels")
+    parser.add_argument("--threads", type=int, help="torch's threads; default as a worker has them")
+    parser.add_argument("--stages", action="store_true", help="where the time of a job goes")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
     recorder = CallbackRecorder()
     with (
         tempfile.TemporaryDirectory(prefix="ourvidz-bench-") as folder,
         eager(Path(folder), recorder) as system,
     ):
-        found = measure(system, rounds=asked.rounds, size_px=asked.size)
+        if asked.stages:
+            report_stages(*stages(system, rounds=asked.rounds, size_px=asked.size), as_json=asked.json)
+        else:
+            report(measure(system, rounds=asked.rounds, size_px=asked.size), as_json=asked.json)
     recorder.close()
-    report(found, as_json=asked.json)
 
 
-def measure(system: Eager, *, rounds: int, size_px: int) -> dict[str, float]:
+def measure(system: Eager, *, rounds: int, size_px: int) -> dict[str, Taken]:
     """Median seconds of each of the three, taking turns."""
     job(system, "warm", size_px)
     pipe = bare_pipeline()
@@ -60,14 +82,72 @@ def measure(system: Eager, *, rounds: int, size_px: int) -> dict[str, float]:
         "diffusers, one batch of six": lambda _: call(pipe, size_px, PICTURES),
         "diffusers, six single calls": lambda _: [call(pipe, size_px, 1) for _ in range(PICTURES)],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    taken: dict[str, list[Taken]] = {name: [] for name in contenders}
     for k in range(rounds):
         say(f"round {k + 1} of {rounds}")
         for name, run in contenders.items():
-            started = time.perf_counter()
+            wall, processor = time.perf_counter(), time.process_time()
             run(k)
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+            taken[name].append(Taken(time.perf_counter() - wall, time.process_time() - processor))
+    return {name: median(runs) for name, runs in taken.items()}
+
+
+def median(runs: list[Taken]) -> Taken:
+    """The median of each clock."""
+    return Taken(
+        statistics.median(run.wall for run in runs), statistics.median(run.processor for run in runs)
+    )
+
+
+def stages(system: Eager, *, rounds: int, size_px: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds by stage of our job, and of the bare call, taking turns."""
+    job(system, "warm", size_px)
+    pipe = bare_pipeline()
+    call(pipe, size_px, PICTURES)
+    ours, bare = Stopwatch(), Stopwatch()
+    with ours.watching(*our_stages(system)):
+        for k in range(rounds):
+            say(f"round {k + 1} of {rounds}")
+            with ours.round():
+                timed(ours, lambda k=k: job(system, f"job-{k}", size_px))  # type: ignore[misc]
+            with bare.watching(*bare_stages(pipe)), bare.round():
+                timed(bare, lambda: call(pipe, size_px, PICTURES))
+    return ours.medians(), bare.medians()
+
+
+def timed(watch: Stopwatch, run: Callable[[], object]) -> None:
+    """Run it and count all of it."""
+    started = time.perf_counter()
+    run()
+    watch.add("all", time.perf_counter() - started)
+
+
+def our_stages(system: Eager) -> list[tuple[object, str, str]]:
+    """What a job does, by what it is done with."""
+    ledger = type(system.control.ledger)
+    spoken = [name for name in dir(ledger) if callable(getattr(ledger, name)) and not name.startswith("_")]
+    return [
+        (SDXLPipeline, "encode", "encode words"),
+        (SDXLPipeline, "denoise", "denoise"),
+        (SDXLPipeline, "decode", "decode"),
+        (assets.Keeper, "assets", "wait for storage"),
+        (assets, "png", "encode files"),
+        (assets, "thumbnail", "encode files"),
+        (LocalStore, "put", "store"),
+        (dispatch, "deliver", "deliver callbacks"),
+        *((ledger, name, "ledger") for name in spoken),
+    ]
+
+
+def bare_stages(pipe: Any) -> list[tuple[object, str, str]]:
+    """The same of diffusers' own call."""
+    return [
+        (pipe, "encode_prompt", "encode words"),
+        (pipe.unet, "forward", "denoise"),
+        (pipe.scheduler, "step", "denoise"),
+        (pipe.vae, "decode", "decode"),
+        (pipe.image_processor, "postprocess", "decode"),
+    ]
 
 
 def job(system: Eager, name: str, size_px: int) -> None:
@@ -100,16 +180,39 @@ def call(pipe: Any, size_px: int, pictures: int) -> object:
     ).images
 
 
-def report(found: dict[str, float], *, as_json: bool) -> None:
+def report(found: dict[str, Taken], *, as_json: bool) -> None:
     """What each took, and the overhead of everything around the denoiser."""
     ours, bare, single = found.values()
-    summary = {"overhead_ms": 1000 * (ours - bare), "overhead": ours / bare - 1, "batch_gain": single / bare}
+    summary = {
+        "overhead_ms": 1000 * (ours.wall - bare.wall),
+        "overhead": ours.wall / bare.wall - 1,
+        "processor_overhead_ms": 1000 * (ours.processor - bare.processor),
+        "batch_gain": single.wall / bare.wall,
+    }
     if as_json:
-        print(json.dumps({"seconds": found, **summary}))
+        print(json.dumps({"seconds": {name: asdict(taken) for name, taken in found.items()}, **summary}))
         return
     for name, taken in found.items():
-        print(f"{name:32} {1000 * taken:8.0f} ms   {taken / bare:5.2f}")
-    print(f"around the denoiser: {summary['overhead_ms']:.0f} ms, {summary['overhead']:.1%}")
+        print(
+            f"{name:32} {1000 * taken.wall:8.0f} ms   {taken.wall / bare.wall:5.2f}"
+            f"   {1000 * taken.processor:8.0f} ms of processors"
+        )
+    print(
+        f"around the denoiser: {summary['overhead_ms']:.0f} ms, {summary['overhead']:.1%};"
+        f" {summary['processor_overhead_ms']:.0f} ms of processors"
+    )
+
+
+def report_stages(ours: dict[str, float], bare: dict[str, float], *, as_json: bool) -> None:
+    """Both by stage. Stages on threads of their own run beside others: they do not add up."""
+    if as_json:
+        print(json.dumps({"ours": ours, "bare": bare}))
+        return
+    print(f"{'stage':24} {'our job':>9} {'bare call':>9}   ms")
+    for name, seconds in ours.items():
+        print(f"{name:24} {1000 * seconds:9.1f} {1000 * bare.get(name, 0.0):9.1f}")
+    mine, theirs = (1000 * (one["all"] - one["denoise"]) for one in (ours, bare))
+    print(f"{'outside the denoiser':24} {mine:9.1f} {theirs:9.1f}")
 
 
 def say(text: str) -> None:

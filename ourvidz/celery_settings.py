@@ -10,13 +10,15 @@ from kombu.entity import Exchange, Queue
 from ourvidz.jobs.catalog import CATALOG, QUEUES
 from ourvidz.settings import settings
 
-SYNC, JOBS = 0, 6
+SYNC, ENHANCEMENT, JOBS = 0, 3, 6
 """Priorities: 0 is the most urgent. Always passed explicitly; a message without one lands at 0."""
 
 CALLBACKS_QUEUE = "callbacks"
 MAINTENANCE_QUEUE = "maintenance"
 DELIVER_TASK = "ourvidz.callbacks.deliver"
 SWEEP_TASK = "ourvidz.maintenance.sweep"
+ENHANCE_TASK = "ourvidz.chat.enhance"
+FLUSH_TASK = "ourvidz.admin.flush"
 GENERATION_TASKS = frozenset(row.task for row in CATALOG.values())
 
 _settings = settings()
@@ -54,12 +56,15 @@ task_routes = {
     **{row.task: {"queue": row.queue} for row in CATALOG.values()},
     DELIVER_TASK: {"queue": CALLBACKS_QUEUE},
     SWEEP_TASK: {"queue": MAINTENANCE_QUEUE},
+    ENHANCE_TASK: {"queue": QUEUES["chat"]},
 }
 
 # The ledger, not the broker, brings a lost job back: an acknowledged message of a dead child is right.
 task_acks_late = True
 task_reject_on_worker_lost = False
 worker_prefetch_multiplier = 1
+# One more queue for each worker: what only the process that holds a model can do.
+worker_direct = True
 worker_cancel_long_running_tasks_on_connection_loss = False
 worker_pool_start_method = "spawn"
 worker_proc_alive_timeout = 600
@@ -70,6 +75,9 @@ worker_redirect_stdouts = False
 imports = (
     "ourvidz.tasks.sdxl",
     "ourvidz.tasks.wan",
+    "ourvidz.tasks.chat",
+    "ourvidz.tasks.enhancement",
+    "ourvidz.tasks.admin",
     "ourvidz.tasks.callbacks",
     "ourvidz.tasks.maintenance",
 )

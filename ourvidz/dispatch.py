@@ -9,25 +9,39 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from celery import chain
+from celery.canvas import Signature
 from celery.exceptions import OperationalError as CeleryOperationalError
+from celery.utils.nodenames import worker_direct
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from ourvidz import log
 from ourvidz.app import app
-from ourvidz.celery_settings import CALLBACKS_QUEUE, DELIVER_TASK, JOBS, SYNC
+from ourvidz.celery_settings import (
+    CALLBACKS_QUEUE,
+    DELIVER_TASK,
+    ENHANCE_TASK,
+    ENHANCEMENT,
+    FLUSH_TASK,
+    JOBS,
+    SYNC,
+)
 from ourvidz.errors import Cancelled, Conflict, NotFound, WorkerUnavailable
-from ourvidz.jobs.catalog import CATALOG
+from ourvidz.jobs.catalog import CATALOG, QUEUES
 from ourvidz.jobs.dialects import parse
 from ourvidz.jobs.job import ImageJob, Job, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Admission, Record
+from ourvidz.ledger.sweep import recover
 from ourvidz.storage.keys import asset_folder
 from ourvidz.wiring import control
 
 MESSAGE_VERSION = 1
+FLUSH_WITHIN_S = 600.0
 HARD_LIMIT_FACTOR = 1.5
 """A job that hears its deadline at no step is stopped from outside this much later."""
+NOBODY = "There is no chat worker to enhance the prompt: it was used as it is."
 REDACTED = "(…)"
 """What events, logs and Flower show of a message's arguments."""
 
@@ -52,9 +66,9 @@ def submit(payload: object, *, priority: int = JOBS, make_id: Callable[[], str] 
     return enqueue(admit(payload, make_id=make_id), priority=priority)
 
 
-def enqueue(job: Job, *, priority: int = JOBS) -> Admission:
-    """Record an admitted job and publish its message."""
-    admission = control.current().ledger.register(job, priority=priority)
+def enqueue(job: Job, *, priority: int = JOBS, quiet: bool = False) -> Admission:
+    """Record an admitted job and publish its message. Of a `quiet` one nobody is told by callback."""
+    admission = control.current().ledger.register(job, priority=priority, quiet=quiet)
     if not admission.same:
         raise taken(job.id)
     if admission.created:
@@ -88,26 +102,61 @@ def time_limit_s(type_name: str) -> float:
     return control.current().settings.time_limits_s.get(type_name, CATALOG[type_name].time_limit_s)
 
 
-def publish(record: Record) -> bool:
-    """Hand a job's message to the broker. False, and a log line, when the broker cannot be reached."""
-    row = CATALOG[record.type]
-    if app.conf.task_always_eager and row.task not in app.tasks:
+def publish(record: Record, *, in_s: float = 0.0) -> bool:
+    """Hand a job's message to the broker, to be taken after `in_s` seconds. False, and a log line, when
+    broker or ledger cannot be reached. A job whose prompt is to be enhanced goes to a chat worker first."""
+    if app.conf.task_always_eager and CATALOG[record.type].task not in app.tasks:
         _nobody_here(record)
         return False
-    settings = control.current().settings
+    work = _generation(record)
     try:
-        app.signature(row.task, args=(message(record),), immutable=True).apply_async(
-            task_id=task_id(record),
-            queue=record.queue,
-            priority=record.priority,
-            argsrepr=REDACTED,
-            time_limit=HARD_LIMIT_FACTOR * time_limit_s(record.type) + settings.model_load_s,
-        )
-    except _UNREACHABLE as lost:
+        if record.enhancement == "wanted" and _can_be_enhanced(record):
+            work = chain(_enhancement(record), work)
+        work.apply_async(countdown=in_s or None)
+    except (*_UNREACHABLE, WorkerUnavailable) as lost:
         _log.warning("publish_failed", job_id=record.job_id, error=type(lost).__name__)
         return False
     noted(record)
     return True
+
+
+def _generation(record: Record) -> Signature:
+    limit_s = HARD_LIMIT_FACTOR * time_limit_s(record.type)
+    return _signature(CATALOG[record.type].task, record, task_id(record), record.priority, limit_s=limit_s)
+
+
+def _enhancement(record: Record) -> Signature:
+    limit_s = HARD_LIMIT_FACTOR * control.current().settings.enhance_within_s
+    return _signature(ENHANCE_TASK, record, f"{task_id(record)}~enhance", ENHANCEMENT, limit_s=limit_s)
+
+
+def _signature(task: str, record: Record, named: str, priority: int, *, limit_s: float) -> Signature:
+    """One message of a job, on the queue of its task; it takes nothing from the one before it."""
+    return app.signature(
+        task,
+        args=(message(record),),
+        immutable=True,
+        task_id=named,
+        queue=app.conf.task_routes[task]["queue"],
+        priority=priority,
+        argsrepr=REDACTED,
+        time_limit=limit_s + control.current().settings.model_load_s,
+    )
+
+
+def _can_be_enhanced(record: Record) -> bool:
+    """Whether a chat worker is there for it; without one the enhancement is given up."""
+    ledger, queue = control.current().ledger, QUEUES["chat"]
+    if app.conf.task_always_eager:
+        found = ENHANCE_TASK in app.tasks
+    else:
+        found = queue not in ledger.paused() and any(
+            worker.queue == queue and worker.state != "offline" and not worker.draining
+            for worker in ledger.workers()
+        )
+    if not found:
+        ledger.give_up_enhancing(record.job_id, run=record.run, reason=NOBODY)
+    return found
 
 
 def noted(record: Record) -> None:
@@ -179,11 +228,14 @@ def _folder(record: Record, job: Job | None) -> str | None:
 
 
 def hand_back(worker_id: str) -> list[str]:
-    """Queue again what a worker holds that shuts down; these attempts do not count. The job ids."""
+    """Queue again what a worker holds that shuts down; these attempts do not count. The job ids. An answer
+    that its caller has begun to read is ended instead."""
     ledger = control.current().ledger
     back = []
     for record in ledger.held_by(worker_id):
-        if ledger.lose(record.job_id, fence=record.fence, counted=False):
+        if not record.repeatable:
+            recover(ledger, Broker(), record)
+        elif ledger.lose(record.job_id, fence=record.fence, counted=False):
             publish(ledger.get(record.job_id) or record)
             back.append(record.job_id)
     return back
@@ -219,6 +271,19 @@ def drain(worker_id: str, *, draining: bool = True) -> None:
         app.control.cancel_consumer(worker.queue, destination=[worker_id])
     elif worker.queue not in ledger.paused():
         app.control.add_consumer(worker.queue, destination=[worker_id])
+
+
+def flush(worker_id: str) -> bool:
+    """Ask a worker to give back the memory it keeps for later, once its job is done. Whether the message was
+    sent."""
+    try:
+        app.signature(FLUSH_TASK, immutable=True).apply_async(
+            queue=worker_direct(worker_id), priority=SYNC, expires=FLUSH_WITHIN_S, retry=False
+        )
+    except _UNREACHABLE as lost:
+        _log.warning("flush_not_sent", worker_id=worker_id, error=type(lost).__name__)
+        return False
+    return True
 
 
 def waiting_messages(queue: str) -> int:

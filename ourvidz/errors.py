@@ -96,6 +96,7 @@ class ReferenceForbidden(CallerError):
 
 class JobTimeout(CallerError):
     code = "TIMEOUT_ERROR"
+    http_status = 504
 
 
 class Cancelled(CallerError):
@@ -178,6 +179,7 @@ class StorageError(OurError):
 
 class WorkerLost(OurError):
     code = "WORKER_LOST"
+    http_status = 503
     attempts = 3
 
 

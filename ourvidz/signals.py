@@ -133,15 +133,14 @@ def _emit(task: Any) -> None:
 def _decide_for_the_dead(name: str, exception: BaseException, args: Any) -> None:
     ledger = control.current().ledger
     record: Record | None = ledger.get(args[0]["id"]) if dispatch.is_message(args[0]) else None
-    if record is None or record.worker_id != _node:
-        return
-    if isinstance(exception, TimeLimitExceeded):
+    if isinstance(exception, TimeLimitExceeded) and record is not None and record.worker_id == _node:
         limit = JobTimeout("the job was still running long after its time limit and was stopped")
         if ledger.end(record.job_id, run=record.run, fence=record.fence, outcome=Outcome.failure(limit)):
             dispatch.deliver(record.job_id)
-    elif record.status == "processing":
-        _log.error("child_lost", task=name, job_id=record.job_id)
-        recover(ledger, dispatch.Broker(), record)
+    # Whatever else the child held: a task may decode the texts of several jobs together.
+    for held in ledger.held_by(_node or ""):
+        _log.error("child_lost", task=name, job_id=held.job_id)
+        recover(ledger, dispatch.Broker(), held)
 
 
 @signals.celeryd_init.connect

@@ -109,6 +109,7 @@ def test_a_dot_env_file_is_read(read: Any, tmp_path: Path) -> None:
         ("OURVIDZ_LOG_LEVEL", "LOUD"),
         ("OURVIDZ_SDXL_SCHEDULER", "downhill"),
         ("OURVIDZ_SDXL_LORAS", "hills.safetensors"),
+        ("OURVIDZ_SDXL_JOB_LORAS", "hills=/m/a.safetensors, hills=/m/b.safetensors"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_its_variable(read: Any, variable: str, value: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,8 @@ from ourvidz.settings import Settings, load_settings
 
 SDXL_GIB = 10
 """What the SDXL family takes of a GPU in production."""
+MEASURING_CACHES = ("first_block", "mag")
+"""Wan's step caches that a threshold says something to."""
 TORCH_PATIENCE_S = 120
 NETWORK_S = 5
 
@@ -137,7 +139,37 @@ def check_wan(chosen: Settings) -> Check:
     """The weights of the Wan worker, if this installation has one."""
     if chosen.profile == "production" and chosen.wan_model is None:
         return _skipped("wan checkpoint", "OURVIDZ_WAN_MODEL is not set: no Wan worker can run here")
-    return _judge_checkpoint("wan checkpoint", "wan", lambda: find_wan(chosen.wan_model))
+    found = _judge_checkpoint("wan checkpoint", "wan", lambda: find_wan(chosen.wan_model, expected="t2v"))
+    if found.status != "ok" or chosen.wan_vace_model is None:
+        return found
+    return _judge_checkpoint(
+        "wan checkpoint", "wan_vace", lambda: find_wan(chosen.wan_vace_model, expected="vace")
+    )
+
+
+def check_wan_options(chosen: Settings) -> Check:
+    """How Wan was told to run."""
+    if chosen.wan_cache_threshold is not None and chosen.wan_cache not in MEASURING_CACHES:
+        reason = f"OURVIDZ_WAN_CACHE_THRESHOLD has no effect: only {' and '.join(MEASURING_CACHES)} measure"
+        return _failed("wan", reason, "leave it out, or set OURVIDZ_WAN_CACHE to one of them")
+    told = {
+        "dtype": chosen.wan_dtype,
+        "attention": chosen.wan_attention,
+        "compiled": chosen.wan_compile,
+        "few steps": chosen.wan_few_steps,
+        "cache": chosen.wan_cache,
+        "threshold": chosen.wan_cache_threshold,
+        "VAE always tiled": chosen.wan_vae_tiling == "always",
+        "group offload": chosen.wan_group_offload,
+        "frames x pixels at most": chosen.wan_max_frame_pixels,
+    }
+    return _ok("wan", _told(told))
+
+
+def _told(chosen: Mapping[str, object]) -> str:
+    """What of this was chosen, in words."""
+    said = "; ".join(name if value is True else f"{name} {value}" for name, value in chosen.items() if value)
+    return said or "as its checkpoint and the device say"
 
 
 def _judge_checkpoint(name: str, family: str, find: Callable[[], Checkpoint]) -> Check:
@@ -150,7 +182,8 @@ def _judge_checkpoint(name: str, family: str, find: Callable[[], Checkpoint]) ->
 
 def check_sdxl(chosen: Settings) -> Check:
     """How SDXL was told to run, and whether the files it names are there."""
-    named = [written.partition("=")[2].partition("@")[0] for written in chosen.sdxl_loras]
+    loras = (*chosen.sdxl_loras, *chosen.sdxl_job_loras)
+    named = [written.partition("=")[2].partition("@")[0] for written in loras]
     files = [
         *(Path(name).expanduser() for name in named),
         *(path for path in (chosen.ip_adapter, chosen.ip_adapter_encoder) if path),
@@ -158,7 +191,9 @@ def check_sdxl(chosen: Settings) -> Check:
     gone = [str(path) for path in files if not path.exists()]
     if gone:
         return _failed(
-            "sdxl", f"missing: {', '.join(gone)}", "correct OURVIDZ_SDXL_LORAS or OURVIDZ_IP_ADAPTER…"
+            "sdxl",
+            f"missing: {', '.join(gone)}",
+            "correct OURVIDZ_SDXL_LORAS, OURVIDZ_SDXL_JOB_LORAS or OURVIDZ_IP_ADAPTER…",
         )
     told = {
         "scheduler": chosen.sdxl_scheduler,
@@ -168,10 +203,10 @@ def check_sdxl(chosen: Settings) -> Check:
         "compiled": chosen.sdxl_compile,
         "channels last": chosen.sdxl_channels_last,
         "LoRAs": " ".join(written.partition("=")[0] for written in chosen.sdxl_loras),
+        "LoRAs by name": " ".join(written.partition("=")[0] for written in chosen.sdxl_job_loras),
         "IP-Adapter": chosen.ip_adapter and chosen.ip_adapter.stem,
     }
-    said = "; ".join(name if value is True else f"{name} {value}" for name, value in told.items() if value)
-    return _ok("sdxl", said or "as its checkpoint and the device say")
+    return _ok("sdxl", _told(told))
 
 
 def check_broker(chosen: Settings) -> Check:
@@ -249,6 +284,7 @@ LOOKS: tuple[tuple[str, Callable[[Settings], Check]], ...] = (
     ("checkpoints", check_checkpoints),
     ("sdxl", check_sdxl),
     ("wan checkpoint", check_wan),
+    ("wan", check_wan_options),
     ("broker", check_broker),
     ("storage", check_storage),
     ("signing", check_signing),

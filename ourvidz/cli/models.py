@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from ourvidz.settings import Settings, settings
 HEADER_LIMIT = 100 << 20
 CARD = "README.md"
 _MIB = 1 << 20
+_WEIGHTS = (".safetensors", ".pth")
 Find = Callable[[], Checkpoint]
 
 _LICENCE = re.compile(r"^license(?:_name)?: *(\S.*?) *$", re.MULTILINE)
@@ -84,6 +86,8 @@ def _finders(chosen: Settings, packaged: Path) -> Iterator[tuple[str, Path | Non
     tiny = chosen.profile == "tiny"
     if chosen.wan_model or tiny:
         yield "wan", chosen.wan_model, lambda: find_wan(chosen.wan_model, packaged=packaged)
+    if chosen.wan_vace_model:
+        yield "wan", chosen.wan_vace_model, lambda: find_wan(chosen.wan_vace_model, expected="vace")
     if chosen.qwen_model or tiny:
         yield from (
             ("qwen", chosen.qwen_model, _qwen(chosen, one, packaged)) for one in get_args(QwenVariant)
@@ -104,9 +108,16 @@ def damage(path: Path) -> str | None:
         if path.suffix == ".json":
             json.loads(path.read_text())
             return None
-        return _safetensors_damage(path)
+        return _archive_damage(path) if path.suffix == ".pth" else _safetensors_damage(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as unreadable:
         return f"{path}: {unreadable}"
+
+
+def _archive_damage(path: Path) -> str | None:
+    """Torch writes archives, whose directory is at the end; what it wrote long ago cannot be told."""
+    with path.open("rb") as file:
+        archive = file.read(2) == b"PK"
+    return f"{path} is cut off" if archive and not zipfile.is_zipfile(path) else None
 
 
 def _safetensors_damage(path: Path) -> str | None:
@@ -132,7 +143,7 @@ def _row(family: str, given: Path | None, finder: Find, *, whole: bool) -> Row:
         checkpoint.name,
         checkpoint.kind,
         str(checkpoint.path),
-        size_mib=round(sum(file.stat().st_size for file in files if file.suffix == ".safetensors") / _MIB, 1),
+        size_mib=round(sum(file.stat().st_size for file in files if file.suffix in _WEIGHTS) / _MIB, 1),
         licence=_licence(card),
         card=str(card) if card.is_file() else None,
         checksums=(checkpoint.root / CHECKSUMS).is_file(),
@@ -165,6 +176,7 @@ def _files(checkpoint: Checkpoint) -> Iterator[Path]:
     for folder in (checkpoint.path, checkpoint.config):
         if folder is not None and folder.is_dir():
             yield from sorted(folder.rglob("*.safetensors"))
+            yield from sorted(folder.rglob("*.pth"))
             yield from sorted(folder.rglob("*.json"))
 
 

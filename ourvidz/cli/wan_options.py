@@ -12,7 +12,6 @@ import click
 from ourvidz.cli.wan_tasks import TASKS
 from ourvidz.jobs.ranges import SEED
 
-STEPS = 50
 GUIDANCE = 5.0
 SHIFT = 5.0
 
@@ -39,7 +38,7 @@ class Options:
     first_frame: Path | None
     last_frame: Path | None
     sample_solver: Literal["unipc", "dpm++"]
-    sample_steps: int
+    sample_steps: int | None
     sample_shift: float
     sample_guide_scale: float
     offload_model: bool
@@ -48,8 +47,8 @@ class Options:
     ring_size: int
     t5_fsdp: bool
     dit_fsdp: bool
-    src_video: str | None
-    src_mask: str | None
+    src_video: Path | None
+    src_mask: Path | None
     src_ref_images: str | None
     use_prompt_extend: bool
 
@@ -71,7 +70,7 @@ _FLAGS = (
     click.option(
         "--sample_solver", type=click.Choice(["unipc", "dpm++"]), default="unipc", show_default=True
     ),
-    click.option("--sample_steps", type=click.IntRange(1), default=STEPS, show_default=True),
+    click.option("--sample_steps", type=click.IntRange(1), help="Default 50, of i2v-14B 40."),
     click.option("--sample_shift", type=click.FloatRange(0, min_open=True), default=SHIFT, show_default=True),
     click.option("--sample_guide_scale", type=click.FloatRange(0), default=GUIDANCE, show_default=True),
     click.option(
@@ -86,9 +85,11 @@ _FLAGS = (
     click.option("--ring_size", type=click.IntRange(1), default=1, help=f"More than 1{_OFF}."),
     click.option("--t5_fsdp", is_flag=True, help=f"Shard the text encoder{_OFF}."),
     click.option("--dit_fsdp", is_flag=True, help=f"Shard the transformer{_OFF}."),
-    click.option("--src_video", help="Of the vace tasks."),
-    click.option("--src_mask", help="Of the vace tasks."),
-    click.option("--src_ref_images", help="Of the vace tasks."),
+    click.option("--src_video", type=_FILE, help="A clip that a vace task works on."),
+    click.option("--src_mask", type=_FILE, help="A clip, white where a vace task makes it anew."),
+    click.option(
+        "--src_ref_images", help="Pictures, with commas, whose content the clip of a vace task has."
+    ),
     click.option(
         "--use_prompt_extend", is_flag=True, help="Refused: this version has no language model for it."
     ),

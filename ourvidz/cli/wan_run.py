@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,9 +16,11 @@ from PIL.Image import Image
 
 from ourvidz.cli.wan_request import Request
 from ourvidz.errors import ModelLoadError, OutOfMemory, ReferenceFrameError, StorageError
+from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.pipelines import devices
-from ourvidz.pipelines.base import Look
+from ourvidz.pipelines.base import Clip, Look, SourceClip
+from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan import WanPipeline
 from ourvidz.pipelines.wan_placement import Placement
 from ourvidz.safety.gate import Gate, load_terms
@@ -26,7 +28,7 @@ from ourvidz.settings import Settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
 from ourvidz.wiring import signing
-from ourvidz.wiring.models import TINY_WAN_CAP_PX, WarmModels
+from ourvidz.wiring.models import TINY_WAN_CAP_PX, WarmModels, wan_options
 from ourvidz.workflows.services import Services
 from ourvidz.workflows.video import generate_video
 
@@ -44,8 +46,22 @@ class OpenedPictures:
         return self.by_name[reference]
 
 
+class Sourced(WanPipeline):
+    """A pipeline that makes its clips from one source, if there is one: no job of the queue brings any."""
+
+    def __init__(self, checkpoint: Checkpoint, source: SourceClip | None, **given: Any) -> None:
+        super().__init__(checkpoint, **given)
+        self._source = source
+
+    def generate(self, job: VideoJob, *, source: SourceClip | None = None, **given: Any) -> Clip:
+        """Make the clip of one job, from the source."""
+        return super().generate(job, source=source or self._source, **given)
+
+
 class Terminal:
     """A run that nobody queued: a progress bar, and files that are kept at once. Implements `Run`."""
+
+    wording: dict[str, Any] | None = None
 
     def __init__(self) -> None:
         self._until_the_end = ExitStack()
@@ -80,7 +96,7 @@ def make(request: Request, chosen: Settings, placement: Placement) -> Outcome:
     """Generate and save. `ModelLoadError`, `OutOfMemory`, `StorageError` for a file that cannot be
     written, `SettingsError` for a certificate that cannot sign."""
     signer = signing.signer(chosen)
-    pipeline = _loaded(request, placement)
+    pipeline = _loaded(request, chosen, placement)
     with tempfile.TemporaryDirectory(prefix="ourvidz-wan-") as aside, Terminal() as run:
         store = LocalStore(Path(aside))
         use = Services(
@@ -97,10 +113,13 @@ def make(request: Request, chosen: Settings, placement: Placement) -> Outcome:
     return outcome
 
 
-def _loaded(request: Request, placement: Placement) -> WanPipeline:
+def _loaded(request: Request, chosen: Settings, placement: Placement) -> WanPipeline:
     checkpoint = request.checkpoint
     cap = TINY_WAN_CAP_PX if checkpoint.kind == "tiny" else None
-    pipeline = WanPipeline(checkpoint, cap=cap, placement=placement)
+    options = replace(wan_options(chosen), previews=False)
+    pipeline = Sourced(
+        checkpoint, request.source, vace=request.vace, cap=cap, placement=placement, options=options
+    )
     try:
         pipeline.load()
     except ModelLoadError as error:

@@ -11,8 +11,8 @@ from ourvidz.errors import SettingsError
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.settings import Settings, become_worker, settings
 
-HERE = ("sdxl", "wan")
-"""The families this version has pipelines for."""
+FAMILIES = tuple(QUEUES)
+"""The workers that hold models."""
 HELPERS = ("io", "keeper", "clock", "web")
 
 _CHATTY = ("celery.beat", "celery.worker.strategy", "celery.app.trace")
@@ -20,16 +20,12 @@ _QUIET = ("--without-gossip", "--without-mingle", "-E")
 
 
 def check_family(name: str) -> str:
-    """The family, if this version serves it. `SettingsError` says that it does not, or that there is none."""
-    if name in HERE:
-        return name
-    if name in QUEUES:
+    """The family, if there is one of this name. `SettingsError` names those there are."""
+    if name not in FAMILIES:
         raise SettingsError(
-            f"this version has no {name} worker yet; it serves {', '.join(HERE)}", field="worker"
+            f"there is no worker {name!r}; there are {', '.join((*FAMILIES, *HELPERS))}", field="worker"
         )
-    raise SettingsError(
-        f"there is no worker {name!r}; there are {', '.join((*HERE, *HELPERS))}", field="worker"
-    )
+    return name
 
 
 def families_of(written: str) -> tuple[str, ...]:
@@ -42,8 +38,8 @@ def families_of(written: str) -> tuple[str, ...]:
 
 def default_families(chosen: Settings) -> tuple[str, ...]:
     """The families that have a checkpoint: the tiny profile has one for each, production what was set."""
-    set_up = {"sdxl": chosen.sdxl_model, "wan": chosen.wan_model}
-    return tuple(name for name in HERE if chosen.profile == "tiny" or set_up[name] is not None)
+    set_up = {"sdxl": chosen.sdxl_model, "wan": chosen.wan_model, "chat": chosen.qwen_model}
+    return tuple(name for name in FAMILIES if chosen.profile == "tiny" or set_up[name] is not None)
 
 
 def arguments(name: str, chosen: Settings) -> list[str]:
@@ -93,7 +89,7 @@ def _hand_back(name: str) -> None:
     """Queue again what a cold shutdown has interrupted. Here, because Celery has no signal for one."""
     from ourvidz import dispatch
 
-    if name in HERE:
+    if name in FAMILIES:
         for job_id in dispatch.hand_back(settings().worker_id(name)):
             click.echo(f"{job_id} was interrupted and is queued again", err=True)
 
@@ -102,13 +98,13 @@ def _hand_back(name: str) -> None:
 @click.argument("name")
 @click.option("--fd", "fds", type=int, multiple=True, help="web only: a listening socket to serve on.")
 def worker(name: str, fds: tuple[int, ...]) -> None:
-    """Be one process: web, sdxl, wan, io, keeper or clock."""
+    """Be one process: web, sdxl, wan, chat, io, keeper or clock."""
     if name not in HELPERS:
         check_family(name)
     if fds and name != "web":
         raise click.UsageError("--fd is for web only")
     become_worker(name, settings().gpu)
-    if name in HERE:
+    if name in FAMILIES:
         _refuse_wrong_certificate()
         _refuse_namesake(settings().worker_id(name))
     if name == "web":

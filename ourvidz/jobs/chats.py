@@ -15,6 +15,8 @@ from ourvidz.jobs.ranges import (
     MESSAGES,
     PENALTY,
     SEED,
+    STOP_CHARS,
+    STOPS,
     TEMPERATURE,
     TOP_P,
 )
@@ -40,6 +42,7 @@ def parse_chat(fields: Fields, row: JobType, common: dict[str, Any], defaults: D
         top_p=either(fields.number("top_p", "config.top_p", within=TOP_P), 0.9),
         frequency_penalty=_penalty(fields, "frequency_penalty"),
         presence_penalty=_penalty(fields, "presence_penalty"),
+        stop=_stop(fields),
         seed=defaults.draw_seed() if given is None else given,
         seed_drawn=given is None,
         sfw_mode=bool(common["flags"].get("sfw_mode", False)),
@@ -60,6 +63,16 @@ def parse_admin(fields: Fields, row: JobType, common: dict[str, Any], defaults: 
 
 def _penalty(fields: Fields, name: str) -> float:
     return either(fields.number(name, f"config.{name}", within=PENALTY), 0.0)
+
+
+def _stop(fields: Fields) -> tuple[str, ...]:
+    found = fields.first("stop", "config.stop")
+    if found is None:
+        return ()
+    texts = found.value if isinstance(found.value, (list, tuple)) else [found.value]
+    if len(texts) > STOPS or not all(isinstance(text, str) and text for text in texts):
+        raise refused(found.path, f"a text or a list of at most {STOPS} texts", found.value)
+    return tuple(checked_text(found.path, text, limit=STOP_CHARS) for text in texts)
 
 
 def _messages(fields: Fields) -> tuple[Message, ...]:

@@ -120,7 +120,7 @@ class Fields:
         found = self.first(*paths)
         if found is None:
             return None
-        value = _number(found.value)
+        value = number(found.value)
         if value is None or value not in within:
             raise refused(found.path, within.rule, found.value)
         return value
@@ -135,7 +135,7 @@ class Fields:
         found = self.first(*paths)
         if found is None:
             return None
-        value = _number(found.value)
+        value = number(found.value)
         if value is None or value not in numbers:
             raise refused(found.path, _listed([str(number) for number in numbers]), found.value)
         return int(value)
@@ -201,7 +201,8 @@ class Fields:
         return safe
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
+    """A finite number, or the same as a string; booleans are none."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str):

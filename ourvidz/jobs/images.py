@@ -9,6 +9,7 @@ from ourvidz.jobs.defaults import Defaults
 from ourvidz.jobs.fields import Fields, either
 from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.links import reference
+from ourvidz.jobs.loras import loras
 from ourvidz.jobs.ranges import EXACT_COPY_DENOISE, SDXL_SIDE_PX
 from ourvidz.jobs.visual import need_prompt, sampling, sides, written_size
 
@@ -30,6 +31,7 @@ def parse_image(fields: Fields, row: JobType, common: dict[str, Any], defaults: 
         exact_copy_mode=either(fields.boolean("metadata.exact_copy_mode"), False),
         compel_enabled=either(fields.boolean("compel_enabled", "metadata.compel_enabled"), False),
         compel_weights=fields.text("compel_weights", "metadata.compel_weights"),
+        loras=loras(fields, defaults.loras),
     )
     if job.mode == "exact_copy":
         return _exact_copy(job)

@@ -84,6 +84,15 @@ class BaseJob(BaseModel):
         return self.fingerprint() == fingerprint and given in (None, facts.get("seed"))
 
 
+class JobLora(BaseModel):
+    """A LoRA file by its name, and how much of it is added."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    weight: float
+
+
 class ImageJob(BaseJob):
     """One SDXL job."""
 
@@ -103,6 +112,7 @@ class ImageJob(BaseJob):
     exact_copy_mode: bool = False
     compel_enabled: bool = False
     compel_weights: str | None = None
+    loras: tuple[JobLora, ...] = ()
     bucket: str = DEFAULT_BUCKET
 
     @property
@@ -170,6 +180,8 @@ class VideoJob(BaseJob):
     denoise_strength: float = 0.15
     enhance_prompt: bool = False
     system_prompt: str | None = None
+    enhance_tokens: int = 512
+    enhance_temperature: float = 0.7
     bucket: str = DEFAULT_BUCKET
 
     def texts(self) -> tuple[str, ...]:
@@ -210,10 +222,17 @@ class ChatJob(BaseJob):
     top_p: float = 0.9
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; they are not part of it."""
     seed: int
     seed_drawn: bool = False
     sfw_mode: bool = False
     stream: bool = False
+
+    @property
+    def asked(self) -> str:
+        """What the person said last."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
     def texts(self) -> tuple[str, ...]:
         return tuple(message.content for message in self.messages)
@@ -224,7 +243,7 @@ class ChatJob(BaseJob):
             "seed": self.seed,
             "num_images": 1,
             "system_prompt_used": "custom" if system else "none",
-            "original_prompt": next((m.content for m in reversed(self.messages) if m.role == "user"), ""),
+            "original_prompt": self.asked,
         }
 
 

@@ -41,6 +41,7 @@ FRAMES = Range(1, 161, whole=True)
 FPS = Range(8, 24, whole=True)
 SHIFT = Range(0, 30)
 STRENGTH = Range(0, 1)
+LORA_WEIGHT = Range(-2, 2)
 SDXL_SIDE_PX = Range(64, 2048, whole=True, multiple=8)
 WAN_SIDE_PX = Range(64, 2048, whole=True, multiple=16)
 EXPECTED_S = Range(0, 86400, above=True)
@@ -50,6 +51,8 @@ TEMPERATURE = Range(0, 2)
 TOP_P = Range(0, 1, above=True)
 PENALTY = Range(-2, 2)
 
+STOPS = 4
+STOP_CHARS = 100
 PROMPT_CHARS = 10_000
 LINK_CHARS = 4_096
 DATA_URI_CHARS = 8 << 20

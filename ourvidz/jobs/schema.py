@@ -33,6 +33,30 @@ def submission_schema() -> Schema:
     }
 
 
+def conversation_schema() -> Schema:
+    """What a synchronous route takes: a conversation, or the older form with a prompt."""
+    config = {
+        "system_prompt": _text(ranges.CONVERSATION_CHARS, "Goes with `prompt`."),
+        "job_type": {"type": ["string", "null"], "description": "A type of the catalog, or an alias."},
+    }
+    return {
+        "type": "object",
+        "title": "Conversation",
+        "description": "Either `messages`, or `prompt` and perhaps a system prompt; the rest is optional.",
+        "additionalProperties": True,
+        "properties": {
+            "prompt": _text(ranges.PROMPT_CHARS),
+            **_conversation(),
+            "seed": _number(ranges.SEED),
+            "content_tier": {"description": "Comes back in the answer."},
+            "unrestricted_mode": {"description": "Comes back in the answer."},
+            "callback_url": _text(ranges.LINK_CHARS, "Must be on the allow-list. Without it none is called."),
+            "config": _object("The older form.", config),
+            "metadata": _object("Kept with the job.", {}),
+        },
+    }
+
+
 def _top() -> Schema:
     identifier = {"type": "string", "pattern": f"^{IDENTIFIER.pattern}$"}
     return {
@@ -72,6 +96,13 @@ def _conversation() -> Schema:
         "top_p": _number(ranges.TOP_P, default=0.9),
         "frequency_penalty": _number(ranges.PENALTY, default=0.0),
         "presence_penalty": _number(ranges.PENALTY, default=0.0),
+        "stop": {
+            "description": "Texts that end the answer.",
+            "type": ["string", "array", "null"],
+            "maxLength": ranges.STOP_CHARS,
+            "items": {"type": "string", "minLength": 1, "maxLength": ranges.STOP_CHARS},
+            "maxItems": ranges.STOPS,
+        },
         "sfw_mode": _boolean(),
         "stream": _boolean(),
     }
@@ -98,7 +129,19 @@ def _config() -> Schema:
         "reference_mode": _words(MODES),
         "enhance_prompt": _boolean(),
         "system_prompt": _text(ranges.CONVERSATION_CHARS),
+        "max_tokens": _number(ranges.MAX_TOKENS),
+        "temperature": _number(ranges.TEMPERATURE, default=0.7),
+        "loras": _loras(),
         "expected_time": _number(ranges.EXPECTED_S, description="Seconds."),
+    }
+
+
+def _loras() -> Schema:
+    one = {"name": {"type": "string"}, "weight": _number(ranges.LORA_WEIGHT)}
+    return {
+        "description": "SDXL: LoRA files by the names that the operator allows; ignored where none are.",
+        "type": ["array", "string", "null"],
+        "items": {"type": ["string", "object"], "required": ["name"], "properties": one},
     }
 
 

@@ -6,12 +6,22 @@ import math
 import re
 from typing import Any, get_args
 
+from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.catalog import JobType
 from ourvidz.jobs.defaults import Defaults
 from ourvidz.jobs.fields import Fields, either, missing, refused
 from ourvidz.jobs.job import ReferenceMode, VideoJob
 from ourvidz.jobs.links import reference
-from ourvidz.jobs.ranges import CONVERSATION_CHARS, FPS, FRAMES, SHIFT, WAN_ASPECTS, WAN_SIDE_PX
+from ourvidz.jobs.ranges import (
+    CONVERSATION_CHARS,
+    FPS,
+    FRAMES,
+    MAX_TOKENS,
+    SHIFT,
+    TEMPERATURE,
+    WAN_ASPECTS,
+    WAN_SIDE_PX,
+)
 from ourvidz.jobs.visual import guidance, need_prompt, reference_strength, sampling, sides, written_size
 
 SOLVERS = ("unipc", "dpm++")
@@ -23,6 +33,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "end": ("end",),
     "both": ("start", "end"),
 }
+FRAME_PATHS = ("config.frames", "config.frame_num")
 PATHS: dict[str, tuple[str, str]] = {
     "single": ("config.image", "metadata.reference_image_url"),
     "start": ("config.first_frame", "metadata.start_reference_url"),
@@ -34,6 +45,8 @@ _ASPECT = re.compile(r"\s*0*([1-9][0-9]{0,4})\s*[xX*×:]\s*0*([1-9][0-9]{0,4})\s
 def parse_video(fields: Fields, row: JobType, common: dict[str, Any], defaults: Defaults) -> VideoJob:
     """The Wan job a payload asks for."""
     width, height = _size(fields) or defaults.wan_size
+    frames = _frames(fields, row)
+    refuse_too_large(_path_of_most(fields), frames, (width, height), most=defaults.wan_frame_pixels)
     prompt = fields.prompt()
     if not prompt:
         raise need_prompt()
@@ -45,20 +58,42 @@ def parse_video(fields: Fields, row: JobType, common: dict[str, Any], defaults: 
         negative_prompt=fields.text("config.negative_prompt"),
         width=width,
         height=height,
-        frames=_frames(fields, row),
+        frames=frames,
         fps=either(fields.integer("config.fps", within=FPS), 16),
         solver=either(fields.choice("config.sample_solver", among=SOLVERS), "unipc"),
         shift=either(fields.number("config.sample_shift", within=SHIFT), 5.0),
         enhance_prompt=either(fields.boolean("config.enhance_prompt"), row.enhance),
         system_prompt=fields.text("config.system_prompt", "metadata.system_prompt", limit=CONVERSATION_CHARS),
+        enhance_tokens=either(fields.integer("config.max_tokens", within=MAX_TOKENS), 512),
+        enhance_temperature=either(fields.number("config.temperature", within=TEMPERATURE), 0.7),
     )
 
 
-def _frames(fields: Fields, row: JobType) -> int | None:
-    paths = ("config.frames", "config.frame_num")
+def refuse_too_large(path: str, frames: int, size: tuple[int, int], *, most: int | None) -> None:
+    """`InvalidParameters` for the value at `path` when all frames of this size (pixels) together have more
+    than `most` pixels. None means any number."""
+    width, height = size
+    if most is None or frames * width * height <= most:
+        return
+    rule = f"frames x width x height of at most {most}"
+    raise InvalidParameters(
+        f"{frames} frames of {width}x{height} px are too many: {rule}, here {most // (width * height)} frames.",
+        field=path,
+        rule=rule,
+        value=frames * width * height,
+    )
+
+
+def _path_of_most(fields: Fields) -> str:
+    """Where the caller said how large the clip is: its frames, else its size."""
+    found = fields.first(*FRAME_PATHS, "config.width", "config.size", "config.resolution")
+    return FRAME_PATHS[0] if found is None else found.path
+
+
+def _frames(fields: Fields, row: JobType) -> int:
     if row.output == "png":
-        return fields.one_of(*paths, numbers=(1,)) or row.frames
-    return fields.integer(*paths, within=FRAMES) or row.frames
+        return fields.one_of(*FRAME_PATHS, numbers=(1,)) or row.frames or 1
+    return fields.integer(*FRAME_PATHS, within=FRAMES) or row.frames or 1
 
 
 def _july_guidance(fields: Fields) -> dict[str, float]:

@@ -10,7 +10,15 @@ from typing import Any, cast
 
 from ourvidz.errors import InternalError
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import RECORD_VERSION, OutboxEvent, Record, Status, StreamItem, Worker
+from ourvidz.ledger.record import (
+    RECORD_VERSION,
+    EnhancementState,
+    OutboxEvent,
+    Record,
+    Status,
+    StreamItem,
+    Worker,
+)
 
 Fields = Mapping[str, str]
 
@@ -97,6 +105,11 @@ def load_record(job_id: str, row: Fields) -> Record:
         facts=json.loads(row["facts"]),
         failures={name[2:]: int(times) for name, times in row.items() if name.startswith("f:")},
         outcome=load_outcome(row.get("outcome")),
+        quiet="quiet" in row,
+        one_shot="one_shot" in row,
+        streamed="streamed" in row,
+        enhancement=cast(EnhancementState | None, row.get("enhancement")),
+        wording=json.loads(row["wording"]) if "wording" in row else None,
         version=int(row["v"]),
     )
 

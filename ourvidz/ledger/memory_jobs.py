@@ -12,7 +12,7 @@ from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.codec import dump_json, dump_outcome, generation_ms, load_outcome, unsigned_assets
 from ourvidz.ledger.limits import STREAM_KEPT_S
 from ourvidz.ledger.memory_state import Entry, MemoryState
-from ourvidz.ledger.record import Admission, Claim, Record, Verdict
+from ourvidz.ledger.record import Admission, Claim, Record, Verdict, is_one_shot, wants_enhancement
 from ourvidz.ledger.refusals import refusal
 
 
@@ -20,17 +20,17 @@ class MemoryJobs(MemoryState):
     """The verbs that change a job."""
 
     # -- the door
-    def register(self, job: Job, *, priority: int) -> Admission:
+    def register(self, job: Job, *, priority: int, quiet: bool = False) -> Admission:
         with self._lock:
             entry = self._entries.get(job.id)
             created = entry is None
             if entry is None:
-                entry = self._entries[job.id] = self._new_entry(job, priority)
+                entry = self._entries[job.id] = self._new_entry(job, priority, quiet)
                 self._state_item(entry, 0)
             same = job.repeats(entry.record.fingerprint, entry.record.facts)
             return Admission(created, same, entry.record)
 
-    def _new_entry(self, job: Job, priority: int) -> Entry:
+    def _new_entry(self, job: Job, priority: int, quiet: bool) -> Entry:
         now, order = self.now(), next(self._orders)
         record = Record(
             job_id=job.id,
@@ -60,6 +60,9 @@ class MemoryJobs(MemoryState):
             facts=json.loads(dump_json(job.facts())),
             failures={},
             outcome=None,
+            quiet=quiet,
+            one_shot=is_one_shot(job),
+            enhancement="wanted" if wants_enhancement(job) else None,
         )
         return Entry(record, dump_job(job), place=order)
 
@@ -89,6 +92,9 @@ class MemoryJobs(MemoryState):
                 cancel_requested=False,
                 failures={},
                 outcome=None,
+                streamed=False,
+                enhancement="wanted" if entry.record.enhancement else None,
+                wording=None,
             )
             self._state_item(entry, 0)
             return record
@@ -129,7 +135,9 @@ class MemoryJobs(MemoryState):
             lease_until=now + lease_s,
             progress=0.0,
             stage=None,
+            enhancement="over" if entry.record.enhancement else None,
         )
+        entry.enhancer, entry.enhancing_until = None, 0.0
         line = (record.queue, record.priority)
         self._claimed[line] = (max(record.order, self._claimed.get(line, (0, 0.0))[0]), now)
         self._tell(entry, "processing", None)
@@ -172,6 +180,8 @@ class MemoryJobs(MemoryState):
         item = self._item(entry, kind, data)
         if kind == "preview":
             entry.latest_preview = item
+        elif kind == "token":
+            self._change(entry, streamed=True)
 
     def renew(self, claim: Claim, *, lease_s: float) -> bool:
         with self._lock:
@@ -191,7 +201,7 @@ class MemoryJobs(MemoryState):
     def lose(self, job_id: str, *, fence: int, counted: bool = True) -> bool:
         with self._lock:
             entry = self._held(job_id, fence)
-            if entry is None:
+            if entry is None or not entry.record.repeatable:
                 return False
             if counted:
                 self._fail_attempt(entry, "WORKER_LOST")
@@ -231,6 +241,7 @@ class MemoryJobs(MemoryState):
             stage=None,
         )
         entry.token, entry.items_until = None, now + STREAM_KEPT_S
+        entry.enhancer, entry.enhancing_until = None, 0.0
         self._tell(entry, status, kept)
         fault = {"error": outcome.fault.model_dump()} if outcome.fault else {}
         self._item(entry, "done", {"status": status, "run": record.run, **fault})

@@ -29,6 +29,8 @@ class Entry:
     items: deque[StreamItem] = field(default_factory=lambda: deque(maxlen=STREAM_ITEMS))
     items_until: float | None = None
     latest_preview: StreamItem | None = None
+    enhancer: str | None = None
+    enhancing_until: float = 0.0
 
 
 @dataclass(slots=True)
@@ -139,6 +141,8 @@ class MemoryState:
         self, entry: Entry, kind: str, outcome: Outcome | None, metadata: dict[str, Any] | None = None
     ) -> None:
         record, now = entry.record, self.now()
+        if record.quiet:
+            return
         for old in self._pending(record.job_id):
             # Progress that has not gone out yet is old news once there is newer.
             if old.event.metadata and old.lease_until <= now:

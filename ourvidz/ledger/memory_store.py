@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ourvidz.ledger.limits import DAY_S, Limits
+from ourvidz.ledger.memory_enhancing import MemoryEnhancing
 from ourvidz.ledger.memory_fleet import MemoryFleet
 from ourvidz.ledger.memory_jobs import MemoryJobs
 from ourvidz.ledger.memory_outbox import MemoryOutbox
 from ourvidz.ledger.memory_reading import MemoryReading
 
 
-class MemoryLedger(MemoryJobs, MemoryReading, MemoryOutbox, MemoryFleet):
+class MemoryLedger(MemoryJobs, MemoryEnhancing, MemoryReading, MemoryOutbox, MemoryFleet):
     """`ledger.store.Ledger` in this process. Threads may share an instance."""
 
     def __init__(

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from ourvidz.jobs.job import Job
+from ourvidz.jobs.job import ChatJob, Job, VideoJob
 from ourvidz.jobs.outcome import Ending, Fault, Outcome
 
 RECORD_VERSION = 1
 
 Status = Literal["queued", "processing", "completed", "failed", "cancelled"]
+EnhancementState = Literal["wanted", "over"]
 FINISHED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
+ENHANCING = "enhancing"
+"""The stage of a queued job whose words are being found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,11 @@ class Record:
     `run` counts submissions (1, then one more for every operator retry), `attempt` the claims within a
     run that count, `fence` every claim ever: whoever holds an older fence may no longer change anything.
     `order` is the place in the line of arrivals. `failures` counts released attempts of this run by code.
+
+    `quiet`: its caller hears nothing but the answer, so it has no outbox rows. `one_shot`: its caller reads
+    along, so what was `streamed` in this run cannot be taken back. `enhancement` is None for a job whose
+    prompt is used as it is, `wanted` until its words are found or given up, then `over`; `wording` is what
+    was found, for every attempt of the run.
     """
 
     job_id: str
@@ -52,12 +60,22 @@ class Record:
     facts: dict[str, Any]
     failures: dict[str, int]
     outcome: Outcome | None
+    quiet: bool = False
+    one_shot: bool = False
+    streamed: bool = False
+    enhancement: EnhancementState | None = None
+    wording: dict[str, Any] | None = None
     version: int = RECORD_VERSION
 
     @property
     def finished(self) -> bool:
         """Whether this run has its terminal state."""
         return self.status in FINISHED
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether another attempt may follow: nobody has read the beginning of this one."""
+        return not (self.one_shot and self.streamed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +106,33 @@ class Claim:
     @property
     def fence(self) -> int:
         return self.record.fence
+
+
+@dataclass(frozen=True, slots=True)
+class Enhancement:
+    """The right to find the words of a queued job, until the lease ends and somebody else begins."""
+
+    job: Job
+    record: Record
+    token: str
+
+    @property
+    def job_id(self) -> str:
+        return self.record.job_id
+
+    @property
+    def run(self) -> int:
+        return self.record.run
+
+
+def is_one_shot(job: Job) -> bool:
+    """Whether the caller of a job reads its answer while it grows."""
+    return isinstance(job, ChatJob) and job.stream
+
+
+def wants_enhancement(job: Job) -> bool:
+    """Whether a language model is to find the words a job is generated from."""
+    return isinstance(job, VideoJob) and job.enhance_prompt
 
 
 class Verdict(StrEnum):

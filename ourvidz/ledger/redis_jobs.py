@@ -9,7 +9,7 @@ from ourvidz.jobs.job import Job, dump_job, load_job
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.codec import dump_json, dump_outcome, generation_ms, load_record, pairs, unsigned_assets
 from ourvidz.ledger.limits import STREAM_KEPT_S, Limits
-from ourvidz.ledger.record import Admission, Claim, Record, Verdict
+from ourvidz.ledger.record import Admission, Claim, Record, Verdict, is_one_shot, wants_enhancement
 from ourvidz.ledger.redis_link import Link, call_token
 from ourvidz.ledger.refusals import refusal
 
@@ -21,7 +21,7 @@ class RedisJobs:
     _limits: Limits
 
     # -- the door
-    def register(self, job: Job, *, priority: int) -> Admission:
+    def register(self, job: Job, *, priority: int, quiet: bool = False) -> Admission:
         created, fields = self._link.call(
             "register",
             job.id,
@@ -34,6 +34,9 @@ class RedisJobs:
             dump_json(job.facts()),
             dump_job(job),
             call_token(),
+            "1" if quiet else None,
+            "1" if is_one_shot(job) else None,
+            "wanted" if wants_enhancement(job) else None,
         )
         record = load_record(job.id, pairs(fields))
         return Admission(

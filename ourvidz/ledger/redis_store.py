@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ourvidz.ledger.limits import DAY_S, Limits
+from ourvidz.ledger.redis_enhancing import RedisEnhancing
 from ourvidz.ledger.redis_fleet import RedisFleet
 from ourvidz.ledger.redis_jobs import RedisJobs
 from ourvidz.ledger.redis_keys import Keys
@@ -16,7 +17,7 @@ from ourvidz.ledger.redis_outbox import RedisOutbox
 from ourvidz.ledger.redis_sweeping import RedisSweeping
 
 
-class RedisLedger(RedisJobs, RedisSweeping, RedisOutbox, RedisFleet):
+class RedisLedger(RedisJobs, RedisEnhancing, RedisSweeping, RedisOutbox, RedisFleet):
     """`ledger.store.Ledger` on one Redis server (or Valkey; not a cluster).
 
     Without `clock` the server's own time counts. A server that is away for a few seconds is ridden out;

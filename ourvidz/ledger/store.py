@@ -15,6 +15,7 @@ from ourvidz.ledger.record import (
     Admission,
     Claim,
     DeliveryState,
+    Enhancement,
     OutboxEvent,
     Page,
     Record,
@@ -31,16 +32,17 @@ class JobLedger(Protocol):
         """The ledger's clock."""
 
     # -- the door
-    def register(self, job: Job, *, priority: int) -> Admission:
+    def register(self, job: Job, *, priority: int, quiet: bool = False) -> Admission:
         """Write down a new job as `queued`, run 1, attempt 0, due now; or find what stands under its id.
 
-        Nothing changes when the id is taken. Adds a `state` item to the job's stream.
+        Nothing changes when the id is taken. Adds a `state` item to the job's stream. No run of a `quiet` job
+        ever writes an outbox row.
         """
 
     def reopen(self, job_id: str, *, priority: int) -> Record:
-        """Queue a failed or cancelled job again as its next run: attempt, failures, progress, outcome and
-        cancel flag start afresh, the fence goes on. `NotFound`, or `Conflict` in any other state or when
-        the job document is gone."""
+        """Queue a failed or cancelled job again as its next run: attempt, failures, progress, outcome,
+        wording, what was streamed and the cancel flag start afresh, the fence goes on. `NotFound`, or
+        `Conflict` in any other state or when the job document is gone."""
 
     def published(self, job_id: str, run: int) -> None:
         """Note that a message for this run was handed to the broker (`published_at`, `publishes` + 1)."""
@@ -50,7 +52,9 @@ class JobLedger(Protocol):
         """Compare-and-set `queued` → `processing`: attempt + 1, fence + 1, a lease, a `processing` outbox row
         (due now) and a `state` item. None when the job is not queued, is another run's, is not due yet, is
         asked to cancel, or its queue is paused or the worker draining (then the record is marked unpublished
-        so that the sweep publishes it again). The same `token` sent twice gets the same claim again."""
+        so that the sweep publishes it again). The same `token` sent twice gets the same claim again.
+
+        An enhancement that is still wanted is over with it: the record's `wording` is the run's."""
 
     def step(
         self,
@@ -62,7 +66,8 @@ class JobLedger(Protocol):
         tell: bool = False,
     ) -> Verdict:
         """Note progress (0 to 100, never going back within an attempt) and stream items; with `tell` also
-        write a `processing` outbox row that carries the progress in its metadata. Hear whether to go
+        write a `processing` outbox row that carries the progress in its metadata. A token marks the run as
+        `streamed`. Hear whether to go
         on, to stop because the caller cancelled, or to stop because the fence is lost. A lost fence changes
         nothing."""
 
@@ -84,7 +89,8 @@ class JobLedger(Protocol):
 
     def lose(self, job_id: str, *, fence: int, counted: bool = True) -> bool:
         """Take the lease away from a `processing` attempt and queue the job again, due now, unpublished.
-        `counted`: failures[WORKER_LOST] + 1; else the attempt does not count (attempt - 1)."""
+        `counted`: failures[WORKER_LOST] + 1; else the attempt does not count (attempt - 1). False when the
+        fence is lost, or the job is not `repeatable`."""
 
     def held_by(self, worker_id: str) -> list[Record]:
         """The attempts whose lease a worker holds, expired or not."""
@@ -95,6 +101,24 @@ class JobLedger(Protocol):
     def delete(self, job_id: str) -> Record:
         """Forget a finished job with its stream, document and outbox rows. `NotFound`; `Conflict` while it
         is not finished or its terminal callback is still pending."""
+
+    # -- the words of a queued job
+    def begin_enhancing(self, job_id: str, run: int, *, lease_s: float, token: str) -> Enhancement | None:
+        """Take a lease on finding the words of a job: stage `enhancing`, the job stays queued. None when it
+        is not queued, is another run's, is asked to cancel, its enhancement is not wanted (any more), or
+        another token's lease is alive. The same `token` sent twice gets the same again."""
+
+    def keep_enhancing(self, held: Enhancement, *, lease_s: float) -> Verdict:
+        """Lengthen the lease to now + lease_s and hear whether to go on, to stop because the caller
+        cancelled, or to stop because the enhancement is somebody else's or no longer wanted."""
+
+    def end_enhancing(self, held: Enhancement, *, wording: dict[str, Any]) -> bool:
+        """Write down what was found; the stage is cleared. The same sent twice answers True twice. False when
+        the enhancement is somebody else's or no longer wanted."""
+
+    def give_up_enhancing(self, job_id: str, *, run: int, reason: str) -> bool:
+        """The job is to go on without an enhancement: its wording is `{"reason": reason}`, a sentence for the
+        caller. False when it is not queued, is another run's, or its words were found."""
 
     # -- reading
     def get(self, job_id: str) -> Record | None:

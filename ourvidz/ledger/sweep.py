@@ -23,6 +23,7 @@ LIFT_AFTER_S = 60.0
 DISPATCHES = 100
 """How many deliveries one sweep asks for: a long outage of receivers must not slow recovery down."""
 URGENT = 0
+TOO_LATE = "The enhancement of the prompt took too long: it was used as it is."
 
 _log = log.get(__name__)
 
@@ -55,6 +56,7 @@ class Rules:
     empty_s: float
     unclaimed_s: float
     retention_s: float
+    enhance_within_s: float
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ class Report:
     ended: int = 0
     republished: int = 0
     lifted: int = 0
+    given_up: int = 0
     dispatched: int = 0
     purged: int = 0
 
@@ -100,6 +103,8 @@ def recover(ledger: Ledger, outlet: Outlet, record: Record) -> str | None:
     error: OurvidzError | None = None
     if record.cancel_requested:
         error = Cancelled("the job was cancelled")
+    elif not record.repeatable:
+        error = WorkerLost("the worker was lost in the middle of an answer that its caller was reading")
     elif record.failures.get(WorkerLost.code, 0) + 1 >= WorkerLost.attempts:
         error = WorkerLost(f"the worker was lost {WorkerLost.attempts} times while it ran this job")
     if error is not None:
@@ -144,11 +149,23 @@ def _sweep_queue(
         elif now - record.queued_at > rules.unclaimed_s:
             waited = WorkerUnavailable(f"no worker took this job within {rules.unclaimed_s / 3600:g} hours")
             report.ended += _end(ledger, outlet, record, waited)
+        elif record.enhancement == "wanted" and record.published_at is not None:
+            # Its generation is published by the enhancement, so no message in this queue is missing.
+            late = not paused and now - record.published_at >= rules.enhance_within_s
+            report.given_up += late and _give_up(ledger, outlet, record)
         elif record.due_at <= now and not paused:
             lifted = _lift(ledger, record, now)
             report.lifted += lifted
             if lifted or _forgotten(ledger, record, now, starved=starved):
                 report.republished += outlet.publish(ledger.get(record.job_id) or record)
+
+
+def _give_up(ledger: Ledger, outlet: Outlet, record: Record) -> bool:
+    """Generate without the words that were waited for. False when they have just been found."""
+    if not ledger.give_up_enhancing(record.job_id, run=record.run, reason=TOO_LATE):
+        return False
+    outlet.publish(ledger.get(record.job_id) or record)
+    return True
 
 
 def _lift(ledger: Ledger, record: Record, now: float) -> bool:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -84,6 +85,20 @@ def probe(data: bytes) -> Probe:
             )
     except (av.FFmpegError, IndexError) as error:
         raise InternalError(f"The video file cannot be read: {error}") from error
+
+
+def read_frames(file: Path, *, most: int) -> list[Image]:
+    """The first frames of a video file, RGB, at most so many. `InternalError` when it cannot be decoded,
+    `OSError` when it cannot be read."""
+    try:
+        with av.open(str(file), "r") as opened:
+            decoded = opened.decode(opened.streams.video[0])
+            frames = [frame.to_image().convert("RGB") for frame in islice(decoded, most)]
+    except (av.FFmpegError, IndexError) as error:
+        raise InternalError(f"The video file cannot be read: {error}") from error
+    if not frames:
+        raise InternalError("The video file has no frames.")
+    return frames
 
 
 def _size(frames: Sequence[Image]) -> tuple[int, int]:

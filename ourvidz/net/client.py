@@ -95,7 +95,7 @@ class Opener(Protocol):
 
 
 class Client:
-    """Posts bytes. Safe to share: every thread gets its own session."""
+    """Sends one request a call. Safe to share: every thread gets its own session."""
 
     def __init__(
         self, *, timeout_s: float, connect_s: float = CONNECT_S, opener: Opener | None = None
@@ -111,8 +111,18 @@ class Client:
         Connecting may take `connect_s` an address; from the start of connecting on, the whole exchange takes
         at most `timeout_s`. A body that does not end in time does not unmake the status.
         """
+        return self._send("POST", url, body, headers)
+
+    def get(self, url: str, *, headers: Mapping[str, str]) -> Answer | NoAnswer:
+        """Send one GET, likewise."""
+        return self._send("GET", url, None, headers)
+
+    def _send(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> Answer | NoAnswer:
         try:
-            with self._session().post(url, data=body, headers=dict(headers), stream=True) as response:
+            asked = self._session().request(method, url, data=body, headers=dict(headers), stream=True)
+            with asked as response:
                 return Answer(response.status_code, response.headers, read_start(response, KEPT_BYTES))
         except FAILURES as failed:
             return NoAnswer(phrase(failed))

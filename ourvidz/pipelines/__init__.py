@@ -1,4 +1,4 @@
-"""Turning jobs into pictures with torch.
+"""Turning jobs into pictures, clips and texts with torch.
 
 Owns: checkpoints, warm pipelines, devices, denoising.
 Speaks: prompts, tensors, steps, seeds. No queues, no storage, no callbacks.

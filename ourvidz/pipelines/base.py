@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from PIL.Image import Image
 
+from ourvidz.errors import OurvidzError
 from ourvidz.jobs.job import ChatJob, ImageJob, VideoJob
 
 OnStep = Callable[[int, int], None]
@@ -17,6 +18,9 @@ Look = Callable[[], Image]
 OnPreview = Callable[[Callable[[], Look]], None]
 """`on_preview(take)` after every step but the last, before its `on_step`. `take()`, while `on_preview` runs,
 copies what has to be drawn to the CPU; without it nothing is copied. `on_preview` raises nothing."""
+OnPicture = Callable[[int, Image], None]
+"""`on_picture(index, picture)` once for every finished picture, while the next ones are still being made; it
+may raise to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,19 @@ class ReferencePictures:
     single: Image | None = None
     start: Image | None = None
     end: Image | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceClip:
+    """What a clip is made from where the model can read clips (VACE); pictures of any size.
+
+    `frames` are RGB pictures by number, -1 the last: grey where there is none. `masks` are by number too:
+    what is white is made anew, and so is a frame without one. `pictures` show what the clip is to contain.
+    """
+
+    frames: dict[int, Image] = field(default_factory=dict)
+    masks: dict[int, Image] = field(default_factory=dict)
+    pictures: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +98,10 @@ class ImagePipeline(Protocol):
         reference: Image | None = None,
         on_step: OnStep,
         on_preview: OnPreview | None = None,
+        on_picture: OnPicture | None = None,
     ) -> Pictures:
-        """Make the pictures of one job. `OutOfMemory`, `I2IPipelineError`, or whatever `on_step` raises."""
+        """Make the pictures of one job. `OutOfMemory`, `I2IPipelineError`, or whatever `on_step` or
+        `on_picture` raises; pictures may have been handed on before."""
 
 
 class VideoPipeline(Protocol):
@@ -98,7 +117,12 @@ class VideoPipeline(Protocol):
         """Name, device, dtype, whether it is loaded, how long loading took (seconds)."""
 
     def generate(
-        self, job: VideoJob, *, references: ReferencePictures | None = None, on_step: OnStep
+        self,
+        job: VideoJob,
+        *,
+        references: ReferencePictures | None = None,
+        on_step: OnStep,
+        on_preview: OnPreview | None = None,
     ) -> Clip:
         """Make the clip of one job. `OutOfMemory`, `InvalidParameters`, or whatever `on_step` raises."""
 
@@ -109,21 +133,25 @@ class Piece:
 
     `text` is what can be shown now: empty while a character is half made or a stop string may be under way.
     `tokens` were generated so far. `finish` is None while the text goes on, `stop` at its natural end or at a
-    stop string, `length` at `max_tokens`.
+    stop string, `length` at `max_tokens`. `prompt_tokens` are told here where `join` could not know them.
+    `error` is why this text, and no other, cannot go on.
     """
 
     key: str
     text: str
     tokens: int
     finish: Literal["stop", "length"] | None = None
+    prompt_tokens: int | None = None
+    error: OurvidzError | None = None
 
 
 class Decoding(Protocol):
     """Texts that grow together, a token each a step. Texts come and go between steps."""
 
     def join(self, key: str, job: ChatJob) -> int:
-        """Take in one more text; the number of its prompt tokens. `InvalidParameters` when prompt and
-        `max_tokens` do not fit the model's context; the others are not disturbed."""
+        """Take in one more text; the number of its prompt tokens, 0 where a piece will tell it.
+        `InvalidParameters` when prompt and `max_tokens` do not fit the model's context; the others are not
+        disturbed."""
 
     def step(self) -> list[Piece]:
         """One token more for every text that is in and not finished; `OutOfMemory` when they are too many."""

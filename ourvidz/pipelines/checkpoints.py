@@ -8,9 +8,11 @@ from typing import Literal
 
 import ourvidz
 from ourvidz.errors import ModelLoadError
+from ourvidz.pipelines import wan_layouts
 from ourvidz.pipelines.checksums import CHECKSUMS
+from ourvidz.pipelines.wan_layouts import WanModel
 
-CheckpointKind = Literal["folder", "single file", "tiny"]
+CheckpointKind = Literal["folder", "single file", "original", "tiny"]
 QwenVariant = Literal["instruct", "base"]
 
 PACKAGED = Path(ourvidz.__file__).parent / "checkpoints"
@@ -21,9 +23,9 @@ PACKAGED = Path(ourvidz.__file__).parent / "checkpoints"
 class Checkpoint:
     """Weights on this machine's disk.
 
-    `path` is a folder in the diffusers or the transformers layout, or one `.safetensors` file; `config` is
-    the folder of JSON configs and tokenizers that a single file needs beside its weights. `within` is the
-    folder above, where that one has the checksums.
+    `path` is a folder in the diffusers or the transformers layout, one with the files of the Wan release
+    (`original`), or one `.safetensors` file; `config` is the folder of JSON configs and tokenizers that a
+    single file needs beside its weights. `within` is the folder above, where that one has the checksums.
     """
 
     path: Path
@@ -68,12 +70,25 @@ def find_sdxl(model: Path | None, *, config: Path | None = None, packaged: Path 
     return Checkpoint(model, "single file", _single_file_config(model, config))
 
 
-def find_wan(model: Path | None, *, packaged: Path = PACKAGED) -> Checkpoint:
-    """The Wan checkpoint at `model`, a diffusers folder; without one the packaged tiny one. `ModelLoadError`
-    says what is missing."""
-    if model is None:
-        return Checkpoint(_diffusers_folder(packaged / "tiny-wan"), "tiny")
-    return Checkpoint(_diffusers_folder(model), "folder")
+def find_wan(
+    model: Path | None, *, expected: WanModel | None = None, packaged: Path = PACKAGED
+) -> Checkpoint:
+    """The Wan checkpoint at `model`, a diffusers folder or the files of the Wan release; without one the
+    packaged tiny one. `ModelLoadError` names every file that is missing, or says that it is another of Wan's
+    models than the `expected` one."""
+    folder = model or packaged / "tiny-wan"
+    if wan_layouts.is_original(folder):
+        kind: CheckpointKind = "original"
+        layout, missing = "the layout of the Wan release", wan_layouts.missing_of_original(folder)
+    else:
+        kind = "tiny" if model is None else "folder"
+        layout, missing = "the diffusers layout", wan_layouts.missing_of_diffusers(_diffusers_folder(folder))
+    if missing:
+        raise ModelLoadError(f"{folder} is in {layout} and lacks {', '.join(missing)}.")
+    if expected is not None and (found := wan_layouts.facts(folder).model) != expected:
+        names = wan_layouts.NAMES
+        raise ModelLoadError(f"{folder} is a {names[found]} checkpoint, not a {names[expected]} one.")
+    return Checkpoint(folder, kind)
 
 
 def find_qwen(model: Path | None, variant: QwenVariant, *, packaged: Path = PACKAGED) -> Checkpoint:

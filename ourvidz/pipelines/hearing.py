@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from ourvidz.pipelines.base import Look, OnPreview, OnStep
+from PIL.Image import Image
+
+from ourvidz.pipelines.base import Look, OnPicture, OnPreview, OnStep
 
 
 class Hearing:
@@ -13,9 +16,12 @@ class Hearing:
     A job that was stopped must end with what stopped it, and never look like a failure of the model.
     """
 
-    def __init__(self, on_step: OnStep, on_preview: OnPreview | None) -> None:
+    def __init__(
+        self, on_step: OnStep, on_preview: OnPreview | None = None, on_picture: OnPicture | None = None
+    ) -> None:
         self._on_step = on_step
         self._on_preview = on_preview
+        self._on_picture = on_picture
         self._before = 0
         self._total = 0
         self.stopped_by: Exception | None = None
@@ -31,9 +37,20 @@ class Hearing:
             self._on_preview(take)
         self._tell(done)
 
+    def picture(self, index: int, image: Image) -> None:
+        """Picture `index` of the job is finished."""
+        if self._on_picture is not None:
+            with self._listening():
+                self._on_picture(index, image)
+
     def _tell(self, done: int) -> None:
-        try:
+        with self._listening():
             self._on_step(self._before + done, self._total)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as stop:
             self.stopped_by = stop
             raise

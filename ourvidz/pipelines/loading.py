@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -28,6 +29,12 @@ def reading(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def weights_mib(parts: Iterable[object]) -> int:
-    """What the weights among these parts of a pipeline take (MiB)."""
+    """What the weights among these parts of pipelines take (MiB), each counted once."""
     modules = [part for part in parts if isinstance(part, torch.nn.Module)]
-    return round(sum(weight.nbytes for module in modules for weight in module.parameters()) / MIB)
+    weights = {id(weight): weight.nbytes for module in modules for weight in module.parameters()}
+    return round(sum(weights.values()) / MIB)
+
+
+def files_mib(folder: Path) -> int:
+    """What the weights in a folder take on the disk, in whole MiB and at least one."""
+    return max(1, round(sum(file.stat().st_size for file in folder.glob("*.safetensors")) / MIB))

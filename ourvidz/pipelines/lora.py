@@ -1,8 +1,8 @@
-"""LoRA files, merged into the weights once when they are loaded: afterwards they cost nothing."""
+"""LoRA files, added to the weights: while they are in, they cost a step nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,19 +45,56 @@ class _Change:
     up: torch.Tensor
     alpha: float | None
 
+    def fits(self, kept: torch.Tensor) -> bool:
+        """Whether `up · down` has the shape of these weights."""
+        rank, columns = self.down.flatten(1).shape
+        return self.up.flatten(1).shape == (kept.shape[0], rank) and len(kept) * columns == kept.numel()
+
     @torch.no_grad()
-    def merge(self, layer: torch.nn.Module, weight: float) -> None:
-        """Add it to the layer's weights. Raises `RuntimeError` where the shapes do not fit."""
+    def add(self, kept: torch.Tensor, weight: float) -> None:
+        """Add it, times `weight`, to these weights."""
         rank = self.down.shape[0]
         factor = weight * (1.0 if self.alpha is None else self.alpha / rank)
-        kept = layer.weight
-        assert isinstance(kept, torch.Tensor)
         up, down = (part.to(kept.device, torch.float32).flatten(1) for part in (self.up, self.down))
         kept += (factor * (up @ down)).reshape(kept.shape).to(kept.dtype)
 
 
+class LoraWeights:
+    """What a LoRA file adds to the UNet and the text encoders of one pipeline."""
+
+    def __init__(self, parts: Sequence[tuple[_Change, torch.nn.Module]]) -> None:
+        self._parts = parts
+
+    @property
+    def layers(self) -> list[torch.nn.Module]:
+        """The layers it changes, each once."""
+        return list(dict.fromkeys(layer for _, layer in self._parts))
+
+    @property
+    def reaches_words(self) -> bool:
+        """Whether it changes a text encoder."""
+        return any(change.module.startswith("text_encoder") for change, _ in self._parts)
+
+    def add(self, weight: float) -> None:
+        """Add it, times `weight`."""
+        for change, layer in self._parts:
+            change.add(weights_of(layer), weight)
+
+
+def weights_of(layer: torch.nn.Module) -> torch.Tensor:
+    """The weights of a layer that a file can change."""
+    kept = layer.weight
+    assert isinstance(kept, torch.Tensor)
+    return kept
+
+
 def merge(pipe: StableDiffusionXLPipeline, lora: Lora) -> None:
-    """Add a LoRA file to the UNet and the text encoders it names.
+    """Add a LoRA file for good. `ModelLoadError` as `read` raises it."""
+    read(pipe, lora).add(lora.weight)
+
+
+def read(pipe: StableDiffusionXLPipeline, lora: Lora) -> LoraWeights:
+    """What a LoRA file adds to this pipeline; nothing is changed yet.
 
     `ModelLoadError` when the file is no LoRA, or names a layer this checkpoint has not.
     """
@@ -70,14 +107,11 @@ def merge(pipe: StableDiffusionXLPipeline, lora: Lora) -> None:
     changes = list(_changes(tensors, alphas or {}))
     if not changes:
         raise ModelLoadError(f"LoRA {lora.name}: {lora.path.name} holds no LoRA weights.")
-    layers = [(change, _layer(pipe, change.module, lora)) for change in changes]
-    for change, layer in layers:
-        try:
-            change.merge(layer, lora.weight)
-        except RuntimeError as misfit:
-            raise ModelLoadError(
-                f"LoRA {lora.name}: {change.module} has another shape in this checkpoint."
-            ) from misfit
+    parts = [(change, _layer(pipe, change.module, lora)) for change in changes]
+    for change, layer in parts:
+        if not change.fits(weights_of(layer)):
+            raise ModelLoadError(f"LoRA {lora.name}: {change.module} has another shape in this checkpoint.")
+    return LoraWeights(parts)
 
 
 def _changes(tensors: dict[str, torch.Tensor], alphas: dict[str, Any]) -> Iterator[_Change]:
@@ -109,7 +143,7 @@ def _layer(pipe: StableDiffusionXLPipeline, module: str, lora: Lora) -> torch.nn
     if isinstance(model, torch.nn.Module):
         layers: dict[str, torch.nn.Module] = dict(model.named_modules())
         for name in _spellings(inner):
-            if name in layers:
+            if isinstance(getattr(layers.get(name), "weight", None), torch.Tensor):
                 return layers[name]
     raise ModelLoadError(f"LoRA {lora.name}: this checkpoint has no {module}.")
 

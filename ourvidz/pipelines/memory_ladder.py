@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+PAIR_PX = 512 * 512
+"""Two pictures of so many pixels together leave processors idle when they are decoded one by one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rung:
@@ -17,6 +20,14 @@ class Rung:
     name: Literal["whole", "freed", "tiled", "parts"]
     at_once: int
     tiled: bool
+
+    def decoded(self, pixels: int) -> int:
+        """How many pictures of so many pixels the VAE decodes at once.
+
+        Never more than two: the first ones are stored meanwhile. Large ones go one by one, they take more
+        memory in the VAE than in the UNet.
+        """
+        return 2 if self.name == "whole" and 2 * pixels <= PAIR_PX else 1
 
 
 def rungs(pictures: int) -> Iterator[Rung]:

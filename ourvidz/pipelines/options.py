@@ -25,10 +25,21 @@ ATTENTION = {
 """torch's own attention kernels; which of them a device has is said by the first job."""
 
 
+@contextmanager
+def attending(kernel: str | None) -> Iterator[None]:
+    """Attention by one kernel of the table alone; None leaves the choice to torch."""
+    if kernel is None:
+        yield
+        return
+    with sdpa_kernel(ATTENTION[kernel]):
+        yield
+
+
 @dataclass(frozen=True, slots=True)
 class SDXLOptions:
     """`scheduler` is a row of `SCHEDULERS`, `few_steps` one of `FEW_STEPS`, `dtype` and `attention` are names
-    of the tables here; None leaves each to the checkpoint and the device. `previews`: whether unfinished
+    of the tables here; None leaves each to the checkpoint and the device. `loras` are part of every picture,
+    `job_loras` of those whose job names them. `previews`: whether unfinished
     pictures can be looked at."""
 
     scheduler: str | None = None
@@ -38,6 +49,7 @@ class SDXLOptions:
     compiled: bool = False
     channels_last: bool = False
     loras: tuple[Lora, ...] = ()
+    job_loras: tuple[Lora, ...] = ()
     ip_adapter: AdapterFiles | None = None
     previews: bool = True
 
@@ -52,10 +64,7 @@ class SDXLOptions:
         The fast ones know neither the VAE's single precision and wide heads nor the text encoders' masks,
         and nothing takes their place: around those, every job would fail.
         """
-        if self.attention is None:
-            yield
-            return
-        with sdpa_kernel(ATTENTION[self.attention]):
+        with attending(self.attention):
             yield
 
     def quicken(self, pipe: Any) -> None:
@@ -75,6 +84,7 @@ class SDXLOptions:
             "compiled": self.compiled,
             "channels_last": self.channels_last,
             "loras": [lora.told() for lora in self.loras],
+            "job_loras": [lora.told() for lora in self.job_loras],
             "ip_adapter": None if self.ip_adapter is None else self.ip_adapter.weights.stem,
         }
 

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from PIL import Image
 
-from ourvidz.pipelines.vae import SCALE, Codec
+from ourvidz.pipelines.vae import SCALE
 
 LONGEST_PX = 128
-_PATCHES = 16
-"""The picture that the map is learned from has 16x16 patches of one colour each."""
 _PATCH_PX = 2 * SCALE
 
 
-class LatentColours:
-    """Colours of latents, learned from one VAE: its latents of a picture of known colours."""
+class Encoder(Protocol):
+    """Knows the latents of pictures."""
 
-    def __init__(self, codec: Codec) -> None:
-        known = _patchwork()
-        latents = codec.encode(known)[0]
+    def encode(self, image: Image.Image) -> torch.Tensor:
+        """(1, channels, height / 8, width / 8) of an RGB picture."""
+
+
+class LatentColours:
+    """Colours of latents, learned from one VAE: its latents (channels, rows, columns) of a picture whose
+    colours are known."""
+
+    def __init__(self, latents: torch.Tensor, known: Image.Image) -> None:
+        _, rows, columns = latents.shape
         seen = _with_one(latents.flatten(1).T.float().cpu())
-        side = _PATCHES * _PATCH_PX // SCALE
-        colours = np.asarray(known.resize((side, side), Image.Resampling.BOX), dtype=np.float32) / 255
+        colours = np.asarray(known.resize((columns, rows), Image.Resampling.BOX), dtype=np.float32) / 255
         wanted = torch.from_numpy(colours).reshape(-1, 3)
         # torch's usual driver, gelsy, gave wrong answers now and then where a channel is idle.
         self._map: torch.Tensor = torch.linalg.lstsq(seen, wanted, driver="gelsd").solution
@@ -37,10 +43,16 @@ class LatentColours:
         return Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC)
 
 
-def _patchwork() -> Image.Image:
-    """Patches of evenly drawn colours, the same on every call."""
-    drawn = np.random.default_rng(0).integers(0, 256, (_PATCHES, _PATCHES, 3), dtype=np.uint8)
-    side = _PATCHES * _PATCH_PX
+def learn_colours(encoder: Encoder) -> LatentColours:
+    """The colours of one VAE's latents."""
+    known = patchwork(16)
+    return LatentColours(encoder.encode(known)[0], known)
+
+
+def patchwork(patches: int) -> Image.Image:
+    """A square of patches x patches evenly drawn colours of 16x16 px each, the same on every call."""
+    drawn = np.random.default_rng(0).integers(0, 256, (patches, patches, 3), dtype=np.uint8)
+    side = patches * _PATCH_PX
     return Image.fromarray(drawn).resize((side, side), Image.Resampling.NEAREST)
 
 

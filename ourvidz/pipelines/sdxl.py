@@ -18,7 +18,7 @@ from ourvidz import log
 from ourvidz.errors import I2IPipelineError, InvalidParameters, ModelLoadError, OurvidzError, OutOfMemory
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines import devices, image_to_image, memory_ladder, schedulers, warm_sdxl
-from ourvidz.pipelines.base import Look, OnPreview, OnStep, Pictures
+from ourvidz.pipelines.base import Look, OnPicture, OnPreview, OnStep, Pictures
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.conditioning import Conditioning
 from ourvidz.pipelines.denoiser import Denoiser
@@ -93,17 +93,19 @@ class SDXLPipeline:
         reference: Image | None = None,
         on_step: OnStep,
         on_preview: OnPreview | None = None,
+        on_picture: OnPicture | None = None,
     ) -> Pictures:
         """Make the pictures of one job; picture k has seed `job.seeds[k]` and is what a job with that seed
         alone would get, up to numeric noise.
 
         `OutOfMemory` when all rungs of the ladder are climbed, `I2IPipelineError` when the pass with a
-        reference fails, `InvalidParameters`, or whatever `on_step` raises; the pipeline stays usable.
+        reference fails, `InvalidParameters`, or whatever `on_step` or `on_picture` raises; the pipeline stays
+        usable.
         """
         self.check(job, reference)
         self.load()
         started = time.perf_counter()
-        work = self._work(job, reference, Hearing(on_step, on_preview))
+        work = self._work(job, reference, Hearing(on_step, on_preview, on_picture))
         for rung in memory_ladder.rungs(job.num_images):
             if self._fits(work, rung):
                 return work.pictures(rung, time.perf_counter() - started)
@@ -115,8 +117,8 @@ class SDXLPipeline:
     def _fits(self, work: Work, rung: Rung) -> bool:
         """Whether the job could be finished with the memory there is; it is then."""
         try:
-            with self._loaded.codec.tiled(rung.tiled):
-                self._climb(work, rung.at_once)
+            with self._loaded.codec.tiled(rung.tiled), self._loaded.with_loras(work.job.loras):
+                self._climb(work, rung)
             return True
         except Exception as error:
             if error is work.hearing.stopped_by or isinstance(error, OurvidzError):
@@ -131,14 +133,15 @@ class SDXLPipeline:
         raise I2IPipelineError(I2I_FAILED, field="reference")
 
     @torch.no_grad()
-    def _climb(self, work: Work, at_once: int) -> None:
-        """The stairs after the check, from words to pictures, `at_once` pictures at a time."""
+    def _climb(self, work: Work, rung: Rung) -> None:
+        """The stairs after the check, from words to pictures, as many at a time as `rung` says."""
         if work.plan.copied is not None:
             work.hearing.begin(0)
-            work.images.update({seed: work.plan.copied.copy() for seed in work.job.seeds})
+            for seed in work.job.seeds:
+                work.finish(seed, work.plan.copied.copy())
             return
         work.words = self.encode(work.job, guidance=work.guidance)
-        parts = work.waiting(at_once)
+        parts = work.waiting(rung.at_once)
         for number, seeds in enumerate(parts):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             scheduler, timesteps = self.timesteps(work.plan)
@@ -147,9 +150,10 @@ class SDXLPipeline:
             work.hearing.begin(len(timesteps), part=number, parts=len(parts))
             latents = self.denoise(denoiser, latents, timesteps, work.hearing)
             work.latents.update(zip(seeds, torch.split(latents, 1), strict=True))
-        for seed in work.job.seeds:
-            if seed not in work.images:
-                work.images[seed] = self.decode(work.latents[seed])
+        for seeds in work.undecoded(rung):
+            images = self.decode(torch.cat([work.latents[seed] for seed in seeds]))
+            for seed, image in zip(seeds, images, strict=True):
+                work.finish(seed, image)
 
     def check(self, job: ImageJob, reference: Image | None) -> None:
         """Refuse what this pipeline cannot render."""
@@ -214,8 +218,8 @@ class SDXLPipeline:
             hearing.step(done, self._take(guess))
         return latents
 
-    def decode(self, latents: torch.Tensor) -> Image:
-        """From the latents of one picture to the picture, RGB."""
+    def decode(self, latents: torch.Tensor) -> list[Image]:
+        """From finished latents to RGB pictures."""
         return self._loaded.codec.decode(latents)
 
     # -- what the stairs stand on

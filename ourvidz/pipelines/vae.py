@@ -7,17 +7,15 @@ from contextlib import contextmanager
 
 import diffusers
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 
 SCALE = 8
 """A latent is this many pixels wide and high."""
 
 
 class Codec:
-    """The VAE of one loaded SDXL pipeline. Latents are (1, 4, height / 8, width / 8), as the UNet sees them.
-
-    One picture at a time: the VAE takes more memory a picture than the UNet does.
-    """
+    """The VAE of one loaded SDXL pipeline. Latents are (pictures, 4, height / 8, width / 8), as the UNet sees
+    them."""
 
     def __init__(self, pipe: diffusers.StableDiffusionXLPipeline) -> None:
         self._vae = pipe.vae
@@ -26,7 +24,7 @@ class Codec:
 
     @torch.no_grad()
     def encode(self, image: Image) -> torch.Tensor:
-        """The latents of an RGB picture whose edges are multiples of 8 px: the most likely ones, so that
+        """The latents of one RGB picture whose edges are multiples of 8 px: the most likely ones, so that
         equal pictures have equal latents."""
         self._upcast()
         pixels = self._processor.preprocess(image).to(self._device, self._vae.dtype)
@@ -36,14 +34,15 @@ class Codec:
         return latents
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> Image:
-        """The RGB picture of these latents."""
+    def decode(self, latents: torch.Tensor) -> list[Image]:
+        """The RGB pictures of these latents."""
         self._upcast()
         scaled = latents.to(self._vae.dtype)
         mean, spread = self._statistics(scaled)
         pixels = self._vae.decode(scaled * spread + mean, return_dict=False)[0]
-        image: Image = self._processor.postprocess(pixels, output_type="pil")[0]
-        return image
+        # Rounded where they are, and copied then: a quarter of the bytes, and no arithmetic on the CPU.
+        levels = (pixels.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+        return [fromarray(picture) for picture in levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
 
     @contextmanager
     def tiled(self, wanted: bool) -> Iterator[None]:

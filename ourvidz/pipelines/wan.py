@@ -6,47 +6,52 @@ One job climbs the same stairs every time: check → encode → timesteps → la
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
-import diffusers
 import torch
-from PIL.Image import Image
 
 from ourvidz import log
 from ourvidz.errors import InvalidParameters, ModelLoadError, OutOfMemory
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines import devices, wan_references, wan_solvers
-from ourvidz.pipelines.base import Clip, OnStep, ReferencePictures
+from ourvidz.pipelines import (
+    devices,
+    memory_ladder,
+    wan_conditions,
+    wan_loading,
+    wan_magnitudes,
+    wan_references,
+    wan_solvers,
+    wan_tiles,
+    wan_words,
+)
+from ourvidz.pipelines.base import Clip, OnPreview, OnStep, ReferencePictures, SourceClip
 from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.hearing import Hearing
 from ourvidz.pipelines.loading import reading, weights_mib
+from ourvidz.pipelines.memory_ladder import Rung
 from ourvidz.pipelines.sizes import RESIZE_POLICY, capped
+from ourvidz.pipelines.wan_caches import StepCache
+from ourvidz.pipelines.wan_conditions import Condition
 from ourvidz.pipelines.wan_frames import Codec, frames_to_generate, pictures
+from ourvidz.pipelines.wan_layouts import WanModel, facts
+from ourvidz.pipelines.wan_magnitudes import Magnitudes
+from ourvidz.pipelines.wan_options import WanOptions
 from ourvidz.pipelines.wan_placement import Part, Placement
+from ourvidz.pipelines.wan_previews import ClipColours, learn_clip_colours
 from ourvidz.pipelines.wan_references import Plan, Steering
+from ourvidz.pipelines.wan_words import Words
+from ourvidz.pipelines.wan_work import Work
 
 _log = log.get(__name__)
 
 MULTIPLE_PX = 16
 """Latents are eight times smaller, and the transformer reads them in patches of two by two."""
-PROMPT_TOKENS = 512
-"""What Wan was trained with. A checkpoint whose tokenizer takes fewer was trained with fewer, and would hear
-the padding of the rest."""
 
 NO_REFERENCES = ReferencePictures()
 ON_DEVICE = Placement()
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """A prompt as the transformer reads it, (1, tokens, width).
-
-    The negative one is None where nothing guides away from it.
-    """
-
-    prompt: torch.Tensor
-    negative: torch.Tensor | None
+NO_OPTIONS = WanOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,42 +68,58 @@ class Schedule:
 
 
 class WanPipeline:
-    """A warm Wan checkpoint. `cap` is the longest edge in pixels that it renders; None means any."""
+    """A warm Wan checkpoint. `cap` is the longest edge in pixels that it renders; None means any.
+
+    `vace` is a second checkpoint, for jobs with references. The first may be any of Wan's models, and says in
+    `model` which, once it is loaded.
+    """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         *,
+        vace: Checkpoint | None = None,
         cap: int | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         placement: Placement = ON_DEVICE,
+        options: WanOptions = NO_OPTIONS,
     ) -> None:
         self.checkpoint = checkpoint
+        self.vace = vace
+        self.model: WanModel = "t2v"
         self.cap = cap
         self.device = device or devices.best_device()
-        # Wan's text encoder overflows in float16.
-        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        self.options = options
+        self.dtype = dtype or options.dtype_on(self.device)
         self.load_s: float | None = None
-        self._placement = placement
-        self._pipe: diffusers.WanPipeline | None = None
+        self._placement = replace(placement, grouped=options.grouped)
+        self._cache = StepCache()
+        self._colours: ClipColours | None = None
+        self._pipe: Any = None
+        self._vace: Any = None
 
     # -- warm and cold
     def load(self) -> None:
         """Bring the weights to the device. Safe to call twice. `ModelLoadError` says what is wrong."""
         if self._pipe is not None:
             return
+        self.options.check(self.device)
         started = time.perf_counter()
         with reading(self.checkpoint):
+            self.model = facts(self.checkpoint.path).model
             pipe = self._read()
+            self.options.quicken(pipe.transformer)
             self._placement.settle(pipe, self.device)
             self._pipe = pipe
+            self._learn()
+        self._load_vace()
         self.load_s = round(time.perf_counter() - started, 3)
         _log.info("wan_loaded", **self.info())
 
     def unload(self) -> None:
         """Take the weights off the device. Safe to call twice."""
-        self._pipe = None
+        self._pipe, self._vace, self._colours, self._cache = None, None, None, StepCache()
         devices.free_memory()
 
     def info(self) -> dict[str, Any]:
@@ -115,41 +136,62 @@ class WanPipeline:
             "native_size": None,
             "size_cap": self.cap,
             "load_seconds": self.load_s,
-            "memory_mib": 0 if self._pipe is None else weights_mib(self._pipe.components.values()),
+            "memory_mib": weights_mib(self._parts()),
+            "model": self.model,
+            "vace": None if self.vace is None else self.vace.name,
+            **self.options.info(),
         }
 
     # -- one job
     def generate(
-        self, job: VideoJob, *, references: ReferencePictures | None = None, on_step: OnStep
+        self,
+        job: VideoJob,
+        *,
+        references: ReferencePictures | None = None,
+        source: SourceClip | None = None,
+        on_step: OnStep,
+        on_preview: OnPreview | None = None,
     ) -> Clip:
-        """Make the clip of one job, exactly as many frames as it asks for.
+        """Make the clip of one job, exactly as many frames as it asks for. Only VACE reads a `source`.
 
-        `OutOfMemory`, `InvalidParameters`, or whatever `on_step` raises; the pipeline stays usable.
+        `OutOfMemory` when all rungs of the ladder are climbed, `InvalidParameters`, or whatever `on_step`
+        raises; the pipeline stays usable.
         """
         given = references or NO_REFERENCES
         self.check(job, given)
         self.load()
         started = time.perf_counter()
-        try:
-            frames = self._climb(job, given, on_step)
-        except (RuntimeError, MemoryError) as error:
-            if not devices.is_out_of_memory(error):
-                raise
-        else:
-            return self._clip(job, frames, time.perf_counter() - started)
-        # Only here, after the except block: its traceback held the tensors that are to be freed.
-        devices.free_memory()
+        plan = self._plan(job, source)
+        work = Work(self._as_rendered(job), plan, given, Hearing(on_step, on_preview), source)
+        for rung in memory_ladder.rungs(1):
+            if self._fits(work, rung):
+                return self._clip(work, time.perf_counter() - started, rung)
+            _log.warning("out_of_memory", job_id=job.id, rung=rung.name)
+            # Only here, after the except block: its traceback held the tensors that are to be freed.
+            devices.free_memory()
         raise OutOfMemory(f"Not enough memory for {job.frames} frames of {job.width}x{job.height} px.")
 
+    def _fits(self, work: Work, rung: Rung) -> bool:
+        """Whether the job could be finished with the memory there is; it is then."""
+        try:
+            with wan_tiles.tiled(self._loaded.vae, rung.tiled or self.options.tiled, self._size(work.job)):
+                self._climb(work)
+        except (RuntimeError, MemoryError) as error:
+            if error is work.hearing.stopped_by or not devices.is_out_of_memory(error):
+                raise
+            return False
+        return True
+
     @torch.no_grad()
-    def _climb(self, job: VideoJob, references: ReferencePictures, on_step: OnStep) -> list[Image]:
+    def _climb(self, work: Work) -> None:
         """The stairs after the check, from words to as many pictures as were asked for."""
-        plan = wan_references.plan(job)
-        words = self.encode(job)
-        schedule = self.timesteps(job, plan)
-        steering = self.latents(job, plan, references)
-        latents = self.denoise(job, words, schedule, steering, on_step=on_step)
-        return pictures(self.decode(latents)[: job.frames])
+        job = work.job
+        if work.latents is None:
+            words = self.encode(job)
+            schedule = self.timesteps(job, work.plan)
+            steering = self.latents(job, work.plan, work.references, work.source)
+            work.latents = self.denoise(job, words, schedule, steering, hearing=work.hearing)
+        work.frames = pictures(self.decode(work.latents)[: job.frames])
 
     def check(self, job: VideoJob, references: ReferencePictures) -> None:
         """Refuse what this pipeline cannot render."""
@@ -165,16 +207,10 @@ class WanPipeline:
 
     def encode(self, job: VideoJob) -> Words:
         """The prompt and, where guidance needs it, the negative prompt: the empty text if there is none."""
+        texts = [job.prompt, job.negative_prompt or ""] if job.guidance_scale > 1 else [job.prompt]
         with self._at_work("text_encoder") as where:
-            prompt, negative = self._loaded.encode_prompt(
-                prompt=job.prompt,
-                negative_prompt=job.negative_prompt,
-                do_classifier_free_guidance=job.guidance_scale > 1,
-                max_sequence_length=min(PROMPT_TOKENS, self._loaded.tokenizer.model_max_length),
-                device=where,
-                dtype=self.dtype,
-            )
-        return Words(prompt.to(self.device), None if negative is None else negative.to(self.device))
+            said = [wan_words.encode(self._loaded, text, where, self.dtype).to(self.device) for text in texts]
+        return Words(said[0], said[1] if len(said) > 1 else None)
 
     def timesteps(self, job: VideoJob, plan: Plan) -> Schedule:
         """The job's solver on its noise levels. SDEdit takes fewer steps than were asked for."""
@@ -182,7 +218,9 @@ class WanPipeline:
         config = self._loaded.scheduler.config
         return Schedule(wan_solvers.solver(job.solver, config, levels, self.device), levels)
 
-    def latents(self, job: VideoJob, plan: Plan, references: ReferencePictures) -> Steering:
+    def latents(
+        self, job: VideoJob, plan: Plan, references: ReferencePictures, source: SourceClip | None = None
+    ) -> Steering:
         """The noise and what is known of the clip, both (1, channels, latent frames, height / 8, width / 8).
 
         The noise is drawn on the CPU in single precision, so that a seed means the same clip on every device.
@@ -191,24 +229,34 @@ class WanPipeline:
             codec = Codec(self._loaded.vae)
             shape = codec.shape(job.frames, *self._size(job))
             known = wan_references.known_latents(job, plan, references, codec, shape)
+            seen = source or wan_references.source(job, references)
+            condition = self._condition(plan, seen, codec, shape)
         generator = torch.Generator().manual_seed(job.seed)
-        noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(self.device)
-        return Steering(plan, known, noise)
+        noise = torch.randn(condition.grown(shape), generator=generator, dtype=torch.float32).to(self.device)
+        return Steering(plan, known, noise, condition)
 
     def denoise(
-        self, job: VideoJob, words: Words, schedule: Schedule, steering: Steering, *, on_step: OnStep
+        self, job: VideoJob, words: Words, schedule: Schedule, steering: Steering, *, hearing: Hearing
     ) -> torch.Tensor:
         """From noise to the latents of the clip."""
         latents = steering.begin(schedule.levels[0])
-        on_step(0, schedule.steps)
-        with self._at_work("transformer"):
+        hearing.begin(schedule.steps)
+        with ExitStack() as during:
+            during.enter_context(self._at_work("transformer", steering.plan))
+            during.enter_context(
+                self._cache.on(
+                    self._transformer(steering.plan), schedule.levels, guided=words.negative is not None
+                )
+            )
             for step, timestep in enumerate(schedule.solver.timesteps):
-                velocity = self._velocity(latents, timestep, words, job.guidance_scale)
+                self._cache.at(float(timestep))
+                velocity = self._velocity(latents, timestep, words, job.guidance_scale, steering, step)
                 velocity = steering.velocity(velocity, step=step)
+                seen = self._colours and self._colours.take(latents, velocity, schedule.levels[step])
                 latents = schedule.solver.step(velocity, timestep, latents, return_dict=False)[0]
                 latents = steering.after(latents, step=step, level=schedule.levels[step + 1])
-                on_step(step + 1, schedule.steps)
-        return latents
+                hearing.step(step + 1, seen)
+        return latents[:, :, steering.condition.ahead :]
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """From latents to all frames that were generated: (frames, 3, height, width), -1 to 1."""
@@ -217,57 +265,145 @@ class WanPipeline:
 
     # -- what the stairs stand on
     @property
-    def _loaded(self) -> diffusers.WanPipeline:
+    def _loaded(self) -> Any:
         if self._pipe is None:
             raise ModelLoadError(f"{self.checkpoint.name} is not loaded.")
         return self._pipe
 
-    def _read(self) -> diffusers.WanPipeline:
-        """The pipeline from disk. No hub, and no pickles: they can run code."""
-        path = self.checkpoint.path
-        options = {"use_safetensors": True, "local_files_only": True}
-        # In half precision a reference does not come back as it was.
-        vae = diffusers.AutoencoderKLWan.from_pretrained(
-            path, subfolder="vae", dtype=torch.float32, **options
-        )
-        return diffusers.WanPipeline.from_pretrained(path, vae=vae, dtype=self.dtype, **options)
+    def _read(self) -> Any:
+        """The pipeline from disk."""
+        return wan_loading.read(self.checkpoint, self.model, self.dtype)
 
-    def _at_work(self, part: Part) -> AbstractContextManager[torch.device]:
-        return self._placement.at_work(self._loaded, part, self.device)
+    def _load_vace(self) -> None:
+        """Bring VACE beside the checkpoint for text. Without it nothing stays loaded: a worker that was told
+        to have it would make other clips."""
+        if self.vace is None:
+            return
+        try:
+            with reading(self.vace):
+                self._vace = wan_loading.read_vace(self.vace, self._loaded, self.dtype)
+                self.options.quicken(self._vace.transformer)
+                self._placement.settle(self._vace, self.device, ("transformer",))
+                if not self.options.grouped:  # what moves weights in groups knows each by its own place
+                    wan_loading.share(self._vace.transformer, self._loaded.transformer)
+        except ModelLoadError:
+            self.unload()
+            raise
+
+    def _parts(self) -> list[object]:
+        """Everything with weights that is loaded."""
+        pipes = [pipe for pipe in (self._pipe, self._vace) if pipe is not None]
+        return [part for pipe in pipes for part in pipe.components.values()]
+
+    def _plan(self, job: VideoJob, source: SourceClip | None = None) -> Plan:
+        beside = self.vace is not None and job.reference_mode != "none"
+        return wan_references.plan(job, "vace" if beside else self.model, sourced=source is not None)
+
+    def _condition(self, plan: Plan, source: SourceClip, codec: Codec, shape: tuple[int, ...]) -> Condition:
+        if plan.model == "t2v":
+            return wan_conditions.UNCONDITIONED
+        if plan.model == "vace":
+            return wan_conditions.vace(source, self._transformer(plan), codec, shape)
+        channels = wan_conditions.image_channels(source.frames, codec, shape)
+        if self._loaded.image_encoder is None:
+            return Condition(channels=channels)
+        with self._at_work("image_encoder"):
+            pictures = list(source.frames.values())
+            return Condition(channels, wan_conditions.looked_at(pictures, self._loaded.image_encoder))
+
+    def _holding(self, plan: Plan | None) -> Any:
+        """The pipeline whose transformer follows this plan."""
+        beside = plan is not None and plan.model == "vace" and self._vace is not None
+        return self._vace if beside else self._loaded
+
+    def _transformer(self, plan: Plan) -> Any:
+        return self._holding(plan).transformer
+
+    def _learn(self) -> None:
+        """What has to be known of this checkpoint before its first job."""
+        chosen = self.options
+        if chosen.previews:
+            with self._at_work("vae"):
+                self._colours = learn_clip_colours(Codec(self._loaded.vae))
+        if self.model != "t2v":
+            return
+        magnitudes = None
+        if chosen.cache == "mag":
+            name = wan_magnitudes.fingerprint(self._loaded.transformer)
+            magnitudes = wan_magnitudes.kept(chosen.calibrations, name, self._measured)
+        self._cache = StepCache(chosen.cache, threshold=chosen.threshold, magnitudes=magnitudes)
+
+    @torch.no_grad()
+    def _measured(self) -> Magnitudes:
+        """How much the blocks change their input on the way of a plain clip."""
+        job = wan_magnitudes.SAMPLE
+        plan = wan_references.plan(job)
+        schedule = self.timesteps(job, plan)
+        words, steering = self.encode(job), self.latents(job, plan, NO_REFERENCES)
+        with wan_magnitudes.watching(self._loaded.transformer) as logs:
+            self.denoise(job, words, schedule, steering, hearing=Hearing(lambda *_: None, None))
+        return Magnitudes(tuple(schedule.levels[:-1]), tuple(logs))
+
+    def _as_rendered(self, job: VideoJob) -> VideoJob:
+        """Checkpoints that were distilled to few steps have their guidance inside."""
+        return job.model_copy(update={"guidance_scale": 1.0}) if self.options.few_steps else job
+
+    def _at_work(self, part: Part, plan: Plan | None = None) -> AbstractContextManager[torch.device]:
+        return self._placement.at_work(self._holding(plan), part, self.device)
 
     def _size(self, job: VideoJob) -> tuple[int, int]:
         return capped(job.width, job.height, cap=self.cap, multiple=MULTIPLE_PX)
 
     def _velocity(
-        self, latents: torch.Tensor, timestep: torch.Tensor, words: Words, guidance: float
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        words: Words,
+        guidance: float,
+        steering: Steering,
+        step: int,
     ) -> torch.Tensor:
         """What the model takes for noise minus clip, guided away from the negative prompt."""
-        toward = self._ask(latents, timestep, words.prompt, "cond")
+        given = steering.inputs(latents, step=step, dtype=self.dtype)
+        model = self._transformer(steering.plan)
+        if words.negative is not None and self._cache.joined:
+            both = torch.cat([words.negative, words.prompt])
+            twice = {
+                name: value if value.dim() == 1 else torch.cat([value, value])
+                for name, value in given.items()
+            }
+            away, toward = self._ask(model, twice, timestep, both, "both").chunk(2)
+            return away + guidance * (toward - away)
+        toward = self._ask(model, given, timestep, words.prompt, "cond")
         if words.negative is None:
             return toward
-        away = self._ask(latents, timestep, words.negative, "uncond")
+        away = self._ask(model, given, timestep, words.negative, "uncond")
         return away + guidance * (toward - away)
 
     def _ask(
-        self, latents: torch.Tensor, timestep: torch.Tensor, words: torch.Tensor, cache: str
+        self,
+        transformer: Any,
+        given: dict[str, torch.Tensor],
+        timestep: torch.Tensor,
+        words: torch.Tensor,
+        cache: str,
     ) -> torch.Tensor:
         """One pass of the transformer, in its own precision. `cache` keeps the two prompts' caches apart."""
-        transformer = self._loaded.transformer
-        with transformer.cache_context(cache):
+        with self.options.attending(), transformer.cache_context(cache):
             said = transformer(
-                hidden_states=latents.to(self.dtype),
-                timestep=timestep.expand(1),
+                **given,
+                timestep=timestep.expand(len(words)),
                 encoder_hidden_states=words,
                 return_dict=False,
             )[0]
         velocity: torch.Tensor = said.float()
         return velocity
 
-    def _clip(self, job: VideoJob, frames: list[Image], seconds: float) -> Clip:
+    def _clip(self, work: Work, seconds: float, rung: Rung) -> Clip:
         """What was made, and what the callback is told about it."""
-        plan = wan_references.plan(job)
+        job, plan = work.job, work.plan
         return Clip(
-            frames=frames,
+            frames=work.frames,
             fps=job.fps,
             seed=job.seed,
             frames_generated=frames_to_generate(job.frames),
@@ -277,7 +413,8 @@ class WanPipeline:
                 "size_capped": self._size(job) != (job.width, job.height),
                 "final_prompt_type": "text",
                 "compel_success": False,
-                **({} if plan.backend is None else {"reference_backend": plan.backend}),
+                **({} if rung.name == "whole" else {"memory_rung": rung.name}),
+                **({} if plan.reference_backend is None else {"reference_backend": plan.reference_backend}),
             },
             asset_metadata={
                 "steps": job.steps,
@@ -291,7 +428,7 @@ class WanPipeline:
 
 def _about_references(job: VideoJob, plan: Plan) -> dict[str, Any]:
     """What an asset says about how its references were used."""
-    if plan.backend is None:
+    if plan.reference_backend is None:
         return {}
     return {
         "denoise_strength": job.denoise_strength,

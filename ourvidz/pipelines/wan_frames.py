@@ -34,6 +34,14 @@ def fitted(image: Image, width: int, height: int) -> torch.Tensor:
     return pixels.float() / 127.5 - 1
 
 
+def around(kept: dict[int, torch.Tensor], frames: int, width: int, height: int) -> torch.Tensor:
+    """A grey clip with a picture, (3, height, width), at each of these frames: (3, frames, height, width)."""
+    clip = torch.zeros(3, frames, height, width)
+    for at, picture in kept.items():
+        clip[:, at] = picture
+    return clip
+
+
 class Codec:
     """The VAE, with its latents brought to mean 0 and deviation 1, in single precision.
 
@@ -74,9 +82,14 @@ class Codec:
 
         `picture` is (3, height, width), -1 to 1.
         """
-        still = picture.to(self._vae.device, self._vae.dtype)[None, :, None].expand(-1, -1, frames, -1, -1)
+        placed = picture.to(self._vae.device, self._vae.dtype)
+        return self.encode_clip(placed[:, None].expand(-1, frames, -1, -1))
+
+    def encode_clip(self, clip: torch.Tensor) -> torch.Tensor:
+        """The latents of a clip of 4n + 1 frames: (3, frames, height, width), -1 to 1."""
+        pixels = clip.to(self._vae.device, self._vae.dtype)[None]
         try:
-            latents = self._vae.encode(still).latent_dist.mode()
+            latents = self._vae.encode(pixels).latent_dist.mode()
         finally:
             self._vae.clear_cache()  # a failed pass would leave its tensors on the VAE
         scaled: torch.Tensor = (latents - self._mean) / self._deviation

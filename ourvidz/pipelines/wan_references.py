@@ -10,20 +10,26 @@ Two ways, both of which need no further weights:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from PIL import Image as Picture
 from PIL.Image import Image
 
 from ourvidz.errors import InvalidParameters
-from ourvidz.jobs.job import VideoJob
+from ourvidz.jobs.job import ReferenceMode, VideoJob
 from ourvidz.jobs.videos import NEEDS
-from ourvidz.pipelines.base import ReferencePictures
+from ourvidz.pipelines.base import ReferencePictures, SourceClip
+from ourvidz.pipelines.wan_conditions import UNCONDITIONED, Condition
 from ourvidz.pipelines.wan_frames import Codec, fitted
+from ourvidz.pipelines.wan_layouts import WanModel
 
 Backend = Literal["latent_replacement", "sdedit"]
+ReferenceBackend = Literal["latent_replacement", "sdedit", "vace", "image_to_video"]
 
+ONLY_MODE: dict[WanModel, ReferenceMode] = {"i2v": "start", "flf2v": "both"}
+"""The models that need their pictures, and in which mode they come."""
 LEAST_NOISE = 1e-3
 """Where a picture starts that is to change by nothing: at 0 there would be no step to take."""
 
@@ -33,7 +39,9 @@ class Plan:
     """How the references steer one job.
 
     Denoising starts at noise level `start` (0 to 1) and takes `steps` steps. The latent frames `held` (0 the
-    first, -1 the last) are known during the first `held_steps` of them. `backend` is None without references.
+    first, -1 the last) are known during the first `held_steps` of them. `backend` is what is done to the
+    latents: None where nothing is. `model` is asked; VACE hears the references as strongly as `control` says
+    (0 to 1) during the first `control_steps`. `told` is how a model hears them that has an input for them.
     """
 
     backend: Backend | None
@@ -41,10 +49,44 @@ class Plan:
     steps: int
     held: tuple[int, ...] = ()
     held_steps: int = 0
+    model: WanModel = "t2v"
+    control: float = 0.0
+    control_steps: int = 0
+    told: Literal["vace", "image_to_video"] | None = None
+
+    @property
+    def reference_backend(self) -> ReferenceBackend | None:
+        """The name of the method, for the callback."""
+        return self.told or self.backend
+
+    def control_in(self, step: int) -> float:
+        """How strongly VACE hears the references in this step."""
+        return self.control if step < self.control_steps else 0.0
 
 
-def plan(job: VideoJob) -> Plan:
-    """What the contract says for the job's mode and `denoise_strength`."""
+def plan(job: VideoJob, model: WanModel = "t2v", *, sourced: bool = False) -> Plan:
+    """What the contract says for the job's mode and `denoise_strength`, on this model. `sourced`: VACE has
+    a clip to go by."""
+    if model in ONLY_MODE:
+        _need_mode(job, ONLY_MODE[model])
+        return Plan(None, 1.0, job.steps, model=model, told="image_to_video")
+    by_latents = _by_latents(job)
+    if model == "t2v":
+        return by_latents
+    if job.reference_mode == "none":
+        # Without references it is told that all is to be made: so it was trained on text alone.
+        told: Literal["vace"] | None = "vace" if sourced else None
+        return replace(by_latents, model="vace", control=1.0, control_steps=job.steps, told=told)
+    if job.frames == 1:
+        # Heard in full it would return the picture, as holding its only frame would.
+        heard, steps = 1 - job.denoise_strength, by_latents.steps
+    else:
+        heard, steps = 1.0, by_latents.held_steps
+    return replace(by_latents, model="vace", control=heard, control_steps=steps, told="vace")
+
+
+def _by_latents(job: VideoJob) -> Plan:
+    """What is done to the latents: it holds for every model that no picture has been put into otherwise."""
     strength = job.denoise_strength
     if job.reference_mode == "none":
         return Plan(None, 1.0, job.steps)
@@ -69,10 +111,28 @@ def held_steps(steps: int, strength: float) -> int:
     return steps - round(steps * max(0.0, 2 * strength - 1))
 
 
+def _need_mode(job: VideoJob, mode: ReferenceMode) -> None:
+    if job.reference_mode != mode:
+        raise InvalidParameters(
+            f"This checkpoint makes clips of the mode {mode} alone.",
+            field="reference_mode",
+            rule=mode,
+            value=job.reference_mode,
+        )
+
+
 def need_all(job: VideoJob, references: ReferencePictures) -> None:
     """`InvalidParameters` when a reference that the job's mode needs is not there."""
     for name in NEEDS[job.reference_mode]:
         _given(references, name)
+
+
+def source(job: VideoJob, references: ReferencePictures) -> SourceClip:
+    """The frames that the references are, for a model that reads clips: these stay, the others are made."""
+    # One frame between a start and an end begins at the start.
+    needed = NEEDS[job.reference_mode][: 1 if job.frames == 1 else None]
+    kept = {-1 if name == "end" else 0: _given(references, name) for name in needed}
+    return SourceClip(frames=kept, masks={at: Picture.new("L", (1, 1), 0) for at in kept})
 
 
 def known_latents(
@@ -105,19 +165,26 @@ def _given(references: ReferencePictures, name: str) -> Image:
 
 
 class Steering:
-    """Keeps the known latents known while a solver walks its noise levels.
+    """Keeps the known latents known while a solver walks its noise levels, and tells the model the rest.
 
     `known` and `noise` have the shape of the latents, (1, channels, latent frames, rows, columns).
     """
 
-    def __init__(self, plan: Plan, known: torch.Tensor, noise: torch.Tensor) -> None:
-        self._plan = plan
+    def __init__(
+        self, plan: Plan, known: torch.Tensor, noise: torch.Tensor, condition: Condition = UNCONDITIONED
+    ) -> None:
+        self.plan = plan
+        self.condition = condition
         self._known = known
         self._noise = noise
 
     def begin(self, level: float) -> torch.Tensor:
         """The latents that denoising starts from, at noise level `level`."""
-        return self._at(level) if self._plan.backend == "sdedit" else self._noise
+        return self._at(level) if self.plan.backend == "sdedit" else self._noise
+
+    def inputs(self, latents: torch.Tensor, *, step: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """What the model is called with in step `step`, beside timestep and prompt."""
+        return self.condition.inputs(latents, dtype=dtype, control=self.plan.control_in(step))
 
     def velocity(self, velocity: torch.Tensor, *, step: int) -> torch.Tensor:
         """The model's velocity in step `step`, on held frames the one that leads to what is known.
@@ -136,7 +203,7 @@ class Steering:
         return latents
 
     def _held(self, step: int) -> tuple[int, ...]:
-        return self._plan.held if step < self._plan.held_steps else ()
+        return self.plan.held if step < self.plan.held_steps else ()
 
     def _at(self, level: float) -> torch.Tensor:
         return (1 - level) * self._known + level * self._noise

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
 import torch
 
 from ourvidz import log
+from ourvidz.jobs.job import JobLora
 from ourvidz.pipelines import lora, schedulers
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.conditioning import Conditioner
 from ourvidz.pipelines.ip_adapter import IPAdapter
+from ourvidz.pipelines.job_loras import JobLoras
 from ourvidz.pipelines.loading import reading, weights_mib
 from ourvidz.pipelines.options import SDXLOptions
-from ourvidz.pipelines.previews import LatentColours
+from ourvidz.pipelines.previews import LatentColours, learn_colours
 from ourvidz.pipelines.vae import Codec
 
 _log = log.get(__name__)
@@ -29,7 +33,22 @@ class WarmSDXL:
         self.codec = Codec(pipe)
         self.words = Conditioner(pipe)
         self.adapter = IPAdapter(pipe, options.ip_adapter) if options.ip_adapter else None
+        self._loras = JobLoras(pipe, options.job_loras)
         self.colours = _colours(self.codec) if options.previews else None
+
+    @contextmanager
+    def with_loras(self, asked: Sequence[JobLora]) -> Iterator[None]:
+        """Everything here with these LoRA files on, for one job. `ModelLoadError` for one there is no file
+        for."""
+        words = self.words
+        with self._loras.on(asked) as reaches_words:
+            if reaches_words:
+                # A conditioner remembers what its encoders make of the empty prompt.
+                self.words = Conditioner(self.pipe)
+            try:
+                yield
+            finally:
+                self.words = words
 
     @property
     def takes_guidance(self) -> bool:
@@ -66,7 +85,7 @@ def warm(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, optio
 def _colours(codec: Codec) -> LatentColours | None:
     """What latents look like; None, and no previews, where this VAE does not let it be learned."""
     try:
-        return LatentColours(codec)
+        return learn_colours(codec)
     except Exception:  # noqa: BLE001  previews are a courtesy: the checkpoint is of use without them
         _log.exception("previews_off")
         return None

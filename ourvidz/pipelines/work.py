@@ -42,8 +42,24 @@ class Work:
 
     def waiting(self, at_once: int) -> list[list[int]]:
         """The seeds whose latents are not finished, `at_once` together."""
-        left = [seed for seed in self.job.seeds if seed not in self.latents]
-        return [left[first : first + at_once] for first in range(0, len(left), at_once)]
+        return _parts([seed for seed in self.job.seeds if seed not in self.latents], at_once)
+
+    def undecoded(self, rung: Rung) -> list[list[int]]:
+        """The seeds whose pictures are not finished, those together that `rung` decodes at once."""
+        width, height = self.size
+        left = [seed for seed in self.job.seeds if seed not in self.images]
+        return _parts(left, rung.decoded(width * height))
+
+    def finish(self, seed: int, image: Image) -> None:
+        """The picture of this seed is done: it is kept, and handed on."""
+        self.images[seed] = image
+        self.hearing.picture(self.job.seeds.index(seed), image)
+
+    def _about_loras(self) -> dict[str, Any]:
+        """The LoRA files of this job; nothing where it named none, or no model was asked."""
+        if not self.job.loras or self.words is None:
+            return {}
+        return {"loras": [one.model_dump() for one in self.job.loras]}
 
     def pictures(self, rung: Rung, seconds: float) -> Pictures:
         """What was made, and what the callback is told about it."""
@@ -58,6 +74,7 @@ class Work:
                 "size_capped": self.size != (job.width, job.height),
                 **({} if rung.name == "whole" else {"memory_rung": rung.name}),
                 **_about_words(self.words),
+                **self._about_loras(),
                 **({} if plan.backend is None else {"reference_backend": plan.backend}),
             },
             asset_metadata={
@@ -68,6 +85,10 @@ class Work:
                 **image_to_image.about(plan, job, negative_used=self.negative_used),
             },
         )
+
+
+def _parts(seeds: list[int], size: int) -> list[list[int]]:
+    return [seeds[first : first + size] for first in range(0, len(seeds), size)]
 
 
 def _about_words(words: Conditioning | None) -> dict[str, Any]:

@@ -38,11 +38,11 @@ class Gate:
         if any(map(self._sexual.found_in, readings)) and any(map(self._is_about_minors, readings)):
             raise _violation(whole)
 
-    def judge(self, job: BaseJob) -> None:
-        """Check everything a person wrote into a job. A hit leaves one line for the audit: who and what
-        kind, never a word of the text."""
+    def judge(self, job: BaseJob, made: str = "") -> None:
+        """Check everything a person wrote into a job, together with a text that was `made` for it. A hit
+        leaves one line for the audit: who and what kind, never a word of the text."""
         try:
-            self.check(job.texts())
+            self.check((*job.texts(), made))
         except PolicyViolation as violation:
             _log.warning("policy_violation", job_id=job.id, user_id=job.user_id, **(violation.audit or {}))
             raise

@@ -31,8 +31,18 @@ def _loras(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _each_once(value: tuple[str, ...]) -> tuple[str, ...]:
+    names = [entry.partition("=")[0] for entry in value]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is there twice")
+    return value
+
+
 LoRAs = Annotated[Words, AfterValidator(_loras)]
 """`name=path` or `name=path@weight` each."""
+JobLoRAs = Annotated[LoRAs, AfterValidator(_each_once)]
+"""The same, and every name once."""
 
 
 class SDXLSettings(Topic):
@@ -50,5 +60,7 @@ class SDXLSettings(Topic):
     sdxl_channels_last: bool = env("OURVIDZ_SDXL_CHANNELS_LAST", False)
     sdxl_loras: LoRAs = env("OURVIDZ_SDXL_LORAS", ())
     """All of them are merged into the weights."""
+    sdxl_job_loras: JobLoRAs = env("OURVIDZ_SDXL_JOB_LORAS", ())
+    """Those that a job may name. The weight here is used where it names none."""
     ip_adapter: LocalPath | None = env("OURVIDZ_IP_ADAPTER")
     ip_adapter_encoder: LocalPath | None = env("OURVIDZ_IP_ADAPTER_ENCODER")

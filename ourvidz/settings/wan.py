@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ourvidz.settings.kinds import LocalPath, Topic, env
 
 
@@ -9,3 +11,17 @@ class WanSettings(Topic):
     """The checkpoint, and how it runs."""
 
     wan_model: LocalPath | None = env("OURVIDZ_WAN_MODEL")
+    wan_vace_model: LocalPath | None = env("OURVIDZ_WAN_VACE_MODEL")
+    """A second checkpoint, for jobs with references."""
+    wan_max_frame_pixels: int | None = env("OURVIDZ_WAN_MAX_FRAME_PIXELS", ge=1)
+    """Frames x width x height that one clip may have; not set, what fits the native sizes."""
+    wan_dtype: Literal["bfloat16", "float32"] | None = env("OURVIDZ_WAN_DTYPE")
+    wan_attention: Literal["flash", "efficient", "cudnn", "math"] | None = env("OURVIDZ_WAN_ATTENTION")
+    wan_compile: bool = env("OURVIDZ_WAN_COMPILE", False)
+    wan_few_steps: bool = env("OURVIDZ_WAN_FEW_STEPS", False)
+    """A distilled checkpoint: its guidance is built in, and a job's is not used."""
+    wan_cache: Literal["first_block", "mag", "taylorseer", "pab", "faster"] | None = env("OURVIDZ_WAN_CACHE")
+    wan_cache_threshold: float | None = env("OURVIDZ_WAN_CACHE_THRESHOLD", gt=0)
+    """How much may change where a step reuses the one before; only two of the caches measure it."""
+    wan_vae_tiling: Literal["auto", "always"] = env("OURVIDZ_WAN_VAE_TILING", "auto")
+    wan_group_offload: bool = env("OURVIDZ_WAN_GROUP_OFFLOAD", False)

@@ -1,30 +1,25 @@
-"""The one ladder that decides how a job ends: done, again, or failed with a code."""
+"""What the task of every kind of generation is: a door, and how Celery gets to see an ending."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NoReturn
 
 from celery import Task
 from celery.exceptions import Ignore
 from celery.result import AsyncResult
 
-from ourvidz import __version__, dispatch, log
-from ourvidz.errors import InternalError, OperatorError, OurvidzError, SettingsError, WorkerUnavailable
+from ourvidz import dispatch, log
+from ourvidz.errors import OurvidzError, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim
 from ourvidz.signals import attempt_of
-from ourvidz.wiring import control, loading
-from ourvidz.workflows.run import FenceLost, LeasedRun
+from ourvidz.tasks.attempt import Attempt, known, services
+from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Services
 
 Workflow = Callable[[Any, Any, Services], Outcome]
 
-COMMIT_PATIENCE_S = 60.0
-"""How long a finished attempt waits for a ledger that is away."""
-COMMIT_PAUSE_S = 0.5
 RETRY_DELAY_S = 1.0
 PUBLISH_SLACK_S = 0.25
 """A retry's message comes this much after its due time, so that it is never early."""
@@ -34,15 +29,6 @@ _log = log.get(__name__)
 
 class JobFailed(Exception):
     """What Celery gets to see of a failure: the code. Tracebacks and messages stay in our own log."""
-
-
-def told(error: OurvidzError) -> OurvidzError:
-    """What a caller may hear: an operator's errors name paths of this machine, which are for our log."""
-    if isinstance(error, SettingsError):
-        return InternalError("the worker is not set up; its operators have the details")
-    if isinstance(error, OperatorError):
-        return type(error)("the worker is not set up for this job; its operators have the details")
-    return error
 
 
 class GenerationTask(Task):  # type: ignore[misc]
@@ -69,6 +55,27 @@ class GenerationTask(Task):  # type: ignore[misc]
 
     def run_job(self, message: dict[str, Any], workflow: Workflow) -> dict[str, Any]:
         """Run one attempt and commit its ending. Answers the job id and status, nothing more."""
+        attempt = Attempt(self.claimed(message), self.family)
+        job_id = attempt.claim.job_id
+        try:
+            try:
+                with attempt.running() as run:
+                    # Inside, so that the lease is kept while models are built.
+                    outcome = workflow(attempt.claim.job, run, services(self.family))
+            except FenceLost:
+                raise
+            except Exception as failure:  # noqa: BLE001  the ladder's last rung: every ending is committed
+                error = known(failure, job_id)
+            else:
+                attempt.finish(outcome)
+                return {"job_id": job_id, "status": outcome.status}
+            self._retry_or_fail(attempt, error)
+        except FenceLost:
+            _log.warning("fence_lost", job_id=job_id)
+            raise Ignore from None
+
+    def claimed(self, message: dict[str, Any]) -> Claim:
+        """The claim of this task. `Ignore` when somebody else has the job, or it cannot be decided now."""
         try:
             claim = attempt_of(self.request, message)
         except WorkerUnavailable:
@@ -76,95 +83,17 @@ class GenerationTask(Task):  # type: ignore[misc]
             raise Ignore from None
         if claim is None:
             raise Ignore
-        error: OurvidzError
-        try:
-            outcome = self._attempt(claim, workflow)
-        except FenceLost:
-            _log.warning("fence_lost", job_id=claim.job_id)
-            raise Ignore from None
-        except OurvidzError as known:
-            error = known
-        except Exception:  # noqa: BLE001  the ladder's last rung: every ending is committed
-            _log.exception("internal_error", job_id=claim.job_id)
-            error = InternalError("the worker failed; the operators have the details")
-        else:
-            self._commit(claim, outcome)
-            return {"job_id": claim.job_id, "status": outcome.status}
-        self._retry_or_fail(claim, error)
+        return claim
 
-    def _attempt(self, claim: Claim, workflow: Workflow) -> Outcome:
-        at = control.current()
-        run = LeasedRun(
-            claim,
-            at.ledger,
-            lease_s=at.settings.lease_s,
-            limit_s=dispatch.time_limit_s(claim.job.type),
-            on_told=partial(dispatch.deliver, claim.job_id) if at.settings.progress_callbacks else None,
-            previews=at.settings.previews,
-        )
-        with run:
-            # Inside, so that the lease is kept while models are built.
-            use = Services(
-                models=loading.models(at.settings, self.family),
-                store=at.store,
-                gate=at.gate,
-                references=at.references,
-                signer=at.signer,
-            )
-            return workflow(claim.job, run, use)
-
-    def _retry_or_fail(self, claim: Claim, error: OurvidzError) -> NoReturn:
-        tried = claim.record.failures.get(error.code, 0) + 1
-        _log.warning(
-            "attempt_failed", job_id=claim.job_id, code=error.code, tried=tried, reason=error.message
-        )
-        if error.scope == "job" and tried < error.attempts:
-            self._again(claim, error)
-        self._commit(claim, Outcome.failure(told(error), **self._known()))
-        raise JobFailed(error.code) from None
-
-    def _again(self, claim: Claim, error: OurvidzError) -> NoReturn:
+    def _retry_or_fail(self, attempt: Attempt, error: OurvidzError) -> NoReturn:
         due_in_s = 0.0 if self.request.is_eager else RETRY_DELAY_S
-        if not control.current().ledger.release(claim, code=error.code, due_in_s=due_in_s):
-            raise Ignore
+        if attempt.settle(error, retry_in_s=due_in_s) == "failed":
+            raise JobFailed(error.code) from None
         again = self.retry(
-            args=(dispatch.message(claim.record),),
+            args=(dispatch.message(attempt.claim.record),),
             countdown=due_in_s + PUBLISH_SLACK_S,
             exc=JobFailed(error.code),
             throw=False,
         )
-        dispatch.noted(claim.record)
+        dispatch.noted(attempt.claim.record)
         raise again
-
-    def _commit(self, claim: Claim, outcome: Outcome) -> None:
-        patience_ends = time.monotonic() + COMMIT_PATIENCE_S
-        ledger = control.current().ledger
-        while True:
-            try:
-                kept = ledger.end(
-                    claim.job_id,
-                    run=claim.run,
-                    fence=claim.fence,
-                    outcome=outcome,
-                    worker_id=claim.record.worker_id,
-                )
-            except WorkerUnavailable:
-                if time.monotonic() > patience_ends:
-                    _log.error("commit_given_up", job_id=claim.job_id)
-                    raise Ignore from None
-                time.sleep(COMMIT_PAUSE_S)
-                continue
-            if not kept:
-                _log.warning("fence_lost", job_id=claim.job_id)
-                raise Ignore
-            return
-
-    def _known(self) -> dict[str, Any]:
-        """What a failed job's callback tells besides the error."""
-        known: dict[str, Any] = {"worker_version": __version__}
-        models = loading.loaded(self.family)
-        try:
-            return known | (models.memory() if models else {})
-        except Exception:  # noqa: BLE001  a broken GPU must not keep its job from ending
-            _log.exception("memory_unknown")
-            return known

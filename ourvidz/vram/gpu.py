@@ -18,6 +18,11 @@ def memory() -> dict[str, Any]:
     return report(used=total - free, total=total)
 
 
+def free_mib() -> int | None:
+    """What is free on the GPU (MiB); None where there is none."""
+    return torch.cuda.mem_get_info()[0] // MIB if torch.cuda.is_available() else None
+
+
 def report(*, used: int, total: int) -> dict[str, Any]:
     """The same numbers from bytes."""
     return {

@@ -1,10 +1,11 @@
-"""Taking jobs in over HTTP: what both submission routes do."""
+"""Taking jobs in over HTTP: what all submission routes do."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ourvidz import dispatch
+from ourvidz.celery_settings import JOBS
 from ourvidz.jobs.job import Job
 from ourvidz.ledger.record import Admission
 from ourvidz.web.attendance import Attendance
@@ -24,10 +25,10 @@ def look(jobs: list[Job], attendance: Attendance) -> None:
             raise dispatch.taken(job.id)
 
 
-def take(job: Job, attendance: Attendance) -> Admission:
+def take(job: Job, attendance: Attendance, *, priority: int = JOBS, quiet: bool = False) -> Admission:
     """Record and publish an admitted job. `WorkerUnavailable` for a new one that nobody would run,
     `Conflict` when another job stands under its id."""
     ledger = control.current().ledger
     if attendance.missing(job.queue, ledger) and ledger.get(job.id) is None:
         raise attendance.refusal(job.queue)
-    return dispatch.enqueue(job)
+    return dispatch.enqueue(job, priority=priority, quiet=quiet)

@@ -69,7 +69,7 @@ class ModelSeen(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """The models that are loaded now, one row a worker."""
+    """The models of the workers that are here, one row each."""
 
     models: list[ModelSeen]
 
@@ -113,12 +113,13 @@ def ready() -> dict[str, str]:
 
 
 @router.get("/status", responses=documented(422, 503))
-def status(worker_type: Literal["sdxl", "wan"] = "sdxl") -> Status:
-    """What the image worker can do, or the video worker."""
-    rows = of_family(worker_type)
+def status(worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
+    """What the image worker can do, or the video worker, or the chat worker."""
+    rows = [row for row in of_family(worker_type) if row.kind != "admin"]
     names = (_loaded(w, "name") for w in _here() if w.family == worker_type)
     chosen = control.current().settings
-    configured = chosen.sdxl_model if worker_type == "sdxl" else chosen.wan_model
+    models = {"sdxl": chosen.sdxl_model, "wan": chosen.wan_model, "chat": chosen.qwen_model}
+    configured = models[worker_type]
     return Status(
         worker_type=worker_type,
         model=next((name for name in names if name), configured.stem if configured else "not loaded"),
@@ -132,8 +133,8 @@ def status(worker_type: Literal["sdxl", "wan"] = "sdxl") -> Status:
             }
             for row in rows
         },
-        i2i_pipeline=True,
-        thumbnail_generation=True,
+        i2i_pipeline=worker_type != "chat",
+        thumbnail_generation=worker_type != "chat",
     )
 
 
@@ -144,7 +145,7 @@ def model_info() -> ModelInfo:
         models=[
             ModelSeen(family=worker.family, queue=worker.queue, state=worker.state, info=said)
             for worker in _here()
-            if (said := worker.detail.get("info", {}).get(worker.family)) is not None
+            for said in _said(worker)
         ]
     )
 
@@ -196,9 +197,14 @@ def _here() -> list[Worker]:
 
 
 def _loaded(worker: Worker, what: str) -> str | None:
-    """What a worker said of its family's model when it had loaded it."""
-    said = worker.detail.get("info", {}).get(worker.family, {}).get(what)
-    return None if said is None else str(said)
+    """What a worker said of the first of its models that it said it of."""
+    found = [info[what] for info in _said(worker) if info.get(what) is not None]
+    return str(found[0]) if found else None
+
+
+def _said(worker: Worker) -> list[dict[str, Any]]:
+    """What a worker said of each of its models when it had loaded them."""
+    return list(worker.detail.get("info", {}).values())
 
 
 def _seen(worker: Worker) -> WorkerSeen:

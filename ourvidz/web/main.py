@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ourvidz import __version__
 from ourvidz.settings import Settings
-from ourvidz.web import embedded, health, jobs, operations, prompts, upstash
+from ourvidz.web import chat, embedded, health, info, jobs, openai, operations, prompts, upstash
 from ourvidz.web.attendance import Attendance
 from ourvidz.web.audit import Audit
 from ourvidz.web.auth import LISTS, Keyring, LocalOnly, guard, keyring
@@ -49,7 +49,11 @@ def create_app(given: Control | None = None) -> FastAPI:
     app.state.started_at = time.monotonic()
     app.state.attendance = Attendance(settings.worker_grace_s)
     app.include_router(health.router)
+    app.include_router(info.router)
+    app.include_router(info.inside, dependencies=guard(ring, "jobs", "chat", "admin"))
     app.include_router(jobs.router, dependencies=guard(ring, "jobs"))
+    app.include_router(chat.router, dependencies=guard(ring, "chat"))
+    app.include_router(openai.router, dependencies=guard(ring, "chat"))
     app.include_router(prompts.router, dependencies=guard(ring, "jobs"))
     app.include_router(upstash.router, dependencies=guard(ring, "jobs", LISTS))
     app.include_router(operations.router, dependencies=guard(ring, "admin"))

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from pydantic import BaseModel
+import uuid
+from typing import Any, Literal
 
-from ourvidz import dispatch
-from ourvidz.web import queues
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from ourvidz import administration, dispatch
+from ourvidz.jobs.fields import Fields
+from ourvidz.jobs.job import AdminJob
+from ourvidz.web import audit, queues
+from ourvidz.web.body import parse_json
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 
 router = APIRouter(tags=["operations"], responses=documented(401, 403, 404, 422, 503))
+
+
+ADMIN = "admin_utilities"
+OPERATION: dict[str, Any] = {
+    "requestBody": {
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "operation": {"enum": [*administration.OPERATIONS, "", None], "default": "status"}
+                    },
+                }
+            }
+        }
+    }
+}
 
 
 class QueueState(BaseModel):
@@ -26,6 +50,31 @@ class WorkerState(BaseModel):
 
     worker: str
     draining: bool
+
+
+class Administered(BaseModel):
+    """What an operation found out or did. Which fields `result` has depends on the operation."""
+
+    success: Literal[True] = True
+    operation: str
+    result: dict[str, Any]
+
+
+@router.post("/admin", responses=documented(413), openapi_extra=OPERATION)
+async def admin(request: Request) -> Administered:
+    """Carry out an operation of `admin_utilities` here, also while the chat worker is down."""
+    body = await request.body()
+    return await run_in_threadpool(_administer, request, parse_json(body) if body else {})
+
+
+def _administer(request: Request, payload: object) -> Administered:
+    Fields(payload)
+    assert isinstance(payload, dict)
+    job = dispatch.admit({**payload, "id": uuid.uuid4().hex, "type": ADMIN})
+    assert isinstance(job, AdminJob)
+    audit.entry(request.scope).type = ADMIN
+    result = administration.administer(job.operation)
+    return Administered(operation=job.operation, result=result)
 
 
 @router.post("/queues/{queue}/pause")

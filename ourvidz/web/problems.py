@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ourvidz import log
 from ourvidz.errors import InternalError, InvalidParameters, NotFound, OurvidzError, PolicyViolation, by_code
 from ourvidz.jobs.plain import shorten
-from ourvidz.web import audit
+from ourvidz.web import audit, openai_errors
 
 MEDIA_TYPE = "application/problem+json"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -47,6 +47,14 @@ class Problem(BaseModel):
 def problem(error: OurvidzError, instance: str, *, status: int | None = None) -> JSONResponse:
     """The answer to a request that ended with `error`; `status` where the protocol wants another one."""
     status = status or error.http_status
+    headers = _headers(error, status)
+    if openai_errors.speaks(instance):
+        return openai_errors.answer(error, status, headers)
+    found = document(error, instance, status=status)
+    return JSONResponse(found.model_dump(), status, headers, media_type=MEDIA_TYPE)
+
+
+def _headers(error: OurvidzError, status: int) -> dict[str, str]:
     headers = {}
     wait_s = error.retry_after_s
     if wait_s is None and status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -55,7 +63,13 @@ def problem(error: OurvidzError, instance: str, *, status: int | None = None) ->
         headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    document = Problem(
+    return headers
+
+
+def document(error: OurvidzError, instance: str, *, status: int | None = None) -> Problem:
+    """What a caller gets to see of `error`."""
+    status = status or error.http_status
+    return Problem(
         title=HTTPStatus(status).phrase,
         status=status,
         detail=error.message,
@@ -66,7 +80,6 @@ def problem(error: OurvidzError, instance: str, *, status: int | None = None) ->
         value=shorten(error.value),
         error=error.message,
     )
-    return JSONResponse(document.model_dump(), status, headers, media_type=MEDIA_TYPE)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -75,12 +88,12 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"content": content, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
-def declare(document: dict[str, Any]) -> dict[str, Any]:
+def declare(openapi: dict[str, Any]) -> dict[str, Any]:
     """Add the problem's schema to an OpenAPI document. Declared as a model of a response, it would be
     announced as plain JSON as well."""
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas = openapi.setdefault("components", {}).setdefault("schemas", {})
     schemas["Problem"] = Problem.model_json_schema(mode="serialization")
-    return document
+    return openapi
 
 
 async def on_http_exception(request: Request, raised: Exception) -> JSONResponse:

@@ -14,14 +14,17 @@ from urllib.parse import urlsplit
 from ourvidz import __version__
 from ourvidz.callbacks.delivery import Courier, Target
 from ourvidz.jobs.dialects import Defaults
+from ourvidz.jobs.ranges import FRAMES
 from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.ledger.store import Ledger
 from ourvidz.ledger.sweep import Rules
 from ourvidz.media.credentials import Signer
+from ourvidz.net.client import Client
 from ourvidz.net.guard import Fetcher
 from ourvidz.net.reach import Reach
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, load_terms
+from ourvidz.safety.moderation import TIMEOUT_S, Moderation
 from ourvidz.settings import Settings, settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
@@ -67,6 +70,14 @@ class Control:
         return signing.signer(self.settings)
 
     @cached_property
+    def moderation(self) -> Moderation | None:
+        """The operator's own judge of texts; None where none is configured."""
+        url = self.settings.moderation_url
+        if url is None:
+            return None
+        return Moderation(url, self.settings.moderation_key, Client(timeout_s=TIMEOUT_S))
+
+    @cached_property
     def rules(self) -> Rules:
         """What the sweep goes by."""
         chosen = self.settings
@@ -76,6 +87,7 @@ class Control:
             empty_s=chosen.empty_queue_s,
             unclaimed_s=chosen.unclaimed_s,
             retention_s=chosen.retention_s,
+            enhance_within_s=chosen.enhance_within_s,
         )
 
 
@@ -91,9 +103,23 @@ def defaults(chosen: Settings) -> Defaults:
     return Defaults(
         sdxl_size=SDXL_SIZE if chosen.sdxl_model else TINY_SDXL_SIZE,
         wan_size=WAN_SIZE if chosen.wan_model or production else TINY_WAN_SIZE,
+        wan_frame_pixels=wan_frame_pixels(chosen) if chosen.wan_model or production else None,
         callback_hosts=callback_hosts(chosen),
         negative_prompt=chosen.negative_prompt,
+        loras=lora_weights(chosen),
     )
+
+
+def lora_weights(chosen: Settings) -> dict[str, float]:
+    """The LoRA names that jobs may use, each with its usual weight."""
+    written = (entry.partition("=") for entry in chosen.sdxl_job_loras)
+    return {name: float(rest.partition("@")[2] or 1.0) for name, _, rest in written}
+
+
+def wan_frame_pixels(chosen: Settings, size: tuple[int, int] = WAN_SIZE) -> int:
+    """How many pixels the frames of a clip may have together: as it is set, else the most frames that anybody
+    may ask for, at `size`. The tiny checkpoint scales what is asked for down, and has no limit."""
+    return chosen.wan_max_frame_pixels or int(FRAMES.high) * size[0] * size[1]
 
 
 def target(chosen: Settings) -> Target:

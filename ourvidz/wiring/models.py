@@ -5,32 +5,49 @@ from __future__ import annotations
 from typing import Any
 
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines.base import ImagePipeline, VideoPipeline
-from ourvidz.pipelines.checkpoints import find_sdxl, find_wan
+from ourvidz.pipelines.base import ImagePipeline, TextPipeline, VideoPipeline
+from ourvidz.pipelines.checkpoints import QwenVariant, find_qwen, find_sdxl, find_wan
+from ourvidz.pipelines.devices import free_memory
 from ourvidz.pipelines.ip_adapter import AdapterFiles
+from ourvidz.pipelines.loading import files_mib
 from ourvidz.pipelines.options import SDXLOptions, lora_of
+from ourvidz.pipelines.qwen import QwenPipeline
+from ourvidz.pipelines.remote_texts import RemoteTexts, Server
 from ourvidz.pipelines.sdxl import SDXLPipeline
 from ourvidz.pipelines.wan import WanPipeline
+from ourvidz.pipelines.wan_options import WanOptions
 from ourvidz.settings import Settings
 from ourvidz.vram import gpu
+from ourvidz.wiring.texts import Text, WarmTexts
 
 TINY_CAP_PX = 128
 """Longest edge that the tiny profile renders."""
 TINY_WAN_CAP_PX = 64
 """And of its clips."""
+QWEN: dict[str, QwenVariant] = {"qwen_instruct": "instruct", "qwen_base": "base"}
+"""The language models as jobs call them; the first is loaded first."""
 
 
 class WarmModels:
     """The pipelines of one family, loaded once; implements `Models`."""
 
-    def __init__(self, sdxl: SDXLPipeline | None = None, *, wan: WanPipeline | None = None) -> None:
+    def __init__(
+        self,
+        sdxl: SDXLPipeline | None = None,
+        *,
+        wan: WanPipeline | None = None,
+        texts: WarmTexts | None = None,
+    ) -> None:
         self._sdxl = sdxl
         self._wan = wan
+        self._texts = texts
 
     def warm(self) -> None:
         """Load what this worker serves. `ModelLoadError` says what is wrong."""
         for pipeline in self._served().values():
             pipeline.load()
+        if self._texts is not None:
+            self._texts.warm()
 
     def images(self) -> ImagePipeline:
         """The pipeline for SDXL jobs, loaded. `ModelLoadError` on a worker of another family."""
@@ -46,15 +63,28 @@ class WarmModels:
         self._wan.load()
         return self._wan
 
+    def texts(self, model: str) -> TextPipeline:
+        """The language model of that name, loaded. `ModelLoadError` on a worker of another family."""
+        if self._texts is None:
+            raise ModelLoadError("This worker has no language models.")
+        return self._texts.open(model)
+
     def reload(self) -> None:
         """Drop everything and load it again."""
         for pipeline in self._served().values():
             pipeline.unload()
             pipeline.load()
+        if self._texts is not None:
+            self._texts.reload()
+
+    def flush(self) -> None:
+        """Give memory that nothing refers to any more back to the device."""
+        free_memory()
 
     def info(self) -> dict[str, Any]:
         """What is loaded, where, and the memory it takes (MiB)."""
-        return {family: pipeline.info() for family, pipeline in self._served().items()}
+        told = {family: pipeline.info() for family, pipeline in self._served().items()}
+        return told if self._texts is None else told | self._texts.info()
 
     def memory(self) -> dict[str, Any]:
         """The memory of this worker's GPU (MiB and GiB); zeros where there is none."""
@@ -69,6 +99,8 @@ def build(settings: Settings, family: str) -> WarmModels:
     """The pipelines of one family, not loaded yet. `ModelLoadError` says which weights are missing."""
     if family == "wan":
         return WarmModels(wan=_wan(settings))
+    if family == "chat":
+        return WarmModels(texts=_texts(settings))
     if family != "sdxl":
         raise ModelLoadError(f"This version has no pipelines for {family!r}.")
     checkpoint = find_sdxl(settings.sdxl_model)
@@ -79,8 +111,44 @@ def build(settings: Settings, family: str) -> WarmModels:
 def _wan(settings: Settings) -> WanPipeline:
     if settings.wan_model is None and settings.profile == "production":
         raise ModelLoadError("The production profile has no Wan checkpoint: set OURVIDZ_WAN_MODEL.")
-    checkpoint = find_wan(settings.wan_model)
-    return WanPipeline(checkpoint, cap=TINY_WAN_CAP_PX if settings.wan_model is None else None)
+    checkpoint = find_wan(settings.wan_model, expected="t2v")
+    given = settings.wan_vace_model
+    vace = None if given is None else find_wan(given, expected="vace")
+    cap = TINY_WAN_CAP_PX if settings.wan_model is None else None
+    return WanPipeline(checkpoint, vace=vace, cap=cap, options=wan_options(settings))
+
+
+def wan_options(settings: Settings) -> WanOptions:
+    """How the operator wants Wan to run."""
+    return WanOptions(
+        dtype=settings.wan_dtype,
+        attention=settings.wan_attention,
+        compiled=settings.wan_compile,
+        few_steps=settings.wan_few_steps,
+        cache=settings.wan_cache,
+        threshold=settings.wan_cache_threshold,
+        calibrations=settings.state_dir / "wan-calibrations",
+        tiled=settings.wan_vae_tiling == "always",
+        grouped=settings.wan_group_offload,
+        previews=settings.previews,
+    )
+
+
+def _texts(settings: Settings) -> WarmTexts:
+    texts = {name: _text(settings, variant) for name, variant in QWEN.items()}
+    return WarmTexts(texts, together=settings.qwen_together, free_mib=gpu.free_mib)
+
+
+def _text(settings: Settings, variant: QwenVariant) -> Text:
+    url = settings.qwen_instruct_url if variant == "instruct" else settings.qwen_base_url
+    name = settings.qwen_instruct_name if variant == "instruct" else settings.qwen_base_name
+    if url is not None:
+        return Text(RemoteTexts(Server(url, name, settings.qwen_key), variant), needs_mib=0)
+    if settings.qwen_model is None and settings.profile == "production":
+        needed = f"OURVIDZ_QWEN_MODEL or OURVIDZ_QWEN_{variant.upper()}_URL"
+        raise ModelLoadError(f"The production profile has no Qwen checkpoint ({variant}): set {needed}.")
+    checkpoint = find_qwen(settings.qwen_model, variant)
+    return Text(QwenPipeline(checkpoint, variant), files_mib(checkpoint.path))
 
 
 def sdxl_options(settings: Settings) -> SDXLOptions:
@@ -94,6 +162,7 @@ def sdxl_options(settings: Settings) -> SDXLOptions:
         compiled=settings.sdxl_compile,
         channels_last=settings.sdxl_channels_last,
         loras=tuple(lora_of(written) for written in settings.sdxl_loras),
+        job_loras=tuple(lora_of(written) for written in settings.sdxl_job_loras),
         ip_adapter=AdapterFiles(adapter, encoder) if adapter and encoder else None,
         previews=settings.previews,
     )

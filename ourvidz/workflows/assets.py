@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from PIL.Image import Image
 
@@ -22,47 +23,78 @@ from ourvidz.workflows.signing import Credentials, File, told
 
 _log = log.get(__name__)
 
-ENCODERS = 4
-"""Pictures encoded at a time; encoding a large one takes one processor for a second."""
+AT_ONCE = 4
+"""Pictures encoded and stored at a time: encoding takes one processor, storage far away mostly waiting."""
 
 StoringJob = ImageJob | VideoJob
 """A job that puts files into storage."""
 
 
+class Keeper:
+    """Stores the pictures of one job while others are still being made.
+
+    Some threads each take one picture: they encode, sign and put it, and its thumbnail after it. `Run.put`
+    checks the fence and tries again there as it does anywhere. Leaving the context waits for what is being
+    put and drops the rest: nothing is stored once the attempt is over.
+    """
+
+    def __init__(self, job: StoringJob, run: Run, store: Store, credentials: Credentials) -> None:
+        self._job = job
+        self._run = run
+        self._store = store
+        self._credentials = credentials
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"keep-{job.id}")
+        self._kept: dict[int, Future[Asset]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def take(self, index: int, image: Image) -> None:
+        """Store picture `index` from now on. Raises what an earlier one has failed of: the others need not
+        be made then."""
+        for kept in self._kept.values():
+            if kept.done():
+                kept.result()
+        self._kept[index] = self._pool.submit(self._keep, index, image)
+
+    def assets(self, pictures: Pictures) -> tuple[Asset, ...]:
+        """The assets in the order of their seeds, when all pictures are stored, also those that `take` was
+        not given before."""
+        for index, image in enumerate(pictures.images):
+            if index not in self._kept:
+                self.take(index, image)
+        kept = [self._kept[index].result() for index in range(len(pictures.images))]
+        return tuple(
+            asset.model_copy(update={"metadata": pictures.asset_metadata | {"seed": seed} | asset.metadata})
+            for asset, seed in zip(kept, pictures.seeds, strict=True)
+        )
+
+    def _keep(self, index: int, image: Image) -> Asset:
+        source, sign = self._credentials.source, self._credentials.on
+        file = sign(png(image, source=source), "image/png")
+        return keep_file(
+            file,
+            "png",
+            {"width": image.width, "height": image.height},
+            self._job,
+            self._run,
+            self._store,
+            index=index,
+            small=lambda: sign(thumbnail(image, source=source), "image/webp"),
+        )
+
+
 def keep_pictures(
     pictures: Pictures, job: StoringJob, run: Run, store: Store, credentials: Credentials
 ) -> tuple[Asset, ...]:
-    """Store every picture and its thumbnail; the assets in the order of their seeds.
-
-    The next pictures are encoded and signed while one is being stored: the pipeline waits for all of it.
-    """
-    pool = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
-    try:
-        files = [pool.submit(_picture, image, credentials) for image in pictures.images]
-        small = [pool.submit(_thumbnail, image, credentials) for image in pictures.images]
-        return tuple(
-            keep_file(
-                files[index].result(),
-                "png",
-                pictures.asset_metadata | {"seed": seed, "width": image.width, "height": image.height},
-                job,
-                run,
-                store,
-                index=index,
-                small=small[index].result,
-            )
-            for index, (image, seed) in enumerate(zip(pictures.images, pictures.seeds, strict=True))
-        )
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _picture(image: Image, credentials: Credentials) -> File:
-    return credentials.on(png(image, source=credentials.source), "image/png")
-
-
-def _thumbnail(image: Image, credentials: Credentials) -> File:
-    return credentials.on(thumbnail(image, source=credentials.source), "image/webp")
+    """Store pictures that are all made, and their thumbnails; the assets in the order of their seeds."""
+    with Keeper(job, run, store, credentials) as keeper:
+        return keeper.assets(pictures)
 
 
 def keep_file(

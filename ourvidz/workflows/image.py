@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from PIL.Image import Image
 
 from ourvidz import __version__
 from ourvidz.errors import FallbackError, I2IPipelineError, ReferenceFrameError
 from ourvidz.jobs.job import ImageJob
-from ourvidz.jobs.outcome import Outcome
+from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.media.provenance import Source
 from ourvidz.pipelines.base import Pictures
-from ourvidz.workflows.assets import keep_pictures
+from ourvidz.workflows.assets import Keeper
 from ourvidz.workflows.services import Run, Services
 from ourvidz.workflows.signing import Credentials
 
@@ -21,13 +23,18 @@ from ourvidz.workflows.signing import Credentials
 def generate_images(job: ImageJob, run: Run, use: Services) -> Outcome:
     """Look at the job once more, fetch its reference, generate its pictures, and store them."""
     use.check(job)
-    pictures = _generate(job, run, use)
-    credentials = Credentials(use.signer, _source(pictures), job_id=job.id)
-    assets = keep_pictures(pictures, job, run, use.store, credentials)
-    return Outcome(status="completed", assets=assets, metadata=_findings(pictures, use))
+    made = _generate(job, run, use)
+    return Outcome(status="completed", assets=made.assets, metadata=_findings(made.pictures, use))
 
 
-def _generate(job: ImageJob, run: Run, use: Services) -> Pictures:
+class _Made(NamedTuple):
+    """Pictures, and the assets they are stored as."""
+
+    pictures: Pictures
+    assets: tuple[Asset, ...]
+
+
+def _generate(job: ImageJob, run: Run, use: Services) -> _Made:
     """The pictures of the job; of its prompt alone where its reference is of no use."""
     if job.reference is None:
         return _painted(job, None, run, use)
@@ -36,11 +43,25 @@ def _generate(job: ImageJob, run: Run, use: Services) -> Pictures:
     return _without_reference(job, made, run, use) if isinstance(made, FallbackError) else made
 
 
-def _painted(job: ImageJob, reference: Image | None, run: Run, use: Services) -> Pictures:
-    return use.models.images().generate(job, reference=reference, on_step=run.step, on_preview=run.preview)
+def _painted(
+    job: ImageJob,
+    reference: Image | None,
+    run: Run,
+    use: Services,
+    *,
+    told: Callable[[Pictures], Pictures] = lambda pictures: pictures,
+) -> _Made:
+    """Generate pictures and store each as soon as it is finished. `told` completes what is said of them."""
+    credentials = Credentials(use.signer, _source(reference), job_id=job.id)
+    with Keeper(job, run, use.store, credentials) as keeper:
+        pictures = use.models.images().generate(
+            job, reference=reference, on_step=run.step, on_preview=run.preview, on_picture=keeper.take
+        )
+        pictures = told(pictures)
+        return _Made(pictures, keeper.assets(pictures))
 
 
-def _with_reference(job: ImageJob, written: str, run: Run, use: Services) -> Pictures | FallbackError:
+def _with_reference(job: ImageJob, written: str, run: Run, use: Services) -> _Made | FallbackError:
     """The pictures, or why the reference could not be used.
 
     `ReferenceForbidden` when it belongs to somebody else: that job fails.
@@ -51,12 +72,16 @@ def _with_reference(job: ImageJob, written: str, run: Run, use: Services) -> Pic
         return failed.with_traceback(None)
 
 
-def _without_reference(job: ImageJob, why: FallbackError, run: Run, use: Services) -> Pictures:
+def _without_reference(job: ImageJob, why: FallbackError, run: Run, use: Services) -> _Made:
     """What the prompt alone makes, with the reason. Raises it when there is no prompt to fall back to."""
     if not job.prompt:
         raise why
     plain = job.model_copy(update={"reference": None})
-    pictures = _painted(plain, None, run, use)
+    return _painted(plain, None, run, use, told=partial(_fallen_back, job=job, why=why))
+
+
+def _fallen_back(pictures: Pictures, *, job: ImageJob, why: FallbackError) -> Pictures:
+    """The pictures of a job whose reference was of no use, with the reason."""
     return replace(
         pictures,
         metadata=pictures.metadata
@@ -76,10 +101,9 @@ def _without_reference(job: ImageJob, why: FallbackError, run: Run, use: Service
     )
 
 
-def _source(pictures: Pictures) -> Source:
+def _source(reference: Image | None) -> Source:
     """Made by the model alone, or from somebody's picture."""
-    shaped = pictures.metadata.get("reference_backend") is not None
-    return "compositeWithTrainedAlgorithmicMedia" if shaped else "trainedAlgorithmicMedia"
+    return "trainedAlgorithmicMedia" if reference is None else "compositeWithTrainedAlgorithmicMedia"
 
 
 def _findings(pictures: Pictures, use: Services) -> dict[str, Any]:

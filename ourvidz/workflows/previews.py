@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +22,7 @@ Item = tuple[Literal["preview"], dict[str, Any]]
 
 class Previews:
     """At most one preview at a time is drawn, on one thread; what is offered before it was fetched is
-    dropped. After the first failure there are no more. Called from one thread; nothing here raises or
-    waits."""
+    dropped. After the first failure there are no more. Any thread may fetch; nothing here raises or waits."""
 
     def __init__(self, job_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._job_id = job_id
@@ -31,6 +31,7 @@ class Previews:
         self._failed = False
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"preview-{job_id}")
         self._drawing: Future[Item] | None = None
+        self._fetching = threading.Lock()
 
     def offer(self, take: Callable[[], Look]) -> None:
         """Have what `take` copies drawn, if it is time and the last one was fetched."""
@@ -45,9 +46,10 @@ class Previews:
 
     def drawn(self) -> list[Item]:
         """What was drawn since the last call: one item of the job's stream, or none."""
-        if self._drawing is None or not self._drawing.done():
-            return []
-        finished, self._drawing = self._drawing, None
+        with self._fetching:
+            if self._drawing is None or not self._drawing.done():
+                return []
+            finished, self._drawing = self._drawing, None
         try:
             return [finished.result()]
         except Exception:  # noqa: BLE001  whatever a preview fails of, the job goes on

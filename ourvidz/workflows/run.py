@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Literal, Self
 
 from ourvidz import log
 from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
@@ -75,6 +75,11 @@ class LeasedRun:
         if self._previews is not None:
             self._previews.close()
 
+    @property
+    def wording(self) -> dict[str, Any] | None:
+        """What was found for the job's prompt before this attempt began."""
+        return self._claim.record.wording
+
     def step(self, done: int, total: int) -> None:
         """Report a finished step. Raises `Cancelled`, `JobTimeout` or `FenceLost`."""
         now = self._clock()
@@ -86,7 +91,17 @@ class LeasedRun:
             self._tell_at = now + TELL_EVERY_S
             self._on_told()
         if now > self._deadline:
-            raise JobTimeout(f"the job took longer than its time limit of {self._limit_s:g} seconds")
+            raise self._late()
+
+    def say(self, text: str, done: int, total: int) -> bool:
+        """Stream a piece of text, which may be empty, and report progress. False when the ledger is away:
+        say it again. Raises what `step` raises."""
+        now = self._clock()
+        progress = RUNNING_SHARE * done / total if total else None
+        heard = self._hear(progress=progress, text=text, tokens=done)
+        if self._deadline is not None and now > self._deadline:
+            raise self._late()
+        return heard
 
     def preview(self, take: Callable[[], Look]) -> None:
         """Have what `take` copies drawn on a thread of its own, at most twice a second; followers of the job
@@ -108,10 +123,19 @@ class LeasedRun:
                 _log.warning("put_failed", job_id=self._claim.job_id, error=error.message)
                 self._sleep(PUT_PAUSE_S * 4 ** (attempt - 1))
 
-    def _hear(self, progress: float | None = None, *, tell: bool = False) -> bool:
+    def _late(self) -> JobTimeout:
+        return JobTimeout(f"the job took longer than its time limit of {self._limit_s:g} seconds")
+
+    def _hear(
+        self, progress: float | None = None, *, tell: bool = False, text: str = "", tokens: int = 0
+    ) -> bool:
         """Whether the ledger has heard; raises what it says."""
         verdict = None
-        items = [] if self._previews is None else self._previews.drawn()
+        items: list[tuple[Literal["preview", "token"], dict[str, Any]]] = []
+        if self._previews is not None:
+            items += self._previews.drawn()
+        if text:
+            items.append(("token", {"text": text, "tokens": tokens}))
         try:
             verdict = self._ledger.step(self._claim, progress=progress, items=items, tell=tell)
         except WorkerUnavailable:

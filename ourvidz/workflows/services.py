@@ -10,13 +10,17 @@ from PIL.Image import Image
 
 from ourvidz.jobs.job import BaseJob
 from ourvidz.media.provenance import Source
-from ourvidz.pipelines.base import ImagePipeline, Look, VideoPipeline
+from ourvidz.pipelines.base import ImagePipeline, Look, TextPipeline, VideoPipeline
 from ourvidz.safety.gate import Gate
 from ourvidz.storage.store import Store
 
 
 class Run(Protocol):
     """The running attempt, as a workflow sees it."""
+
+    @property
+    def wording(self) -> dict[str, Any] | None:
+        """What was found for the job's prompt before this attempt began: see `enhancement.wording`."""
 
     def step(self, done: int, total: int) -> None:
         """Report a finished step. Raises `Cancelled`, `JobTimeout`, or stops an attempt whose fence is
@@ -25,6 +29,10 @@ class Run(Protocol):
     def preview(self, take: Callable[[], Look]) -> None:
         """Show followers of the job what `take` copies of the unfinished work, if it is time for one. Drawn
         elsewhere: costs the job no more than the copy. Raises nothing."""
+
+    def say(self, text: str, done: int, total: int) -> bool:
+        """Stream a piece of text, which may be empty, and report progress. False when nobody could be told:
+        say it again. Raises what `step` raises."""
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         """Store one file of this attempt: checks the fence first, retries storage failures."""
@@ -42,8 +50,14 @@ class Models(Protocol):
     def videos(self) -> VideoPipeline:
         """The pipeline for Wan jobs, loaded."""
 
+    def texts(self, model: str) -> TextPipeline:
+        """The language model of a text job, `qwen_instruct` or `qwen_base`, loaded."""
+
     def reload(self) -> None:
         """Drop everything and load it again, once, after a failed load."""
+
+    def flush(self) -> None:
+        """Give memory that is kept for later, and that nothing refers to, back to the device."""
 
     def info(self) -> dict[str, Any]:
         """What is loaded, where, and the memory it takes (MiB)."""
@@ -69,6 +83,13 @@ class Signer(Protocol):
         """The file with a signed C2PA manifest inside. `InternalError` when it cannot be signed."""
 
 
+class Moderation(Protocol):
+    """An operator's own judge of texts, for the jobs that ask for it (`sfw_mode`)."""
+
+    def judge(self, text: str) -> None:
+        """Raise `PolicyViolation` for a text that may not pass."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything a workflow is given besides the job and its run."""
@@ -79,6 +100,8 @@ class Services:
     references: References
     signer: Signer | None = None
     """None where no certificate is configured."""
+    moderation: Moderation | None = None
+    """None where none is configured."""
 
     def check(self, job: BaseJob) -> None:
         """The safety gate's second look, in the worker. Raises `PolicyViolation`."""

@@ -21,13 +21,15 @@ from ourvidz.workflows.signing import Credentials
 def generate_video(job: VideoJob, run: Run, use: Services) -> Outcome:
     """Look at the job once more, word its prompt, fetch its references, generate its clip, and store it."""
     use.check(job)
-    words = wording(job)
+    words = wording(job, run)
     job = job.model_copy(update={"prompt": words.prompt})
     references = _references(job, use)
     if isinstance(references, ReferenceFrameError):
         clip = _without_references(job, references, run, use)
     else:
-        clip = use.models.videos().generate(job, references=references, on_step=run.step)
+        clip = use.models.videos().generate(
+            job, references=references, on_step=run.step, on_preview=run.preview
+        )
     assets = keep_clip(clip, job, run, use.store, Credentials(use.signer, _source(clip), job_id=job.id))
     return Outcome(
         status="completed",
@@ -55,7 +57,7 @@ def _references(job: VideoJob, use: Services) -> ReferencePictures | ReferenceFr
 def _without_references(job: VideoJob, why: ReferenceFrameError, run: Run, use: Services) -> Clip:
     """What the prompt alone makes, with the reason."""
     plain = job.model_copy(update={"reference_mode": "none"})
-    clip = use.models.videos().generate(plain, on_step=run.step)
+    clip = use.models.videos().generate(plain, on_step=run.step, on_preview=run.preview)
     return replace(
         clip,
         metadata=clip.metadata
@@ -70,7 +72,7 @@ def _without_references(job: VideoJob, why: ReferenceFrameError, run: Run, use: 
             "denoise_strength": job.denoise_strength,
             "pipeline": "text_to_image" if job.frames == 1 else "text_to_video",
             "resize_policy": None,
-            "negative_prompt_used": bool(job.negative_prompt) and job.guidance_scale > 1,
+            "negative_prompt_used": bool(job.negative_prompt) and clip.asset_metadata["guidance_scale"] > 1,
         },
     )
 

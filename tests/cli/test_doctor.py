@@ -40,6 +40,7 @@ def test_a_laptop_with_nothing_set_has_what_it_needs(tmp_path: Path, monkeypatch
         "checkpoints",
         "sdxl",
         "wan checkpoint",
+        "wan",
         "broker",
         "storage",
         "signing",
@@ -86,17 +87,48 @@ def test_how_sdxl_was_told_to_run_is_shown(tmp_path: Path) -> None:
             OURVIDZ_SDXL_SCHEDULER="ddim",
             OURVIDZ_SDXL_COMPILE="true",
             OURVIDZ_SDXL_LORAS=f"hills={tmp_path / 'hills.safetensors'}@0.8",
+            OURVIDZ_SDXL_JOB_LORAS=f"ink={tmp_path / 'hills.safetensors'}",
         )
     )
-    assert (check.status, check.reason) == ("ok", "scheduler ddim; compiled; LoRAs hills")
+    assert check.status == "ok"
+    assert check.reason == "scheduler ddim; compiled; LoRAs hills; LoRAs by name ink"
 
 
-def test_a_lora_that_is_not_there_is_a_failure(tmp_path: Path) -> None:
+def test_how_wan_runs_is_told(tmp_path: Path) -> None:
+    """An operator sees at a glance which switches are on."""
+    plain = doctor.check_wan_options(chosen(tmp_path))
+    assert (plain.status, plain.reason) == ("ok", "as its checkpoint and the device say")
+    check = doctor.check_wan_options(
+        chosen(
+            tmp_path,
+            OURVIDZ_WAN_DTYPE="bfloat16",
+            OURVIDZ_WAN_CACHE="mag",
+            OURVIDZ_WAN_CACHE_THRESHOLD="0.1",
+            OURVIDZ_WAN_VAE_TILING="always",
+            OURVIDZ_WAN_MAX_FRAME_PIXELS="1000000",
+        )
+    )
+    assert check.reason == (
+        "dtype bfloat16; cache mag; threshold 0.1; VAE always tiled; frames x pixels at most 1000000"
+    )
+
+
+def test_a_threshold_that_nothing_reads_is_a_failure(tmp_path: Path) -> None:
+    """It would look as if quality had been set."""
+    check = doctor.check_wan_options(
+        chosen(tmp_path, OURVIDZ_WAN_CACHE="pab", OURVIDZ_WAN_CACHE_THRESHOLD="0.1")
+    )
+    assert check.status == "failed"
+    assert "OURVIDZ_WAN_CACHE" in check.fix
+
+
+@pytest.mark.parametrize("variable", ["OURVIDZ_SDXL_LORAS", "OURVIDZ_SDXL_JOB_LORAS"])
+def test_a_lora_that_is_not_there_is_a_failure(tmp_path: Path, variable: str) -> None:
     """Before a worker fails to start for it."""
-    check = doctor.check_sdxl(chosen(tmp_path, OURVIDZ_SDXL_LORAS=f"hills={tmp_path / 'gone.safetensors'}"))
+    check = doctor.check_sdxl(chosen(tmp_path, **{variable: f"hills={tmp_path / 'gone.safetensors'}"}))
     assert check.status == "failed"
     assert "gone.safetensors" in check.reason
-    assert "OURVIDZ_SDXL_LORAS" in check.fix
+    assert variable in check.fix
 
 
 def test_the_certificate_is_tried(tmp_path: Path, make_chain: Any) -> None:

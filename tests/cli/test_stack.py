@@ -13,7 +13,7 @@ import pytest
 import ourvidz
 from ourvidz.cli import stack
 from ourvidz.cli.state import StateDir
-from ourvidz.cli.worker import HELPERS, HERE
+from ourvidz.cli.worker import HELPERS, FAMILIES
 from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings, load_settings
 
@@ -112,5 +112,5 @@ def test_the_procfile_names_the_same_processes() -> None:
     """Whoever runs honcho gets what `ourvidz up` runs."""
     lines = (Path(ourvidz.__file__).parents[1] / "Procfile").read_text().splitlines()
     named = dict(re.fullmatch(r"(\w+): (.+)", line).groups() for line in lines)  # type: ignore[union-attr, misc]
-    assert set(named) == {*HERE, *HELPERS, "flower"}
-    assert all(named[name] == f"ourvidz worker {name}" for name in (*HERE, *HELPERS))
+    assert set(named) == {*FAMILIES, *HELPERS, "flower"}
+    assert all(named[name] == f"ourvidz worker {name}" for name in (*FAMILIES, *HELPERS))

@@ -34,6 +34,9 @@ ROOT = Path(ourvidz.__file__).parents[1]
 PROMPT = "--prompt=a hill in the rain"
 QUICK = (PROMPT, "--sample_steps=1", "--base_seed=7", "--json")
 
+IMAGE = "--image=hill.png"
+ENDS = ("--first_frame=hill.png", "--last_frame=hill.png")
+
 BAD: list[tuple[int, str, tuple[str, ...]]] = [
     (2, "--prompt is missing", ()),
     (2, "--prompt is missing", ("--prompt=  ",)),
@@ -41,10 +44,17 @@ BAD: list[tuple[int, str, tuple[str, ...]]] = [
     (2, "no such option", (PROMPT, "--no_such_flag")),
     (2, "unexpected extra argument", (PROMPT, "stray")),
     (2, "t2v-2B", (PROMPT, "--task=t2v-2B")),
-    (2, "image-to-video pipeline", (PROMPT, "--task=i2v-14B")),
-    (2, "first-and-last-frame pipeline", (PROMPT, "--task=flf2v-14B")),
-    (2, "VACE pipeline", (PROMPT, "--task=vace-1.3B")),
-    (2, "VACE pipeline", (PROMPT, "--task=vace-14B")),
+    (2, "i2v-14B needs --image, and no other", (PROMPT, "--task=i2v-14B")),
+    (2, "needs --image, and no other", (PROMPT, "--task=i2v-14B", "--first_frame=hill.png")),
+    (2, "needs --first_frame and --last_frame", (PROMPT, "--task=flf2v-14B")),
+    (2, "needs --first_frame and --last_frame", (PROMPT, "--task=flf2v-14B", "--first_frame=hill.png")),
+    (2, "1280*720", (PROMPT, "--task=vace-14B", "--size=624*624")),
+    (2, "goes with --src_video", (PROMPT, "--task=vace-1.3B", "--src_mask=hill.png")),
+    (2, "goes without --image", (PROMPT, "--task=vace-1.3B", "--src_video=hill.png", "--image=hill.png")),
+    (2, "broken.png", (PROMPT, "--task=vace-1.3B", "--src_ref_images=hill.png,broken.png")),
+    (2, "missing.png cannot be read", (PROMPT, "--task=vace-1.3B", "--src_ref_images=missing.png")),
+    (2, "--src_video", (PROMPT, "--task=vace-1.3B", "--src_video=missing.mp4")),
+    (2, "broken.png: the video file", (PROMPT, "--task=vace-1.3B", "--src_video=broken.png")),
     (2, "480*832, 832*480, 624*624", (PROMPT, "--size=1280*720")),
     (2, "--size", (PROMPT, "--size=480x832")),
     (2, "1280*720", (PROMPT, "--task=t2v-14B", "--size=624*624")),
@@ -52,6 +62,12 @@ BAD: list[tuple[int, str, tuple[str, ...]]] = [
     (2, "--frame_num", (PROMPT, "--frame_num=0")),
     (2, "--frame_num", (PROMPT, "--frame_num=many")),
     (2, "4n+1", (PROMPT, "--frame_num=83", "--strict_frames")),
+    (2, "of at most 64296960", (PROMPT, "--ckpt_dir=empty", "--frame_num=165")),
+    (
+        2,
+        "of at most 148377600",
+        (PROMPT, "--task=t2v-14B", "--ckpt_dir=empty", "--size=1280*720", "--frame_num=165"),
+    ),
     (2, "1 for t2i-14B", (PROMPT, "--task=t2i-14B", "--frame_num=81")),
     (2, "an .mp4 file for 81 frames", (PROMPT, "--save_file=a.png")),
     (2, "ends in .mp4", (PROMPT, "--save_file=a.avi")),
@@ -71,15 +87,21 @@ BAD: list[tuple[int, str, tuple[str, ...]]] = [
     (2, "several GPUs", (PROMPT, "--dit_fsdp")),
     (2, "one GPU", (PROMPT, "--ulysses_size=2")),
     (2, "one GPU", (PROMPT, "--ring_size=4")),
-    (2, "vace tasks", (PROMPT, "--src_video=a.mp4")),
-    (2, "vace tasks", (PROMPT, "--src_ref_images=a.png,b.png")),
+    (2, "vace tasks", (PROMPT, "--src_video=hill.png")),
+    (2, "vace tasks", (PROMPT, "--src_ref_images=hill.png,hill.png")),
     (2, "language model", (PROMPT, "--use_prompt_extend")),
     (2, "--prompt_extend_method", (PROMPT, "--prompt_extend_method=guessing")),
     (3, "no checkpoint folder", (PROMPT, "--ckpt_dir=nowhere")),
     (3, "diffusers layout", (PROMPT, "--ckpt_dir=empty")),
-    (3, "layout of the Wan release", (PROMPT, "--ckpt_dir=release")),
+    (3, "layout of the Wan release and lacks config.json, models_t5", (PROMPT, "--ckpt_dir=release")),
+    (3, "lacks vae/config.json, vae/diffusion_pytorch_model.safetensors", (PROMPT, "--ckpt_dir=lacking")),
     (3, "cannot be read", (PROMPT, "--ckpt_dir=torn")),
     (3, "give --ckpt_dir", (PROMPT, "--task=t2v-14B")),
+    (3, "for image-to-video with 14B weights: give --ckpt_dir", (PROMPT, "--task=i2v-14B", IMAGE)),
+    (3, "for first-and-last-frame", (PROMPT, "--task=flf2v-14B", *ENDS)),
+    (3, "for VACE: give --ckpt_dir, or set OURVIDZ_WAN_VACE_MODEL", (PROMPT, "--task=vace-1.3B")),
+    (3, "large is for text-to-video", (PROMPT, "--task=i2v-14B", IMAGE, "--ckpt_dir=large")),
+    (3, "small is for text-to-video", (PROMPT, "--task=vace-1.3B", "--ckpt_dir=small")),
     (3, "40 layers", (PROMPT, "--task=t2i-14B", "--ckpt_dir=small")),
     (3, "smaller than 14B", (PROMPT, "--ckpt_dir=large")),
 ]
@@ -126,6 +148,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     checkpoint(tmp_path / "small", '{"num_layers": 30}')
     checkpoint(tmp_path / "large", '{"num_layers": 40}')
     checkpoint(tmp_path / "torn", '{"num_la')
+    promised = '{"_class_name": "WanPipeline", "vae": ["diffusers", "AutoencoderKLWan"]}'
+    checkpoint(tmp_path / "lacking", '{"num_layers": 30}')
+    (tmp_path / "lacking/model_index.json").write_text(promised)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path / "state"))
     # Such settings of its own would outlive the test.

@@ -5,25 +5,20 @@ from __future__ import annotations
 
 import io
 import json
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 from starlette.testclient import TestClient
 
 from ourvidz import __version__
 from ourvidz.jobs.catalog import lookup
 from ourvidz.media.provenance import VOCABULARY, source_type_of
-from ourvidz.testing import CallbackRecorder, Eager, eager
-from ourvidz.web.main import create_app
-from training.world import COLOURS
+from ourvidz.testing import Eager
 
 HOST = "https://assets.example.com"
 EDGE_PX = 128
@@ -141,54 +136,6 @@ MADE = {
 }
 
 
-def sun() -> Image.Image:
-    """A picture that is wider than high, of a kind that tiny-sdxl knows."""
-    image = Image.new("RGB", (160, 128), COLOURS["white"])
-    ImageDraw.Draw(image).ellipse((48, 32, 112, 96), COLOURS["red"])
-    return image
-
-
-class Pictures(BaseHTTPRequestHandler):
-    """Serves the same picture under every path."""
-
-    def do_GET(self) -> None:
-        file = io.BytesIO()
-        sun().save(file, "PNG")
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(file.getvalue())))
-        self.end_headers()
-        self.wfile.write(file.getvalue())
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Standard error stays quiet."""
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[str]:
-    """`host:port` of a server with pictures, in the place of the one that the samples name."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def running(tmp_path: Path, ourvidz_callbacks: CallbackRecorder, host: str) -> Iterator[Eager]:
-    """The job system in this process; it may fetch from `host`."""
-    with eager(tmp_path, ourvidz_callbacks, OURVIDZ_FETCH_ALLOWED_HOSTS=host) as system:
-        yield system
-
-
-@pytest.fixture
-def client(running: Eager) -> Iterator[TestClient]:
-    """The real application in front of it."""
-    with TestClient(create_app(running.control), base_url="http://127.0.0.1:7860") as opened:
-        yield opened
-
-
 def test_every_accepted_sample_says_what_it_makes() -> None:
     """A sample without a row would be run by nobody."""
     assert [path.stem for path in ACCEPTED] == sorted(MADE)
@@ -197,7 +144,7 @@ def test_every_accepted_sample_says_what_it_makes() -> None:
 
 @pytest.mark.parametrize("path", ACCEPTED, ids=lambda path: path.stem)
 def test_a_sample_makes_its_pictures_and_its_callback(
-    client: TestClient, running: Eager, host: str, path: Path
+    client: TestClient, running: Eager, host: str, sun: Image.Image, path: Path
 ) -> None:
     """Five generations of callers, one pipeline: the pictures are those that were asked for, and say so."""
     payload = json.loads(json.dumps(sample(path)["payload"]).replace(HOST, f"http://{host}"))
@@ -214,7 +161,7 @@ def test_a_sample_makes_its_pictures_and_its_callback(
     check_job(told, payload, expected)
     pictures = check_assets(told, payload, expected, running)
     if expected.job["i2i_mode"] == "copy":
-        middle = np.asarray(sun().crop((16, 0, 144, 128))).astype(int)
+        middle = np.asarray(sun.crop((16, 0, 144, 128))).astype(int)
         assert np.abs(pictures[0] - middle).mean() < 8
     check_document(client.get(f"/jobs/{payload['id']}").json(), told)
 

@@ -1,20 +1,26 @@
-"""The sample requests for Wan, run for real: what callers in the field send, and what they hear."""
+"""The sample requests for Wan, run for real: posted over HTTP, made by the checkpoint that ships, and told to
+a receiver."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
+import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from ourvidz.jobs.catalog import lookup
+from ourvidz.media import video
+from ourvidz.media.images import png
+from ourvidz.media.provenance import VOCABULARY, source_type_of
 from ourvidz.media.video import probe
 from ourvidz.testing import Eager
-from ourvidz.web import views
 from ourvidz.wiring.control import TINY_WAN_SIZE
 
 
@@ -24,12 +30,15 @@ def sample(path: Path) -> dict[str, Any]:
 
 
 def is_wan(path: Path) -> bool:
-    document = sample(path)
-    row = lookup(str(document["payload"].get("type"))) if isinstance(document["payload"], dict) else None
-    return row is not None and row.family == "wan" and document["expect"]["status"] == 202
+    payload = sample(path)["payload"]
+    row = lookup(str(payload.get("type"))) if isinstance(payload, dict) else None
+    return row is not None and row.family == "wan"
 
 
-SAMPLES = [path for path in sorted((Path(__file__).parent / "payloads").glob("*.json")) if is_wan(path)]
+PATHS = [path for path in sorted((Path(__file__).parent / "payloads").glob("*.json")) if is_wan(path)]
+SAMPLES = [path for path in PATHS if sample(path)["expect"]["status"] == 202]
+REFUSED = [path for path in PATHS if path not in SAMPLES]
+HOST = "https://assets.example.com"
 VIDEO_FIELDS = {"fps", "frames", "frames_generated", "duration_seconds"}
 REFERENCE_FIELDS = {"denoise_strength", "pipeline", "resize_policy", "negative_prompt_used"}
 BACKENDS = {
@@ -41,28 +50,11 @@ BACKENDS = {
 }
 
 
-def hills() -> bytes:
-    """A picture that is wider than high."""
-    gradient = Image.linear_gradient("L").resize((80, 48))
-    file = io.BytesIO()
-    Image.merge("RGB", (gradient, gradient.rotate(180), gradient)).save(file, "PNG")
-    return file.getvalue()
-
-
-def reachable(payload: Any) -> Any:
-    """The payload with a data URI wherever it names a host that does not exist."""
-    if isinstance(payload, dict):
-        return {name: reachable(value) for name, value in payload.items()}
-    if isinstance(payload, str) and payload.startswith("https://assets.example.com/"):
-        return "data:image/png;base64," + base64.b64encode(hills()).decode()
-    return payload
-
-
-def stored_references(payload: dict[str, Any], eager: Eager) -> None:
+def stored_references(payload: dict[str, Any], picture: Image.Image, eager: Eager) -> None:
     """Put a picture where the payload's storage paths lead."""
     for value in payload.get("config", {}).values():
         if isinstance(value, str) and value.startswith("user-library/"):
-            eager.control.store.put(value, hills(), content_type="image/png")
+            eager.control.store.put(value, png(picture), content_type="image/png")
 
 
 def test_the_samples_cover_every_way_to_ask_for_a_clip() -> None:
@@ -73,18 +65,33 @@ def test_the_samples_cover_every_way_to_ask_for_a_clip() -> None:
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
-def test_a_sample_makes_its_clip_and_its_callback(ourvidz_eager: Eager, path: Path) -> None:
+def test_a_sample_makes_its_clip_and_its_callback(
+    client: TestClient, running: Eager, host: str, sun: Image.Image, path: Path
+) -> None:
     """Five generations of callers, one pipeline: the clip has the frames that were asked for, and says so."""
     document = sample(path)
-    payload = reachable(document["payload"])
-    stored_references(payload, ourvidz_eager)
-    ourvidz_eager.submit(payload)
-    asked = ourvidz_eager.document(payload["id"])
-    received = ourvidz_eager.callbacks.of(payload["id"])
+    payload = json.loads(json.dumps(document["payload"]).replace(HOST, f"http://{host}"))
+    stored_references(payload, sun, running)
+    answer = client.post("/jobs", json=payload)
+    assert (answer.status_code, answer.json()["queue"]) == (202, "wan_queue"), answer.text
+    asked = running.document(payload["id"])
+    received = running.callbacks.of(payload["id"])
     assert [one.payload["status"] for one in received] == ["processing", "completed"]
+    assert [one.payload["sequence"] for one in received] == [1, 2]
     assert all(one.verified for one in received)
+    told = received[-1].payload
+    assert told["metadata"]["seed"] == answer.json()["seed"] == asked["seed"]
     expected = document["expect"]["job"] | {"width": asked["width"], "height": asked["height"]}
-    check_completed(received[-1].payload, asked, expected, ourvidz_eager)
+    check_completed(told, asked, expected, running)
+    check_document(client.get(f"/jobs/{payload['id']}").json(), told)
+
+
+def check_document(document: dict[str, Any], told: dict[str, Any]) -> None:
+    """A caller that polls finds the same as one that is called."""
+    assert (document["status"], document["progress"], document["error"]) == ("completed", 100, None)
+    assert document["result"]["assets"] == told["assets"]
+    assert document["result"]["videoUrl"].endswith(told["assets"][0]["url"])
+    assert document["result"]["imageUrl"] is None
 
 
 def check_completed(
@@ -97,7 +104,10 @@ def check_completed(
     assert asset["url"] == f"{asked['bucket']}/{asked['user_id']}/{asked['id']}/0.mp4"
     assert asset["thumbnail_url"].endswith("/0.thumb.webp")
 
-    found = probe(eager.control.store.get(asset["url"]))
+    file, small = (eager.control.store.get(asset[name]) for name in ("url", "thumbnail_url"))
+    found = probe(file)
+    assert made["file_size_bytes"] == len(file)
+    assert Image.open(io.BytesIO(small)).size == (found.width, found.height)
     assert (found.frames, found.fps) == (asked["frames"], asked["fps"])
     assert (found.width, found.height) == (made["width"], made["height"])
     assert {name: made[name] for name in VIDEO_FIELDS} == {
@@ -113,6 +123,8 @@ def check_completed(
     mode = expected.get("reference_mode", "none")
     assert facts.get("reference_backend") == BACKENDS[mode]
     assert REFERENCE_FIELDS & set(made) == (set() if mode == "none" else REFERENCE_FIELDS)
+    source = "trainedAlgorithmicMedia" if mode == "none" else "compositeWithTrainedAlgorithmicMedia"
+    assert [source_type_of(data) for data in (file, small)] == [VOCABULARY + source] * 2
     assert "reference_fallback" not in facts
     assert {name: facts[name] for name in ("job_type", "content_type", "wan_task", "frame_num")} == {
         "job_type": asked["type"],
@@ -127,12 +139,16 @@ def check_completed(
 
 
 def check_enhancement(told: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Nobody enhances in this version: the words are the caller's own, and who asked is told so."""
-    wanted = asked["enhance_prompt"]
-    assert told["enhancedPrompt"] == (asked["prompt"] if wanted else None)
-    assert told["metadata"]["enhancement_strategy"] == ("fallback" if wanted else "none")
-    assert ("enhancement_reason" in told["metadata"]) == wanted
-    assert told["metadata"]["original_prompt"] == asked["prompt"]
+    """The words are the language model's where they were asked for, and the caller sees which they are."""
+    metadata = told["metadata"]
+    assert metadata["original_prompt"] == asked["prompt"]
+    if asked["enhance_prompt"]:
+        assert metadata["enhancement_strategy"] == "qwen"
+        assert metadata["enhancement_source"] == "tiny-qwen/base"
+        assert metadata["system_prompt_used"] == ("custom" if asked["system_prompt"] else "default")
+        assert told["enhancedPrompt"]
+    else:
+        assert (told["enhancedPrompt"], metadata["enhancement_strategy"]) == (None, "none")
 
 
 @pytest.mark.parametrize("kind", ["image_fast", "image7b_high_enhanced"])
@@ -151,13 +167,65 @@ def test_a_picture_type_makes_one_png(ourvidz_eager: Eager, kind: str) -> None:
     check_enhancement(told, asked)
 
 
-def test_the_job_document_has_the_clip_s_url(ourvidz_eager: Eager) -> None:
-    """A caller that polls plays what it finds under `videoUrl`."""
-    config = {"steps": 1, "frames": 5}
-    ourvidz_eager.submit(
-        {"id": "one", "type": "video_fast", "prompt": "a comet", "user_id": "me", "config": config}
-    )
-    at = ourvidz_eager.control
-    result = views.state(ourvidz_eager.record("one"), at.ledger, at.store).result
-    assert result is not None
-    assert (result.videoUrl, result.imageUrl) == ("workspace-temp/me/one/0.mp4", None)
+@pytest.mark.parametrize("path", REFUSED, ids=lambda path: path.stem)
+def test_a_refused_sample_leaves_nothing_behind(client: TestClient, running: Eager, path: Path) -> None:
+    """The caller hears which field was wrong; no job, no callback, no file."""
+    expected = sample(path)["expect"]
+    answer = client.post("/jobs", json=sample(path)["payload"])
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (expected["status"], expected["error"]["code"])
+    assert expected["error"]["field"] in problem["field"]
+    assert client.get("/jobs").json()["items"] == []
+    assert running.callbacks.received == []
+
+
+def short(config: dict[str, Any]) -> dict[str, Any]:
+    """A small job for a clip."""
+    config = {"steps": 2, "frames": 6, "seed": 5} | config
+    return {"id": "one", "type": "video_fast", "prompt": "a comet", "user_id": "me", "config": config}
+
+
+def test_a_clip_may_end_on_a_picture_alone(client: TestClient, running: Eager, host: str) -> None:
+    """The one mode that no sample shows."""
+    assert client.post("/jobs", json=short({"last_frame": f"http://{host}/end.png"})).status_code == 202
+    told = running.callbacks.of("one")[-1].payload
+    check_completed(told, running.document("one"), {"reference_mode": "end"}, running)
+
+
+def test_a_reference_that_cannot_be_fetched_falls_back_and_says_so(
+    client: TestClient, running: Eager
+) -> None:
+    """Where nobody listens: the caller gets the prompt's clip, and learns that no reference shaped it."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/start.png"
+        assert client.post("/jobs", json=short({"first_frame": nobody})).status_code == 202
+    told = running.callbacks.of("one")[-1].payload
+    facts, (asset,) = told["metadata"], told["assets"]
+    assert (told["status"], facts["reference_fallback"]) == ("completed", True)
+    assert (facts["reference_error"], facts["reference_backend"]) == ("REFERENCE_FRAME_ERROR", None)
+    assert facts["reference_error_reason"]
+    assert facts["reference_mode"] == "start"
+    assert asset["metadata"]["pipeline"] == "text_to_video"
+    client.post("/jobs", json=short({}) | {"id": "plain"})
+    plain = running.callbacks.of("plain")[-1].payload["assets"][0]
+    assert running.control.store.get(asset["url"]) == running.control.store.get(plain["url"])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(lambda encode, frames, *rest: encode(frames, *rest)[:-200], id="cut off"),
+        pytest.param(lambda encode, frames, *rest: encode(frames[:-1], *rest), id="a frame lost"),
+    ],
+)
+def test_a_clip_that_came_out_broken_is_an_error_and_no_asset(
+    client: TestClient, running: Eager, monkeypatch: pytest.MonkeyPatch, broken: Callable[..., bytes]
+) -> None:
+    """A file that does not play is worse than a job that failed: nothing of it is stored or announced."""
+    monkeypatch.setattr(video, "_encoded", partial(broken, video._encoded))
+    assert client.post("/jobs", json=short({})).status_code == 202
+    told = running.callbacks.of("one")[-1].payload
+    assert (told["status"], told["error"]["code"], told["assets"]) == ("failed", "INTERNAL_ERROR", [])
+    assert client.get("/jobs/one").json()["status"] == "failed"
+    assert not running.storage.exists() or not any(path.is_file() for path in running.storage.rglob("*"))

@@ -80,5 +80,5 @@ def docs_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     assert spec.loader
     system = module_from_spec(spec)
     spec.loader.exec_module(system)
-    with system.stack(tmp_path_factory.mktemp("docs") / "state") as running:
+    with system.stack(tmp_path_factory.mktemp("docs") / "state", "--workers", "sdxl,chat") as running:
         yield running

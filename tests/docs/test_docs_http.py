@@ -19,7 +19,19 @@ from ourvidz.jobs.fields import Fields
 from ourvidz.jobs.ranges import Range
 from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.settings import load_settings
-from ourvidz.web import documents, embedded, health, operations, problems, prompts, upstash
+from ourvidz.web import (
+    chat,
+    documents,
+    embedded,
+    health,
+    info,
+    openai,
+    openai_errors,
+    operations,
+    problems,
+    prompts,
+    upstash,
+)
 from ourvidz.web.main import create_app
 from ourvidz.wiring import control
 
@@ -37,11 +49,22 @@ MODELS: dict[str, type[BaseModel]] = {
             documents.Deleted,
             upstash.Depth,
             prompts.Inspection,
+            chat.ChatAnswer,
+            chat.Enhanced,
+            openai.Completion,
+            openai.ModelList,
+            openai.ModelCard,
+            openai_errors.ErrorDocument,
+            operations.Administered,
             operations.QueueState,
             operations.WorkerState,
             health.Health,
             health.Status,
             health.ModelInfo,
+            info.EnhancementInfo,
+            info.WorkerInfo,
+            info.ChatHealth,
+            info.Environment,
             embedded.Receipt,
             embedded.Deliveries,
         )
@@ -166,7 +189,8 @@ def test_the_payload_tables_name_every_place_and_range_that_is_read(
     Watched.asked = {}
     monkeypatch.setattr(dialects, "Fields", Watched)
     for name in CATALOG:
-        dialects.parse({"id": "one", "type": name, "user_id": "me", "prompt": "a hill"}, Defaults())
+        payload = {"id": "one", "type": name, "user_id": "me", "prompt": "a hill"}
+        dialects.parse(payload, Defaults(loras={"hills": 1.0}))
 
     documented: dict[tuple[str, ...], str] = {}
     for row in page(HTTP).rows("field", "written as"):

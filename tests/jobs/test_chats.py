@@ -130,3 +130,18 @@ def test_a_conversation_needs_no_user_but_checks_one_that_is_given() -> None:
     """Nothing is stored."""
     assert chat(messages=HELLO).user_id is None
     assert refused(messages=HELLO, user_id="../x").field == "user_id"
+
+
+def test_stop_strings_are_one_or_a_few() -> None:
+    """As in the OpenAI API: a string or a list; an empty one stands for none."""
+    assert chat(prompt="x").stop == ()
+    assert chat(prompt="x", stop="\n").stop == ("\n",)
+    assert chat(prompt="x", config={"stop": ["a", "b", "c", "d"]}).stop == ("a", "b", "c", "d")
+    assert chat(prompt="x", stop="").stop == chat(prompt="x", stop=[]).stop == ()
+
+
+@pytest.mark.parametrize("stop", [7, {}, [""], ["a", 1], ["a"] * 5, "x" * 101, "\0"])
+def test_other_stop_strings_are_refused(stop: object) -> None:
+    """What cannot be followed must not be ignored."""
+    error = refused(prompt="x", stop=stop)
+    assert (error.code, error.field) == ("INVALID_PARAMETERS", "stop")

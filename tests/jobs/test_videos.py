@@ -54,6 +54,32 @@ def test_the_mode_follows_the_references_unless_it_is_named(
     assert (job.single_reference, job.start_reference, job.end_reference) == kept
 
 
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({"frames": 11, "width": 64, "height": 64}, "config.frames"),
+        ({"frame_num": 11, "size": "64*64"}, "config.frame_num"),
+        ({"width": 128, "height": 64}, "config.width"),
+        ({"size": "640*64"}, "config.size"),
+        ({}, "config.frames"),
+    ],
+)
+def test_a_clip_larger_than_the_gpu_holds_is_refused(config: dict[str, Any], field: str) -> None:
+    """At the door, with the limit, instead of minutes later with a lack of memory."""
+    with pytest.raises(CallerError) as refused:
+        parse(payload(config=config), Defaults(wan_size=(64, 64), wan_frame_pixels=10 * 64 * 64))
+    assert (refused.value.code, refused.value.field) == ("INVALID_PARAMETERS", field)
+    assert refused.value.rule == "frames x width x height of at most 40960"
+    assert refused.value.value > 40960
+
+
+def test_a_clip_of_just_the_limit_is_taken() -> None:
+    """And one frame of any size counts as one frame."""
+    limited = Defaults(wan_frame_pixels=10 * 64 * 64)
+    assert parse(payload(config={"frames": 10, "size": "64*64"}), limited).frames == 10
+    assert parse(payload("image_fast", config={"size": "640*64"}), limited).frames == 1
+
+
 def test_config_references_come_before_those_of_the_metadata() -> None:
     """Both generations may be present in one payload."""
     metadata = {"reference_image_url": A, "start_reference_url": B, "end_reference_url": C}
@@ -179,6 +205,17 @@ def test_enhancement_is_the_catalogs_choice_unless_the_caller_makes_it() -> None
     assert video("video7b_fast_enhanced", config={"enhance_prompt": False}).enhance_prompt is False
     assert video(config={"enhance_prompt": True}).enhance_prompt is True
     assert video().enhance_prompt is False
+
+
+def test_an_enhancement_has_512_tokens_at_0_7_unless_given() -> None:
+    """The contract's numbers, and the caller's own."""
+    job = video()
+    assert (job.enhance_tokens, job.enhance_temperature) == (512, 0.7)
+    job = video(config={"max_tokens": "64", "temperature": 0})
+    assert (job.enhance_tokens, job.enhance_temperature) == (64, 0.0)
+    with pytest.raises(CallerError) as refused:
+        video(config={"temperature": 3})
+    assert refused.value.field == "config.temperature"
 
 
 def test_the_system_prompt_comes_from_config_or_metadata() -> None:

@@ -13,16 +13,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from ourvidz.errors import OurvidzError, OutOfMemory
-from ourvidz.jobs.job import ImageJob
+from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.memory_store import MemoryLedger
-from ourvidz.ledger.record import Claim, OutboxEvent
+from ourvidz.ledger.record import Claim, Enhancement, OutboxEvent
 from ourvidz.ledger.redis_store import RedisLedger
 
 JOBS = st.sampled_from(["a", "b", "c:1"])
 RUNS = st.integers(1, 2)
 FENCES = st.integers(0, 4)
-QUEUE = "sdxl_queue"
+QUEUES = ("sdxl_queue", "wan_queue", "chat_queue")
 OUTCOMES = st.sampled_from(
     [
         Outcome(status="completed", metadata={"generation_time": 1.5}),
@@ -47,6 +47,38 @@ def a_job(job_id: str, prompt: str) -> ImageJob:
     )
 
 
+def a_clip(job_id: str) -> VideoJob:
+    """Waits for its words."""
+    return VideoJob(
+        id=job_id,
+        type="image7b_fast_enhanced",
+        user_id="user-c",
+        expected_time=30,
+        prompt="circle",
+        steps=5,
+        guidance_scale=1,
+        width=64,
+        height=64,
+        frames=1,
+        seed=1,
+        enhance_prompt=True,
+    )
+
+
+def a_chat(job_id: str) -> ChatJob:
+    """Its caller reads along."""
+    asked = (Message(role="user", content="circle"),)
+    return ChatJob(
+        id=job_id,
+        type="chat_conversation",
+        expected_time=3,
+        messages=asked,
+        max_tokens=9,
+        seed=1,
+        stream=True,
+    )
+
+
 class TwoLedgers(RuleBasedStateMachine):
     """Every rule asks both ledgers the same and compares what they say."""
 
@@ -59,6 +91,7 @@ class TwoLedgers(RuleBasedStateMachine):
         self.time = 1_000_000.0
         self.tokens = itertools.count()
         self.claims: list[Claim] = []
+        self.enhancements: list[Enhancement] = []
         self.events: list[OutboxEvent] = []
         self.memory = MemoryLedger(clock=lambda: self.time, document_limit=400)
         self.redis = RedisLedger(self.url, clock=lambda: self.time, document_limit=400)
@@ -88,6 +121,34 @@ class TwoLedgers(RuleBasedStateMachine):
     def register(self, job_id: str, prompt: str, priority: int) -> None:
         self.both("register", a_job(job_id, prompt), priority=priority)
 
+    @rule(job_id=JOBS, kind=st.sampled_from([a_clip, a_clip, a_chat]), quiet=st.booleans())
+    def register_another_kind(self, job_id: str, kind: Any, quiet: bool) -> None:
+        self.both("register", kind(job_id), priority=6, quiet=quiet)
+
+    @rule(job_id=JOBS, run=RUNS)
+    def begin_enhancing(self, job_id: str, run: int) -> None:
+        token = f"e{next(self.tokens)}"
+        for _ in range(2):
+            held = self.both("begin_enhancing", job_id, run, lease_s=10, token=token)
+        if held is not None:
+            self.enhancements.append(held)
+
+    @rule(data=st.data())
+    def go_on_enhancing(self, data: st.DataObject) -> None:
+        if self.enhancements:
+            self.both("keep_enhancing", data.draw(st.sampled_from(self.enhancements)), lease_s=10)
+
+    @rule(data=st.data(), prompt=st.sampled_from(["a circle", "a square"]))
+    def end_enhancing(self, data: st.DataObject, prompt: str) -> None:
+        if self.enhancements:
+            held = data.draw(st.sampled_from(self.enhancements))
+            for _ in range(2):
+                self.both("end_enhancing", held, wording={"prompt": prompt})
+
+    @rule(job_id=JOBS, run=RUNS, reason=st.sampled_from(["late", "nobody"]))
+    def give_up_enhancing(self, job_id: str, run: int, reason: str) -> None:
+        self.both("give_up_enhancing", job_id, run=run, reason=reason)
+
     @rule(job_id=JOBS, run=RUNS, worker=st.sampled_from(["w1", "w2"]))
     def claim(self, job_id: str, run: int, worker: str) -> None:
         token = f"t{next(self.tokens)}"
@@ -97,12 +158,15 @@ class TwoLedgers(RuleBasedStateMachine):
             self.claims.append(claim)
 
     @rule(
-        data=st.data(), progress=st.one_of(st.none(), st.integers(0, 100)), stage=st.sampled_from([None, "x"])
+        data=st.data(),
+        progress=st.one_of(st.none(), st.integers(0, 100)),
+        stage=st.sampled_from([None, "x"]),
+        kind=st.sampled_from(["token", "progress"]),
     )
-    def step(self, data: st.DataObject, progress: int | None, stage: str | None) -> None:
+    def step(self, data: st.DataObject, progress: int | None, stage: str | None, kind: str) -> None:
         if self.claims:
             claim = data.draw(st.sampled_from(self.claims))
-            self.both("step", claim, progress=progress, stage=stage, items=[("token", {"t": "x"})])
+            self.both("step", claim, progress=progress, stage=stage, items=[(kind, {"t": "x"})])
 
     @rule(data=st.data(), lease_s=st.sampled_from([5, 50]))
     def renew(self, data: st.DataObject, lease_s: float) -> None:
@@ -140,9 +204,9 @@ class TwoLedgers(RuleBasedStateMachine):
         options = {"reopen": {"priority": 6}, "published": {"run": 1}}.get(verb, {})
         self.both(verb, job_id, **options)
 
-    @rule(paused=st.booleans())
-    def pause(self, paused: bool) -> None:
-        self.both("pause", QUEUE, paused)
+    @rule(queue=st.sampled_from(QUEUES), paused=st.booleans())
+    def pause(self, queue: str, paused: bool) -> None:
+        self.both("pause", queue, paused)
 
     @rule(job_id=JOBS)
     def take(self, job_id: str) -> None:
@@ -189,14 +253,15 @@ class TwoLedgers(RuleBasedStateMachine):
         for verb in ("due", "expired", "counts", "page", "paused"):
             self.both(verb)
         self.both("page", user_id="user-c", status="failed", limit=1)
-        self.both("waiting", QUEUE)
-        self.both("depth", QUEUE)
+        for queue in QUEUES:
+            self.both("waiting", queue)
+            self.both("depth", queue)
         self.both("held_by", "w1")
         for state in ("pending", "delivered", "dead"):
             self.both("letters", state)
         for priority in (0, 3, 6):
-            self.both("claimed_order", QUEUE, priority)
-            self.both("claimed_at", QUEUE, priority)
+            self.both("claimed_order", QUEUES[0], priority)
+            self.both("claimed_at", QUEUES[0], priority)
 
 
 def test_both_ledgers_give_the_same_answers(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

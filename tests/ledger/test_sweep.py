@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ourvidz.jobs.job import ImageJob
+from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Claim, Record
 from ourvidz.ledger.sweep import Report, Rules, recover, sweep
 
-RULES = Rules(interval_s=2, lease_s=10, empty_s=15, unclaimed_s=86400, retention_s=7 * 86400)
+RULES = Rules(
+    interval_s=2, lease_s=10, empty_s=15, unclaimed_s=86400, retention_s=7 * 86400, enhance_within_s=60
+)
 
 
 @dataclass
@@ -97,6 +99,35 @@ def job(job_id: str) -> ImageJob:
         height=64,
         seed=1,
         expected_time=30,
+    )
+
+
+def enhanced_job(job_id: str) -> VideoJob:
+    return VideoJob(
+        id=job_id,
+        type="image7b_fast_enhanced",
+        user_id="u",
+        prompt="a hill",
+        steps=1,
+        guidance_scale=6,
+        width=64,
+        height=64,
+        frames=1,
+        seed=1,
+        expected_time=30,
+        enhance_prompt=True,
+    )
+
+
+def streaming_job(job_id: str) -> ChatJob:
+    return ChatJob(
+        id=job_id,
+        type="chat_conversation",
+        expected_time=5,
+        messages=(Message(role="user", content="What is a hill?"),),
+        max_tokens=9,
+        seed=1,
+        stream=True,
     )
 
 
@@ -368,3 +399,99 @@ def test_a_receiver_that_hangs_does_not_stand_before_the_others_for_ever(world: 
         world.clock.now += 0.012347
         sweep(world.ledger, world.outlet, RULES)
     assert set(world.outlet.delivered) == names
+
+
+def test_an_answer_that_is_being_read_ends_with_its_worker(world: World) -> None:
+    """A second attempt would begin again in the middle of what the caller has before it."""
+    world.ledger.register(streaming_job("a"), priority=0)
+    world.ledger.step(world.claim("a"), items=[("token", {"text": "A hill"})])
+    world.keep_sweeping(14)
+    record = world.record("a")
+    assert (record.status, record.attempt) == ("failed", 1)
+    assert record.outcome is not None
+    assert record.outcome.fault is not None
+    assert record.outcome.fault.code == "WORKER_LOST"
+
+
+def test_an_answer_of_which_nothing_was_read_runs_again(world: World) -> None:
+    """Its caller notices nothing but the time."""
+    world.ledger.register(streaming_job("a"), priority=0)
+    world.claim("a")
+    world.keep_sweeping(14)
+    assert world.record("a").status == "queued"
+
+
+class TestEnhancing:
+    """A job that waits for its words has no message in its own queue."""
+
+    def waiting(self, world: World) -> None:
+        world.ledger.register(enhanced_job("a"), priority=6)
+        world.ledger.published("a", 1)
+        world.outlet.messages = 0
+
+    def test_it_is_neither_forgotten_nor_starved(self, world: World) -> None:
+        """Its queue is empty and others overtake it, and all is well."""
+        self.waiting(world)
+        world.ledger.register(enhanced_job("b").model_copy(update={"enhance_prompt": False}), priority=6)
+        world.claim("b")
+        world.keep_sweeping(50)
+        assert "a" not in world.outlet.published
+        assert world.record("a").enhancement == "wanted"
+
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_it_is_generated_without_them_after_a_minute(self, world: World, begun: bool) -> None:
+        """A chat worker that is busy, hangs or died costs a minute, never the job."""
+        self.waiting(world)
+        if begun:
+            assert world.ledger.begin_enhancing("a", 1, lease_s=10, token="e")
+        world.keep_sweeping(58)
+        assert world.outlet.published == []
+        world.sweep()
+        assert world.outlet.published == ["a"]
+        record = world.record("a")
+        assert (record.enhancement, record.stage) == ("over", None)
+        assert record.wording is not None
+        assert "too long" in record.wording["reason"]
+
+    def test_after_that_it_is_a_job_like_any_other(self, world: World) -> None:
+        """Its generation's message may get lost, too."""
+        self.waiting(world)
+        world.keep_sweeping(60)
+        world.keep_sweeping(10)
+        assert world.outlet.published[:2] == ["a", "a"]
+
+    def test_a_job_whose_words_were_found_is_given_time_to_be_claimed(self, world: World) -> None:
+        """Its generation was published a moment ago, however long the words took."""
+        self.waiting(world)
+        world.outlet.messages = 1
+        held = world.ledger.begin_enhancing("a", 1, lease_s=10, token="e")
+        assert held is not None
+        world.keep_sweeping(40)
+        assert world.ledger.end_enhancing(held, wording={"prompt": "a green hill"})
+        world.keep_sweeping(30)
+        assert world.outlet.published == []
+
+    def test_one_that_was_never_published_is(self, world: World) -> None:
+        """The shim may die before it has asked anybody to enhance."""
+        world.ledger.register(enhanced_job("a"), priority=6)
+        world.keep_sweeping(4)
+        assert world.outlet.published == ["a"]
+        assert world.record("a").enhancement == "wanted"
+
+    def test_a_cancel_ends_it(self, world: World) -> None:
+        """Also when the shim died between raising the flag and ending the job."""
+        self.waiting(world)
+        world.ledger.begin_enhancing("a", 1, lease_s=10, token="e")
+        world.ledger.request_cancel("a")
+        world.sweep()
+        assert world.record("a").status == "cancelled"
+
+    def test_a_paused_queue_has_all_the_time(self, world: World) -> None:
+        """Generation could not begin anyway."""
+        self.waiting(world)
+        world.ledger.pause("wan_queue", True)
+        world.keep_sweeping(90)
+        assert world.record("a").enhancement == "wanted"
+        world.ledger.pause("wan_queue", False)
+        world.sweep()
+        assert world.outlet.published == ["a"]

@@ -1,11 +1,7 @@
-"""The trained tiny-qwen enriches prompts and listens: read from its words, in plain transformers.
-
-`$TINY_QWEN_DIR` names another exported folder than the one that ships.
-"""
+"""The trained tiny-qwen enriches prompts and listens: read from its words, in plain transformers."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from ourvidz.pipelines.checkpoints import PACKAGED
 from ourvidz.pipelines.checksums import verify
 from training.qwen import evaluate as measure
 from training.qwen.speaker import Speaker
@@ -29,14 +24,9 @@ Open = Callable[[str], Speaker]
 
 
 @pytest.fixture(scope="module")
-def speaker() -> Open:
-    """Loads a variant of the trained checkpoint: the one that ships, or the one that is being tried."""
-    found = Path(os.environ.get("TINY_QWEN_DIR") or PACKAGED / "tiny-qwen")
-    if not (found / "instruct" / "config.json").is_file():
-        message = f"there is no trained tiny-qwen in {found}"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+def speaker(trained: Callable[[str], Path]) -> Open:
+    """Loads a variant of the trained checkpoint."""
+    found = trained("tiny-qwen")
     verify(found)
     torch.manual_seed(SEED)
     return lambda variant: Speaker(found / variant)

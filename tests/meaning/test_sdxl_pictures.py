@@ -1,11 +1,7 @@
-"""The trained tiny-sdxl paints what it is asked for: read from the pixels, through the serving pipeline.
-
-`$TINY_SDXL_DIR` names another exported folder than the one that ships.
-"""
+"""The trained tiny-sdxl paints what it is asked for: read from the pixels, through the serving pipeline."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +11,7 @@ import pytest
 
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.job import ImageJob
-from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint
+from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl import SDXLPipeline
 from training.evaluator import INSIDE, Seen, look, oklab, segmented
 from training.sdxl.evaluate import held_out_captions
@@ -44,21 +40,9 @@ Asked = list[tuple[Scene, str]]
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
-    """The trained checkpoint: the one that ships, or the one that is being tried."""
-    found = Path(os.environ.get("TINY_SDXL_DIR") or PACKAGED / "tiny-sdxl")
-    if not (found / "model_index.json").is_file():
-        message = f"there is no trained tiny-sdxl in {found}"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
-
-
-@pytest.fixture(scope="module")
-def paint(folder: Path) -> Paint:
+def paint(trained: Callable[[str], Path]) -> Paint:
     """Makes the pictures of one prompt, by default one, with the numbers of the type and the native size."""
-    pipeline = SDXLPipeline(Checkpoint(folder, "tiny"))
+    pipeline = SDXLPipeline(Checkpoint(trained("tiny-sdxl"), "tiny"))
     pipeline.load()
     return partial(painted, pipeline)
 

@@ -1,11 +1,7 @@
-"""The trained tiny-wan moves what it is asked to move: read from the pixels, through the serving pipeline.
-
-`$TINY_WAN_DIR` names another exported folder than the one that ships.
-"""
+"""The trained tiny-wan moves what it is asked to move: read from the pixels, through the serving pipeline."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import diffusers
@@ -13,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ourvidz.pipelines.checkpoints import PACKAGED
 from ourvidz.pipelines.wan import WanPipeline
 from training.evaluator import SeenClip, watch
-from training.wan.evaluate import clip_frames, held_out_captions, open_pipeline
+from training.wan.evaluate import clip_frames, held_out_captions
 from training.wan.vae import round_trip_db, to_tensor
 from training.world import Clip, random_clip, render_clip
 
@@ -26,24 +21,6 @@ CLIPS = 12
 pytestmark = pytest.mark.timeout(600)
 
 Shown = list[tuple[Clip, SeenClip]]
-
-
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    """The trained checkpoint: the one that ships, or the one that is being tried."""
-    found = Path(os.environ.get("TINY_WAN_DIR") or PACKAGED / "tiny-wan")
-    if not (found / "model_index.json").is_file():
-        message = f"there is no trained tiny-wan in {found}"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
-
-
-@pytest.fixture(scope="module")
-def wan(folder: Path) -> WanPipeline:
-    """Loaded as the tiny profile loads it."""
-    return open_pipeline(folder)
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +61,9 @@ def test_the_same_thing_moves_right_or_left_as_asked(wan: WanPipeline) -> None:
         assert watch([np.asarray(frame) for frame in frames]).motion == word
 
 
-def test_the_vae_keeps_colours_and_motion(folder: Path) -> None:
+def test_the_vae_keeps_colours_and_motion(wan_folder: Path) -> None:
     """What a clip loses there no transformer brings back."""
-    vae = diffusers.AutoencoderKLWan.from_pretrained(folder / "vae").float()
+    vae = diffusers.AutoencoderKLWan.from_pretrained(wan_folder / "vae").float()
     assert round_trip_db(vae, seed=SEED, count=6) >= 25
     for k in range(6):
         clip = random_clip(np.random.default_rng((SEED, 51, k)), held_out=True)

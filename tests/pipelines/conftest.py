@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from ourvidz.jobs.job import ImageJob, VideoJob
-from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
+from ourvidz.pipelines.checkpoints import Checkpoint, QwenVariant, find_qwen
+from ourvidz.pipelines.qwen import QwenPipeline
 from ourvidz.pipelines.sdxl import SDXLPipeline
 from ourvidz.pipelines.wan import WanPipeline
 
@@ -81,5 +82,41 @@ def video_job() -> Callable[..., VideoJob]:
             "seed": 7,
         }
         return VideoJob(**(fields | changed))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def qwen() -> Callable[[str], QwenPipeline]:
+    """The language models that ship, warm: `instruct` or `base`."""
+    variants: dict[str, QwenVariant] = {"instruct": "instruct", "base": "base"}
+    made: dict[str, QwenPipeline] = {}
+
+    def give(variant: str) -> QwenPipeline:
+        if variant not in made:
+            made[variant] = QwenPipeline(find_qwen(None, variants[variant]), variants[variant])
+            made[variant].load()
+        return made[variant]
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def chat_job() -> Callable[..., ChatJob]:
+    """Makes short greedy text jobs of one message, a system prompt before it or none; keywords change their
+    fields."""
+
+    def make(text: str = "a red circle", *, system: str | None = None, **changed: Any) -> ChatJob:
+        opening = [] if system is None else [Message(role="system", content=system)]
+        fields: dict[str, Any] = {
+            "id": "job-1",
+            "type": "chat_conversation",
+            "expected_time": 15,
+            "messages": (*opening, Message(role="user", content=text)),
+            "max_tokens": 48,
+            "temperature": 0.0,
+            "seed": 7,
+        }
+        return ChatJob(**(fields | changed))
 
     return make

@@ -12,7 +12,7 @@ from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import Look
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.options import SDXLOptions
-from ourvidz.pipelines.previews import LatentColours
+from ourvidz.pipelines.previews import learn_colours
 from ourvidz.pipelines.sdxl import SDXLPipeline
 from ourvidz.pipelines.vae import Codec
 
@@ -31,7 +31,7 @@ class Averaging:
 
 def test_colours_are_learned_from_the_vae() -> None:
     """Whatever its latents mean, a preview has the colours of the picture."""
-    colours = LatentColours(Averaging())
+    colours = learn_colours(Averaging())
     picture = Image.new("RGB", (64, 64), (200, 30, 90))
     picture.paste((10, 220, 60), (0, 0, 32, 64))
     seen = colours.picture(Averaging().encode(picture)[0])
@@ -42,7 +42,7 @@ def test_colours_are_learned_from_the_vae() -> None:
 
 def test_a_preview_keeps_the_aspect() -> None:
     """Followers see the picture before it is there, not a square."""
-    colours = LatentColours(Averaging())
+    colours = learn_colours(Averaging())
     assert colours.picture(torch.zeros(4, 4, 8)).size == (128, 64)
     assert colours.picture(torch.zeros(4, 200, 100)).size == (64, 128)
 

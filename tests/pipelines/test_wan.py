@@ -17,6 +17,7 @@ from ourvidz.errors import Cancelled, InvalidParameters, ModelLoadError, OutOfMe
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.base import ReferencePictures
 from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.hearing import Hearing
 from ourvidz.pipelines.wan import WanPipeline
 
 MakeJob = Callable[..., VideoJob]
@@ -235,7 +236,7 @@ def climbed(
             wan.encode(job),
             wan.timesteps(job, planned),
             wan.latents(job, planned, references),
-            on_step=lambda *_: None,
+            hearing=Hearing(lambda *_: None, None),
         )
         return latents, wan.decode(latents)
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from PIL import Image, ImageCms
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from ourvidz.errors import InvalidParameters
+from ourvidz.pipelines.checkpoints import find_sdxl
 from ourvidz.testing import CallbackRecorder, Eager, eager
+from ourvidz.wiring import loading
 
 
 def payload(**changed: Any) -> dict[str, Any]:
@@ -98,3 +106,43 @@ def test_an_operator_can_switch_previews_off(tmp_path: Path, ourvidz_callbacks: 
     with eager(tmp_path, ourvidz_callbacks, OURVIDZ_PREVIEWS="false") as running:
         running.submit(payload())
         assert "preview" not in [item.kind for item in running.control.ledger.stream("one")]
+
+
+@pytest.fixture
+def with_hills(
+    tmp_path: Path, ourvidz_callbacks: CallbackRecorder, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Eager]:
+    """An installation whose jobs may name the LoRA file `hills`, with the weight 2 if they give none."""
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    with safe_open(find_sdxl(None).path / "unet/diffusion_pytorch_model.safetensors", "pt") as kept:
+        rows, columns = kept.get_slice(f"{layer.removeprefix('unet.')}.weight").get_shape()
+    added = {f"{layer}.lora_A.weight": torch.ones(1, columns), f"{layer}.lora_B.weight": torch.ones(rows, 1)}
+    save_file(added, tmp_path / "hills.safetensors")
+    # Models that were built for another test know nothing of the file.
+    monkeypatch.setattr(loading, "_loaded", {})
+    file = f"hills={tmp_path / 'hills.safetensors'}@2"
+    with eager(tmp_path / "state", ourvidz_callbacks, OURVIDZ_SDXL_JOB_LORAS=(file,)) as running:
+        yield running
+
+
+def test_a_job_names_the_lora_it_wants(with_hills: Eager) -> None:
+    """It is on for that job alone, and the callback tells."""
+
+    def made(job_id: str, **config: Any) -> tuple[Any, bytes]:
+        asked = {"steps": 2, "width": 64, "height": 64, "seed": 5, **config}
+        told = ended(with_hills, payload(id=job_id, config=asked))
+        return told["metadata"].get("loras"), with_hills.control.store.get(told["assets"][0]["url"])
+
+    plain, named, after = made("plain"), made("named", loras=["hills"]), made("after")
+    assert (plain[0], named[0], after[0]) == (None, [{"name": "hills", "weight": 2.0}], None)
+    assert named[1] != plain[1]
+    assert after[1] == plain[1]
+
+
+def test_a_lora_that_nobody_allowed_is_refused_with_the_names_there_are(with_hills: Eager) -> None:
+    """Nothing is queued; the caller reads what may be asked for."""
+    with pytest.raises(InvalidParameters) as refused:
+        with_hills.submit(payload(config={"loras": ["rivers"]}))
+    error = refused.value
+    assert (error.field, error.rule, error.value) == ("config.loras[0]", "one of hills", "rivers")
+    assert error.status == 422

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from ourvidz.app import app as celery
-from ourvidz.errors import WorkerLost
+from ourvidz.errors import Cancelled, OurvidzError, WorkerLost
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.ledger.memory_store import MemoryLedger
-from ourvidz.ledger.record import Claim, Worker
+from ourvidz.ledger.record import Claim, Verdict, Worker
 from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.ledger.store import Ledger
 from ourvidz.settings import load_settings
@@ -106,7 +109,87 @@ class Shim:
         self.ledger.beat(Worker(**said | fields))
 
 
+class ChatWorker:
+    """A thread that plays the chat worker with the ledger's real verbs: it says `text` word by word, then
+    ends the job. An `endless` one goes on until it is told to stop; one with a `fault` fails."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        text: str = "A tide is moving water.",
+        *,
+        endless: bool = False,
+        fault: OurvidzError | None = None,
+        finish: str = "stop",
+        **metadata: Any,
+    ) -> None:
+        self.claims: list[Claim] = []
+        self.freed = threading.Event()
+        """Set when a job was given up because it was cancelled."""
+        self.speaking = threading.Event()
+        """Set when the words of a job are in its stream."""
+        self._ledger = ledger
+        self._text = text
+        self._endless = endless
+        self._fault = fault
+        self._told = {
+            "generation_time": 0.25,
+            "tokens_generated": 5,
+            "prompt_tokens": 7,
+            "finish_reason": finish,
+            "model_name": "tiny-qwen",
+            "inference_engine": "pure",
+            "active_model_type": "instruct",
+            **metadata,
+        }
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def job(self) -> Any:
+        """The job it was given last."""
+        return self.claims[-1].job
+
+    def _work(self) -> None:
+        while not self._over.wait(0.005):
+            for record in self._ledger.waiting("chat_queue"):
+                claim = self._ledger.claim(
+                    record.job_id, record.run, worker_id="chat@host-cpu", lease_s=30, token=record.job_id
+                )
+                if claim is not None:
+                    self.claims.append(claim)
+                    self._end(claim, self._run(claim))
+
+    def _run(self, claim: Claim) -> Outcome:
+        words = re.findall(r"\S+\s*", self._text)
+        verdicts = [self._ledger.step(claim, items=[("token", {"text": word})]) for word in words]
+        self.speaking.set()
+        while self._endless and Verdict.CANCEL not in verdicts and not self._over.wait(0.01):
+            verdicts.append(self._ledger.step(claim))
+        if Verdict.CANCEL in verdicts:
+            return Outcome.failure(Cancelled("the job was cancelled"))
+        if self._fault is not None:
+            return Outcome.failure(self._fault)
+        text = Asset(type="text", metadata={"text": self._text, "format": "text", "asset_index": 0})
+        enhanced = self._text if claim.job.type == "chat_enhance" else None
+        return Outcome(status="completed", assets=(text,), metadata=self._told, enhanced_prompt=enhanced)
+
+    def _end(self, claim: Claim, outcome: Outcome) -> None:
+        self._ledger.end(claim.job_id, run=claim.run, fence=claim.fence, outcome=outcome)
+        if outcome.status == "cancelled":
+            self.freed.set()
+
+
 OpenShim = Callable[..., Shim]
+ChatWorkers = Callable[..., ChatWorker]
 
 
 @pytest.fixture
@@ -156,3 +239,30 @@ def real_shim(open_shim: OpenShim, redis_url: str) -> Iterator[Shim]:
     with publishing_to(redis_url):
         yield open_shim(ledger=ledger, OURVIDZ_REDIS_URL=redis_url)
     ledger.close()
+
+
+@pytest.fixture
+def chat_worker() -> Iterator[ChatWorkers]:
+    """`chat_worker(ledger, ...)` plays the chat worker until the test ends."""
+    with ExitStack() as until_the_end:
+        yield lambda *given, **more: until_the_end.enter_context(ChatWorker(*given, **more))
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Shim], str]]:
+    """Let a shim listen on a real port, where clients can hang up; its URL."""
+    with ExitStack() as until_the_end:
+
+        def listen(shim: Shim) -> str:
+            config = uvicorn.Config(shim.client.app, port=0, lifespan="off", log_config=None)
+            server = uvicorn.Server(config)
+            thread = threading.Thread(target=server.run, daemon=True)
+            thread.start()
+            until_the_end.callback(thread.join)
+            until_the_end.callback(setattr, server, "should_exit", True)
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.005)
+            return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+        yield listen

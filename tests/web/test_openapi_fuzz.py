@@ -42,9 +42,10 @@ BUDGET = settings(
 
 
 @pytest.fixture
-def document(open_shim) -> Any:
+def document(open_shim, chat_worker) -> Any:
     """The document of a running shim with keys, read from itself."""
     shim = open_shim(OURVIDZ_API_KEYS="all:k:jobs+chat+admin", OURVIDZ_EMBEDDED=True)
+    chat_worker(shim.ledger)
     shim.appear()
     app = shim.client.app
 

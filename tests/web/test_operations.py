@@ -33,3 +33,31 @@ def test_what_is_not_there_is_not_found(shim) -> None:
         "/workers/x/resume",
     ):
         assert shim.client.post(path).status_code == 404
+
+
+def test_administration_is_answered_without_the_chat_worker(shim) -> None:
+    """It is asked most when that worker is down; without a body it is the status."""
+    shim.appear()
+    answer = shim.client.post("/admin")
+    assert answer.status_code == 200
+    found = answer.json()
+    assert (found["success"], found["operation"]) == (True, "status")
+    assert found["result"]["queues"]["sdxl_queue"]["workers"] == 1
+    assert (
+        shim.client.post("/admin", json={"config": {"operation": "queues"}}).json()["operation"] == "queues"
+    )
+    assert shim.ledger.page().records == []
+
+
+def test_an_unknown_operation_is_refused(shim) -> None:
+    """With the names of those there are."""
+    for body in ({"operation": "reboot"}, {"operation": 7}):
+        answer = shim.client.post("/admin", json=body)
+        assert (answer.status_code, answer.json()["field"]) == (422, "operation")
+
+
+def test_administration_needs_the_admin_scope(open_shim) -> None:
+    """It names hosts and processes."""
+    shim = open_shim(OURVIDZ_API_KEYS="a:b:jobs+chat o:p:admin")
+    assert shim.client.post("/admin", headers={"X-API-Key": "b"}).status_code == 403
+    assert shim.client.post("/admin", headers={"X-API-Key": "p"}).status_code == 200

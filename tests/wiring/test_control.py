@@ -28,3 +28,17 @@ def test_references_are_read_out_of_the_same_storage(tmp_path: Path) -> None:
         built.references.resolve("workspace-temp/user-1/job/large.png", user_id="user-1")
     with pytest.raises(ReferenceForbidden):
         built.references.resolve("workspace-temp/user-1/job/small.png", user_id="user-2")
+
+
+def test_a_clip_may_have_the_most_frames_at_the_native_size(tmp_path: Path) -> None:
+    """What the contract lets callers ask for passes; an operator can set less or more, and the tiny
+    checkpoint, which scales down what is asked for, has no limit."""
+
+    def most(**variables: str) -> int | None:
+        chosen = load_settings(_env_file=None, OURVIDZ_STATE_DIR=tmp_path, **variables)
+        return control.defaults(chosen).wan_frame_pixels
+
+    assert most() is None
+    assert most(OURVIDZ_WAN_MAX_FRAME_PIXELS="5") is None
+    assert most(OURVIDZ_WAN_MODEL="/w") == 161 * 480 * 832
+    assert most(OURVIDZ_WAN_MODEL="/w", OURVIDZ_WAN_MAX_FRAME_PIXELS="5000000") == 5_000_000

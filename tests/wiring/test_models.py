@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines.checkpoints import find_wan
+from ourvidz.pipelines.checkpoints import find_qwen, find_wan
 from ourvidz.pipelines.ip_adapter import AdapterFiles
 from ourvidz.pipelines.lora import Lora
 from ourvidz.pipelines.options import SDXLOptions
+from ourvidz.pipelines.wan_options import WanOptions
 from ourvidz.settings import Settings, load_settings
-from ourvidz.wiring.models import TINY_CAP_PX, TINY_WAN_CAP_PX, build, sdxl_options
+from ourvidz.wiring.models import TINY_CAP_PX, TINY_WAN_CAP_PX, build, sdxl_options, wan_options
 
 PRODUCTION = {
     "OURVIDZ_PROFILE": "production",
@@ -70,8 +71,63 @@ def test_missing_weights_are_said_before_anything_starts(settings: Settings, tmp
 
 def test_a_family_without_pipelines_is_refused(settings: Settings) -> None:
     """A worker for it must not claim to be ready."""
-    with pytest.raises(ModelLoadError, match="chat"):
-        build(settings, "chat")
+    with pytest.raises(ModelLoadError, match="sounds"):
+        build(settings, "sounds")
+
+
+def test_a_chat_worker_is_warm_with_both_models_and_serves_texts_only(settings: Settings) -> None:
+    """Where both fit, neither kind of job waits for a model."""
+    models = build(settings, "chat")
+    assert {name: info["loaded"] for name, info in models.info().items()} == {
+        "qwen_instruct": False,
+        "qwen_base": False,
+    }
+    models.warm()
+    assert all(info["loaded"] for info in models.info().values())
+    assert models.texts("qwen_base").info()["name"] == "tiny-qwen/base"
+    with pytest.raises(ModelLoadError, match="qwen_large"):
+        models.texts("qwen_large")
+    with pytest.raises(ModelLoadError, match="pictures"):
+        models.images()
+    with pytest.raises(ModelLoadError, match="language"):
+        build(settings, "wan").texts("qwen_base")
+
+
+def test_production_needs_qwen_checkpoints_for_a_chat_worker(settings: Settings, tmp_path: Path) -> None:
+    """What the tiny ones say must never reach a customer."""
+    sdxl = {**PRODUCTION, "OURVIDZ_SDXL_MODEL": str(tmp_path)}
+    with pytest.raises(ModelLoadError, match="OURVIDZ_QWEN_MODEL"):
+        build(load_settings(**sdxl), "chat")
+    with pytest.raises(ModelLoadError, match="nowhere"):
+        build(load_settings(**sdxl, OURVIDZ_QWEN_MODEL=str(tmp_path / "nowhere")), "chat")
+    given = str(find_qwen(None, "base").root)
+    info = build(load_settings(**sdxl, OURVIDZ_QWEN_MODEL=given), "chat").info()
+    assert {one["kind"] for one in info.values()} == {"folder"}
+
+
+def test_a_language_model_may_be_on_another_machine(settings: Settings, tmp_path: Path) -> None:
+    """Each by its own URL; what is not there is loaded here. Production then needs no checkpoint."""
+    there = {"OURVIDZ_QWEN_INSTRUCT_URL": "http://127.0.0.1:1/v1", "OURVIDZ_QWEN_INSTRUCT_NAME": "large"}
+    info = build(load_settings(**there), "chat").info()
+    assert (info["qwen_instruct"]["kind"], info["qwen_instruct"]["name"]) == ("remote", "large")
+    assert info["qwen_instruct"]["inference_engine"] == "openai"
+    assert (info["qwen_base"]["kind"], info["qwen_base"]["inference_engine"]) == ("tiny", "pure")
+    production = {**PRODUCTION, **there, "OURVIDZ_SDXL_MODEL": str(tmp_path)}
+    with pytest.raises(ModelLoadError, match="OURVIDZ_QWEN_BASE_URL"):
+        build(load_settings(**production), "chat")
+    both = load_settings(**production, OURVIDZ_QWEN_BASE_URL="http://127.0.0.1:1/v1")
+    assert {one["kind"] for one in build(both, "chat").info().values()} == {"remote"}
+
+
+def test_one_language_model_at_a_time_where_an_operator_says_so(settings: Settings) -> None:
+    """The other one is loaded when a job asks for it."""
+    models = build(load_settings(OURVIDZ_QWEN_TOGETHER="never"), "chat")
+    models.warm()
+    assert [info["loaded"] for info in models.info().values()] == [True, False]
+    models.texts("qwen_base")
+    assert [info["loaded"] for info in models.info().values()] == [False, True]
+    models.reload()
+    assert [info["loaded"] for info in models.info().values()] == [True, False]
 
 
 def test_a_wan_worker_is_warm_small_and_serves_videos_only(settings: Settings) -> None:
@@ -128,6 +184,7 @@ def test_named_files_reach_the_pipeline(settings: Settings) -> None:
     """LoRAs with their weights, the adapter with its encoder."""
     chosen = load_settings(
         OURVIDZ_SDXL_LORAS="hills=/m/hills.safetensors@0.8, sky=/m/sky.safetensors",
+        OURVIDZ_SDXL_JOB_LORAS="ink=/m/ink.safetensors@-0.5",
         OURVIDZ_IP_ADAPTER="/m/adapter.safetensors",
         OURVIDZ_IP_ADAPTER_ENCODER="/m/encoder",
     )
@@ -136,4 +193,36 @@ def test_named_files_reach_the_pipeline(settings: Settings) -> None:
         Lora("hills", Path("/m/hills.safetensors"), 0.8),
         Lora("sky", Path("/m/sky.safetensors")),
     )
+    assert options.job_loras == (Lora("ink", Path("/m/ink.safetensors"), -0.5),)
     assert options.ip_adapter == AdapterFiles(Path("/m/adapter.safetensors"), Path("/m/encoder"))
+
+
+def test_wan_runs_as_its_settings_say(settings: Settings) -> None:
+    """Every variable reaches the pipeline; nothing set leaves it to checkpoint and device."""
+    kept = settings.state_dir / "wan-calibrations"
+    assert wan_options(settings) == WanOptions(calibrations=kept)
+    chosen = load_settings(
+        OURVIDZ_WAN_DTYPE="float32",
+        OURVIDZ_WAN_ATTENTION="math",
+        OURVIDZ_WAN_COMPILE="true",
+        OURVIDZ_WAN_FEW_STEPS="true",
+        OURVIDZ_WAN_CACHE="first_block",
+        OURVIDZ_WAN_CACHE_THRESHOLD="0.1",
+        OURVIDZ_WAN_VAE_TILING="always",
+        OURVIDZ_WAN_GROUP_OFFLOAD="true",
+        OURVIDZ_PREVIEWS="false",
+    )
+    expected = WanOptions(
+        dtype="float32",
+        attention="math",
+        compiled=True,
+        few_steps=True,
+        cache="first_block",
+        threshold=0.1,
+        calibrations=kept,
+        tiled=True,
+        grouped=True,
+        previews=False,
+    )
+    assert wan_options(chosen) == expected
+    assert build(chosen, "wan").info()["wan"]["cache"] == "first_block"

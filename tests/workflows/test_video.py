@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ourvidz.media.images import png
 from ourvidz.media.provenance import VOCABULARY, source_type_of
 from ourvidz.media.video import probe
 from ourvidz.net.client import NoAnswer
-from ourvidz.pipelines.base import VideoPipeline
+from ourvidz.pipelines.base import Look, VideoPipeline
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan import WanPipeline
 from ourvidz.references.resolve import Limits, References
@@ -48,12 +49,16 @@ class RecordingRun:
 
     steps: list[tuple[int, int]] = field(default_factory=list)
     puts: list[tuple[str, str]] = field(default_factory=list)
+    previews: list[Look] = field(default_factory=list)
     cancel_at: int | None = None
 
     def step(self, done: int, total: int) -> None:
         self.steps.append((done, total))
         if done == self.cancel_at:
             raise Cancelled("enough")
+
+    def preview(self, take: Callable[[], Look]) -> None:
+        self.previews.append(take())
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         self.puts.append((key, content_type))
@@ -141,6 +146,7 @@ def test_a_clip_is_stored_with_its_thumbnail(use: Services) -> None:
     assert (small.format, small.size) == ("WEBP", (32, 48))
     assert [kind for _, kind in run.puts] == ["video/mp4", "image/webp"]
     assert run.steps == [(0, 2), (1, 2), (2, 2)]
+    assert [look().size for look in run.previews] == [(85, 128)]
 
 
 def test_the_asset_describes_its_clip(use: Services) -> None:

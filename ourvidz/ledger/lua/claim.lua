@@ -15,7 +15,8 @@ job.attempt = redis.call('HINCRBY', name, 'attempt', 1)
 redis.call('HINCRBY', name, 'fence', 1)
 redis.call('HSET', name, 'status', 'processing', 'claimed_at', stamp(now), 'worker', worker,
   'lease_until', until_, 'token', token, 'progress', 0)
-redis.call('HDEL', name, 'stage', 'step')
+redis.call('HDEL', name, 'stage', 'step', 'enhancer', 'enhancing_until')
+if job.enhancement then redis.call('HSET', name, 'enhancement', 'over') end
 job.claimed_at, job.worker, job.stage = stamp(now), worker, nil
 redis.call('ZREM', key('queued', job.queue), id)
 redis.call('ZADD', key('leases'), until_, id)

@@ -9,13 +9,13 @@ if worker ~= '' then job.worker = worker end
 if job.worker then redis.call('HSET', name, 'worker', job.worker) end
 if status == 'completed' then redis.call('HSET', name, 'progress', 100) end
 redis.call('HSET', name, 'status', status, 'outcome', outcome, 'finished_at', at)
-redis.call('HDEL', name, 'lease_until', 'token', 'step', 'stage', 'preview')
+redis.call('HDEL', name, 'lease_until', 'token', 'step', 'stage', 'preview', 'enhancer', 'enhancing_until')
 redis.call('ZREM', key('queued', job.queue), id)
 redis.call('ZREM', key('leases'), id)
 redis.call('ZADD', key('finished'), at, id)
 
 local event = tell(id, job, status, outcome)
-redis.call('HSET', name, 'events', (job.events and job.events .. ' ' or '') .. event)
+if event then redis.call('HSET', name, 'events', (job.events and job.events .. ' ' or '') .. event) end
 if fault == '' then
   item(id, 'done', 'status', status, 'run', run)
 else

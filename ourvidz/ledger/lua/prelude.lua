@@ -61,6 +61,22 @@ local function state_item(id, job, status, attempt)
   item(id, 'state', 'status', status, 'run', job.run, 'attempt', attempt, 'stage', job.stage or '')
 end
 
+-- The words of a queued job --------------------------------------------------------------------------------
+
+local function wants_words(job, run)
+  return job and job.status == 'queued' and job.run == run and job.enhancement == 'wanted'
+end
+
+local function stop_enhancing(id, job, wording)
+  local name = key('job', id)
+  redis.call('HSET', name, 'enhancement', 'over', 'wording', wording)
+  redis.call('HDEL', name, 'enhancer', 'enhancing_until', 'stage')
+  if job.stage then
+    job.stage = nil
+    state_item(id, job, 'queued', job.attempt)
+  end
+end
+
 -- The outbox ----------------------------------------------------------------------------------------------
 
 -- A job stands in `due` with the time at which its oldest row may be taken.
@@ -90,7 +106,9 @@ local function drop_progress(id)
   end
 end
 
+-- Nil for a quiet job: nobody is to be told.
 local function tell(id, job, kind, outcome, metadata)
+  if job.quiet then return nil end
   drop_progress(id)
   local seq = redis.call('HINCRBY', key('job', id), 'seq', 1)
   local event = 'msg_' .. string.sub(redis.sha1hex(table.concat({ id, job.order, job.run, seq }, '\0')), 1, 32)

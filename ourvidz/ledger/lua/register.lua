@@ -1,4 +1,5 @@
-local id, type, queue, user, priority, fingerprint, callback_url, facts, document, token = unpack(ARGV, 4)
+local id, type, queue, user, priority, fingerprint, callback_url, facts, document, token = unpack(ARGV, 4, 13)
+local quiet, one_shot, enhancement = unpack(ARGV, 14)
 local known = flat(id)
 if said_before(token) then return { 1, known } end
 if #known > 0 then return { 0, known } end
@@ -11,6 +12,9 @@ local job = {
 }
 if user ~= '' then job.user = user end
 if callback_url ~= '' then job.callback_url = callback_url end
+if quiet ~= '' then job.quiet = quiet end
+if one_shot ~= '' then job.one_shot = one_shot end
+if enhancement ~= '' then job.enhancement = enhancement end
 local fields = {}
 for name, value in pairs(job) do
   fields[#fields + 1] = name

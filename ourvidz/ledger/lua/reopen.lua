@@ -9,7 +9,8 @@ for field in pairs(job) do
   if string.sub(field, 1, 2) == 'f:' then redis.call('HDEL', name, field) end
 end
 redis.call('HDEL', name, 'outcome', 'cancel', 'lifted', 'claimed_at', 'finished_at', 'published_at',
-  'stage', 'worker', 'step', 'token')
+  'stage', 'worker', 'step', 'token', 'streamed', 'wording')
+if job.enhancement then redis.call('HSET', name, 'enhancement', 'wanted') end
 local order, at = redis.call('INCR', key('order')), stamp(now)
 job.run, job.stage = redis.call('HINCRBY', name, 'run', 1), nil
 redis.call('HSET', name, 'status', 'queued', 'attempt', 0, 'priority', priority, 'order', order,

@@ -10,7 +10,7 @@ local at, doing = read[4], read[5] or ''
 if progress ~= '' and tonumber(progress) > tonumber(at) then at = progress end
 if stage ~= '' then doing = stage end
 local moved = at ~= read[4] or doing ~= (read[5] or '')
-local told = false
+local told, streamed = false, false
 for i = 11, #ARGV, 2 do
   local kind, data = ARGV[i], ARGV[i + 1]
   if kind == 'progress' then
@@ -23,11 +23,13 @@ for i = 11, #ARGV, 2 do
     redis.call('HSET', name, 'preview', read[8])
   else
     item(id, kind, 'd', data)
+    streamed = true
   end
 end
 if moved and not told then item(id, 'progress', 'progress', at, 'stage', doing) end
 if telling ~= '' then tell(id, record(id), 'processing', nil, '{"progress":' .. at .. '}') end
 if moved or telling ~= '' or #ARGV > 10 then
   redis.call('HSET', name, 'progress', at, 'stage', doing, 'step', token)
+  if streamed then redis.call('HSET', name, 'streamed', 1) end
 end
 return verdict

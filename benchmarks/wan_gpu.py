@@ -1,0 +1,132 @@
+"""Wan 1.3B at its full size on a GPU, with random weights: time and memory do not depend on what they say.
+
+480x832 px, 81 frames, 25 steps, guided. The text encoder has one of its 24 layers: it works once a job. What
+a cache that measures change skips does depend on the weights; those that go by the step do not.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from ourvidz.jobs.job import VideoJob
+from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.wan import WanPipeline
+from ourvidz.pipelines.wan_caches import CACHES
+from ourvidz.pipelines.wan_options import WanOptions
+from training.untrained import wan as untrained
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large the parts are; as they stand, those of Wan 1.3B."""
+
+    heads: int = 12
+    head_width: int = 128
+    layers: int = 30
+    feed_forward: int = 8960
+    text_width: int = 4096
+    vae_width: int = 96
+
+
+FULL = Sizes()
+JOB = VideoJob(
+    id="bench",
+    type="video_fast",
+    user_id="bench",
+    expected_time=180,
+    prompt="a lighthouse above the sea",
+    steps=25,
+    guidance_scale=6.5,
+    width=480,
+    height=832,
+    frames=81,
+    seed=7,
+)
+
+
+def measure(sizes: Sizes = FULL, job: VideoJob = JOB) -> list[dict[str, Any]]:
+    """One row for every way to run it: the second job's seconds, the share of them outside the denoiser, and
+    the peak of the GPU's memory (GiB), None without a GPU."""
+    with tempfile.TemporaryDirectory(prefix="ourvidz-bench-") as folder:
+        write(Path(folder), sizes)
+        return [run(name, Path(folder), options, job) for name, options in ways()]
+
+
+def ways() -> Iterator[tuple[str, WanOptions]]:
+    """How it is run, by name."""
+    yield "eager", WanOptions(previews=False)
+    yield "compiled", WanOptions(previews=False, compiled=True)
+    for cache in CACHES:
+        yield f"cache {cache}", WanOptions(previews=False, cache=cache)
+    yield "group offload", WanOptions(previews=False, grouped=torch.cuda.is_available())
+
+
+def write(folder: Path, sizes: Sizes) -> None:
+    """A checkpoint with random weights in `folder`, in the diffusers layout."""
+    untrained.build(folder)
+    letters = transformers.AutoConfig.from_pretrained(folder / "text_encoder").vocab_size
+    torch.manual_seed(0)
+    text = transformers.UMT5Config(
+        vocab_size=letters, d_model=sizes.text_width, num_layers=1, num_heads=64, d_ff=10240
+    )
+    parts = {
+        "text_encoder": transformers.UMT5EncoderModel(text).bfloat16(),
+        "vae": diffusers.AutoencoderKLWan(base_dim=sizes.vae_width),
+        "transformer": diffusers.WanTransformer3DModel(
+            num_attention_heads=sizes.heads,
+            attention_head_dim=sizes.head_width,
+            num_layers=sizes.layers,
+            ffn_dim=sizes.feed_forward,
+            text_dim=sizes.text_width,
+        ).bfloat16(),
+    }
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+
+
+def run(name: str, folder: Path, options: WanOptions, job: VideoJob) -> dict[str, Any]:
+    """Load, make the clip once to compile and warm up, and measure the second time."""
+    wan = WanPipeline(Checkpoint(folder, "folder"), options=options)
+    wan.generate(job, on_step=lambda *_: None)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    at: list[float] = []
+    started = time.perf_counter()
+    wan.generate(job, on_step=lambda *_: at.append(now()))
+    seconds = time.perf_counter() - started
+    wan.unload()
+    denoising = at[-1] - at[0]
+    return {
+        "way": name,
+        "seconds": seconds,
+        "seconds_a_step": denoising / (len(at) - 1),
+        "share_outside": 1 - denoising / seconds,
+        "peak_gib": torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None,
+    }
+
+
+def now() -> float:
+    """The clock, once the GPU has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in words."""
+    peak = "no GPU" if row["peak_gib"] is None else f"{row['peak_gib']:.1f} GiB"
+    return (
+        f"{row['way']:18} {row['seconds']:7.1f} s   {row['seconds_a_step']:6.2f} s a step   "
+        f"{row['share_outside']:4.0%} outside the denoiser   peak {peak}"
+    )

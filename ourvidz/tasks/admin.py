@@ -1,0 +1,47 @@
+"""The door of administration."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ourvidz import __version__, log, signals  # noqa: F401  a worker's child imports only the task modules
+from ourvidz.administration import administer
+from ourvidz.app import app
+from ourvidz.celery_settings import FLUSH_TASK
+from ourvidz.jobs.job import AdminJob
+from ourvidz.jobs.outcome import Asset, Outcome
+from ourvidz.settings import settings
+from ourvidz.tasks.base import GenerationTask
+from ourvidz.wiring import loading
+from ourvidz.workflows.services import Run, Services
+
+_log = log.get(__name__)
+
+
+def operate(job: AdminJob, run: Run, use: Services) -> Outcome:  # noqa: ARG001
+    """What an operation finds out, as the job's one asset."""
+    run.step(0, 1)
+    began = time.monotonic()
+    result = administer(job.operation)
+    found = {"result": result, "operation": job.operation, "format": "json", "asset_index": 0}
+    return Outcome(
+        status="completed",
+        assets=(Asset(type="json", metadata=found),),
+        metadata={"generation_time": round(time.monotonic() - began, 3), "worker_version": __version__},
+    )
+
+
+@app.task(name="ourvidz.admin.run", base=GenerationTask, bind=True, family="chat")
+def run(self: GenerationTask, message: dict[str, Any]) -> dict[str, Any]:
+    """Carry out one administration job and return what became of it."""
+    return self.run_job(message, operate)
+
+
+@app.task(name=FLUSH_TASK, acks_late=False, ignore_result=True)
+def flush() -> None:
+    """Give back what this process keeps for later. Sent to one worker's own queue."""
+    models = loading.loaded(settings().worker or "")
+    if models is not None:
+        models.flush()
+        _log.info("caches_flushed")

@@ -1,0 +1,140 @@
+"""Events of an answer while it is being written, and hanging up."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ourvidz.net.stream import Broken, EventStream, Refused
+
+PATIENCE_S = 20.0
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+PLAIN = HEAD + b"\r\n"
+
+Script = Callable[[socket.socket], None]
+Start = Callable[[Script], EventStream]
+
+
+def chunked(*parts: bytes) -> bytes:
+    sized = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+    return HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + sized + b"0\r\n\r\n"
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """A stream from a server that does what a script says, once."""
+    threads: list[threading.Thread] = []
+    listeners: list[socket.socket] = []
+
+    def begin(script: Script) -> EventStream:
+        listener = socket.create_server(("127.0.0.1", 0))
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                while not connection.recv(1 << 16).endswith(b"{}"):
+                    pass
+                script(connection)
+
+        threads.append(threading.Thread(target=serve, daemon=True))
+        threads[-1].start()
+        listeners.append(listener)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        return EventStream(url, body=b"{}", headers={}, timeout_s=PATIENCE_S)
+
+    yield begin
+    for listener in listeners:
+        listener.close()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+
+
+def says(answer: bytes) -> Script:
+    return lambda connection: connection.sendall(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PLAIN + b": hello\n\nevent: x\ndata: one\n\ndata:two\ndata: more\n\n\ndata: three",
+        PLAIN + b"data: one\r\n\r\ndata: two\r\ndata: more\r\n\r\ndata: three\r\n\r\n",
+        chunked(b"data: o", b"ne\n", b"\ndata: two\ndata: more\n\nda", b"ta: three\n\n"),
+    ],
+)
+def test_events_are_the_same_however_they_are_cut_up(start: Start, answer: bytes) -> None:
+    """Lines end in several ways, pieces anywhere, and comments are no data."""
+    assert list(start(says(answer)).events()) == [b"one", b"two\nmore", b"three"]
+
+
+def test_an_event_is_there_before_the_next_is_written(start: Start) -> None:
+    """A stream that waits for its end is none."""
+    seen = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        connection.sendall(PLAIN + b"data: one\n\n")
+        assert seen.wait(PATIENCE_S)
+        connection.sendall(b"data: two\n\n")
+
+    events = start(script).events()
+    assert next(events) == b"one"
+    seen.set()
+    assert list(events) == [b"two"]
+
+
+def test_hanging_up_wakes_who_waits_and_tells_the_server(start: Start) -> None:
+    """From another thread, in the middle of an answer that never ends."""
+    closed = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        connection.sendall(PLAIN + b"data: one\n\n")
+        assert connection.recv(1) == b""
+        closed.set()
+
+    stream = start(script)
+    first, ended = threading.Event(), threading.Event()
+
+    def read() -> None:
+        try:
+            for _ in stream.events():
+                first.set()
+        except Broken:
+            pass
+        ended.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    assert first.wait(PATIENCE_S)
+    stream.close()
+    stream.close()
+    assert ended.wait(PATIENCE_S)
+    assert closed.wait(PATIENCE_S)
+
+
+def test_a_stream_that_was_closed_first_is_never_asked_for() -> None:
+    """Whoever leaves before the connection is made must not be served."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream = EventStream(
+            f"http://127.0.0.1:{listener.getsockname()[1]}/", body=b"", headers={}, timeout_s=PATIENCE_S
+        )
+        stream.close()
+        with pytest.raises(Broken):
+            list(stream.events())
+
+
+def test_another_answer_is_given_as_it_is(start: Start) -> None:
+    """Its status and its words say who must act."""
+    stream = start(says(b"HTTP/1.1 422 No\r\nContent-Length: 3\r\n\r\nwhy"))
+    with pytest.raises(Refused) as refused:
+        list(stream.events())
+    assert (refused.value.answer.status, refused.value.answer.body) == (422, b"why")
+
+
+def test_an_answer_that_breaks_off_is_broken(start: Start) -> None:
+    """A chunked answer has an end, and this one does not come."""
+    stream = start(says(chunked(b"data: one\n\n").removesuffix(b"0\r\n\r\n")))
+    events = stream.events()
+    assert next(events) == b"one"
+    with pytest.raises(Broken, match="broke off"):
+        next(events)
