@@ -60,8 +60,8 @@ SUBJECTS = {
         "at 128x128 px, from captions like “a big red circle on a blue background, on the left”.",
         data=f"Drawn by rules: {WORLD.format(example='picture', fourth='position')}.",
         recipe="The VAE first; then the UNet with both text encoders from random weights, velocity "
-        "prediction, one prompt in nine dropped for guidance; then the UNet alone at little noise; a moving "
-        "average of the weights; half precision.",
+        "prediction, one prompt in nine dropped for guidance, a moving average of the weights; half "
+        "precision.",
         measured=f"Through the pipeline that serves it, 15 steps, guidance 6; "
         f"{BY_ARITHMETIC.format(more='the nearest named position', example='picture')}.",
         limits=(

@@ -87,6 +87,10 @@ class Terminal:
     def preview(self, take: Callable[[], Look]) -> None:
         """Nobody is watching."""
 
+    def say(self, text: str, done: int, total: int) -> bool:  # noqa: ARG002
+        """No clip speaks."""
+        return True
+
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         """Keep one file."""
         store.put(key, data, content_type=content_type)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 
 from ourvidz.errors import InternalError, InvalidParameters
 from ourvidz.media.boxes import top_level, xmp_box
@@ -93,7 +93,7 @@ def read_frames(file: Path, *, most: int) -> list[Image]:
     try:
         with av.open(str(file), "r") as opened:
             decoded = opened.decode(opened.streams.video[0])
-            frames = [frame.to_image().convert("RGB") for frame in islice(decoded, most)]
+            frames = [fromarray(frame.to_ndarray(format="rgb24")) for frame in islice(decoded, most)]
     except (av.FFmpegError, IndexError) as error:
         raise InternalError(f"The video file cannot be read: {error}") from error
     if not frames:

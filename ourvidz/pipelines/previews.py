@@ -31,16 +31,19 @@ class LatentColours:
         colours = np.asarray(known.resize((columns, rows), Image.Resampling.BOX), dtype=np.float32) / 255
         wanted = torch.from_numpy(colours).reshape(-1, 3)
         # torch's usual driver, gelsy, gave wrong answers now and then where a channel is idle.
-        self._map: torch.Tensor = torch.linalg.lstsq(seen, wanted, driver="gelsd").solution
+        self._map: np.ndarray = torch.linalg.lstsq(seen, wanted, driver="gelsd").solution.numpy()
 
     def picture(self, latents: torch.Tensor) -> Image.Image:
         """A small RGB picture, longest edge 128 px, of latents (channels, rows, columns)."""
         _, rows, columns = latents.shape
-        colours = _with_one(latents.flatten(1).T.float().cpu()) @ self._map
-        levels = (colours.clamp(0, 1) * 255).round().to(torch.uint8).reshape(rows, columns, 3).numpy()
+        # Neither torch nor BLAS: on a thread that only draws they would start processors' worth of threads of
+        # their own, which then spin beside those that denoise.
+        colours = np.einsum("lc,ck->lk", latents.flatten(1).T.float().cpu().numpy(), self._map[:-1])
+        levels = ((colours + self._map[-1]).clip(0, 1) * 255).round().astype(np.uint8)
         scale = LONGEST_PX / max(rows, columns)
         size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
-        return Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC)
+        small = Image.fromarray(levels.reshape(rows, columns, 3))
+        return small.resize(size, Image.Resampling.BICUBIC)
 
 
 def learn_colours(encoder: Encoder) -> LatentColours:

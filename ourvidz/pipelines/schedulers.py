@@ -9,6 +9,8 @@ import diffusers
 import numpy as np
 import torch
 
+from ourvidz.jobs.ranges import EXACT_COPY_DENOISE
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -103,15 +105,19 @@ def from_picture(scheduler: Any, steps: int, denoise: float, device: torch.devic
 
 
 def for_copy(own: Any, steps: int, denoise: float, device: torch.device) -> tuple[Any, torch.Tensor]:
-    """A scheduler that begins with `denoise` (above 0, to 1) noise for every 1 of the latents' deviation and
-    goes down to none in exactly `steps` steps, and its timesteps.
+    """A scheduler that goes down to no noise in exactly `steps` steps, and its timesteps. It begins at the
+    checkpoint's lowest noise level, or as far below it as `denoise` (above 0) is below the most that a copy
+    may have.
 
-    A modification's strength is a timestep; 50 of 1000 has four times as much noise as 0.05, and where
-    between two latents an outline ran is lost in it. Always Euler's steps, whatever else is chosen: they draw
-    no noise on the way, which a copy could not get rid of, and can lie between two of the timesteps.
+    So much noise may be left in a finished picture. A modification of that strength begins with eight times
+    as much, which hides where between two latents an outline ran. Always Euler's steps, whatever else is
+    chosen: they draw no noise on the way, which a copy could not get rid of, and can lie below the first
+    timestep.
     """
     scheduler = diffusers.EulerDiscreteScheduler.from_config(own.config, **_UNSHAPED)
-    noise = denoise * np.arange(steps, -1, -1) / steps
+    signal = float(scheduler.alphas_cumprod[0])
+    most = ((1 - signal) / signal) ** 0.5 * min(denoise / EXACT_COPY_DENOISE, 1.0)
+    noise = most * np.arange(steps, -1, -1) / steps
     scheduler.set_timesteps(sigmas=noise.tolist(), device=device)
     return scheduler, _beginning_at(scheduler, 0)
 

@@ -6,11 +6,13 @@ One job climbs the same stairs every time: check → encode → timesteps → la
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL.Image import Image
 
 from ourvidz import log
 from ourvidz.errors import InvalidParameters, ModelLoadError, OutOfMemory
@@ -26,21 +28,22 @@ from ourvidz.pipelines import (
     wan_tiles,
     wan_words,
 )
-from ourvidz.pipelines.base import Clip, OnPreview, OnStep, ReferencePictures, SourceClip
+from ourvidz.pipelines.base import Clip, Look, OnPreview, OnStep, ReferencePictures, SourceClip
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.hearing import Hearing
 from ourvidz.pipelines.loading import reading, weights_mib
 from ourvidz.pipelines.memory_ladder import Rung
-from ourvidz.pipelines.sizes import RESIZE_POLICY, capped
+from ourvidz.pipelines.sizes import capped
 from ourvidz.pipelines.wan_caches import StepCache
-from ourvidz.pipelines.wan_conditions import Condition
-from ourvidz.pipelines.wan_frames import Codec, frames_to_generate, pictures
+from ourvidz.pipelines.wan_frames import Codec, pictures
 from ourvidz.pipelines.wan_layouts import WanModel, facts
 from ourvidz.pipelines.wan_magnitudes import Magnitudes
 from ourvidz.pipelines.wan_options import WanOptions
 from ourvidz.pipelines.wan_placement import Part, Placement
 from ourvidz.pipelines.wan_previews import ClipColours, learn_clip_colours
 from ourvidz.pipelines.wan_references import Plan, Steering
+from ourvidz.pipelines.wan_report import report
+from ourvidz.pipelines.wan_velocity import velocity
 from ourvidz.pipelines.wan_words import Words
 from ourvidz.pipelines.wan_work import Work
 
@@ -165,7 +168,8 @@ class WanPipeline:
         work = Work(self._as_rendered(job), plan, given, Hearing(on_step, on_preview), source)
         for rung in memory_ladder.rungs(1):
             if self._fits(work, rung):
-                return self._clip(work, time.perf_counter() - started, rung)
+                shrunk = self._size(job) != (job.width, job.height)
+                return report(work, rung, seconds=time.perf_counter() - started, size_capped=shrunk)
             _log.warning("out_of_memory", job_id=job.id, rung=rung.name)
             # Only here, after the except block: its traceback held the tensors that are to be freed.
             devices.free_memory()
@@ -230,7 +234,10 @@ class WanPipeline:
             shape = codec.shape(job.frames, *self._size(job))
             known = wan_references.known_latents(job, plan, references, codec, shape)
             seen = source or wan_references.source(job, references)
-            condition = self._condition(plan, seen, codec, shape)
+            model = self._transformer(plan)
+            condition = wan_conditions.condition(
+                plan.model, model, seen, codec, shape, look=self._image_tokens
+            )
         generator = torch.Generator().manual_seed(job.seed)
         noise = torch.randn(condition.grown(shape), generator=generator, dtype=torch.float32).to(self.device)
         return Steering(plan, known, noise, condition)
@@ -239,21 +246,21 @@ class WanPipeline:
         self, job: VideoJob, words: Words, schedule: Schedule, steering: Steering, *, hearing: Hearing
     ) -> torch.Tensor:
         """From noise to the latents of the clip."""
-        latents = steering.begin(schedule.levels[0])
+        latents, model = steering.begin(schedule.levels[0]), self._transformer(steering.plan)
         hearing.begin(schedule.steps)
         with ExitStack() as during:
             during.enter_context(self._at_work("transformer", steering.plan))
-            during.enter_context(
-                self._cache.on(
-                    self._transformer(steering.plan), schedule.levels, guided=words.negative is not None
-                )
-            )
+            during.enter_context(self._cache.on(model, schedule.levels, guided=words.negative is not None))
             for step, timestep in enumerate(schedule.solver.timesteps):
                 self._cache.at(float(timestep))
-                velocity = self._velocity(latents, timestep, words, job.guidance_scale, steering, step)
-                velocity = steering.velocity(velocity, step=step)
-                seen = self._colours and self._colours.take(latents, velocity, schedule.levels[step])
-                latents = schedule.solver.step(velocity, timestep, latents, return_dict=False)[0]
+                given = steering.inputs(latents, step=step, dtype=self.dtype)
+                with self.options.attending():
+                    said = velocity(
+                        model, given, timestep, words, job.guidance_scale, joined=self._cache.joined
+                    )
+                toward = steering.velocity(said, step=step)
+                seen = self._look(latents, toward, schedule.levels[step])
+                latents = schedule.solver.step(toward, timestep, latents, return_dict=False)[0]
                 latents = steering.after(latents, step=step, level=schedule.levels[step + 1])
                 hearing.step(step + 1, seen)
         return latents[:, :, steering.condition.ahead :]
@@ -299,17 +306,12 @@ class WanPipeline:
         beside = self.vace is not None and job.reference_mode != "none"
         return wan_references.plan(job, "vace" if beside else self.model, sourced=source is not None)
 
-    def _condition(self, plan: Plan, source: SourceClip, codec: Codec, shape: tuple[int, ...]) -> Condition:
-        if plan.model == "t2v":
-            return wan_conditions.UNCONDITIONED
-        if plan.model == "vace":
-            return wan_conditions.vace(source, self._transformer(plan), codec, shape)
-        channels = wan_conditions.image_channels(source.frames, codec, shape)
+    def _image_tokens(self, pictures: Sequence[Image]) -> torch.Tensor | None:
+        """What the image encoder says of them, if this checkpoint has one."""
         if self._loaded.image_encoder is None:
-            return Condition(channels=channels)
+            return None
         with self._at_work("image_encoder"):
-            pictures = list(source.frames.values())
-            return Condition(channels, wan_conditions.looked_at(pictures, self._loaded.image_encoder))
+            return wan_conditions.looked_at(pictures, self._loaded.image_encoder)
 
     def _holding(self, plan: Plan | None) -> Any:
         """The pipeline whose transformer follows this plan."""
@@ -344,6 +346,10 @@ class WanPipeline:
             self.denoise(job, words, schedule, steering, hearing=Hearing(lambda *_: None, None))
         return Magnitudes(tuple(schedule.levels[:-1]), tuple(logs))
 
+    def _look(self, latents: torch.Tensor, velocity: torch.Tensor, level: float) -> Callable[[], Look] | None:
+        """Copies what the clip looks like now; None where colours are not known."""
+        return None if self._colours is None else self._colours.take(latents, velocity, level)
+
     def _as_rendered(self, job: VideoJob) -> VideoJob:
         """Checkpoints that were distilled to few steps have their guidance inside."""
         return job.model_copy(update={"guidance_scale": 1.0}) if self.options.few_steps else job
@@ -353,86 +359,3 @@ class WanPipeline:
 
     def _size(self, job: VideoJob) -> tuple[int, int]:
         return capped(job.width, job.height, cap=self.cap, multiple=MULTIPLE_PX)
-
-    def _velocity(
-        self,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        words: Words,
-        guidance: float,
-        steering: Steering,
-        step: int,
-    ) -> torch.Tensor:
-        """What the model takes for noise minus clip, guided away from the negative prompt."""
-        given = steering.inputs(latents, step=step, dtype=self.dtype)
-        model = self._transformer(steering.plan)
-        if words.negative is not None and self._cache.joined:
-            both = torch.cat([words.negative, words.prompt])
-            twice = {
-                name: value if value.dim() == 1 else torch.cat([value, value])
-                for name, value in given.items()
-            }
-            away, toward = self._ask(model, twice, timestep, both, "both").chunk(2)
-            return away + guidance * (toward - away)
-        toward = self._ask(model, given, timestep, words.prompt, "cond")
-        if words.negative is None:
-            return toward
-        away = self._ask(model, given, timestep, words.negative, "uncond")
-        return away + guidance * (toward - away)
-
-    def _ask(
-        self,
-        transformer: Any,
-        given: dict[str, torch.Tensor],
-        timestep: torch.Tensor,
-        words: torch.Tensor,
-        cache: str,
-    ) -> torch.Tensor:
-        """One pass of the transformer, in its own precision. `cache` keeps the two prompts' caches apart."""
-        with self.options.attending(), transformer.cache_context(cache):
-            said = transformer(
-                **given,
-                timestep=timestep.expand(len(words)),
-                encoder_hidden_states=words,
-                return_dict=False,
-            )[0]
-        velocity: torch.Tensor = said.float()
-        return velocity
-
-    def _clip(self, work: Work, seconds: float, rung: Rung) -> Clip:
-        """What was made, and what the callback is told about it."""
-        job, plan = work.job, work.plan
-        return Clip(
-            frames=work.frames,
-            fps=job.fps,
-            seed=job.seed,
-            frames_generated=frames_to_generate(job.frames),
-            seconds=seconds,
-            metadata={
-                "batch_size": 1,
-                "size_capped": self._size(job) != (job.width, job.height),
-                "final_prompt_type": "text",
-                "compel_success": False,
-                **({} if rung.name == "whole" else {"memory_rung": rung.name}),
-                **({} if plan.reference_backend is None else {"reference_backend": plan.reference_backend}),
-            },
-            asset_metadata={
-                "steps": job.steps,
-                "effective_steps": plan.steps,
-                "guidance_scale": job.guidance_scale,
-                "batch_size": 1,
-                **_about_references(job, plan),
-            },
-        )
-
-
-def _about_references(job: VideoJob, plan: Plan) -> dict[str, Any]:
-    """What an asset says about how its references were used."""
-    if plan.reference_backend is None:
-        return {}
-    return {
-        "denoise_strength": job.denoise_strength,
-        "pipeline": "img2img" if job.frames == 1 else "image_to_video",
-        "resize_policy": RESIZE_POLICY,
-        "negative_prompt_used": bool(job.negative_prompt) and job.guidance_scale > 1,
-    }

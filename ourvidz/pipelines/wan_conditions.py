@@ -7,7 +7,7 @@ and what is to be made anew, and the mask that tells them apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL.Image import Image, Resampling
 
 from ourvidz.pipelines.base import SourceClip
 from ourvidz.pipelines.wan_frames import SHRINK_TIME, Codec, around, fitted
+from ourvidz.pipelines.wan_layouts import WanModel
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _SPREAD = (0.26862954, 0.26130258, 0.27577711)
@@ -62,6 +63,25 @@ class Condition:
 UNCONDITIONED = Condition()
 
 
+def condition(
+    model: WanModel,
+    transformer: Any,
+    source: SourceClip,
+    codec: Codec,
+    shape: tuple[int, ...],
+    *,
+    look: Callable[[Sequence[Image]], torch.Tensor | None],
+) -> Condition:
+    """What this model is told of a source, for latents of `shape`. `look` asks its image encoder."""
+    if model == "t2v":
+        return UNCONDITIONED
+    if model == "vace":
+        control = vace_control(source, codec, shape)
+        blocks = len(transformer.config.vace_layers)
+        return Condition(control=control, blocks=blocks, ahead=len(source.pictures))
+    return Condition(image_channels(source.frames, codec, shape), look(list(source.frames.values())))
+
+
 def image_channels(kept: dict[int, Image], codec: Codec, shape: tuple[int, ...]) -> torch.Tensor:
     """The channels of an image-to-video transformer: which frames are given, four of them to a latent frame,
     and the latents of a clip that is grey elsewhere. `kept` is pictures by frame, 0 or -1."""
@@ -85,13 +105,6 @@ def looked_at(pictures: Sequence[Image], encoder: Any) -> torch.Tensor:
     # Wan was trained on what the block before the last says.
     embedded: torch.Tensor = said.hidden_states[-2]
     return embedded
-
-
-def vace(source: SourceClip, transformer: Any, codec: Codec, shape: tuple[int, ...]) -> Condition:
-    """What VACE is told of a clip."""
-    control = vace_control(source, codec, shape)
-    blocks = len(transformer.config.vace_layers)
-    return Condition(control=control, blocks=blocks, ahead=len(source.pictures))
 
 
 def vace_control(source: SourceClip, codec: Codec, shape: tuple[int, ...]) -> torch.Tensor:

@@ -90,7 +90,10 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     with init_empty_weights():
         model = transformers.UMT5EncoderModel(_text_config(found))
     renamed = {_renamed(name): weight for name, weight in found.items()}
-    return _filled(model, renamed | {"shared.weight": found["token_embedding.weight"]}, dtype)
+    filled = _filled(model, renamed | {"shared.weight": found["token_embedding.weight"]}, dtype)
+    # Two names for one weight, of 2 GiB: as two it would take the room twice.
+    filled.encoder.embed_tokens.weight = filled.shared.weight
+    return filled
 
 
 def read_tokenizer(folder: Path) -> Any:

@@ -140,6 +140,7 @@ async def _respond(request: Request, type_name: str) -> Response:
                 yield _event("token", {"text": item})
 
         def failure(error: OurvidzError) -> bytes:
+            audit.entry(request.scope).code = error.code
             return _event("error", problems.document(error, request.url.path).model_dump(mode="json"))
 
         events = await begun(request, as_events(heard, written, failure))

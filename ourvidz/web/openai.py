@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -19,7 +20,7 @@ from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.plain import shorten
 from ourvidz.jobs.ranges import MAX_TOKENS
 from ourvidz.jobs.schema import conversation_schema
-from ourvidz.web import chat, openai_errors
+from ourvidz.web import audit, chat, openai_errors
 from ourvidz.web.body import read_json
 from ourvidz.web.openai_errors import ErrorDocument
 from ourvidz.web.waiting import Answer, EventStream, answer_of, as_events, begun, unless_gone, wait_for
@@ -130,7 +131,7 @@ async def completions(request: Request) -> Response:
     heard = wait_for(job, request.app.state.attendance)
     if job.stream:
         chunks = _Chunks(job, with_usage=_wants_usage(body))
-        events = await begun(request, as_events(heard, chunks, _failure))
+        events = await begun(request, as_events(heard, chunks, partial(_failure, request)))
         return EventStream(events, {"X-Job-Id": job.id})
     answer = await unless_gone(request, lambda: answer_of(heard))
     return JSONResponse(_completion(answer, job))
@@ -275,7 +276,8 @@ class _Chunks:
         return _data({**self._common, "choices": [choice]})
 
 
-def _failure(error: OurvidzError) -> bytes:
+def _failure(request: Request, error: OurvidzError) -> bytes:
+    audit.entry(request.scope).code = error.code
     return _data(openai_errors.document(error).model_dump())
 
 

@@ -1,4 +1,4 @@
-"""The job system behind its real application, with a host of pictures in the place of the one samples name."""
+"""The job system behind its real application, and a host of pictures in the place of the one samples name."""
 
 from __future__ import annotations
 

@@ -145,3 +145,19 @@ def test_other_stop_strings_are_refused(stop: object) -> None:
     """What cannot be followed must not be ignored."""
     error = refused(prompt="x", stop=stop)
     assert (error.code, error.field) == ("INVALID_PARAMETERS", "stop")
+
+
+@pytest.mark.parametrize(
+    ("given", "stop"),
+    [(None, ()), ("", ()), ("END", ("END",)), (["a", "\n"], ("a", "\n")), ([], ())],
+)
+def test_an_answer_stops_where_its_caller_says(given: Any, stop: tuple[str, ...]) -> None:
+    """One text or a few."""
+    assert chat(prompt="Rivers?", stop=given).stop == stop
+    assert chat(prompt="Rivers?", config={"stop": given}).stop == stop
+
+
+@pytest.mark.parametrize("given", [7, ["a"] * 5, [""], [None], ["x" * 101], {"a": 1}])
+def test_what_cannot_end_an_answer_is_refused(given: Any) -> None:
+    """An empty text would end it before it begins."""
+    assert refused(prompt="Rivers?", stop=given).field == "stop"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jsonschema
 import pytest
 
 from ourvidz.jobs.catalog import ALIASES, CATALOG
-from ourvidz.jobs.schema import submission_schema
+from ourvidz.jobs.schema import conversation_schema, submission_schema
 
 SAMPLES = sorted((Path(__file__).parents[1] / "contract" / "payloads").glob("*.json"))
 
@@ -20,10 +21,11 @@ def test_the_types_are_the_catalogs() -> None:
     assert submission_schema()["properties"]["type"]["enum"] == [*CATALOG, *ALIASES]
 
 
-def test_the_schema_is_one() -> None:
+@pytest.mark.parametrize("schema", [submission_schema, conversation_schema])
+def test_a_schema_is_one(schema: Callable[[], dict[str, Any]]) -> None:
     """OpenAPI tools refuse a document with a bad schema."""
-    jsonschema.Draft202012Validator.check_schema(submission_schema())
-    json.dumps(submission_schema())
+    jsonschema.Draft202012Validator.check_schema(schema())
+    json.dumps(schema())
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)

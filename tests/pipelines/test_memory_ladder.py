@@ -71,6 +71,27 @@ def test_the_ladder_ends_with_single_pictures() -> None:
     assert [rung.tiled for rung in rungs(1)] == [False, False, True]
 
 
+def test_only_small_pictures_are_decoded_in_pairs_and_only_while_memory_suffices() -> None:
+    """The VAE takes more memory a picture than the UNet: a batch that fits there need not fit here."""
+    assert [rung.decoded(128 * 128) for rung in rungs(6)] == [2, 1, 1, 1, 1, 1]
+    assert [rung.decoded(1024 * 1024) for rung in rungs(6)] == [1] * 6
+
+
+def test_a_finished_picture_is_handed_on_once(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
+    """Also where memory runs out between two of them: storing starts while the others are being made."""
+    handed: list[tuple[int, Image.Image]] = []
+    job = image_job(num_images=6, width=32, height=32)
+    expected = made(sdxl, job)
+    calls = iter([False, True])
+    with failing(sdxl._pipe.vae.decoder, lambda _: next(calls, False)) as rows:
+        found = sdxl.generate(job, on_step=lambda *_: None, on_picture=lambda *one: handed.append(one))
+    assert rows == [2, 2, 1, 1, 1, 1]
+    assert found.metadata["memory_rung"] == "freed"
+    assert [index for index, _ in handed] == [0, 1, 2, 3, 4, 5]
+    assert all(one is other for (_, one), other in zip(handed, found.images, strict=True))
+    assert same(found, expected)
+
+
 @pytest.mark.parametrize(("failures", "rung"), [(0, None), (1, "freed"), (2, "tiled"), (3, "parts")])
 def test_every_rung_delivers_the_same_pictures(
     sdxl: SDXLPipeline, image_job: MakeJob, failures: int, rung: str | None

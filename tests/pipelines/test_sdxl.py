@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ourvidz.errors import Cancelled, InvalidParameters, ModelLoadError, OutOfMemory
 from ourvidz.jobs.job import ImageJob
@@ -155,6 +156,33 @@ def test_a_cancelled_job_stops_before_the_next_step(
         hook.remove()
     assert len(ran) == stop_at
     assert far(expected, pictures(sdxl, image_job())[0]) <= LEVELS
+
+
+@pytest.mark.parametrize("reference", [None, Image.new("RGB", (64, 64), "green")])
+def test_whoever_is_handed_a_picture_can_stop_the_rest(
+    sdxl: SDXLPipeline, image_job: MakeJob, reference: Image.Image | None
+) -> None:
+    """A batch that was cancelled while its first pictures were stored is not decoded to the end, and never
+    looks like a failed reference."""
+    decoded: list[int] = []
+
+    def stop(index: int, _: Image.Image) -> None:
+        raise Cancelled(f"enough at {index}")
+
+    named = {} if reference is None else {"reference": "u/p.png", "denoise_strength": 0.9}
+    hook = sdxl._pipe.vae.decoder.register_forward_pre_hook(lambda *_: decoded.append(1))
+    try:
+        with pytest.raises(Cancelled, match="at 0"):
+            sdxl.generate(
+                image_job(num_images=6, **named),
+                reference=reference,
+                on_step=lambda *_: None,
+                on_picture=stop,
+            )
+    finally:
+        hook.remove()
+    assert len(decoded) == 1
+    assert pictures(sdxl, image_job())
 
 
 @pytest.mark.parametrize(

@@ -265,5 +265,5 @@ def test_image_to_video_in_this_layout_is_refused_by_name(folder: Path, tmp_path
     other = copytree(folder / "release", tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"model_type": "i2v"}))
-    with pytest.raises(ModelLoadError, match="image-to-video checkpoint in the layout.*diffusers layout"):
+    with pytest.raises(ModelLoadError, match=r"image-to-video checkpoint in the layout.*diffusers layout"):
         WanPipeline(find_wan(other)).load()

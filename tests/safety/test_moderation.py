@@ -13,23 +13,25 @@ import pytest
 from ourvidz.errors import PolicyViolation, WorkerUnavailable
 from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.settings import load_settings
+from ourvidz.testing import eager
 from ourvidz.wiring import control
 
 
 class Service:
-    """A moderation endpoint that flags texts with the word "teapot"."""
+    """A moderation endpoint that flags texts with one word in them."""
 
     def __init__(self) -> None:
         self.heard: list[dict[str, Any]] = []
         self.status = 200
         self.answer: Any = None
+        self.word = "teapot"
         service = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 document = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 service.heard.append({"key": self.headers.get("Authorization"), **document})
-                verdict = {"results": [{"flagged": "teapot" in document["input"], "categories": {}}]}
+                verdict = {"results": [{"flagged": service.word in document["input"], "categories": {}}]}
                 body = json.dumps(verdict if service.answer is None else service.answer).encode()
                 self.send_response(service.status)
                 self.send_header("Content-Length", str(len(body)))
@@ -104,3 +106,20 @@ def test_a_service_that_is_away_lets_nothing_pass(tmp_path, service) -> None:
     with pytest.raises(WorkerUnavailable) as failed:
         moderation(tmp_path, OURVIDZ_MODERATION_URL=service.url).judge("a lighthouse")
     assert failed.value.retryable
+
+
+def test_a_job_is_judged_on_the_way_in_and_on_the_way_out(tmp_path, service, ourvidz_callbacks) -> None:
+    """With `sfw_mode` alone: by the worker, before it reads and before it answers."""
+    variables = {"OURVIDZ_MODERATION_URL": service.url}
+    asked = {"type": "chat", "messages": [{"role": "user", "content": "Name a river."}], "temperature": 0}
+    with eager(tmp_path, ourvidz_callbacks, **variables) as running:
+        running.submit({**asked, "id": "unjudged"})
+        assert service.heard == []
+        running.submit({**asked, "id": "fine", "sfw_mode": True})
+        said = running.record("fine").outcome.assets[0].metadata["text"]
+        assert [each["input"] for each in service.heard] == ["Name a river.", said]
+        service.word = said.split()[0]
+        running.submit({**asked, "id": "flagged", "sfw_mode": True})
+        fault = running.record("flagged").outcome.fault
+    assert fault.code == "POLICY_VIOLATION"
+    assert said not in fault.message

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.settings import environment
 
 ROOT = Path(__file__).parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 READY_S = 90.0
 STOP_S = 30.0
 JOB_S = 60.0
@@ -137,9 +140,9 @@ class Stack:
         """The ledger of this stack, from outside."""
         return RedisLedger(self.redis_url)
 
-    def computing_child(self) -> int:
-        """The process id of the sdxl worker's pool child, which holds the pipeline."""
-        workers = [worker for worker in self.ledger.workers() if worker.family == "sdxl"]
+    def computing_child(self, family: str = "sdxl") -> int:
+        """The process id of a worker's pool child, which holds the pipeline."""
+        workers = [worker for worker in self.ledger.workers() if worker.family == family]
         return workers[0].pid
 
     def pid_of(self, name: str) -> int | None:
@@ -268,3 +271,31 @@ def stacks() -> Callable[..., Any]:
 def waiting() -> Callable[..., Any]:
     """`wait_for`, for tests that wait for something of their own."""
     return wait_for
+
+
+def missing_browser() -> str | None:
+    """What a machine lacks that has no browser for tests."""
+    if importlib.util.find_spec("playwright") is None:
+        return "playwright is not installed (pip install 'ourvidz[dev]')"
+    return None if chromium_binary() else "Chromium is not installed: run scripts/install-chromium"
+
+
+def chromium_binary() -> str | None:
+    """`$CHROMIUM_BIN`, else the one on the path."""
+    found = (shutil.which(name) for name in BROWSERS)
+    return os.environ.get("CHROMIUM_BIN") or next(filter(None, found), None)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven by Playwright. Without one the test is skipped, under CI it fails."""
+    missing = missing_browser()
+    if missing:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{missing}: nothing is played in a browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Its sandbox needs rights that a container seldom has; the pages are our own.
+        opened = playwright.chromium.launch(executable_path=chromium_binary(), args=["--no-sandbox"])
+        yield opened
+        opened.close()

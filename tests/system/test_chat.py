@@ -128,6 +128,17 @@ def test_a_killed_worker_leaves_nobody_waiting(running: Any) -> None:
     assert "WORKER_LOST" in last
 
 
+def test_a_burst_of_a_hundred_loses_nothing_and_starts_in_order_of_arrival(running: Any) -> None:
+    """Everybody is answered, and nobody is overtaken by who came later."""
+    with ThreadPoolExecutor(100) as callers:
+        answers = list(callers.map(lambda _: ask(running, "/chat", {**HELLO, "max_tokens": 8}), range(100)))
+    assert [answer.status_code for answer in answers] == [200] * 100
+    records = [running.record(answer.json()["job_id"]) for answer in answers]
+    assert len({record.job_id for record in records}) == 100
+    started = sorted(records, key=lambda record: (record.claimed_at, record.order))
+    assert [record.order for record in started] == sorted(record.order for record in records)
+
+
 def test_administration_works_while_the_chat_worker_does(running: Any) -> None:
     """Over HTTP and as a job; the worker itself gives back what it keeps."""
     found = ask(running, "/admin", {}).json()["result"]

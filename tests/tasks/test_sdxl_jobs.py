@@ -145,4 +145,4 @@ def test_a_lora_that_nobody_allowed_is_refused_with_the_names_there_are(with_hil
         with_hills.submit(payload(config={"loras": ["rivers"]}))
     error = refused.value
     assert (error.field, error.rule, error.value) == ("config.loras[0]", "one of hills", "rivers")
-    assert error.status == 422
+    assert error.http_status == 422

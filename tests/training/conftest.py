@@ -22,8 +22,6 @@ def minute_recipe() -> Recipe:
         sizes={(64, 64): 0.8, (64, 96): 0.2},
         unet_steps=6,
         unet_batch=2,
-        polish_steps=6,
-        polish_batch=4,
         evaluated=2,
         drawn=3,
     )

@@ -21,6 +21,7 @@ def test_bytes_become_mib_gib_and_a_share() -> None:
 def test_without_a_gpu_everything_is_zero() -> None:
     """A laptop's callbacks keep their shape."""
     assert set(gpu.memory().values()) == {0}
+    assert gpu.free_mib() is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

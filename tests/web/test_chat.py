@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from ourvidz.errors import InvalidParameters, JobTimeout, OutOfMemory, PolicyViolation, WorkerLost
 
@@ -200,6 +201,16 @@ def test_a_failure_after_it_is_the_last_event(shim, chat_worker) -> None:
     kind, problem = events(answer.text)[-1]
     assert kind == "error"
     assert (problem["code"], problem["success"], problem["status"]) == ("OOM_ERROR", False, 500)
+
+
+def test_the_audit_log_knows_how_a_stream_ended(shim, chat_worker) -> None:
+    """Its status was 200 before it failed."""
+    chat_worker(shim.ledger, "A tide", fault=OutOfMemory("no room"))
+    with capture_logs() as lines:
+        shim.client.post("/chat", json={**HELLO, "stream": True})
+    (line,) = [line for line in lines if line["event"] == "audit"]
+    assert (line["status"], line["outcome"], line["type"]) == (200, "OOM_ERROR", "chat_conversation")
+    assert "tide" not in json.dumps(line)
 
 
 def test_chat_needs_the_chat_scope(open_shim, chat_worker) -> None:

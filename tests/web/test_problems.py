@@ -122,9 +122,12 @@ BODIES = st.one_of(
 )
 
 
-@pytest.mark.parametrize("path", ["/jobs", "/rpush/sdxl_queue", "/functions/v1/job-callback"])
-def test_no_body_whatever_is_a_server_error(shim, path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["/jobs", "/rpush/sdxl_queue", "/functions/v1/job-callback", "/chat", "/enhance", "/admin"]
+)
+def test_no_body_whatever_is_a_server_error(shim, chat_worker, path: str) -> None:
     """Arbitrary bytes, arbitrary JSON, and JSON that looks like a job."""
+    chat_worker(shim.ledger)
     # The wrapper keeps hypothesis from asking for a new shim per example.
     client: TestClient = shim.client
 

@@ -82,9 +82,11 @@ def test_a_client_that_hangs_up_in_the_queue_leaves_no_job(shim, serve) -> None:
     ends = time.monotonic() + 5
     while not shim.ledger.waiting("chat_queue"):
         assert time.monotonic() < ends
+        time.sleep(0.005)
     connection.close()
     while only_record(shim).status != "cancelled":
         assert time.monotonic() < ends
+        time.sleep(0.005)
 
 
 def test_the_deadline_brings_the_text_so_far_and_frees_the_worker(open_shim, chat_worker) -> None:
@@ -201,7 +203,7 @@ class started:
         self._job = parse(payload, Defaults())
         self._loop = asyncio.new_event_loop()
         self._wait = self._loop.create_task(self._all())
-        while shim.ledger.get(self.job_id) is None:
+        while shim.ledger.get(self.job_id) is None and not self._wait.done():
             self._loop.run_until_complete(asyncio.sleep(0.001))
 
     async def _all(self) -> waiting.Answer:

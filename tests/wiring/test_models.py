@@ -12,6 +12,7 @@ from ourvidz.pipelines.options import SDXLOptions
 from ourvidz.pipelines.wan_options import WanOptions
 from ourvidz.settings import Settings, load_settings
 from ourvidz.wiring.models import TINY_CAP_PX, TINY_WAN_CAP_PX, build, sdxl_options, wan_options
+from training.untrained.wan_pictures import build_vace
 
 PRODUCTION = {
     "OURVIDZ_PROFILE": "production",
@@ -226,3 +227,21 @@ def test_wan_runs_as_its_settings_say(settings: Settings) -> None:
     )
     assert wan_options(chosen) == expected
     assert build(chosen, "wan").info()["wan"]["cache"] == "first_block"
+
+
+def test_vace_stands_beside_wan_where_it_is_configured(settings: Settings, tmp_path: Path) -> None:
+    """And another model in either place is refused at start, not with the first job."""
+    text = find_wan(None).path
+    build_vace(tmp_path / "vace", beside=text)
+    chosen = load_settings(OURVIDZ_WAN_VACE_MODEL=str(tmp_path / "vace"))
+    models = build(chosen, "wan")
+    models.warm()
+    info = models.info()["wan"]
+    assert (info["model"], info["vace"], info["size_cap"]) == ("t2v", "vace", TINY_WAN_CAP_PX)
+    for name, path, words in (
+        ("OURVIDZ_WAN_VACE_MODEL", text, "tiny-wan is a text-to-video checkpoint, not a VACE one"),
+        ("OURVIDZ_WAN_MODEL", tmp_path / "vace", "vace is a VACE checkpoint, not a text-to-video one"),
+        ("OURVIDZ_WAN_VACE_MODEL", tmp_path / "nowhere", "nowhere"),
+    ):
+        with pytest.raises(ModelLoadError, match=words):
+            build(load_settings(**{name: str(path)}), "wan")

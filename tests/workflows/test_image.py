@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -416,3 +417,55 @@ def test_pictures_are_encoded_while_others_are_stored(
     monkeypatch.setattr(assets, "png", counting)
     outcome = generate_images(job(num_images=3), RecordingRun(), replace(use, store=store))
     assert [asset.metadata["seed"] for asset in outcome.assets] == [100, 101, 102]
+
+
+@contextmanager
+def decoding(use: Services, before: Callable[[int], None]) -> Iterator[None]:
+    """Calls `before` with the number of every decoding, from 1."""
+    calls = itertools.count(1)
+    decoder = use.models.images()._pipe.vae.decoder  # type: ignore[attr-defined]
+    hook = decoder.register_forward_pre_hook(lambda *_: before(next(calls)))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def test_a_picture_is_stored_while_the_next_ones_are_decoded(use: Services, tmp_path: Path) -> None:
+    """The pipeline and the storage work at the same time."""
+    store = LocalStore(tmp_path / "early")
+
+    class Early(RecordingRun):
+        stored = threading.Event()
+
+        def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
+            super().put(store, key, data, content_type)
+            if key.endswith("/0.png"):
+                self.stored.set()
+
+    def wait_for_the_first(call: int) -> None:
+        assert call == 1 or Early.stored.wait(30), "the first picture is not stored before the last is there"
+
+    with decoding(use, wait_for_the_first):
+        outcome = generate_images(job(num_images=3), Early(), replace(use, store=store))
+    assert [asset.metadata["seed"] for asset in outcome.assets] == [100, 101, 102]
+
+
+def test_a_fallback_replaces_what_was_stored_before_it(use: Services, hills: str, tmp_path: Path) -> None:
+    """A pass that fails at its last picture has stored the first ones: none of them may stay, nor their
+    mark."""
+
+    def fail(call: int) -> None:
+        if call == 2:
+            raise RuntimeError("shapes do not match")
+
+    expected = LocalStore(tmp_path / "plain")
+    generate_images(job(num_images=3), RecordingRun(), replace(use, store=expected))
+    run = RecordingRun()
+    with decoding(use, fail):
+        outcome = generate_images(job(num_images=3, reference=hills, denoise_strength=0.9), run, use)
+    assert outcome.metadata["reference_error"] == "I2I_PIPELINE_ERROR"
+    assert len(outcome.assets) == 3
+    for asset in outcome.assets:
+        assert use.store.get(asset.key) == expected.get(asset.key)
+        assert use.store.get(asset.thumbnail_key) == expected.get(asset.thumbnail_key)

@@ -28,9 +28,5 @@ class Recipe:
     unet_lr: float = 1e-3
     ema_decay: float = 0.999
     prompt_dropout: float = 0.11
-    polish_steps: int = 1500
-    polish_minutes: float | None = None
-    polish_batch: int = 16
-    polish_lr: float = 5e-4
     evaluated: int = 300
     drawn: int = 32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
@@ -21,15 +20,6 @@ from training.world import Scene
 STAGE = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Levels:
-    """How noisy pictures are: the timesteps that the UNet is told, and the share of the variance that is
-    picture, from 1 without noise down to 0. Both (pictures)."""
-
-    timesteps: torch.Tensor
-    signal: torch.Tensor
-
-
 class Denoiser:
     """The UNet with the words it listens to."""
 
@@ -44,7 +34,7 @@ class Denoiser:
             part.to(self.device)
         self.unet.to(memory_format=torch.channels_last)
         self.scheduler: diffusers.EulerDiscreteScheduler = models.scheduler()
-        self._signal = self.scheduler.alphas_cumprod.float()
+        self._signal = self.scheduler.alphas_cumprod.float().to(self.device)
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -56,35 +46,21 @@ class Denoiser:
         captions drawn from a shelf; what lies at the shape counts more. All noise levels count alike: the
         weights that favour low noise would starve the noisy steps, where it is decided what is where."""
         picked = draw.integers(len(shelf.scenes), size=self.recipe.unet_batch)
-        latents = shelf.latents[picked]
-        noise = noise_like(latents, draw)
-        levels = self.levels(len(latents), draw)
-        words = self.words([shelf.scenes[k] for k in picked], draw)
-        off = self.errors(shelf, latents, noise, levels, words)
-        weighted: torch.Tensor = (off.square() * shelf.weights[picked].to(off)).mean()
-        return weighted
-
-    def errors(
-        self,
-        shelf: Shelf,
-        latents: torch.Tensor,
-        noise: torch.Tensor,
-        levels: Levels,
-        words: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
-        """By how much the predicted velocity of every latent is off, for pictures of the size of a shelf."""
-        latents, noise, timesteps, signal = (
-            one.to(self.device) for one in (latents, noise, levels.timesteps, levels.signal)
-        )
-        signal = signal[:, None, None, None]
+        latents = shelf.latents[picked].to(self.device)
+        noise_seed = torch.Generator().manual_seed(int(draw.integers(2**62)))
+        noise = torch.randn(latents.shape, generator=noise_seed).to(self.device)
+        timesteps = self._timesteps(len(latents), draw).to(self.device)
+        signal = self._signal[timesteps][:, None, None, None]
         noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
         velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
-        tokens, pooled = words
+        tokens, pooled = self.words([shelf.scenes[k] for k in picked], draw)
         # In single precision: the backward pass of so small convolutions is eight times slower in bfloat16.
-        predicted: torch.Tensor = self.unet(
+        predicted = self.unet(
             noisy, timesteps, tokens, added_cond_kwargs=_added(pooled, shelf.width_px, shelf.height_px)
         ).sample
-        return predicted - velocity
+        counts = shelf.weights[picked].to(self.device)
+        weighted: torch.Tensor = ((predicted - velocity).square() * counts).mean()
+        return weighted
 
     def words(self, scenes: list[Scene], draw: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Captions as the pipeline encodes them, some dropped for classifier-free guidance: half of those to
@@ -107,11 +83,10 @@ class Denoiser:
         tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         return tokens, second.text_embeds
 
-    def levels(self, count: int, draw: np.random.Generator) -> Levels:
+    def _timesteps(self, count: int, draw: np.random.Generator) -> torch.Tensor:
         """Spread evenly over all timesteps in every batch: less noise in the loss than independent draws."""
         spread = (draw.permutation(count) + draw.random(count)) / count
-        timesteps = torch.from_numpy((spread * len(self._signal)).astype(np.int64))
-        return Levels(timesteps, self._signal[timesteps])
+        return torch.from_numpy((spread * len(self._signal)).astype(np.int64))
 
     def pipeline(self, vae: diffusers.AutoencoderKL) -> diffusers.StableDiffusionXLPipeline:
         """All parts as diffusers knows them."""
@@ -125,12 +100,6 @@ class Denoiser:
             scheduler=self.scheduler,
             add_watermarker=False,
         )
-
-
-def noise_like(latents: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
-    """Noise of the shape of `latents`, the same on every device."""
-    seed = torch.Generator().manual_seed(int(draw.integers(2**62)))
-    return torch.randn(latents.shape, generator=seed)
 
 
 def _added(pooled: torch.Tensor, width_px: int, height_px: int) -> dict[str, torch.Tensor]:
@@ -156,19 +125,14 @@ def prepare(recipe: Recipe, folder: Path) -> tuple[Denoiser, Run]:
 def train(recipe: Recipe, folder: Path, shelves: list[Shelf]) -> Denoiser:
     """Train to the end of the recipe, or go on with an earlier run; the averaged weights."""
     denoiser, run = prepare(recipe, folder)
+    shares = np.array(list(recipe.sizes.values()))
 
     def loss_of(step: int, _progress: float) -> torch.Tensor:
         draw = np.random.default_rng((recipe.seed, STAGE, step))
-        return denoiser.loss(some(shelves, recipe, draw), draw)
+        return denoiser.loss(shelves[draw.choice(len(shelves), p=shares / shares.sum())], draw)
 
     run.train(loss_of)
     return averaged(denoiser, run)
-
-
-def some(shelves: list[Shelf], recipe: Recipe, draw: np.random.Generator) -> Shelf:
-    """A shelf, drawn by the shares of the recipe."""
-    shares = np.array(list(recipe.sizes.values()))
-    return shelves[draw.choice(len(shelves), p=shares / shares.sum())]
 
 
 def averaged(denoiser: Denoiser, run: Run) -> Denoiser:

@@ -87,7 +87,7 @@ def _image_config() -> transformers.CLIPVisionConfig:
     )
 
 
-def _image_processor() -> transformers.CLIPImageProcessor:
+def _image_processor() -> transformers.CLIPImageProcessorPil:
     side = {"height": IMAGE_PX, "width": IMAGE_PX}
     return transformers.CLIPImageProcessorPil(size={"shortest_edge": IMAGE_PX}, crop_size=side)
 

@@ -1,0 +1,115 @@
+"""What a job makes, in the hands of its users: a browser, and a program that takes the file apart."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import uvicorn
+
+from ourvidz.testing import CallbackRecorder, Eager, eager
+from ourvidz.web.main import create_app
+
+PLAY = """
+async url => {
+  const video = document.createElement("video");
+  video.muted = true;
+  document.body.append(video);
+  const over = new Promise(resolve => {
+    video.onended = () => resolve("ended");
+    video.onerror = () => resolve(`error ${video.error.code}: ${video.error.message}`);
+  });
+  const times = [];
+  video.ontimeupdate = () => times.push(video.currentTime);
+  video.src = url;
+  video.play().catch(() => {});  // what went wrong is told by onerror
+  const how = await over;
+  times.push(video.currentTime);
+  const {videoWidth: width, videoHeight: height, duration} = video;
+  return {how, width, height, duration, times};
+}
+"""
+"""Plays a clip from its first frame to its end, and says what a page can know of it."""
+
+
+@pytest.fixture
+def running(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> Iterator[Eager]:
+    """The job system in this process, with the route that hands out what is stored."""
+    with eager(tmp_path, ourvidz_callbacks, OURVIDZ_EMBEDDED=True) as system:
+        yield system
+
+
+@pytest.fixture
+def shim(running: Eager) -> Iterator[str]:
+    """The URL of the real application in front of it."""
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        config = uvicorn.Config(create_app(running.control), log_config=None, timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """An empty page."""
+    opened = browser.new_page()
+    yield opened
+    opened.close()
+
+
+def clip(running: Eager, **config: int | str) -> dict[str, Any]:
+    """The asset of one small job."""
+    job = {"id": "one", "type": "video_fast", "prompt": "a big red circle moving right", "user_id": "me"}
+    running.submit(job | {"config": {"steps": 2, "seed": 3} | config})
+    (asset,) = running.callbacks.of("one")[-1].payload["assets"]
+    found: dict[str, Any] = asset
+    return found
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("frames", "fps", "size"), [(6, 12, "480*832"), (17, 16, "832*480"), (25, 24, "624*624")]
+)
+def test_a_clip_plays_to_its_end(
+    page: Any, running: Eager, shim: str, frames: int, fps: int, size: str
+) -> None:
+    """An asset whose file a browser does not play is nothing to the person who waited for it."""
+    asset = clip(running, frames=frames, fps=fps, size=size)
+    played = page.evaluate(PLAY, f"{shim}/assets/{asset['url']}")
+    made = asset["metadata"]
+    assert played["how"] == "ended"
+    assert (played["width"], played["height"]) == (made["width"], made["height"])
+    assert played["duration"] == pytest.approx(frames / fps, abs=0.001)
+    assert played["times"] == sorted(played["times"])
+    assert played["times"][-1] == pytest.approx(frames / fps, abs=0.001)
+    assert len(set(played["times"])) > 1
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(1, 8), (6, 12), (17, 16), (25, 24)])
+def test_a_demuxer_finds_every_frame_at_its_time(running: Eager, frames: int, fps: int) -> None:
+    """A cutting program goes by the packets: as many as frames were asked for, evenly spread."""
+    asset = clip(running, frames=frames, fps=fps)
+    with av.open(io.BytesIO(running.control.store.get(asset["url"]))) as file:
+        (stream,) = file.streams
+        assert (stream.type, stream.frames, stream.average_rate) == ("video", frames, fps)
+        packets = [packet for packet in file.demux(stream) if packet.size]
+        times = sorted(packet.pts * packet.time_base for packet in packets)
+    assert times == [Fraction(number, fps) for number in range(frames)]
+
+
+@pytest.mark.browser
+def test_a_file_that_is_no_clip_does_not_play(page: Any, running: Eager, shim: str) -> None:
+    """Otherwise the test above would prove nothing."""
+    running.control.store.put("workspace-temp/me/broken/0.mp4", b"no clip", content_type="video/mp4")
+    played = page.evaluate(PLAY, f"{shim}/assets/workspace-temp/me/broken/0.mp4")
+    assert played["how"].startswith("error")
