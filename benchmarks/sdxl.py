@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.stages import Stopwatch
+from benchmarks.stages import Stopwatch, Taken, median
 from ourvidz import dispatch
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.pipelines.sdxl import SDXLPipeline
@@ -38,14 +37,6 @@ TYPE = "sdxl_image_fast"
 PROMPT = "a big red circle on a blue background"
 PICTURES = 6
 SEED = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """Median seconds of one run: by the clock, and of all processors together."""
-
-    wall: float
-    processor: float
 
 
 def main() -> None:
@@ -86,21 +77,14 @@ def measure(system: Eager, *, rounds: int, size_px: int) -> dict[str, Taken]:
     for k in range(rounds):
         say(f"round {k + 1} of {rounds}")
         for name, run in contenders.items():
-            wall, processor = time.perf_counter(), time.process_time()
+            started = Taken(time.perf_counter(), time.process_time())
             run(k)
-            taken[name].append(Taken(time.perf_counter() - wall, time.process_time() - processor))
+            taken[name].append(Taken(time.perf_counter(), time.process_time()) - started)
     return {name: median(runs) for name, runs in taken.items()}
 
 
-def median(runs: list[Taken]) -> Taken:
-    """The median of each clock."""
-    return Taken(
-        statistics.median(run.wall for run in runs), statistics.median(run.processor for run in runs)
-    )
-
-
-def stages(system: Eager, *, rounds: int, size_px: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds by stage of our job, and of the bare call, taking turns."""
+def stages(system: Eager, *, rounds: int, size_px: int) -> tuple[dict[str, Taken], dict[str, Taken]]:
+    """What the stages of our job take, and those of the bare call, taking turns."""
     job(system, "warm", size_px)
     pipe = bare_pipeline()
     call(pipe, size_px, PICTURES)
@@ -117,9 +101,9 @@ def stages(system: Eager, *, rounds: int, size_px: int) -> tuple[dict[str, float
 
 def timed(watch: Stopwatch, run: Callable[[], object]) -> None:
     """Run it and count all of it."""
-    started = time.perf_counter()
+    started = Taken(time.perf_counter(), time.process_time())
     run()
-    watch.add("all", time.perf_counter() - started)
+    watch.add("all", Taken(time.perf_counter(), time.process_time()) - started)
 
 
 def our_stages(system: Eager) -> list[tuple[object, str, str]]:
@@ -203,16 +187,19 @@ def report(found: dict[str, Taken], *, as_json: bool) -> None:
     )
 
 
-def report_stages(ours: dict[str, float], bare: dict[str, float], *, as_json: bool) -> None:
+def report_stages(ours: dict[str, Taken], bare: dict[str, Taken], *, as_json: bool) -> None:
     """Both by stage. Stages on threads of their own run beside others: they do not add up."""
+    for one in (ours, bare):
+        one["outside the denoiser"] = one["all"] - one["denoise"]
     if as_json:
-        print(json.dumps({"ours": ours, "bare": bare}))
+        told = {"ours": ours, "bare": bare}
+        print(json.dumps({who: {n: asdict(taken) for n, taken in one.items()} for who, one in told.items()}))
         return
-    print(f"{'stage':24} {'our job':>9} {'bare call':>9}   ms")
-    for name, seconds in ours.items():
-        print(f"{name:24} {1000 * seconds:9.1f} {1000 * bare.get(name, 0.0):9.1f}")
-    mine, theirs = (1000 * (one["all"] - one["denoise"]) for one in (ours, bare))
-    print(f"{'outside the denoiser':24} {mine:9.1f} {theirs:9.1f}")
+    print(f"{'ms':24} {'our job':>9} {'processor':>9} {'bare call':>9} {'processor':>9}")
+    for name, mine in ours.items():
+        theirs = bare.get(name, Taken())
+        row = (mine.wall, mine.processor, theirs.wall, theirs.processor)
+        print(f"{name:24}", *(f"{1000 * seconds:9.1f}" for seconds in row))
 
 
 def say(text: str) -> None:

@@ -6,17 +6,41 @@ import statistics
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Seconds by the clock, and of processors."""
+
+    wall: float = 0.0
+    processor: float = 0.0
+
+    def __add__(self, other: Taken) -> Taken:
+        return Taken(self.wall + other.wall, self.processor + other.processor)
+
+    def __sub__(self, other: Taken) -> Taken:
+        return Taken(self.wall - other.wall, self.processor - other.processor)
+
+
+def median(runs: Iterable[Taken]) -> Taken:
+    """The median of each clock."""
+    both = list(runs)
+    return Taken(
+        statistics.median(run.wall for run in both), statistics.median(run.processor for run in both)
+    )
+
+
 class Stopwatch:
-    """Adds up wall seconds by stage. A stage that calls itself counts once."""
+    """Adds up what stages take: by the clock, and of the thread that runs them. A stage that calls itself
+    counts once."""
 
     def __init__(self) -> None:
-        self._rounds: list[dict[str, float]] = []
+        self._rounds: list[dict[str, Taken]] = []
         self._adding = threading.Lock()
         self._inside = threading.local()
 
@@ -33,18 +57,18 @@ class Stopwatch:
     @contextmanager
     def round(self) -> Iterator[None]:
         """One piece of work: its stages are added up."""
-        self._rounds.append(defaultdict(float))
+        self._rounds.append(defaultdict(Taken))
         yield
 
-    def medians(self) -> dict[str, float]:
-        """Median seconds a round, by stage."""
+    def medians(self) -> dict[str, Taken]:
+        """The median round, by stage."""
         names = dict.fromkeys(name for one in self._rounds for name in one)
-        return {name: statistics.median(one.get(name, 0.0) for one in self._rounds) for name in names}
+        return {name: median(one.get(name, Taken()) for one in self._rounds) for name in names}
 
-    def add(self, stage: str, seconds: float) -> None:
-        """Count some seconds for a stage of this round."""
+    def add(self, stage: str, taken: Taken) -> None:
+        """Count this for a stage of this round."""
         with self._adding:
-            self._rounds[-1][stage] += seconds
+            self._rounds[-1][stage] += taken
 
     def _timed(self, run: Callable[..., Any], stage: str) -> Callable[..., Any]:
         @wraps(run)
@@ -52,11 +76,11 @@ class Stopwatch:
             if getattr(self._inside, stage, False):
                 return run(*given, **named)
             setattr(self._inside, stage, True)
-            started = time.perf_counter()
+            started = Taken(time.perf_counter(), time.thread_time())
             try:
                 return run(*given, **named)
             finally:
-                self.add(stage, time.perf_counter() - started)
+                self.add(stage, Taken(time.perf_counter(), time.thread_time()) - started)
                 setattr(self._inside, stage, False)
 
         return timed

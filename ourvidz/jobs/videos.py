@@ -76,8 +76,9 @@ def refuse_too_large(path: str, frames: int, size: tuple[int, int], *, most: int
     if most is None or frames * width * height <= most:
         return
     rule = f"frames x width x height of at most {most}"
+    fit = most // (width * height)
     raise InvalidParameters(
-        f"{frames} frames of {width}x{height} px are too many: {rule}, here {most // (width * height)} frames.",
+        f"{frames} frames of {width}x{height} px are too many: {rule}, here {fit} frames.",
         field=path,
         rule=rule,
         value=frames * width * height,

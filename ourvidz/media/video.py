@@ -23,6 +23,9 @@ CRF = 18
 _BT709 = 1
 """The colours of HD video, in the numbers of ISO/IEC 23091-2. Players guess where a file does not say."""
 _LIMITED_RANGE = 1
+_REPEATABLE = {"x264-params": "mbtree=0"}
+"""x264's macroblock tree reads memory that nobody has written: with it, equal frames make different files
+from one time to the next, and a second attempt of a job would not write what the first one did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ def _encoded(frames: Sequence[Image], width: int, height: int, fps: int, crf: in
         options = {"movflags": "+faststart", "movie_timescale": str(1000 * fps)}
         try:
             with av.open(str(path), "w", format="mp4", options=options) as file:
-                stream = file.add_stream("libx264", rate=fps, options={"crf": str(crf)})
+                stream = file.add_stream("libx264", rate=fps, options={"crf": str(crf), **_REPEATABLE})
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
                 context = stream.codec_context
                 context.colorspace = context.color_primaries = context.color_trc = _BT709

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,21 @@ def test_the_list_is_a_table_or_json(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     table = CliRunner().invoke(cli, ["models", "list"], env={"COLUMNS": "200"}).stdout
     assert rows[0]["family"] == "sdxl"
     assert all(row["name"] in table for row in rows)
+
+
+def test_an_archive_of_weights_that_was_cut_off_is_damage(tmp_path: Path) -> None:
+    """The files of the Wan release are several gigabytes: downloads break off."""
+    path = tmp_path / "Wan2.1_VAE.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"x" * 1000)
+    assert damage(path) is None
+    path.write_bytes(path.read_bytes()[:500])
+    assert damage(path) == f"{path} is cut off"
+
+
+def test_a_vace_checkpoint_has_a_row_where_it_is_configured(tmp_path: Path) -> None:
+    """With the reason when it is not one."""
+    rows = describe(load_settings(OURVIDZ_WAN_VACE_MODEL=str(tmp_path / "nowhere")))
+    assert [row.problem for row in rows if row.path == str(tmp_path / "nowhere")] == [
+        f"There is no checkpoint folder {tmp_path / 'nowhere'}."
+    ]

@@ -62,6 +62,15 @@ def references() -> list[Image.Image]:
     return [Image.fromarray(render(scene, EDGE_PX, EDGE_PX)) for scene in scenes]
 
 
+@pytest.fixture(scope="module")
+def copied_pictures(references: list[Image.Image], paint: Paint) -> list[Image.Image]:
+    """The references, some of combinations that no training picture had, and one that the model painted."""
+    draw = np.random.default_rng(1234)
+    scenes = [random_scene(draw, held_out=True) for _ in range(HELD_OUT)]
+    drawn = [Image.fromarray(render(scene, EDGE_PX, EDGE_PX)) for scene in scenes]
+    return [*references, *drawn, Image.fromarray(paint("a big green star on a pink background")[0])]
+
+
 def copied(denoise: float) -> dict[str, object]:
     """The numbers of an exact copy, as the door fixes them."""
     steps = round(6 + 4 * denoise / 0.05)
@@ -90,7 +99,11 @@ def test_much_strength_follows_the_prompt(paint: Paint, references: list[Image.I
 
 @pytest.mark.parametrize("denoise", [0.05, 0.02, 0.001])
 def test_an_exact_copy_is_what_the_vae_makes_of_the_reference(
-    sdxl: SDXLPipeline, paint: Paint, copied_pictures: list[Image.Image], denoise: float
+    sdxl: SDXLPipeline,
+    paint: Paint,
+    copied_pictures: list[Image.Image],
+    decibels: Decibels,
+    denoise: float,
 ) -> None:
     """The VAE's own loss cannot be avoided; at every strength that a copy may have the steps add little."""
     codec = sdxl._loaded.codec
@@ -99,7 +112,9 @@ def test_an_exact_copy_is_what_the_vae_makes_of_the_reference(
         assert decibels(paint("", reference, **copied(denoise))[0], reference) > best - 1.5
 
 
-def test_less_strength_is_a_closer_copy(paint: Paint, references: list[Image.Image]) -> None:
+def test_less_strength_is_a_closer_copy(
+    paint: Paint, references: list[Image.Image], decibels: Decibels
+) -> None:
     """Otherwise a copy's strength would mean nothing."""
     near, far = (
         np.mean([decibels(paint("", one, **copied(denoise))[0], one) for one in references])
@@ -108,7 +123,9 @@ def test_less_strength_is_a_closer_copy(paint: Paint, references: list[Image.Ima
     assert near > far + 0.2
 
 
-def test_an_exact_copy_shows_no_difference(paint: Paint, references: list[Image.Image]) -> None:
+def test_an_exact_copy_shows_no_difference(
+    paint: Paint, references: list[Image.Image], decibels: Decibels
+) -> None:
     """30 dB is where people begin to see one; even a small modification is far below."""
     for reference in references:
         copy = decibels(paint("", reference, **copied(0.05))[0], reference)

@@ -1,4 +1,4 @@
-"""What a step cache costs on the trained tiny-wan: how near its clip comes to the one that is made without."""
+"""What a step cache costs on the trained tiny-wan: how near its clip comes to the one made without."""
 
 from __future__ import annotations
 

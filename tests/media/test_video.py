@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -14,6 +17,9 @@ from ourvidz.media import video
 from ourvidz.media.boxes import top_level
 from ourvidz.media.provenance import source_type_of, xmp_packet
 from ourvidz.media.video import mp4, probe
+from ourvidz.settings import environment
+
+ROOT = Path(__file__).parents[2]
 
 MakeClip = Callable[..., list[Image.Image]]
 
@@ -85,6 +91,34 @@ def test_a_lower_rate_factor_is_nearer_to_the_picture(noisy: bytes) -> None:
 def test_equal_clips_make_equal_files(sunset: MakeClip) -> None:
     """A second attempt must write the same file: no time stamp may creep in."""
     assert mp4(sunset(), fps=16) == mp4(sunset(), fps=16)
+
+
+ENCODE = """
+import hashlib
+import numpy
+from PIL.Image import fromarray
+from ourvidz.media.video import mp4
+draw = numpy.random.default_rng(0)
+tiles = draw.integers(40, 215, (8, 8, 3)).repeat(8, 0).repeat(8, 1)
+moving = [numpy.roll(tiles, 3 * k, 1) + draw.integers(-15, 15, tiles.shape) for k in range(6)]
+print(hashlib.sha256(mp4([fromarray(frame.astype("uint8")) for frame in moving], fps=12)).hexdigest())
+"""
+
+
+def test_a_file_does_not_depend_on_what_was_in_memory_before() -> None:
+    """A second attempt, in a process with another past, must write what the first one wrote. The GNU C library
+    can fill memory with a pattern before it hands it out."""
+    files = {
+        subprocess.run(
+            [sys.executable, "-c", ENCODE],
+            env=environment(MALLOC_PERTURB_=pattern, PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for pattern in (None, "1", "85", "170")
+    }
+    assert len(files) == 1
 
 
 @pytest.mark.parametrize("source", ["trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"])

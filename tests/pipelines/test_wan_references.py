@@ -177,3 +177,32 @@ def test_without_references_nothing_is_touched(known: torch.Tensor, noise: torch
     assert torch.equal(steering.begin(1.0), noise)
     assert torch.equal(steering.velocity(known.clone(), step=0), known)
     assert torch.equal(steering.after(known.clone(), step=0, level=0.5), known)
+
+
+@pytest.mark.parametrize("mode", ["single", "start", "end", "both"])
+@pytest.mark.parametrize("frames", [1, 9])
+def test_vace_does_the_same_to_the_latents_and_is_heard_less_the_more_may_change(
+    video_job: MakeJob, mode: str, frames: int
+) -> None:
+    """The contract's numbers hold whatever the method is called."""
+    heard = []
+    for tenth in range(11):
+        job = video_job(reference_mode=mode, frames=frames, denoise_strength=tenth / 10, steps=25)
+        plain, vace = plan(job), plan(job, "vace")
+        assert (vace.start, vace.steps, vace.held, vace.held_steps) == (
+            plain.start,
+            plain.steps,
+            plain.held,
+            plain.held_steps,
+        )
+        assert (vace.reference_backend, plain.model, vace.model) == ("vace", "t2v", "vace")
+        heard.append(sum(vace.control_in(step) for step in range(vace.steps)) / vace.steps)
+    assert heard == sorted(heard, reverse=True)
+    assert (heard[0], heard[10]) == (1, 0)
+
+
+def test_without_references_vace_hears_that_all_is_to_be_made(video_job: MakeJob) -> None:
+    """That is how it was trained on text alone; only a source makes it the method of a reference."""
+    plain, sourced = (plan(video_job(steps=4), "vace", sourced=given) for given in (False, True))
+    assert [plain.control_in(step) for step in range(4)] == [1.0] * 4
+    assert (plain.reference_backend, sourced.reference_backend) == (None, "vace")
