@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 from ourvidz import __version__, log
@@ -48,7 +49,7 @@ class Turn(Protocol):
 class Company(Protocol):
     """The jobs that wait and could be decoded together with the first."""
 
-    def joining(self, first: ChatJob, *, present: int) -> list[Turn]:
+    def joining(self, first: ChatJob, *, present: int) -> Sequence[Turn]:
         """Those that join now, in the order in which they would have started; `present` are decoded already.
         Each has to be ended."""
 

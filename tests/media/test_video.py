@@ -106,7 +106,7 @@ print(hashlib.sha256(mp4([fromarray(frame.astype("uint8")) for frame in moving],
 
 
 def test_a_file_does_not_depend_on_what_was_in_memory_before() -> None:
-    """A second attempt, in a process with another past, must write what the first one wrote. The GNU C library
+    """A second attempt, in a process with another past, must write what the first one wrote. GNU's C library
     can fill memory with a pattern before it hands it out."""
     files = {
         subprocess.run(
@@ -170,8 +170,8 @@ def test_a_truncated_file_is_an_error(noisy: bytes, keep: float) -> None:
 def test_a_damaged_file_is_an_error(noisy: bytes) -> None:
     """Decoders patch damage up and go on; a stored clip must not need that."""
     damaged = bytearray(noisy)
-    middle = len(damaged) // 2
-    damaged[middle : middle + 400] = bytes(byte ^ 0x5A for byte in damaged[middle : middle + 400])
+    half = slice(len(damaged) // 4, len(damaged) * 3 // 4)  # a few wrong bytes can be pictures as well
+    damaged[half] = bytes(byte ^ 0x5A for byte in damaged[half])
     with pytest.raises(InternalError, match="cannot be read"):
         probe(bytes(damaged))
 

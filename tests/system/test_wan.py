@@ -88,7 +88,7 @@ def test_a_wan_worker_makes_clips_and_pictures_and_hears_a_cancel(stack: Callabl
 
 
 def test_a_cancelled_clip_stops_within_one_step(house: Any) -> None:
-    """Counted in steps: who cancels a clip of minutes does not wait for it, nor does the next in the queue."""
+    """Counted in steps: who cancels a clip of minutes does not wait for it, and nor does the next job."""
     start_long(house, "stopped")
     house.submit("next", **CLIP)
     assert house.post("/jobs/stopped/cancel").status_code == 200
