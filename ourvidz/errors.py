@@ -42,7 +42,7 @@ class OurvidzError(Exception):
     """A failure with a code from the contract.
 
     `field`, `rule` and `value` name what was wrong with an input: the caller's own path, the rule in
-    words, and what was sent.
+    words, and what was sent. `kind` is which of a code's cases it is, where somebody tells them apart.
     """
 
     code: ClassVar[str] = "INTERNAL_ERROR"
@@ -59,6 +59,7 @@ class OurvidzError(Exception):
         field: str | None = None,
         rule: str | None = None,
         value: Any = None,
+        kind: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
@@ -66,7 +67,12 @@ class OurvidzError(Exception):
         self.field = field
         self.rule = rule
         self.value = value
+        self.kind = kind
         self.retry_after_s = retry_after_s
+
+
+CONTEXT_EXCEEDED = "context_length_exceeded"
+"""The kind of an `INVALID_PARAMETERS`: a conversation that a model cannot take in whole."""
 
 
 class CallerError(OurvidzError):

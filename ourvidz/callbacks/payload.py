@@ -68,7 +68,7 @@ def build(event: OutboxEvent, *, worker_version: str, assets_as: AssetsAs = "obj
         "metadata": metadata,
         "enhancedPrompt": outcome.enhanced_prompt if outcome else None,
         "error_message": fault.message if fault else None,
-        "error": fault.model_dump() if fault else None,
+        "error": fault.told() if fault else None,
     }
 
 

@@ -27,18 +27,30 @@ class Asset(BaseModel):
 
 
 class Fault(BaseModel):
-    """Why a job failed, as the wire tells it."""
+    """Why a job failed. `field` and `kind` are for callers that wait for the job, whose own request it was."""
 
     model_config = ConfigDict(frozen=True)
 
     code: str
     message: str
     retryable: bool
+    field: str | None = None
+    kind: str | None = None
 
     @classmethod
     def of(cls, error: OurvidzError) -> Fault:
         """The fault an error of the tree stands for."""
-        return cls(code=error.code, message=error.message, retryable=error.retryable)
+        return cls(
+            code=error.code,
+            message=error.message,
+            retryable=error.retryable,
+            field=error.field,
+            kind=error.kind,
+        )
+
+    def told(self) -> dict[str, Any]:
+        """What callbacks, job states and event streams say of it."""
+        return self.model_dump(include={"code", "message", "retryable"})
 
 
 class Outcome(BaseModel):

@@ -243,7 +243,7 @@ class MemoryJobs(MemoryState):
         entry.token, entry.items_until = None, now + STREAM_KEPT_S
         entry.enhancer, entry.enhancing_until = None, 0.0
         self._tell(entry, status, kept)
-        fault = {"error": outcome.fault.model_dump()} if outcome.fault else {}
+        fault = {"error": outcome.fault.told()} if outcome.fault else {}
         self._item(entry, "done", {"status": status, "run": record.run, **fault})
         self._counters[f"jobs.{record.type}.{status}"] += 1
         took_ms = generation_ms(outcome)

@@ -25,7 +25,8 @@ _BT709 = 1
 _LIMITED_RANGE = 1
 _REPEATABLE = {"x264-params": "mbtree=0"}
 """x264's macroblock tree reads memory that nobody has written: with it, equal frames make different files
-from one time to the next, and a second attempt of a job would not write what the first one did."""
+from one time to the next, and a second attempt of a job would not write what the first one did. Without it
+a clip of 480x832 px took a sixth more bytes at the same quality."""
 
 
 @dataclass(frozen=True, slots=True)

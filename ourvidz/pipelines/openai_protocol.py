@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ourvidz.errors import (
+    CONTEXT_EXCEEDED,
     InternalError,
     InvalidParameters,
     ModelLoadError,
@@ -81,7 +82,11 @@ def refusal(status: int, body: bytes, job: ChatJob) -> OurvidzError:
         rule = "short enough for the model's context together with max_tokens"
         given = f"{sum(len(text) for text in job.texts()):,} characters and max_tokens {job.max_tokens}"
         return InvalidParameters(
-            f"messages must be {rule}; these are {given}.", field="messages", rule=rule, value=given
+            f"messages must be {rule}; these are {given}.",
+            field="messages",
+            rule=rule,
+            value=given,
+            kind=CONTEXT_EXCEEDED,
         )
     if status in _BUSY or status >= 500:
         return WorkerUnavailable(f"The language model's server is not available: it answers {status}.")

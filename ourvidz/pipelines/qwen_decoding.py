@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from ourvidz.errors import InvalidParameters, OutOfMemory
+from ourvidz.errors import CONTEXT_EXCEEDED, InvalidParameters, OutOfMemory
 from ourvidz.jobs.job import ChatJob
 from ourvidz.pipelines import devices
 from ourvidz.pipelines.base import Piece
@@ -181,11 +181,16 @@ def check_length(prompt: int, most: int, context: int) -> None:
             field="messages",
             rule=rule,
             value=prompt,
+            kind=CONTEXT_EXCEEDED,
         )
     if prompt + most > context:
         rule = f"at most {context - prompt} after {prompt} prompt tokens in a context of {context}"
         raise InvalidParameters(
-            f"max_tokens must be {rule}, not {most}.", field="max_tokens", rule=rule, value=most
+            f"max_tokens must be {rule}, not {most}.",
+            field="max_tokens",
+            rule=rule,
+            value=most,
+            kind=CONTEXT_EXCEEDED,
         )
 
 

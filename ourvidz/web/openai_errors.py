@@ -8,7 +8,7 @@ from http import HTTPStatus
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from ourvidz.errors import OurvidzError
+from ourvidz.errors import CONTEXT_EXCEEDED, OurvidzError
 
 PREFIX = "/v1/"
 _CODES = {
@@ -49,6 +49,8 @@ def document(error: OurvidzError, status: int | None = None) -> ErrorDocument:
     code = _CODES.get(error.code, error.code.lower())
     if error.code == "NOT_FOUND" and error.field == "model":
         code = MODEL_NOT_FOUND
+    if error.kind == CONTEXT_EXCEEDED:
+        code = CONTEXT_EXCEEDED
     found = ErrorObject(message=error.message, type=_type(status), param=error.field, code=code)
     return ErrorDocument(error=found)
 

@@ -42,7 +42,7 @@ def listed(record: Record, store: Store) -> JobListed:
         status=record.status,
         progress=record.progress,
         result=result(record, store) if record.status == "completed" else None,
-        error=FaultDocument(**fault.model_dump()) if fault else None,
+        error=FaultDocument(**fault.told()) if fault else None,
         timestamps=Timestamps(
             created_at=_moment(record.created_at),
             queued_at=_moment(record.queued_at),

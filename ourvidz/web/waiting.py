@@ -260,7 +260,9 @@ class _Wait:
             raise NotFound("The job was deleted while its answer was waited for.")
         outcome = record.outcome
         if outcome.fault is not None:
-            raise by_code().get(outcome.fault.code, InternalError)(outcome.fault.message)
+            fault = outcome.fault
+            kind = by_code().get(fault.code, InternalError)
+            raise kind(fault.message, field=fault.field, kind=fault.kind)
         text = next((each.metadata["text"] for each in outcome.assets if each.type == "text"), "")
         return Answer(text, outcome.metadata, outcome.enhanced_prompt)
 

@@ -13,7 +13,7 @@ import pytest
 import ourvidz
 from ourvidz.cli import stack
 from ourvidz.cli.state import StateDir
-from ourvidz.cli.worker import HELPERS, FAMILIES
+from ourvidz.cli.worker import FAMILIES, HELPERS
 from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings, load_settings
 

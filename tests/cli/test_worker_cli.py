@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ourvidz.cli.main import cli
-from ourvidz.cli.worker import HELPERS, FAMILIES, arguments, default_families, families_of
+from ourvidz.cli.worker import FAMILIES, HELPERS, arguments, default_families, families_of
 from ourvidz.errors import SettingsError
 from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.settings import load_settings, settings

@@ -184,7 +184,7 @@ def test_a_second_attempt_writes_the_same_files(use: Services) -> None:
     first, second = RecordingRun(attempt=1), RecordingRun(attempt=2)
     generate_images(job(num_images=3), first, use)
     generate_images(job(num_images=3), second, use)
-    assert first.puts == second.puts
+    assert sorted(first.puts) == sorted(second.puts)
 
 
 def test_what_the_gate_refuses_never_reaches_the_model(use: Services) -> None:
