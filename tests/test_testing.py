@@ -86,11 +86,29 @@ def test_settings_can_be_given_by_variable(tmp_path: Path, ourvidz_callbacks: Ca
         assert system.callbacks.of("one")[-1].payload["assets"] == ["workspace-temp/me/one/0.png"]
 
 
-def test_a_job_that_no_worker_of_this_version_runs_fails_at_once(ourvidz_eager: Eager) -> None:
-    """In eager mode this process is the only worker; waiting for another would be for ever."""
-    ourvidz_eager.submit({"id": "talk", "type": "chat_conversation", "prompt": "a comet", "user_id": "me"})
-    last = ourvidz_eager.callbacks.of("talk")[-1].payload
-    assert (last["status"], last["error"]["code"]) == ("failed", "WORKER_UNAVAILABLE")
+@pytest.mark.parametrize(
+    ("type_name", "content_type"),
+    [
+        ("image_fast", "image"),
+        ("video_fast", "video"),
+        ("image7b_fast_enhanced", "image"),
+        ("chat_conversation", "text"),
+        ("chat_enhance", "text"),
+        ("admin_utilities", "json"),
+    ],
+)
+def test_every_kind_of_job_runs_inside_submit(
+    ourvidz_eager: Eager, type_name: str, content_type: str
+) -> None:
+    """In eager mode this process is every worker there is, one for each family."""
+    config = {"frames": 5, "steps": 2} if content_type == "video" else {"steps": 2, "max_tokens": 20}
+    ourvidz_eager.submit(
+        {"id": "any", "type": type_name, "prompt": "a comet", "user_id": "me", "config": config}
+    )
+    assert ourvidz_eager.callbacks.statuses("any") == ["processing", "completed"]
+    last = ourvidz_eager.callbacks.of("any")[-1].payload
+    assert last["metadata"]["content_type"] == content_type
+    assert [asset["type"] for asset in last["assets"]] == [content_type]
 
 
 def test_worker_ids_read_as_in_production(ourvidz_eager: Eager) -> None:

@@ -37,8 +37,9 @@ def families_of(written: str) -> tuple[str, ...]:
 
 
 def default_families(chosen: Settings) -> tuple[str, ...]:
-    """The families that have a checkpoint: the tiny profile has one for each, production what was set."""
-    set_up = {"sdxl": chosen.sdxl_model, "wan": chosen.wan_model, "chat": chosen.qwen_model}
+    """The families that have a model: the tiny profile has one for each, production what was set."""
+    texts = chosen.qwen_model or chosen.qwen_instruct_url or chosen.qwen_base_url
+    set_up = {"sdxl": chosen.sdxl_model, "wan": chosen.wan_model, "chat": texts}
     return tuple(name for name in FAMILIES if chosen.profile == "tiny" or set_up[name] is not None)
 
 

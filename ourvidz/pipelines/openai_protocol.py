@@ -16,6 +16,7 @@ from ourvidz.errors import (
     WorkerUnavailable,
 )
 from ourvidz.jobs.job import ChatJob
+from ourvidz.jobs.plain import well_formed
 from ourvidz.pipelines.text_templates import Plain
 
 DONE = b"[DONE]"
@@ -68,7 +69,8 @@ def read(data: bytes, job: ChatJob) -> Event:
     text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
     finish = choice.get("finish_reason")
     return Event(
-        text=text,
+        # JSON can write half a character, which nothing behind this could store or send.
+        text=well_formed(text),
         finish=None if finish is None else "length" if finish == "length" else "stop",
         tokens=usage.get("completion_tokens"),
         prompt_tokens=usage.get("prompt_tokens"),

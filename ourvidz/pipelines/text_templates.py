@@ -1,16 +1,20 @@
 """How the messages of a conversation become the text that a model goes on from.
 
-No words are added: whatever a checkpoint's own template would say in the name of a caller is left out.
+No words are added: whatever a checkpoint's own template would say in the name of a caller is left out. Nor
+does a caller write the template's part: what looks like a control token in a message is ordinary text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ourvidz.jobs.job import Message
 
 BETWEEN = "\n\n"
+_MARK = "\0"
+"""Stands around what is to be read as it is written. The door lets no message with one in."""
 
 
 class Template(Protocol):
@@ -49,3 +53,35 @@ class Chat:
     def _render(self, turns: list[dict[str, str]]) -> str:
         written: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return written
+
+
+class Reader:
+    """Tokens of whole conversations. `<|im_start|>` and its like open and close turns where the template wrote
+    them; in a message they are letters, or anybody could speak as the system."""
+
+    def __init__(self, tokenizer: Any, template: Template) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        signs = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._signs = re.compile("|".join(map(re.escape, signs)) or r"(?!)")
+
+    def read(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of the text that the template makes of the messages."""
+        marked = [
+            message.model_copy(
+                update={"content": self._signs.sub(_marked, message.content.replace(_MARK, ""))}
+            )
+            for message in messages
+        ]
+        parts = self._template.write(marked).split(_MARK)
+        return [token for at, part in enumerate(parts) for token in self._tokens(part, literal=at % 2 == 1)]
+
+    def _tokens(self, text: str, *, literal: bool) -> list[int]:
+        found: list[int] = self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=literal
+        ).input_ids
+        return found
+
+
+def _marked(sign: re.Match[str]) -> str:
+    return f"{_MARK}{sign[0]}{_MARK}"

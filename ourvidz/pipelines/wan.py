@@ -6,16 +6,15 @@ One job climbs the same stairs every time: check → encode → timesteps → la
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL.Image import Image
 
 from ourvidz import log
-from ourvidz.errors import InvalidParameters, ModelLoadError, OutOfMemory
+from ourvidz.errors import ModelLoadError, OutOfMemory
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines import (
     devices,
@@ -24,6 +23,7 @@ from ourvidz.pipelines import (
     wan_loading,
     wan_magnitudes,
     wan_references,
+    wan_sizes,
     wan_solvers,
     wan_tiles,
     wan_words,
@@ -31,43 +31,28 @@ from ourvidz.pipelines import (
 from ourvidz.pipelines.base import Clip, Look, OnPreview, OnStep, ReferencePictures, SourceClip
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.hearing import Hearing
-from ourvidz.pipelines.loading import reading, weights_mib
+from ourvidz.pipelines.loading import reading
 from ourvidz.pipelines.memory_ladder import Rung
-from ourvidz.pipelines.sizes import capped
 from ourvidz.pipelines.wan_caches import StepCache
 from ourvidz.pipelines.wan_frames import Codec, pictures
 from ourvidz.pipelines.wan_layouts import WanModel, facts
 from ourvidz.pipelines.wan_magnitudes import Magnitudes
 from ourvidz.pipelines.wan_options import WanOptions
-from ourvidz.pipelines.wan_placement import Part, Placement
+from ourvidz.pipelines.wan_parts import Parts
+from ourvidz.pipelines.wan_placement import Placement
 from ourvidz.pipelines.wan_previews import ClipColours, learn_clip_colours
 from ourvidz.pipelines.wan_references import Plan, Steering
 from ourvidz.pipelines.wan_report import report
+from ourvidz.pipelines.wan_solvers import Schedule
 from ourvidz.pipelines.wan_velocity import velocity
 from ourvidz.pipelines.wan_words import Words
 from ourvidz.pipelines.wan_work import Work
 
 _log = log.get(__name__)
 
-MULTIPLE_PX = 16
-"""Latents are eight times smaller, and the transformer reads them in patches of two by two."""
-
 NO_REFERENCES = ReferencePictures()
 ON_DEVICE = Placement()
 NO_OPTIONS = WanOptions()
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """A solver at its start, and the noise level before every step and after the last."""
-
-    solver: Any
-    levels: list[float]
-
-    @property
-    def steps(self) -> int:
-        """How often the model is asked."""
-        return len(self.levels) - 1
 
 
 class WanPipeline:
@@ -96,33 +81,36 @@ class WanPipeline:
         self.options = options
         self.dtype = dtype or options.dtype_on(self.device)
         self.load_s: float | None = None
-        self._placement = replace(placement, grouped=options.grouped)
+        self.parts = Parts(replace(placement, grouped=options.grouped), self.device, options)
         self._cache = StepCache()
         self._colours: ClipColours | None = None
-        self._pipe: Any = None
-        self._vace: Any = None
 
     # -- warm and cold
     def load(self) -> None:
-        """Bring the weights to the device. Safe to call twice. `ModelLoadError` says what is wrong."""
-        if self._pipe is not None:
+        """Bring the weights to the device. Safe to call twice. `ModelLoadError` says what is wrong; nothing
+        stays loaded then: a worker that was told to have VACE would make other clips without it."""
+        if self.parts.loaded:
             return
         self.options.check(self.device)
         started = time.perf_counter()
-        with reading(self.checkpoint):
-            self.model = facts(self.checkpoint.path).model
-            pipe = self._read()
-            self.options.quicken(pipe.transformer)
-            self._placement.settle(pipe, self.device)
-            self._pipe = pipe
-            self._learn()
-        self._load_vace()
+        try:
+            with reading(self.checkpoint):
+                self.model = facts(self.checkpoint.path).model
+                self.parts.hold(self._read())
+                self._learn()
+            if self.vace is not None:
+                with reading(self.vace):
+                    self.parts.hold_vace(wan_loading.read_vace(self.vace, self.parts.pipe, self.dtype))
+        except ModelLoadError:
+            self.unload()
+            raise
         self.load_s = round(time.perf_counter() - started, 3)
         _log.info("wan_loaded", **self.info())
 
     def unload(self) -> None:
         """Take the weights off the device. Safe to call twice."""
-        self._pipe, self._vace, self._colours, self._cache = None, None, None, StepCache()
+        self.parts.drop()
+        self._colours, self._cache = None, StepCache()
         devices.free_memory()
 
     def info(self) -> dict[str, Any]:
@@ -133,13 +121,13 @@ class WanPipeline:
         return {
             "name": self.checkpoint.name,
             "kind": self.checkpoint.kind,
-            "loaded": self._pipe is not None,
+            "loaded": self.parts.loaded,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "native_size": None,
             "size_cap": self.cap,
             "load_seconds": self.load_s,
-            "memory_mib": weights_mib(self._parts()),
+            "memory_mib": self.parts.memory_mib(),
             "model": self.model,
             "vace": None if self.vace is None else self.vace.name,
             **self.options.info(),
@@ -178,7 +166,7 @@ class WanPipeline:
     def _fits(self, work: Work, rung: Rung) -> bool:
         """Whether the job could be finished with the memory there is; it is then."""
         try:
-            with wan_tiles.tiled(self._loaded.vae, rung.tiled or self.options.tiled, self._size(work.job)):
+            with wan_tiles.tiled(self.parts.pipe.vae, rung.tiled or self.options.tiled, self._size(work.job)):
                 self._climb(work)
         except (RuntimeError, MemoryError) as error:
             if error is work.hearing.stopped_by or not devices.is_out_of_memory(error):
@@ -199,27 +187,21 @@ class WanPipeline:
 
     def check(self, job: VideoJob, references: ReferencePictures) -> None:
         """Refuse what this pipeline cannot render."""
-        for side in ("width", "height"):
-            if getattr(job, side) % MULTIPLE_PX:
-                raise InvalidParameters(
-                    f"{job.width}x{job.height} px is not a multiple of {MULTIPLE_PX}.",
-                    field=side,
-                    rule=f"multiples of {MULTIPLE_PX}",
-                    value=getattr(job, side),
-                )
+        wan_sizes.need_multiples(job)
         wan_references.need_all(job, references)
 
     def encode(self, job: VideoJob) -> Words:
         """The prompt and, where guidance needs it, the negative prompt: the empty text if there is none."""
         texts = [job.prompt, job.negative_prompt or ""] if job.guidance_scale > 1 else [job.prompt]
-        with self._at_work("text_encoder") as where:
-            said = [wan_words.encode(self._loaded, text, where, self.dtype).to(self.device) for text in texts]
+        with self.parts.at_work("text_encoder") as where:
+            pipe = self.parts.pipe
+            said = [wan_words.encode(pipe, text, where, self.dtype).to(self.device) for text in texts]
         return Words(said[0], said[1] if len(said) > 1 else None)
 
     def timesteps(self, job: VideoJob, plan: Plan) -> Schedule:
         """The job's solver on its noise levels. SDEdit takes fewer steps than were asked for."""
         levels = wan_solvers.noise_levels(plan.steps, shift=job.shift, start=plan.start)
-        config = self._loaded.scheduler.config
+        config = self.parts.pipe.scheduler.config
         return Schedule(wan_solvers.solver(job.solver, config, levels, self.device), levels)
 
     def latents(
@@ -229,14 +211,14 @@ class WanPipeline:
 
         The noise is drawn on the CPU in single precision, so that a seed means the same clip on every device.
         """
-        with self._at_work("vae"):
-            codec = Codec(self._loaded.vae)
+        with self.parts.at_work("vae"):
+            codec = Codec(self.parts.pipe.vae)
             shape = codec.shape(job.frames, *self._size(job))
             known = wan_references.known_latents(job, plan, references, codec, shape)
             seen = source or wan_references.source(job, references)
-            model = self._transformer(plan)
+            model = self.parts.transformer(plan)
             condition = wan_conditions.condition(
-                plan.model, model, seen, codec, shape, look=self._image_tokens
+                plan.model, model, seen, codec, shape, look=self.parts.image_tokens
             )
         generator = torch.Generator().manual_seed(job.seed)
         noise = torch.randn(condition.grown(shape), generator=generator, dtype=torch.float32).to(self.device)
@@ -246,10 +228,10 @@ class WanPipeline:
         self, job: VideoJob, words: Words, schedule: Schedule, steering: Steering, *, hearing: Hearing
     ) -> torch.Tensor:
         """From noise to the latents of the clip."""
-        latents, model = steering.begin(schedule.levels[0]), self._transformer(steering.plan)
+        latents, model = steering.begin(schedule.levels[0]), self.parts.transformer(steering.plan)
         hearing.begin(schedule.steps)
         with ExitStack() as during:
-            during.enter_context(self._at_work("transformer", steering.plan))
+            during.enter_context(self.parts.at_work("transformer", steering.plan))
             during.enter_context(self._cache.on(model, schedule.levels, guided=words.negative is not None))
             for step, timestep in enumerate(schedule.solver.timesteps):
                 self._cache.at(float(timestep))
@@ -267,71 +249,29 @@ class WanPipeline:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """From latents to all frames that were generated: (frames, 3, height, width), -1 to 1."""
-        with self._at_work("vae"):
-            return Codec(self._loaded.vae).decode(latents)
+        with self.parts.at_work("vae"):
+            return Codec(self.parts.pipe.vae).decode(latents)
 
     # -- what the stairs stand on
-    @property
-    def _loaded(self) -> Any:
-        if self._pipe is None:
-            raise ModelLoadError(f"{self.checkpoint.name} is not loaded.")
-        return self._pipe
-
     def _read(self) -> Any:
         """The pipeline from disk."""
         return wan_loading.read(self.checkpoint, self.model, self.dtype)
-
-    def _load_vace(self) -> None:
-        """Bring VACE beside the checkpoint for text. Without it nothing stays loaded: a worker that was told
-        to have it would make other clips."""
-        if self.vace is None:
-            return
-        try:
-            with reading(self.vace):
-                self._vace = wan_loading.read_vace(self.vace, self._loaded, self.dtype)
-                self.options.quicken(self._vace.transformer)
-                self._placement.settle(self._vace, self.device, ("transformer",))
-                if not self.options.grouped:  # what moves weights in groups knows each by its own place
-                    wan_loading.share(self._vace.transformer, self._loaded.transformer)
-        except ModelLoadError:
-            self.unload()
-            raise
-
-    def _parts(self) -> list[object]:
-        """Everything with weights that is loaded."""
-        pipes = [pipe for pipe in (self._pipe, self._vace) if pipe is not None]
-        return [part for pipe in pipes for part in pipe.components.values()]
 
     def _plan(self, job: VideoJob, source: SourceClip | None = None) -> Plan:
         beside = self.vace is not None and job.reference_mode != "none"
         return wan_references.plan(job, "vace" if beside else self.model, sourced=source is not None)
 
-    def _image_tokens(self, pictures: Sequence[Image]) -> torch.Tensor | None:
-        """What the image encoder says of them, if this checkpoint has one."""
-        if self._loaded.image_encoder is None:
-            return None
-        with self._at_work("image_encoder"):
-            return wan_conditions.looked_at(pictures, self._loaded.image_encoder)
-
-    def _holding(self, plan: Plan | None) -> Any:
-        """The pipeline whose transformer follows this plan."""
-        beside = plan is not None and plan.model == "vace" and self._vace is not None
-        return self._vace if beside else self._loaded
-
-    def _transformer(self, plan: Plan) -> Any:
-        return self._holding(plan).transformer
-
     def _learn(self) -> None:
         """What has to be known of this checkpoint before its first job."""
         chosen = self.options
         if chosen.previews:
-            with self._at_work("vae"):
-                self._colours = learn_clip_colours(Codec(self._loaded.vae))
+            with self.parts.at_work("vae"):
+                self._colours = learn_clip_colours(Codec(self.parts.pipe.vae))
         if self.model != "t2v":
             return
         magnitudes = None
         if chosen.cache == "mag":
-            name = wan_magnitudes.fingerprint(self._loaded.transformer)
+            name = wan_magnitudes.fingerprint(self.parts.pipe.transformer)
             magnitudes = wan_magnitudes.kept(chosen.calibrations, name, self._measured)
         self._cache = StepCache(chosen.cache, threshold=chosen.threshold, magnitudes=magnitudes)
 
@@ -342,7 +282,7 @@ class WanPipeline:
         plan = wan_references.plan(job)
         schedule = self.timesteps(job, plan)
         words, steering = self.encode(job), self.latents(job, plan, NO_REFERENCES)
-        with wan_magnitudes.watching(self._loaded.transformer) as logs:
+        with wan_magnitudes.watching(self.parts.pipe.transformer) as logs:
             self.denoise(job, words, schedule, steering, hearing=Hearing(lambda *_: None, None))
         return Magnitudes(tuple(schedule.levels[:-1]), tuple(logs))
 
@@ -354,8 +294,5 @@ class WanPipeline:
         """Checkpoints that were distilled to few steps have their guidance inside."""
         return job.model_copy(update={"guidance_scale": 1.0}) if self.options.few_steps else job
 
-    def _at_work(self, part: Part, plan: Plan | None = None) -> AbstractContextManager[torch.device]:
-        return self._placement.at_work(self._holding(plan), part, self.device)
-
     def _size(self, job: VideoJob) -> tuple[int, int]:
-        return capped(job.width, job.height, cap=self.cap, multiple=MULTIPLE_PX)
+        return wan_sizes.rendered(job, self.cap)

@@ -5,6 +5,7 @@ On the way the latents are `(1 − σ) · clip + σ · noise`; σ is the noise l
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import diffusers
@@ -32,6 +33,19 @@ _FLOW = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A solver at its start, and the noise level before every step and after the last."""
+
+    solver: Any
+    levels: list[float]
+
+    @property
+    def steps(self) -> int:
+        """How often the model is asked."""
+        return len(self.levels) - 1
+
+
 def noise_levels(steps: int, *, shift: float, start: float = 1.0) -> list[float]:
     """σ before every step and after the last: `steps` + 1 falling numbers from `start` to 0.
 
@@ -41,7 +55,8 @@ def noise_levels(steps: int, *, shift: float, start: float = 1.0) -> list[float]
     A shift of 0 is taken for the limit towards it.
     """
     shift = max(shift, LEAST_SHIFT)
-    first = start / (shift - (shift - 1) * start)
+    # Not `shift - (shift - 1) * start`: for a huge shift that is 0.
+    first = start / (shift * (1 - start) + start)
     positions = first * np.linspace(1, LAST, steps + 1)[:-1]
     levels = shift * positions / (1 + (shift - 1) * positions)
     return [*np.minimum(levels, BELOW_ONE).tolist(), 0.0]

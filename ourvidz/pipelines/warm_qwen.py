@@ -13,7 +13,7 @@ from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.key_values import Going, KeyValues, Opening
 from ourvidz.pipelines.loading import reading, weights_mib
 from ourvidz.pipelines.spelling import Alphabet
-from ourvidz.pipelines.text_templates import Chat, Plain
+from ourvidz.pipelines.text_templates import Chat, Plain, Reader
 
 SMALL_MIB = 64
 """On a CPU, up to this much of weights, handing half of a multiplication to another thread takes longer than
@@ -25,8 +25,7 @@ class WarmQwen:
 
     def __init__(self, model: Any, tokenizer: Any, *, plain: bool) -> None:
         self._model = model
-        self._tokenizer = tokenizer
-        self._template = Plain() if plain else Chat(tokenizer)
+        self._reader = Reader(tokenizer, Plain() if plain else Chat(tokenizer))
         self.device: torch.device = model.device
         self.alphabet = Alphabet(tokenizer)
         self.ends = frozenset(_listed(model.generation_config.eos_token_id or model.config.eos_token_id))
@@ -40,9 +39,7 @@ class WarmQwen:
 
     def tokens(self, job: ChatJob) -> list[int]:
         """A job's messages as the model reads them."""
-        text = self._template.write(job.messages)
-        found: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
-        return found
+        return self._reader.read(job.messages)
 
     def cache(self) -> KeyValues:
         """An empty memory for a batch of texts."""

@@ -102,7 +102,12 @@ class ClaimedCompany:
         try:
             self._take(first, room=self._limit - present)
         except WorkerUnavailable:
+            # Every look at a ledger that is away takes seconds, in which no text grows.
+            self._until = 0.0
             _log.warning("company_unknown", job_id=first.id)
+        except Exception:  # noqa: BLE001  a neighbour that cannot be read must not end the texts that grow
+            self._until = 0.0
+            _log.exception("company_unreadable", job_id=first.id)
         return self._turns[before:]
 
     def fail(self, failure: Exception) -> None:

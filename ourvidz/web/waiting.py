@@ -239,11 +239,18 @@ class _Wait:
         """Twice in a row nobody at work for a job that nobody has taken: it would wait for nothing."""
         if self._started_at is not None:
             return
-        workers = await run_in_threadpool(self._ledger.workers)
-        here = any(each.queue == self._job.queue and each.state != "offline" for each in workers)
-        if self._deserted and not here:
+        attended = await run_in_threadpool(self._attended)
+        if self._deserted and not attended:
             raise WorkerUnavailable(f"No worker of {self._job.queue} is at work.")
-        self._deserted = not here
+        self._deserted = not attended
+
+    def _attended(self) -> bool:
+        """Whether somebody takes jobs from the queue now."""
+        queue = self._job.queue
+        return queue not in self._ledger.paused() and any(
+            each.queue == queue and each.state != "offline" and not each.draining
+            for each in self._ledger.workers()
+        )
 
     def _so_far(self) -> Answer:
         """What there is when time is up. Raises when there is nothing."""

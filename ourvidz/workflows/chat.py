@@ -18,7 +18,8 @@ SAY_EVERY_S = 0.05
 """A growing text is told to its followers, and its cancel flag heard, this often: with every token it would
 cost more than the token."""
 SPEAKING_SHARE = 10
-"""And seldom enough that all texts together take one part in so many for it: judging long ones takes long."""
+"""And seldom enough that all texts together take one part in so many for it, and again for judging what is
+said: for a long conversation that takes long, and its cancel flag is heard in between."""
 VARIANTS = {"qwen_instruct": "instruct", "qwen_base": "base"}
 """What callbacks and answers call the models."""
 
@@ -82,6 +83,7 @@ class _Text:
         self._said = 0
         self._judged = 0
         self._next_at = 0.0
+        self._judge_at = 0.0
         self._moderated = turn.job.sfw_mode and use.moderation is not None
 
     def add(self, piece: Piece) -> None:
@@ -96,7 +98,7 @@ class _Text:
     @property
     def due(self) -> bool:
         """Whether it is time to speak: at the first word, then now and then, and at the end."""
-        first_word = bool(self.text) and not self._said and not self._moderated
+        first_word = bool(self.text) and not self._judged and not self._moderated
         over = self.finish is not None or self.error is not None
         return over or first_word or time.monotonic() >= self._next_at
 
@@ -106,12 +108,15 @@ class _Text:
         if self.error is not None:
             raise self.error
         begun = time.monotonic()
-        if not self._moderated or self.finish is not None:
+        in_time = not self._moderated and (not self._judged or begun >= self._judge_at)
+        if in_time or self.finish is not None:
             self.judge()
+        judged = time.monotonic()
+        self._judge_at = max(self._judge_at, begun + SPEAKING_SHARE * among * (judged - begun))
         fresh = self.text[self._said : self._judged]
         if self.turn.run.say(fresh, self.tokens, self.turn.job.max_tokens):
             self._said += len(fresh)
-        spoken_s = time.monotonic() - begun
+        spoken_s = time.monotonic() - judged
         self._next_at = begun + max(SAY_EVERY_S, SPEAKING_SHARE * among * spoken_s)
 
     def judge(self) -> None:
@@ -183,7 +188,8 @@ class _Table:
         except OurvidzError as refused:
             self._failed(text.turn, refused)
             return
-        text.finish = "timeout"
+        # One whose last token came too late is whole all the same.
+        text.finish = text.finish or "timeout"
         text.turn.end(self._outcome(text))
 
     def _failed(self, turn: Turn, failure: Exception) -> None:

@@ -83,6 +83,8 @@ def test_by_default_everything_runs_that_has_a_checkpoint(tmp_path: Path) -> Non
     for variable, added in (("OURVIDZ_WAN_MODEL", "wan"), ("OURVIDZ_QWEN_MODEL", "chat")):
         both = load_settings(_env_file=None, **production, **{variable: tmp_path})
         assert default_families(both) == ("sdxl", added)
+    elsewhere = {"OURVIDZ_QWEN_INSTRUCT_URL": "http://127.0.0.1:1/v1"}
+    assert default_families(load_settings(_env_file=None, **production, **elsewhere)) == ("sdxl", "chat")
 
 
 def test_only_the_shim_takes_sockets() -> None:

@@ -66,6 +66,11 @@ def test_events_of_both_kinds_are_read(chat_job: Make) -> None:
     assert event(job, {"choices": [{"delta": {"content": "x"}}], "usage": None}) == Event("x")
 
 
+def test_half_a_character_is_no_text(chat_job: Make) -> None:
+    """JSON can write one, and neither the ledger nor a callback could."""
+    assert event(chat_job(), {"choices": [{"delta": {"content": "a\ud83d"}}]}) == Event("a?")
+
+
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [

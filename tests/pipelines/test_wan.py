@@ -52,7 +52,7 @@ def far(one: np.ndarray, other: np.ndarray) -> int:
 def passes(wan: WanPipeline) -> Iterator[list[int]]:
     """The batch size of every pass of the transformer in here."""
     seen: list[int] = []
-    hook = wan._pipe.transformer.register_forward_pre_hook(
+    hook = wan.parts.pipe.transformer.register_forward_pre_hook(
         lambda _, args, given: seen.append(given["hidden_states"].shape[0]), with_kwargs=True
     )
     try:
@@ -64,7 +64,7 @@ def passes(wan: WanPipeline) -> Iterator[list[int]]:
 def test_a_plain_clip_is_the_one_that_diffusers_makes(wan: WanPipeline, video_job: MakeJob) -> None:
     """The same weights, seed and settings mean the same clip in the library that the weights come with."""
     job = video_job(width=48, height=32, frames=9, steps=3, shift=5.0, negative_prompt="fog")
-    theirs = diffusers.WanPipeline(**wan._pipe.components)
+    theirs = diffusers.WanPipeline(**wan.parts.pipe.components)
     theirs.set_progress_bar_config(disable=True)
     theirs.scheduler = diffusers.UniPCMultistepScheduler.from_config(theirs.scheduler.config, flow_shift=5.0)
     expected = theirs(
@@ -218,7 +218,7 @@ def round_trip(wan: WanPipeline, job: VideoJob, picture: Image.Image, frames: in
     """A still clip through the VAE and back: (frames, 3, height, width)."""
     from ourvidz.pipelines.wan_frames import Codec, fitted
 
-    codec = Codec(wan._pipe.vae)
+    codec = Codec(wan.parts.pipe.vae)
     with torch.no_grad():
         return codec.decode(codec.encode(fitted(picture, job.width, job.height), frames=frames))
 
@@ -271,7 +271,7 @@ def test_a_clip_ends_on_its_reference(
     job = video_job(reference_mode=mode, solver=solver, frames=8, steps=3)
     latents, _ = climbed(wan, job, references)
     with torch.no_grad():
-        still = Codec(wan._pipe.vae).encode(fitted(references.end, 32, 32), frames=9)
+        still = Codec(wan.parts.pipe.vae).encode(fitted(references.end, 32, 32), frames=9)
     assert torch.allclose(latents[:, :, -1], still[:, :, -1], atol=1e-4)
 
 
@@ -413,7 +413,7 @@ def test_running_out_of_memory_is_an_error_of_ours(
         raise error
 
     model, _, inner = part.partition(".")
-    hook = getattr(wan._pipe, model).get_submodule(inner).register_forward_pre_hook(fail)
+    hook = getattr(wan.parts.pipe, model).get_submodule(inner).register_forward_pre_hook(fail)
     job = video_job(reference_mode="start", steps=1)
     try:
         with pytest.raises(OutOfMemory, match="Not enough memory for 5 frames of 32x32") as raised:
@@ -436,7 +436,7 @@ def test_out_of_memory_in_the_vae_lets_go_of_its_caches(
         if held:  # the second part of the clip, when the caches are full
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    hook = wan._pipe.vae.get_submodule(part).register_forward_pre_hook(note, with_kwargs=True)
+    hook = wan.parts.pipe.vae.get_submodule(part).register_forward_pre_hook(note, with_kwargs=True)
     try:
         with pytest.raises(OutOfMemory) as raised:
             wan.generate(
@@ -455,7 +455,7 @@ def test_other_errors_of_the_model_stay_what_they_are(wan: WanPipeline, video_jo
     def fail(*_: object) -> None:
         raise RuntimeError("shapes do not match")
 
-    hook = wan._pipe.transformer.register_forward_pre_hook(fail)
+    hook = wan.parts.pipe.transformer.register_forward_pre_hook(fail)
     try:
         with pytest.raises(RuntimeError, match="shapes do not match"):
             clip(wan, video_job())
@@ -469,8 +469,8 @@ def test_the_vae_stays_in_single_precision(
     """On a GPU the rest runs in half; a reference must come back as it was all the same."""
     halved = WanPipeline(wan_checkpoint, dtype=torch.bfloat16)
     halved.load()
-    assert halved._pipe.transformer.patch_embedding.weight.dtype == torch.bfloat16
-    assert halved._pipe.vae.dtype == torch.float32
+    assert halved.parts.pipe.transformer.patch_embedding.weight.dtype == torch.bfloat16
+    assert halved.parts.pipe.vae.dtype == torch.float32
     job = video_job(reference_mode="start", steps=1)
     _, frames = climbed(halved, job, references)
     assert torch.allclose(frames[0], round_trip(halved, job, references.start)[0], atol=1e-4)
@@ -480,7 +480,7 @@ def test_unloading_lets_go_of_the_weights(wan_checkpoint: Checkpoint, video_job:
     """A neighbour on the GPU waits for this memory."""
     wan = WanPipeline(wan_checkpoint)
     clip(wan, video_job(steps=1, frames=1))
-    transformer = weakref.ref(wan._pipe.transformer)
+    transformer = weakref.ref(wan.parts.pipe.transformer)
     assert wan.info()["loaded"] is True
     wan.unload()
     wan.unload()
@@ -490,9 +490,9 @@ def test_unloading_lets_go_of_the_weights(wan_checkpoint: Checkpoint, video_job:
 
 def test_loading_twice_keeps_the_weights(wan: WanPipeline) -> None:
     """A warm worker reads its checkpoint once."""
-    before = wan._pipe
+    before = wan.parts.pipe
     wan.load()
-    assert wan._pipe is before
+    assert wan.parts.pipe is before
 
 
 def test_info_tells_where_and_what(wan: WanPipeline) -> None:

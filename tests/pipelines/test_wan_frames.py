@@ -11,7 +11,7 @@ from ourvidz.pipelines.wan_frames import Codec, fitted, frames_to_generate, pict
 
 @pytest.fixture
 def codec(wan: WanPipeline) -> Codec:
-    return Codec(wan._pipe.vae)
+    return Codec(wan.parts.pipe.vae)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_one_calibration_serves_every_schedule(steps: int, shift: float) -> None
     schedule = wan.timesteps(job, plan)
     derived = wan._cache._magnitudes.ratios(schedule.levels[:-1])
     wan._cache.name = None
-    with torch.no_grad(), wan_magnitudes.watching(wan._pipe.transformer) as logs:
+    with torch.no_grad(), wan_magnitudes.watching(wan.parts.pipe.transformer) as logs:
         wan.denoise(
             job,
             wan.encode(job),
@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None
 
 def test_other_weights_have_another_fingerprint(wan: WanPipeline, video_job: Callable[..., VideoJob]) -> None:
     """What was learned of one checkpoint must not be used on another."""
-    transformer = wan._pipe.transformer
+    transformer = wan.parts.pipe.transformer
     before = fingerprint(transformer)
     assert fingerprint(transformer) == before
     weight = transformer.proj_out.weight

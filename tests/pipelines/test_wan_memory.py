@@ -59,7 +59,7 @@ def test_every_rung_delivers_the_clip(
     job = video_job()
     expected = made(wan, job)
     model, _, inner = part.partition(".")
-    module = getattr(wan._pipe, model).get_submodule(inner)
+    module = getattr(wan.parts.pipe, model).get_submodule(inner)
     if part == "text_encoder":
         module = module.encoder.block[0]  # the model's own inputs are tokens, without a width
     with failing(module, failures):
@@ -71,9 +71,9 @@ def test_every_rung_delivers_the_clip(
 def test_what_is_denoised_is_not_denoised_again_for_the_vae(wan: WanPipeline, video_job: MakeJob) -> None:
     """Denoising takes minutes; the VAE comes last, and its failure must not cost them again."""
     ran: list[int] = []
-    handle = wan._pipe.transformer.register_forward_pre_hook(lambda *_: ran.append(1))
+    handle = wan.parts.pipe.transformer.register_forward_pre_hook(lambda *_: ran.append(1))
     try:
-        with failing(wan._pipe.vae.decoder, 2):
+        with failing(wan.parts.pipe.vae.decoder, 2):
             found = made(wan, video_job(steps=3, guidance_scale=1.0))
     finally:
         handle.remove()
@@ -83,7 +83,10 @@ def test_what_is_denoised_is_not_denoised_again_for_the_vae(wan: WanPipeline, vi
 
 def test_memory_that_never_suffices_is_an_error_of_ours(wan: WanPipeline, video_job: MakeJob) -> None:
     """A silently smaller or shorter clip is no answer; the next job runs as if nothing had been."""
-    with failing(wan._pipe.transformer, 99) as tried, pytest.raises(OutOfMemory, match="5 frames of 32x32"):
+    with (
+        failing(wan.parts.pipe.transformer, 99) as tried,
+        pytest.raises(OutOfMemory, match="5 frames of 32x32"),
+    ):
         made(wan, video_job())
     assert len(tried) == 3
     assert "memory_rung" not in made(wan, video_job()).metadata
@@ -93,11 +96,11 @@ def test_the_vae_works_in_tiles_only_while_it_has_to(wan: WanPipeline, video_job
     """Tiles cost time and blend seams, for pictures that go in as well as for clips that come out."""
     job = video_job(width=64, height=64, reference_mode="start")
     hills = ReferencePictures(start=Image.new("RGB", (64, 64), "olive"))
-    vae = wan._pipe.vae
+    vae = wan.parts.pipe.vae
     with (
         failing(vae.encoder, 0) as encoded,
         failing(vae.decoder, 0) as decoded,
-        failing(wan._pipe.transformer, 2),
+        failing(wan.parts.pipe.transformer, 2),
     ):
         found = made(wan, job, hills)
     assert found.metadata["memory_rung"] == "tiled"
@@ -113,7 +116,7 @@ def test_an_operator_can_have_tiles_always(wan_checkpoint: Checkpoint, video_job
     """Where it is known that the VAE does not fit, the first rungs are for nothing."""
     wan = WanPipeline(wan_checkpoint, options=WanOptions(tiled=True, previews=False))
     wan.load()
-    with failing(wan._pipe.vae.decoder, 0) as decoded:
+    with failing(wan.parts.pipe.vae.decoder, 0) as decoded:
         found = made(wan, video_job(width=64, height=64))
     assert max(decoded) == 4
     assert "memory_rung" not in found.metadata
@@ -123,11 +126,11 @@ def test_tiles_are_nearly_what_the_whole_is() -> None:
     """Seams are blended; elsewhere the tiles show what the whole would, on the trained checkpoint."""
     wan = WanPipeline(find_wan(None), options=WanOptions(previews=False))
     wan.load()
-    codec, hills = Codec(wan._pipe.vae), Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+    codec, hills = Codec(wan.parts.pipe.vae), Image.linear_gradient("L").resize((96, 64)).convert("RGB")
     with torch.no_grad():
         latents = codec.encode(fitted(hills, 96, 64), frames=5)
         whole = codec.decode(latents)
-        with tiled(wan._pipe.vae, True, (96, 64)):
+        with tiled(wan.parts.pipe.vae, True, (96, 64)):
             pieces = codec.decode(latents)
             again = codec.encode(fitted(hills, 96, 64), frames=5)
     assert (pieces.shape, again.shape) == (whole.shape, latents.shape)
@@ -137,11 +140,11 @@ def test_tiles_are_nearly_what_the_whole_is() -> None:
 
 def test_the_vae_has_its_own_tiles_back_after_a_failure(wan: WanPipeline, video_job: MakeJob) -> None:
     """Tiles that went on shrinking would end in seams everywhere."""
-    before = (wan._pipe.vae.tile_sample_min_width, wan._pipe.vae.tile_sample_stride_height)
-    with failing(wan._pipe.vae.decoder, 99), pytest.raises(OutOfMemory):
+    before = (wan.parts.pipe.vae.tile_sample_min_width, wan.parts.pipe.vae.tile_sample_stride_height)
+    with failing(wan.parts.pipe.vae.decoder, 99), pytest.raises(OutOfMemory):
         made(wan, video_job())
-    assert (wan._pipe.vae.tile_sample_min_width, wan._pipe.vae.tile_sample_stride_height) == before
-    assert not wan._pipe.vae.use_tiling
+    assert (wan.parts.pipe.vae.tile_sample_min_width, wan.parts.pipe.vae.tile_sample_stride_height) == before
+    assert not wan.parts.pipe.vae.use_tiling
 
 
 def test_a_listener_without_memory_is_not_tried_again(wan: WanPipeline, video_job: MakeJob) -> None:

@@ -75,7 +75,7 @@ def test_a_preview_shows_the_middle_frame_of_the_clip_to_come() -> None:
 def test_a_job_with_previews_learns_nothing(wan: WanPipeline, video_job: MakeJob) -> None:
     """Between two steps there is no time for it: the colours are learned with the loading."""
     encoded: list[int] = []
-    hook = wan._pipe.vae.encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
+    hook = wan.parts.pipe.vae.encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
     try:
         wan.generate(video_job(steps=3), on_step=lambda *_: None, on_preview=lambda take: take()() and None)
     finally:

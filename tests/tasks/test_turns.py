@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ourvidz import dispatch
-from ourvidz.errors import InternalError, OutOfMemory, WorkerLost
+from ourvidz.errors import InternalError, OutOfMemory, WorkerLost, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Record
@@ -122,6 +122,30 @@ def test_a_paused_queue_gives_nobody_away(
     company = led("a")
     ourvidz_eager.control.ledger.pause("chat_queue", True)
     assert join(company) == []
+    close(company.first)
+
+
+@pytest.mark.parametrize("trouble", [WorkerUnavailable("the job store is away"), ValueError("no document")])
+def test_a_ledger_in_trouble_is_not_asked_again(
+    queued: Callable[..., Record],
+    led: Callable[..., ClaimedCompany],
+    ourvidz_eager: Eager,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Exception,
+) -> None:
+    """Each look would hold the texts up for seconds, or end them for a neighbour that cannot be read."""
+    queued("a"), queued("b")
+    company = led("a")
+    asked = []
+
+    def away(job_id: str) -> ChatJob:
+        asked.append(job_id)
+        raise trouble
+
+    monkeypatch.setattr(ourvidz_eager.control.ledger, "job", away)
+    monkeypatch.setattr("ourvidz.tasks.turns.LOOK_EVERY_S", 0.0)
+    assert join(company) == join(company) == []
+    assert asked == ["b"]
     close(company.first)
 
 

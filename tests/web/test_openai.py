@@ -129,6 +129,21 @@ def test_a_wrong_request_is_an_error_object(shim, change, status, param, code) -
     assert shim.ledger.page().records == []
 
 
+def test_a_conversation_that_is_too_long_for_the_model_says_so(shim, chat_worker) -> None:
+    """Its clients shorten a conversation when they read that code. The worker has counted, not the door."""
+    chat_worker(shim.ledger, "", fault=TOO_LONG)
+    error = ask(shim, HELLO, 400)["error"]
+    assert (error["type"], error["param"], error["code"]) == (
+        "invalid_request_error",
+        "messages",
+        "context_length_exceeded",
+    )
+    (record,) = shim.ledger.page().records
+    told = shim.client.get(f"/jobs/{record.job_id}").json()["error"]
+    assert told.keys() == {"code", "message", "retryable"}
+    assert told["code"] == "INVALID_PARAMETERS"
+
+
 def test_every_error_of_these_routes_is_an_error_object(open_shim) -> None:
     """No key, a wrong body, a wrong method, a route there is none of, too much."""
     shim = open_shim(OURVIDZ_API_KEYS="a:b:chat j:k:jobs", OURVIDZ_BODY_LIMIT_BYTES=1024)

@@ -119,6 +119,20 @@ def test_nobody_at_work_is_noticed_long_before_the_deadline(shim, monkeypatch) -
     assert (answer.status_code, answer.json()["code"]) == (503, "WORKER_UNAVAILABLE")
 
 
+@pytest.mark.parametrize("stopped", ["paused", "drained"])
+def test_a_queue_from_which_nobody_takes_is_not_waited_for(shim, monkeypatch, stopped) -> None:
+    """An operator's pause may last hours: the caller is told at once, and the job is cancelled."""
+    monkeypatch.setattr(waiting, "CHECK_S", 0.02)
+    shim.appear(id="chat@host-cpu", family="chat", queue="chat_queue", models=("chat",))
+    if stopped == "paused":
+        shim.ledger.pause("chat_queue", True)
+    else:
+        shim.ledger.drain("chat@host-cpu", True)
+    answer = shim.client.post("/chat", json=HELLO)
+    assert (answer.status_code, answer.json()["code"]) == (503, "WORKER_UNAVAILABLE")
+    assert only_record(shim).status == "cancelled"
+
+
 def test_a_worker_that_is_at_work_is_waited_for(open_shim, monkeypatch) -> None:
     """It may be busy, or be loading its model."""
     monkeypatch.setattr(waiting, "CHECK_S", 0.02)

@@ -157,8 +157,95 @@ def test_what_is_said_along_the_way_is_the_text(use: Services) -> None:
 
 def test_what_nobody_heard_is_said_again(use: Services) -> None:
     """A ledger that was away for a moment must not cost a reader half a sentence."""
-    turn = alone(job(), use, Heard(deaf=2))
+    turn = alone(job(), use, Heard(deaf=1))
     assert "".join(turn.run.pieces) == turn.text
+
+
+@dataclass
+class Clock:
+    """A time that passes only where a test says so."""
+
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@dataclass
+class Ticking(Waiting):
+    """Nobody joins, and every token takes its time."""
+
+    clock: Clock = field(default_factory=Clock)
+    token_s: float = 0.1
+
+    def joining(self, first: ChatJob, *, present: int) -> list[Turn]:
+        self.clock.now += self.token_s
+        return super().joining(first, present=present)
+
+
+class SlowGate(Gate):
+    """Takes two seconds for everything it judges."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(Terms(minor=frozenset({"quokka"}), sexual=frozenset({"marmalade"})))
+        self.clock = clock
+        self.judged = 0
+
+    def judge(self, job: Any, made: str = "") -> None:
+        self.clock.now += 2.0
+        self.judged += 1
+
+
+def test_a_cancel_is_heard_while_judging_takes_long(
+    use: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long conversation is judged seldom, and its caller may still hang up at any time."""
+    clock = Clock()
+    monkeypatch.setattr("ourvidz.workflows.chat.time", clock)
+    gate = SlowGate(clock)
+    turn = Turn(job(max_tokens=200, type="chat_conversation", model="qwen_base", frequency_penalty=2.0))
+    converse(turn, Ticking(clock=clock), replace(use, gate=gate))
+    assert turn.outcome is not None
+    tokens = turn.outcome.metadata["tokens_generated"]
+    assert len(turn.run.pieces) >= tokens - gate.judged
+    assert gate.judged <= 4 + tokens * 0.1 / 10
+    assert "".join(turn.run.pieces) == turn.text
+
+
+@dataclass
+class Far(Heard):
+    """A run whose ledger is away: every try takes a second."""
+
+    clock: Clock = field(default_factory=Clock)
+    tried: int = 0
+
+    def say(self, text: str, done: int, total: int) -> bool:
+        self.clock.now += 1.0
+        self.tried += 1
+        return False
+
+
+def test_a_ledger_that_is_away_does_not_slow_a_text_down(
+    use: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor its company: the first word is not tried again with every token."""
+    clock = Clock()
+    monkeypatch.setattr("ourvidz.workflows.chat.time", clock)
+    turn = Turn(job(), Far(clock=clock))
+    converse(turn, Ticking(clock=clock), use)
+    assert turn.text
+    assert turn.run.tried <= 4
+
+
+def test_a_text_whose_last_token_comes_too_late_is_whole(use: Services) -> None:
+    """Nothing of it is missing, so nothing timed out."""
+    whole = alone(job(), use)
+    assert whole.outcome is not None
+    at = whole.outcome.metadata["tokens_generated"]
+    late = alone(job(), use, Heard(stop_at=at, stop_with=JobTimeout("late")))
+    assert late.outcome is not None
+    assert late.text == whole.text
+    assert late.outcome.metadata["finish_reason"] == whole.outcome.metadata["finish_reason"]
 
 
 def test_companions_join_while_the_first_text_grows_and_each_gets_its_own_answer(use: Services) -> None:
@@ -185,9 +272,12 @@ def test_the_end_of_one_text_is_not_the_end_of_the_others(use: Services) -> None
     assert isinstance(lost.error, FenceLost)
 
 
-def test_time_that_is_up_returns_the_text_so_far(use: Services) -> None:
+def test_time_that_is_up_returns_the_text_so_far(use: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half an answer is worth more than an error."""
-    turn = alone(job(max_tokens=64), use, Heard(stop_at=2, stop_with=JobTimeout("late")))
+    clock = Clock()
+    monkeypatch.setattr("ourvidz.workflows.chat.time", clock)
+    turn = Turn(job(max_tokens=64), Heard(stop_at=2, stop_with=JobTimeout("late")))
+    converse(turn, Ticking(clock=clock), use)
     assert turn.outcome is not None
     assert turn.outcome.metadata["finish_reason"] == "timeout"
     assert alone(job(max_tokens=64), use).text.startswith(turn.text)

@@ -34,7 +34,7 @@ def losses_db(pipeline: SDXLPipeline, vae: diffusers.AutoencoderKL, *, count: in
 def decibels(one: Pixels, other: Pixels) -> float:
     """Peak signal-to-noise ratio of two 8-bit pictures: more is closer."""
     apart = one.astype(np.float64) - other
-    return float(10 * np.log10(255**2 / max(np.mean(apart**2), 1e-9)))
+    return float(10 * np.log10(255**2 / max(float(np.mean(apart**2)), 1e-9)))
 
 
 def _copy(pipeline: SDXLPipeline, picture: Pixels, *, seed: int) -> Pixels:
@@ -60,4 +60,5 @@ def _copy(pipeline: SDXLPipeline, picture: Pixels, *, seed: int) -> Pixels:
 def _round_trip(vae: diffusers.AutoencoderKL, picture: Pixels) -> Pixels:
     decoded = vae.decode(vae.encode(to_tensor(picture[None])).latent_dist.mode()).sample[0]
     levels = decoded.clamp(-1, 1).add(1).mul(127.5).round().permute(1, 2, 0)
-    return levels.numpy().astype(np.uint8)
+    pixels: Pixels = levels.numpy().astype(np.uint8)
+    return pixels
