@@ -112,6 +112,8 @@ class Bare:
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
+        # More would only wait for each other: a step of so small a model is over before they have woken up.
+        torch.set_num_threads(1)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self._model = model.eval()
 
