@@ -8,6 +8,7 @@ dispatched by the sweep.
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from typing import Any
 
@@ -17,7 +18,7 @@ from celery.app.task import Context
 
 from ourvidz import dispatch, log
 from ourvidz.celery_settings import CALLBACKS_QUEUE, GENERATION_TASKS, JOBS, MAINTENANCE_QUEUE
-from ourvidz.errors import Conflict, JobTimeout, ModelLoadError, NotFound
+from ourvidz.errors import Conflict, JobTimeout, ModelLoadError, NotFound, WorkerUnavailable
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Record
@@ -194,6 +195,21 @@ def appear(sender: Any, **_: Any) -> None:
     if name in helpers:
         _appear(name, helpers[name])
         _announce("idle")
+
+
+@signals.worker_shutting_down.connect
+def take_nothing_more(sender: str, **_: Any) -> None:
+    """In the parent, told to stop: the task that runs now, which may take others along, claims no more."""
+    if settings().worker in QUEUES:
+        # Not here: a signal handler may have interrupted whoever holds the connection's lock.
+        threading.Thread(target=_drain, args=(sender,), name="drain", daemon=True).start()
+
+
+def _drain(worker_id: str) -> None:
+    try:
+        control.current().ledger.drain(worker_id, True)
+    except WorkerUnavailable:
+        _log.warning("drain_not_noted", worker_id=worker_id)
 
 
 @signals.worker_shutdown.connect

@@ -13,7 +13,6 @@ from ourvidz.wiring import control
 
 PRODUCTION = {
     "OURVIDZ_PROFILE": "production",
-    "OURVIDZ_SDXL_MODEL": "/models/sdxl",
     "OURVIDZ_REDIS_URL": "redis://10.0.0.1:6379/0",
     "SUPABASE_URL": "https://abc.supabase.co",
 }
@@ -120,7 +119,7 @@ def test_a_wrong_value_is_one_line_that_names_its_variable(read: Any, variable: 
     assert "\n" not in wrong.value.message
 
 
-@pytest.mark.parametrize("missing", ["OURVIDZ_SDXL_MODEL", "OURVIDZ_REDIS_URL", "SUPABASE_URL"])
+@pytest.mark.parametrize("missing", ["OURVIDZ_REDIS_URL", "SUPABASE_URL"])
 def test_the_production_profile_refuses_to_start_without_what_it_needs(read: Any, missing: str) -> None:
     """Better at the start than with the first job at night."""
     with pytest.raises(SettingsError, match=missing):

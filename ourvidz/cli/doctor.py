@@ -6,15 +6,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
+from ourvidz.cli.checks import NETWORK_S, Check, check_checkpoint, failed, ok, skipped
 from ourvidz.cli.console import emit
-from ourvidz.errors import ModelLoadError, OurvidzError, SettingsError
-from ourvidz.pipelines.checkpoints import Checkpoint, find_sdxl, find_wan
+from ourvidz.cli.doctor_texts import check_moderation, check_qwen
+from ourvidz.errors import OurvidzError, SettingsError
+from ourvidz.pipelines.checkpoints import find_sdxl, find_wan
 from ourvidz.settings import Settings, load_settings
 
 SDXL_GIB = 10
@@ -22,7 +24,6 @@ SDXL_GIB = 10
 MEASURING_CACHES = ("first_block", "mag")
 """Wan's step caches that a threshold says something to."""
 TORCH_PATIENCE_S = 120
-NETWORK_S = 5
 
 _MIB = 1 << 20
 _LOOK_AT_TORCH = """
@@ -33,28 +34,6 @@ for index in range(torch.cuda.device_count()):
     gpus.append({"name": torch.cuda.get_device_name(index), "free": free, "total": total})
 print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}))
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What one look found."""
-
-    name: str
-    status: Literal["ok", "failed", "skipped"]
-    reason: str
-    fix: str = ""
-
-
-def _ok(name: str, reason: str) -> Check:
-    return Check(name, "ok", reason)
-
-
-def _failed(name: str, reason: str, fix: str) -> Check:
-    return Check(name, "failed", reason, fix)
-
-
-def _skipped(name: str, reason: str) -> Check:
-    return Check(name, "skipped", reason)
 
 
 @click.command(short_help="Check that this machine has what it needs.")
@@ -77,13 +56,13 @@ def examine() -> list[Check]:
         chosen = load_settings()
     except SettingsError as wrong:
         checks.append(
-            _failed("settings", wrong.message, "correct this variable in the environment or in .env")
+            failed("settings", wrong.message, "correct this variable in the environment or in .env")
         )
         return [
             *checks,
-            *(_skipped(name, "needs valid settings") for name in ("torch", *(n for n, _ in LOOKS))),
+            *(skipped(name, "needs valid settings") for name in ("torch", *(n for n, _ in LOOKS))),
         ]
-    checks.append(_ok("settings", f"profile {chosen.profile}, state in {chosen.state_dir}"))
+    checks.append(ok("settings", f"profile {chosen.profile}, state in {chosen.state_dir}"))
     checks.extend(check_torch(chosen))
     checks.extend(look(chosen) for _, look in LOOKS)
     return checks
@@ -92,7 +71,7 @@ def examine() -> list[Check]:
 def check_python() -> Check:
     """The interpreter. One that is too old could not have read this far."""
     version = ".".join(map(str, sys.version_info[:3]))
-    return _ok("python", f"{version} at {sys.executable}")
+    return ok("python", f"{version} at {sys.executable}")
 
 
 def check_torch(chosen: Settings) -> list[Check]:
@@ -103,14 +82,14 @@ def check_torch(chosen: Settings) -> list[Check]:
         )
     except subprocess.TimeoutExpired:
         reason = f"import took longer than {TORCH_PATIENCE_S} s"
-        return [_failed("torch", reason, "look at the disk and the GPU driver (nvidia-smi)")]
+        return [failed("torch", reason, "look at the disk and the GPU driver (nvidia-smi)")]
     if run.returncode != 0:
         reason = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
-        return [_failed("torch", reason, "pip install -e . in this environment")]
+        return [failed("torch", reason, "pip install -e . in this environment")]
     found = json.loads(run.stdout.strip().splitlines()[-1])
     built = f"CUDA {found['cuda']}" if found["cuda"] else "CPU only"
     return [
-        _ok("torch", f"{found['torch']} ({built})"),
+        ok("torch", f"{found['torch']} ({built})"),
         judge_gpus(found, production=chosen.profile == "production"),
     ]
 
@@ -123,26 +102,28 @@ def judge_gpus(found: dict[str, Any], *, production: bool) -> Check:
     )
     if not gpus:
         if not production:
-            return _skipped("gpu", "none; the tiny profile runs on the CPU")
-        return _failed("gpu", "torch sees no GPU", "install the driver and a CUDA build of torch")
+            return skipped("gpu", "none; the tiny profile runs on the CPU")
+        return failed("gpu", "torch sees no GPU", "install the driver and a CUDA build of torch")
     if production and max(gpu["total"] for gpu in gpus) < SDXL_GIB << 30:
-        return _failed("gpu", told, f"SDXL needs a GPU with {SDXL_GIB} GiB")
-    return _ok("gpu", told)
+        return failed("gpu", told, f"SDXL needs a GPU with {SDXL_GIB} GiB")
+    return ok("gpu", told)
 
 
 def check_checkpoints(chosen: Settings) -> Check:
-    """The weights the SDXL worker will load."""
-    return _judge_checkpoint("checkpoints", "sdxl", lambda: find_sdxl(chosen.sdxl_model))
+    """The weights of the SDXL worker, if this installation has one."""
+    if chosen.profile == "production" and chosen.sdxl_model is None:
+        return skipped("checkpoints", "OURVIDZ_SDXL_MODEL is not set: no SDXL worker can run here")
+    return check_checkpoint("checkpoints", "sdxl", lambda: find_sdxl(chosen.sdxl_model))
 
 
 def check_wan(chosen: Settings) -> Check:
     """The weights of the Wan worker, if this installation has one."""
     if chosen.profile == "production" and chosen.wan_model is None:
-        return _skipped("wan checkpoint", "OURVIDZ_WAN_MODEL is not set: no Wan worker can run here")
-    found = _judge_checkpoint("wan checkpoint", "wan", lambda: find_wan(chosen.wan_model, expected="t2v"))
+        return skipped("wan checkpoint", "OURVIDZ_WAN_MODEL is not set: no Wan worker can run here")
+    found = check_checkpoint("wan checkpoint", "wan", lambda: find_wan(chosen.wan_model, expected="t2v"))
     if found.status != "ok" or chosen.wan_vace_model is None:
         return found
-    return _judge_checkpoint(
+    return check_checkpoint(
         "wan checkpoint", "wan_vace", lambda: find_wan(chosen.wan_vace_model, expected="vace")
     )
 
@@ -151,7 +132,7 @@ def check_wan_options(chosen: Settings) -> Check:
     """How Wan was told to run."""
     if chosen.wan_cache_threshold is not None and chosen.wan_cache not in MEASURING_CACHES:
         reason = f"OURVIDZ_WAN_CACHE_THRESHOLD has no effect: only {' and '.join(MEASURING_CACHES)} measure"
-        return _failed("wan", reason, "leave it out, or set OURVIDZ_WAN_CACHE to one of them")
+        return failed("wan", reason, "leave it out, or set OURVIDZ_WAN_CACHE to one of them")
     told = {
         "dtype": chosen.wan_dtype,
         "attention": chosen.wan_attention,
@@ -163,21 +144,13 @@ def check_wan_options(chosen: Settings) -> Check:
         "group offload": chosen.wan_group_offload,
         "frames x pixels at most": chosen.wan_max_frame_pixels,
     }
-    return _ok("wan", _told(told))
+    return ok("wan", _told(told))
 
 
 def _told(chosen: Mapping[str, object]) -> str:
     """What of this was chosen, in words."""
     said = "; ".join(name if value is True else f"{name} {value}" for name, value in chosen.items() if value)
     return said or "as its checkpoint and the device say"
-
-
-def _judge_checkpoint(name: str, family: str, find: Callable[[], Checkpoint]) -> Check:
-    try:
-        checkpoint = find()
-    except ModelLoadError as missing:
-        return _failed(name, missing.message, f"set OURVIDZ_{family.upper()}_MODEL to the checkpoint")
-    return _ok(name, f"{checkpoint.name} ({checkpoint.kind}) at {checkpoint.path}")
 
 
 def check_sdxl(chosen: Settings) -> Check:
@@ -190,7 +163,7 @@ def check_sdxl(chosen: Settings) -> Check:
     ]
     gone = [str(path) for path in files if not path.exists()]
     if gone:
-        return _failed(
+        return failed(
             "sdxl",
             f"missing: {', '.join(gone)}",
             "correct OURVIDZ_SDXL_LORAS, OURVIDZ_SDXL_JOB_LORAS or OURVIDZ_IP_ADAPTER…",
@@ -206,7 +179,7 @@ def check_sdxl(chosen: Settings) -> Check:
         "LoRAs by name": " ".join(written.partition("=")[0] for written in chosen.sdxl_job_loras),
         "IP-Adapter": chosen.ip_adapter and chosen.ip_adapter.stem,
     }
-    return _ok("sdxl", _told(told))
+    return ok("sdxl", _told(told))
 
 
 def check_broker(chosen: Settings) -> Check:
@@ -219,9 +192,9 @@ def check_broker(chosen: Settings) -> Check:
     running = (StateDir(chosen.state_dir).announced() or {}).get("redis")
     if not (chosen.redis_url_given or chosen.upstash_url or running):
         try:
-            return _ok("broker", f"`ourvidz up` will start {find_server(chosen.redis_server_bin)}")
+            return ok("broker", f"`ourvidz up` will start {find_server(chosen.redis_server_bin)}")
         except SettingsError as missing:
-            return _failed("broker", missing.message, "pip install 'ourvidz[embedded]'")
+            return failed("broker", missing.message, "pip install 'ourvidz[embedded]'")
     external = chosen.redis_url_given or chosen.upstash_url
     url = chosen.redis_url if external or running is None else running
     try:
@@ -232,11 +205,11 @@ def check_broker(chosen: Settings) -> Check:
             facts = client.info()
     except (redis.RedisError, ValueError) as lost:
         fix = "start it, or correct OURVIDZ_REDIS_URL" if external else "restart `ourvidz up`"
-        return _failed("broker", f"{type(lost).__name__}: {lost}", fix)
+        return failed("broker", f"{type(lost).__name__}: {lost}", fix)
     policy = facts.get("maxmemory_policy")
     if policy != "noeviction":
-        return _failed("broker", f"maxmemory-policy is {policy}: jobs can vanish", "set it to noeviction")
-    return _ok("broker", f"version {facts.get('valkey_version') or facts.get('redis_version')}, noeviction")
+        return failed("broker", f"maxmemory-policy is {policy}: jobs can vanish", "set it to noeviction")
+    return ok("broker", f"version {facts.get('valkey_version') or facts.get('redis_version')}, noeviction")
 
 
 def check_storage(chosen: Settings) -> Check:
@@ -246,22 +219,22 @@ def check_storage(chosen: Settings) -> Check:
     try:
         LocalStore(chosen.storage_dir).check()
     except OurvidzError as wrong:
-        return _failed("storage", wrong.message, "set OURVIDZ_STORAGE_DIR to a directory that can be written")
-    return _ok("storage", str(chosen.storage_dir))
+        return failed("storage", wrong.message, "set OURVIDZ_STORAGE_DIR to a directory that can be written")
+    return ok("storage", str(chosen.storage_dir))
 
 
 def check_signing(chosen: Settings) -> Check:
     """The certificate that assets are signed with: signs a small picture."""
     if chosen.c2pa_certificate is None:
-        return _skipped("signing", "OURVIDZ_C2PA_CERTIFICATE is not set: assets carry XMP, and no manifest")
+        return skipped("signing", "OURVIDZ_C2PA_CERTIFICATE is not set: assets carry XMP, and no manifest")
     from ourvidz.wiring import signing
 
     try:
         signing.signer(chosen)
     except SettingsError as wrong:
-        return _failed("signing", wrong.message, "correct it, or leave the OURVIDZ_C2PA_… variables out")
+        return failed("signing", wrong.message, "correct it, or leave the OURVIDZ_C2PA_… variables out")
     stamped = f"timestamps from {chosen.c2pa_timestamp_url}" if chosen.c2pa_timestamp_url else "no timestamps"
-    return _ok("signing", f"{chosen.c2pa_certificate}, {chosen.c2pa_algorithm}, {stamped}")
+    return ok("signing", f"{chosen.c2pa_certificate}, {chosen.c2pa_algorithm}, {stamped}")
 
 
 def check_callbacks(chosen: Settings) -> Check:
@@ -270,14 +243,14 @@ def check_callbacks(chosen: Settings) -> Check:
 
     url = chosen.default_callback_url
     if url is None:
-        return _skipped("callbacks", "they go to the inbox of `ourvidz up`")
+        return skipped("callbacks", "they go to the inbox of `ourvidz up`")
     try:
         answer = requests.options(url, timeout=NETWORK_S, allow_redirects=False)
     except requests.RequestException as lost:
-        return _failed(
+        return failed(
             "callbacks", f"{url}: {type(lost).__name__}", "correct SUPABASE_URL or OURVIDZ_CALLBACK_URL"
         )
-    return _ok("callbacks", f"{url} answers ({answer.status_code})")
+    return ok("callbacks", f"{url} answers ({answer.status_code})")
 
 
 LOOKS: tuple[tuple[str, Callable[[Settings], Check]], ...] = (
@@ -285,6 +258,8 @@ LOOKS: tuple[tuple[str, Callable[[Settings], Check]], ...] = (
     ("sdxl", check_sdxl),
     ("wan checkpoint", check_wan),
     ("wan", check_wan_options),
+    ("qwen", check_qwen),
+    ("moderation", check_moderation),
     ("broker", check_broker),
     ("storage", check_storage),
     ("signing", check_signing),

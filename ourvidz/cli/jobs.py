@@ -156,13 +156,28 @@ def _watch(shim: Shim, job_id: str, as_json: bool) -> None:
     from rich.progress import Progress
 
     shim.job(job_id)
+    heard = ""
     with Progress(console=Console(stderr=True), transient=True) as bar:
         line = bar.add_task(job_id, total=100.0)
         for event in shim.events(job_id):
             bar.update(line, completed=progress_of(event), description=description_of(event))
             if as_json and event.kind != "preview":
                 emit({"event": event.kind, **event.data})
-    _present(shim.job(job_id), as_json)
+            elif not as_json and (event.kind == "token" or heard):
+                bar.stop()
+                heard = _read_on(event, heard)
+    _present(shim.job(job_id), as_json, heard)
+
+
+def _read_on(event: Event, heard: str) -> str:
+    """Print what an event adds to a text that grows; what has been heard by then. Another attempt begins
+    it anew."""
+    if event.kind == "token":
+        click.echo(event.data["text"], nl=False)
+        return heard + str(event.data["text"])
+    if event.kind in ("state", "done"):
+        click.echo()
+    return "" if event.kind == "state" else heard
 
 
 def progress_of(event: Event) -> float | None:
@@ -179,18 +194,30 @@ def description_of(event: Event) -> str | None:
     return str(said) if said else None
 
 
-def _present(job: dict[str, Any], as_json: bool) -> None:
-    """Show a job; a failed or cancelled one is exit status 1."""
+def _present(job: dict[str, Any], as_json: bool, heard: str = "") -> None:
+    """Show a job, but not the text that was `heard` already; a failed or cancelled one is exit status 1."""
     if as_json:
         emit(job)
     else:
         click.echo(f"{job['job_id']}  {job['status']}  {job.get('progress', 0):.0f} %")
         for asset in (job.get("result") or {}).get("assets", ()):
-            click.echo(asset if isinstance(asset, str) else asset.get("url") or asset["type"])
+            shown = asset if isinstance(asset, str) else _shown(asset)
+            if shown != heard:
+                click.echo(shown)
         if job.get("error"):
             say(f"{job['error'].get('code')}: {job['error'].get('message')}")
     if job["status"] in ("failed", "cancelled"):
         raise click.exceptions.Exit(1)
+
+
+def _shown(asset: dict[str, Any]) -> str:
+    """Where an asset is; what it says, where it is a text or a document."""
+    told = asset.get("metadata") or {}
+    if asset["type"] == "text":
+        return str(told["text"])
+    if asset["type"] == "json":
+        return json.dumps(told["result"], indent=2)
+    return str(asset.get("url") or asset["type"])
 
 
 def _act(answer: Any, done: str, job_id: str, as_json: bool) -> None:

@@ -82,8 +82,9 @@ def describe(chosen: Settings, *, whole: bool = False, packaged: Path = PACKAGED
 def _finders(chosen: Settings, packaged: Path) -> Iterator[tuple[str, Path | None, Find]]:
     """Family, the path in the settings, and how to find it. Where there is none, there is no row. The
     production profile loads nothing that ships."""
-    yield "sdxl", chosen.sdxl_model, lambda: find_sdxl(chosen.sdxl_model, packaged=packaged)
     tiny = chosen.profile == "tiny"
+    if chosen.sdxl_model or tiny:
+        yield "sdxl", chosen.sdxl_model, lambda: find_sdxl(chosen.sdxl_model, packaged=packaged)
     if chosen.wan_model or tiny:
         yield "wan", chosen.wan_model, lambda: find_wan(chosen.wan_model, packaged=packaged)
     if chosen.wan_vace_model:

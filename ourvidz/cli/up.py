@@ -17,7 +17,7 @@ from ourvidz.cli import embedded, stack
 from ourvidz.cli.console import emit, say, waiting
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import Supervisor
-from ourvidz.cli.worker import default_families, families_of
+from ourvidz.cli.worker import check_model, default_families, families_of
 from ourvidz.errors import ModelLoadError, SettingsError, WorkerUnavailable
 from ourvidz.settings import Settings, load_settings
 
@@ -50,6 +50,8 @@ def up(state_dir: Path | None, port: int | None, flower: bool, workers: str | No
     asked = None if workers is None else families_of(workers)
     chosen = load_settings(**({"OURVIDZ_STATE_DIR": state_dir} if state_dir else {}))
     families = asked or default_families(chosen)
+    for family in families:
+        check_model(family, chosen)
     if flower and not stack.flower_installed():
         raise SettingsError("Flower is not installed: pip install 'ourvidz[flower]', or pass --no-flower")
     key = _check(chosen)

@@ -67,7 +67,8 @@ def summary(request: Request, task: str, outcome: Outcome) -> dict[str, Any]:
         "fps": job.fps,
         "seed": job.seed,
         "steps": job.steps,
-        "guidance_scale": job.guidance_scale,
+        "effective_steps": asset["effective_steps"],
+        "guidance_scale": asset["guidance_scale"],
         "shift": job.shift,
         "solver": job.solver,
         "reference_mode": job.reference_mode,
@@ -106,6 +107,11 @@ def main() -> None:
     from ourvidz import log
 
     log.configure("WARNING")
-    # By default it would end at once and leave its scratch folder behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # By default one would look like any other failure, the other leave its scratch folder behind.
+        signal.signal(number, _stop)
     sys.exit(command(prog_name="wan_generate.py"))
+
+
+def _stop(number: int, _: object) -> None:
+    sys.exit(128 + number)

@@ -10,15 +10,18 @@ from typing import Any, Literal
 import click
 
 from ourvidz.cli.wan_tasks import TASKS
+from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.ranges import SEED
+from ourvidz.jobs.ranges import SHIFT as SHIFTS
 
 GUIDANCE = 5.0
 SHIFT = 5.0
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(path_type=Path)
-_OUTPUT = click.Path(dir_okay=False, path_type=Path)
+_OUTPUT = click.Path(dir_okay=False, writable=True, path_type=Path)
 _SEED = click.IntRange(-1, int(SEED.high))
+_SHIFT = click.FloatRange(0, SHIFTS.high, min_open=True)
 _OFF = "; refused: this version uses one GPU"
 
 
@@ -71,7 +74,7 @@ _FLAGS = (
         "--sample_solver", type=click.Choice(["unipc", "dpm++"]), default="unipc", show_default=True
     ),
     click.option("--sample_steps", type=click.IntRange(1), help="Default 50, of i2v-14B 40."),
-    click.option("--sample_shift", type=click.FloatRange(0, min_open=True), default=SHIFT, show_default=True),
+    click.option("--sample_shift", type=_SHIFT, default=SHIFT, show_default=True),
     click.option("--sample_guide_scale", type=click.FloatRange(0), default=GUIDANCE, show_default=True),
     click.option(
         "--offload_model",
@@ -115,3 +118,10 @@ def flags(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_FLAGS):
         function = option(function)
     return function
+
+
+def wrong(option: str, rule: str, value: Any) -> InvalidParameters:
+    """The error for what was written at an option, to be raised."""
+    return InvalidParameters(
+        f"--{option} must be {rule}, not {value!r}.", field=f"--{option}", rule=rule, value=value
+    )

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ourvidz.cli import wan_sources, wan_weights
-from ourvidz.cli.wan_options import Options
+from ourvidz.cli import wan_files, wan_sources, wan_weights
+from ourvidz.cli.wan_options import Options, wrong
 from ourvidz.cli.wan_tasks import SIZES_480P, TASKS, Task
 from ourvidz.errors import InvalidParameters, InvalidPrompt
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.defaults import draw_seed
 from ourvidz.jobs.job import ReferenceMode, VideoJob
+from ourvidz.jobs.plain import is_well_formed
 from ourvidz.jobs.ranges import PROMPT_CHARS
 from ourvidz.jobs.videos import refuse_too_large
 from ourvidz.pipelines.base import SourceClip
@@ -53,10 +54,9 @@ def read_request(given: Options, chosen: Settings) -> Request:
     size = _size(given, task, tiny=tiny)
     references = wan_sources.references(given, task, chosen)
     seed = draw_seed() if given.base_seed == -1 else given.base_seed
-    save_to = _save_to(given, task, f"{size[0]}x{size[1]}_{seed}")
+    save_to = wan_files.save_to(given, task, f"{size[0]}x{size[1]}_{seed}")
     frames = _frames(given, task, save_to)
-    if not tiny:
-        refuse_too_large("--frame_num", frames, size, most=_most_frame_pixels(task, chosen))
+    refuse_too_large("--frame_num", frames, size, most=_most_frame_pixels(task, chosen, tiny=tiny))
     source = wan_sources.source(given, task, chosen, frames=frames)
     job = _job(given, size, frames, seed, references, save_to)
     Gate(load_terms()).judge(job)
@@ -74,7 +74,7 @@ def _job(
     save_to: Path,
 ) -> VideoJob:
     """The job as the queue would have it; its type only says what kind of file it makes."""
-    kind = "image_high" if save_to.suffix == ".png" else "video_high"
+    kind = "image_high" if wan_files.is_picture(save_to) else "video_high"
     return VideoJob(
         id=OWNER,
         type=kind,
@@ -96,12 +96,6 @@ def _job(
     )
 
 
-def _wrong(option: str, rule: str, value: Any) -> InvalidParameters:
-    return InvalidParameters(
-        f"--{option} must be {rule}, not {value!r}.", field=f"--{option}", rule=rule, value=value
-    )
-
-
 def _refuse_what_would_be_ignored(given: Options) -> None:
     """Options of the release that nothing here reads: silence would look like obedience."""
     for option in ("t5_fsdp", "dit_fsdp"):
@@ -111,7 +105,7 @@ def _refuse_what_would_be_ignored(given: Options) -> None:
             )
     for option in ("ulysses_size", "ring_size"):
         if getattr(given, option) > 1:
-            raise _wrong(option, "1: this version uses one GPU", getattr(given, option))
+            raise wrong(option, "1: this version uses one GPU", getattr(given, option))
     if given.use_prompt_extend:
         raise InvalidParameters(
             "--use_prompt_extend needs a language model, which this version does not have.",
@@ -122,7 +116,7 @@ def _refuse_what_would_be_ignored(given: Options) -> None:
 def _check_numbers(given: Options) -> None:
     for option in ("sample_shift", "sample_guide_scale"):
         if not math.isfinite(getattr(given, option)):
-            raise _wrong(option, "a number", getattr(given, option))
+            raise wrong(option, "a number", getattr(given, option))
 
 
 def _size(given: Options, task: Task, *, tiny: bool) -> tuple[int, int]:
@@ -132,7 +126,7 @@ def _size(given: Options, task: Task, *, tiny: bool) -> tuple[int, int]:
     allowed = (*task.sizes, native) if tiny else task.sizes
     size = given.size or (native if tiny else SIZES_480P[0])
     if size not in allowed:
-        raise _wrong("size", f"one of {', '.join(allowed)} for {given.task}", size)
+        raise wrong("size", f"one of {', '.join(allowed)} for {given.task}", size)
     width, _, height = size.partition("*")
     return int(width), int(height)
 
@@ -140,21 +134,21 @@ def _size(given: Options, task: Task, *, tiny: bool) -> tuple[int, int]:
 def _frames(given: Options, task: Task, save_to: Path) -> int:
     frames = given.frame_num or task.frames
     if task.makes_a_picture and frames != 1:
-        raise _wrong("frame_num", f"1 for {given.task}", frames)
+        raise wrong("frame_num", f"1 for {given.task}", frames)
     if given.strict_frames and frames % 4 != 1:
-        raise _wrong("frame_num", "4n+1 with --strict_frames", frames)
-    if save_to.suffix == ".png" and frames != 1:
-        raise _wrong("save_file", f"an .mp4 file for {frames} frames", str(save_to))
+        raise wrong("frame_num", "4n+1 with --strict_frames", frames)
+    if wan_files.is_picture(save_to) and frames != 1:
+        raise wrong("save_file", f"an .mp4 file for {frames} frames", str(save_to))
     return frames
 
 
-def _most_frame_pixels(task: Task, chosen: Settings) -> int:
-    """How many pixels the frames of a clip may have together."""
+def _most_frame_pixels(task: Task, chosen: Settings, *, tiny: bool) -> int | None:
+    """How many pixels the frames of a clip may have together; None means any number."""
     from ourvidz.wiring.control import wan_frame_pixels
 
     sizes = [tuple(map(int, size.split("*"))) for size in task.sizes]
     width, height = max(sizes, key=math.prod)
-    return wan_frame_pixels(chosen, (width, height))
+    return wan_frame_pixels(chosen, (width, height), tiny=tiny)
 
 
 def _prompt(given: Options) -> str:
@@ -162,6 +156,8 @@ def _prompt(given: Options) -> str:
         raise InvalidPrompt("--prompt is missing: this version makes up no example.", field="--prompt")
     if len(given.prompt) > PROMPT_CHARS:
         raise InvalidPrompt(f"--prompt has more than {PROMPT_CHARS} characters.", field="--prompt")
+    if not is_well_formed(given.prompt):
+        raise InvalidPrompt("--prompt is not text in UTF-8.", field="--prompt")
     return given.prompt
 
 
@@ -170,16 +166,3 @@ def _mode(references: dict[str, Image]) -> ReferenceMode:
         return "both"
     modes: tuple[ReferenceMode, ...] = ("start", "end", "single")
     return next((mode for mode in modes if mode in references), "none")
-
-
-def _save_to(given: Options, task: Task, what: str) -> Path:
-    if given.save_file is None:
-        ending = "png" if task.makes_a_picture else "mp4"
-        return Path(f"{given.task}_{what}.{ending}")
-    if given.save_file.suffix not in (".mp4", ".png"):
-        raise _wrong(
-            "save_file", "a file name that ends in .mp4, or .png for one frame", str(given.save_file)
-        )
-    if not given.save_file.absolute().parent.is_dir():
-        raise _wrong("save_file", "in a folder that exists", str(given.save_file))
-    return given.save_file

@@ -14,6 +14,12 @@ from ourvidz.settings import Settings, become_worker, settings
 FAMILIES = tuple(QUEUES)
 """The workers that hold models."""
 HELPERS = ("io", "keeper", "clock", "web")
+NEEDED = {
+    "sdxl": "OURVIDZ_SDXL_MODEL",
+    "wan": "OURVIDZ_WAN_MODEL",
+    "chat": "OURVIDZ_QWEN_MODEL or OURVIDZ_QWEN_INSTRUCT_URL",
+}
+"""What an operator sets for each on the production profile."""
 
 _CHATTY = ("celery.beat", "celery.worker.strategy", "celery.app.trace")
 _QUIET = ("--without-gossip", "--without-mingle", "-E")
@@ -37,10 +43,24 @@ def families_of(written: str) -> tuple[str, ...]:
 
 
 def default_families(chosen: Settings) -> tuple[str, ...]:
-    """The families that have a model: the tiny profile has one for each, production what was set."""
+    """The families that have a model: the tiny profile has one for each, production what was set.
+    `SettingsError` when that is nothing."""
+    found = tuple(name for name in FAMILIES if _model_of(name, chosen))
+    if not found:
+        raise SettingsError(f"no model is set: set {', '.join(NEEDED.values())}", field="workers")
+    return found
+
+
+def check_model(name: str, chosen: Settings) -> None:
+    """Refuse to be a worker that could not load a model. `SettingsError` names what has to be set."""
+    if not _model_of(name, chosen):
+        raise SettingsError(f"the production profile's {name} worker needs {NEEDED[name]}", field="worker")
+
+
+def _model_of(name: str, chosen: Settings) -> bool:
     texts = chosen.qwen_model or chosen.qwen_instruct_url or chosen.qwen_base_url
-    set_up = {"sdxl": chosen.sdxl_model, "wan": chosen.wan_model, "chat": texts}
-    return tuple(name for name in FAMILIES if chosen.profile == "tiny" or set_up[name] is not None)
+    given = {"sdxl": chosen.sdxl_model, "wan": chosen.wan_model, "chat": texts}
+    return chosen.profile == "tiny" or given[name] is not None
 
 
 def arguments(name: str, chosen: Settings) -> list[str]:
@@ -106,6 +126,7 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
         raise click.UsageError("--fd is for web only")
     become_worker(name, settings().gpu)
     if name in FAMILIES:
+        check_model(name, settings())
         _refuse_wrong_certificate()
         _refuse_namesake(settings().worker_id(name))
     if name == "web":

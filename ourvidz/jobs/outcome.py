@@ -27,7 +27,7 @@ class Asset(BaseModel):
 
 
 class Fault(BaseModel):
-    """Why a job failed. `field` and `kind` are for callers that wait for the job, whose own request it was."""
+    """Why a job failed. `field` and `kind` are for callers that wait: it is their own request."""
 
     model_config = ConfigDict(frozen=True)
 

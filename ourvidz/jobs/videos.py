@@ -9,7 +9,7 @@ from typing import Any, get_args
 from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.catalog import JobType
 from ourvidz.jobs.defaults import Defaults
-from ourvidz.jobs.fields import Fields, either, missing, refused
+from ourvidz.jobs.fields import Fields, either, refused
 from ourvidz.jobs.job import ReferenceMode, VideoJob
 from ourvidz.jobs.links import reference
 from ourvidz.jobs.ranges import (
@@ -134,8 +134,8 @@ def _references(fields: Fields, owner: str) -> dict[str, str | None]:
     mode = explicit or _derived({name for name, value in given.items() if value is not None})
     for name in NEEDS[mode]:
         if given[name] is None:
-            rule = f"the mode {mode} needs a reference at {' or '.join(PATHS[name])}"
-            raise missing("config.reference_mode", rule)
+            rule = f"a mode whose references are given ({mode} needs {' or '.join(PATHS[name])})"
+            raise refused("config.reference_mode", rule, mode)
     return {"reference_mode": mode} | {f"{name}_reference": given[name] for name in NEEDS[mode]}
 
 

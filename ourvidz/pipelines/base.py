@@ -66,7 +66,7 @@ class Clip:
     """What a video pipeline made, and what it found out on the way.
 
     `frames` are RGB pictures of one size, as many as the job asked for; `frames_generated` is how many the
-    model made, of which the last are cut off. `seconds` is the time spent generating.
+    model made, of which those beyond are cut off. `seconds` is the time spent generating.
     `metadata` joins the job's callback metadata, `asset_metadata` the asset's.
     """
 
@@ -154,7 +154,8 @@ class Decoding(Protocol):
         disturbed."""
 
     def step(self) -> list[Piece]:
-        """One token more for every text that is in and not finished; `OutOfMemory` when they are too many."""
+        """One token more for every text that is in and not finished, or for some of them while others are
+        being read; `OutOfMemory` when they are too many."""
 
     def leave(self, key: str) -> None:
         """Take a text out, finished or not. Safe to call twice."""

@@ -90,11 +90,16 @@ def refusal(status: int, body: bytes, job: ChatJob) -> OurvidzError:
             value=given,
             kind=CONTEXT_EXCEEDED,
         )
-    if status in _BUSY or status >= 500:
+    if passes(status):
         return WorkerUnavailable(f"The language model's server is not available: it answers {status}.")
     if status in _LOCKED:
         return ModelLoadError(f"The language model's server answers {status}: check its URL, key and model.")
     return InternalError(f"The language model's server refuses the request: it answers {status}.")
+
+
+def passes(status: int) -> bool:
+    """Whether a server that answers so may well answer otherwise later."""
+    return status in _BUSY or status >= 500
 
 
 def listed(body: bytes) -> list[Mapping[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,7 +18,8 @@ from ourvidz.pipelines.stopping import Screen
 from ourvidz.pipelines.warm_qwen import WarmQwen
 
 PREFILL_TOKENS = 16_384
-"""So many at once when several texts begin: padding and memory stay bounded."""
+"""So many at once when several texts begin, a longer text alone: padding and memory stay bounded, and so does
+the time in which nobody's cancel is heard."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +78,8 @@ class QwenDecoding:
         return len(prompt)
 
     def step(self) -> list[Piece]:
-        """One token more for every text that is in and not finished.
+        """One token more for every text that is in and not finished; when many join at once, for the first
+        few, and a few more with every step.
 
         After `OutOfMemory` every text is where it was: with fewer of them the step can be tried again.
         """
@@ -107,13 +108,14 @@ class QwenDecoding:
 
     # -- newcomers
     def _admit(self) -> None:
-        """Let the model see those who wait, but for their last tokens."""
-        for group in _groups(self._waiting):
+        """Let the model see those who wait, but for their last tokens; of many, the first few."""
+        group = _first_group(self._waiting)
+        if group:
             texts = [*self._batch.texts, *group]
             self._cache.reserve(len(texts), max(text.columns for text in texts))
             self._open(group, first=len(self._batch.texts))
             self._batch = _Batch(texts)
-            self._waiting = [text for text in self._waiting if text not in group]
+            self._waiting = self._waiting[len(group) :]
 
     def _open(self, group: list[Text], *, first: int) -> None:
         """Shorter texts are padded at their ends: nothing looks forward, and the padding's columns are
@@ -194,14 +196,13 @@ def check_length(prompt: int, most: int, context: int) -> None:
         )
 
 
-def _groups(texts: list[Text]) -> Iterator[list[Text]]:
-    """In order, as many at once as `PREFILL_TOKENS` allow; a longer text alone."""
+def _first_group(texts: list[Text]) -> list[Text]:
+    """The first of them: as many as `PREFILL_TOKENS` allow, and at least one."""
     group: list[Text] = []
-    for text in list(texts):
-        longest = max(one.seen for one in (*group, text))
+    longest = 0
+    for text in texts:
+        longest = max(longest, text.seen)
         if group and longest * (len(group) + 1) > PREFILL_TOKENS:
-            yield group
-            group = []
+            break
         group.append(text)
-    if group:
-        yield group
+    return group

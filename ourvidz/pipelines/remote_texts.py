@@ -66,7 +66,8 @@ class RemoteTexts:
         self._context: int | None = None
 
     def load(self) -> None:
-        """Ask the server for its models. Safe to call twice. `ModelLoadError` says what is wrong."""
+        """Ask the server for its models. Safe to call twice. `ModelLoadError` says what is wrong,
+        `WorkerUnavailable` that it may answer later."""
         if self._model is not None:
             return
         started = time.perf_counter()
@@ -110,8 +111,11 @@ class RemoteTexts:
     def _listed(self) -> list[Any]:
         answer = Client(timeout_s=LISTING_S).get(self.server.at("/models"), headers=self.server.headers)
         if isinstance(answer, NoAnswer):
-            raise ModelLoadError(
-                f"The server at {self._place} cannot be asked for its models: {answer.reason}."
+            _log.warning("text_server_away", server=self._place, reason=answer.reason)
+            raise WorkerUnavailable("The language model's server cannot be reached.")
+        if openai_protocol.passes(answer.status):
+            raise WorkerUnavailable(
+                f"The language model's server is not available: it answers {answer.status}."
             )
         if answer.status != 200:
             raise ModelLoadError(

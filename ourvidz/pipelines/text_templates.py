@@ -56,8 +56,8 @@ class Chat:
 
 
 class Reader:
-    """Tokens of whole conversations. `<|im_start|>` and its like open and close turns where the template wrote
-    them; in a message they are letters, or anybody could speak as the system."""
+    """Tokens of whole conversations. `<|im_start|>` and its like open and close turns where the template
+    wrote them; in a message they are letters, or anybody could speak as the system."""
 
     def __init__(self, tokenizer: Any, template: Template) -> None:
         self._tokenizer = tokenizer

@@ -183,7 +183,7 @@ class WanPipeline:
             schedule = self.timesteps(job, work.plan)
             steering = self.latents(job, work.plan, work.references, work.source)
             work.latents = self.denoise(job, words, schedule, steering, hearing=work.hearing)
-        work.frames = pictures(self.decode(work.latents)[: job.frames])
+        work.frames = pictures(wan_references.delivered(job, work.plan, self.decode(work.latents)))
 
     def check(self, job: VideoJob, references: ReferencePictures) -> None:
         """Refuse what this pipeline cannot render."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -48,6 +49,13 @@ class Magnitudes:
 
     levels: tuple[float, ...]
     logs: tuple[float, ...]
+
+    def check(self) -> None:
+        """`ValueError` when no ratios follow: every job would fail, or skip steps at random."""
+        if not self.levels or len(self.levels) != len(self.logs):
+            raise ValueError(f"{len(self.levels)} levels and {len(self.logs)} logarithms")
+        if not np.isfinite([*self.levels, *self.logs]).all() or (np.diff(self.levels) >= 0).any():
+            raise ValueError("levels that do not fall, or numbers that are none")
 
     def ratios(self, levels: list[float]) -> list[float]:
         """How the change grows from step to step of a schedule; 1 for the first one."""
@@ -101,7 +109,9 @@ def kept(folder: Path | None, name: str, measured: Callable[[], Magnitudes]) -> 
 def _read(file: Path) -> Magnitudes | None:
     try:
         said = json.loads(file.read_text())
-        return Magnitudes(tuple(map(float, said["levels"])), tuple(map(float, said["logs"])))
+        found = Magnitudes(tuple(map(float, said["levels"])), tuple(map(float, said["logs"])))
+        found.check()
+        return found
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
@@ -110,8 +120,8 @@ def _read(file: Path) -> Magnitudes | None:
 
 
 def _write(file: Path, found: Magnitudes) -> None:
-    """Whole or not at all: another worker may be reading."""
-    aside = file.with_suffix(".part")
+    """Whole or not at all: another worker may be reading, or writing the same."""
+    aside = file.with_name(f"{file.stem}.{uuid.uuid4().hex}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         aside.write_text(json.dumps(asdict(found)))

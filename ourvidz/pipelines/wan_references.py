@@ -22,7 +22,7 @@ from ourvidz.jobs.job import ReferenceMode, VideoJob
 from ourvidz.jobs.videos import NEEDS
 from ourvidz.pipelines.base import ReferencePictures, SourceClip
 from ourvidz.pipelines.wan_conditions import UNCONDITIONED, Condition
-from ourvidz.pipelines.wan_frames import Codec, fitted
+from ourvidz.pipelines.wan_frames import Codec, fitted, frames_to_generate, latent_frames_after_first
 from ourvidz.pipelines.wan_layouts import WanModel
 
 Backend = Literal["latent_replacement", "sdedit"]
@@ -30,6 +30,8 @@ ReferenceBackend = Literal["latent_replacement", "sdedit", "vace", "image_to_vid
 
 ONLY_MODE: dict[WanModel, ReferenceMode] = {"i2v": "start", "flf2v": "both"}
 """The models that need their pictures, and in which mode they come."""
+CUT_TOO_MUCH = 2
+"""So many of the four frames of the last latent frame: those that are left are not yet its picture."""
 LEAST_NOISE = 1e-3
 """Where a picture starts that is to change by nothing: at 0 there would be no step to take."""
 
@@ -97,8 +99,15 @@ def _by_latents(job: VideoJob) -> Plan:
         start = 0.7 + 0.3 * strength
         steps = share_of(job.steps, start)
         return Plan("sdedit", start, steps, (0,), held_steps(steps, strength))
-    held = {"start": (0,), "end": (-1,), "both": (0, -1)}[job.reference_mode]
+    held = {"start": (0,), "end": (-1,), "both": (0, *_end_of_a_transition(job.frames))}[job.reference_mode]
     return Plan("latent_replacement", 1.0, job.steps, held, held_steps(job.steps, strength))
+
+
+def _end_of_a_transition(frames: int) -> tuple[int, ...]:
+    """The latent frames at the end of a clip that can lose no frame at its beginning. Of the frames of the
+    last one, only the later ones are the picture: where they are cut off, the one before is it too."""
+    cut = frames_to_generate(frames) - frames
+    return (-2, -1) if cut >= CUT_TOO_MUCH and latent_frames_after_first(frames) > 1 else (-1,)
 
 
 def share_of(steps: int, strength: float) -> int:
@@ -150,9 +159,18 @@ def known_latents(
         known[:, :, 0] = codec.encode(picture)[:, :, 0]
     if -1 in plan.held:
         # The last latent frame has a past: a still clip's comes nearest to a clip that ends on the picture.
-        picture = fitted(_given(references, "end"), width, height)
-        known[:, :, -1] = codec.encode(picture, frames=frames)[:, :, -1]
+        still = codec.encode(fitted(_given(references, "end"), width, height), frames=frames)
+        for at in (at for at in plan.held if at < 0):
+            known[:, :, at] = still[:, :, at]
     return known
+
+
+def delivered(job: VideoJob, plan: Plan, frames: torch.Tensor) -> torch.Tensor:
+    """As many as the job asks for of the frames that were generated. A clip that only ends on a picture loses
+    its first ones: its last frame is the one that was held."""
+    if job.reference_mode == "end" and plan.held_steps > 0:
+        return frames[-job.frames :]
+    return frames[: job.frames]
 
 
 def _given(references: ReferencePictures, name: str) -> Image:

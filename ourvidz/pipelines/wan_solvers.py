@@ -55,8 +55,7 @@ def noise_levels(steps: int, *, shift: float, start: float = 1.0) -> list[float]
     A shift of 0 is taken for the limit towards it.
     """
     shift = max(shift, LEAST_SHIFT)
-    # Not `shift - (shift - 1) * start`: for a huge shift that is 0.
-    first = start / (shift * (1 - start) + start)
+    first = start / (shift - (shift - 1) * start)
     positions = first * np.linspace(1, LAST, steps + 1)[:-1]
     levels = shift * positions / (1 + (shift - 1) * positions)
     return [*np.minimum(levels, BELOW_ONE).tolist(), 0.0]

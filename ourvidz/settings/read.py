@@ -60,7 +60,6 @@ class Settings(
     def _complete(self) -> Settings:
         if self.profile == "production":
             needed = {
-                "OURVIDZ_SDXL_MODEL": self.sdxl_model,
                 "OURVIDZ_REDIS_URL": self.redis_url_given or self.upstash_url,
                 "SUPABASE_URL": self.default_callback_url,
             }

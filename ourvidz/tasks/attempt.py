@@ -98,9 +98,11 @@ class Attempt:
         if not kept:
             raise FenceLost(claim.job_id)
 
-    def settle(self, error: OurvidzError, *, retry_in_s: float) -> Literal["again", "failed"]:
-        """Give the job back to the queue if this error may be tried again, else commit the failure.
-        Publishes nothing."""
+    def settle(
+        self, error: OurvidzError, *, retry_in_s: float, instead: Outcome | None = None
+    ) -> Literal["again", "failed", "done"]:
+        """Give the job back to the queue if this error may be tried again, else commit the failure, or what
+        the job can end with `instead`. Publishes nothing."""
         claim = self.claim
         tried = claim.record.failures.get(error.code, 0) + 1
         _log.warning(
@@ -110,6 +112,9 @@ class Attempt:
             if not control.current().ledger.release(claim, code=error.code, due_in_s=retry_in_s):
                 raise FenceLost(claim.job_id)
             return "again"
+        if instead is not None:
+            self.finish(instead)
+            return "done"
         self.finish(Outcome.failure(told(error), **self._known()))
         return "failed"
 

@@ -7,14 +7,15 @@ import uuid
 from contextlib import ExitStack
 from typing import Literal, cast
 
-from ourvidz import dispatch, log
-from ourvidz.errors import OurvidzError, OutOfMemory, WorkerUnavailable
+from ourvidz import __version__, dispatch, log
+from ourvidz.errors import CallerError, OurvidzError, OutOfMemory, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Record
 from ourvidz.tasks.attempt import Attempt, known
 from ourvidz.tasks.base import PUBLISH_SLACK_S, RETRY_DELAY_S
 from ourvidz.wiring import control
+from ourvidz.workflows.chat import FAILED, unenhanced
 from ourvidz.workflows.run import FenceLost, LeasedRun
 
 LOOK_EVERY_S = 0.02
@@ -60,13 +61,21 @@ class ClaimedTurn:
                 return
             self.error = known(error, self.job.id)
             try:
-                self.ending = self._attempt.settle(self.error, retry_in_s=self._retry_in_s)
+                self.ending = self._attempt.settle(
+                    self.error, retry_in_s=self._retry_in_s, instead=self._instead(self.error)
+                )
             except (FenceLost, WorkerUnavailable) as lost:
                 self._let_go(lost)
                 return
         if self.ending == "again":
             dispatch.publish(self._attempt.claim.record, in_s=self._retry_in_s + PUBLISH_SLACK_S)
         self._deliver()
+
+    def _instead(self, error: OurvidzError) -> Outcome | None:
+        """An enhancement that cannot be had is the original prompt, unless its caller must hear of it."""
+        if self.job.type != "chat_enhance" or isinstance(error, CallerError):
+            return None
+        return unenhanced(self.job, FAILED, {"worker_version": __version__})
 
     def _let_go(self, why: Exception) -> None:
         _log.warning("fence_lost", job_id=self.job.id, reason=type(why).__name__)

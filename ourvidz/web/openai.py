@@ -34,7 +34,7 @@ _PASSED = (
     *("model", "temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop", "stream"),
     *("sfw_mode", "content_tier", "unrestricted_mode", "callback_url", "user_id"),
 )
-_UNSUPPORTED = ("tools", "functions", "logprobs", "audio")
+_UNSUPPORTED = ("tools", "functions", "logprobs", "logit_bias", "audio")
 """What would change an answer, and cannot be done here: better refused than left out in silence."""
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorDocument} for status in (400, 401, 403, 404, 413, 500, 503, 504)

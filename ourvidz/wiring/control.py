@@ -101,9 +101,9 @@ def defaults(chosen: Settings) -> Defaults:
     """What the door fills in: the native size of the tiny checkpoints, or the production sizes."""
     production = chosen.profile == "production"
     return Defaults(
-        sdxl_size=SDXL_SIZE if chosen.sdxl_model else TINY_SDXL_SIZE,
+        sdxl_size=SDXL_SIZE if chosen.sdxl_model or production else TINY_SDXL_SIZE,
         wan_size=WAN_SIZE if chosen.wan_model or production else TINY_WAN_SIZE,
-        wan_frame_pixels=wan_frame_pixels(chosen) if chosen.wan_model or production else None,
+        wan_frame_pixels=wan_frame_pixels(chosen, tiny=not (chosen.wan_model or production)),
         callback_hosts=callback_hosts(chosen),
         negative_prompt=chosen.negative_prompt,
         loras=lora_weights(chosen),
@@ -116,10 +116,12 @@ def lora_weights(chosen: Settings) -> dict[str, float]:
     return {name: float(rest.partition("@")[2] or 1.0) for name, _, rest in written}
 
 
-def wan_frame_pixels(chosen: Settings, size: tuple[int, int] = WAN_SIZE) -> int:
+def wan_frame_pixels(chosen: Settings, size: tuple[int, int] = WAN_SIZE, *, tiny: bool = False) -> int | None:
     """How many pixels the frames of a clip may have together: as it is set, else the most frames that anybody
-    may ask for, at `size`. The tiny checkpoint scales what is asked for down, and has no limit."""
-    return chosen.wan_max_frame_pixels or int(FRAMES.high) * size[0] * size[1]
+    may ask for, at `size`. None, any number, for the tiny checkpoint: it scales what is asked for down."""
+    if tiny or chosen.wan_max_frame_pixels is not None:
+        return chosen.wan_max_frame_pixels
+    return int(FRAMES.high) * size[0] * size[1]
 
 
 def target(chosen: Settings) -> Target:

@@ -102,10 +102,16 @@ def build(settings: Settings, family: str) -> WarmModels:
     if family == "chat":
         return WarmModels(texts=_texts(settings))
     if family != "sdxl":
-        raise ModelLoadError(f"This version has no pipelines for {family!r}.")
+        raise ModelLoadError(f"There are no pipelines for {family!r}.")
+    return WarmModels(_sdxl(settings))
+
+
+def _sdxl(settings: Settings) -> SDXLPipeline:
+    if settings.sdxl_model is None and settings.profile == "production":
+        raise ModelLoadError("The production profile has no SDXL checkpoint: set OURVIDZ_SDXL_MODEL.")
     checkpoint = find_sdxl(settings.sdxl_model)
     cap = TINY_CAP_PX if settings.sdxl_model is None else None
-    return WarmModels(SDXLPipeline(checkpoint, cap=cap, options=sdxl_options(settings)))
+    return SDXLPipeline(checkpoint, cap=cap, options=sdxl_options(settings))
 
 
 def _wan(settings: Settings) -> WanPipeline:

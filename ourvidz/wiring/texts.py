@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ourvidz import log
-from ourvidz.errors import ModelLoadError
+from ourvidz.errors import ModelLoadError, WorkerUnavailable
 from ourvidz.pipelines.base import TextPipeline
 
 Together = Literal["auto", "always", "never"]
@@ -15,6 +16,10 @@ Together = Literal["auto", "always", "never"]
 
 SPARE_MIB = 2048
 """What is to be left for growing texts when another model comes beside the first."""
+
+AWAITED_S = 300.0
+"""How long a worker that starts waits for servers elsewhere, which may still be loading their own models."""
+ASK_AGAIN_S = 2.0
 
 _log = log.get(__name__)
 
@@ -32,15 +37,24 @@ class WarmTexts:
     None where there is none: then there is room."""
 
     def __init__(
-        self, texts: Mapping[str, Text], *, together: Together, free_mib: Callable[[], int | None]
+        self,
+        texts: Mapping[str, Text],
+        *,
+        together: Together,
+        free_mib: Callable[[], int | None],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._texts = dict(texts)
         self._together = together
         self._free_mib = free_mib
+        self._clock = clock
+        self._sleep = sleep
 
     def open(self, model: str) -> TextPipeline:
         """The model of that name, loaded; the others are unloaded first where both do not fit.
-        `ModelLoadError` where there is none, or it cannot be loaded."""
+        `ModelLoadError` where there is none, or it cannot be loaded; `WorkerUnavailable` for a server that
+        does not answer."""
         chosen = self._texts.get(model)
         if chosen is None:
             raise ModelLoadError(f"This worker has no language model {model!r}.")
@@ -51,10 +65,22 @@ class WarmTexts:
         return chosen.pipeline
 
     def warm(self) -> None:
-        """Load the first, and the others that fit beside it."""
+        """Load the first, and the others that fit beside it. Servers that do not answer yet are awaited."""
+        until = self._clock() + AWAITED_S
         for name, text in self._texts.items():
             if not self._any_loaded() or self._fits(text):
+                self._await(name, until)
+
+    def _await(self, name: str, until: float) -> None:
+        while True:
+            try:
                 self.open(name)
+                return
+            except WorkerUnavailable as away:
+                if self._clock() >= until:
+                    raise
+                _log.warning("text_server_awaited", model=name, reason=away.message)
+                self._sleep(ASK_AGAIN_S)
 
     def reload(self) -> None:
         """Drop everything and load it again."""

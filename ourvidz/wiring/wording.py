@@ -23,6 +23,8 @@ def encoders(chosen: Settings, *, packaged: Path = PACKAGED) -> TextEncoders | N
 def find_folder(chosen: Settings, *, packaged: Path = PACKAGED) -> Path | None:
     """Where the tokenizers and configs lie that a worker with these settings would load: where the pipelines
     look. None where there are none; the shim may stand on another machine."""
+    if chosen.sdxl_model is None and chosen.profile == "production":
+        return None
     model = chosen.sdxl_model or packaged / "tiny-sdxl"
     folder = model.with_name(f"{model.stem}.config") if model.suffix == ".safetensors" else model
     return folder if folder.is_dir() else None

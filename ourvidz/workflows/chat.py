@@ -23,6 +23,8 @@ said: for a long conversation that takes long, and its cancel flag is heard in b
 VARIANTS = {"qwen_instruct": "instruct", "qwen_base": "base"}
 """What callbacks and answers call the models."""
 
+FAILED = "The enhancement failed: the prompt is returned as it is."
+
 Finish = Literal["stop", "length", "timeout"]
 
 _log = log.get(__name__)
@@ -200,7 +202,7 @@ class _Table:
             turn.fail(failure)
             return
         _log.warning("enhancement_failed", job_id=turn.job.id, error=type(failure).__name__)
-        turn.end(self._fallback(turn.job, "The enhancement failed: the prompt is returned as it is."))
+        turn.end(self._fallback(turn.job, FAILED))
 
     def _outcome(self, text: _Text) -> Outcome:
         job = text.turn.job
@@ -224,9 +226,7 @@ class _Table:
         return _written(text.text, found | enhanced, enhanced=True)
 
     def _fallback(self, job: ChatJob, why: str, found: dict[str, Any] | None = None) -> Outcome:
-        """The prompt as it came, with the reason."""
-        told = {"enhancement_strategy": "fallback", "enhancement_reason": why, "enhancement_source": None}
-        return _written(job.asked, (found or self._found()) | told, enhanced=True)
+        return unenhanced(job, why, found or self._found())
 
     def _found(self) -> dict[str, Any]:
         """What the worker found out about any of its texts."""
@@ -237,6 +237,12 @@ class _Table:
             "active_model_type": self._variant,
             "worker_version": __version__,
         }
+
+
+def unenhanced(job: ChatJob, why: str, found: dict[str, Any]) -> Outcome:
+    """The prompt of an enhancement as it came, with the reason and what else is known."""
+    told = {"enhancement_strategy": "fallback", "enhancement_reason": why, "enhancement_source": None}
+    return _written(job.asked, found | told, enhanced=True)
 
 
 def _written(text: str, metadata: dict[str, Any], *, enhanced: bool = False) -> Outcome:

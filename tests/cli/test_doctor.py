@@ -41,6 +41,8 @@ def test_a_laptop_with_nothing_set_has_what_it_needs(tmp_path: Path, monkeypatch
         "sdxl",
         "wan checkpoint",
         "wan",
+        "qwen",
+        "moderation",
         "broker",
         "storage",
         "signing",

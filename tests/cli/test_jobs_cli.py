@@ -157,6 +157,36 @@ def test_watching_sees_what_happens_while_it_happens(run: Run, at: control.Contr
     assert lines[-1]["status"] == "completed", "the last line is the job itself"
 
 
+TEXT = "Tides are moving water."
+
+
+@pytest.mark.parametrize("pieces", [("Tides are ", "moving water."), ()])
+def test_watching_a_conversation_shows_its_text_once(
+    run: Run, at: control.Control, pieces: tuple[str, ...]
+) -> None:
+    """Word by word where it is streamed, at the end where nobody read along."""
+    run("submit", "--prompt", "What is a tide?", "--type", "chat_conversation", "--id", "job-1")
+    claim = claimed(at)
+    for piece in pieces:
+        at.ledger.step(claim, items=[("token", {"text": piece})])
+    text = Asset(type="text", metadata={"text": TEXT, "format": "text", "asset_index": 0})
+    done = Outcome(status="completed", assets=(text,))
+    assert at.ledger.end("job-1", run=1, fence=claim.fence, outcome=done)
+    watched = run("watch", "job-1")
+    assert watched.exit_code == 0, watched.output
+    assert watched.stdout.count(TEXT) == 1
+    assert run("show", "job-1").stdout.count(TEXT) == 1
+
+
+def test_an_administration_job_shows_what_it_found(run: Run, at: control.Control) -> None:
+    """Not just that it found something."""
+    payload = {"id": "job-1", "type": "admin_utilities", "operation": "queues"}
+    run("submit", "-", input=json.dumps(payload))
+    found = Asset(type="json", metadata={"result": {"queues": {"sdxl_queue": {"depth": 3}}}})
+    end(at, Outcome(status="completed", assets=(found,)))
+    assert '"depth": 3' in run("show", "job-1").stdout
+
+
 def test_a_job_that_failed_is_exit_status_one(run: Run, at: control.Control) -> None:
     """Scripts branch on it, and the person reads the code."""
     run("submit", "--prompt", "a hill", "--id", "job-1")

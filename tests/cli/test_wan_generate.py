@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ BAD: list[tuple[int, str, tuple[str, ...]]] = [
     (2, "--prompt is missing", ()),
     (2, "--prompt is missing", ("--prompt=  ",)),
     (2, "10000 characters", ("--prompt=" + "x" * 10_001,)),
+    (2, "UTF-8", ("--prompt=a hill \udcff",)),
+    (2, "UTF-8", ("--prompt=a hill \0",)),
     (2, "no such option", (PROMPT, "--no_such_flag")),
     (2, "unexpected extra argument", (PROMPT, "stray")),
     (2, "t2v-2B", (PROMPT, "--task=t2v-2B")),
@@ -72,11 +75,13 @@ BAD: list[tuple[int, str, tuple[str, ...]]] = [
     (2, "an .mp4 file for 81 frames", (PROMPT, "--save_file=a.png")),
     (2, "ends in .mp4", (PROMPT, "--save_file=a.avi")),
     (2, "folder that exists", (PROMPT, "--save_file=nowhere/a.mp4")),
+    (2, "nothing can be written in /proc", (PROMPT, "--save_file=/proc/a.mp4")),
     (2, "--base_seed", (PROMPT, "--base_seed=-2")),
     (2, "--base_seed", (PROMPT, "--base_seed=2147483648")),
     (2, "--sample_steps", (PROMPT, "--sample_steps=0")),
     (2, "euler", (PROMPT, "--sample_solver=euler")),
     (2, "--sample_shift", (PROMPT, "--sample_shift=0")),
+    (2, "--sample_shift", (PROMPT, "--sample_shift=30.5")),
     (2, "--sample_shift", (PROMPT, "--sample_shift=nan")),
     (2, "--sample_guide_scale", (PROMPT, "--sample_guide_scale=-1")),
     (2, "--offload_model", (PROMPT, "--offload_model=perhaps")),
@@ -113,6 +118,7 @@ GOOD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"frames": 5}, ("--frame_num=5", "--strict_frames")),
     ({"frames": 1, "frames_generated": 1}, ("--frame_num=1", "--save_file=one.png")),
     ({"frames": 1}, ("--frame_num=1", "--save_file=one.mp4")),
+    ({"file": "one.PNG"}, ("--frame_num=1", "--save_file", "one.PNG", "--offload_model", "True")),
     ({"width": 32, "height": 64, "size_capped": True}, ("--frame_num=1", "--size=480*832")),
     ({"width": 64, "height": 64, "size_capped": True}, ("--frame_num=1", "--size=624*624")),
     ({"solver": "dpm++", "shift": 3.0}, ("--frame_num=1", "--sample_solver=dpm++", "--sample_shift=3")),
@@ -202,7 +208,7 @@ def test_a_right_call_makes_what_it_says(
     assert (told["seed"], told["steps"]) == (7, 1)
     data = (folder / told["file"]).read_bytes()
     assert len(data) == told["file_size_bytes"]
-    if told["file"].endswith(".mp4"):
+    if told["file"].lower().endswith(".mp4"):
         found = probe(data)
         assert (found.frames, found.width, found.height) == (told["frames"], told["width"], told["height"])
     else:
@@ -215,6 +221,38 @@ def test_what_was_not_made_as_written_is_said(folder: Path) -> None:
     assert result.stdout == "t2v-1.3B_480x832_3.mp4\n"
     assert "3 is not 4n+1: 5 frames were made, 2 cut off" in result.stderr
     assert "rendered 32*64" in result.stderr
+
+
+def test_a_call_without_a_file_overwrites_none(folder: Path) -> None:
+    """Equal seeds make other clips of other prompts."""
+    small = ("--sample_steps=1", "--frame_num=1", "--base_seed=3")
+    names = [call(f"--prompt={what}", *small).stdout.strip() for what in ("a hill", "a pond", "a hill")]
+    assert names == ["t2v-1.3B_64x64_3.mp4", "t2v-1.3B_64x64_3-2.mp4", "t2v-1.3B_64x64_3-3.mp4"]
+    first, other, again = ((folder / name).read_bytes() for name in names)
+    assert first == again != other
+
+
+def test_a_limit_that_is_set_holds_for_the_tiny_checkpoint_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setting without effect would look like a limit."""
+    monkeypatch.setenv("OURVIDZ_WAN_MAX_FRAME_PIXELS", str(4 * 64 * 64))
+    settings.cache_clear()
+    result = call(PROMPT, "--frame_num=5")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "of at most 16384, here 4 frames" in result.stderr
+
+
+def test_the_summary_tells_what_ran_and_not_what_was_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A distilled checkpoint runs without guidance, and a picture's strength is a share of the steps."""
+    monkeypatch.setenv("OURVIDZ_WAN_FEW_STEPS", "true")
+    settings.cache_clear()
+    told = json.loads(
+        call(PROMPT, "--json", "--frame_num=1", "--sample_steps=8", IMAGE, "--sample_guide_scale=6").stdout
+    )
+    assert (told["steps"], told["effective_steps"], told["guidance_scale"]) == (8, 1, 1.0)
 
 
 def test_a_seed_makes_its_clip_again_and_minus_one_draws_another(folder: Path) -> None:
@@ -287,3 +325,19 @@ def test_a_fresh_process_writes_a_clip(folder: Path) -> None:
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["frames"] == probe((folder / "clip.mp4").read_bytes()).frames == 17
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_call_that_is_stopped_ends_as_stopped(folder: Path, number: signal.Signals) -> None:
+    """A script must be able to tell it from a failure, and nothing is left behind."""
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "wan_generate.py"), PROMPT, "--sample_steps=100000", "--frame_num=1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+        env=environment(PYTHONPATH=str(ROOT), TMPDIR=str(folder)),
+    ) as run:  # fmt: skip
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert "100000 steps" in run.stderr.readline()
+        run.send_signal(number)
+        assert (run.wait(60), run.stdout.read()) == (128 + number, "")
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(("ourvidz-wan-", "t2v-"))]

@@ -87,6 +87,31 @@ def test_by_default_everything_runs_that_has_a_checkpoint(tmp_path: Path) -> Non
     assert default_families(load_settings(_env_file=None, **production, **elsewhere)) == ("sdxl", "chat")
 
 
+def test_a_production_worker_without_its_model_is_refused_and_the_others_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host for clips needs no model for pictures, and no worker falls back to the tiny one."""
+    for name, value in {
+        "OURVIDZ_PROFILE": "production",
+        "OURVIDZ_REDIS_URL": "redis://127.0.0.1:1/0",
+        "SUPABASE_URL": "http://127.0.0.1:1",
+        "OURVIDZ_WAN_MODEL": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    try:
+        assert default_families(load_settings(_env_file=None)) == ("wan",)
+        for command in (["worker", "sdxl"], ["up", "--no-flower", "--workers", "wan,sdxl"]):
+            refused = CliRunner().invoke(cli, command)
+            assert (refused.exit_code, "OURVIDZ_SDXL_MODEL" in refused.stderr) == (2, True), refused.output
+        monkeypatch.delenv("OURVIDZ_WAN_MODEL")
+        with pytest.raises(SettingsError, match="no model is set"):
+            default_families(load_settings(_env_file=None))
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()
+
+
 def test_only_the_shim_takes_sockets() -> None:
     """A misplaced option is an error, not silence."""
     assert CliRunner().invoke(cli, ["worker", "io", "--fd", "3"]).exit_code == 2

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ourvidz.errors import CallerError
+from ourvidz.errors import CallerError, InvalidParameters
 from ourvidz.jobs.dialects import Defaults, parse
 from ourvidz.jobs.job import VideoJob
 
@@ -101,6 +101,15 @@ def test_config_references_come_before_those_of_the_metadata() -> None:
 def test_a_mode_without_its_reference_is_refused(mode: str, config: dict[str, Any]) -> None:
     """Silently generating without it is the bug this project does not inherit."""
     assert refused_field(config={**config, "reference_mode": mode}) == "config.reference_mode"
+
+
+def test_a_mode_without_its_reference_is_told_with_what_it_needs() -> None:
+    """The mode is there, its picture is not: the caller reads where one is looked for."""
+    with pytest.raises(InvalidParameters) as refused:
+        parse(payload(config={"reference_mode": "both", "first_frame": B}), Defaults())
+    assert (refused.value.field, refused.value.value) == ("config.reference_mode", "both")
+    assert "both needs config.last_frame or metadata.end_reference_url" in (refused.value.rule or "")
+    assert "missing" not in refused.value.message
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ourvidz.errors import InvalidParameters, ModelLoadError, OutOfMemory
+from ourvidz.errors import CONTEXT_EXCEEDED, InvalidParameters, ModelLoadError, OutOfMemory
 from ourvidz.jobs.job import ChatJob
 from ourvidz.pipelines import devices
 from ourvidz.pipelines.base import Decoding, Piece
@@ -141,6 +141,18 @@ def test_a_text_ends_before_its_stop_string(qwen: Load, chat_job: Make) -> None:
     assert heard.last["a"].tokens < heard.last["b"].tokens
 
 
+def test_a_crowd_is_read_a_few_at_a_time(qwen: Load, chat_job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading long texts takes long: in between the others go on, and whoever drives them hears cancels."""
+    pipeline = qwen("instruct")
+    expected = {prompt: alone(pipeline, chat_job(prompt)) for prompt in PROMPTS[:3]}
+    monkeypatch.setattr("ourvidz.pipelines.qwen_decoding.PREFILL_TOKENS", 1)
+    heard = Heard(pipeline.decoding())
+    for prompt in expected:
+        heard.decoding.join(prompt, chat_job(prompt))
+    assert [len(heard.step()) for _ in expected] == [1, 2, 3]
+    assert heard.finish() == expected
+
+
 def test_the_base_model_goes_on_from_the_plain_text(qwen: Load, chat_job: Make) -> None:
     """No template, no roles: what is written is continued."""
     job = chat_job("Prompt: a small star\nEnriched:", stop=("\n",))
@@ -177,10 +189,11 @@ def test_a_prompt_without_room_for_its_answer_is_refused_with_numbers(qwen: Load
     with pytest.raises(InvalidParameters) as too_much:
         heard.decoding.join("b", chat_job(max_tokens=2048))
     assert (too_much.value.field, too_much.value.value) == ("max_tokens", 2048)
+    assert too_much.value.kind == CONTEXT_EXCEEDED
     assert str(2048 - used) in str(too_much.value.rule)
     with pytest.raises(InvalidParameters) as too_long:
         heard.decoding.join("b", chat_job("hill " * 3000))
-    assert too_long.value.field == "messages"
+    assert (too_long.value.field, too_long.value.kind) == ("messages", CONTEXT_EXCEEDED)
     assert "2047" in str(too_long.value.rule)
     assert heard.finish() == {"a": alone(qwen("instruct"), chat_job())}
 

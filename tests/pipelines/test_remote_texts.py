@@ -339,5 +339,5 @@ def test_what_cannot_be_asked_is_said_before_the_first_job(serve: Callable[[str]
         remote(server, url=server.url + "/elsewhere").load()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         free = listener.getsockname()[1]
-    with pytest.raises(ModelLoadError, match="failed"):
+    with pytest.raises(WorkerUnavailable, match="reached"):
         remote(server, url=f"http://127.0.0.1:{free}/v1").load()

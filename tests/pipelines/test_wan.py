@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -19,6 +20,7 @@ from ourvidz.pipelines.base import ReferencePictures
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.hearing import Hearing
 from ourvidz.pipelines.wan import WanPipeline
+from ourvidz.pipelines.wan_options import WanOptions
 
 MakeJob = Callable[..., VideoJob]
 
@@ -510,6 +512,24 @@ def test_an_unreadable_checkpoint_is_a_load_error(wan_checkpoint: Checkpoint, tm
     (broken / "model_index.json").write_bytes((wan_checkpoint.path / "model_index.json").read_bytes())
     with pytest.raises(ModelLoadError, match="broken could not be loaded"):
         WanPipeline(Checkpoint(broken, "folder")).load()
+
+
+def test_a_load_that_broke_off_leaves_nothing_half_loaded(
+    wan_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next call would take what there is for a warm checkpoint, without VACE and without its cache."""
+
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    wan = WanPipeline(wan_checkpoint, cap=64, options=WanOptions(cache="mag", previews=False))
+    monkeypatch.setattr(wan, "_measured", full)
+    with pytest.raises(ModelLoadError):
+        wan.load()
+    assert (wan.info()["loaded"], wan.info()["memory_mib"]) == (False, 0)
+    monkeypatch.undo()
+    wan.load()
+    assert wan._cache.name == "mag"
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae"])

@@ -62,7 +62,19 @@ def test_what_lies_in_the_folder_is_not_measured_again(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["one.json"]
 
 
-@pytest.mark.parametrize("written", ["", "[]", '{"levels": [1]}', '{"levels": "x", "logs": [1]}'])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        "[]",
+        '{"levels": [1]}',
+        '{"levels": "x", "logs": [1]}',
+        '{"levels": [], "logs": []}',
+        '{"levels": [1, 0.5], "logs": [0]}',
+        '{"levels": [1, 0.5], "logs": [0, NaN]}',
+        '{"levels": [0.5, 1], "logs": [0, 1]}',
+    ],
+)
 def test_a_broken_file_is_measured_anew(tmp_path: Path, written: str) -> None:
     """A disk that was full once must not stop a worker."""
     (tmp_path / "one.json").write_text(written)

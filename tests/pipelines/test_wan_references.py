@@ -9,7 +9,15 @@ from PIL import Image
 from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.base import ReferencePictures
-from ourvidz.pipelines.wan_references import Plan, Steering, held_steps, need_all, plan, share_of
+from ourvidz.pipelines.wan_references import (
+    Plan,
+    Steering,
+    delivered,
+    held_steps,
+    need_all,
+    plan,
+    share_of,
+)
 from ourvidz.pipelines.wan_solvers import Solver, noise_levels, solver
 
 MakeJob = Callable[..., VideoJob]
@@ -54,6 +62,38 @@ def test_one_frame_is_sdedit_at_its_strength(
     found = plan(video_job(frames=1, reference_mode=mode, denoise_strength=strength, steps=25))
     assert (found.backend, found.steps, found.held) == ("sdedit", steps, ())
     assert found.start == pytest.approx(max(strength, 0.001))
+
+
+@pytest.mark.parametrize(
+    ("frames", "held"),
+    [(5, (0, -1)), (81, (0, -1)), (84, (0, -1)), (83, (0, -2, -1)), (82, (0, -2, -1)), (2, (0, -1))],
+)
+def test_a_transition_whose_last_frames_are_cut_off_still_ends_on_its_picture(
+    video_job: MakeJob, frames: int, held: tuple[int, ...]
+) -> None:
+    """The first frames of a latent frame are not yet its picture, and the usual 83 frames leave two of four.
+    Two or three frames have no latent frame between the ends."""
+    assert plan(video_job(reference_mode="both", frames=frames)).held == held
+
+
+@pytest.mark.parametrize(
+    ("mode", "strength", "kept"),
+    [
+        ("none", 0.15, [0, 1, 2, 3, 4, 5]),
+        ("start", 0.15, [0, 1, 2, 3, 4, 5]),
+        ("both", 0.15, [0, 1, 2, 3, 4, 5]),
+        ("end", 0.15, [3, 4, 5, 6, 7, 8]),
+        ("end", 1.0, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_the_surplus_is_cut_where_no_reference_is(
+    video_job: MakeJob, mode: str, strength: float, kept: list[int]
+) -> None:
+    """A clip that is to end on a picture must not lose it; at full strength it is the prompt's own clip."""
+    job = video_job(reference_mode=mode, denoise_strength=strength, frames=6)
+    assert delivered(job, plan(job), torch.arange(9)).tolist() == kept
+    one = video_job(reference_mode=mode, denoise_strength=strength, frames=1)
+    assert delivered(one, plan(one), torch.arange(1)).tolist() == [0]
 
 
 def test_shares_of_steps_are_not_lost_to_rounding() -> None:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import threading
+import uuid
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import signals as celery_signals
 
 from ourvidz import dispatch
-from ourvidz.errors import InternalError, OutOfMemory, WorkerLost, WorkerUnavailable
+from ourvidz.errors import (
+    InternalError,
+    InvalidParameters,
+    ModelLoadError,
+    OutOfMemory,
+    WorkerLost,
+    WorkerUnavailable,
+)
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Claim, Record
+from ourvidz.ledger.record import Claim, Record, Worker
 from ourvidz.tasks.attempt import services
 from ourvidz.tasks.turns import ClaimedCompany, ClaimedTurn
 from ourvidz.testing import Eager
@@ -44,7 +55,7 @@ def led(ourvidz_eager: Eager) -> Callable[..., ClaimedCompany]:
 
 
 def claimed(eager: Eager, name: str) -> Claim:
-    claim = eager.control.ledger.claim(name, 1, worker_id=WORKER, lease_s=10, token=f"token-{name}")
+    claim = eager.control.ledger.claim(name, 1, worker_id=WORKER, lease_s=10, token=uuid.uuid4().hex)
     assert claim is not None
     return claim
 
@@ -149,6 +160,39 @@ def test_a_ledger_in_trouble_is_not_asked_again(
     close(company.first)
 
 
+def test_a_worker_that_is_told_to_stop_takes_nobody_along(
+    queued: Callable[..., Record],
+    led: Callable[..., ClaimedCompany],
+    ourvidz_eager: Eager,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under a steady load it would lead for another half minute, and be killed in the middle of texts."""
+    queued("a"), queued("b")
+    company = led("a")
+    ourvidz_eager.control.ledger.beat(
+        Worker(
+            id=WORKER,
+            family="chat",
+            queue="chat_queue",
+            host="here",
+            pid=1,
+            gpu=None,
+            state="busy",
+            models=("chat",),
+            version="1",
+            started_at=0.0,
+            seen_at=0.0,
+        )
+    )
+    monkeypatch.setattr("ourvidz.signals.settings", lambda: SimpleNamespace(worker="chat"))
+    celery_signals.worker_shutting_down.send(sender=WORKER, sig="SIGTERM", how="Warm", exitcode=0)
+    for thread in threading.enumerate():
+        if thread.name == "drain":
+            thread.join()
+    assert join(company) == []
+    close(company.first)
+
+
 def test_each_job_is_told_of_as_if_it_had_run_alone(
     queued: Callable[..., Record], led: Callable[..., ClaimedCompany], ourvidz_eager: Eager
 ) -> None:
@@ -199,6 +243,27 @@ def test_a_job_that_ran_out_of_memory_runs_again_and_alone(
     close(company.first, alone.first)
     second.fail(OutOfMemory("late"))
     assert ourvidz_eager.record("b").status == "completed"
+
+
+def test_an_enhancement_without_a_model_is_the_original_prompt(
+    queued: Callable[..., Record], led: Callable[..., ClaimedCompany], ourvidz_eager: Eager
+) -> None:
+    """After the last attempt. A failure would stop a caller who can go on with what was sent; one whose
+    request was wrong has to hear so."""
+    ledger = ourvidz_eager.control.ledger
+    queued("a", type="chat_enhance", prompt="a red fox")
+    company = led("a")
+    assert ledger.release(company.first._attempt.claim, code=ModelLoadError.code, due_in_s=0)
+    again = led("a")
+    again.fail(ModelLoadError("no weights in /home/x"))
+    record = ourvidz_eager.record("a")
+    assert record.outcome is not None
+    assert (record.status, record.outcome.enhanced_prompt) == ("completed", "a red fox")
+    assert record.outcome.metadata["enhancement_strategy"] == "fallback"
+    close(company.first)
+    queued("b", type="chat_enhance")
+    led("b").fail(InvalidParameters("too long"))
+    assert ourvidz_eager.record("b").status == "failed"
 
 
 def test_what_a_reader_has_begun_to_read_is_not_answered_again(

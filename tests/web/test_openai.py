@@ -9,13 +9,21 @@ from typing import Any
 
 import pytest
 
-from ourvidz.errors import JobTimeout, OutOfMemory, PolicyViolation, WorkerLost
+from ourvidz.errors import (
+    CONTEXT_EXCEEDED,
+    InvalidParameters,
+    JobTimeout,
+    OutOfMemory,
+    PolicyViolation,
+    WorkerLost,
+)
 
 HELLO: dict[str, Any] = {
     "model": "qwen_instruct",
     "messages": [{"role": "user", "content": "What is a tide?"}],
 }
 SAID = "A tide is moving water."
+TOO_LONG = InvalidParameters("messages must be shorter.", field="messages", kind=CONTEXT_EXCEEDED)
 
 
 def ask(shim, body: Any, status: int = 200, **more: Any) -> dict[str, Any]:
@@ -119,6 +127,7 @@ def test_the_finish_reasons_are_that_apis(shim, chat_worker, finish, told) -> No
         ({"temperature": 3}, 400, "temperature", "invalid_value"),
         ({"tools": [{"type": "function"}]}, 400, "tools", "invalid_value"),
         ({"logprobs": True}, 400, "logprobs", "invalid_value"),
+        ({"logit_bias": {"50": -100}}, 400, "logit_bias", "invalid_value"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format", "invalid_value"),
     ],
 )

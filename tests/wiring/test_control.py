@@ -31,14 +31,14 @@ def test_references_are_read_out_of_the_same_storage(tmp_path: Path) -> None:
 
 
 def test_a_clip_may_have_the_most_frames_at_the_native_size(tmp_path: Path) -> None:
-    """What the contract lets callers ask for passes; an operator can set less or more, and the tiny
-    checkpoint, which scales down what is asked for, has no limit."""
+    """What the contract lets callers ask for passes; an operator can set less or more. The tiny checkpoint,
+    which scales down what is asked for, has the limit that is set and no other."""
 
     def most(**variables: str) -> int | None:
         chosen = load_settings(_env_file=None, OURVIDZ_STATE_DIR=tmp_path, **variables)
         return control.defaults(chosen).wan_frame_pixels
 
     assert most() is None
-    assert most(OURVIDZ_WAN_MAX_FRAME_PIXELS="5") is None
+    assert most(OURVIDZ_WAN_MAX_FRAME_PIXELS="5") == 5
     assert most(OURVIDZ_WAN_MODEL="/w") == 161 * 480 * 832
     assert most(OURVIDZ_WAN_MODEL="/w", OURVIDZ_WAN_MAX_FRAME_PIXELS="5000000") == 5_000_000

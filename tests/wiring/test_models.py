@@ -94,6 +94,15 @@ def test_a_chat_worker_is_warm_with_both_models_and_serves_texts_only(settings: 
         build(settings, "wan").texts("qwen_base")
 
 
+@pytest.mark.parametrize(("family", "needed"), [("sdxl", "OURVIDZ_SDXL_MODEL"), ("wan", "OURVIDZ_WAN_MODEL")])
+def test_production_never_falls_back_to_a_tiny_checkpoint(
+    settings: Settings, family: str, needed: str
+) -> None:
+    """A caller who pays for a real model must not get toys."""
+    with pytest.raises(ModelLoadError, match=needed):
+        build(load_settings(**PRODUCTION), family)
+
+
 def test_production_needs_qwen_checkpoints_for_a_chat_worker(settings: Settings, tmp_path: Path) -> None:
     """What the tiny ones say must never reach a customer."""
     sdxl = {**PRODUCTION, "OURVIDZ_SDXL_MODEL": str(tmp_path)}

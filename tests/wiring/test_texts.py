@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from ourvidz.errors import WorkerUnavailable
 from ourvidz.pipelines.base import Decoding
 from ourvidz.pipelines.checkpoints import find_qwen
 from ourvidz.pipelines.qwen import QwenPipeline
-from ourvidz.wiring.texts import SPARE_MIB, Text, Together, WarmTexts
+from ourvidz.wiring.texts import ASK_AGAIN_S, AWAITED_S, SPARE_MIB, Text, Together, WarmTexts
 
 NEEDS_MIB = 5000
 
@@ -62,12 +63,15 @@ def test_where_both_do_not_fit_the_one_that_is_asked_for_is_loaded() -> None:
 class Elsewhere:
     """What a server on another machine looks like to those who decide what stays loaded."""
 
-    def __init__(self) -> None:
+    def __init__(self, away: int = 0) -> None:
         self.loads = 0
         self.there = False
+        self.away = away
 
     def load(self) -> None:
         self.loads += 1
+        if self.loads <= self.away:
+            raise WorkerUnavailable("cannot be reached")
         self.there = True
 
     def unload(self) -> None:
@@ -96,3 +100,27 @@ def test_a_model_on_another_machine_takes_no_room(together: Together) -> None:
     assert loaded(models) == ["qwen_instruct", "qwen_base"]
     models.open("qwen_base")
     assert server.loads == 1
+
+
+def test_a_server_that_comes_up_later_is_waited_for() -> None:
+    """It loads for minutes after a restart of everything: a worker that gave up would serve nobody."""
+    slept: list[float] = []
+    servers = {name: Text(Elsewhere(away=3), needs_mib=0) for name in ("qwen_instruct", "qwen_base")}
+    models = WarmTexts(
+        servers, together="auto", free_mib=lambda: None, clock=lambda: sum(slept), sleep=slept.append
+    )
+    models.warm()
+    assert loaded(models) == ["qwen_instruct", "qwen_base"]
+    assert slept == [ASK_AGAIN_S] * 6
+
+
+def test_a_server_that_never_comes_is_given_up() -> None:
+    """An operator then reads why the worker takes no jobs."""
+    slept: list[float] = []
+    never = {"qwen_instruct": Text(Elsewhere(away=10_000), needs_mib=0)}
+    models = WarmTexts(
+        never, together="auto", free_mib=lambda: None, clock=lambda: sum(slept), sleep=slept.append
+    )
+    with pytest.raises(WorkerUnavailable):
+        models.warm()
+    assert sum(slept) == pytest.approx(AWAITED_S, abs=ASK_AGAIN_S)

@@ -31,6 +31,13 @@ def test_a_machine_without_a_checkpoint_has_no_tokenizers(tmp_path: Path) -> Non
     assert wording.encoders(chosen(tmp_path / "nowhere.safetensors"), packaged=tmp_path) is None
 
 
+def test_a_production_shim_does_not_count_with_the_tiny_tokenizers() -> None:
+    """They know a few hundred words: every count would be wrong."""
+    production = {"OURVIDZ_PROFILE": "production", "OURVIDZ_REDIS_URL": "redis://127.0.0.1:1/0"}
+    settings = load_settings(_env_file=None, SUPABASE_URL="http://127.0.0.1:1", **production)
+    assert wording.encoders(settings) is None
+
+
 def test_the_checkpoint_that_ships_can_be_read() -> None:
     """Prompts are inspected out of the box."""
     found = wording.encoders(chosen())

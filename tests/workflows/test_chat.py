@@ -196,9 +196,7 @@ class SlowGate(Gate):
         self.judged += 1
 
 
-def test_a_cancel_is_heard_while_judging_takes_long(
-    use: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cancel_is_heard_while_judging_takes_long(use: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long conversation is judged seldom, and its caller may still hang up at any time."""
     clock = Clock()
     monkeypatch.setattr("ourvidz.workflows.chat.time", clock)
