@@ -19,7 +19,7 @@ from celery.app.task import Context
 from ourvidz import dispatch, log
 from ourvidz.celery_settings import CALLBACKS_QUEUE, GENERATION_TASKS, JOBS, MAINTENANCE_QUEUE
 from ourvidz.errors import Conflict, JobTimeout, ModelLoadError, NotFound, WorkerUnavailable
-from ourvidz.jobs.catalog import QUEUES
+from ourvidz.jobs.catalog import CATALOG, QUEUES
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Record
 from ourvidz.ledger.sweep import recover
@@ -27,8 +27,12 @@ from ourvidz.settings import settings
 from ourvidz.wiring import control, loading, signing
 from ourvidz.wiring.presence import Presence
 
+TEXT_TASK = CATALOG["chat_conversation"].task
+TEXT_TYPES = frozenset(row.name for row in CATALOG.values() if row.task == TEXT_TASK)
+
 _ATTEMPT = "ourvidz_attempt"
 _TOKEN = "ourvidz_claim_token"
+_CHOICE = "ourvidz_claim_choice"
 _log = log.get(__name__)
 _presence: Presence | None = None
 _node: str | None = None
@@ -36,25 +40,48 @@ _node: str | None = None
 
 def attempt_of(request: Context, message: Any) -> Claim | None:
     """The claim of the running task, made on the first call; None when somebody else has the job, it is
-    finished or cancelled. A message that is a whole payload (a bare `send_task`) is registered first."""
+    finished or cancelled. A message that is a whole payload (a bare `send_task`) is registered first; that of
+    a text stands for the text that is next."""
     if not hasattr(request, _ATTEMPT):
         worker_id = settings().worker_id("eager") if request.is_eager else request.hostname
         if not hasattr(request, _TOKEN):
             # One for prerun and body: a claim whose reply was lost is found again.
             setattr(request, _TOKEN, uuid.uuid4().hex)
-        setattr(request, _ATTEMPT, _claim(message, worker_id, getattr(request, _TOKEN)))
+        if not hasattr(request, _CHOICE):
+            setattr(request, _CHOICE, _choice(request, _known(message)))
+        claims = (_claim(each, worker_id, getattr(request, _TOKEN)) for each in getattr(request, _CHOICE))
+        setattr(request, _ATTEMPT, next((claim for claim in claims if claim is not None), None))
     claim: Claim | None = getattr(request, _ATTEMPT)
     return claim
 
 
-def _claim(message: Any, worker_id: str, token: str) -> Claim | None:
+def _known(message: Any) -> dict[str, Any]:
+    """The message of a job that stands in the ledger."""
+    if dispatch.is_message(message):
+        return dict(message)
+    job = dispatch.admit(message)
+    admission = control.current().ledger.register(job, priority=JOBS)
+    if not admission.same:
+        raise dispatch.taken(job.id)
+    return dispatch.message(admission.record)
+
+
+def _choice(request: Context, message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Which jobs a message may start: the first that can be claimed. Requests of the same moment are
+    published in any order; texts start in the order of their records."""
+    if request.task != TEXT_TASK or request.is_eager:
+        return [message]
+    ledger = control.current().ledger
+    first = [
+        dispatch.message(record)
+        for record in ledger.waiting(QUEUES["chat"], limit=1)
+        if record.type in TEXT_TYPES and record.due_at <= ledger.now()
+    ]
+    return [*(each for each in first if each != message), message]
+
+
+def _claim(message: dict[str, Any], worker_id: str, token: str) -> Claim | None:
     at = control.current()
-    if not dispatch.is_message(message):
-        job = dispatch.admit(message)
-        admission = at.ledger.register(job, priority=JOBS)
-        if not admission.same:
-            raise dispatch.taken(job.id)
-        message = dispatch.message(admission.record)
     return at.ledger.claim(
         message["id"],
         message["run"],

@@ -90,17 +90,20 @@ def check_torch(chosen: Settings) -> list[Check]:
     built = f"CUDA {found['cuda']}" if found["cuda"] else "CPU only"
     return [
         ok("torch", f"{found['torch']} ({built})"),
-        judge_gpus(found, production=chosen.profile == "production"),
+        judge_gpus(found, production=chosen.profile == "production", grouped=chosen.wan_group_offload),
     ]
 
 
-def judge_gpus(found: dict[str, Any], *, production: bool) -> Check:
+def judge_gpus(found: dict[str, Any], *, production: bool, grouped: bool = False) -> Check:
     """Whether the GPUs that torch sees are enough. The tiny profile needs none."""
     gpus = found["gpus"]
     told = "; ".join(
         f"{gpu['name']}: {gpu['free'] // _MIB} of {gpu['total'] // _MIB} MiB free" for gpu in gpus
     )
     if not gpus:
+        if grouped:
+            reason = "torch sees no GPU, and OURVIDZ_WAN_GROUP_OFFLOAD needs one: no Wan worker starts"
+            return failed("gpu", reason, "leave OURVIDZ_WAN_GROUP_OFFLOAD out")
         if not production:
             return skipped("gpu", "none; the tiny profile runs on the CPU")
         return failed("gpu", "torch sees no GPU", "install the driver and a CUDA build of torch")
@@ -123,9 +126,10 @@ def check_wan(chosen: Settings) -> Check:
     found = check_checkpoint("wan checkpoint", "wan", lambda: find_wan(chosen.wan_model, expected="t2v"))
     if found.status != "ok" or chosen.wan_vace_model is None:
         return found
-    return check_checkpoint(
+    beside = check_checkpoint(
         "wan checkpoint", "wan_vace", lambda: find_wan(chosen.wan_vace_model, expected="vace")
     )
+    return ok(found.name, f"{found.reason}; {beside.reason}") if beside.status == "ok" else beside
 
 
 def check_wan_options(chosen: Settings) -> Check:

@@ -104,7 +104,7 @@ class ClaimedCompany:
         """The next waiting jobs for the same model, up to the first that is something else: it must not be
         overtaken for ever."""
         now = time.monotonic()
-        if present >= self._limit or now > self._until or now < self._look_at:
+        if present >= self._limit or now > self._until or (present and now < self._look_at):
             return []
         self._look_at = now + LOOK_EVERY_S
         before = len(self._turns)

@@ -54,7 +54,7 @@ class Company(Protocol):
 
     def joining(self, first: ChatJob, *, present: int) -> Sequence[Turn]:
         """Those that join now, in the order in which they would have started; `present` are decoded already.
-        Each has to be ended."""
+        Each has to be ended. When none are, and nobody joins, the batch is over."""
 
 
 def converse(first: Turn, company: Company, use: Services) -> None:
@@ -64,9 +64,11 @@ def converse(first: Turn, company: Company, use: Services) -> None:
     """
     table = _Table(use, first.job)
     table.seat(first)
-    while table.occupied:
+    while True:
         for turn in company.joining(first.job, present=table.occupied):
             table.seat(turn)
+        if not table.occupied:
+            return
         table.step()
 
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from ourvidz.cli import doctor
 from ourvidz.cli.main import cli
 from ourvidz.settings import load_settings
+from training.untrained.wan_pictures import build_vace
 
 
 def chosen(tmp_path: Path, **values: Any) -> Any:
@@ -77,6 +78,17 @@ def test_the_wan_checkpoint_is_looked_at_where_there_is_to_be_one(tmp_path: Path
     assert "nowhere" in wrong.reason
     assert "OURVIDZ_WAN_MODEL" in wrong.fix
     assert doctor.check_wan(chosen(tmp_path)).status == "ok"
+
+
+def test_vace_is_looked_at_beside_the_wan_checkpoint(tmp_path: Path, untrained_wan: Path) -> None:
+    """Both must be there, and an operator sees both."""
+    build_vace(tmp_path / "vace", beside=untrained_wan)
+    given = {"OURVIDZ_WAN_MODEL": untrained_wan, "OURVIDZ_WAN_VACE_MODEL": tmp_path / "vace"}
+    both = doctor.check_wan(chosen(tmp_path, **given))
+    assert both.status == "ok"
+    assert all(str(folder) in both.reason for folder in given.values())
+    wrong = doctor.check_wan(chosen(tmp_path, **given | {"OURVIDZ_WAN_VACE_MODEL": untrained_wan}))
+    assert (wrong.status, "OURVIDZ_WAN_VACE_MODEL" in wrong.fix) == ("failed", True)
 
 
 def test_how_sdxl_was_told_to_run_is_shown(tmp_path: Path) -> None:
@@ -193,3 +205,6 @@ def test_production_needs_a_gpu_that_is_big_enough_and_a_laptop_needs_none() -> 
     judged = [doctor.judge_gpus(found, production=True).status for found in (none, small, large)]
     assert judged == ["failed", "failed", "ok"]
     assert doctor.judge_gpus(none, production=False).status == "skipped"
+    refused = doctor.judge_gpus(none, production=False, grouped=True)
+    assert (refused.status, "OURVIDZ_WAN_GROUP_OFFLOAD" in refused.fix) == ("failed", True)
+    assert doctor.judge_gpus(large, production=False, grouped=True).status == "ok"

@@ -20,7 +20,8 @@ from ourvidz.media import video
 from ourvidz.media.images import png
 from ourvidz.media.provenance import VOCABULARY, source_type_of
 from ourvidz.media.video import probe
-from ourvidz.testing import Eager
+from ourvidz.testing import CallbackRecorder, Eager, eager
+from ourvidz.web.main import create_app
 from ourvidz.wiring.control import TINY_WAN_SIZE
 
 
@@ -183,6 +184,26 @@ def short(config: dict[str, Any]) -> dict[str, Any]:
     """A small job for a clip."""
     config = {"steps": 2, "frames": 6, "seed": 5} | config
     return {"id": "one", "type": "video_fast", "prompt": "a comet", "user_id": "me", "config": config}
+
+
+def test_a_clip_larger_than_the_gpu_holds_is_refused_at_the_door(
+    tmp_path: Path, ourvidz_callbacks: CallbackRecorder
+) -> None:
+    """By the limit's name and number, and nothing is queued; the largest that fits is made."""
+    most = 6 * 64 * 64
+    with (
+        eager(tmp_path, ourvidz_callbacks, OURVIDZ_WAN_MAX_FRAME_PIXELS=str(most)) as system,
+        TestClient(create_app(system.control), base_url="http://127.0.0.1:7860") as client,
+    ):
+        answer = client.post("/jobs", json=short({"frames": 7}))
+        problem = answer.json()
+        assert (answer.status_code, problem["code"]) == (422, "INVALID_PARAMETERS")
+        assert (problem["field"], problem["value"]) == ("config.frames", 7 * 64 * 64)
+        assert str(most) in problem["rule"]
+        assert client.get("/jobs").json()["items"] == []
+        assert system.callbacks.received == []
+        assert client.post("/jobs", json=short({"frames": 6})).status_code == 202
+        assert system.callbacks.statuses("one") == ["processing", "completed"]
 
 
 def test_a_clip_may_end_on_a_picture_alone(client: TestClient, running: Eager, host: str) -> None:

@@ -117,6 +117,23 @@ def test_vace_serves_every_mode_and_hears_the_reference(
     assert far(heard, clip(wan, job, references)) > LEVELS
 
 
+@pytest.mark.parametrize("frames", [9, 1])
+def test_a_clip_that_vace_makes_can_be_looked_at(
+    both: WanPipeline, video_job: MakeJob, references: ReferencePictures, frames: int
+) -> None:
+    """Its followers see unfinished pictures as those of any other job do."""
+    looks: list[Image.Image] = []
+    job = video_job(reference_mode="start", frames=frames, steps=5, denoise_strength=1.0)
+    both.generate(
+        job,
+        references=references,
+        on_step=lambda *_: None,
+        on_preview=lambda take: looks.append(take()()),
+    )
+    assert [look.size for look in looks] == [(128, 128)] * 4
+    assert len({look.tobytes() for look in looks}) == 4
+
+
 def test_a_job_without_references_is_not_vace_s(
     wan: WanPipeline, both: WanPipeline, video_job: MakeJob
 ) -> None:
