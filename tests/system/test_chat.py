@@ -79,7 +79,8 @@ def test_recorded_requests_get_the_fields_their_callers_read(running: Any) -> No
 
 
 def test_the_first_token_of_a_stream_comes_long_before_the_last(running: Any) -> None:
-    """Callers read while it is written."""
+    """Callers read while it is written: most of the time they wait is reading time."""
+    began = time.monotonic()
     with requests.post(
         running.shim + "/chat",
         json={**LONG, "max_tokens": 200, "stream": True},
@@ -90,7 +91,7 @@ def test_the_first_token_of_a_stream_comes_long_before_the_last(running: Any) ->
     kinds = [line.decode().removeprefix("event: ") for _, line in came]
     assert kinds[-1] == "done"
     assert kinds.count("token") >= 5
-    assert came[0][0] < came[-1][0] - 0.2
+    assert came[0][0] - began < (came[-1][0] - began) / 2
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -125,6 +125,21 @@ def test_a_message_starts_its_own_job_where_another_cannot_start(
     assert taken(queued("f")) == "f"
 
 
+def test_a_batch_that_has_run_empty_looks_once_more(
+    queued: Callable[..., Record], led: Callable[..., ClaimedCompany], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever came since the last look starts now, in order, and not when its own message comes."""
+    monkeypatch.setattr("ourvidz.tasks.turns.LOOK_EVERY_S", 60.0)
+    queued("a")
+    company = led("a")
+    assert join(company) == []
+    queued("b")
+    assert join(company) == []
+    joined = join(company, present=0)
+    assert names(joined) == ["b"]
+    close(company.first, *joined)
+
+
 def test_a_full_batch_takes_nobody(
     queued: Callable[..., Record], led: Callable[..., ClaimedCompany], ourvidz_eager: Eager
 ) -> None:
