@@ -27,7 +27,7 @@ import torch
 from benchmarks.stages import Stopwatch, Taken, median
 from ourvidz import dispatch
 from ourvidz.jobs.catalog import CATALOG
-from ourvidz.pipelines.sdxl import SDXLPipeline
+from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from ourvidz.storage.local import LocalStore
 from ourvidz.testing import CallbackRecorder, Eager, eager
 from ourvidz.wiring import loading

@@ -33,9 +33,9 @@ from benchmarks import wan_gpu
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.checkpoints import find_wan
-from ourvidz.pipelines.wan import WanPipeline
-from ourvidz.pipelines.wan_caches import CACHES, CacheName
-from ourvidz.pipelines.wan_options import WanOptions
+from ourvidz.pipelines.wan.caches import CACHES, CacheName
+from ourvidz.pipelines.wan.options import WanOptions
+from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.testing import CallbackRecorder, Eager, eager
 from ourvidz.wiring.models import TINY_WAN_CAP_PX
 

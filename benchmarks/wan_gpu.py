@@ -19,9 +19,9 @@ import transformers
 
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.wan import WanPipeline
-from ourvidz.pipelines.wan_caches import CACHES
-from ourvidz.pipelines.wan_options import WanOptions
+from ourvidz.pipelines.wan.caches import CACHES
+from ourvidz.pipelines.wan.options import WanOptions
+from ourvidz.pipelines.wan.pipeline import WanPipeline
 from training.untrained import wan as untrained
 
 GIB = 1 << 30

@@ -88,7 +88,7 @@ def _made(request: Request, options: Options) -> Outcome:
     # It would speak of image processors that nobody asked for.
     adopt(TRANSFORMERS_VERBOSITY="error")
     from ourvidz.cli.wan_run import make
-    from ourvidz.pipelines.wan_placement import Placement
+    from ourvidz.pipelines.wan.placement import Placement
 
     return make(request, chosen, Placement(offload=options.offload_model, text_on_cpu=options.t5_cpu))
 

@@ -21,8 +21,8 @@ from ourvidz.jobs.outcome import Outcome
 from ourvidz.pipelines import devices
 from ourvidz.pipelines.base import Clip, Look, SourceClip
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.wan import WanPipeline
-from ourvidz.pipelines.wan_placement import Placement
+from ourvidz.pipelines.wan.pipeline import WanPipeline
+from ourvidz.pipelines.wan.placement import Placement
 from ourvidz.safety.gate import Gate, load_terms
 from ourvidz.settings import Settings
 from ourvidz.storage.local import LocalStore

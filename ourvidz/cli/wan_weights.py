@@ -8,7 +8,7 @@ from ourvidz.cli.wan_options import Options
 from ourvidz.cli.wan_tasks import LAYERS_14B, TASKS, Task
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint, find_wan
-from ourvidz.pipelines.wan_layouts import NAMES, facts
+from ourvidz.pipelines.wan.layouts import NAMES, facts
 from ourvidz.settings import Settings
 
 _SETTINGS = {"t2v": "OURVIDZ_WAN_MODEL", "vace": "OURVIDZ_WAN_VACE_MODEL"}

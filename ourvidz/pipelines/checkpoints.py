@@ -8,9 +8,9 @@ from typing import Literal
 
 import ourvidz
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines import wan_layouts
 from ourvidz.pipelines.checksums import CHECKSUMS
-from ourvidz.pipelines.wan_layouts import WanModel
+from ourvidz.pipelines.wan import layouts
+from ourvidz.pipelines.wan.layouts import WanModel
 
 CheckpointKind = Literal["folder", "single file", "original", "tiny"]
 QwenVariant = Literal["instruct", "base"]
@@ -77,16 +77,16 @@ def find_wan(
     packaged tiny one. `ModelLoadError` names every file that is missing, or says that it is another of Wan's
     models than the `expected` one."""
     folder = model or packaged / "tiny-wan"
-    if wan_layouts.is_original(folder):
+    if layouts.is_original(folder):
         kind: CheckpointKind = "original"
-        layout, missing = "the layout of the Wan release", wan_layouts.missing_of_original(folder)
+        layout, missing = "the layout of the Wan release", layouts.missing_of_original(folder)
     else:
         kind = "tiny" if model is None else "folder"
-        layout, missing = "the diffusers layout", wan_layouts.missing_of_diffusers(_diffusers_folder(folder))
+        layout, missing = "the diffusers layout", layouts.missing_of_diffusers(_diffusers_folder(folder))
     if missing:
         raise ModelLoadError(f"{folder} is in {layout} and lacks {', '.join(missing)}.")
-    if expected is not None and (found := wan_layouts.facts(folder).model) != expected:
-        names = wan_layouts.NAMES
+    if expected is not None and (found := layouts.facts(folder).model) != expected:
+        names = layouts.NAMES
         raise ModelLoadError(f"{folder} is a {names[found]} checkpoint, not a {names[expected]} one.")
     return Checkpoint(folder, kind)
 

@@ -10,6 +10,9 @@ import diffusers
 import torch
 import transformers
 
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+"""By the names that settings use."""
+
 _NO_ROOM = (
     "DefaultCPUAllocator",
     "not enough memory",

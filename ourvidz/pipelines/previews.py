@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ourvidz.pipelines.vae import SCALE
-
 LONGEST_PX = 128
-_PATCH_PX = 2 * SCALE
+_PATCH_PX = 16
+"""Two latents wide, whichever VAE it is."""
 
 
 class Encoder(Protocol):

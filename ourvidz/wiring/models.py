@@ -8,14 +8,14 @@ from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.base import ImagePipeline, TextPipeline, VideoPipeline
 from ourvidz.pipelines.checkpoints import QwenVariant, find_qwen, find_sdxl, find_wan
 from ourvidz.pipelines.devices import free_memory
-from ourvidz.pipelines.ip_adapter import AdapterFiles
 from ourvidz.pipelines.loading import files_mib
-from ourvidz.pipelines.options import SDXLOptions, lora_of
-from ourvidz.pipelines.qwen import QwenPipeline
-from ourvidz.pipelines.remote_texts import RemoteTexts, Server
-from ourvidz.pipelines.sdxl import SDXLPipeline
-from ourvidz.pipelines.wan import WanPipeline
-from ourvidz.pipelines.wan_options import WanOptions
+from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles
+from ourvidz.pipelines.sdxl.options import SDXLOptions, lora_of
+from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
+from ourvidz.pipelines.texts.qwen import QwenPipeline
+from ourvidz.pipelines.texts.remote import RemoteTexts, Server
+from ourvidz.pipelines.wan.options import WanOptions
+from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.settings import Settings
 from ourvidz.vram import gpu
 from ourvidz.wiring.texts import Text, WarmTexts

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import ArrayLike
 
 from ourvidz.pipelines.checkpoints import PACKAGED
-from ourvidz.pipelines.wan import WanPipeline
+from ourvidz.pipelines.wan.pipeline import WanPipeline
 from training.wan.evaluate import open_pipeline
 
 HAS = {

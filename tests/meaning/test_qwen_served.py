@@ -12,7 +12,7 @@ import pytest
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.job import Message as Turn
 from ourvidz.pipelines.checkpoints import find_qwen
-from ourvidz.pipelines.qwen import QwenPipeline
+from ourvidz.pipelines.texts.qwen import QwenPipeline
 from training.qwen import evaluate as measure
 from training.qwen.talk import MULTI_TURN, Message
 

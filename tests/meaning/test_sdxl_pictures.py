@@ -12,7 +12,7 @@ import pytest
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.sdxl import SDXLPipeline
+from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from training.evaluator import INSIDE, Seen, look, oklab, segmented
 from training.sdxl.evaluate import held_out_captions
 from training.world import Pixels, Scene

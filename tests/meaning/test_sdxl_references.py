@@ -12,7 +12,7 @@ from PIL import Image
 
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.sdxl import SDXLPipeline
+from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from training.evaluator import look
 from training.world import COLOURS, Pixels, random_scene, render
 

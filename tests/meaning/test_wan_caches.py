@@ -7,9 +7,9 @@ import pytest
 
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.checkpoints import find_wan
-from ourvidz.pipelines.wan import WanPipeline
-from ourvidz.pipelines.wan_caches import CacheName
-from ourvidz.pipelines.wan_options import WanOptions
+from ourvidz.pipelines.wan.caches import CacheName
+from ourvidz.pipelines.wan.options import WanOptions
+from ourvidz.pipelines.wan.pipeline import WanPipeline
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ourvidz.pipelines.wan import WanPipeline
+from ourvidz.pipelines.wan.pipeline import WanPipeline
 from training.evaluator import SeenClip, watch
 from training.wan.evaluate import clip_frames, held_out_captions
 from training.wan.vae import round_trip_db, to_tensor

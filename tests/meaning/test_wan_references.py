@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from ourvidz.pipelines.base import ReferencePictures
-from ourvidz.pipelines.wan import WanPipeline
-from ourvidz.pipelines.wan_frames import Codec, fitted, pictures
+from ourvidz.pipelines.wan.frames import Codec, fitted, pictures
+from ourvidz.pipelines.wan.pipeline import WanPipeline
 from training.evaluator import watch
 from training.wan.evaluate import asked_clip, held_out_captions
 from training.wan.models import NATIVE_PX

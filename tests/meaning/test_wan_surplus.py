@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ourvidz.pipelines.base import ReferencePictures
-from ourvidz.pipelines.wan import WanPipeline
+from ourvidz.pipelines.wan.pipeline import WanPipeline
 from training.wan.evaluate import asked_clip, held_out_captions
 from training.world import Pixels, random_clip, render_clip
 

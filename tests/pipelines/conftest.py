@@ -8,9 +8,9 @@ import pytest
 
 from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.pipelines.checkpoints import Checkpoint, QwenVariant, find_qwen
-from ourvidz.pipelines.qwen import QwenPipeline
-from ourvidz.pipelines.sdxl import SDXLPipeline
-from ourvidz.pipelines.wan import WanPipeline
+from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
+from ourvidz.pipelines.texts.qwen import QwenPipeline
+from ourvidz.pipelines.wan.pipeline import WanPipeline
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint, find_qwen, find_sdxl, find_wan
-from ourvidz.pipelines.sdxl import SDXLPipeline
+from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from training.untrained.sdxl import build
 
 

@@ -15,7 +15,7 @@ from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint, find_qwen
 from ourvidz.pipelines.checksums import CHECKSUMS, digest_of, verify
-from ourvidz.pipelines.sdxl import SDXLPipeline
+from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 
 FILES = {"model_index.json": b"{}", "unet/weights.safetensors": b"\0" * 64, "unet/config.json": b"[1]"}
 

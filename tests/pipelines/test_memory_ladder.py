@@ -12,7 +12,7 @@ from ourvidz.errors import OutOfMemory
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import Pictures
 from ourvidz.pipelines.memory_ladder import rungs
-from ourvidz.pipelines.sdxl import SDXLPipeline
+from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 
 MakeJob = Callable[..., ImageJob]
 LEVELS = 2

@@ -11,10 +11,10 @@ from PIL import Image
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import Look
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.options import SDXLOptions
 from ourvidz.pipelines.previews import learn_colours
-from ourvidz.pipelines.sdxl import SDXLPipeline
-from ourvidz.pipelines.vae import Codec
+from ourvidz.pipelines.sdxl.options import SDXLOptions
+from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
+from ourvidz.pipelines.sdxl.vae import Codec
 
 MakeJob = Callable[..., ImageJob]
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ourvidz.pipelines.sizes import center_crop
-from ourvidz.pipelines.wan_frames import fitted
+from ourvidz.pipelines.wan.frames import fitted
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import pytest
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.checkpoints import find_qwen, find_wan
-from ourvidz.pipelines.ip_adapter import AdapterFiles
-from ourvidz.pipelines.lora import Lora
-from ourvidz.pipelines.options import SDXLOptions
-from ourvidz.pipelines.wan_options import WanOptions
+from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles
+from ourvidz.pipelines.sdxl.lora import Lora
+from ourvidz.pipelines.sdxl.options import SDXLOptions
+from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.settings import Settings, load_settings
 from ourvidz.wiring.models import TINY_CAP_PX, TINY_WAN_CAP_PX, build, sdxl_options, wan_options
 from training.untrained.wan_pictures import build_vace

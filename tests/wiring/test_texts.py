@@ -9,7 +9,7 @@ import pytest
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.pipelines.base import Decoding
 from ourvidz.pipelines.checkpoints import find_qwen
-from ourvidz.pipelines.qwen import QwenPipeline
+from ourvidz.pipelines.texts.qwen import QwenPipeline
 from ourvidz.wiring.texts import ASK_AGAIN_S, AWAITED_S, SPARE_MIB, Text, Together, WarmTexts
 
 NEEDS_MIB = 5000

@@ -12,7 +12,7 @@ from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Enhancement
 from ourvidz.pipelines.base import Decoding, Piece, TextPipeline
 from ourvidz.pipelines.checkpoints import find_qwen
-from ourvidz.pipelines.qwen import QwenPipeline
+from ourvidz.pipelines.texts.qwen import QwenPipeline
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.settings import Settings
 from ourvidz.workflows.enhancement import enhance, wording

@@ -29,7 +29,7 @@ from ourvidz.net.guard import Fetcher
 from ourvidz.net.reach import Reach
 from ourvidz.pipelines.base import ImagePipeline, Look, OnStep, Pictures
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.sdxl import SDXLPipeline
+from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.storage.local import LocalStore

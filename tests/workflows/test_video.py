@@ -27,7 +27,7 @@ from ourvidz.media.video import probe
 from ourvidz.net.client import NoAnswer
 from ourvidz.pipelines.base import Look, VideoPipeline
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.wan import WanPipeline
+from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.storage.local import LocalStore

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.ranges import EXACT_COPY_DENOISE
-from ourvidz.pipelines.sdxl import SDXLPipeline
+from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from training.sdxl.models import NATIVE_PX
 from training.sdxl.vae import to_tensor
 from training.world import Pixels, random_scene, render

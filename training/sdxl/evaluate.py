@@ -14,7 +14,7 @@ from PIL.Image import Image
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.sdxl import SDXLPipeline
+from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from training.captions import caption
 from training.evaluator import look
 from training.sdxl.models import NATIVE_PX

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.wan import WanPipeline
+from ourvidz.pipelines.wan.pipeline import WanPipeline
 from training.captions import clip_caption
 from training.drawing import grid
 from training.evaluator import watch
