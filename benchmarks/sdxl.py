@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import sdxl_gpu
 from benchmarks.stages import Stopwatch, Taken, median
 from ourvidz import dispatch
 from ourvidz.jobs.catalog import CATALOG
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="edge in pixels")
     parser.add_argument("--threads", type=int, help="torch's threads; default as a worker has them")
     parser.add_argument("--stages", action="store_true", help="where the time of a job goes")
+    parser.add_argument("--gpu", action="store_true", help="the full size instead, with random weights")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     if asked.threads:
@@ -57,7 +59,9 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="ourvidz-bench-") as folder,
         eager(Path(folder), recorder) as system,
     ):
-        if asked.stages:
+        if asked.gpu:
+            report_full_size(as_json=asked.json)
+        elif asked.stages:
             report_stages(*stages(system, rounds=asked.rounds, size_px=asked.size), as_json=asked.json)
         else:
             report(measure(system, rounds=asked.rounds, size_px=asked.size), as_json=asked.json)
@@ -200,6 +204,14 @@ def report_stages(ours: dict[str, Taken], bare: dict[str, Taken], *, as_json: bo
         theirs = bare.get(name, Taken())
         row = (mine.wall, mine.processor, theirs.wall, theirs.processor)
         print(f"{name:24}", *(f"{1000 * seconds:9.1f}" for seconds in row))
+
+
+def report_full_size(*, as_json: bool) -> None:
+    """SDXL at its full size, where there is a GPU for it."""
+    if not torch.cuda.is_available():
+        raise SystemExit("full size: not measured on a GPU, torch sees none")
+    rows = sdxl_gpu.measure()
+    print(json.dumps(rows) if as_json else "\n".join(map(sdxl_gpu.line, rows)))
 
 
 def say(text: str) -> None:

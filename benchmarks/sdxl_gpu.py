@@ -1,0 +1,149 @@
+"""SDXL at its full size on a GPU, with random weights: time and memory do not depend on what they say.
+
+1024x1024 px, 25 steps, guided; one, three and six pictures, eager and compiled. The text encoders have the
+real widths and two layers: they work once a job.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+import transformers
+
+from ourvidz.jobs.job import ImageJob
+from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.sdxl.options import SDXLOptions
+from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
+from training.untrained import sdxl as untrained
+
+GIB = 1 << 30
+COUNTS: tuple[Literal[1, 3, 6], ...] = (1, 3, 6)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large the parts are; as they stand, those of SDXL 1.0. `blocks` are transformer layers in each
+    block of the UNet's three levels; the highest has none."""
+
+    channels: tuple[int, int, int] = (320, 640, 1280)
+    blocks: tuple[int, int, int] = (1, 2, 10)
+    heads: tuple[int, int, int] = (5, 10, 20)
+    text_widths: tuple[int, int] = (768, 1280)
+    vae_channels: tuple[int, int, int, int] = (128, 256, 512, 512)
+
+
+FULL = Sizes()
+JOB = ImageJob(
+    id="bench",
+    type="sdxl_image_high",
+    user_id="bench",
+    expected_time=42,
+    prompt="a lighthouse above the sea",
+    steps=25,
+    guidance_scale=7.5,
+    width=1024,
+    height=1024,
+    seed=7,
+)
+
+
+def measure(sizes: Sizes = FULL, job: ImageJob = JOB) -> list[dict[str, Any]]:
+    """One row for every way and number of pictures: the second job's seconds, pictures a second, and the peak
+    of the GPU's memory (GiB), None without a GPU."""
+    with tempfile.TemporaryDirectory(prefix="ourvidz-bench-") as folder:
+        write(Path(folder), sizes)
+        return [row for name, options in ways() for row in run(name, Path(folder), options, job)]
+
+
+def ways() -> Iterator[tuple[str, SDXLOptions]]:
+    """How it is run, by name."""
+    yield "eager", SDXLOptions(previews=False)
+    yield "compiled", SDXLOptions(previews=False, compiled=True, channels_last=True)
+
+
+def write(folder: Path, sizes: Sizes) -> None:
+    """A checkpoint with random weights in `folder`, in the diffusers layout and half precision."""
+    untrained.build(folder)
+    torch.manual_seed(0)
+    kinds = {
+        "text_encoder": transformers.CLIPTextModel,
+        "text_encoder_2": transformers.CLIPTextModelWithProjection,
+    }
+    for (name, kind), width in zip(kinds.items(), sizes.text_widths, strict=True):
+        config = transformers.CLIPTextConfig.from_pretrained(folder / name)
+        config.update({"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width})
+        kind(config).half().save_pretrained(folder / name)
+    unet(sizes).half().save_pretrained(folder / "unet")
+    vae = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": sizes.vae_channels,
+        "layers_per_block": 2,
+        "sample_size": 1024,
+        "force_upcast": True,
+    }
+    diffusers.AutoencoderKL(**vae).half().save_pretrained(folder / "vae")
+
+
+def unet(sizes: Sizes) -> diffusers.UNet2DConditionModel:
+    """SDXL's UNet, untrained. `time_ids` are six numbers embedded in 256 each, beside the pooled text."""
+    return diffusers.UNet2DConditionModel(
+        sample_size=128,
+        block_out_channels=sizes.channels,
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=sizes.blocks,
+        attention_head_dim=sizes.heads,
+        use_linear_projection=True,
+        cross_attention_dim=sum(sizes.text_widths),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=6 * 256 + sizes.text_widths[1],
+    )
+
+
+def run(name: str, folder: Path, options: SDXLOptions, job: ImageJob) -> Iterator[dict[str, Any]]:
+    """Load; make each number of pictures once to compile and warm up, and measure the second time."""
+    sdxl = SDXLPipeline(Checkpoint(folder, "folder"), options=options)
+    for count in COUNTS:
+        asked = job.model_copy(update={"num_images": count})
+        sdxl.generate(asked, on_step=lambda *_: None)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        at: list[float] = []
+        started = now()
+        sdxl.generate(asked, on_step=lambda *_, at=at: at.append(now()))
+        seconds = now() - started
+        yield {
+            "way": name,
+            "pictures": count,
+            "seconds": seconds,
+            "pictures_per_s": count / seconds,
+            "share_outside": 1 - (at[-1] - at[0]) / seconds,
+            "peak_gib": torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None,
+        }
+    sdxl.unload()
+
+
+def now() -> float:
+    """The clock, once the GPU has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in words."""
+    peak = "no GPU" if row["peak_gib"] is None else f"{row['peak_gib']:.1f} GiB"
+    return (
+        f"{row['way']:9} {row['pictures']} pictures {row['seconds']:7.2f} s   "
+        f"{row['pictures_per_s']:6.2f} a second   {row['share_outside']:4.0%} outside the denoiser   peak {peak}"
+    )
