@@ -145,5 +145,6 @@ def line(row: dict[str, Any]) -> str:
     peak = "no GPU" if row["peak_gib"] is None else f"{row['peak_gib']:.1f} GiB"
     return (
         f"{row['way']:9} {row['pictures']} pictures {row['seconds']:7.2f} s   "
-        f"{row['pictures_per_s']:6.2f} a second   {row['share_outside']:4.0%} outside the denoiser   peak {peak}"
+        f"{row['pictures_per_s']:6.2f} a second   "
+        f"{row['share_outside']:4.0%} outside the denoiser   peak {peak}"
     )
