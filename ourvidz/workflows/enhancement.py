@@ -114,6 +114,8 @@ def _found(
     if not line:
         return {"reason": EMPTY}
     use.gate.judge(job, line)
+    if job.flags.get("sfw_mode") and use.moderation is not None:
+        use.moderation.judge(line)
     return {
         "prompt": line,
         "source": texts.info()["name"],

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
-from ourvidz.errors import Cancelled, InvalidParameters, ModelLoadError, OutOfMemory
+from ourvidz.errors import Cancelled, InvalidParameters, ModelLoadError, OutOfMemory, PolicyViolation
 from ourvidz.jobs.job import ChatJob, VideoJob
 from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Enhancement
@@ -15,7 +15,7 @@ from ourvidz.pipelines.checkpoints import find_qwen
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.settings import Settings
-from ourvidz.workflows.enhancement import enhance, wording
+from ourvidz.workflows.enhancement import REFUSED, enhance, wording
 from ourvidz.workflows.enhancing import LeasedEnhancement
 from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Services
@@ -181,6 +181,20 @@ class TestAsking:
 
 class TestFallingBack:
     """Whatever goes wrong, the job goes on with its own words and says why."""
+
+    def test_moderation_where_the_job_asks_for_it(self) -> None:
+        """An operator's own judge hears the words before they are used, and only of jobs that want that."""
+
+        class Judge:
+            def judge(self, text: str) -> None:
+                raise PolicyViolation(f"not {text}")
+
+        def judged(given: VideoJob) -> dict[str, Any]:
+            use = replace(services(says(" a kite")), moderation=Judge())
+            return enhance(given, lambda: use, system_prompt=SYSTEM, hear=lambda: None, limit_s=60.0)
+
+        assert judged(job(flags={"sfw_mode": True}))["reason"] == REFUSED
+        assert judged(job())["prompt"] == "a kite"
 
     @pytest.mark.parametrize("texts", [("",), (" ", "\n"), ("\n\n",)])
     def test_an_empty_answer(self, texts: tuple[str, ...]) -> None:

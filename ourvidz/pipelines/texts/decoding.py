@@ -17,9 +17,9 @@ from ourvidz.pipelines.texts.spelling import Speller
 from ourvidz.pipelines.texts.stopping import Screen
 from ourvidz.pipelines.texts.warm_qwen import WarmQwen
 
-PREFILL_TOKENS = 16_384
-"""So many at once when several texts begin, a longer text alone: padding and memory stay bounded, and so does
-the time in which nobody's cancel is heard."""
+PREFILL_TOKENS = 4096
+"""So many at once when texts begin, a longer one by and by: padding and memory stay bounded, and so does the
+time in which nobody's cancel is heard and the others stand still."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +32,8 @@ class Text:
     chosen: Choices
     speller: Speller
     screen: Screen
+    read: int = 0
+    """How much of a long prompt the model has seen so far; unused otherwise."""
 
     @property
     def last(self) -> int:
@@ -64,12 +66,14 @@ class QwenDecoding:
         self._warm = warm
         self._cache = warm.cache()
         self._waiting: list[Text] = []
+        self._reading: Text | None = None
+        """A long text, whose row is the one after the batch's."""
         self._batch = _Batch()
 
     def join(self, key: str, job: ChatJob) -> int:
         """Take in one more text; the number of its prompt tokens. `InvalidParameters` when prompt and
         `max_tokens` do not fit the model's context; `ValueError` for a key that is in already."""
-        if any(text.key == key for text in (*self._waiting, *self._batch.texts)):
+        if any(text.key == key for text in self._texts()):
             raise ValueError(f"{key} is in this batch already")
         prompt = self._warm.tokens(job)
         check_length(len(prompt), job.max_tokens, self._warm.context)
@@ -79,7 +83,7 @@ class QwenDecoding:
 
     def step(self) -> list[Piece]:
         """One token more for every text that is in and not finished; when many join at once, for the first
-        few, and a few more with every step.
+        few, and a few more with every step. A long text begins after some steps.
 
         After `OutOfMemory` every text is where it was: with fewer of them the step can be tried again.
         """
@@ -94,28 +98,51 @@ class QwenDecoding:
             return self._pieces(tokens)
         # Only here, after the except block: its traceback held the tensors that are to be freed.
         devices.free_memory()
-        raise OutOfMemory(
-            f"Not enough memory for {len(self._batch.texts) + len(self._waiting)} texts at once."
-        )
+        raise OutOfMemory(f"Not enough memory for {len(self._texts())} texts at once.")
 
     def leave(self, key: str) -> None:
         """Take a text out, finished or not. Safe to call twice."""
         self._waiting = [text for text in self._waiting if text.key != key]
+        if self._reading is not None and self._reading.key == key:
+            self._reading = None
         for row, text in enumerate(self._batch.texts):
             if text.key == key:
                 self._drop([row])
                 return
 
+    def _texts(self) -> list[Text]:
+        reading = [] if self._reading is None else [self._reading]
+        return [*self._batch.texts, *reading, *self._waiting]
+
     # -- newcomers
     def _admit(self) -> None:
         """Let the model see those who wait, but for their last tokens; of many, the first few."""
-        group = _first_group(self._waiting)
-        if group:
+        if self._reading is None and self._waiting and self._waiting[0].seen > PREFILL_TOKENS:
+            self._reading = self._waiting.pop(0)
+        if self._reading is not None:
+            self._read_on(self._reading)
+        elif group := _first_group(self._waiting):
             texts = [*self._batch.texts, *group]
-            self._cache.reserve(len(texts), max(text.columns for text in texts))
+            self._reserve(texts)
             self._open(group, first=len(self._batch.texts))
             self._batch = _Batch(texts)
             self._waiting = self._waiting[len(group) :]
+
+    def _reserve(self, texts: list[Text]) -> None:
+        self._cache.reserve(len(texts), max(text.columns for text in texts))
+
+    def _read_on(self, text: Text) -> None:
+        """The next stretch of a long text; after the last one it is in."""
+        texts = [*self._batch.texts, text]
+        self._reserve(texts)
+        until = min(text.read + PREFILL_TOKENS, text.seen)
+        numbers = torch.tensor([text.prompt[text.read : until]], device=self._warm.device)
+        positions = torch.arange(text.read, until, device=self._warm.device)
+        opening = Opening(self._cache, len(texts) - 1, begun=text.read)
+        self._warm.hidden(numbers, positions[None], opening, mask=opening.mask(positions))
+        text.read = until
+        if until == text.seen:
+            self._batch, self._reading = _Batch(texts), None
 
     def _open(self, group: list[Text], *, first: int) -> None:
         """Shorter texts are padded at their ends: nothing looks forward, and the padding's columns are
@@ -167,8 +194,10 @@ class QwenDecoding:
             self._cache.move(len(texts) - 1, row, texts[-1].seen)
             texts[row] = texts[-1]
             texts.pop()
+        if self._reading is not None:
+            self._cache.move(len(self._batch.texts), len(texts), self._reading.read)
         self._batch = _Batch(texts)
-        if not texts:
+        if not self._texts():
             self._cache = self._warm.cache()
 
 

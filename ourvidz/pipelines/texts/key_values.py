@@ -54,20 +54,32 @@ class KeyValues:
 
 
 class Opening:
-    """What a forward pass over whole new texts is given: writes them into the rows from `first` on."""
+    """What a forward pass over new texts is given: writes them into the rows from `first` on. Of a text that
+    is read in stretches, `begun` tokens are there already."""
 
-    def __init__(self, cache: KeyValues, first: int) -> None:
+    def __init__(self, cache: KeyValues, first: int, *, begun: int = 0) -> None:
         self._cache = cache
         self._first = first
+        self._begun = begun
+
+    def mask(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """What the tokens at `positions` may see, (1, 1, tokens, columns); None when that is whatever came
+        before them in this pass."""
+        if not self._begun:
+            return None
+        columns = torch.arange(int(positions[-1]) + 1, device=positions.device)
+        return (columns <= positions[:, None])[None, None]
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keep the keys and values of a layer, (texts, heads, tokens, width): all that there is to see."""
-        rows = slice(self._first, self._first + keys.shape[0])
-        self._cache.keys[layer, rows, :, : keys.shape[2]] = keys
-        self._cache.values[layer, rows, :, : keys.shape[2]] = values
-        return keys, values
+        rows, end = slice(self._first, self._first + keys.shape[0]), self._begun + keys.shape[2]
+        self._cache.keys[layer, rows, :, self._begun : end] = keys
+        self._cache.values[layer, rows, :, self._begun : end] = values
+        if not self._begun:
+            return keys, values
+        return self._cache.keys[layer, rows, :, :end], self._cache.values[layer, rows, :, :end]
 
 
 class Going:

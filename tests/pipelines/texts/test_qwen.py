@@ -145,12 +145,51 @@ def test_a_crowd_is_read_a_few_at_a_time(qwen: Load, chat_job: Make, monkeypatch
     """Reading long texts takes long: in between the others go on, and whoever drives them hears cancels."""
     pipeline = qwen("instruct")
     expected = {prompt: alone(pipeline, chat_job(prompt)) for prompt in PROMPTS[:3]}
-    monkeypatch.setattr("ourvidz.pipelines.texts.decoding.PREFILL_TOKENS", 1)
+    monkeypatch.setattr("ourvidz.pipelines.texts.decoding.PREFILL_TOKENS", 20)
     heard = Heard(pipeline.decoding())
     for prompt in expected:
         heard.decoding.join(prompt, chat_job(prompt))
     assert [len(heard.step()) for _ in expected] == [1, 2, 3]
     assert heard.finish() == expected
+
+
+def test_a_long_text_is_read_by_and_by_while_the_others_go_on(
+    qwen: Load, chat_job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt of many thousand tokens must not stop everybody: and it is the same text in the end."""
+    pipeline = qwen("instruct")
+    long = ", ".join(PROMPTS[1:6])
+    expected = {prompt: alone(pipeline, chat_job(prompt)) for prompt in (PROMPTS[0], long)}
+    monkeypatch.setattr("ourvidz.pipelines.texts.decoding.PREFILL_TOKENS", 20)
+    heard = Heard(pipeline.decoding())
+    for name in ("gone", PROMPTS[0]):
+        heard.decoding.join(name, chat_job(PROMPTS[0]))
+        heard.step()
+    length = heard.decoding.join(long, chat_job(long))
+    assert length > 2 * 20
+    assert len(heard.step()) == 2, "the others go on"
+    heard.decoding.leave("gone")
+    while long not in heard.last:
+        assert [piece.key for piece in heard.step()][:1] == [PROMPTS[0]]
+    assert {name: text for name, text in heard.finish().items() if name != "gone"} == expected
+
+
+def test_a_long_text_may_leave_before_it_is_read(
+    qwen: Load, chat_job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller went away: the next one finds everything as if it had never been there."""
+    pipeline = qwen("instruct")
+    expected = alone(pipeline, chat_job(PROMPTS[0]))
+    monkeypatch.setattr("ourvidz.pipelines.texts.decoding.PREFILL_TOKENS", 4)
+    decoding = pipeline.decoding()
+    decoding.join("long", chat_job(PROMPTS[1]))
+    assert decoding.step() == []
+    decoding.leave("long")
+    decoding.join("next", chat_job(PROMPTS[0]))
+    heard = Heard(decoding)
+    while not heard.step():
+        continue
+    assert heard.finish() == {"next": expected}
 
 
 def test_the_base_model_goes_on_from_the_plain_text(qwen: Load, chat_job: Make) -> None:
