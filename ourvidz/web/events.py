@@ -11,6 +11,7 @@ from ourvidz import log
 from ourvidz.errors import InvalidParameters, OurvidzError
 from ourvidz.ledger.record import Record, StreamItem
 from ourvidz.ledger.store import Ledger
+from ourvidz.web.following import next_of, stop
 
 KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -26,8 +27,7 @@ async def stream(
     silences. A ledger that goes away ends the stream: clients come back with the last id they have."""
     yield b"retry: 2000\n\n"
     items = ledger.follow(job_id, after=after)
-    # A task, because waiting for the next item with a timeout would cancel the iterator.
-    following: asyncio.Task[StreamItem | None] = asyncio.ensure_future(_next(items))
+    following = next_of(items)
     ended = False
     try:
         while True:
@@ -41,15 +41,14 @@ async def stream(
             ended = item.kind == "done" and not await asyncio.to_thread(_overtaken, ledger, job_id, item)
             # `done` comes once, at the end: how an earlier run ended is one more state of the job.
             yield _event("state" if item.kind == "done" and not ended else item.kind, item.data, item.id)
-            following = asyncio.ensure_future(_next(items))
+            following = next_of(items)
         if not ended:
             record = await asyncio.to_thread(ledger.get, job_id)
             yield _event("done", _ending(record))
     except OurvidzError as gone:
         _log.warning("events_cut", job_id=job_id, code=gone.code)
     finally:
-        following.cancel()
-        await asyncio.wait({following})
+        await stop(following)
 
 
 def resume_from(last_event_id: str | None) -> str:
@@ -72,10 +71,6 @@ def _overtaken(ledger: Ledger, job_id: str, done: StreamItem) -> bool:
     """Whether the job was opened again after this end."""
     record = ledger.get(job_id)
     return record is not None and record.run > int(done.data["run"])
-
-
-async def _next(items: AsyncIterator[StreamItem]) -> StreamItem | None:
-    return await anext(items, None)
 
 
 def _ending(record: Record | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from ourvidz.ledger.record import Record, StreamItem
 from ourvidz.ledger.store import Ledger
 from ourvidz.web import door
 from ourvidz.web.attendance import Attendance
+from ourvidz.web.following import next_of, stop
 from ourvidz.wiring import control
 
 CHECK_S = 5.0
@@ -209,8 +210,7 @@ class _Wait:
     async def _items(self) -> AsyncGenerator[StreamItem | None, None]:
         """The items of the job's stream; None when the next one takes long, or the deadline is there."""
         items = self._ledger.follow(self._job.id)
-        # A task, because waiting for the next item with a timeout would cancel the iterator.
-        following = asyncio.ensure_future(_next(items))
+        following = next_of(items)
         try:
             while True:
                 patience_s = min(CHECK_S, max(0.0, self._ends - time.monotonic()))
@@ -220,13 +220,11 @@ class _Wait:
                     if item is None:
                         return
                     yield item
-                    following = asyncio.ensure_future(_next(items))
+                    following = next_of(items)
                 else:
                     yield None
         finally:
-            following.cancel()
-            with CancelScope(shield=True):
-                await asyncio.wait({following})
+            await stop(following)
 
     def _note(self, item: StreamItem) -> None:
         if item.data.get("status") == "processing" and self._started_at is None:
@@ -292,10 +290,6 @@ def _cancel(job_id: str) -> None:
         return
     except OurvidzError as failed:
         _log.warning("cancel_failed", job_id=job_id, code=failed.code)
-
-
-async def _next(items: AsyncIterator[StreamItem]) -> StreamItem | None:
-    return await anext(items, None)
 
 
 async def _when_gone(request: Request, scope: CancelScope) -> None:

@@ -254,7 +254,9 @@ def serve() -> Iterator[Callable[[Shim], str]]:
     with ExitStack() as until_the_end:
 
         def listen(shim: Shim) -> str:
-            config = uvicorn.Config(shim.client.app, port=0, lifespan="off", log_config=None)
+            config = uvicorn.Config(
+                shim.client.app, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=5
+            )
             server = uvicorn.Server(config)
             thread = threading.Thread(target=server.run, daemon=True)
             thread.start()
