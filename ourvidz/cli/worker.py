@@ -17,7 +17,7 @@ HELPERS = ("io", "keeper", "clock", "web")
 NEEDED = {
     "sdxl": "OURVIDZ_SDXL_MODEL",
     "wan": "OURVIDZ_WAN_MODEL",
-    "chat": "OURVIDZ_QWEN_MODEL or OURVIDZ_QWEN_INSTRUCT_URL",
+    "chat": "OURVIDZ_QWEN_MODEL, or OURVIDZ_QWEN_INSTRUCT_URL and OURVIDZ_QWEN_BASE_URL",
 }
 """What an operator sets for each on the production profile."""
 
@@ -43,24 +43,30 @@ def families_of(written: str) -> tuple[str, ...]:
 
 
 def default_families(chosen: Settings) -> tuple[str, ...]:
-    """The families that have a model: the tiny profile has one for each, production what was set.
-    `SettingsError` when that is nothing."""
-    found = tuple(name for name in FAMILIES if _model_of(name, chosen))
+    """The families that have a model, or one of those they need: the tiny profile has one for each,
+    production what was set. `SettingsError` when that is nothing."""
+    found = tuple(name for name in FAMILIES if any(_models_of(name, chosen)))
     if not found:
-        raise SettingsError(f"no model is set: set {', '.join(NEEDED.values())}", field="workers")
+        raise SettingsError(f"no model is set: set {'; '.join(NEEDED.values())}", field="workers")
     return found
 
 
 def check_model(name: str, chosen: Settings) -> None:
     """Refuse to be a worker that could not load a model. `SettingsError` names what has to be set."""
-    if not _model_of(name, chosen):
+    if not all(_models_of(name, chosen)):
         raise SettingsError(f"the production profile's {name} worker needs {NEEDED[name]}", field="worker")
 
 
-def _model_of(name: str, chosen: Settings) -> bool:
-    texts = chosen.qwen_model or chosen.qwen_instruct_url or chosen.qwen_base_url
-    given = {"sdxl": chosen.sdxl_model, "wan": chosen.wan_model, "chat": texts}
-    return chosen.profile == "tiny" or given[name] is not None
+def _models_of(name: str, chosen: Settings) -> tuple[bool, ...]:
+    """Of every model that this worker loads, whether it is there. Who builds models of their own knows."""
+    own = chosen.profile == "tiny" or chosen.models != Settings.model_fields["models"].default
+    texts = (chosen.qwen_instruct_url, chosen.qwen_base_url)
+    given: dict[str, tuple[object, ...]] = {
+        "sdxl": (chosen.sdxl_model,),
+        "wan": (chosen.wan_model,),
+        "chat": tuple(chosen.qwen_model or url for url in texts),
+    }
+    return tuple(own or model is not None for model in given[name])
 
 
 def arguments(name: str, chosen: Settings) -> list[str]:

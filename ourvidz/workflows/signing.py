@@ -24,8 +24,8 @@ class File:
 class Credentials:
     """Signs the files of one job, all of one source. What cannot be signed stays as it is: it is paid for.
 
-    After a failure the job's other files are not tried: an authority that does not answer takes half a
-    minute for each of them, while the GPU waits.
+    After a failure the job's other files are not tried, those aside that are being signed by then: an
+    authority that does not answer takes half a minute for each of them, while the GPU waits.
     """
 
     def __init__(self, signer: Signer | None, source: Source, *, job_id: str) -> None:

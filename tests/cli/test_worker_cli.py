@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ourvidz.cli.main import cli
-from ourvidz.cli.worker import FAMILIES, HELPERS, arguments, default_families, families_of
+from ourvidz.cli.worker import FAMILIES, HELPERS, arguments, check_model, default_families, families_of
 from ourvidz.errors import SettingsError
 from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.settings import load_settings, settings
@@ -104,12 +104,28 @@ def test_a_production_worker_without_its_model_is_refused_and_the_others_are_not
         for command in (["worker", "sdxl"], ["up", "--no-flower", "--workers", "wan,sdxl"]):
             refused = CliRunner().invoke(cli, command)
             assert (refused.exit_code, "OURVIDZ_SDXL_MODEL" in refused.stderr) == (2, True), refused.output
+        own = load_settings(_env_file=None, OURVIDZ_MODELS="ours.models:build")
+        assert default_families(own) == FAMILIES, "who builds models of their own knows what they need"
         monkeypatch.delenv("OURVIDZ_WAN_MODEL")
         with pytest.raises(SettingsError, match="no model is set"):
             default_families(load_settings(_env_file=None))
     finally:
         monkeypatch.undo()
         settings.cache_clear()
+
+
+def test_a_chat_worker_with_one_of_its_two_models_is_refused(tmp_path: Path) -> None:
+    """It could load neither, and would be started again and again; what is missing is said at once."""
+    half = {
+        "OURVIDZ_PROFILE": "production",
+        "OURVIDZ_REDIS_URL": "redis://127.0.0.1:1/0",
+        "SUPABASE_URL": "http://127.0.0.1:1",
+        "OURVIDZ_QWEN_INSTRUCT_URL": "http://127.0.0.1:1/v1",
+    }
+    with pytest.raises(SettingsError, match="OURVIDZ_QWEN_BASE_URL"):
+        check_model("chat", load_settings(_env_file=None, **half))
+    for rest in ({"OURVIDZ_QWEN_BASE_URL": "http://127.0.0.1:1/v1"}, {"OURVIDZ_QWEN_MODEL": tmp_path}):
+        check_model("chat", load_settings(_env_file=None, **half, **rest))
 
 
 def test_only_the_shim_takes_sockets() -> None:

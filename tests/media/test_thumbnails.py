@@ -66,6 +66,14 @@ def test_an_impossible_thumbnail_has_its_own_error() -> None:
         thumbnail(Image.new("RGB", (0, 8)))
 
 
+def test_a_pillow_without_webp_makes_no_thumbnails_and_fails_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the library raises, here a KeyError, it is the thumbnail that failed."""
+    Image.init()
+    monkeypatch.delitem(Image.SAVE, "WEBP")
+    with pytest.raises(ThumbnailGenerationError):
+        thumbnail(Image.new("RGB", (64, 64)))
+
+
 @pytest.mark.parametrize("frames", [1, 2, 5, 8, 17])
 def test_a_clip_is_shown_by_its_middle_frame(frames: int) -> None:
     """The first one is often still empty. Frames are stored out of order, so finding it takes decoding."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from PIL import Image, ImageCms
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ourvidz.errors import InvalidParameters
+from ourvidz import dispatch
+from ourvidz.errors import InvalidParameters, StorageError
 from ourvidz.pipelines.checkpoints import find_sdxl
+from ourvidz.storage.local import LocalStore
 from ourvidz.testing import CallbackRecorder, Eager, eager
 from ourvidz.wiring import loading
+from ourvidz.workflows import run
+from ourvidz.workflows.assets import AT_ONCE
 
 
 def payload(**changed: Any) -> dict[str, Any]:
@@ -106,6 +111,67 @@ def test_an_operator_can_switch_previews_off(tmp_path: Path, ourvidz_callbacks: 
     with eager(tmp_path, ourvidz_callbacks, OURVIDZ_PREVIEWS="false") as running:
         running.submit(payload())
         assert "preview" not in [item.kind for item in running.control.ledger.stream("one")]
+
+
+@contextmanager
+def putting(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> Iterator[None]:
+    """Calls `before` with every key before it is put; a put that fails is tried again at once."""
+    put = LocalStore.put
+
+    def told(store: LocalStore, key: str, data: bytes, *, content_type: str) -> None:
+        before(key)
+        put(store, key, data, content_type=content_type)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "put", told)
+        patched.setattr(run, "PUT_PAUSE_S", 0)
+        yield
+
+
+BATCH = {"steps": 1, "width": 64, "height": 64, "num_images": 6, "seed": 40}
+
+
+def test_one_of_six_that_cannot_be_stored_fails_the_job_and_a_retry_delivers_all(
+    ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six or none: the five that are stored are not in the callback, and are the same when it works."""
+    tried: list[str] = []
+
+    def full(key: str) -> None:
+        if key.endswith("/3.png"):
+            tried.append(key)
+            raise StorageError("the disk is full")
+
+    with putting(monkeypatch, full):
+        failed = ended(ourvidz_eager, payload(config=BATCH))
+    assert (failed["error"]["code"], failed["error"]["retryable"]) == ("STORAGE_ERROR", True)
+    assert (failed["assets"], len(tried)) == ([], 3)
+    dispatch.retry("one")
+    told = ourvidz_eager.callbacks.of("one")[-1].payload
+    assert ourvidz_eager.callbacks.statuses("one") == ["processing", "failed", "processing", "completed"]
+    described = [asset["metadata"] for asset in told["assets"]]
+    assert [(one["asset_index"], one["seed"]) for one in described] == [(k, 40 + k) for k in range(6)]
+    assert all(ourvidz_eager.control.store.exists(asset["url"]) for asset in told["assets"])
+
+
+def test_a_job_that_is_cancelled_between_its_pictures_ends_as_cancelled(
+    ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The threads that store hear of it: what comes after is neither stored nor delivered."""
+    stored: list[str] = []
+
+    def cancel_at_the_first(key: str) -> None:
+        if not stored:
+            dispatch.cancel("one")
+        stored.append(key)
+
+    with putting(monkeypatch, cancel_at_the_first):
+        told = ended(ourvidz_eager, payload(config=BATCH))
+    assert ourvidz_eager.callbacks.statuses("one") == ["processing", "failed"]
+    assert (told["error"]["code"], told["assets"]) == ("CANCELLED", [])
+    assert ourvidz_eager.record("one").status == "cancelled"
+    # Puts that began before it was said come to their end.
+    assert len(stored) <= AT_ONCE
 
 
 @pytest.fixture

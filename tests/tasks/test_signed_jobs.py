@@ -8,7 +8,7 @@ from typing import Any
 
 from ourvidz.testing import CallbackRecorder, eager
 
-JOB = {
+JOB: dict[str, Any] = {
     "id": "one",
     "type": "sdxl_image_fast",
     "prompt": "a hill above a lake",
@@ -20,21 +20,22 @@ JOB = {
 def test_a_configured_certificate_signs_what_a_job_makes(
     tmp_path: Path, ourvidz_callbacks: CallbackRecorder, make_chain: Any
 ) -> None:
-    """Two variables are all that an operator sets."""
+    """Two variables are all that an operator sets. Several threads sign the pictures of a batch."""
     from c2pa import Reader
 
     with eager(tmp_path, ourvidz_callbacks, **make_chain().variables(tmp_path)) as system:
-        system.submit(JOB)
-        (asset,) = system.callbacks.of("one")[-1].payload["assets"]
-        stored = system.control.store.get(asset["url"])
+        system.submit(JOB | {"config": {**JOB["config"], "num_images": 6}})
+        assets = system.callbacks.of("one")[-1].payload["assets"]
+        stored = [system.control.store.get(asset["url"]) for asset in assets]
         counts = system.control.ledger.counts()
-    assert asset["metadata"]["c2pa"] is True
+    assert [asset["metadata"]["c2pa"] for asset in assets] == [True] * 6
     assert "assets.unsigned" not in counts
-    with Reader("image/png", io.BytesIO(stored)) as reader:
-        assert reader.get_validation_state() == "Valid"
-        said = reader.json()
-    assert "hill" not in said, "a manifest says nothing of the prompt"
-    assert '"me"' not in said, "a manifest says nothing of the user"
+    for file in stored:
+        with Reader("image/png", io.BytesIO(file)) as reader:
+            assert reader.get_validation_state() == "Valid"
+            said = reader.json()
+        assert "hill" not in said, "a manifest says nothing of the prompt"
+        assert '"me"' not in said, "a manifest says nothing of the user"
 
 
 def test_a_certificate_that_cannot_sign_fails_the_job_before_it_is_made(

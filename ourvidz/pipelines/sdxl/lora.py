@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
+from safetensors import safe_open
 
 from ourvidz.errors import ModelLoadError
 
@@ -20,6 +22,8 @@ _PAIRS = (
 )
 _ATTENTION_NAMES = (("_lora.down.weight", ".lora.down.weight"), ("_lora.up.weight", ".lora.up.weight"))
 """How old files write `to_q_lora.down` for `to_q.lora.down`."""
+_SAID_CHARS = 200
+"""Of diffusers' error, which can name every weight there is."""
 _TEXT_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
@@ -96,17 +100,16 @@ def merge(pipe: StableDiffusionXLPipeline, lora: Lora) -> None:
 def read(pipe: StableDiffusionXLPipeline, lora: Lora) -> LoraWeights:
     """What a LoRA file adds to this pipeline; nothing is changed yet.
 
-    `ModelLoadError` when the file is no LoRA, or names a layer this checkpoint has not.
+    `ModelLoadError` when the file is no LoRA, holds other weights too, or names a layer this checkpoint has
+    not.
     """
     if lora.path.suffix != ".safetensors" or not lora.path.is_file():
         raise ModelLoadError(f"LoRA {lora.name}: there is no .safetensors file {lora.path}.")
-    # Weights of the trainer most people use have other names; diffusers knows how to translate them.
-    tensors, alphas = StableDiffusionXLPipeline.lora_state_dict(
-        str(lora.path), unet_config=pipe.unet.config, local_files_only=True, use_safetensors=True
-    )
-    changes = list(_changes(tensors, alphas or {}))
+    tensors, alphas, trained = _tensors(pipe, lora)
+    changes = list(_changes(tensors, alphas or {}, trained or {}))
     if not changes:
         raise ModelLoadError(f"LoRA {lora.name}: {lora.path.name} holds no LoRA weights.")
+    _need_all(lora, tensors, changes)
     parts = [(change, _layer(pipe, change.module, lora)) for change in changes]
     for change, layer in parts:
         if not change.fits(weights_of(layer)):
@@ -114,8 +117,41 @@ def read(pipe: StableDiffusionXLPipeline, lora: Lora) -> LoraWeights:
     return LoraWeights(parts)
 
 
-def _changes(tensors: dict[str, torch.Tensor], alphas: dict[str, Any]) -> Iterator[_Change]:
-    """What the file holds. `alphas` are apart where diffusers has translated the names."""
+def _tensors(pipe: StableDiffusionXLPipeline, lora: Lora) -> tuple[dict[str, Any], Any, Any]:
+    """The file's weights, its alphas and how peft was set, the last two None where they are not apart.
+    `ModelLoadError` names the file: whatever else is being loaded is not to blame."""
+    try:
+        # Weights of the trainer most people use have other names; diffusers knows how to translate them.
+        found: tuple[dict[str, Any], Any, Any] = StableDiffusionXLPipeline.lora_state_dict(
+            str(lora.path),
+            unet_config=pipe.unet.config,
+            local_files_only=True,
+            use_safetensors=True,
+            return_lora_metadata=True,
+        )
+    except Exception as error:
+        said = " ".join(str(error).split())[:_SAID_CHARS]
+        raise ModelLoadError(f"LoRA {lora.name}: {lora.path.name} cannot be read: {said}") from error
+    return found
+
+
+def _need_all(lora: Lora, tensors: Iterable[str], changes: Iterable[_Change]) -> None:
+    """Half of what was trained is another picture: `ModelLoadError` for weights that would be left out."""
+    with safe_open(lora.path, "pt") as file:
+        # diffusers drops these and says so in a warning.
+        left = [key for key in file.keys() if "dora_scale" in key]  # noqa: SIM118  it is no dictionary
+    endings = (*(ending for pair in _PAIRS for ending in pair), ".alpha")
+    used = {change.module + ending for change in changes for ending in endings}
+    left += [key for key in tensors if _modern(key) not in used]
+    if left:
+        raise ModelLoadError(f"LoRA {lora.name}: {left[0]} is no part of a LoRA that can be added.")
+
+
+def _changes(
+    tensors: dict[str, torch.Tensor], alphas: dict[str, Any], trained: dict[str, Any]
+) -> Iterator[_Change]:
+    """What the file holds. `alphas` are apart where diffusers has translated the names, `trained` is how peft
+    was set for each part of the pipeline, where the file says so."""
     named = {_modern(key): tensor for key, tensor in tensors.items()}
     for key, down in tensors.items():
         for first, second in _PAIRS:
@@ -125,8 +161,24 @@ def _changes(tensors: dict[str, torch.Tensor], alphas: dict[str, Any]) -> Iterat
             up = named.get(module + second)
             if up is None:
                 raise ModelLoadError(f"The LoRA weights lack {module}{second}.")
-            alpha = alphas.get(f"{key}.alpha", named.get(f"{module}.alpha"))
+            alpha = _peft_alpha(module, len(down), trained)
+            if alpha is None:
+                alpha = alphas.get(f"{key}.alpha", named.get(f"{module}.alpha"))
             yield _Change(module, down, up, None if alpha is None else float(alpha))
+
+
+def _peft_alpha(module: str, rank: int, trained: dict[str, Any]) -> float | None:
+    """The alpha of a layer by peft's settings, which stand in the file's header; None where none do."""
+    part, _, inner = module.partition(".")
+    alpha = trained.get(f"{part}.lora_alpha")
+    for pattern, other in (trained.get(f"{part}.alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", inner):
+            alpha = other
+            break
+    if alpha is None:
+        return None
+    # Rank-stabilised: over the root of the rank instead of the rank.
+    return float(alpha) * (rank**0.5 if trained.get(f"{part}.use_rslora") else 1.0)
 
 
 def _modern(key: str) -> str:

@@ -11,6 +11,8 @@ import torch
 
 from ourvidz.jobs.ranges import EXACT_COPY_DENOISE
 
+_LEAST_SHARE = 1e-30
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -91,7 +93,7 @@ def from_picture(scheduler: Any, steps: int, denoise: float, device: torch.devic
     steps short would begin a whole step lower, which with few steps is no noise at all.
     """
     trained = int(scheduler.config.num_train_timesteps)
-    whole = min(max(steps, round(steps / denoise) if denoise else trained), trained)
+    whole = round(min(steps / denoise, trained)) if denoise else trained
     if isinstance(scheduler, diffusers.LCMScheduler):
         last = [round(trained * (k + 1) / whole) - 1 for k in reversed(range(steps))]
         scheduler.set_timesteps(timesteps=last, device=device)
@@ -116,8 +118,9 @@ def for_copy(own: Any, steps: int, denoise: float, device: torch.device) -> tupl
     """
     scheduler = diffusers.EulerDiscreteScheduler.from_config(own.config, **_UNSHAPED)
     signal = float(scheduler.alphas_cumprod[0])
-    most = ((1 - signal) / signal) ** 0.5 * min(denoise / EXACT_COPY_DENOISE, 1.0)
-    noise = most * np.arange(steps, -1, -1) / steps
+    # Single precision has no smaller levels than 1e-38, and a step from none to none divides by it.
+    share = min(max(denoise / EXACT_COPY_DENOISE, _LEAST_SHARE), 1.0)
+    noise = ((1 - signal) / signal) ** 0.5 * share * np.arange(steps, -1, -1) / steps
     scheduler.set_timesteps(sigmas=noise.tolist(), device=device)
     return scheduler, _beginning_at(scheduler, 0)
 

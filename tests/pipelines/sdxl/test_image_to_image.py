@@ -109,6 +109,14 @@ def test_an_exact_copy_without_strength_is_the_reference_itself(
     assert (found.seeds, found.asset_metadata["effective_steps"]) == ([7, 8, 9], 0)
 
 
+def test_an_exact_copy_of_hardly_any_strength_is_a_copy(
+    sdxl: SDXLPipeline, copy: MakeJob, hills: Image.Image
+) -> None:
+    """A strength that single precision takes for none is above 0 all the same, and no black picture."""
+    [expected], [found] = (made(sdxl, copy(denoise), hills).images for denoise in (1e-9, 5e-324))
+    assert far(expected, found) <= 1
+
+
 def test_the_middle_of_the_reference_is_used(sdxl: SDXLPipeline, modify: MakeJob, hills: Image.Image) -> None:
     """A wide reference is cut, not squeezed: what lies outside the middle changes nothing."""
     painted_over = hills.copy()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -208,3 +209,23 @@ def test_a_file_that_is_no_adapter_is_a_load_error(
     wrong = AdapterFiles(tmp_path / "lora.safetensors", files.encoder)
     with pytest.raises(ModelLoadError, match="no IP-Adapter"):
         SDXLPipeline(tiny, options=SDXLOptions(ip_adapter=wrong)).load()
+
+
+def test_compiled_blocks_take_any_strength(
+    tiny: Checkpoint,
+    files: AdapterFiles,
+    adapted: SDXLPipeline,
+    image_job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A caller's strength is no constant of the program: compiled anew for each, the ninth job would fail.
+    Here only the tracing is done."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled = SDXLPipeline(tiny, options=SDXLOptions(ip_adapter=files, compiled=True))
+    compiled.load()
+    for number in range(10):
+        asked = {"denoise_strength": number / 10, "steps": 1}
+        found = follow(compiled, image_job, "character", **asked)
+        assert far(found, follow(adapted, image_job, "character", **asked)) <= LEVELS
+    torch._dynamo.reset()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,27 @@ def test_a_lora_file_is_added_to_the_weights(
     assert merged.info()["loras"] == [f"hills@{weight:g}"]
 
 
+@pytest.mark.parametrize(
+    ("header", "factor"),
+    [
+        ({"unet.lora_alpha": 8, "unet.r": RANK}, 4.0),
+        ({"unet.lora_alpha": 8, "unet.alpha_pattern": {"attn2.to_q": 1}}, 0.5),
+        ({"unet.lora_alpha": 2, "unet.use_rslora": True}, 2**0.5),
+        ({"text_encoder.lora_alpha": 8}, 1.0),
+    ],
+)
+def test_a_file_by_peft_is_as_strong_as_it_was_in_training(
+    sdxl: SDXLPipeline, tiny: Checkpoint, tmp_path: Path, header: dict[str, object], factor: float
+) -> None:
+    """Its alpha is no tensor beside the others: it stands in the file's header."""
+    before = weights_of(sdxl)
+    down, up = matrices(*before.shape)
+    tensors = {f"unet.{LAYER}.lora_A.weight": down, f"unet.{LAYER}.lora_B.weight": up}
+    save_file(tensors, tmp_path / "h.safetensors", {"lora_adapter_metadata": json.dumps(header)})
+    merged = loaded(tiny, Lora("hills", tmp_path / "h.safetensors"))
+    assert torch.allclose(weights_of(merged), before + factor * (up @ down), atol=1e-5)
+
+
 @pytest.mark.parametrize("encoder", ["text_encoder", "text_encoder_2"])
 @pytest.mark.parametrize(
     "written", ["{0}.text_model.encoder.layers.0.self_attn.q_proj.{1}", "lora_{2}_{3}.{4}"]
@@ -123,6 +145,23 @@ def test_a_lora_changes_the_picture(
             "another shape",
         ),
         ({"colours": torch.ones(3)}, "no LoRA weights"),
+        (
+            {
+                f"unet.{LAYER}.lora_A.weight": torch.ones(2, 4),
+                f"unet.{LAYER}.lora_B.weight": torch.ones(4, 2),
+                f"unet.{LAYER}.lora_B.bias": torch.ones(4),
+            },
+            "lora_B.bias is no part",
+        ),
+        (
+            {
+                f"{TRAINERS}.lora_down.weight": torch.ones(2, 4),
+                f"{TRAINERS}.lora_up.weight": torch.ones(4, 2),
+                f"{TRAINERS}.dora_scale": torch.ones(1, 4),
+            },
+            "dora_scale is no part",
+        ),
+        ({f"{TRAINERS}.lokr_w1": torch.ones(4, 2)}, f"LoRA odd: odd.safetensors cannot .*{TRAINERS}.lokr_w1"),
     ],
 )
 def test_a_file_that_does_not_fit_is_a_load_error(
@@ -140,6 +179,13 @@ def test_a_missing_file_is_a_load_error(tiny: Checkpoint, tmp_path: Path) -> Non
     for name in ("gone.safetensors", "hills.pt"):
         with pytest.raises(ModelLoadError, match=name):
             loaded(tiny, Lora("hills", tmp_path / name))
+
+
+def test_a_damaged_file_is_named(tiny: Checkpoint, tmp_path: Path) -> None:
+    """A download that broke off, among a checkpoint's many files."""
+    (tmp_path / "half.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    with pytest.raises(ModelLoadError, match=r"LoRA hills: half\.safetensors cannot be read"):
+        loaded(tiny, Lora("hills", tmp_path / "half.safetensors"))
 
 
 def test_a_lora_is_written_with_its_name_and_weight() -> None:

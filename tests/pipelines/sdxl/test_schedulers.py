@@ -52,7 +52,7 @@ def test_the_way_from_noise_has_as_many_steps_as_asked(name: str, steps: int) ->
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("denoise", [0.0, 0.001, 0.05, 0.15, 0.61, 1.0])
+@pytest.mark.parametrize("denoise", [0.0, 5e-324, 0.001, 0.05, 0.15, 0.61, 1.0])
 @pytest.mark.parametrize("steps", [1, 3, 10])
 def test_the_way_from_a_picture_has_its_steps_and_begins_at_its_strength(
     name: str, denoise: float, steps: int
