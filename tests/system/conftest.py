@@ -48,6 +48,13 @@ def wait_for(read: Callable[[], Any], *, within_s: float, why: str) -> Any:
         time.sleep(POLL_S)
 
 
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Stack:
     """One running `ourvidz up`."""
 
@@ -182,6 +189,13 @@ class Stack:
         top = psutil.Process(self.process.pid)
         return [top, *top.children(recursive=True)]
 
+    @staticmethod
+    def outliving(family: list[psutil.Process], *, within_s: float) -> list[psutil.Process]:
+        """Who of them still runs. An orphan that has ended waits for the machine's first process to bury it,
+        which may take its time."""
+        left = psutil.wait_procs(family, timeout=within_s)[1]
+        return [one for one in left if _runs(one)]
+
     def stop(self, within_s: float = STOP_S) -> int:
         """SIGTERM to `up`, as an operator would; its exit status."""
         if self.process.poll() is None:
@@ -286,7 +300,7 @@ def chromium_binary() -> str | None:
     return os.environ.get("CHROMIUM_BIN") or next(filter(None, found), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium, driven by Playwright. Without one the test is skipped, under CI it fails."""
     missing = missing_browser()

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
 import pytest
 import requests
 
@@ -163,5 +162,4 @@ def test_two_stacks_live_side_by_side(house: Any, stacks: Callable[..., Any], tm
         family = beside.family()
         beside.process.send_signal(2)
         assert beside.process.wait(10) == 0
-        _, alive = psutil.wait_procs(family, timeout=1)
-        assert alive == []
+        assert beside.outliving(family, within_s=1) == []

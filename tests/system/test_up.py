@@ -33,8 +33,7 @@ def test_a_stack_makes_a_picture_tells_its_caller_and_leaves_nothing_behind(
 
         family = running.family()
         assert running.stop() == 0
-        _, alive = psutil.wait_procs(family, timeout=5)
-        assert alive == [], "a process outlived `up`"
+        assert running.outliving(family, within_s=5) == [], "a process outlived `up`"
 
 
 def test_whatever_dies_comes_back_and_the_next_start_knows_the_jobs(stack: Callable[..., Any]) -> None:
@@ -47,8 +46,7 @@ def test_whatever_dies_comes_back_and_the_next_start_knows_the_jobs(stack: Calla
         assert first.pid_of("io") != before
         family = first.family()
         first.process.kill()
-        _, alive = psutil.wait_procs(family, timeout=10)
-        assert alive == [], "`up` was killed and left orphans"
+        assert first.outliving(family, within_s=10) == [], "`up` was killed and left orphans"
     with stack() as second:
         assert second.job("up-2")["status"] == "completed"
         assert second.stop() == 0
