@@ -7,7 +7,6 @@ real widths and two layers: they work once a job.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,13 @@ import diffusers
 import torch
 import transformers
 
+from benchmarks import gpu
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from training.untrained import sdxl as untrained
 
-GIB = 1 << 30
 COUNTS: tuple[Literal[1, 3, 6], ...] = (1, 3, 6)
 
 
@@ -116,35 +115,26 @@ def run(name: str, folder: Path, options: SDXLOptions, job: ImageJob) -> Iterato
     for count in COUNTS:
         asked = job.model_copy(update={"num_images": count})
         sdxl.generate(asked, on_step=lambda *_: None)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        gpu.forget_peak()
         at: list[float] = []
-        started = now()
-        sdxl.generate(asked, on_step=lambda *_, at=at: at.append(now()))
-        seconds = now() - started
+        started = gpu.now()
+        sdxl.generate(asked, on_step=lambda *_, at=at: at.append(gpu.now()))
+        seconds = gpu.now() - started
         yield {
             "way": name,
             "pictures": count,
             "seconds": seconds,
             "pictures_per_s": count / seconds,
             "share_outside": 1 - (at[-1] - at[0]) / seconds,
-            "peak_gib": torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None,
+            "peak_gib": gpu.peak_gib(),
         }
     sdxl.unload()
 
 
-def now() -> float:
-    """The clock, once the GPU has done what it was told."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def line(row: dict[str, Any]) -> str:
     """A row in words."""
-    peak = "no GPU" if row["peak_gib"] is None else f"{row['peak_gib']:.1f} GiB"
     return (
         f"{row['way']:9} {row['pictures']} pictures {row['seconds']:7.2f} s   "
         f"{row['pictures_per_s']:6.2f} a second   "
-        f"{row['share_outside']:4.0%} outside the denoiser   peak {peak}"
+        f"{row['share_outside']:4.0%} outside the denoiser   peak {gpu.told(row['peak_gib'])}"
     )

@@ -7,7 +7,6 @@ a cache that measures change skips does depend on the weights; those that go by 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,13 @@ import diffusers
 import torch
 import transformers
 
+from benchmarks import gpu
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.caches import CACHES
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from training.untrained import wan as untrained
-
-GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +97,11 @@ def run(name: str, folder: Path, options: WanOptions, job: VideoJob) -> dict[str
     """Load, make the clip once to compile and warm up, and measure the second time."""
     wan = WanPipeline(Checkpoint(folder, "folder"), options=options)
     wan.generate(job, on_step=lambda *_: None)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    gpu.forget_peak()
     at: list[float] = []
-    started = time.perf_counter()
-    wan.generate(job, on_step=lambda *_: at.append(now()))
-    seconds = time.perf_counter() - started
+    started = gpu.now()
+    wan.generate(job, on_step=lambda *_: at.append(gpu.now()))
+    seconds = gpu.now() - started
     wan.unload()
     denoising = at[-1] - at[0]
     return {
@@ -112,21 +109,13 @@ def run(name: str, folder: Path, options: WanOptions, job: VideoJob) -> dict[str
         "seconds": seconds,
         "seconds_a_step": denoising / (len(at) - 1),
         "share_outside": 1 - denoising / seconds,
-        "peak_gib": torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None,
+        "peak_gib": gpu.peak_gib(),
     }
-
-
-def now() -> float:
-    """The clock, once the GPU has done what it was told."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def line(row: dict[str, Any]) -> str:
     """A row in words."""
-    peak = "no GPU" if row["peak_gib"] is None else f"{row['peak_gib']:.1f} GiB"
     return (
         f"{row['way']:18} {row['seconds']:7.1f} s   {row['seconds_a_step']:6.2f} s a step   "
-        f"{row['share_outside']:4.0%} outside the denoiser   peak {peak}"
+        f"{row['share_outside']:4.0%} outside the denoiser   peak {gpu.told(row['peak_gib'])}"
     )
