@@ -118,7 +118,7 @@ def our_stages(system: Eager) -> list[tuple[object, str, str]]:
         (SDXLPipeline, "encode", "encode words"),
         (SDXLPipeline, "denoise", "denoise"),
         (SDXLPipeline, "decode", "decode"),
-        (assets.Keeper, "assets", "wait for storage"),
+        (assets.AssetUploader, "assets", "wait for storage"),
         (assets, "png", "encode files"),
         (assets, "thumbnail", "encode files"),
         (LocalStore, "put", "store"),

@@ -10,7 +10,7 @@ from kombu.entity import Exchange, Queue
 from ourvidz.jobs.catalog import CATALOG, QUEUES
 from ourvidz.settings import settings
 
-SYNC, ENHANCEMENT, JOBS = 0, 3, 6
+PRIORITY_SYNC, ENHANCEMENT, JOBS = 0, 3, 6
 """Priorities: 0 is the most urgent. Always passed explicitly; a message without one lands at 0."""
 
 CALLBACKS_QUEUE = "callbacks"
@@ -86,6 +86,6 @@ beat_schedule = {
     "sweep": {
         "task": SWEEP_TASK,
         "schedule": _settings.sweep_s,
-        "options": {"queue": MAINTENANCE_QUEUE, "priority": SYNC, "expires": _settings.sweep_s},
+        "options": {"queue": MAINTENANCE_QUEUE, "priority": PRIORITY_SYNC, "expires": _settings.sweep_s},
     }
 }

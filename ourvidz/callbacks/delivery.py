@@ -9,15 +9,15 @@ from uuid import uuid4
 
 from ourvidz import log
 from ourvidz.callbacks import payload, signing
-from ourvidz.callbacks.lanes import Lanes
+from ourvidz.callbacks.lanes import PerHostLimiter
 from ourvidz.callbacks.retry import Again, Delivered, Rng, decide, retry_after_s
 from ourvidz.callbacks.target import Target
 from ourvidz.ledger.record import OutboxEvent
 from ourvidz.ledger.store import Outbox
 from ourvidz.net.client import Answer, Client, NoAnswer
-from ourvidz.net.reach import Reach
+from ourvidz.net.egress_policy import Reach
 
-__all__ = ["Clocked", "Courier", "Target"]
+__all__ = ["CallbackSender", "Clocked", "Target"]
 
 LEASE_MARGIN_S = 5.0
 """What a taken row is held beyond the longest post, for building it and for noting how it went."""
@@ -32,16 +32,16 @@ class Clocked(Outbox, Protocol):
         """The ledger's clock."""
 
 
-class Courier:
+class CallbackSender:
     """Delivers callbacks. Safe to share between threads; one a process, because its lanes count what is
     under way."""
 
     def __init__(
-        self, ledger: Clocked, target: Target, *, lanes: Lanes | None = None, rng: Rng | None = None
+        self, ledger: Clocked, target: Target, *, lanes: PerHostLimiter | None = None, rng: Rng | None = None
     ) -> None:
         self._ledger = ledger
         self._target = target
-        self._lanes = lanes or Lanes()
+        self._lanes = lanes or PerHostLimiter()
         self._rng = rng or random.SystemRandom()
         self._client = Client(timeout_s=target.timeout_s, opener=Reach(target.hosts))
 

@@ -19,7 +19,7 @@ class _Lane:
     backlog: dict[str, None] = field(default_factory=dict)
 
 
-class Lanes:
+class PerHostLimiter:
     """`width` items of one lane at a time; at most `backlog` items wait, each once. A thread goes on with
     the backlog for `turn_s` seconds, so that a long one does not keep its task open for ever."""
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from ourvidz.errors import Cancelled, InternalError
-from ourvidz.jobs.outcome import Asset, Fault
+from ourvidz.jobs.outcome import Asset, JobError
 from ourvidz.ledger.record import OutboxEvent
 
 AssetsAs = Literal["objects", "urls"]
@@ -78,7 +78,7 @@ def encode(payload: dict[str, Any]) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def _metadata(event: OutboxEvent, fault: Fault | None, worker_version: str) -> dict[str, Any]:
+def _metadata(event: OutboxEvent, fault: JobError | None, worker_version: str) -> dict[str, Any]:
     found = event.outcome.metadata if event.outcome else {}
     known = DEFAULTS | {"worker_version": worker_version} | event.facts | found | event.metadata
     if known["batch_size"] is None:
@@ -116,11 +116,11 @@ def _gibibytes(known: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _fault(event: OutboxEvent) -> Fault | None:
+def _fault(event: OutboxEvent) -> JobError | None:
     if event.kind == "cancelled":
-        return event.fault or Fault.of(Cancelled("the job was cancelled"))
+        return event.fault or JobError.of(Cancelled("the job was cancelled"))
     if event.kind == "failed":
-        return event.fault or Fault.of(InternalError("the job failed"))
+        return event.fault or JobError.of(InternalError("the job failed"))
     return None
 
 

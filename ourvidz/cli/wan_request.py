@@ -14,8 +14,8 @@ from ourvidz.errors import InvalidParameters, InvalidPrompt
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.defaults import draw_seed
 from ourvidz.jobs.job import ReferenceMode, VideoJob
-from ourvidz.jobs.plain import is_well_formed
 from ourvidz.jobs.ranges import PROMPT_CHARS
+from ourvidz.jobs.sanitize import is_well_formed
 from ourvidz.jobs.videos import refuse_too_large
 from ourvidz.pipelines.base import SourceClip
 from ourvidz.pipelines.checkpoints import Checkpoint

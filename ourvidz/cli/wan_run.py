@@ -19,7 +19,7 @@ from ourvidz.errors import ModelLoadError, OutOfMemory, ReferenceFrameError, Sto
 from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.pipelines import devices
-from ourvidz.pipelines.base import Clip, Look, SourceClip
+from ourvidz.pipelines.base import Clip, PreviewRenderer, SourceClip
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.pipelines.wan.placement import Placement
@@ -84,7 +84,7 @@ class Terminal:
         self._bar.update(done - self._done)
         self._done = done
 
-    def preview(self, take: Callable[[], Look]) -> None:
+    def preview(self, take: Callable[[], PreviewRenderer]) -> None:
         """Nobody is watching."""
 
     def say(self, text: str, done: int, total: int) -> bool:  # noqa: ARG002

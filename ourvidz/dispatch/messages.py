@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from ourvidz import log
 from ourvidz.app import app
-from ourvidz.celery_settings import CALLBACKS_QUEUE, DELIVER_TASK, ENHANCE_TASK, ENHANCEMENT, SYNC
+from ourvidz.celery_settings import CALLBACKS_QUEUE, DELIVER_TASK, ENHANCE_TASK, ENHANCEMENT, PRIORITY_SYNC
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.jobs.catalog import CATALOG, QUEUES
 from ourvidz.ledger.record import Record
@@ -117,7 +117,7 @@ def deliver(job_id: str) -> None:
     """Ask the callback worker to tell a job's caller what is due. A lost request is repeated by the sweep."""
     try:
         app.signature(DELIVER_TASK, args=(job_id,), immutable=True).apply_async(
-            queue=CALLBACKS_QUEUE, priority=SYNC, argsrepr=REDACTED, retry=False
+            queue=CALLBACKS_QUEUE, priority=PRIORITY_SYNC, argsrepr=REDACTED, retry=False
         )
     except UNREACHABLE as lost:
         _log.warning("dispatch_failed", job_id=job_id, error=type(lost).__name__)

@@ -6,7 +6,7 @@ from celery.utils.nodenames import worker_direct
 
 from ourvidz import log
 from ourvidz.app import app
-from ourvidz.celery_settings import CALLBACKS_QUEUE, FLUSH_TASK, SYNC
+from ourvidz.celery_settings import CALLBACKS_QUEUE, FLUSH_TASK, PRIORITY_SYNC
 from ourvidz.dispatch.messages import UNREACHABLE, deliver, publish
 from ourvidz.errors import NotFound
 from ourvidz.ledger.record import Record
@@ -70,7 +70,7 @@ def flush(worker_id: str) -> bool:
     sent."""
     try:
         app.signature(FLUSH_TASK, immutable=True).apply_async(
-            queue=worker_direct(worker_id), priority=SYNC, expires=FLUSH_WITHIN_S, retry=False
+            queue=worker_direct(worker_id), priority=PRIORITY_SYNC, expires=FLUSH_WITHIN_S, retry=False
         )
     except UNREACHABLE as lost:
         _log.warning("flush_not_sent", worker_id=worker_id, error=type(lost).__name__)

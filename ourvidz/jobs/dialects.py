@@ -12,8 +12,8 @@ from ourvidz.jobs.defaults import Defaults
 from ourvidz.jobs.fields import Fields, either, missing, refused
 from ourvidz.jobs.images import parse_image
 from ourvidz.jobs.job import Job
-from ourvidz.jobs.links import callback_url
 from ourvidz.jobs.ranges import EXPECTED_S
+from ourvidz.jobs.urls import callback_url
 from ourvidz.jobs.videos import parse_video
 
 __all__ = ["Defaults", "parse"]

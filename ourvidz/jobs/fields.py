@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ourvidz.errors import CallerError, InvalidParameters, InvalidPrompt
-from ourvidz.jobs.plain import is_well_formed, plain, shorten
 from ourvidz.jobs.ranges import PROMPT_CHARS, Range
+from ourvidz.jobs.sanitize import is_well_formed, plain, shorten
 
 CONTAINERS = ("config", "metadata")
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")

@@ -8,9 +8,9 @@ from ourvidz.jobs.catalog import JobType
 from ourvidz.jobs.defaults import Defaults
 from ourvidz.jobs.fields import Fields, either
 from ourvidz.jobs.job import ImageJob
-from ourvidz.jobs.links import reference
 from ourvidz.jobs.loras import loras
 from ourvidz.jobs.ranges import EXACT_COPY_DENOISE, SDXL_SIDE_PX
+from ourvidz.jobs.urls import reference
 from ourvidz.jobs.visual import need_prompt, sampling, sides, written_size
 
 

@@ -26,7 +26,7 @@ class Asset(BaseModel):
     metadata: dict[str, Any] = {}
 
 
-class Fault(BaseModel):
+class JobError(BaseModel):
     """Why a job failed. `field` and `kind` are for callers that wait: it is their own request."""
 
     model_config = ConfigDict(frozen=True)
@@ -38,7 +38,7 @@ class Fault(BaseModel):
     kind: str | None = None
 
     @classmethod
-    def of(cls, error: OurvidzError) -> Fault:
+    def of(cls, error: OurvidzError) -> JobError:
         """The fault an error of the tree stands for."""
         return cls(
             code=error.code,
@@ -62,10 +62,10 @@ class Outcome(BaseModel):
     assets: tuple[Asset, ...] = ()
     metadata: dict[str, Any] = {}
     enhanced_prompt: str | None = None
-    fault: Fault | None = None
+    fault: JobError | None = None
 
     @classmethod
     def failure(cls, error: OurvidzError, **metadata: Any) -> Outcome:
         """The outcome of a job that ended with `error`; a cancelled one counts as its own ending."""
         ending: Ending = "cancelled" if isinstance(error, Cancelled) else "failed"
-        return cls(status=ending, metadata=metadata, fault=Fault.of(error))
+        return cls(status=ending, metadata=metadata, fault=JobError.of(error))

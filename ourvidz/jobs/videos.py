@@ -11,7 +11,6 @@ from ourvidz.jobs.catalog import JobType
 from ourvidz.jobs.defaults import Defaults
 from ourvidz.jobs.fields import Fields, either, refused
 from ourvidz.jobs.job import ReferenceMode, VideoJob
-from ourvidz.jobs.links import reference
 from ourvidz.jobs.ranges import (
     CONVERSATION_CHARS,
     FPS,
@@ -22,6 +21,7 @@ from ourvidz.jobs.ranges import (
     WAN_ASPECTS,
     WAN_SIDE_PX,
 )
+from ourvidz.jobs.urls import reference
 from ourvidz.jobs.visual import guidance, need_prompt, reference_strength, sampling, sides, written_size
 
 SOLVERS = ("unipc", "dpm++")

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from ourvidz.jobs.job import ChatJob, Job, VideoJob
-from ourvidz.jobs.outcome import Ending, Fault, Outcome
+from ourvidz.jobs.outcome import Ending, JobError, Outcome
 
 RECORD_VERSION = 1
 
@@ -181,7 +181,7 @@ class OutboxEvent:
         return self.kind != "processing"
 
     @property
-    def fault(self) -> Fault | None:
+    def fault(self) -> JobError | None:
         """Why the job failed, if it did."""
         return self.outcome.fault if self.outcome else None
 

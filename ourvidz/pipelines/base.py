@@ -13,9 +13,9 @@ from ourvidz.jobs.job import ChatJob, ImageJob, VideoJob
 
 OnStep = Callable[[int, int], None]
 """`on_step(done, total)` before the first step (done = 0) and after every step; it may raise to stop."""
-Look = Callable[[], Image]
+PreviewRenderer = Callable[[], Image]
 """Draws a small RGB picture of the unfinished work as it was. On any thread, at any later time; may fail."""
-OnPreview = Callable[[Callable[[], Look]], None]
+OnPreview = Callable[[Callable[[], PreviewRenderer]], None]
 """`on_preview(take)` after every step but the last, before its `on_step`. `take()`, while `on_preview` runs,
 copies what has to be drawn to the CPU; without it nothing is copied. `on_preview` raises nothing."""
 OnPicture = Callable[[int, Image], None]
@@ -128,7 +128,7 @@ class VideoPipeline(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextDelta:
     """What one step gave to one text of a decoding.
 
     `text` is what can be shown now: empty while a character is half made or a stop string may be under way.
@@ -153,7 +153,7 @@ class Decoding(Protocol):
         `InvalidParameters` when prompt and `max_tokens` do not fit the model's context; the others are not
         disturbed."""
 
-    def step(self) -> list[Piece]:
+    def step(self) -> list[TextDelta]:
         """One token more for every text that is in and not finished, or for some of them while others are
         being read; `OutOfMemory` when they are too many."""
 

@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from ourvidz import log
 from ourvidz.errors import InvalidParameters, NotFound, ReferenceForbidden, ReferenceFrameError, StorageError
-from ourvidz.jobs.links import is_readable_by, scheme_of
+from ourvidz.jobs.urls import is_readable_by, scheme_of
 from ourvidz.net.client import Answer, NoAnswer
 from ourvidz.references.data_uri import TOO_LARGE, data_uri_bytes
 from ourvidz.references.decode import begins_a_picture, decode

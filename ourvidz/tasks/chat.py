@@ -10,7 +10,7 @@ from ourvidz import signals  # noqa: F401  a worker's child imports only the tas
 from ourvidz.app import app
 from ourvidz.tasks.attempt import services
 from ourvidz.tasks.base import GenerationTask, JobFailed
-from ourvidz.tasks.turns import ClaimedCompany, ClaimedTurn
+from ourvidz.tasks.text_batching import ClaimedCompany, ClaimedTurn
 from ourvidz.wiring import control
 from ourvidz.workflows.chat import converse
 

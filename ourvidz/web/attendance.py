@@ -11,7 +11,7 @@ from ourvidz.ledger.store import Ledger
 RETRY_S = 60.0
 
 
-class Attendance:
+class WorkerAvailability:
     """Answers for one shim. The time without a worker is counted from the shim's start at the earliest, so
     that jobs are accepted while everything restarts; the ledger is asked only when its last answer no
     longer settles the question."""

@@ -8,11 +8,11 @@ from ourvidz import dispatch
 from ourvidz.celery_settings import JOBS
 from ourvidz.jobs.job import Job
 from ourvidz.ledger.record import Admission
-from ourvidz.web.attendance import Attendance
+from ourvidz.web.attendance import WorkerAvailability
 from ourvidz.wiring import control
 
 
-def look(jobs: list[Job], attendance: Attendance) -> None:
+def look(jobs: list[Job], attendance: WorkerAvailability) -> None:
     """What `take` would refuse of these, before any of them is taken."""
     ledger, standing = control.current().ledger, dict[str, tuple[str, dict[str, Any]]]()
     for job in jobs:
@@ -25,7 +25,7 @@ def look(jobs: list[Job], attendance: Attendance) -> None:
             raise dispatch.taken(job.id)
 
 
-def take(job: Job, attendance: Attendance, *, priority: int = JOBS, quiet: bool = False) -> Admission:
+def take(job: Job, attendance: WorkerAvailability, *, priority: int = JOBS, quiet: bool = False) -> Admission:
     """Record and publish an admitted job. `WorkerUnavailable` for a new one that nobody would run,
     `Conflict` when another job stands under its id."""
     ledger = control.current().ledger

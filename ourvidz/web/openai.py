@@ -17,8 +17,8 @@ from ourvidz.errors import InvalidParameters, NotFound, OurvidzError
 from ourvidz.jobs.chats import MODELS
 from ourvidz.jobs.fields import Fields, refused
 from ourvidz.jobs.job import ChatJob
-from ourvidz.jobs.plain import shorten
 from ourvidz.jobs.ranges import MAX_TOKENS
+from ourvidz.jobs.sanitize import shorten
 from ourvidz.jobs.schema import conversation_schema
 from ourvidz.web import audit, chat, openai_errors
 from ourvidz.web.body import read_json

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ourvidz import log
 from ourvidz.errors import InternalError, InvalidParameters, NotFound, OurvidzError, PolicyViolation, by_code
-from ourvidz.jobs.plain import shorten
+from ourvidz.jobs.sanitize import shorten
 from ourvidz.web import audit, openai_errors
 
 MEDIA_TYPE = "application/problem+json"

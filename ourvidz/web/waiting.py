@@ -17,7 +17,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Send
 
 from ourvidz import dispatch, log
-from ourvidz.celery_settings import SYNC
+from ourvidz.celery_settings import PRIORITY_SYNC
 from ourvidz.errors import (
     Conflict,
     InternalError,
@@ -32,7 +32,7 @@ from ourvidz.jobs.job import ChatJob
 from ourvidz.ledger.record import Record, StreamItem
 from ourvidz.ledger.store import Ledger
 from ourvidz.web import door
-from ourvidz.web.attendance import Attendance
+from ourvidz.web.attendance import WorkerAvailability
 from ourvidz.web.following import next_of, stop
 from ourvidz.wiring import control
 
@@ -72,7 +72,7 @@ Heard = AsyncGenerator[str | Answer, None]
 """Pieces of text as they are made, `SILENCE` from time to time, and at the end one `Answer`."""
 
 
-async def wait_for(job: ChatJob, attendance: Attendance) -> Heard:
+async def wait_for(job: ChatJob, attendance: WorkerAvailability) -> Heard:
     """Queue a job and follow it to its end. Closing the generator cancels the job.
 
     Raises what the job ended with; `WorkerUnavailable` when nobody takes it, `JobTimeout` when it has made no
@@ -174,10 +174,10 @@ class _Wait:
         self.pending = False
         """Whether there is a job that goes on when nobody stops it."""
 
-    def enqueue(self, attendance: Attendance) -> None:
+    def enqueue(self, attendance: WorkerAvailability) -> None:
         """Record and publish the job, before all that are not waited for. Its caller is called back only
         where it has said so."""
-        door.take(self._job, attendance, priority=SYNC, quiet=self._job.callback_url is None)
+        door.take(self._job, attendance, priority=PRIORITY_SYNC, quiet=self._job.callback_url is None)
         self.pending = True
 
     async def follow(self) -> Heard:

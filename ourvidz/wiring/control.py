@@ -12,7 +12,7 @@ from functools import cached_property
 from urllib.parse import urlsplit
 
 from ourvidz import __version__
-from ourvidz.callbacks.delivery import Courier, Target
+from ourvidz.callbacks.delivery import CallbackSender, Target
 from ourvidz.jobs.dialects import Defaults
 from ourvidz.jobs.ranges import FRAMES
 from ourvidz.ledger.redis_store import RedisLedger
@@ -20,8 +20,8 @@ from ourvidz.ledger.store import Ledger
 from ourvidz.ledger.sweep import Rules
 from ourvidz.media.credentials import Signer
 from ourvidz.net.client import Client
-from ourvidz.net.guard import Fetcher
-from ourvidz.net.reach import Reach
+from ourvidz.net.egress_policy import Reach
+from ourvidz.net.fetch import Fetcher
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, load_terms
 from ourvidz.safety.moderation import TIMEOUT_S, Moderation
@@ -48,9 +48,9 @@ class Control:
     target: Target
 
     @cached_property
-    def courier(self) -> Courier:
+    def courier(self) -> CallbackSender:
         """Delivers callbacks; one a process, because its lanes count what is under way."""
-        return Courier(self.ledger, self.target)
+        return CallbackSender(self.ledger, self.target)
 
     @cached_property
     def references(self) -> References:

@@ -30,7 +30,7 @@ StoringJob = ImageJob | VideoJob
 """A job that puts files into storage."""
 
 
-class Keeper:
+class AssetUploader:
     """Stores the pictures of one job while others are still being made.
 
     Some threads each take one picture: they encode, sign and put it, and its thumbnail after it. `Run.put`
@@ -93,7 +93,7 @@ def keep_pictures(
     pictures: Pictures, job: StoringJob, run: Run, store: Store, credentials: Credentials
 ) -> tuple[Asset, ...]:
     """Store pictures that are all made, and their thumbnails; the assets in the order of their seeds."""
-    with Keeper(job, run, store, credentials) as keeper:
+    with AssetUploader(job, run, store, credentials) as keeper:
         return keeper.assets(pictures)
 
 

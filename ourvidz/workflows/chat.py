@@ -10,7 +10,7 @@ from ourvidz import __version__, log
 from ourvidz.errors import CallerError, Cancelled, JobTimeout, OurvidzError, PolicyViolation
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.pipelines.base import Decoding, Piece
+from ourvidz.pipelines.base import Decoding, TextDelta
 from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Run, Services
 
@@ -49,7 +49,7 @@ class Turn(Protocol):
         somebody else has the job by now."""
 
 
-class Company(Protocol):
+class JobSource(Protocol):
     """The jobs that wait and could be decoded together with the first."""
 
     def joining(self, first: ChatJob, *, present: int) -> Sequence[Turn]:
@@ -57,7 +57,7 @@ class Company(Protocol):
         Each has to be ended. When none are, and nobody joins, the batch is over."""
 
 
-def converse(first: Turn, company: Company, use: Services) -> None:
+def converse(first: Turn, company: JobSource, use: Services) -> None:
     """Decode a text to its end, together with those that come while it grows.
 
     Each turn is ended as soon as its own text is; what this raises concerns all that are still open.
@@ -90,7 +90,7 @@ class _Text:
         self._judge_at = 0.0
         self._moderated = turn.job.sfw_mode and use.moderation is not None
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: TextDelta) -> None:
         """Take what a step gave."""
         self.text += piece.text
         self.tokens = piece.tokens

@@ -15,7 +15,7 @@ from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.media.provenance import Source
 from ourvidz.pipelines.base import Pictures
-from ourvidz.workflows.assets import Keeper
+from ourvidz.workflows.assets import AssetUploader
 from ourvidz.workflows.services import Run, Services
 from ourvidz.workflows.signing import Credentials
 
@@ -53,7 +53,7 @@ def _painted(
 ) -> _Made:
     """Generate pictures and store each as soon as it is finished. `told` completes what is said of them."""
     credentials = Credentials(use.signer, _source(reference), job_id=job.id)
-    with Keeper(job, run, use.store, credentials) as keeper:
+    with AssetUploader(job, run, use.store, credentials) as keeper:
         pictures = use.models.images().generate(
             job, reference=reference, on_step=run.step, on_preview=run.preview, on_picture=keeper.take
         )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ourvidz import log
 from ourvidz.media.thumbnails import thumbnail
-from ourvidz.pipelines.base import Look
+from ourvidz.pipelines.base import PreviewRenderer
 
 PREVIEW_EVERY_S = 0.5
 
@@ -33,7 +33,7 @@ class Previews:
         self._drawing: Future[Item] | None = None
         self._fetching = threading.Lock()
 
-    def offer(self, take: Callable[[], Look]) -> None:
+    def offer(self, take: Callable[[], PreviewRenderer]) -> None:
         """Have what `take` copies drawn, if it is time and the last one was fetched."""
         now = self._clock()
         if self._failed or self._drawing is not None or now < self._due_at:
@@ -65,7 +65,7 @@ class Previews:
         _log.exception("previews_off", job_id=self._job_id)
 
 
-def _item(look: Look) -> Item:
+def _item(look: PreviewRenderer) -> Item:
     small = look()
     webp = base64.b64encode(thumbnail(small)).decode()
     return "preview", {"webp": webp, "width": small.width, "height": small.height}

@@ -12,7 +12,7 @@ from ourvidz import log
 from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
 from ourvidz.ledger.record import Claim, Verdict
 from ourvidz.ledger.store import Ledger
-from ourvidz.pipelines.base import Look
+from ourvidz.pipelines.base import PreviewRenderer
 from ourvidz.storage.store import Store
 from ourvidz.workflows.previews import Previews
 
@@ -103,7 +103,7 @@ class LeasedRun:
             raise self._late()
         return heard
 
-    def preview(self, take: Callable[[], Look]) -> None:
+    def preview(self, take: Callable[[], PreviewRenderer]) -> None:
         """Have what `take` copies drawn on a thread of its own, at most twice a second; followers of the job
         get it with the next word to the ledger. Raises nothing: a job does not fail for it."""
         if self._previews is not None:

@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from ourvidz.jobs.job import BaseJob
 from ourvidz.media.provenance import Source
-from ourvidz.pipelines.base import ImagePipeline, Look, TextPipeline, VideoPipeline
+from ourvidz.pipelines.base import ImagePipeline, PreviewRenderer, TextPipeline, VideoPipeline
 from ourvidz.safety.gate import Gate
 from ourvidz.storage.store import Store
 
@@ -26,7 +26,7 @@ class Run(Protocol):
         """Report a finished step. Raises `Cancelled`, `JobTimeout`, or stops an attempt whose fence is
         lost."""
 
-    def preview(self, take: Callable[[], Look]) -> None:
+    def preview(self, take: Callable[[], PreviewRenderer]) -> None:
         """Show followers of the job what `take` copies of the unfinished work, if it is time for one. Drawn
         elsewhere: costs the job no more than the copy. Raises nothing."""
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ourvidz.callbacks.delivery import Courier, Target
-from ourvidz.callbacks.lanes import Lanes
+from ourvidz.callbacks.delivery import CallbackSender, Target
+from ourvidz.callbacks.lanes import PerHostLimiter
 from ourvidz.callbacks.signing import Verified, verify
 from ourvidz.callbacks.target import NO_URL, NOT_ALLOWED
 from ourvidz.errors import InternalError
@@ -46,12 +46,12 @@ def run_job(ledger: MemoryLedger, make_job: Callable[..., ImageJob]) -> Callable
 
 
 @pytest.fixture
-def courier_to(ledger: MemoryLedger) -> Callable[..., Courier]:
+def courier_to(ledger: MemoryLedger) -> Callable[..., CallbackSender]:
     """A courier whose default receiver is the given one; anything may be chosen."""
 
-    def make(url: str | None, lanes: Lanes | None = None, **chosen: Any) -> Courier:
+    def make(url: str | None, lanes: PerHostLimiter | None = None, **chosen: Any) -> CallbackSender:
         target = Target(**{"default_url": url, "worker_version": "1", "timeout_s": 5.0, **chosen})
-        return Courier(ledger, target, lanes=lanes, rng=random.Random(1))
+        return CallbackSender(ledger, target, lanes=lanes, rng=random.Random(1))
 
     return make
 

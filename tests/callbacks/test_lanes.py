@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
-from ourvidz.callbacks.lanes import Lanes
+from ourvidz.callbacks.lanes import PerHostLimiter
 
 PATIENCE_S = 10.0
 
@@ -40,7 +40,7 @@ class Work:
 
 def test_a_full_lane_sends_the_thread_away_and_keeps_the_item() -> None:
     """A thread that waited for a slow host would be missing everywhere else."""
-    lanes, work = Lanes(width=2), Work()
+    lanes, work = PerHostLimiter(width=2), Work()
     with ThreadPoolExecutor(2) as threads:
         first = [threads.submit(lanes.run, "a", item, work) for item in ("1", "2")]
         work.wait_until_working(2)
@@ -55,7 +55,7 @@ def test_a_full_lane_sends_the_thread_away_and_keeps_the_item() -> None:
 
 def test_lanes_do_not_know_each_other() -> None:
     """One hung host leaves the others alone."""
-    lanes, hung, free = Lanes(width=1), Work(), Work()
+    lanes, hung, free = PerHostLimiter(width=1), Work(), Work()
     free.go.set()
     with ThreadPoolExecutor(1) as threads:
         held = threads.submit(lanes.run, "hung", "1", hung)
@@ -68,7 +68,7 @@ def test_lanes_do_not_know_each_other() -> None:
 
 def test_an_item_waits_once_and_the_backlog_is_bounded() -> None:
     """The sweep names the same jobs every two seconds."""
-    lanes, work = Lanes(width=1, backlog=2), Work()
+    lanes, work = PerHostLimiter(width=1, backlog=2), Work()
     with ThreadPoolExecutor(1) as threads:
         held = threads.submit(lanes.run, "a", "1", work)
         work.wait_until_working(1)
@@ -82,7 +82,7 @@ def test_an_item_waits_once_and_the_backlog_is_bounded() -> None:
 
 def test_work_that_raises_gives_its_place_back() -> None:
     """A lost ledger connection must not close the lane for good."""
-    lanes, work = Lanes(width=1), Work()
+    lanes, work = PerHostLimiter(width=1), Work()
 
     def broken(item: str) -> None:
         assert lanes.run("a", "waits", work) is False
@@ -97,7 +97,7 @@ def test_work_that_raises_gives_its_place_back() -> None:
 
 def test_a_turn_ends() -> None:
     """A thread whose host is never idle still returns to its pool; the rest stays with the others."""
-    lanes, work = Lanes(width=1, turn_s=0.0), Work()
+    lanes, work = PerHostLimiter(width=1, turn_s=0.0), Work()
     work.go.set()
 
     def leaves_another(item: str) -> None:
@@ -113,7 +113,7 @@ def test_a_turn_ends() -> None:
 
 def test_nothing_is_lost_under_many_threads() -> None:
     """Every item is worked on, never more than the width at once, whoever wins which race."""
-    lanes, work = Lanes(width=3), Work()
+    lanes, work = PerHostLimiter(width=3), Work()
     work.go.set()
     items = [f"{lane}{n}" for n in range(200) for lane in "ab"]
     with ThreadPoolExecutor(16) as threads:

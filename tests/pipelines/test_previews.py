@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ourvidz.jobs.job import ImageJob
-from ourvidz.pipelines.base import Look
+from ourvidz.pipelines.base import PreviewRenderer
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.previews import learn_colours
 from ourvidz.pipelines.sdxl.options import SDXLOptions
@@ -61,10 +61,10 @@ def test_every_step_but_the_last_can_be_looked_at(sdxl: SDXLPipeline, image_job:
 
 def test_a_look_shows_the_step_it_was_taken_after(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
     """It is drawn later, by another thread, while the latents go on."""
-    looks: list[Look] = []
+    looks: list[PreviewRenderer] = []
     at_once: list[bytes] = []
 
-    def on_preview(take: Callable[[], Look]) -> None:
+    def on_preview(take: Callable[[], PreviewRenderer]) -> None:
         looks.append(take())
         at_once.append(looks[-1]().tobytes())
 

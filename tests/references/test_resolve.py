@@ -17,8 +17,8 @@ from PIL import Image
 
 from ourvidz.errors import InvalidParameters, NotFound, ReferenceForbidden, ReferenceFrameError, StorageError
 from ourvidz.jobs.catalog import READ_BUCKETS
-from ourvidz.net.guard import Fetcher
-from ourvidz.net.reach import Reach
+from ourvidz.net.egress_policy import Reach
+from ourvidz.net.fetch import Fetcher
 from ourvidz.references.data_uri import TOO_LARGE
 from ourvidz.references.decode import UNREADABLE
 from ourvidz.references.resolve import FORBIDDEN, UNFETCHED, Limits, References

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ourvidz.errors import PolicyViolation
-from ourvidz.jobs.outcome import Fault
+from ourvidz.jobs.outcome import JobError
 from ourvidz.safety.gate import Gate, Terms
 
 GATE = Gate(Terms(minor=frozenset({"blorple", "wee zibby"}), sexual=frozenset({"quuxish", "vookil"})))
@@ -211,7 +211,7 @@ def test_the_error_is_neutral_and_the_audit_stays_behind() -> None:
     assert violation.audit is not None
     assert violation.audit["category"] == "minors"
     assert len(violation.audit["text_sha256"]) == 64
-    told = Fault.of(violation).model_dump_json() + violation.message
+    told = JobError.of(violation).model_dump_json() + violation.message
     assert all(
         word not in told.lower() for word in ("blorple", "quuxish", "minor", violation.audit["text_sha256"])
     )

@@ -251,7 +251,7 @@ def test_its_client_chats(shim, chat_worker, client) -> None:
 
 
 def test_its_client_streams(shim, chat_worker, client) -> None:
-    """Piece by piece, with the usage at the end."""
+    """TextDelta by piece, with the usage at the end."""
     chat_worker(shim.ledger)
     chunks = list(
         client.chat.completions.create(**HELLO, stream=True, stream_options={"include_usage": True})

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from ourvidz.celery_settings import SYNC
+from ourvidz.celery_settings import PRIORITY_SYNC
 from ourvidz.errors import InternalError, OutOfMemory, WorkerLost, WorkerUnavailable
 from ourvidz.jobs.dialects import Defaults, parse
 from ourvidz.jobs.outcome import Asset, Outcome
@@ -48,7 +48,11 @@ def test_a_request_waits_for_its_text(any_shim, chat_worker) -> None:
     assert answer.status_code == 200, answer.text
     assert answer.json()["response"] == "A tide is moving water."
     record = only_record(any_shim)
-    assert (record.job_id, record.status, record.priority) == (answer.json()["job_id"], "completed", SYNC)
+    assert (record.job_id, record.status, record.priority) == (
+        answer.json()["job_id"],
+        "completed",
+        PRIORITY_SYNC,
+    )
     assert worker.job.type == "chat_conversation"
 
 

@@ -15,7 +15,7 @@ from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.pipelines.base import Pictures
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
-from ourvidz.workflows.assets import AT_ONCE, Keeper
+from ourvidz.workflows.assets import AT_ONCE, AssetUploader
 from ourvidz.workflows.run import FenceLost, LeasedRun
 from ourvidz.workflows.signing import Credentials
 
@@ -53,8 +53,8 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "assets")
 
 
-def keeper(store: Store, run: Any) -> Keeper:
-    return Keeper(JOB, run, store, Credentials(None, "trainedAlgorithmicMedia", job_id=JOB.id))
+def keeper(store: Store, run: Any) -> AssetUploader:
+    return AssetUploader(JOB, run, store, Credentials(None, "trainedAlgorithmicMedia", job_id=JOB.id))
 
 
 def threads() -> list[str]:

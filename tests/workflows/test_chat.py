@@ -17,8 +17,8 @@ from ourvidz.errors import (
 )
 from ourvidz.jobs.job import ChatJob, Message
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.net.guard import Fetcher
-from ourvidz.net.reach import Reach
+from ourvidz.net.egress_policy import Reach
+from ourvidz.net.fetch import Fetcher
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.settings import load_settings

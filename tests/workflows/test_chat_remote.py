@@ -15,8 +15,8 @@ import pytest
 from ourvidz.errors import InvalidParameters, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob, Message
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.net.guard import Fetcher
-from ourvidz.net.reach import Reach
+from ourvidz.net.egress_policy import Reach
+from ourvidz.net.fetch import Fetcher
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.settings import load_settings
@@ -81,7 +81,7 @@ class Turn:
         self.error = error
 
 
-class Company:
+class JobSource:
     """Those who join at once."""
 
     def __init__(self, *turns: Turn) -> None:
@@ -119,7 +119,7 @@ def test_a_text_that_its_server_refuses_or_drops_fails_alone(use: Services) -> N
     """Whose text is too long hears so; whose text broke off may try again; the others are answered."""
     whole, late = turn("whole", "Hills?"), turn("late", "Hills?")
     long, dropped = turn("long", "Hills?", max_tokens=512), turn("dropped", "A cloud?")
-    converse(whole, Company(long, dropped, late), use)
+    converse(whole, JobSource(long, dropped, late), use)
     for one in (whole, late):
         assert one.error is None
         assert one.outcome is not None

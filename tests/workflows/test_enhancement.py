@@ -10,7 +10,7 @@ from ourvidz.errors import Cancelled, InvalidParameters, ModelLoadError, OutOfMe
 from ourvidz.jobs.job import ChatJob, VideoJob
 from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Enhancement
-from ourvidz.pipelines.base import Decoding, Piece, TextPipeline
+from ourvidz.pipelines.base import Decoding, TextDelta, TextPipeline
 from ourvidz.pipelines.checkpoints import find_qwen
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 from ourvidz.safety.gate import Gate, Terms
@@ -47,7 +47,7 @@ def job(**changed: Any) -> VideoJob:
 class Script:
     """A language model that says what it is told to, a piece a step; implements `TextPipeline`."""
 
-    pieces: list[Piece | Exception]
+    pieces: list[TextDelta | Exception]
     asked: list[ChatJob] = field(default_factory=list)
     inside: set[str] = field(default_factory=set)
 
@@ -68,7 +68,7 @@ class Script:
         self.inside.add(key)
         return 1
 
-    def step(self) -> list[Piece]:
+    def step(self) -> list[TextDelta]:
         piece = self.pieces.pop(0)
         if isinstance(piece, Exception):
             raise piece
@@ -82,7 +82,7 @@ def says(*texts: str) -> Script:
     """A model that says these pieces and then ends."""
     last = len(texts) - 1
     return Script(
-        [Piece("job-1", text, at + 1, "stop" if at == last else None) for at, text in enumerate(texts)]
+        [TextDelta("job-1", text, at + 1, "stop" if at == last else None) for at, text in enumerate(texts)]
     )
 
 
@@ -212,7 +212,7 @@ class TestFallingBack:
     )
     def test_a_model_that_fails(self, failure: Exception) -> None:
         """Of the failure itself the caller hears nothing: it is in the log."""
-        found = words(Script([Piece("job-1", "a", 1), failure]))
+        found = words(Script([TextDelta("job-1", "a", 1), failure]))
         assert found == {"reason": "The enhancement of the prompt failed: it was used as it is."}
 
     def test_a_worker_without_the_model(self) -> None:

@@ -25,9 +25,9 @@ from ourvidz.errors import (
 from ourvidz.jobs.job import ImageJob
 from ourvidz.media.images import png
 from ourvidz.media.provenance import source_type_of
-from ourvidz.net.guard import Fetcher
-from ourvidz.net.reach import Reach
-from ourvidz.pipelines.base import ImagePipeline, Look, OnStep, Pictures
+from ourvidz.net.egress_policy import Reach
+from ourvidz.net.fetch import Fetcher
+from ourvidz.pipelines.base import ImagePipeline, OnStep, Pictures, PreviewRenderer
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from ourvidz.references.resolve import Limits, References
@@ -50,7 +50,7 @@ class RecordingRun:
     attempt: int = 1
     steps: list[tuple[int, int]] = field(default_factory=list)
     puts: list[tuple[str, str]] = field(default_factory=list)
-    previews: list[Look] = field(default_factory=list)
+    previews: list[PreviewRenderer] = field(default_factory=list)
     cancel_at: int | None = None
 
     def step(self, done: int, total: int) -> None:
@@ -58,7 +58,7 @@ class RecordingRun:
         if done == self.cancel_at:
             raise Cancelled("enough")
 
-    def preview(self, take: Callable[[], Look]) -> None:
+    def preview(self, take: Callable[[], PreviewRenderer]) -> None:
         self.previews.append(take())
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:

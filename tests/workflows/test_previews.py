@@ -7,7 +7,7 @@ from concurrent.futures import wait
 import pytest
 from PIL import Image
 
-from ourvidz.pipelines.base import Look
+from ourvidz.pipelines.base import PreviewRenderer
 from ourvidz.workflows.previews import Previews
 
 
@@ -43,10 +43,10 @@ def waited(previews: Previews) -> int:
     return len(previews.drawn())
 
 
-def counting(looks: list[threading.Thread], look: Look = green) -> Callable[[], Look]:
+def counting(looks: list[threading.Thread], look: PreviewRenderer = green) -> Callable[[], PreviewRenderer]:
     """What to offer; writes down who copied."""
 
-    def take() -> Look:
+    def take() -> PreviewRenderer:
         looks.append(threading.current_thread())
         return look
 
@@ -107,7 +107,7 @@ def test_after_a_failure_there_are_no_more(previews: Previews, clock: Clock, fai
     def look() -> Image.Image:
         raise RuntimeError("no colours")
 
-    def take() -> Look:
+    def take() -> PreviewRenderer:
         taken.append(1)
         if fails == "copying":
             raise RuntimeError("no latents")

@@ -18,7 +18,7 @@ from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailabl
 from ourvidz.jobs.job import ImageJob
 from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Claim, Verdict
-from ourvidz.pipelines.base import Look
+from ourvidz.pipelines.base import PreviewRenderer
 from ourvidz.storage.local import LocalStore
 from ourvidz.workflows.run import FenceLost, LeasedRun
 
@@ -214,7 +214,7 @@ def previews(ledger: Away) -> list[dict[str, Any]]:
     return [item.data for item in ledger.stream("a") if item.kind == "preview"]
 
 
-def offer(run: LeasedRun, look: Look) -> None:
+def offer(run: LeasedRun, look: PreviewRenderer) -> None:
     """Offer a preview and wait until it is drawn, or has failed."""
     run.preview(lambda: look)
     assert run._previews is not None

@@ -25,7 +25,7 @@ from ourvidz.media.images import png
 from ourvidz.media.provenance import VOCABULARY, source_type_of
 from ourvidz.media.video import probe
 from ourvidz.net.client import NoAnswer
-from ourvidz.pipelines.base import Look, VideoPipeline
+from ourvidz.pipelines.base import PreviewRenderer, VideoPipeline
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.references.resolve import Limits, References
@@ -49,7 +49,7 @@ class RecordingRun:
 
     steps: list[tuple[int, int]] = field(default_factory=list)
     puts: list[tuple[str, str]] = field(default_factory=list)
-    previews: list[Look] = field(default_factory=list)
+    previews: list[PreviewRenderer] = field(default_factory=list)
     cancel_at: int | None = None
 
     def step(self, done: int, total: int) -> None:
@@ -57,7 +57,7 @@ class RecordingRun:
         if done == self.cancel_at:
             raise Cancelled("enough")
 
-    def preview(self, take: Callable[[], Look]) -> None:
+    def preview(self, take: Callable[[], PreviewRenderer]) -> None:
         self.previews.append(take())
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:

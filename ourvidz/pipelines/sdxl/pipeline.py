@@ -17,11 +17,11 @@ from PIL.Image import Image
 from ourvidz import log
 from ourvidz.errors import I2IPipelineError, InvalidParameters, ModelLoadError, OurvidzError, OutOfMemory
 from ourvidz.jobs.job import ImageJob
-from ourvidz.pipelines import devices, memory_ladder
-from ourvidz.pipelines.base import Look, OnPicture, OnPreview, OnStep, Pictures
+from ourvidz.pipelines import devices, oom_fallbacks
+from ourvidz.pipelines.base import OnPicture, OnPreview, OnStep, Pictures, PreviewRenderer
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.hearing import Hearing
-from ourvidz.pipelines.memory_ladder import Rung
+from ourvidz.pipelines.oom_fallbacks import OomFallback
+from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.sdxl import image_to_image, schedulers
 from ourvidz.pipelines.sdxl.conditioning import Conditioning
 from ourvidz.pipelines.sdxl.denoiser import Denoiser
@@ -106,8 +106,8 @@ class SDXLPipeline:
         self.check(job, reference)
         self.load()
         started = time.perf_counter()
-        work = self._work(job, reference, Hearing(on_step, on_preview, on_picture))
-        for rung in memory_ladder.rungs(job.num_images):
+        work = self._work(job, reference, ProgressReporter(on_step, on_preview, on_picture))
+        for rung in oom_fallbacks.rungs(job.num_images):
             if self._fits(work, rung):
                 return work.pictures(rung, time.perf_counter() - started)
             _log.warning("out_of_memory", job_id=job.id, rung=rung.name, at_once=rung.at_once)
@@ -115,7 +115,7 @@ class SDXLPipeline:
             devices.free_memory()
         raise OutOfMemory(f"Not enough memory for {job.num_images} of {job.width}x{job.height} px.")
 
-    def _fits(self, work: Work, rung: Rung) -> bool:
+    def _fits(self, work: Work, rung: OomFallback) -> bool:
         """Whether the job could be finished with the memory there is; it is then."""
         try:
             with self._loaded.codec.tiled(rung.tiled), self._loaded.with_loras(work.job.loras):
@@ -134,7 +134,7 @@ class SDXLPipeline:
         raise I2IPipelineError(I2I_FAILED, field="reference")
 
     @torch.no_grad()
-    def _climb(self, work: Work, rung: Rung) -> None:
+    def _climb(self, work: Work, rung: OomFallback) -> None:
         """The stairs after the check, from words to pictures, as many at a time as `rung` says."""
         if work.plan.copied is not None:
             work.hearing.begin(0)
@@ -211,7 +211,7 @@ class SDXLPipeline:
         return noisy
 
     def denoise(
-        self, denoiser: Denoiser, latents: torch.Tensor, timesteps: torch.Tensor, hearing: Hearing
+        self, denoiser: Denoiser, latents: torch.Tensor, timesteps: torch.Tensor, hearing: ProgressReporter
     ) -> torch.Tensor:
         """From noise to finished latents of the same shape, all pictures as one batch."""
         for done, timestep in enumerate(timesteps, start=1):
@@ -234,7 +234,7 @@ class SDXLPipeline:
     def _pipe(self) -> diffusers.StableDiffusionXLPipeline:
         return self._loaded.pipe
 
-    def _work(self, job: ImageJob, reference: Image | None, hearing: Hearing) -> Work:
+    def _work(self, job: ImageJob, reference: Image | None, hearing: ProgressReporter) -> Work:
         size = capped(job.width, job.height, cap=self.cap)
         plan = image_to_image.plan(job, reference, size, adapter=self._loaded.adapter is not None)
         # Checkpoints that were distilled to few steps have their guidance inside.
@@ -261,7 +261,7 @@ class SDXLPipeline:
             attending=self.options.attending,
         )
 
-    def _take(self, guess: torch.Tensor) -> Callable[[], Look] | None:
+    def _take(self, guess: torch.Tensor) -> Callable[[], PreviewRenderer] | None:
         """Copies the first of these latents, to be drawn elsewhere; None where colours are not known."""
         colours = self._loaded.colours
         if colours is None:

@@ -10,8 +10,8 @@ from PIL.Image import Image
 
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import Pictures
-from ourvidz.pipelines.hearing import Hearing
-from ourvidz.pipelines.memory_ladder import Rung
+from ourvidz.pipelines.oom_fallbacks import OomFallback
+from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.sdxl import image_to_image
 from ourvidz.pipelines.sdxl.conditioning import Conditioning
 from ourvidz.pipelines.sdxl.image_to_image import Plan
@@ -29,7 +29,7 @@ class Work:
     plan: Plan
     size: tuple[int, int]
     guidance: float
-    hearing: Hearing
+    hearing: ProgressReporter
     words: Conditioning | None = None
     latents: dict[int, torch.Tensor] = field(default_factory=dict)
     images: dict[int, Image] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Work:
         """The seeds whose latents are not finished, `at_once` together."""
         return _parts([seed for seed in self.job.seeds if seed not in self.latents], at_once)
 
-    def undecoded(self, rung: Rung) -> list[list[int]]:
+    def undecoded(self, rung: OomFallback) -> list[list[int]]:
         """The seeds whose pictures are not finished, those together that `rung` decodes at once."""
         width, height = self.size
         left = [seed for seed in self.job.seeds if seed not in self.images]
@@ -61,7 +61,7 @@ class Work:
             return {}
         return {"loras": [one.model_dump() for one in self.job.loras]}
 
-    def pictures(self, rung: Rung, seconds: float) -> Pictures:
+    def pictures(self, rung: OomFallback, seconds: float) -> Pictures:
         """What was made, and what the callback is told about it."""
         job, plan = self.job, self.plan
         return Pictures(

@@ -10,11 +10,11 @@ import torch
 from ourvidz.errors import CONTEXT_EXCEEDED, InvalidParameters, OutOfMemory
 from ourvidz.jobs.job import ChatJob
 from ourvidz.pipelines import devices
-from ourvidz.pipelines.base import Piece
-from ourvidz.pipelines.texts.key_values import Going, Opening
+from ourvidz.pipelines.base import TextDelta
+from ourvidz.pipelines.texts.kv_cache import Going, Opening
 from ourvidz.pipelines.texts.sampling import Choices, Sampler, choices
-from ourvidz.pipelines.texts.spelling import Speller
-from ourvidz.pipelines.texts.stopping import Screen
+from ourvidz.pipelines.texts.spelling import IncrementalDetokenizer
+from ourvidz.pipelines.texts.stopping import StopStringFilter
 from ourvidz.pipelines.texts.warm_qwen import WarmQwen
 
 PREFILL_TOKENS = 4096
@@ -30,8 +30,8 @@ class Text:
     prompt: list[int]
     most: int
     chosen: Choices
-    speller: Speller
-    screen: Screen
+    speller: IncrementalDetokenizer
+    screen: StopStringFilter
     read: int = 0
     """How much of a long prompt the model has seen so far; unused otherwise."""
 
@@ -77,11 +77,11 @@ class QwenDecoding:
             raise ValueError(f"{key} is in this batch already")
         prompt = self._warm.tokens(job)
         check_length(len(prompt), job.max_tokens, self._warm.context)
-        speller, screen = Speller(self._warm.alphabet), Screen(job.stop)
+        speller, screen = IncrementalDetokenizer(self._warm.alphabet), StopStringFilter(job.stop)
         self._waiting.append(Text(key, prompt, job.max_tokens, choices(job), speller, screen))
         return len(prompt)
 
-    def step(self) -> list[Piece]:
+    def step(self) -> list[TextDelta]:
         """One token more for every text that is in and not finished; when many join at once, for the first
         few, and a few more with every step. A long text begins after some steps.
 
@@ -167,12 +167,12 @@ class QwenDecoding:
             self._batch.sampler = Sampler([text.chosen for text in texts], self._warm.device)
         return self._batch.sampler.choose(logits)
 
-    def _pieces(self, tokens: list[int]) -> list[Piece]:
+    def _pieces(self, tokens: list[int]) -> list[TextDelta]:
         pieces = [self._piece(text, token) for text, token in zip(self._batch.texts, tokens, strict=True)]
         self._drop([row for row, piece in enumerate(pieces) if piece.finish])
         return pieces
 
-    def _piece(self, text: Text, token: int) -> Piece:
+    def _piece(self, text: Text, token: int) -> TextDelta:
         made = len(text.chosen.tokens)
         ended = token in self._warm.ends
         shown = "" if ended else text.screen.show(text.speller.spell(token))
@@ -183,7 +183,7 @@ class QwenDecoding:
             finish = "length"
         if finish:
             shown += text.screen.rest()
-        return Piece(text.key, shown, made, finish)
+        return TextDelta(text.key, shown, made, finish)
 
     def _drop(self, rows: list[int]) -> None:
         """Take rows out; the last ones fill the gaps."""

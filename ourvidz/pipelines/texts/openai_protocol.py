@@ -16,7 +16,7 @@ from ourvidz.errors import (
     WorkerUnavailable,
 )
 from ourvidz.jobs.job import ChatJob
-from ourvidz.jobs.plain import well_formed
+from ourvidz.jobs.sanitize import well_formed
 from ourvidz.pipelines.texts.templates import Plain
 
 DONE = b"[DONE]"

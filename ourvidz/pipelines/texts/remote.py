@@ -19,7 +19,7 @@ from ourvidz.errors import ModelLoadError, OurvidzError, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob
 from ourvidz.net.client import Client, NoAnswer, origin
 from ourvidz.net.stream import Broken, EventStream, Refused
-from ourvidz.pipelines.base import Decoding, Piece
+from ourvidz.pipelines.base import Decoding, TextDelta
 from ourvidz.pipelines.checkpoints import QwenVariant
 from ourvidz.pipelines.texts import openai_protocol
 
@@ -138,7 +138,7 @@ class RemoteDecoding:
         self._model = model
         self._plain = plain
         self._requests: dict[str, _Request] = {}
-        self._arrived: queue.SimpleQueue[tuple[_Request, Piece]] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[tuple[_Request, TextDelta]] = queue.SimpleQueue()
         # A batch that is dropped in the middle must not leave the server working.
         weakref.finalize(self, _hang_up, self._requests)
 
@@ -158,11 +158,11 @@ class RemoteDecoding:
         threading.Thread(target=request.run, name=f"text-{key}", daemon=True).start()
         return 0
 
-    def step(self) -> list[Piece]:
+    def step(self) -> list[TextDelta]:
         """What has arrived, waited for a moment. A text that cannot go on is told by its piece's `error`."""
         if not self._requests:
             return []
-        pieces: list[Piece] = []
+        pieces: list[TextDelta] = []
         wait_s = WAIT_S
         try:
             while True:
@@ -187,7 +187,7 @@ class _Request:
     """One text on its way."""
 
     def __init__(
-        self, key: str, job: ChatJob, stream: EventStream, to: queue.SimpleQueue[tuple[_Request, Piece]]
+        self, key: str, job: ChatJob, stream: EventStream, to: queue.SimpleQueue[tuple[_Request, TextDelta]]
     ) -> None:
         self.stream = stream
         self._key = key
@@ -200,7 +200,7 @@ class _Request:
         try:
             self._follow()
         except Exception as failure:  # noqa: BLE001  whatever it is, it ends this text, and its driver hears so
-            self._tell(Piece(self._key, "", self._tokens, error=self._error(failure)))
+            self._tell(TextDelta(self._key, "", self._tokens, error=self._error(failure)))
 
     def _error(self, failure: Exception) -> OurvidzError:
         if isinstance(failure, OurvidzError):
@@ -223,12 +223,12 @@ class _Request:
             self._tokens = event.tokens or self._tokens + bool(event.text)
             finish, prompt_tokens = event.finish or finish, event.prompt_tokens or prompt_tokens
             if event.text:
-                self._tell(Piece(self._key, event.text, self._tokens))
+                self._tell(TextDelta(self._key, event.text, self._tokens))
         if finish is None:
             raise WorkerUnavailable("The language model's server stopped before the text was at its end.")
-        self._tell(Piece(self._key, "", self._tokens, finish, prompt_tokens=prompt_tokens))
+        self._tell(TextDelta(self._key, "", self._tokens, finish, prompt_tokens=prompt_tokens))
 
-    def _tell(self, piece: Piece) -> None:
+    def _tell(self, piece: TextDelta) -> None:
         self._to.put((self, piece))
 
 

@@ -16,7 +16,7 @@ _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + at): byte for a
 themselves, the others are counted from U+0100."""
 
 
-class Alphabet:
+class ByteVocabulary:
     """What every token of a byte-level tokenizer stands for; special ones for nothing."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -36,10 +36,10 @@ class Alphabet:
         return found
 
 
-class Speller:
+class IncrementalDetokenizer:
     """One text that is spelt token by token: whole characters only."""
 
-    def __init__(self, alphabet: Alphabet) -> None:
+    def __init__(self, alphabet: ByteVocabulary) -> None:
         self._alphabet = alphabet
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 

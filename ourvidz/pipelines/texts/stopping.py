@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-class Screen:
+class StopStringFilter:
     """Lets a growing text through, up to the first of `stops`.
 
     What may turn out to be the beginning of a stop string is kept back until it is known. After the end

@@ -11,8 +11,8 @@ from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import ChatJob
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.loading import reading, weights_mib
-from ourvidz.pipelines.texts.key_values import Going, KeyValues, Opening
-from ourvidz.pipelines.texts.spelling import Alphabet
+from ourvidz.pipelines.texts.kv_cache import Going, KeyValues, Opening
+from ourvidz.pipelines.texts.spelling import ByteVocabulary
 from ourvidz.pipelines.texts.templates import Chat, Plain, Reader
 
 SMALL_MIB = 64
@@ -27,7 +27,7 @@ class WarmQwen:
         self._model = model
         self._reader = Reader(tokenizer, Plain() if plain else Chat(tokenizer))
         self.device: torch.device = model.device
-        self.alphabet = Alphabet(tokenizer)
+        self.alphabet = ByteVocabulary(tokenizer)
         self.ends = frozenset(_listed(model.generation_config.eos_token_id or model.config.eos_token_id))
         self.memory_mib = weights_mib([model])
         self.threads = 1 if self.device.type == "cpu" and self.memory_mib <= SMALL_MIB else None

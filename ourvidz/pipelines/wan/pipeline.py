@@ -16,12 +16,12 @@ import torch
 from ourvidz import log
 from ourvidz.errors import ModelLoadError, OutOfMemory
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines import devices, memory_ladder
-from ourvidz.pipelines.base import Clip, Look, OnPreview, OnStep, ReferencePictures, SourceClip
+from ourvidz.pipelines import devices, oom_fallbacks
+from ourvidz.pipelines.base import Clip, OnPreview, OnStep, PreviewRenderer, ReferencePictures, SourceClip
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.hearing import Hearing
 from ourvidz.pipelines.loading import reading
-from ourvidz.pipelines.memory_ladder import Rung
+from ourvidz.pipelines.oom_fallbacks import OomFallback
+from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.wan import (
     calibration,
     conditions,
@@ -40,7 +40,7 @@ from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.parts import Parts
 from ourvidz.pipelines.wan.placement import Placement
 from ourvidz.pipelines.wan.previews import ClipColours, learn_clip_colours
-from ourvidz.pipelines.wan.reference_frames import Plan, Steering
+from ourvidz.pipelines.wan.reference_frames import Plan, ReferenceGuidance
 from ourvidz.pipelines.wan.report import report
 from ourvidz.pipelines.wan.solvers import Schedule
 from ourvidz.pipelines.wan.velocity import velocity
@@ -152,8 +152,8 @@ class WanPipeline:
         self.load()
         started = time.perf_counter()
         plan = self._plan(job, source)
-        work = Work(self._as_rendered(job), plan, given, Hearing(on_step, on_preview), source)
-        for rung in memory_ladder.rungs(1):
+        work = Work(self._as_rendered(job), plan, given, ProgressReporter(on_step, on_preview), source)
+        for rung in oom_fallbacks.rungs(1):
             if self._fits(work, rung):
                 shrunk = self._size(job) != (job.width, job.height)
                 return report(work, rung, seconds=time.perf_counter() - started, size_capped=shrunk)
@@ -162,7 +162,7 @@ class WanPipeline:
             devices.free_memory()
         raise OutOfMemory(f"Not enough memory for {job.frames} frames of {job.width}x{job.height} px.")
 
-    def _fits(self, work: Work, rung: Rung) -> bool:
+    def _fits(self, work: Work, rung: OomFallback) -> bool:
         """Whether the job could be finished with the memory there is; it is then."""
         try:
             with tiles.tiled(self.parts.pipe.vae, rung.tiled or self.options.tiled, self._size(work.job)):
@@ -205,7 +205,7 @@ class WanPipeline:
 
     def latents(
         self, job: VideoJob, plan: Plan, references: ReferencePictures, source: SourceClip | None = None
-    ) -> Steering:
+    ) -> ReferenceGuidance:
         """The noise and what is known of the clip, both (1, channels, latent frames, height / 8, width / 8).
 
         The noise is drawn on the CPU in single precision, so that a seed means the same clip on every device.
@@ -221,10 +221,16 @@ class WanPipeline:
             )
         generator = torch.Generator().manual_seed(job.seed)
         noise = torch.randn(condition.grown(shape), generator=generator, dtype=torch.float32).to(self.device)
-        return Steering(plan, known, noise, condition)
+        return ReferenceGuidance(plan, known, noise, condition)
 
     def denoise(
-        self, job: VideoJob, words: Words, schedule: Schedule, steering: Steering, *, hearing: Hearing
+        self,
+        job: VideoJob,
+        words: Words,
+        schedule: Schedule,
+        steering: ReferenceGuidance,
+        *,
+        hearing: ProgressReporter,
     ) -> torch.Tensor:
         """From noise to the latents of the clip."""
         latents, model = steering.begin(schedule.levels[0]), self.parts.transformer(steering.plan)
@@ -282,10 +288,12 @@ class WanPipeline:
         schedule = self.timesteps(job, plan)
         words, steering = self.encode(job), self.latents(job, plan, NO_REFERENCES)
         with calibration.watching(self.parts.pipe.transformer) as logs:
-            self.denoise(job, words, schedule, steering, hearing=Hearing(lambda *_: None, None))
+            self.denoise(job, words, schedule, steering, hearing=ProgressReporter(lambda *_: None, None))
         return Magnitudes(tuple(schedule.levels[:-1]), tuple(logs))
 
-    def _look(self, latents: torch.Tensor, velocity: torch.Tensor, level: float) -> Callable[[], Look] | None:
+    def _look(
+        self, latents: torch.Tensor, velocity: torch.Tensor, level: float
+    ) -> Callable[[], PreviewRenderer] | None:
         """Copies what the clip looks like now; None where colours are not known."""
         return None if self._colours is None else self._colours.take(latents, velocity, level)
 

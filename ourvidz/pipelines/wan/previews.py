@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from ourvidz import log
-from ourvidz.pipelines.base import Look
+from ourvidz.pipelines.base import PreviewRenderer
 from ourvidz.pipelines.previews import LatentColours, patchwork
 from ourvidz.pipelines.wan.frames import Codec, fitted
 
@@ -27,13 +27,15 @@ class ClipColours:
         self._first = first
         self._later = later
 
-    def take(self, latents: torch.Tensor, velocity: torch.Tensor, level: float) -> Callable[[], Look]:
+    def take(
+        self, latents: torch.Tensor, velocity: torch.Tensor, level: float
+    ) -> Callable[[], PreviewRenderer]:
         """Copies the middle frame of the clip that a step at noise level `level` leads to, to be drawn
         elsewhere. Latents and velocity are (1, channels, latent frames, rows, columns)."""
         middle = latents.shape[2] // 2
         colours = self._later if middle else self._first
 
-        def copy() -> Look:
+        def copy() -> PreviewRenderer:
             guess = latents[0, :, middle] - level * velocity[0, :, middle]
             return partial(colours.picture, guess.to("cpu", torch.float32, copy=True))
 

@@ -182,7 +182,7 @@ def _given(references: ReferencePictures, name: str) -> Image:
     return image
 
 
-class Steering:
+class ReferenceGuidance:
     """Keeps the known latents known while a solver walks its noise levels, and tells the model the rest.
 
     `known` and `noise` have the shape of the latents, (1, channels, latent frames, rows, columns).

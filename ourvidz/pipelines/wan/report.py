@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ourvidz.pipelines.base import Clip
-from ourvidz.pipelines.memory_ladder import Rung
+from ourvidz.pipelines.oom_fallbacks import OomFallback
 from ourvidz.pipelines.sizes import RESIZE_POLICY
 from ourvidz.pipelines.wan.frames import frames_to_generate
 from ourvidz.pipelines.wan.work import Work
 
 
-def report(work: Work, rung: Rung, *, seconds: float, size_capped: bool) -> Clip:
+def report(work: Work, rung: OomFallback, *, seconds: float, size_capped: bool) -> Clip:
     """What was made, and what the callback is told about it."""
     job, backend = work.job, work.plan.reference_backend
     return Clip(

@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.base import ReferencePictures, SourceClip
-from ourvidz.pipelines.hearing import Hearing
+from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.wan.reference_frames import Plan
 
 
@@ -20,7 +20,7 @@ class Work:
     job: VideoJob
     plan: Plan
     references: ReferencePictures
-    hearing: Hearing
+    hearing: ProgressReporter
     source: SourceClip | None = None
     latents: torch.Tensor | None = None
     frames: list[Image] = field(default_factory=list)

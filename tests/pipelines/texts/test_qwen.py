@@ -14,9 +14,9 @@ import torch
 from ourvidz.errors import CONTEXT_EXCEEDED, InvalidParameters, ModelLoadError, OutOfMemory
 from ourvidz.jobs.job import ChatJob
 from ourvidz.pipelines import devices
-from ourvidz.pipelines.base import Decoding, Piece
+from ourvidz.pipelines.base import Decoding, TextDelta
 from ourvidz.pipelines.checkpoints import Checkpoint, find_qwen
-from ourvidz.pipelines.texts.key_values import KeyValues
+from ourvidz.pipelines.texts.kv_cache import KeyValues
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 
 Load = Callable[[str], QwenPipeline]
@@ -40,9 +40,9 @@ class Heard:
     def __init__(self, decoding: Decoding) -> None:
         self.decoding = decoding
         self.texts: defaultdict[str, str] = defaultdict(str)
-        self.last: dict[str, Piece] = {}
+        self.last: dict[str, TextDelta] = {}
 
-    def step(self) -> list[Piece]:
+    def step(self) -> list[TextDelta]:
         pieces = self.decoding.step()
         for piece in pieces:
             assert piece.key not in self.last or self.last[piece.key].finish is None

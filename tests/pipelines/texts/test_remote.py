@@ -15,7 +15,7 @@ import pytest
 
 from ourvidz.errors import InvalidParameters, ModelLoadError, OurvidzError, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob, Message
-from ourvidz.pipelines.base import Decoding, Piece
+from ourvidz.pipelines.base import Decoding, TextDelta
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 from ourvidz.pipelines.texts.remote import RemoteTexts, Server
 
@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._event({"choices": [], "usage": usage})
         self._line(b"data: [DONE]\n\n")
 
-    def _choice(self, piece: Piece) -> dict[str, Any]:
+    def _choice(self, piece: TextDelta) -> dict[str, Any]:
         chat = self.path.endswith("/chat/completions")
         said = {"delta": {"content": piece.text}} if chat else {"text": piece.text}
         return said | {"index": 0, "finish_reason": piece.finish}
@@ -149,9 +149,9 @@ def remote(server: Inference, variant: Any = "instruct", **changed: Any) -> Remo
     return RemoteTexts(Server(**({"url": server.url, "key": KEY} | changed)), variant)
 
 
-def follow(decoding: Decoding, *keys: str) -> dict[str, list[Piece]]:
+def follow(decoding: Decoding, *keys: str) -> dict[str, list[TextDelta]]:
     """Every piece of these texts, to their ends."""
-    pieces: dict[str, list[Piece]] = {key: [] for key in keys}
+    pieces: dict[str, list[TextDelta]] = {key: [] for key in keys}
     until = time.monotonic() + PATIENCE_S
     while not all(found and (found[-1].finish or found[-1].error) for found in pieces.values()):
         assert time.monotonic() < until
@@ -160,7 +160,7 @@ def follow(decoding: Decoding, *keys: str) -> dict[str, list[Piece]]:
     return pieces
 
 
-def text_of(pieces: list[Piece]) -> str:
+def text_of(pieces: list[TextDelta]) -> str:
     return "".join(piece.text for piece in pieces)
 
 

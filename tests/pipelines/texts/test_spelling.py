@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from ourvidz.pipelines.checkpoints import find_qwen
-from ourvidz.pipelines.texts.spelling import Alphabet, Speller
+from ourvidz.pipelines.texts.spelling import ByteVocabulary, IncrementalDetokenizer
 
 TEXTS = ("a red circle", "  two  spaces\n\nand lines", "naïve übung — 日本語 🦊🌄", "tab\there")
 
@@ -18,22 +18,22 @@ def tokenizer() -> transformers.Qwen2Tokenizer:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_tokens_spell_the_text_they_were_made_of(tokenizer: transformers.Qwen2Tokenizer, text: str) -> None:
-    """Piece by piece it is the same text as all at once."""
-    speller = Speller(Alphabet(tokenizer))
+    """TextDelta by piece it is the same text as all at once."""
+    speller = IncrementalDetokenizer(ByteVocabulary(tokenizer))
     assert "".join(speller.spell(token) for token in tokenizer(text).input_ids) == text
 
 
 def test_half_a_character_is_never_shown(tokenizer: transformers.Qwen2Tokenizer) -> None:
     """A stream of text must be valid text at any moment."""
     tokens = tokenizer("🦊").input_ids
-    speller = Speller(Alphabet(tokenizer))
+    speller = IncrementalDetokenizer(ByteVocabulary(tokenizer))
     assert len(tokens) > 1
     assert [speller.spell(token) for token in tokens] == ["", *[""] * (len(tokens) - 2), "🦊"]
 
 
 def test_special_tokens_and_padded_numbers_spell_nothing(tokenizer: transformers.Qwen2Tokenizer) -> None:
     """They are the model's, not the text's; a model may have more numbers than its tokenizer."""
-    alphabet = Alphabet(tokenizer)
+    alphabet = ByteVocabulary(tokenizer)
     assert [alphabet.bytes_of(token) for token in (*tokenizer.all_special_ids, len(tokenizer) + 7)] == [
         b""
     ] * 4
@@ -42,7 +42,7 @@ def test_special_tokens_and_padded_numbers_spell_nothing(tokenizer: transformers
 def test_bytes_that_are_no_character_read_as_one_that_says_so(tokenizer: transformers.Qwen2Tokenizer) -> None:
     """What follows them is still readable."""
     half = tokenizer("🦊").input_ids[0]
-    speller = Speller(Alphabet(tokenizer))
+    speller = IncrementalDetokenizer(ByteVocabulary(tokenizer))
     spelt = speller.spell(half) + speller.spell(tokenizer("a").input_ids[0])
     assert spelt.endswith("a")
     assert "\ufffd" in spelt

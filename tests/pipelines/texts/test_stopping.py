@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ourvidz.pipelines.texts.stopping import Screen
+from ourvidz.pipelines.texts.stopping import StopStringFilter
 
 TEXTS = st.text("ab\n", max_size=12)
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=4)
 
 
-def shown(text: str, stops: list[str], size: int) -> tuple[list[str], Screen]:
-    screen = Screen(stops)
+def shown(text: str, stops: list[str], size: int) -> tuple[list[str], StopStringFilter]:
+    screen = StopStringFilter(stops)
     return [screen.show(text[at : at + size]) for at in range(0, len(text), size)], screen
 
 
@@ -42,7 +42,7 @@ def test_a_text_ends_before_its_first_stop_string_however_it_comes(
 
 def test_what_may_become_a_stop_string_is_kept_back_and_shown_when_it_does_not() -> None:
     """A follower of the stream must not see the half of what will be cut."""
-    screen = Screen(["END", "\n\n"])
+    screen = StopStringFilter(["END", "\n\n"])
     assert [screen.show(piece) for piece in ("a hill E", "N", "TER\n", "x")] == [
         "a hill ",
         "",
@@ -56,7 +56,7 @@ def test_what_may_become_a_stop_string_is_kept_back_and_shown_when_it_does_not()
 
 def test_nothing_comes_after_the_end() -> None:
     """Not even what came in the same piece."""
-    screen = Screen(["."])
+    screen = StopStringFilter(["."])
     assert screen.show("One. Two.") == "One"
     assert screen.ended
     assert screen.show("Three") == ""
@@ -65,6 +65,6 @@ def test_nothing_comes_after_the_end() -> None:
 @pytest.mark.parametrize("text", ["", "a", "a\nb"])
 def test_without_stop_strings_everything_comes_at_once(text: str) -> None:
     """Most requests have none."""
-    screen = Screen([])
+    screen = StopStringFilter([])
     assert screen.show(text) == text
     assert screen.rest() == ""

@@ -10,7 +10,7 @@ import torch
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.base import ReferencePictures
 from ourvidz.pipelines.checkpoints import find_wan
-from ourvidz.pipelines.hearing import Hearing
+from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.wan import calibration, reference_frames
 from ourvidz.pipelines.wan.calibration import Magnitudes, fingerprint, kept
 from ourvidz.pipelines.wan.options import WanOptions
@@ -42,7 +42,7 @@ def test_one_calibration_serves_every_schedule(steps: int, shift: float) -> None
             wan.encode(job),
             schedule,
             wan.latents(job, plan, ReferencePictures()),
-            hearing=Hearing(lambda *_: None, None),
+            hearing=ProgressReporter(lambda *_: None, None),
         )
     measured = np.exp(np.diff(logs))
     assert np.abs(np.array(derived[1:]) - measured).max() < 0.1

@@ -18,7 +18,7 @@ from ourvidz.errors import Cancelled, InvalidParameters, ModelLoadError, OutOfMe
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.base import ReferencePictures
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.hearing import Hearing
+from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 
@@ -238,7 +238,7 @@ def climbed(
             wan.encode(job),
             wan.timesteps(job, planned),
             wan.latents(job, planned, references),
-            hearing=Hearing(lambda *_: None, None),
+            hearing=ProgressReporter(lambda *_: None, None),
         )
         return latents, wan.decode(latents)
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.base import Look
+from ourvidz.pipelines.base import PreviewRenderer
 from ourvidz.pipelines.checkpoints import Checkpoint, find_wan
 from ourvidz.pipelines.wan.frames import Codec
 from ourvidz.pipelines.wan.options import WanOptions
@@ -31,10 +31,10 @@ def test_every_step_but_the_last_can_be_looked_at(wan: WanPipeline, video_job: M
 
 def test_a_look_shows_the_step_it_was_taken_after(wan: WanPipeline, video_job: MakeJob) -> None:
     """It is drawn later, by another thread, while the latents go on."""
-    looks: list[Look] = []
+    looks: list[PreviewRenderer] = []
     at_once: list[bytes] = []
 
-    def on_preview(take: Callable[[], Look]) -> None:
+    def on_preview(take: Callable[[], PreviewRenderer]) -> None:
         looks.append(take())
         at_once.append(looks[-1]().tobytes())
 
@@ -46,7 +46,7 @@ def test_a_look_shows_the_step_it_was_taken_after(wan: WanPipeline, video_job: M
 def test_a_preview_shows_the_middle_frame_of_the_clip_to_come() -> None:
     """On the trained checkpoint, half-way: what a follower sees is what the clip will be, and no noise."""
     wan = WanPipeline(find_wan(None), cap=64)
-    looks: list[Look] = []
+    looks: list[PreviewRenderer] = []
     job = VideoJob(
         id="job-1",
         type="video_fast",
@@ -62,7 +62,7 @@ def test_a_preview_shows_the_middle_frame_of_the_clip_to_come() -> None:
     )
     made = wan.generate(job, on_step=lambda *_: None, on_preview=lambda take: looks.append(take()))
 
-    def distance(look: Look, frame: Image.Image) -> float:
+    def distance(look: PreviewRenderer, frame: Image.Image) -> float:
         seen = np.asarray(look().resize((8, 8), Image.Resampling.BOX)).astype(int)
         return float(np.abs(seen - np.asarray(frame.resize((8, 8), Image.Resampling.BOX))).mean())
 

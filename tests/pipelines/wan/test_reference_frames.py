@@ -11,7 +11,7 @@ from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.base import ReferencePictures
 from ourvidz.pipelines.wan.reference_frames import (
     Plan,
-    Steering,
+    ReferenceGuidance,
     delivered,
     held_steps,
     need_all,
@@ -144,7 +144,10 @@ def walk(
     name: Solver, planned: Plan, known: torch.Tensor, noise: torch.Tensor, model: Model = grey
 ) -> torch.Tensor:
     levels = noise_levels(planned.steps, shift=5.0, start=planned.start)
-    walking, steering = solver(name, {}, levels, torch.device("cpu")), Steering(planned, known, noise)
+    walking, steering = (
+        solver(name, {}, levels, torch.device("cpu")),
+        ReferenceGuidance(planned, known, noise),
+    )
     latents = steering.begin(levels[0])
     for step, timestep in enumerate(walking.timesteps):
         velocity = steering.velocity(model(latents, levels[step], step), step=step)
@@ -207,13 +210,13 @@ def test_a_frame_that_is_let_go_is_the_model_s(
 
 def test_sdedit_begins_on_the_way_from_noise_to_picture(known: torch.Tensor, noise: torch.Tensor) -> None:
     """`(1 - level) * picture + level * noise`: the model was trained on exactly these mixtures."""
-    steering = Steering(Plan("sdedit", 0.8, 4, (0,), 4), known, noise)
+    steering = ReferenceGuidance(Plan("sdedit", 0.8, 4, (0,), 4), known, noise)
     assert torch.allclose(steering.begin(0.8), 0.2 * known + 0.8 * noise)
 
 
 def test_without_references_nothing_is_touched(known: torch.Tensor, noise: torch.Tensor) -> None:
     """The same stairs serve plain jobs."""
-    steering = Steering(Plan(None, 1.0, 4), torch.zeros_like(known), noise)
+    steering = ReferenceGuidance(Plan(None, 1.0, 4), torch.zeros_like(known), noise)
     assert torch.equal(steering.begin(1.0), noise)
     assert torch.equal(steering.velocity(known.clone(), step=0), known)
     assert torch.equal(steering.after(known.clone(), step=0, level=0.5), known)

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 from PIL.Image import Image
 
-from ourvidz.pipelines.base import Look, OnPicture, OnPreview, OnStep
+from ourvidz.pipelines.base import OnPicture, OnPreview, OnStep, PreviewRenderer
 
 
-class Hearing:
+class ProgressReporter:
     """Counts the steps of one job over all its parts and keeps what its listener raised.
 
     A job that was stopped must end with what stopped it, and never look like a failure of the model.
@@ -31,7 +31,7 @@ class Hearing:
         self._before, self._total = part * steps, parts * steps
         self._tell(0)
 
-    def step(self, done: int, take: Callable[[], Look] | None = None) -> None:
+    def step(self, done: int, take: Callable[[], PreviewRenderer] | None = None) -> None:
         """`done` steps of this part are over; `take` copies how it looks now, where that can be told."""
         if take is not None and self._on_preview is not None and self._before + done < self._total:
             self._on_preview(take)

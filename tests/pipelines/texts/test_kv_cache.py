@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ourvidz.pipelines.texts.key_values import COLUMNS, Going, KeyValues, Opening
+from ourvidz.pipelines.texts.kv_cache import COLUMNS, Going, KeyValues, Opening
 
 CPU = torch.device("cpu")
 LAYERS, HEADS, WIDTH = 2, 3, 4

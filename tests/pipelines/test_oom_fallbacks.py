@@ -11,7 +11,7 @@ from PIL import Image
 from ourvidz.errors import OutOfMemory
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import Pictures
-from ourvidz.pipelines.memory_ladder import rungs
+from ourvidz.pipelines.oom_fallbacks import rungs
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 
 MakeJob = Callable[..., ImageJob]

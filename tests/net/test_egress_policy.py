@@ -12,7 +12,7 @@ import pytest
 from ssrfguard.resolvers import UdpResolver
 
 from ourvidz.net.client import Unreachable
-from ourvidz.net.reach import Reach
+from ourvidz.net.egress_policy import Reach
 
 SLACK_S = 3.0
 

@@ -15,7 +15,7 @@ import requests
 
 from ourvidz import log
 from ourvidz.net.client import CONNECT_S, FAILURES, Answer, NoAnswer, phrase, session
-from ourvidz.net.reach import Reach
+from ourvidz.net.egress_policy import Reach
 
 MAX_REDIRECTS = 3
 HEAD_BYTES = 32

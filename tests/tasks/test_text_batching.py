@@ -26,7 +26,7 @@ from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Record, Worker
 from ourvidz.signals import attempt_of
 from ourvidz.tasks.attempt import services
-from ourvidz.tasks.turns import ClaimedCompany, ClaimedTurn
+from ourvidz.tasks.text_batching import ClaimedCompany, ClaimedTurn
 from ourvidz.testing import Eager
 from ourvidz.workflows.chat import converse
 
@@ -129,7 +129,7 @@ def test_a_batch_that_has_run_empty_looks_once_more(
     queued: Callable[..., Record], led: Callable[..., ClaimedCompany], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever came since the last look starts now, in order, and not when its own message comes."""
-    monkeypatch.setattr("ourvidz.tasks.turns.LOOK_EVERY_S", 60.0)
+    monkeypatch.setattr("ourvidz.tasks.text_batching.LOOK_EVERY_S", 60.0)
     queued("a")
     company = led("a")
     assert join(company) == []
@@ -204,7 +204,7 @@ def test_a_ledger_in_trouble_is_not_asked_again(
         raise trouble
 
     monkeypatch.setattr(ourvidz_eager.control.ledger, "job", away)
-    monkeypatch.setattr("ourvidz.tasks.turns.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("ourvidz.tasks.text_batching.LOOK_EVERY_S", 0.0)
     assert join(company) == join(company) == []
     assert asked == ["b"]
     close(company.first)

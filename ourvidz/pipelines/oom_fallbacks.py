@@ -11,7 +11,7 @@ PAIR_PX = 512 * 512
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class OomFallback:
     """How a job is tried: `at_once` pictures in one batch, the VAE in `tiled` pieces or whole.
 
     `name` is what the callback is told.
@@ -30,12 +30,12 @@ class Rung:
         return 2 if self.name == "whole" and 2 * pixels <= PAIR_PX else 1
 
 
-def rungs(pictures: int) -> Iterator[Rung]:
+def rungs(pictures: int) -> Iterator[OomFallback]:
     """From everything at once, over the same with freed caches and then a tiled VAE, to batches of half the
     size, down to one picture."""
-    yield Rung("whole", pictures, tiled=False)
-    yield Rung("freed", pictures, tiled=False)
-    yield Rung("tiled", pictures, tiled=True)
+    yield OomFallback("whole", pictures, tiled=False)
+    yield OomFallback("freed", pictures, tiled=False)
+    yield OomFallback("tiled", pictures, tiled=True)
     while pictures > 1:
         pictures = (pictures + 1) // 2
-        yield Rung("parts", pictures, tiled=True)
+        yield OomFallback("parts", pictures, tiled=True)

@@ -13,8 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from ourvidz.net.client import Answer, NoAnswer
-from ourvidz.net.guard import Fetcher
-from ourvidz.net.reach import Reach
+from ourvidz.net.egress_policy import Reach
+from ourvidz.net.fetch import Fetcher
 
 TIMEOUT_S = 0.4
 SLACK_S = 2.0

@@ -20,7 +20,7 @@ from ourvidz.workflows.run import FenceLost, LeasedRun
 
 LOOK_EVERY_S = 0.02
 """How often the ledger is asked who waits: a fraction of what a token takes."""
-LEAD_S = 30.0
+ADMISSION_WINDOW_S = 30.0
 """How long a task takes companions in: then the next message gets its turn, whatever it is for."""
 
 _log = log.get(__name__)
@@ -86,7 +86,7 @@ class ClaimedTurn:
 
 
 class ClaimedCompany:
-    """Who is decoded together; implements the workflow's `Company`. `limit` texts at a time, 1 for none."""
+    """Who is decoded together; implements the workflow's `JobSource`. `limit` texts at a time, 1 for none."""
 
     def __init__(self, claim: Claim, family: str, *, limit: int, eager: bool) -> None:
         self._family = family
@@ -94,7 +94,7 @@ class ClaimedCompany:
         self._limit = limit
         self._retry_in_s = 0.0 if eager else RETRY_DELAY_S
         self._look_at = 0.0
-        self._until = time.monotonic() + LEAD_S
+        self._until = time.monotonic() + ADMISSION_WINDOW_S
         self.first = ClaimedTurn(claim, family, retry_in_s=self._retry_in_s)
         self._turns = [self.first]
         if eager or OutOfMemory.code in claim.record.failures:
