@@ -13,6 +13,7 @@ import click
 import requests
 
 from ourvidz.cli.state import StateDir
+from ourvidz.net.sse import LineTooLong, parse_events
 from ourvidz.settings import settings
 
 CONNECT_S = 5.0
@@ -96,6 +97,8 @@ class Shim:
                         return
             except requests.RequestException:
                 click.echo("the event stream broke off; trying again", err=True)
+            except LineTooLong as failed:
+                raise Refused(f"{self.url}: {failed}") from None
             if self.job(job_id)["status"] in ENDED:
                 return
             time.sleep(AGAIN_S)
@@ -105,7 +108,8 @@ class Shim:
         url = f"{self.url}/jobs/{quote(job_id, safe='')}/events"
         with self._session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, SILENCE_S)) as answer:
             _check(answer)
-            yield from parse_events(answer.iter_lines(chunk_size=1, decode_unicode=True))
+            for event in parse_events(answer.iter_content(chunk_size=1)):
+                yield Event(event.id, event.event, json.loads(event.data))
 
     def _ask(self, method: str, path: str, **content: Any) -> Any:
         answer = self._send(method, self.url + path, **content)
@@ -135,22 +139,6 @@ def connect(url: str | None, key: str | None) -> Shim:
     # The key of the local stack is not for a stranger.
     own = running.get("api_key") if found == running.get("shim") else None
     return Shim(found, key or chosen.shim_key or own)
-
-
-def parse_events(lines: Iterator[str]) -> Iterator[Event]:
-    """Read server-sent events; comments are skipped."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        if line:
-            name, _, value = line.partition(":")
-            value = value.removeprefix(" ")
-            if name == "data" and "data" in fields:
-                value = f"{fields['data']}\n{value}"
-            fields[name] = value
-        else:
-            if "data" in fields:
-                yield Event(fields.get("id"), fields.get("event", "message"), json.loads(fields["data"]))
-            fields = {}
 
 
 def _check(answer: requests.Response) -> None:

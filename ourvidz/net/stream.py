@@ -15,9 +15,7 @@ from contextlib import suppress
 import requests
 
 from ourvidz.net.client import CONNECT_S, FAILURES, KEPT_BYTES, Answer, NoAnswer, phrase, read_start, session
-
-LINE_BYTES = 1 << 20
-"""No line of a stream is longer."""
+from ourvidz.net.sse import parse_events
 
 _CHUNK_BYTES = 64 << 10
 
@@ -66,7 +64,8 @@ class EventStream:
                 if response.status_code != requests.codes.ok:
                     start = read_start(response, KEPT_BYTES)
                     raise Refused(Answer(response.status_code, response.headers, start))
-                yield from _events(_lines(response))
+                for event in parse_events(_chunks(response), flush_incomplete=True):
+                    yield event.data
         except FAILURES as failed:
             raise Broken(NoAnswer(phrase(failed))) from failed
         finally:
@@ -109,24 +108,6 @@ class _Line:
             second.close()
 
 
-def _lines(response: requests.Response) -> Iterator[bytes]:
-    rest = b""
+def _chunks(response: requests.Response) -> Iterator[bytes]:
     while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from (line.removesuffix(b"\r") for line in lines)
-        if len(rest) > LINE_BYTES:
-            raise OSError("a line of the stream is too long")
-    yield rest
-
-
-def _events(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """https://html.spec.whatwg.org/multipage/server-sent-events.html: what is not data is of no use here."""
-    data: list[bytes] = []
-    for line in lines:
-        if line.startswith(b"data:"):
-            data.append(line[5:].removeprefix(b" "))
-        elif not line and data:
-            yield b"\n".join(data)
-            data = []
-    if data:
-        yield b"\n".join(data)
+        yield chunk

@@ -15,7 +15,6 @@ from click.testing import CliRunner, Result
 
 from ourvidz.app import app as celery
 from ourvidz.cli.main import cli
-from ourvidz.cli.shim import parse_events
 from ourvidz.errors import WorkerLost
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.ledger.memory_store import MemoryLedger
@@ -230,20 +229,3 @@ def test_the_list_filters_and_pages(run: Run) -> None:
     rest = run("list", "--user", "me", "--cursor", page["cursor"])
     assert "job-1" in rest.stdout
     assert "job-0" not in rest.stdout
-
-
-def test_events_are_read_as_the_standard_says() -> None:
-    """Comments keep the connection open and mean nothing; data may have several lines."""
-    lines = [
-        ": keep-alive",
-        "",
-        "retry: 2000",
-        "",
-        "id: 1-0",
-        "event: progress",
-        'data: {"progress":',
-        "data: 5}",
-        "",
-    ]
-    (event,) = parse_events(iter(lines))
-    assert (event.id, event.kind, event.data) == ("1-0", "progress", {"progress": 5})
