@@ -1,13 +1,14 @@
-"""What the caller is told: one outbox row in, one JSON document out. Nothing else is asked."""
+"""Builds the JSON documents that describe a job's result: callback payloads, assets, metadata. Pure."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from ourvidz.errors import Cancelled, InternalError
-from ourvidz.jobs.outcome import Asset, JobError
+from ourvidz.jobs.outcome import Asset, JobError, Outcome
 from ourvidz.ledger.record import OutboxEvent
 
 AssetsAs = Literal["objects", "urls"]
@@ -55,20 +56,71 @@ def build(event: OutboxEvent, *, worker_version: str, assets_as: AssetsAs = "obj
     """The payload of one event. Times are seconds; `vram_*` MiB, `vram_*_gb` GiB."""
     fault = _fault(event)
     outcome = event.outcome
-    made = outcome.assets if outcome and event.kind == "completed" else ()
-    metadata = _metadata(event, fault, worker_version)
+    assets = outcome.assets if outcome and event.kind == "completed" else ()
+    metadata = job_metadata(
+        event.facts,
+        outcome,
+        queued_at=event.queued_at,
+        claimed_at=event.claimed_at,
+        finished_at=event.at if event.terminal else None,
+        worker_version=worker_version,
+        extra=event.metadata,
+    )
+    metadata |= _event_metadata(event, fault)
     if assets_as == "urls":
-        metadata |= _inline_text(made)
+        metadata |= _inline_text(assets)
     return {
         "job_id": event.job_id,
         "worker_id": event.worker_id,
         "status": "failed" if fault else event.kind,
         "sequence": event.sequence,
-        "assets": [a.key for a in made if a.key] if assets_as == "urls" else [_asset(a) for a in made],
+        "assets": [a.key for a in assets if a.key]
+        if assets_as == "urls"
+        else [asset_document(a) for a in assets],
         "metadata": metadata,
         "enhancedPrompt": outcome.enhanced_prompt if outcome else None,
         "error_message": fault.message if fault else None,
         "error": fault.told() if fault else None,
+    }
+
+
+def job_metadata(
+    facts: Mapping[str, Any],
+    outcome: Outcome | None,
+    *,
+    queued_at: float,
+    claimed_at: float | None,
+    finished_at: float | None,
+    worker_version: str,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The metadata of one run: every field of `DEFAULTS`, and what job, outcome and `extra` add.
+
+    `facts` are the job's own values (`Job.facts()`). `queued_at`, `claimed_at` and `finished_at` are Unix
+    times in seconds; a time that is None leaves the durations that need it None.
+    """
+    metadata = DEFAULTS | {"worker_version": worker_version} | dict(facts)
+    metadata |= (outcome.metadata if outcome else {}) | dict(extra or {})
+    if metadata["batch_size"] is None:
+        metadata["batch_size"] = metadata["num_images"]
+    generated_s, expected_s = metadata["generation_time"], metadata["expected_time"]
+    has_ratio = generated_s is not None and expected_s
+    return {
+        **metadata,
+        "queue_time": _duration_s(queued_at, claimed_at),
+        "processing_time": _duration_s(claimed_at, finished_at),
+        "performance_ratio": round(generated_s / expected_s, 2) if has_ratio else None,
+        **_gibibytes(metadata),
+    }
+
+
+def asset_document(asset: Asset) -> dict[str, Any]:
+    """One asset as payloads and job documents list it; URLs are storage keys."""
+    return {
+        "type": asset.type,
+        "url": asset.key,
+        "thumbnail_url": asset.thumbnail_key,
+        "metadata": dict(asset.metadata),
     }
 
 
@@ -78,33 +130,20 @@ def encode(payload: dict[str, Any]) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def _metadata(event: OutboxEvent, fault: JobError | None, worker_version: str) -> dict[str, Any]:
-    found = event.outcome.metadata if event.outcome else {}
-    known = DEFAULTS | {"worker_version": worker_version} | event.facts | found | event.metadata
-    if known["batch_size"] is None:
-        known["batch_size"] = known["num_images"]
-    known |= _times(event, known) | _gibibytes(known)
+def _event_metadata(event: OutboxEvent, fault: JobError | None) -> dict[str, Any]:
+    """What only an event's payload adds: the number of a repeated attempt, and the error."""
+    metadata: dict[str, Any] = {}
     if event.kind == "processing" and (event.attempt >= 2 or event.run >= 2):
-        known |= {"attempt": event.attempt, "run": event.run}
+        metadata |= {"attempt": event.attempt, "run": event.run}
     if fault:
-        known |= {"error_type": fault.code, "error_timestamp": _iso(event.at)}
-    return known
+        metadata |= {"error_type": fault.code, "error_timestamp": _iso(event.at)}
+    return metadata
 
 
-def _times(event: OutboxEvent, known: dict[str, Any]) -> dict[str, float | None]:
-    claimed_at = event.claimed_at
-    generated_s, expected_s = known["generation_time"], known["expected_time"]
-    return {
-        "queue_time": None if claimed_at is None else _span(event.queued_at, claimed_at),
-        "processing_time": None if claimed_at is None or not event.terminal else _span(claimed_at, event.at),
-        "performance_ratio": round(generated_s / expected_s, 2)
-        if generated_s is not None and expected_s
-        else None,
-    }
-
-
-def _span(start: float, end: float) -> float:
-    """Seconds between two times of a clock that may have been set back in between."""
+def _duration_s(start: float | None, end: float | None) -> float | None:
+    """Seconds between two readings of a clock that may have been set back in between."""
+    if start is None or end is None:
+        return None
     return round(max(0.0, end - start), 3)
 
 
@@ -122,15 +161,6 @@ def _fault(event: OutboxEvent) -> JobError | None:
     if event.kind == "failed":
         return event.fault or JobError.of(InternalError("the job failed"))
     return None
-
-
-def _asset(asset: Asset) -> dict[str, Any]:
-    return {
-        "type": asset.type,
-        "url": asset.key,
-        "thumbnail_url": asset.thumbnail_key,
-        "metadata": dict(asset.metadata),
-    }
 
 
 def _inline_text(assets: tuple[Asset, ...]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from ourvidz import __version__
 from ourvidz.callbacks import payload
-from ourvidz.ledger.record import OutboxEvent, Record
+from ourvidz.ledger.record import Record
 from ourvidz.ledger.store import Ledger
 from ourvidz.storage.store import Store
 from ourvidz.web.documents import Accepted, FaultDocument, JobListed, JobState, Result, Timestamps
@@ -60,15 +60,23 @@ def listed(record: Record, store: Store) -> JobListed:
 
 def result(record: Record, store: Store) -> Result:
     """What a completed job made. The URLs are storage keys where the store has no public URL."""
-    told = payload.build(_ending(record), worker_version=__version__)
-    made = record.outcome.assets if record.outcome else ()
+    outcome = record.outcome
+    metadata = payload.job_metadata(
+        record.facts,
+        outcome,
+        queued_at=record.queued_at,
+        claimed_at=record.claimed_at,
+        finished_at=record.finished_at,
+        worker_version=__version__,
+    )
+    assets = outcome.assets if outcome else ()
     urls = {
-        asset.type: store.url(asset.key) or asset.key for asset in reversed(made) if asset.key is not None
+        asset.type: store.url(asset.key) or asset.key for asset in reversed(assets) if asset.key is not None
     }
-    texts = [asset.metadata.get("text") for asset in made if asset.type == "text"]
+    texts = [asset.metadata.get("text") for asset in assets if asset.type == "text"]
     return Result(
-        assets=told["assets"],
-        metadata=told["metadata"],
+        assets=[payload.asset_document(asset) for asset in assets],
+        metadata=metadata,
         imageUrl=urls.get("image"),
         videoUrl=urls.get("video"),
         text=texts[0] if texts else None,
@@ -94,29 +102,6 @@ def eta_s(record: Record, position: int | None, ledger: Ledger) -> float | None:
         at_work = sum(w.queue == record.queue and w.state != "offline" for w in ledger.workers())
         ahead_s = position * (sum(sample) / len(sample) if sample else own_s) / max(1, at_work)
     return round(ahead_s + own_s, 1)
-
-
-def _ending(record: Record) -> OutboxEvent:
-    """The terminal event of a completed job, as its callback was made from it."""
-    assert record.finished_at is not None
-    return OutboxEvent(
-        event_id="",
-        job_id=record.job_id,
-        run=record.run,
-        sequence=0,
-        kind="completed",
-        attempt=record.attempt,
-        at=record.finished_at,
-        queued_at=record.queued_at,
-        claimed_at=record.claimed_at,
-        worker_id=record.worker_id,
-        callback_url=record.callback_url,
-        facts=record.facts,
-        outcome=record.outcome,
-        state="delivered",
-        due_at=record.finished_at,
-        deliveries=0,
-    )
 
 
 def _moment(at: float) -> datetime:
