@@ -3,7 +3,7 @@
 Flags, defaults and exit statuses: docs/reference/cli.md.
 """
 
-from ourvidz.cli.wan import main
+from ourvidz.cli.wan.command import main
 
 if __name__ == "__main__":
     main()

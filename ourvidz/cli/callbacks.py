@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from ourvidz import dispatch
 from ourvidz.callbacks import payload
-from ourvidz.cli.console import emit
+from ourvidz.cli.console import print_json
 from ourvidz.errors import NotFound
 from ourvidz.ledger.record import DeliveryState, OutboxEvent
 from ourvidz.wiring import control
@@ -38,7 +38,7 @@ def list_(state: DeliveryState, limit: int, as_json: bool) -> None:
     """List callbacks in one state, newest first."""
     rows = [summary(event) for event in control.current().ledger.letters(state, limit)]
     if as_json:
-        emit(rows)
+        print_json(rows)
         return
     table = Table(Column("event", no_wrap=True), "job", "kind", "deliveries", "status", "error", "at")
     for row in rows:
@@ -59,7 +59,7 @@ def show(event_id: str, as_json: bool) -> None:
         raise click.ClickException(f"no callback {event_id!r}")
     told = payload.build(event, worker_version=at.target.worker_version, assets_as=at.target.assets_as)
     if as_json:
-        emit(summary(event) | {"payload": told})
+        print_json(summary(event) | {"payload": told})
         return
     table = Table(show_header=False, box=None)
     for name, value in summary(event).items():
@@ -82,7 +82,7 @@ def replay(event_ids: tuple[str, ...], all_dead: bool, as_json: bool) -> None:
     # The oldest first: callers hear of a job in order.
     replayed, unknown = _replay(reversed(chosen) if all_dead else chosen)
     if as_json:
-        emit({"replayed": replayed, "unknown": unknown})
+        print_json({"replayed": replayed, "unknown": unknown})
     else:
         Console().print(f"{len(replayed)} replayed" + "".join(f"\nno callback {e!r}" for e in unknown))
     if unknown:

@@ -1,4 +1,4 @@
-"""Talking to the person: results on standard output, everything else on standard error."""
+"""Terminal output: results on standard output, notes and progress on standard error."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from typing import Any
 import click
 
 
-def say(line: str) -> None:
-    """One line for the person."""
+def print_note(line: str) -> None:
+    """Print one line on standard error."""
     click.echo(line, err=True)
 
 
-def emit(document: Any) -> None:
-    """One line of JSON for a program."""
+def print_json(document: Any) -> None:
+    """Print a document as one line of JSON on standard output."""
     click.echo(json.dumps(document, default=str))
 
 
 @contextmanager
-def waiting(first: str) -> Iterator[Callable[[str], None]]:
-    """Show what is being waited for: a spinner on a terminal, else a line whenever it changes."""
+def spinner(text: str) -> Iterator[Callable[[str], None]]:
+    """Show on standard error what the command waits for; yields a function that replaces the text.
+
+    On a terminal a spinner; otherwise one line each time the text changes.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
 
-        with Console(stderr=True).status(first) as status:
+        with Console(stderr=True).status(text) as status:
             yield lambda text: status.update(text)
         return
     shown = ""
@@ -36,7 +39,7 @@ def waiting(first: str) -> Iterator[Callable[[str], None]]:
         nonlocal shown
         if text != shown:
             shown = text
-            say(text)
+            print_note(text)
 
-    show(first)
+    show(text)
     yield show

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ourvidz.cli.console import emit, say, waiting
+from ourvidz.cli.console import print_json, print_note, spinner
 from ourvidz.cli.stack import PYTHON_M, findable
 from ourvidz.cli.supervisor import dying_with_parent
 from ourvidz.settings import environment
@@ -93,7 +93,7 @@ def demo(as_json: bool, keep: bool, state_dir: Path | None) -> None:
         shim = Shim(ready["shim"], ready["api_key"])
         told = make_pictures(shim, began)
         if as_json:
-            emit(told)
+            print_json(told)
         else:
             _show(told)
         if keep:
@@ -108,14 +108,14 @@ def make_pictures(shim: Shim, began: float) -> dict[str, Any]:
         shim.post("/jobs", wanted.payload(job_id))
     pictures: list[dict[str, Any]] = []
     seconds = None
-    with waiting("making the first picture") as show:
+    with spinner("making the first picture") as show:
         for job_id, wanted in jobs.items():
             asset = _finished(shim, job_id)["result"]["assets"][0]
             seconds = seconds or round(time.monotonic() - began, 2)
             pictures.append(_fetched(shim, job_id, wanted, asset))
             show(f"{len(pictures)} of {len(jobs)} pictures")
     grid = _keep_grid([(Path(picture["file"]), picture["prompt"]) for picture in pictures])
-    with waiting("waiting for the callbacks"):
+    with spinner("waiting for the callbacks"):
         callbacks = [_callbacks(shim, job_id) for job_id in jobs]
     return {
         "job_id": pictures[0]["job_id"],
@@ -216,7 +216,7 @@ def _directory(chosen: Path | None) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        say(f"logs of the processes: {folder / 'logs'}")
+        print_note(f"logs of the processes: {folder / 'logs'}")
         raise
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -225,7 +225,7 @@ def _directory(chosen: Path | None) -> Iterator[Path]:
 def _stack(folder: Path, *, flower: bool) -> Iterator[tuple[dict[str, Any], subprocess.Popen[bytes]]]:
     """`ourvidz up` as a child, ready; stopped in the end."""
     argv = [*PYTHON_M, "ourvidz.cli.main", "up", "--state-dir", str(folder)]
-    say(f"starting everything in {folder}")
+    print_note(f"starting everything in {folder}")
     # Its own group: on Ctrl-C this process stops it, and waits.
     process = subprocess.Popen(
         argv if flower else [*argv, "--no-flower", "--workers", "sdxl"],
@@ -271,7 +271,7 @@ def _show(told: dict[str, Any]) -> None:
 
 
 def _keep(ready: dict[str, Any], process: subprocess.Popen[bytes], as_json: bool) -> None:
-    show: Callable[[str], None] = say if as_json else click.echo
+    show: Callable[[str], None] = print_note if as_json else click.echo
     for name in ("shim", "inbox", "flower"):
         show(f"{name}: {ready[name]}")
     show("Ctrl-C stops everything.")

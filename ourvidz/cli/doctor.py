@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ourvidz.cli.checks import NETWORK_S, Check, check_checkpoint, failed, ok, skipped
-from ourvidz.cli.console import emit
+from ourvidz.cli.console import print_json
 from ourvidz.cli.doctor_texts import check_moderation, check_qwen
 from ourvidz.errors import OurvidzError, SettingsError
 from ourvidz.pipelines.checkpoints import find_sdxl, find_wan
@@ -42,7 +42,7 @@ def doctor(as_json: bool) -> None:
     """Check that this machine has what it needs. Exit status 1 when something is missing."""
     checks = examine()
     if as_json:
-        emit([asdict(check) for check in checks])
+        print_json([asdict(check) for check in checks])
     else:
         _show(checks)
     if any(check.status == "failed" for check in checks):

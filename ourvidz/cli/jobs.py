@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import click
 
-from ourvidz.cli.console import emit, say
+from ourvidz.cli.console import print_json, print_note
 from ourvidz.jobs.catalog import ALIASES, CATALOG
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ def submit(file: IO[bytes] | None, prompt: str | None, type_name: str, steps: in
     if follow:
         _watch(shim, answer["job_id"], as_json)
     elif as_json:
-        emit(answer)
+        print_json(answer)
     else:
-        say(f"{answer['status']} in {answer.get('queue')}, {answer.get('position')} before it")
+        print_note(f"{answer['status']} in {answer.get('queue')}, {answer.get('position')} before it")
         click.echo(answer["job_id"])
 
 
@@ -104,7 +104,7 @@ def list_(user: str | None, type_name: str | None, status: str | None, cursor: s
     query = {"user_id": user, "type": type_name, "status": status, "cursor": cursor, "limit": limit}
     page = _connect(url, key).get("/jobs", **query)
     if as_json:
-        emit(page)
+        print_json(page)
         return
     from rich.console import Console
     from rich.table import Column, Table
@@ -115,7 +115,7 @@ def list_(user: str | None, type_name: str | None, status: str | None, cursor: s
         table.add_row(row["job_id"], row["type"], row["status"], f"{row['progress']:.0f} %", error)
     Console().print(table if page["items"] else "No jobs.")
     if page.get("cursor"):
-        say(f"more with --cursor {page['cursor']}")
+        print_note(f"more with --cursor {page['cursor']}")
 
 
 @jobs.command()
@@ -162,7 +162,7 @@ def _watch(shim: Shim, job_id: str, as_json: bool) -> None:
         for event in shim.events(job_id):
             bar.update(line, completed=progress_of(event), description=description_of(event))
             if as_json and event.kind != "preview":
-                emit({"event": event.kind, **event.data})
+                print_json({"event": event.kind, **event.data})
             elif not as_json and (event.kind == "token" or heard):
                 bar.stop()
                 heard = _read_on(event, heard)
@@ -197,7 +197,7 @@ def description_of(event: Event) -> str | None:
 def _present(job: dict[str, Any], as_json: bool, heard: str = "") -> None:
     """Show a job, but not the text that was `heard` already; a failed or cancelled one is exit status 1."""
     if as_json:
-        emit(job)
+        print_json(job)
     else:
         click.echo(f"{job['job_id']}  {job['status']}  {job.get('progress', 0):.0f} %")
         for asset in (job.get("result") or {}).get("assets", ()):
@@ -205,7 +205,7 @@ def _present(job: dict[str, Any], as_json: bool, heard: str = "") -> None:
             if shown != heard:
                 click.echo(shown)
         if job.get("error"):
-            say(f"{job['error'].get('code')}: {job['error'].get('message')}")
+            print_note(f"{job['error'].get('code')}: {job['error'].get('message')}")
     if job["status"] in ("failed", "cancelled"):
         raise click.exceptions.Exit(1)
 
@@ -222,7 +222,7 @@ def _shown(asset: dict[str, Any]) -> str:
 
 def _act(answer: Any, done: str, job_id: str, as_json: bool) -> None:
     if as_json:
-        emit(answer)
+        print_json(answer)
     else:
         click.echo(f"{job_id}  {done}")
 

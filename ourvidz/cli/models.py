@@ -12,7 +12,7 @@ from typing import get_args
 
 import click
 
-from ourvidz.cli.console import emit
+from ourvidz.cli.console import print_json
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.checkpoints import (
     PACKAGED,
@@ -183,7 +183,7 @@ def _files(checkpoint: Checkpoint) -> Iterator[Path]:
 
 def _present(rows: list[Row], as_json: bool) -> None:
     if as_json:
-        emit([asdict(row) for row in rows])
+        print_json([asdict(row) for row in rows])
         return
     from rich.console import Console
     from rich.table import Table

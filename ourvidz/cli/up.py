@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ourvidz.cli import embedded, stack
-from ourvidz.cli.console import emit, say, waiting
+from ourvidz.cli.console import print_json, print_note, spinner
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import Supervisor
 from ourvidz.cli.worker import check_model, default_families, families_of
@@ -74,22 +74,22 @@ class Up:
         self._flower = flower
         self._key = key
         self._over = over
-        self._supervisor = Supervisor(say, hurry)
+        self._supervisor = Supervisor(print_note, hurry)
         self._ledger: Ledger | None = None
 
     def run(self, sockets: list[socket.socket]) -> None:
         """Start, say when ready, look after everyone, drain, stop."""
         try:
-            with waiting("starting the Redis server") as show:
+            with spinner("starting the Redis server") as show:
                 place = self._start(sockets, show)
                 self._await_ready(place, show)
             ready = self._ready(place)
             self._state.announce(ready)
-            emit(ready)
+            print_json(ready)
             while not self._over.wait(TICK_S):
                 self._supervisor.tick()
         except Stopped:
-            say("stopped before everything was ready")
+            print_note("stopped before everything was ready")
         finally:
             self._stop()
 
@@ -166,7 +166,7 @@ class Up:
     def _stop(self) -> None:
         """The workers finish their jobs, the callbacks go out, then the receivers of both go."""
         if self._supervisor.pids():
-            say("stopping: running jobs may finish")
+            print_note("stopping: running jobs may finish")
         self._state.withdraw()
         stop = self._supervisor.stop
         stop([*self._families, "keeper", "clock", "flower"], stack.last_words(self._chosen.drain_s))

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ourvidz.cli.wan import EXITS, command
-from ourvidz.cli.wan_tasks import TASKS
+from ourvidz.cli.wan.command import EXITS, command
+from ourvidz.cli.wan.tasks import TASKS
 
 CLI = "docs/reference/cli.md"
 

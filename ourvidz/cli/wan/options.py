@@ -1,4 +1,4 @@
-"""The options of `wan_generate.py`: the names and defaults of the Wan release, and some of our own."""
+"""The options of `wan_generate.py`: names and defaults of the Wan release, and some additional ones."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any, Literal
 
 import click
 
-from ourvidz.cli.wan_tasks import TASKS
+from ourvidz.cli.wan.tasks import TASKS
 from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.ranges import SEED
-from ourvidz.jobs.ranges import SHIFT as SHIFTS
+from ourvidz.jobs.ranges import SHIFT as SHIFT_RANGE
 
-GUIDANCE = 5.0
-SHIFT = 5.0
+DEFAULT_GUIDANCE_SCALE = 5.0
+DEFAULT_SHIFT = 5.0
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(path_type=Path)
 _OUTPUT = click.Path(dir_okay=False, writable=True, path_type=Path)
 _SEED = click.IntRange(-1, int(SEED.high))
-_SHIFT = click.FloatRange(0, SHIFTS.high, min_open=True)
-_OFF = "; refused: this version uses one GPU"
+_SHIFT = click.FloatRange(0, SHIFT_RANGE.high, min_open=True)
+_MULTI_GPU = "; refused: this version uses one GPU"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options as they were written; None where one was left out."""
+    """The parsed options of one call. None means that the option was not given."""
 
     task: str
     size: str | None
@@ -56,7 +56,7 @@ class Options:
     use_prompt_extend: bool
 
 
-_FLAGS = (
+_OPTIONS = (
     click.option(
         "--task", type=click.Choice(list(TASKS)), default="t2v-1.3B", show_default=True, help="What to make."
     ),
@@ -74,8 +74,10 @@ _FLAGS = (
         "--sample_solver", type=click.Choice(["unipc", "dpm++"]), default="unipc", show_default=True
     ),
     click.option("--sample_steps", type=click.IntRange(1), help="Default 50, of i2v-14B 40."),
-    click.option("--sample_shift", type=_SHIFT, default=SHIFT, show_default=True),
-    click.option("--sample_guide_scale", type=click.FloatRange(0), default=GUIDANCE, show_default=True),
+    click.option("--sample_shift", type=_SHIFT, default=DEFAULT_SHIFT, show_default=True),
+    click.option(
+        "--sample_guide_scale", type=click.FloatRange(0), default=DEFAULT_GUIDANCE_SCALE, show_default=True
+    ),
     click.option(
         "--offload_model",
         type=click.BOOL,
@@ -84,10 +86,10 @@ _FLAGS = (
         help="Keep on the GPU only what works.",
     ),
     click.option("--t5_cpu", is_flag=True, help="Run the text encoder on the CPU."),
-    click.option("--ulysses_size", type=click.IntRange(1), default=1, help=f"More than 1{_OFF}."),
-    click.option("--ring_size", type=click.IntRange(1), default=1, help=f"More than 1{_OFF}."),
-    click.option("--t5_fsdp", is_flag=True, help=f"Shard the text encoder{_OFF}."),
-    click.option("--dit_fsdp", is_flag=True, help=f"Shard the transformer{_OFF}."),
+    click.option("--ulysses_size", type=click.IntRange(1), default=1, help=f"More than 1{_MULTI_GPU}."),
+    click.option("--ring_size", type=click.IntRange(1), default=1, help=f"More than 1{_MULTI_GPU}."),
+    click.option("--t5_fsdp", is_flag=True, help=f"Shard the text encoder{_MULTI_GPU}."),
+    click.option("--dit_fsdp", is_flag=True, help=f"Shard the transformer{_MULTI_GPU}."),
     click.option("--src_video", type=_FILE, help="A clip that a vace task works on."),
     click.option("--src_mask", type=_FILE, help="A clip, white where a vace task makes it anew."),
     click.option(
@@ -113,15 +115,15 @@ _FLAGS = (
 )
 
 
-def flags(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command all options, in this order."""
-    for option in reversed(_FLAGS):
-        function = option(function)
-    return function
+def wan_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: add all options of `wan_generate.py` to a click command, in the order of `_OPTIONS`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
 
 
-def wrong(option: str, rule: str, value: Any) -> InvalidParameters:
-    """The error for what was written at an option, to be raised."""
+def invalid_option(option: str, rule: str, value: Any) -> InvalidParameters:
+    """Build the error for an option whose value breaks a rule; the caller raises it."""
     return InvalidParameters(
         f"--{option} must be {rule}, not {value!r}.", field=f"--{option}", rule=rule, value=value
     )

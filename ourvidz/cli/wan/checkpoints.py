@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ourvidz.cli.wan_options import Options
-from ourvidz.cli.wan_tasks import LAYERS_14B, TASKS, Task
+from ourvidz.cli.wan.options import Options
+from ourvidz.cli.wan.tasks import LAYERS_14B, TASKS, Task
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint, find_wan
 from ourvidz.pipelines.wan.layouts import NAMES, facts

@@ -1,4 +1,4 @@
-"""`wan_generate.py`: one clip or picture on this machine, with the flags of the Wan release."""
+"""The `wan_generate.py` command: parses the options, generates, prints the result, sets the exit status."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ourvidz.cli.console import emit, say
-from ourvidz.cli.wan_options import Options, flags
-from ourvidz.cli.wan_request import Request, read_request
+from ourvidz.cli.console import print_json, print_note
+from ourvidz.cli.wan.options import Options, wan_options
+from ourvidz.cli.wan.request import Request, read_request
 from ourvidz.errors import CallerError, ModelLoadError, OurvidzError, OutOfMemory, SettingsError
 from ourvidz.settings import adopt, settings, share_processors
 
@@ -23,42 +23,42 @@ EXITS: tuple[tuple[type[OurvidzError], int], ...] = (
     (ModelLoadError, 3),
     (OutOfMemory, 4),
 )
-"""What a kind of error ends the process with; any other with 1."""
+"""Error class → exit status; any other error is 1."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@flags
-def command(as_json: bool, **given: Any) -> None:
+@wan_options
+def command(as_json: bool, **values: Any) -> None:
     """Make one clip or picture with Wan, on this machine, without a queue.
 
     Exit status: 0 it worked, 2 a wrong option, 3 the checkpoint, 4 out of memory, 1 anything else.
     """
-    options = Options(**given)
+    options = Options(**values)
     try:
         request = read_request(options, settings())
-        outcome = _made(request, options)
+        outcome = _generate(request, options)
     except OurvidzError as error:
-        say(f"Error: {error.message}")
+        print_note(f"Error: {error.message}")
         raise click.exceptions.Exit(exit_status(error)) from None
-    told = summary(request, options.task, outcome)
-    _notice(told)
+    result = summary(request, options.task, outcome)
+    _print_deviations(result)
     if as_json:
-        emit(told)
+        print_json(result)
     else:
-        click.echo(told["file"])
+        click.echo(result["file"])
 
 
 def exit_status(error: OurvidzError) -> int:
-    """What the process ends with after this error."""
+    """The exit status of the process for an error."""
     return next((code for kind, code in EXITS if isinstance(error, kind)), 1)
 
 
 def summary(request: Request, task: str, outcome: Outcome) -> dict[str, Any]:
-    """What was made. Sizes are pixels, times seconds."""
+    """The JSON result: output file, size in pixels, frames, seed, and the parameters that were used."""
     job, asset = request.job, outcome.assets[0].metadata
     frames = asset.get("frames", 1)
     return {
-        "file": str(request.save_to),
+        "file": str(request.output_file),
         "task": task,
         "width": asset["width"],
         "height": asset["height"],
@@ -79,39 +79,40 @@ def summary(request: Request, task: str, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _made(request: Request, options: Options) -> Outcome:
-    """Only here is torch loaded: everything that can be wrong without it was looked at."""
+def _generate(request: Request, options: Options) -> Outcome:
+    """Import torch and generate. All checks that need no torch have passed before."""
     share_processors()
-    chosen = settings()
-    if chosen.gpu is not None:
-        adopt(CUDA_VISIBLE_DEVICES=chosen.gpu)
-    # It would speak of image processors that nobody asked for.
+    current = settings()
+    if current.gpu is not None:
+        adopt(CUDA_VISIBLE_DEVICES=current.gpu)
+    # transformers would warn about image processors that this script does not use.
     adopt(TRANSFORMERS_VERBOSITY="error")
-    from ourvidz.cli.wan_run import make
+    from ourvidz.cli.wan.generate import generate
     from ourvidz.pipelines.wan.placement import Placement
 
-    return make(request, chosen, Placement(offload=options.offload_model, text_on_cpu=options.t5_cpu))
+    return generate(request, current, Placement(offload=options.offload_model, text_on_cpu=options.t5_cpu))
 
 
-def _notice(told: dict[str, Any]) -> None:
-    """What was not made as it was written."""
-    surplus = told["frames_generated"] - told["frames"]
+def _print_deviations(result: dict[str, Any]) -> None:
+    """Print on standard error where the result differs from the options."""
+    surplus = result["frames_generated"] - result["frames"]
     if surplus:
-        say(f"{told['frames']} is not 4n+1: {told['frames_generated']} frames were made, {surplus} cut off")
-    if told["size_capped"]:
-        say(f"the tiny checkpoint rendered {told['width']}*{told['height']}")
+        frames, generated = result["frames"], result["frames_generated"]
+        print_note(f"{frames} is not 4n+1: {generated} frames were made, {surplus} cut off")
+    if result["size_capped"]:
+        print_note(f"the tiny checkpoint rendered {result['width']}*{result['height']}")
 
 
 def main() -> None:
-    """The entry point of `wan_generate.py`. Standard output is for results: the log goes elsewhere."""
+    """Entry point of `wan_generate.py`. Results go to standard output, the log to standard error."""
     from ourvidz import log
 
     log.configure("WARNING")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # By default one would look like any other failure, the other leave its scratch folder behind.
-        signal.signal(number, _stop)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # By default SIGINT would exit as any other failure does, SIGTERM would leave the temporary folder.
+        signal.signal(signum, _exit_on_signal)
     sys.exit(command(prog_name="wan_generate.py"))
 
 
-def _stop(number: int, _: object) -> None:
-    sys.exit(128 + number)
+def _exit_on_signal(signum: int, _frame: object) -> None:
+    sys.exit(128 + signum)

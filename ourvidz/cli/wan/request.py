@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ourvidz.cli import wan_files, wan_sources, wan_weights
-from ourvidz.cli.wan_options import Options, wrong
-from ourvidz.cli.wan_tasks import SIZES_480P, TASKS, Task
+from ourvidz.cli.wan import checkpoints, inputs
+from ourvidz.cli.wan.options import Options, invalid_option
+from ourvidz.cli.wan.output import choose_output_file, is_image_file
+from ourvidz.cli.wan.tasks import SIZES_480P, TASKS, Task
 from ourvidz.errors import InvalidParameters, InvalidPrompt
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.defaults import draw_seed
@@ -38,7 +39,7 @@ class Request:
     job: VideoJob
     checkpoint: Checkpoint
     references: dict[str, Image]
-    save_to: Path
+    output_file: Path
     source: SourceClip | None = None
     vace: Checkpoint | None = None
 
@@ -49,20 +50,20 @@ def read_request(given: Options, chosen: Settings) -> Request:
     task = TASKS[given.task]
     _refuse_what_would_be_ignored(given)
     _check_numbers(given)
-    folder = wan_weights.folder_of(given, task, chosen)
-    tiny = folder is None or wan_weights.is_tiny(folder)
+    folder = checkpoints.folder_of(given, task, chosen)
+    tiny = folder is None or checkpoints.is_tiny(folder)
     size = _size(given, task, tiny=tiny)
-    references = wan_sources.references(given, task, chosen)
+    references = inputs.references(given, task, chosen)
     seed = draw_seed() if given.base_seed == -1 else given.base_seed
-    save_to = wan_files.save_to(given, task, f"{size[0]}x{size[1]}_{seed}")
-    frames = _frames(given, task, save_to)
+    output_file = choose_output_file(given, task, f"{size[0]}x{size[1]}_{seed}")
+    frames = _frames(given, task, output_file)
     refuse_too_large("--frame_num", frames, size, most=_most_frame_pixels(task, chosen, tiny=tiny))
-    source = wan_sources.source(given, task, chosen, frames=frames)
-    job = _job(given, size, frames, seed, references, save_to)
+    source = inputs.source(given, task, chosen, frames=frames)
+    job = _job(given, size, frames, seed, references, output_file)
     Gate(load_terms()).judge(job)
-    checkpoint = wan_weights.find(given.task, folder, chosen)
-    vace = wan_weights.find_vace(given, task, chosen, needed=bool(references))
-    return Request(job, checkpoint, references, save_to, source, vace)
+    checkpoint = checkpoints.find(given.task, folder, chosen)
+    vace = checkpoints.find_vace(given, task, chosen, needed=bool(references))
+    return Request(job, checkpoint, references, output_file, source, vace)
 
 
 def _job(
@@ -71,10 +72,10 @@ def _job(
     frames: int,
     seed: int,
     references: dict[str, Image],
-    save_to: Path,
+    output_file: Path,
 ) -> VideoJob:
     """The job as the queue would have it; its type only says what kind of file it makes."""
-    kind = "image_high" if wan_files.is_picture(save_to) else "video_high"
+    kind = "image_high" if is_image_file(output_file) else "video_high"
     return VideoJob(
         id=OWNER,
         type=kind,
@@ -105,7 +106,7 @@ def _refuse_what_would_be_ignored(given: Options) -> None:
             )
     for option in ("ulysses_size", "ring_size"):
         if getattr(given, option) > 1:
-            raise wrong(option, "1: this version uses one GPU", getattr(given, option))
+            raise invalid_option(option, "1: this version uses one GPU", getattr(given, option))
     if given.use_prompt_extend:
         raise InvalidParameters(
             "--use_prompt_extend needs a language model, which this version does not have.",
@@ -116,7 +117,7 @@ def _refuse_what_would_be_ignored(given: Options) -> None:
 def _check_numbers(given: Options) -> None:
     for option in ("sample_shift", "sample_guide_scale"):
         if not math.isfinite(getattr(given, option)):
-            raise wrong(option, "a number", getattr(given, option))
+            raise invalid_option(option, "a number", getattr(given, option))
 
 
 def _size(given: Options, task: Task, *, tiny: bool) -> tuple[int, int]:
@@ -126,19 +127,19 @@ def _size(given: Options, task: Task, *, tiny: bool) -> tuple[int, int]:
     allowed = (*task.sizes, native) if tiny else task.sizes
     size = given.size or (native if tiny else SIZES_480P[0])
     if size not in allowed:
-        raise wrong("size", f"one of {', '.join(allowed)} for {given.task}", size)
+        raise invalid_option("size", f"one of {', '.join(allowed)} for {given.task}", size)
     width, _, height = size.partition("*")
     return int(width), int(height)
 
 
-def _frames(given: Options, task: Task, save_to: Path) -> int:
+def _frames(given: Options, task: Task, output_file: Path) -> int:
     frames = given.frame_num or task.frames
-    if task.makes_a_picture and frames != 1:
-        raise wrong("frame_num", f"1 for {given.task}", frames)
+    if task.is_image and frames != 1:
+        raise invalid_option("frame_num", f"1 for {given.task}", frames)
     if given.strict_frames and frames % 4 != 1:
-        raise wrong("frame_num", "4n+1 with --strict_frames", frames)
-    if wan_files.is_picture(save_to) and frames != 1:
-        raise wrong("save_file", f"an .mp4 file for {frames} frames", str(save_to))
+        raise invalid_option("frame_num", "4n+1 with --strict_frames", frames)
+    if is_image_file(output_file) and frames != 1:
+        raise invalid_option("save_file", f"an .mp4 file for {frames} frames", str(output_file))
     return frames
 
 

@@ -15,8 +15,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import ourvidz
-from ourvidz.cli import wan, wan_request, wan_run
-from ourvidz.cli.wan import command, exit_status
+from ourvidz.cli.wan import command as wan_command
+from ourvidz.cli.wan import generate, request
+from ourvidz.cli.wan.command import command, exit_status
 from ourvidz.errors import (
     InternalError,
     InvalidParameters,
@@ -160,7 +161,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path / "state"))
     # Such settings of its own would outlive the test.
-    monkeypatch.setattr(wan, "adopt", lambda **_: None)
+    monkeypatch.setattr(wan_command, "adopt", lambda **_: None)
     settings.cache_clear()
     yield tmp_path
     settings.cache_clear()
@@ -184,7 +185,7 @@ def test_no_wrong_call_loads_torch(folder: Path) -> None:
     """A typo is told at once, not after the libraries have loaded."""
     calls = [list(arguments) for _, _, arguments in BAD]
     script = (
-        "import json, sys; from click.testing import CliRunner; from ourvidz.cli.wan import command\n"
+        "import json, sys; from click.testing import CliRunner; from ourvidz.cli.wan.command import command\n"
         "codes = [CliRunner().invoke(command, c).exit_code for c in json.load(sys.stdin)]\n"
         "print(json.dumps([codes, 'torch' in sys.modules]))"
     )
@@ -297,12 +298,12 @@ def test_running_out_of_memory_ends_with_four(folder: Path, monkeypatch: pytest.
     def full(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(wan_run.WanPipeline, "_read", full)
+    monkeypatch.setattr(generate.WanPipeline, "_read", full)
     assert call(*QUICK, "--frame_num=1").exit_code == 4
     monkeypatch.undo()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(wan, "adopt", lambda **_: None)
-    monkeypatch.setattr(wan_run.WanPipeline, "denoise", full)
+    monkeypatch.setattr(wan_command, "adopt", lambda **_: None)
+    monkeypatch.setattr(generate.WanPipeline, "denoise", full)
     result = call(*QUICK, "--frame_num=1")
     assert (result.exit_code, result.stdout) == (4, "")
     assert "Not enough memory" in result.stderr
@@ -310,8 +311,8 @@ def test_running_out_of_memory_ends_with_four(folder: Path, monkeypatch: pytest.
 
 def test_the_safety_gate_stands_here_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No way to a pipeline leads past it, and nothing is loaded first."""
-    monkeypatch.setattr(wan, "_made", lambda *_: pytest.fail("it went on"))
-    monkeypatch.setattr(wan_request, "Gate", lambda _: Gate(Terms(minor={"quokka"}, sexual={"marmalade"})))
+    monkeypatch.setattr(wan_command, "_generate", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr(request, "Gate", lambda _: Gate(Terms(minor={"quokka"}, sexual={"marmalade"})))
     result = call("--prompt=a quokka with marmalade", "--save_file=no.mp4")
     assert (result.exit_code, result.stdout) == (2, "")
     assert not (folder / "no.mp4").exists()

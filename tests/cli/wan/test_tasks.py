@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from ourvidz.cli import wan
-from ourvidz.cli.wan import command
-from ourvidz.cli.wan_tasks import TASKS
+from ourvidz.cli.wan import command as wan_command
+from ourvidz.cli.wan.command import command
+from ourvidz.cli.wan.tasks import TASKS
 from ourvidz.media.video import mp4, probe, read_frames
 from ourvidz.settings import settings
 from training.untrained.wan_pictures import build_image_to_video, build_vace
@@ -54,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path / "state"))
     # Such settings of its own would outlive the test.
-    monkeypatch.setattr(wan, "adopt", lambda **_: None)
+    monkeypatch.setattr(wan_command, "adopt", lambda **_: None)
     settings.cache_clear()
     yield tmp_path
     settings.cache_clear()
@@ -114,7 +114,7 @@ def test_image_to_video_takes_forty_steps_unless_told(folder: Path, monkeypatch:
         asked.append(request.job.steps)
         raise SystemExit(0)
 
-    monkeypatch.setattr(wan, "_made", note)
+    monkeypatch.setattr(wan_command, "_generate", note)
     call(PROMPT, "--task=i2v-14B", "--ckpt_dir=i2v", "--image=hill.png")
     call(PROMPT, "--task=flf2v-14B", "--ckpt_dir=flf2v", *ENDS)
     call(PROMPT, "--task=vace-14B", "--ckpt_dir=vace14")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ourvidz.cli.wan_options import Options
-from ourvidz.cli.wan_tasks import Task
+from ourvidz.cli.wan.options import Options
+from ourvidz.cli.wan.tasks import Task
 from ourvidz.errors import InternalError, InvalidParameters, ReferenceFrameError
 from ourvidz.pipelines.base import SourceClip
 from ourvidz.settings import Settings

@@ -14,7 +14,7 @@ from typing import Any, Self
 import click
 from PIL.Image import Image
 
-from ourvidz.cli.wan_request import Request
+from ourvidz.cli.wan.request import Request
 from ourvidz.errors import ModelLoadError, OutOfMemory, ReferenceFrameError, StorageError
 from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Outcome
@@ -96,7 +96,7 @@ class Terminal:
         store.put(key, data, content_type=content_type)
 
 
-def make(request: Request, chosen: Settings, placement: Placement) -> Outcome:
+def generate(request: Request, chosen: Settings, placement: Placement) -> Outcome:
     """Generate and save. `ModelLoadError`, `OutOfMemory`, `StorageError` for a file that cannot be
     written, `SettingsError` for a certificate that cannot sign."""
     signer = signing.signer(chosen)
@@ -113,7 +113,7 @@ def make(request: Request, chosen: Settings, placement: Placement) -> Outcome:
         outcome = generate_video(request.job, run, use)
         key = outcome.assets[0].key
         assert key is not None
-        _write(request.save_to, store.get(key))
+        _write(request.output_file, store.get(key))
     return outcome
 
 

@@ -1,4 +1,4 @@
-"""The tasks of the Wan release: what each renders, and from which checkpoint."""
+"""The tasks of the Wan release: sizes, default frames and steps, and the checkpoint each one needs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from ourvidz.pipelines.wan.layouts import WanModel
 SIZES_480P = ("480*832", "832*480")
 SIZES_720P = ("720*1280", "1280*720", *SIZES_480P)
 LAYERS_14B = 40
-"""How many blocks the larger transformer has; the smaller one has 30."""
+"""Transformer blocks of the 14B checkpoints; the 1.3B ones have 30."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task. Sizes are WIDTH*HEIGHT in pixels; `frames` is the default and, for a picture, the only count.
+    """One task of the release.
 
-    `large`: it needs the checkpoint with 14 billion weights. `model` is the one of Wan's models it runs on,
-    `steps` the default.
+    sizes: the allowed ones, WIDTH*HEIGHT in pixels. frames: the default; an image task allows only its 1.
+    large: needs a 14B checkpoint. model: the Wan model it runs on. steps: default number of denoising steps.
     """
 
     sizes: tuple[str, ...]
@@ -27,8 +27,8 @@ class Task:
     steps: int = 50
 
     @property
-    def makes_a_picture(self) -> bool:
-        """Whether it makes one picture instead of a clip."""
+    def is_image(self) -> bool:
+        """Whether the task makes one image instead of a clip."""
         return self.frames == 1
 
 
