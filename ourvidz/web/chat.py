@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,12 +19,11 @@ from ourvidz.jobs.catalog import CATALOG, JobType, lookup
 from ourvidz.jobs.fields import Fields, refused
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.schema import conversation_schema
-from ourvidz.web import audit, problems
+from ourvidz.web import audit, problems, sse
 from ourvidz.web.body import read_json
 from ourvidz.web.problems import documented
 from ourvidz.web.waiting import (
     Answer,
-    EventStream,
     Heard,
     answer_of,
     as_events,
@@ -135,16 +133,17 @@ async def _respond(request: Request, type_name: str) -> Response:
 
         def written(item: str | Answer) -> Iterator[bytes]:
             if isinstance(item, Answer):
-                yield _event("done", _document(item, job, enhancing=enhancing))
+                yield sse.encode_json_event(_document(item, job, enhancing=enhancing), event="done")
             else:
-                yield _event("token", {"text": item})
+                yield sse.encode_json_event({"text": item}, event="token")
 
         def failure(error: OurvidzError) -> bytes:
             audit.entry(request.scope).code = error.code
-            return _event("error", problems.document(error, request.url.path).model_dump(mode="json"))
+            document = problems.document(error, request.url.path).model_dump(mode="json")
+            return sse.encode_json_event(document, event="error")
 
         events = await begun(request, as_events(heard, written, failure))
-        return EventStream(events, {"X-Job-Id": job.id})
+        return sse.EventStreamResponse(events, {"X-Job-Id": job.id})
     answer = await unless_gone(request, lambda: answer_of(heard))
     return JSONResponse(_document(answer, job, enhancing=enhancing))
 
@@ -249,7 +248,3 @@ def model_used(answer: Answer, job: ChatJob) -> ModelUsed:
         inference_engine=told.get("inference_engine"),
         active_model_type=told.get("active_model_type") or job.model.removeprefix("qwen_"),
     )
-
-
-def _event(kind: str, data: dict[str, Any]) -> bytes:
-    return f"event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()

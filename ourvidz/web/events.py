@@ -1,85 +1,125 @@
-"""A job's live stream as server-sent events."""
+"""A job's event stream: read from the ledger, and sent as server-sent events."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
+from anyio import CancelScope
+
 from ourvidz import log
-from ourvidz.errors import InvalidParameters, OurvidzError
+from ourvidz.errors import OurvidzError
 from ourvidz.ledger.record import Record, StreamItem
 from ourvidz.ledger.store import Ledger
-from ourvidz.web.following import next_of, stop
+from ourvidz.web import sse
 
 KEEP_ALIVE_S = 15.0
-KEEP_ALIVE = b": keep-alive\n\n"
-BEGINNING = "0"
+RECONNECT_MS = 2000
+CANCEL_AGAIN_S = 0.05
 
 _log = log.get(__name__)
 
 
+class StreamReader:
+    """Reads stream items one at a time, each with a timeout. Close it with `aclosing`.
+
+    A timeout leaves the pending read running, so no item is lost: the next call waits for the same item.
+    """
+
+    def __init__(self, items: AsyncIterator[StreamItem]) -> None:
+        self._items = items
+        self._pending: asyncio.Task[StreamItem | None] | None = None
+
+    async def next_item(self, *, timeout_s: float) -> StreamItem | None:
+        """The next item, or None at the end of the stream. Raises `TimeoutError`."""
+        if self._pending is None:
+            # A task: cancelling `anext` itself would end the iterator.
+            self._pending = asyncio.ensure_future(_next_or_none(self._items))
+        finished, _ = await asyncio.wait({self._pending}, timeout=timeout_s)
+        if not finished:
+            raise TimeoutError
+        read, self._pending = self._pending, None
+        return read.result()
+
+    async def aclose(self) -> None:
+        """Cancel the pending read and wait until it has ended, then close the iterator.
+
+        A cancellation of the caller that arrives during the wait is re-raised after it. The read is cancelled
+        repeatedly: between two of its own timeouts the Redis client may take a cancellation for one of them
+        and read on.
+        """
+        cancelled: asyncio.CancelledError | None = None
+        with CancelScope(shield=True):
+            while self._pending is not None and not self._pending.done():
+                self._pending.cancel()
+                try:
+                    await asyncio.wait({self._pending}, timeout=CANCEL_AGAIN_S)
+                except asyncio.CancelledError as raised:
+                    cancelled = raised
+            if self._pending is not None and not self._pending.cancelled():
+                self._pending.exception()  # Retrieved, or asyncio logs it.
+            if isinstance(self._items, AsyncGenerator):
+                await self._items.aclose()
+        if cancelled is not None:
+            raise cancelled
+
+
 async def stream(
     ledger: Ledger, job_id: str, *, after: str, keep_alive_s: float = KEEP_ALIVE_S
-) -> AsyncIterator[bytes]:
-    """The items after an id as they come, then the end. A comment keeps the connection open through
-    silences. A ledger that goes away ends the stream: clients come back with the last id they have."""
-    yield b"retry: 2000\n\n"
-    items = ledger.follow(job_id, after=after)
-    following = next_of(items)
+) -> AsyncGenerator[bytes, None]:
+    """Yield a job's events after a stream position as they happen, and `done` once, at the end.
+
+    A keep-alive comment is sent after `keep_alive_s` without an event. When the ledger cannot be reached the
+    stream ends without `done`: clients reconnect with the last id they have.
+    """
+    yield sse.encode_retry(RECONNECT_MS)
     ended = False
     try:
-        while True:
-            finished, _ = await asyncio.wait({following}, timeout=keep_alive_s)
-            if not finished:
-                yield KEEP_ALIVE
-                continue
-            item = following.result()
-            if item is None:
-                break
-            ended = item.kind == "done" and not await asyncio.to_thread(_overtaken, ledger, job_id, item)
-            # `done` comes once, at the end: how an earlier run ended is one more state of the job.
-            yield _event("state" if item.kind == "done" and not ended else item.kind, item.data, item.id)
-            following = next_of(items)
+        async with aclosing(StreamReader(ledger.follow(job_id, after=after))) as reader:
+            while not ended:
+                try:
+                    item = await reader.next_item(timeout_s=keep_alive_s)
+                except TimeoutError:
+                    yield sse.KEEP_ALIVE
+                    continue
+                if item is None:
+                    break
+                ended = item.kind == "done" and not await asyncio.to_thread(
+                    _was_reopened, ledger, job_id, item
+                )
+                # The end of an earlier run is one more state: clients leave at `done`, and a retry follows.
+                kind = "state" if item.kind == "done" and not ended else item.kind
+                yield sse.encode_json_event(item.data, event=kind, event_id=item.id)
         if not ended:
             record = await asyncio.to_thread(ledger.get, job_id)
-            yield _event("done", _ending(record))
-    except OurvidzError as gone:
-        _log.warning("events_cut", job_id=job_id, code=gone.code)
-    finally:
-        await stop(following)
+            yield sse.encode_json_event(_final_state(record), event="done")
+    except OurvidzError as failed:
+        _log.warning("events_cut", job_id=job_id, code=failed.code)
 
 
-def resume_from(last_event_id: str | None) -> str:
-    """The stream id a client has last seen. `InvalidParameters` when it cannot be one."""
-    given = (last_event_id or "").strip() or BEGINNING
-    parts = given.split("-")
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and len(part) <= 19 for part in parts):
-        raise InvalidParameters(
-            "Last-Event-ID: not the id of an event", field="Last-Event-ID", rule="id of an event", value=given
-        )
-    return given
+def is_fully_read(ledger: Ledger, record: Record, after: str) -> bool:
+    """Whether a reconnecting client has already received the last event of a finished job."""
+    return (
+        after != sse.STREAM_START
+        and record.finished
+        and not ledger.stream(record.job_id, after=after, limit=1)
+    )
 
 
-def seen_to_the_end(ledger: Ledger, record: Record, after: str) -> bool:
-    """Whether a client that comes back has nothing left to hear."""
-    return after != BEGINNING and record.finished and not ledger.stream(record.job_id, after=after, limit=1)
-
-
-def _overtaken(ledger: Ledger, job_id: str, done: StreamItem) -> bool:
-    """Whether the job was opened again after this end."""
+def _was_reopened(ledger: Ledger, job_id: str, done: StreamItem) -> bool:
+    """Whether a later run than the one that `done` ended was opened."""
     record = ledger.get(job_id)
     return record is not None and record.run > int(done.data["run"])
 
 
-def _ending(record: Record | None) -> dict[str, Any]:
-    """The last word on a job whose stream has been forgotten before its record."""
+def _final_state(record: Record | None) -> dict[str, Any]:
+    """The data of `done` for a job whose stream has expired before its record."""
     if record is None:
         return {"status": "deleted"}
     return {"status": record.status, "run": record.run}
 
 
-def _event(kind: str, data: dict[str, Any], event_id: str | None = None) -> bytes:
-    head = f"id: {event_id}\n" if event_id else ""
-    return f"{head}event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+async def _next_or_none(items: AsyncIterator[StreamItem]) -> StreamItem | None:
+    return await anext(items, None)

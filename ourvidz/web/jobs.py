@@ -14,7 +14,7 @@ from ourvidz.jobs.catalog import lookup
 from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.jobs.schema import submission_schema
 from ourvidz.ledger.record import Record, Status
-from ourvidz.web import audit, door, events, views
+from ourvidz.web import audit, door, events, sse, views
 from ourvidz.web.body import read_json
 from ourvidz.web.documents import Accepted, Deleted, JobPage, JobState
 from ourvidz.web.problems import documented
@@ -109,16 +109,12 @@ async def follow(
 ) -> Response:
     """What happens to a job as it happens: state, progress, preview, token, done."""
     ledger = control.current().ledger
-    after = events.resume_from(last_event_id)
+    after = sse.parse_last_event_id(last_event_id)
     record = await run_in_threadpool(_record, job_id)
-    if await run_in_threadpool(events.seen_to_the_end, ledger, record, after):
-        # 204 is what tells an EventSource to stop coming back.
+    if await run_in_threadpool(events.is_fully_read, ledger, record, after):
+        # An EventSource reconnects after the end of a stream, but not after a 204.
         return Response(status_code=204)
-    return StreamingResponse(
-        events.stream(ledger, job_id, after=after),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return sse.EventStreamResponse(events.stream(ledger, job_id, after=after))
 
 
 @router.post("/jobs/{id}/cancel", responses=documented(401, 403, 404, 409, 422, 503))

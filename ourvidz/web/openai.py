@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -20,15 +19,17 @@ from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.ranges import MAX_TOKENS
 from ourvidz.jobs.sanitize import shorten
 from ourvidz.jobs.schema import conversation_schema
-from ourvidz.web import audit, chat, openai_errors
+from ourvidz.web import audit, chat, openai_errors, sse
 from ourvidz.web.body import read_json
 from ourvidz.web.openai_errors import ErrorDocument
-from ourvidz.web.waiting import Answer, EventStream, answer_of, as_events, begun, unless_gone, wait_for
+from ourvidz.web.waiting import Answer, answer_of, as_events, begun, unless_gone, wait_for
 from ourvidz.wiring import control
 
 router = APIRouter(tags=["openai"])
 
 TYPE = "chat_conversation"
+DONE = "[DONE]"
+"""The data of the event that ends a stream."""
 LENGTHS = ("max_completion_tokens", "max_tokens")
 _PASSED = (
     *("model", "temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop", "stream"),
@@ -132,7 +133,7 @@ async def completions(request: Request) -> Response:
     if job.stream:
         chunks = _Chunks(job, with_usage=_wants_usage(body))
         events = await begun(request, as_events(heard, chunks, partial(_failure, request)))
-        return EventStream(events, {"X-Job-Id": job.id})
+        return sse.EventStreamResponse(events, {"X-Job-Id": job.id})
     answer = await unless_gone(request, lambda: answer_of(heard))
     return JSONResponse(_completion(answer, job))
 
@@ -267,19 +268,17 @@ class _Chunks:
         yield self._chunk({}, _finish(item))
         if self._with_usage:
             usage = _usage(item)
-            yield _data({**self._common, "choices": [], "usage": usage.model_dump() if usage else None})
-        yield b"data: [DONE]\n\n"
+            yield sse.encode_json_event(
+                {**self._common, "choices": [], "usage": usage.model_dump() if usage else None}
+            )
+        yield sse.encode_event(DONE)
 
     def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": self._opening | delta, "logprobs": None, "finish_reason": finish}
         self._opening = {}
-        return _data({**self._common, "choices": [choice]})
+        return sse.encode_json_event({**self._common, "choices": [choice]})
 
 
 def _failure(request: Request, error: OurvidzError) -> bytes:
     audit.entry(request.scope).code = error.code
-    return _data(openai_errors.document(error).model_dump())
-
-
-def _data(document: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(document, separators=(',', ':'))}\n\n".encode()
+    return sse.encode_json_event(openai_errors.document(error).model_dump())

@@ -10,9 +10,11 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from ourvidz import administration, dispatch
+from ourvidz.errors import NotFound
+from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.fields import Fields
 from ourvidz.jobs.job import AdminJob
-from ourvidz.web import audit, queues
+from ourvidz.web import audit
 from ourvidz.web.body import parse_json
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
@@ -80,14 +82,14 @@ def _administer(request: Request, payload: object) -> Administered:
 @router.post("/queues/{queue}/pause")
 def pause(queue: str) -> QueueState:
     """Stop taking jobs from a queue. Running jobs finish; new ones are accepted and wait."""
-    dispatch.pause(queues.known(queue))
+    dispatch.pause(known_queue(queue))
     return _queue(queue)
 
 
 @router.post("/queues/{queue}/resume")
 def resume(queue: str) -> QueueState:
     """Take jobs from a queue again."""
-    dispatch.resume(queues.known(queue))
+    dispatch.resume(known_queue(queue))
     return _queue(queue)
 
 
@@ -108,3 +110,12 @@ def undrain(id: str) -> WorkerState:
 def _queue(queue: str) -> QueueState:
     ledger = control.current().ledger
     return QueueState(queue=queue, paused=queue in ledger.paused(), depth=ledger.depth(queue))
+
+
+def known_queue(name: str) -> str:
+    """`name` itself, when it is a queue of the catalog. Raises `NotFound`."""
+    if name not in QUEUES.values():
+        raise NotFound(
+            "There is no queue of this name.", field="queue", rule=", ".join(QUEUES.values()), value=name
+        )
+    return name

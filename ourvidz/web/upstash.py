@@ -12,8 +12,9 @@ from ourvidz import dispatch
 from ourvidz.errors import InvalidParameters, OurvidzError
 from ourvidz.jobs.job import Job
 from ourvidz.jobs.schema import submission_schema
-from ourvidz.web import audit, door, queues
+from ourvidz.web import audit, door
 from ourvidz.web.body import parse_json, read_json
+from ourvidz.web.operations import known_queue
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 
@@ -69,7 +70,7 @@ def _push(request: Request, elements: object) -> Depth:
 @router.get("/llen/{queue}", responses=documented(401, 403, 404, 422, 503))
 def llen(queue: str) -> Depth:
     """How many jobs wait in a queue."""
-    return Depth(result=control.current().ledger.depth(queues.known(queue)))
+    return Depth(result=control.current().ledger.depth(known_queue(queue)))
 
 
 def _jobs(elements: object) -> list[Job]:

@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 from anyio import CancelScope
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import StreamingResponse
-from starlette.types import Send
 
 from ourvidz import dispatch, log
 from ourvidz.celery_settings import PRIORITY_SYNC
@@ -31,17 +29,15 @@ from ourvidz.errors import (
 from ourvidz.jobs.job import ChatJob
 from ourvidz.ledger.record import Record, StreamItem
 from ourvidz.ledger.store import Ledger
-from ourvidz.web import door
+from ourvidz.web import door, sse
 from ourvidz.web.attendance import WorkerAvailability
-from ourvidz.web.following import next_of, stop
+from ourvidz.web.events import StreamReader
 from ourvidz.wiring import control
 
 CHECK_S = 5.0
 """How often a wait in which nothing happens looks whether anybody is at work for it."""
 SILENCE = ""
 """What a wait says when nothing has happened for that long."""
-STREAMED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-KEEP_ALIVE = b": keep-alive\n\n"
 
 Done = TypeVar("Done")
 _log = log.get(__name__)
@@ -125,25 +121,12 @@ async def as_events(
         try:
             async for item in heard:
                 speaking = True
-                for event in (KEEP_ALIVE,) if item == SILENCE else written(item):
+                for event in (sse.KEEP_ALIVE,) if item == SILENCE else written(item):
                     yield event
         except OurvidzError as failed:
             if not speaking:
                 raise
             yield failure(failed)
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events. Its source is closed with it, at once: what it waits for must not go on."""
-
-    def __init__(self, content: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
-        super().__init__(content, media_type="text/event-stream", headers={**STREAMED, **headers})
-        self._content = content
-
-    async def stream_response(self, send: Send) -> None:
-        """Send everything."""
-        async with aclosing(self._content):
-            await super().stream_response(send)
 
 
 async def begun(request: Request, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -209,22 +192,17 @@ class _Wait:
 
     async def _items(self) -> AsyncGenerator[StreamItem | None, None]:
         """The items of the job's stream; None when the next one takes long, or the deadline is there."""
-        items = self._ledger.follow(self._job.id)
-        following = next_of(items)
-        try:
+        async with aclosing(StreamReader(self._ledger.follow(self._job.id))) as reader:
             while True:
-                patience_s = min(CHECK_S, max(0.0, self._ends - time.monotonic()))
-                finished, _ = await asyncio.wait({following}, timeout=patience_s)
-                if finished:
-                    item = following.result()
-                    if item is None:
-                        return
-                    yield item
-                    following = next_of(items)
-                else:
+                timeout_s = min(CHECK_S, max(0.0, self._ends - time.monotonic()))
+                try:
+                    item = await reader.next_item(timeout_s=timeout_s)
+                except TimeoutError:
                     yield None
-        finally:
-            await stop(following)
+                    continue
+                if item is None:
+                    return
+                yield item
 
     def _note(self, item: StreamItem) -> None:
         if item.data.get("status") == "processing" and self._started_at is None:
