@@ -14,8 +14,8 @@ from ourvidz.callbacks.retry import Again, Delivered, Rng, decide, retry_after_s
 from ourvidz.callbacks.target import Target
 from ourvidz.ledger.record import OutboxEvent
 from ourvidz.ledger.store import Outbox
-from ourvidz.net.client import Answer, Client, NoAnswer
-from ourvidz.net.egress_policy import Reach
+from ourvidz.net.client import HttpClient, HttpResponse, RequestFailure
+from ourvidz.net.egress_policy import EgressPolicy
 
 __all__ = ["CallbackSender", "Clocked", "Target"]
 
@@ -43,7 +43,7 @@ class CallbackSender:
         self._target = target
         self._lanes = lanes or PerHostLimiter()
         self._rng = rng or random.SystemRandom()
-        self._client = Client(timeout_s=target.timeout_s, opener=Reach(target.hosts))
+        self._client = HttpClient(timeout_s=target.timeout_s, connector=EgressPolicy(target.hosts))
 
     def deliver(self, job_id: str) -> None:
         """Post what is due of this job, oldest first, until nothing is.
@@ -77,7 +77,9 @@ class CallbackSender:
         now = datetime.fromtimestamp(self._ledger.now(), UTC)
         self._settle(event, self._post(event, str(url), body, now), now)
 
-    def _post(self, event: OutboxEvent, url: str, body: bytes, now: datetime) -> Answer | NoAnswer:
+    def _post(
+        self, event: OutboxEvent, url: str, body: bytes, now: datetime
+    ) -> HttpResponse | RequestFailure:
         target = self._target
         signed = signing.headers(
             body,
@@ -90,11 +92,13 @@ class CallbackSender:
         spoken = {"Content-Type": "application/json", "User-Agent": f"ourvidz/{target.worker_version}"}
         return self._client.post(url, body=body, headers=spoken | signed)
 
-    def _settle(self, event: OutboxEvent, answer: Answer | NoAnswer, now: datetime) -> None:
+    def _settle(self, event: OutboxEvent, answer: HttpResponse | RequestFailure, now: datetime) -> None:
         status, asked = (
-            (answer.status, answer.headers.get("Retry-After")) if isinstance(answer, Answer) else (None, None)
+            (answer.status, answer.headers.get("retry-after"))
+            if isinstance(answer, HttpResponse)
+            else (None, None)
         )
-        error = answer.reason if isinstance(answer, NoAnswer) else f"HTTP {status}"
+        error = answer.reason if isinstance(answer, RequestFailure) else f"HTTP {status}"
         decision = decide(
             event.kind,
             deliveries=event.deliveries,

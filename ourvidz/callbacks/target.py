@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ourvidz.callbacks.payload import AssetsAs
 from ourvidz.callbacks.signing import webhook
 from ourvidz.errors import SettingsError
-from ourvidz.net.client import Origin, origin
+from ourvidz.net.urls import Origin, origin
 
 NO_URL = "no callback URL is configured"
 NOT_PLAIN = "the callback URL is not a plain http(s) URL"

@@ -1,33 +1,29 @@
-"""Which hosts may be called, and connections to those alone.
+"""The egress policy: which hosts and addresses may be called, and connections to those alone.
 
-A name is looked up once, every address it has is checked, and the checked ones are connected to: there is no
-second look-up that could answer otherwise. What is written in a URL is checked before that, but decides
-nothing: the client that connects may read it differently.
+A name is resolved once, every address it has is checked, and the connection goes to one of the checked
+addresses: a name server cannot answer a second look-up differently. The text of a URL is checked before that
+only to save the look-up.
 """
 
 from __future__ import annotations
 
 import re
 import socket
-import threading
-import time
-from collections.abc import Callable, Collection
-from concurrent.futures import Future
+from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import ip_network
-from typing import TypeVar
 
-from ssrfguard import DEFAULT_DENIED, AddressTable, Block, Policy, Resolver, connect, resolve
-from ssrfguard import Reach as Of
+from ssrfguard import DEFAULT_DENIED, AddressTable, Block, Policy, Reach, Resolver, connect, resolve
 from ssrfguard.errors import BlockedAddressError, BlockedURLError, SSRFGuardError
 
 from ourvidz import log
-from ourvidz.net.client import Origin, Unreachable, origin
+from ourvidz.net.transport import Deadline, EgressDenied, run_before
+from ourvidz.net.urls import Origin, origin
 
-NOT_PLAIN = "it is not a plain http(s) URL"
-NUMBER_AS_HOST = "its host ends in a number, which is an address in disguise"
+INVALID_URL = "it is not a plain http(s) URL"
+NUMERIC_HOST = "its host ends in a number, which is an address in disguise"
 
-_OWN = tuple(
+_PRIVATE_NETWORKS = tuple(
     map(
         ip_network,
         ("10.0.0.0/8", "127.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7"),
@@ -35,29 +31,29 @@ _OWN = tuple(
 )
 """Where an operator's own hosts are. Link-local addresses are not among them: cloud metadata lives there."""
 
-_TABLE: tuple[tuple[str, Of, str], ...] = (
-    # IANA has given out nothing but 2000::/3, so the rest of IPv6 is nobody's until it says otherwise.
-    ("::/0", Of.DENIED, "outside of global unicast"),
-    ("2000::/3", Of.PERMITTED, "global unicast"),
-    # An IPv4 address in disguise. Only NAT64 (decoded by the library) is how real networks reach IPv4.
-    ("::/96", Of.DENIED, "IPv4-compatible"),
-    ("::ffff:0:0/96", Of.DENIED, "IPv4-mapped"),
-    ("2001::/32", Of.DENIED, "Teredo"),
-    ("2002::/16", Of.DENIED, "6to4"),
-    ("168.63.129.16/32", Of.DENIED, "the host services of a cloud, at a public address"),
+_ADDRESS_RULES: tuple[tuple[str, Reach, str], ...] = (
+    # IANA has allocated nothing but 2000::/3, so the rest of IPv6 is denied.
+    ("::/0", Reach.DENIED, "outside of global unicast"),
+    ("2000::/3", Reach.PERMITTED, "global unicast"),
+    # An IPv4 address inside an IPv6 one. Only NAT64 (decoded by the library) is how real networks reach IPv4.
+    ("::/96", Reach.DENIED, "IPv4-compatible"),
+    ("::ffff:0:0/96", Reach.DENIED, "IPv4-mapped"),
+    ("2001::/32", Reach.DENIED, "Teredo"),
+    ("2002::/16", Reach.DENIED, "6to4"),
+    ("168.63.129.16/32", Reach.DENIED, "the host services of a cloud, at a public address"),
 )
-_NUMBER = re.compile(r"(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?\Z")
+_NUMERIC_LABEL = re.compile(r"(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?\Z")
+_IPV4_ADDRESS = re.compile(r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}")
 
 _log = log.get(__name__)
-_T = TypeVar("_T")
 
 
-class Reach:
-    """Public addresses at the ports 80 and 443, and what an operator allows besides. An `Opener`.
+class EgressPolicy:
+    """Allows public addresses on the ports 80 and 443, and what an operator adds; implements `Connector`.
 
     `hosts` (`host`, any port, or `host:port`) may have private addresses too; addresses in `networks`
-    (`10.1.0.0/16`) may be called as if they were public. `resolver` stands in for `socket.getaddrinfo`. Safe
-    to share. `ValueError` for a network that is none.
+    (`10.1.0.0/16`) may be called as if they were public. `resolver` replaces `socket.getaddrinfo`. Safe to
+    share between threads. Raises `ValueError` for a malformed network.
     """
 
     def __init__(
@@ -67,88 +63,69 @@ class Reach:
         *,
         resolver: Resolver | None = None,
     ) -> None:
-        ours = tuple(ip_network(entry) for entry in networks)
+        allowed = tuple(ip_network(entry) for entry in networks)
         self._hosts = tuple(hosts)
-        self._strangers = Policy(denied_networks=_table(), allowed_networks=ours)
-        self._named = replace(self._strangers, allowed_networks=ours + _OWN)
+        self._public = Policy(denied_networks=_address_table(), allowed_networks=allowed)
+        self._listed = replace(self._public, allowed_networks=allowed + _PRIVATE_NETWORKS)
         self._resolver = resolver
 
     def refusal(self, url: str) -> str | None:
-        """Why a URL may not be called, as far as its text tells, or None. For our log: it may name
+        """Why a URL must not be called, judged by its text alone, or None. For our log: the reason may name
         addresses."""
-        where = origin(url)
-        if where is None:
-            return NOT_PLAIN
+        destination = origin(url)
+        if destination is None:
+            return INVALID_URL
         try:
-            self._policy(where).check_url(url)
+            self._policy(destination).check_url(url)
         except (BlockedURLError, BlockedAddressError) as blocked:
             return blocked.reason
-        return NUMBER_AS_HOST if _disguised(where) else None
+        return NUMERIC_HOST if _is_disguised_address(destination) else None
 
-    def open(self, host: str, port: int, *, connect_s: float, until: float) -> socket.socket:
-        """A connection to one of the addresses of `host`, made by `until` (monotonic seconds). Raises
-        `Unreachable`, or `OSError` when there is no such host, nobody is there, or the time is over."""
-        where = Origin("http", f"[{host}]" if ":" in host else host.lower(), port)
-        policy = self._policy(where)
-        url = f"http://{where.netloc}/"
-        if refused := self.refusal(url):
-            raise _unreachable(where, refused)
+    def connect(self, host: str, port: int, *, connect_timeout_s: float, deadline: Deadline) -> socket.socket:
+        """Connect to one of the addresses of `host`, all of which the policy allows.
+
+        Raises `EgressDenied` if it does not allow one of them, `OSError` if the name does not exist, no
+        address accepts, or the deadline passes.
+        """
+        destination = Origin("http", f"[{host}]" if ":" in host else host.lower(), port)
+        policy = self._policy(destination)
+        url = f"http://{destination.netloc}/"
+        if reason := self.refusal(url):
+            raise _denied(destination, reason)
         try:
             target = policy.check_url(url)
-            addresses = _by(until, lambda: resolve(target, policy=policy, resolver=self._resolver))
-            tries = min(len(addresses), policy.max_connection_attempts)
-            made = connect(
+            addresses = run_before(deadline, lambda: resolve(target, policy=policy, resolver=self._resolver))
+            attempts = min(len(addresses), policy.max_connection_attempts)
+            return connect(
                 addresses,
                 policy=policy,
-                timeout=min(connect_s, _left_s(until) / tries),
-                socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+                timeout=min(connect_timeout_s, deadline.remaining_s() / attempts),
             )
         except SSRFGuardError as blocked:
-            raise _unreachable(where, str(blocked)) from blocked
-        # What is left is for the TLS handshake, which comes next.
-        made.settimeout(_left_s(until))
-        return made
+            raise _denied(destination, str(blocked)) from blocked
 
-    def _policy(self, where: Origin) -> Policy:
-        if where.is_among(self._hosts):
-            return replace(self._named, allowed_ports=frozenset({where.port}))
-        return self._strangers
+    def _policy(self, destination: Origin) -> Policy:
+        if destination.is_among(self._hosts):
+            return replace(self._listed, allowed_ports=frozenset({destination.port}))
+        return self._public
 
 
-def _table() -> AddressTable:
-    ours = {ip_network(net): Block(ip_network(net), name, "ours", of) for net, of, name in _TABLE}
-    return AddressTable((*(b for b in DEFAULT_DENIED.blocks if b.network not in ours), *ours.values()))
+def _address_table() -> AddressTable:
+    own = {
+        ip_network(net): Block(ip_network(net), name, "ours", reach) for net, reach, name in _ADDRESS_RULES
+    }
+    return AddressTable((*(b for b in DEFAULT_DENIED.blocks if b.network not in own), *own.values()))
 
 
-def _disguised(where: Origin) -> bool:
-    """Whether a name is what C libraries read as an IPv4 address (0x7f.1); addresses as such are not."""
-    last = where.host.rstrip(".").rpartition(".")[2]
-    plain = re.fullmatch(r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}", where.host)
-    return not where.host.startswith("[") and not plain and bool(_NUMBER.match(last))
+def _is_disguised_address(destination: Origin) -> bool:
+    """Whether a host name is one that C libraries read as an IPv4 address (0x7f.1). Addresses in their usual
+    form are not disguised."""
+    host = destination.host
+    if host.startswith("[") or _IPV4_ADDRESS.fullmatch(host):
+        return False
+    return bool(_NUMERIC_LABEL.match(host.rstrip(".").rpartition(".")[2]))
 
 
-def _unreachable(where: Origin, reason: str) -> Unreachable:
-    _log.warning("host_refused", host=where.host, port=where.port, reason=reason)
-    return Unreachable(reason)
-
-
-def _left_s(until: float) -> float:
-    left_s = until - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError("the deadline has passed")
-    return left_s
-
-
-def _by(until: float, ask: Callable[[], _T]) -> _T:
-    """What `ask` answers, if it does so in time. `getaddrinfo` takes no time limit: a thread that it holds
-    is left to end when the system's resolver gives up."""
-    answer: Future[_T] = Future()
-
-    def wait_for_it() -> None:
-        try:
-            answer.set_result(ask())
-        except Exception as failed:  # noqa: BLE001  raised again by the one who waits
-            answer.set_exception(failed)
-
-    threading.Thread(target=wait_for_it, name="look-up", daemon=True).start()
-    return answer.result(timeout=_left_s(until))
+def _denied(destination: Origin, reason: str) -> EgressDenied:
+    _log.warning("host_refused", host=destination.host, port=destination.port, reason=reason)
+    return EgressDenied(reason)

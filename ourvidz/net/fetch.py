@@ -1,140 +1,143 @@
-"""Reading a stranger's URL: a bounded number of bytes, in a bounded time, from hosts that may be called.
+"""Downloads from untrusted URLs: a bounded number of bytes, in a bounded time, from hosts that may be called.
 
-Whoever names a URL chooses the server, its name server, its headers, its redirects and its pace. Each of
-them is checked or bounded here, and nobody who asked learns which it was: the reason is for our log.
+Whoever supplies a URL chooses the server, its name server, its headers, its redirects and its pace. Each of
+them is checked or bounded here. The caller's user never sees which check failed: the reason is for our log.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
-import requests
-
 from ourvidz import log
-from ourvidz.net.client import CONNECT_S, FAILURES, Answer, NoAnswer, phrase, session
-from ourvidz.net.egress_policy import Reach
+from ourvidz.net.client import HttpResponse, RequestFailure
+from ourvidz.net.egress_policy import INVALID_URL, EgressPolicy
+from ourvidz.net.transport import CONNECT_TIMEOUT_S, Deadline, RequestError, StreamedResponse, open_response
+from ourvidz.net.urls import parse_http_url
 
 MAX_REDIRECTS = 3
-HEAD_BYTES = 32
-"""How much of a body tells what it is."""
+SNIFFED_BYTES = 32
+"""How many bytes of a body decide whether it is read to its end."""
 
-_CHUNK_BYTES = 64 << 10
-_MOVED = frozenset({301, 302, 303, 307, 308})
-_LATE = NoAnswer("no answer in time")
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _log = log.get(__name__)
 
-Begins = Callable[[bytes], bool]
-"""Whether a body that begins with these bytes (32, or all of a shorter one) is worth reading."""
+BodyCheck = Callable[[bytes], bool]
+"""Whether a body that begins with these bytes (32, or all of a shorter body) is worth reading."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Moved:
-    to: str
+class _Redirect:
+    url: str
 
 
 class Fetcher:
-    """Reads whole answers. Safe to share.
+    """Downloads whole bodies. Safe to share between threads.
 
-    One `get` takes at most `timeout_s`, look-ups and redirects included, and keeps at most `max_bytes` of
-    body. Every redirect is checked like the first URL. Bodies are asked for as they are, and compressed ones
-    refused: how large they really are shows only when it is too late.
+    One `get` takes at most `timeout_s`, name look-ups and redirects included, and reads at most `max_bytes`
+    of body. Every redirect is checked like the first URL. Uncompressed bodies are requested and compressed
+    ones rejected: their real size shows only after decompression.
     """
 
     def __init__(
         self,
-        reach: Reach,
+        policy: EgressPolicy,
         *,
         timeout_s: float,
         max_bytes: int,
         max_redirects: int = MAX_REDIRECTS,
-        connect_s: float = CONNECT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
-        self._reach = reach
+        self._policy = policy
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
         self._max_redirects = max_redirects
-        self._connect_s = connect_s
+        self._connect_timeout_s = connect_timeout_s
 
-    def get(self, url: str, begins: Begins) -> Answer | NoAnswer:
-        """The answer to a GET, its body complete. The reason of a `NoAnswer` is for our log alone: it tells
-        a closed port from a missing page."""
-        found = self._follow(url, begins, time.monotonic() + self._timeout_s)
-        if isinstance(found, NoAnswer):
-            _log.warning("not_fetched", url=_without_query(url), reason=found.reason)
-        return found
+    def get(self, url: str, accepts: BodyCheck) -> HttpResponse | RequestFailure:
+        """GET `url` and return the 200 response with its complete body.
 
-    def _follow(self, url: str, begins: Begins, until: float) -> Answer | NoAnswer:
+        Anything else is a `RequestFailure`, whose reason is for our log alone: it distinguishes a closed port
+        from a missing page, which would let the caller scan ports.
+        """
+        result = self._follow(url, accepts, Deadline.after(self._timeout_s))
+        if isinstance(result, RequestFailure):
+            _log.warning("not_fetched", url=_without_secrets(url), reason=result.reason)
+        return result
+
+    def _follow(self, url: str, accepts: BodyCheck, deadline: Deadline) -> HttpResponse | RequestFailure:
         for _ in range(self._max_redirects + 1):
-            if refused := self._reach.refusal(url):
-                return NoAnswer(refused)
-            found = self._ask(url, begins, until)
-            if not isinstance(found, _Moved):
-                return found
-            url = found.to
-        return NoAnswer("too many redirects")
+            if refused := self._policy.refusal(url):
+                return RequestFailure(refused)
+            result = self._request(url, accepts, deadline)
+            if not isinstance(result, _Redirect):
+                return result
+            url = result.url
+        return RequestFailure("too many redirects")
 
-    def _ask(self, url: str, begins: Begins, until: float) -> Answer | NoAnswer | _Moved:
-        left_s = until - time.monotonic()
-        if left_s <= 0:
-            return _LATE
-        asking = session(timeout_s=left_s, connect_s=self._connect_s, opener=self._reach)
+    def _request(
+        self, url: str, accepts: BodyCheck, deadline: Deadline
+    ) -> HttpResponse | RequestFailure | _Redirect:
+        parsed = parse_http_url(url)
+        if parsed is None:
+            return RequestFailure(INVALID_URL)
         try:
-            with asking, asking.get(url, stream=True) as response:
-                return self._judge(url, response, begins)
-        except FAILURES as failed:
-            return NoAnswer(phrase(failed))
+            with open_response(
+                "GET",
+                parsed,
+                headers={},
+                deadline=deadline,
+                connect_timeout_s=self._connect_timeout_s,
+                connector=self._policy,
+            ) as response:
+                return self._evaluate(url, response, accepts)
+        except RequestError as error:
+            return RequestFailure(error.reason)
         except ValueError:
-            # Numbers in a stranger's headers are read by three libraries, and Python refuses very long ones.
-            return NoAnswer("the answer cannot be read")
+            # `accepts` runs on untrusted bytes; what it cannot read must not become our error.
+            return RequestFailure("the answer cannot be read")
 
-    def _judge(self, url: str, response: requests.Response, begins: Begins) -> Answer | NoAnswer | _Moved:
-        location = response.headers.get("Location")
-        if response.status_code in _MOVED and location:
-            return _moved(url, location)
-        if response.status_code != requests.codes.ok:
-            return NoAnswer(f"HTTP {response.status_code}")
-        if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-            return NoAnswer("the body is compressed")
-        return self._read(response, begins)
+    def _evaluate(
+        self, url: str, response: StreamedResponse, accepts: BodyCheck
+    ) -> HttpResponse | RequestFailure | _Redirect:
+        location = response.headers.get("location")
+        if response.status in _REDIRECTS and location:
+            return _redirect(url, location)
+        if response.status != 200:
+            return RequestFailure(f"HTTP {response.status}")
+        if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            return RequestFailure("the body is compressed")
+        return self._read(response, accepts)
 
-    def _read(self, response: requests.Response, begins: Begins) -> Answer | NoAnswer:
-        if _exceeds(response.headers.get("Content-Length", ""), self._max_bytes):
-            return NoAnswer("the body is too large")
-        kept = bytearray()
-        known = False
-        while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
-            kept += chunk
-            if len(kept) > self._max_bytes:
-                return NoAnswer("the body is too large")
-            if not known and len(kept) >= HEAD_BYTES:
-                known = begins(bytes(kept[:HEAD_BYTES]))
-                if not known:
+    def _read(self, response: StreamedResponse, accepts: BodyCheck) -> HttpResponse | RequestFailure:
+        if int(response.headers.get("content-length", "0")) > self._max_bytes:
+            return RequestFailure("the body is too large")
+        body = bytearray()
+        accepted = False
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > self._max_bytes:
+                return RequestFailure("the body is too large")
+            if not accepted and len(body) >= SNIFFED_BYTES:
+                accepted = accepts(bytes(body[:SNIFFED_BYTES]))
+                if not accepted:
                     break
-        if not known and not begins(bytes(kept[:HEAD_BYTES])):
-            return NoAnswer("the body is of another kind")
-        return Answer(response.status_code, response.headers, bytes(kept))
+        if not accepted and not accepts(bytes(body[:SNIFFED_BYTES])):
+            return RequestFailure("the body is of another kind")
+        return HttpResponse(response.status, response.headers, bytes(body))
 
 
-def _exceeds(declared: str, most: int) -> bool:
-    """Whether a `Content-Length` is a number greater than `most`. One that is no number says nothing."""
-    digits = declared.lstrip("0")
-    # By its digits first: Python reads no integer of more than 4300.
-    return declared.isdecimal() and (len(digits) > len(str(most)) or int(digits or "0") > most)
-
-
-def _moved(url: str, location: str) -> _Moved | NoAnswer:
+def _redirect(url: str, location: str) -> _Redirect | RequestFailure:
     try:
         # Headers arrive as Latin-1, URLs in them are written in UTF-8.
-        return _Moved(urljoin(url, location.encode("latin-1").decode("utf-8")))
+        return _Redirect(urljoin(url, location.encode("latin-1").decode("utf-8")))
     except ValueError:
-        return NoAnswer("the redirect leads nowhere")
+        return RequestFailure("the redirect leads nowhere")
 
 
-def _without_query(url: str) -> str:
-    """What the log shows of a URL: neither its query, which may be a signature, nor a user name."""
+def _without_secrets(url: str) -> str:
+    """A URL as the log may show it: without its query, which may be a signature, and without a user name."""
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -1,42 +1,46 @@
-"""An answer that is read while it is being written: server-sent events.
+"""A response that is read while the server writes it: server-sent events.
 
-Whoever waits for the next event can be let go from another thread, and the server then sees that nobody
-listens any more.
+Another thread may close the stream while one waits for its next event; the server then sees the connection
+end.
 """
 
 from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-import requests
-
-from ourvidz.net.client import CONNECT_S, FAILURES, KEPT_BYTES, Answer, NoAnswer, phrase, read_start, session
-from ourvidz.net.sse import parse_events
-
-_CHUNK_BYTES = 64 << 10
-
-
-class Refused(Exception):
-    """The server answered with something else than a stream."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(f"HTTP {answer.status}")
-        self.answer = answer
+from ourvidz.net.client import MAX_BODY_BYTES, HttpResponse
+from ourvidz.net.sse import LineTooLong, parse_events
+from ourvidz.net.transport import (
+    CONNECT_TIMEOUT_S,
+    Connector,
+    Deadline,
+    DirectConnector,
+    RequestError,
+    open_response,
+)
+from ourvidz.net.urls import parse_http_url
 
 
-class Broken(Exception):
-    """There was no answer, or it broke off."""
+class StreamRefused(Exception):
+    """The server's response is not a 200; `response` holds it, with the first 64 KiB of its body."""
 
-    def __init__(self, failed: NoAnswer) -> None:
-        super().__init__(failed.reason)
+    def __init__(self, response: HttpResponse) -> None:
+        super().__init__(f"HTTP {response.status}")
+        self.response = response
+
+
+class StreamBroken(Exception):
+    """There was no response, or it broke off. The message is a phrase that is safe to show."""
 
 
 class EventStream:
-    """One POST and the events of its answer. `events` is for one thread, `close` for any."""
+    """One POST request and the server-sent events of its response.
+
+    `events` is for one thread, `close` for any. The whole stream takes at most `timeout_s`.
+    """
 
     def __init__(
         self,
@@ -45,69 +49,79 @@ class EventStream:
         body: bytes,
         headers: Mapping[str, str],
         timeout_s: float,
-        connect_s: float = CONNECT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         self._url = url
         self._body = body
-        self._headers = dict(headers)
+        self._headers = {"Accept": "text/event-stream", **headers}
         self._timeout_s = timeout_s
-        self._connect_s = connect_s
-        self._line = _Line()
+        self._connect_timeout_s = connect_timeout_s
+        self._connector = _InterruptibleConnector(DirectConnector())
 
     def events(self) -> Iterator[bytes]:
-        """Send the request; the data of every event as it comes, to the end of the answer. Raises `Refused`,
-        or `Broken`, which is also how it ends after `close`."""
-        asking = session(timeout_s=self._timeout_s, connect_s=self._connect_s, opener=self._line)
-        sent = {"Accept": "text/event-stream", **self._headers}
+        """Send the request and yield the data of each event until the response ends.
+
+        Raises `StreamRefused` for a status other than 200, and `StreamBroken` for every other failure, which
+        includes a call of `close`.
+        """
+        url = parse_http_url(self._url)
+        if url is None:
+            raise StreamBroken("the URL cannot be called")
         try:
-            with asking, asking.post(self._url, data=self._body, headers=sent, stream=True) as response:
-                if response.status_code != requests.codes.ok:
-                    start = read_start(response, KEPT_BYTES)
-                    raise Refused(Answer(response.status_code, response.headers, start))
-                for event in parse_events(_chunks(response), flush_incomplete=True):
+            with open_response(
+                "POST",
+                url,
+                headers=self._headers,
+                body=self._body,
+                deadline=Deadline.after(self._timeout_s),
+                connect_timeout_s=self._connect_timeout_s,
+                connector=self._connector,
+            ) as response:
+                if response.status != 200:
+                    start = response.read_start(MAX_BODY_BYTES)
+                    raise StreamRefused(HttpResponse(response.status, response.headers, start))
+                for event in parse_events(response.iter_bytes(), flush_incomplete=True):
                     yield event.data
-        except FAILURES as failed:
-            raise Broken(NoAnswer(phrase(failed))) from failed
+        except RequestError as error:
+            raise StreamBroken(error.reason) from error
+        except LineTooLong as error:
+            raise StreamBroken("a line of the answer is too long") from error
         finally:
             self.close()
 
     def close(self) -> None:
-        """Hang up. Safe to call twice."""
-        self._line.cut()
+        """End the connection. Safe to call twice, and before `events`."""
+        self._connector.interrupt()
 
 
-class _Line:
-    """The connection of one stream; implements `Opener`."""
+class _InterruptibleConnector:
+    """Makes one connection that any thread can end; implements `Connector`."""
 
-    def __init__(self) -> None:
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
         self._lock = threading.Lock()
-        self._second: socket.socket | None = None
-        self._cut = False
+        self._duplicate: socket.socket | None = None
+        self._interrupted = False
 
-    def open(self, host: str, port: int, *, connect_s: float, until: float) -> socket.socket:
-        """A connection to `host`, unless the line is cut already. Raises `OSError` when nobody is there."""
-        left_s = max(0.001, until - time.monotonic())
-        made = socket.create_connection((host, port), timeout=min(connect_s, left_s))
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def connect(self, host: str, port: int, *, connect_timeout_s: float, deadline: Deadline) -> socket.socket:
+        connected = self._connector.connect(
+            host, port, connect_timeout_s=connect_timeout_s, deadline=deadline
+        )
         with self._lock:
-            if self._cut:
-                made.close()
-                raise ConnectionAbortedError("the line was cut")
-            # A second hold on the connection: TLS takes the first one over.
-            self._second = made.dup()
-        return made
+            if self._interrupted:
+                connected.close()
+                raise ConnectionAbortedError("the stream is closed")
+            # The TLS layer takes over the socket object itself, so interrupting needs a duplicate.
+            self._duplicate = connected.dup()
+        return connected
 
-    def cut(self) -> None:
-        """End the connection under whoever reads it. Closing alone would not wake a thread that waits."""
+    def interrupt(self) -> None:
+        """Shut the connection down; a thread that waits for its bytes wakes up, which `close` alone would
+        not do."""
         with self._lock:
-            self._cut, second = True, self._second
-            self._second = None
-        if second is not None:
+            self._interrupted, duplicate = True, self._duplicate
+            self._duplicate = None
+        if duplicate is not None:
             with suppress(OSError):
-                second.shutdown(socket.SHUT_RDWR)
-            second.close()
-
-
-def _chunks(response: requests.Response) -> Iterator[bytes]:
-    while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
-        yield chunk
+                duplicate.shutdown(socket.SHUT_RDWR)
+            duplicate.close()

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from ourvidz import log
 from ourvidz.errors import InvalidParameters, NotFound, ReferenceForbidden, ReferenceFrameError, StorageError
 from ourvidz.jobs.urls import is_readable_by, scheme_of
-from ourvidz.net.client import Answer, NoAnswer
+from ourvidz.net.client import HttpResponse, RequestFailure
 from ourvidz.references.data_uri import TOO_LARGE, data_uri_bytes
 from ourvidz.references.decode import begins_a_picture, decode
 
@@ -18,7 +18,7 @@ UNFETCHED = "The reference could not be fetched."
 """All that is said of a URL: more would tell callers which of our neighbours listen on which port."""
 FORBIDDEN = "A storage path must lie under the job's own user_id, in a bucket for references."
 
-Fetch = Callable[[str, Callable[[bytes], bool]], Answer | NoAnswer]
+Fetch = Callable[[str, Callable[[bytes], bool]], HttpResponse | RequestFailure]
 """A GET of a stranger's URL; the second argument says by its first bytes whether a body is worth reading."""
 Read = Callable[[str], bytes]
 """What is stored under a path: `NotFound`, `StorageError`, or `InvalidParameters` when it is not one."""
@@ -60,7 +60,7 @@ class References:
 
     def _fetched(self, url: str) -> bytes:
         found = self._fetch(url, begins_a_picture)
-        if isinstance(found, NoAnswer):
+        if isinstance(found, RequestFailure):
             raise ReferenceFrameError(UNFETCHED, field="reference")
         return found.body
 

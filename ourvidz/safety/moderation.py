@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ourvidz import log
 from ourvidz.errors import PolicyViolation, WorkerUnavailable
-from ourvidz.net.client import Answer, NoAnswer
+from ourvidz.net.client import HttpResponse, RequestFailure
 from ourvidz.safety.gate import MESSAGE
 
 TIMEOUT_S = 10.0
@@ -21,7 +21,7 @@ _log = log.get(__name__)
 class Poster(Protocol):
     """Who sends one request and waits for its answer."""
 
-    def post(self, url: str, *, body: bytes, headers: dict[str, str]) -> Answer | NoAnswer:
+    def post(self, url: str, *, body: bytes, headers: dict[str, str]) -> HttpResponse | RequestFailure:
         """The answer of the service, or why there is none."""
 
 
@@ -42,8 +42,8 @@ class Moderation:
             return
         body = json.dumps({"input": text}).encode()
         answer = self._client.post(self._url, body=body, headers=self._headers)
-        if isinstance(answer, NoAnswer) or answer.status != 200:
-            reason = answer.reason if isinstance(answer, NoAnswer) else f"status {answer.status}"
+        if isinstance(answer, RequestFailure) or answer.status != 200:
+            reason = answer.reason if isinstance(answer, RequestFailure) else f"status {answer.status}"
             raise _undecided(reason)
         if _flagged(answer.body):
             violation = PolicyViolation(MESSAGE)

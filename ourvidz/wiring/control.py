@@ -19,8 +19,8 @@ from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.ledger.store import Ledger
 from ourvidz.ledger.sweep import Rules
 from ourvidz.media.credentials import Signer
-from ourvidz.net.client import Client
-from ourvidz.net.egress_policy import Reach
+from ourvidz.net.client import HttpClient
+from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.net.fetch import Fetcher
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, load_terms
@@ -60,7 +60,7 @@ class Control:
         hosts = [entry for entry in chosen.fetch_allowed_hosts if "/" not in entry]
         limits = Limits(max_bytes=chosen.reference_max_bytes, max_pixels=chosen.reference_max_px)
         fetcher = Fetcher(
-            Reach(hosts, networks), timeout_s=chosen.fetch_timeout_s, max_bytes=limits.max_bytes
+            EgressPolicy(hosts, networks), timeout_s=chosen.fetch_timeout_s, max_bytes=limits.max_bytes
         )
         return References(fetcher.get, self.store.get, limits)
 
@@ -75,7 +75,7 @@ class Control:
         url = self.settings.moderation_url
         if url is None:
             return None
-        return Moderation(url, self.settings.moderation_key, Client(timeout_s=TIMEOUT_S))
+        return Moderation(url, self.settings.moderation_key, HttpClient(timeout_s=TIMEOUT_S))
 
     @cached_property
     def rules(self) -> Rules:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from ssrfguard.resolvers import UdpResolver
 
-from ourvidz.net.client import Unreachable
-from ourvidz.net.egress_policy import Reach
+from ourvidz.net.egress_policy import EgressPolicy
+from ourvidz.net.transport import Deadline, EgressDenied
 
 SLACK_S = 3.0
 
@@ -88,22 +88,23 @@ def says(*addresses: str) -> Callable[..., list[Any]]:
     return resolver
 
 
-def connect(reach: Reach, host: str, port: int = 80, within_s: float = 30.0) -> str:
-    """The address that the reach connects to."""
-    with reach.open(host, port, connect_s=1.0, until=time.monotonic() + within_s) as made:
-        return str(made.getpeername()[0])
+def connect(policy: EgressPolicy, host: str, port: int = 80, within_s: float = 30.0) -> str:
+    """The address that the policy connects to."""
+    deadline = Deadline.after(within_s)
+    with policy.connect(host, port, connect_timeout_s=1.0, deadline=deadline) as connected:
+        return str(connected.getpeername()[0])
 
 
 @pytest.mark.parametrize("url", REFUSED)
 def test_a_url_that_leads_inside_is_refused_by_its_text(url: str) -> None:
     """Whatever a caller can write into a payload, none of it is worth a look-up."""
-    assert Reach(resolver=never).refusal(url)
+    assert EgressPolicy(resolver=never).refusal(url)
 
 
 @pytest.mark.parametrize("url", PUBLIC)
 def test_a_public_url_is_not_refused(url: str) -> None:
     """A guard that refuses what people need is switched off."""
-    assert Reach(resolver=never).refusal(url) is None
+    assert EgressPolicy(resolver=never).refusal(url) is None
 
 
 @pytest.mark.parametrize(
@@ -117,8 +118,8 @@ def test_a_public_url_is_not_refused(url: str) -> None:
 )  # fmt: skip
 def test_a_name_with_a_private_address_is_not_called(addresses: list[str]) -> None:
     """A name is a stranger's to point where they like; one bad address among good ones gives it away."""
-    with pytest.raises(Unreachable):
-        connect(Reach(resolver=says(*addresses)), "innocent.example")
+    with pytest.raises(EgressDenied):
+        connect(EgressPolicy(resolver=says(*addresses)), "innocent.example")
 
 
 @pytest.mark.parametrize(
@@ -126,8 +127,8 @@ def test_a_name_with_a_private_address_is_not_called(addresses: list[str]) -> No
 )
 def test_no_spelling_of_this_host_is_called(host: str) -> None:
     """The look-up itself reads numbers as addresses; what the client hands over is checked again."""
-    with pytest.raises(Unreachable):
-        connect(Reach(), host)
+    with pytest.raises(EgressDenied):
+        connect(EgressPolicy(), host)
 
 
 def test_the_checked_address_is_the_one_connected_to(
@@ -138,11 +139,11 @@ def test_the_checked_address_is_the_one_connected_to(
     resolver = UdpResolver(
         nameservers=("127.0.0.1",), nameserver_port=server.port, families=(socket.AF_INET,)
     )
-    reach = Reach([f"rebind.example:{site.port}"], resolver=resolver)
-    assert connect(reach, "rebind.example", site.port) == "127.0.0.1"
+    policy = EgressPolicy([f"rebind.example:{site.port}"], resolver=resolver)
+    assert connect(policy, "rebind.example", site.port) == "127.0.0.1"
     assert server.asked == 1
-    with pytest.raises(Unreachable):
-        connect(reach, "rebind.example", site.port)
+    with pytest.raises(EgressDenied):
+        connect(policy, "rebind.example", site.port)
 
 
 @pytest.mark.parametrize(
@@ -167,13 +168,13 @@ def test_the_checked_address_is_the_one_connected_to(
 def test_an_operator_may_allow_hosts_and_networks(allowed: str, url: str, refused: bool) -> None:
     """Local development, and a storage of one's own, are not public."""
     named = {"networks": [allowed]} if "/" in allowed else {"hosts": [allowed]}
-    assert bool(Reach(**named, resolver=never).refusal(url)) is refused
+    assert bool(EgressPolicy(**named, resolver=never).refusal(url)) is refused
 
 
 def test_an_allowed_host_may_have_a_private_address_among_public_ones(site: Any) -> None:
     """Names that resolve differently inside and outside are common; whose they are, the operator knows."""
-    reach = Reach([f"mixed.example:{site.port}"], resolver=says("127.0.0.1", "8.8.8.8"))
-    assert connect(reach, "mixed.example", site.port) == "127.0.0.1"
+    policy = EgressPolicy([f"mixed.example:{site.port}"], resolver=says("127.0.0.1", "8.8.8.8"))
+    assert connect(policy, "mixed.example", site.port) == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -181,8 +182,8 @@ def test_an_allowed_host_may_have_a_private_address_among_public_ones(site: Any)
 )
 def test_an_allowed_host_never_reaches_cloud_metadata(address: str) -> None:
     """An allowed name may belong to a partner, and their name server to somebody else."""
-    with pytest.raises(Unreachable):
-        connect(Reach(["partner.example"], resolver=says(address)), "partner.example")
+    with pytest.raises(EgressDenied):
+        connect(EgressPolicy(["partner.example"], resolver=says(address)), "partner.example")
 
 
 def test_a_slow_name_server_does_not_hold_a_request() -> None:
@@ -196,7 +197,7 @@ def test_a_slow_name_server_does_not_hold_a_request() -> None:
 
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        connect(Reach(resolver=slow), "slow.example", within_s=0.2)
+        connect(EgressPolicy(resolver=slow), "slow.example", within_s=0.2)
     assert time.monotonic() - began < SLACK_S
     assert asked.is_set()
     enough.set()
@@ -209,10 +210,10 @@ def test_a_name_that_is_not_there_is_no_refusal() -> None:
         raise socket.gaierror("no such name")
 
     with pytest.raises(OSError, match="no such name"):
-        connect(Reach(resolver=unknown), "gone.example")
+        connect(EgressPolicy(resolver=unknown), "gone.example")
 
 
 def test_a_network_that_is_none_is_an_error() -> None:
     """A typo must not silently allow nothing."""
     with pytest.raises(ValueError, match=r"10[.]0[.]0[.]0/40"):
-        Reach(networks=["10.0.0.0/40"])
+        EgressPolicy(networks=["10.0.0.0/40"])

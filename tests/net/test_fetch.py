@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from ourvidz.net.client import Answer, NoAnswer
-from ourvidz.net.egress_policy import Reach
+from ourvidz.net.client import HttpResponse, RequestFailure
+from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.net.fetch import Fetcher
 
 TIMEOUT_S = 0.4
@@ -27,10 +27,10 @@ def is_png(head: bytes) -> bool:
     return head.startswith(PNG[:8])
 
 
-def fetch(url: str, *sites: Any, timeout_s: float = PATIENCE_S) -> Answer | NoAnswer:
+def fetch(url: str, *sites: Any, timeout_s: float = PATIENCE_S) -> HttpResponse | RequestFailure:
     """GET a URL; only these sites are allowed besides the public Internet."""
-    reach = Reach([site.netloc for site in sites])
-    return Fetcher(reach, timeout_s=timeout_s, max_bytes=MAX_BYTES).get(url, is_png)
+    policy = EgressPolicy([site.netloc for site in sites])
+    return Fetcher(policy, timeout_s=timeout_s, max_bytes=MAX_BYTES).get(url, is_png)
 
 
 def answer(body: bytes = PNG, *headers: str, status: str = "200 OK", length: int | None = None) -> bytes:
@@ -46,7 +46,7 @@ def moved(to: str, status: int = 302) -> bytes:
 def test_a_picture_comes_whole(site: Any) -> None:
     """The one thing all the rest is for."""
     found = fetch(site.page("/a.png", answer()), site)
-    assert isinstance(found, Answer)
+    assert isinstance(found, HttpResponse)
     assert found.body == PNG
 
 
@@ -65,7 +65,7 @@ def test_the_request_says_little(site: Any, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("kind", ["text/html", "application/octet-stream", "image/svg+xml"])
 def test_bytes_count_and_not_what_they_are_called(site: Any, kind: str) -> None:
     """Storages label pictures as anything; attackers label anything as a picture."""
-    assert isinstance(fetch(site.page("/a", answer(PNG, f"Content-Type: {kind}")), site), Answer)
+    assert isinstance(fetch(site.page("/a", answer(PNG, f"Content-Type: {kind}")), site), HttpResponse)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_bytes_count_and_not_what_they_are_called(site: Any, kind: str) -> None:
 def test_what_does_not_begin_like_a_picture_is_not_kept(site: Any, body: bytes) -> None:
     """A page of somebody's intranet is no reference, whatever its label says."""
     found = fetch(site.page("/a.png", answer(body, "Content-Type: image/png")), site)
-    assert found == NoAnswer("the body is of another kind")
+    assert found == RequestFailure("the body is of another kind")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_what_does_not_begin_like_a_picture_is_not_kept(site: Any, body: bytes) 
 )
 def test_only_a_full_answer_counts(site: Any, status: str) -> None:
     """An error page with a picture on it is not what was referred to."""
-    assert fetch(site.page("/a.png", answer(status=status)), site) == NoAnswer(f"HTTP {status[:3]}")
+    assert fetch(site.page("/a.png", answer(status=status)), site) == RequestFailure(f"HTTP {status[:3]}")
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,15 @@ def test_only_a_full_answer_counts(site: Any, status: str) -> None:
 )
 def test_a_compressed_body_is_refused(site: Any, page: bytes) -> None:
     """Ten kilobytes may be ten megabytes, and it shows only when they are unpacked."""
-    assert fetch(site.page("/a.png", page), site) == NoAnswer("the body is compressed")
+    assert fetch(site.page("/a.png", page), site) == RequestFailure("the body is compressed")
 
 
 def test_bytes_that_cannot_be_read_are_no_answer(site: Any) -> None:
     """Whatever stumbles over a stranger's bytes, the job falls back; an unknown error would end it."""
-    reach = Reach([site.netloc])
-    fetcher = Fetcher(reach, timeout_s=PATIENCE_S, max_bytes=MAX_BYTES)
+    policy = EgressPolicy([site.netloc])
+    fetcher = Fetcher(policy, timeout_s=PATIENCE_S, max_bytes=MAX_BYTES)
     found = fetcher.get(site.page("/a.png", answer(b"x" * 99)), lambda head: int(head) > 0)
-    assert found == NoAnswer("the answer cannot be read")
+    assert found == RequestFailure("the answer cannot be read")
 
 
 CHUNK = b"8000\r\n" + PNG + bytes(0x8000 - len(PNG)) + b"\r\n"
@@ -122,32 +122,38 @@ CHUNK = b"8000\r\n" + PNG + bytes(0x8000 - len(PNG)) + b"\r\n"
 def test_a_body_that_says_it_is_too_large_is_not_read(site: Any) -> None:
     """The cheapest refusal."""
     page = answer(PNG, length=MAX_BYTES + 1)
-    assert fetch(site.page("/a.png", page), site) == NoAnswer("the body is too large")
+    assert fetch(site.page("/a.png", page), site) == RequestFailure("the body is too large")
 
 
-@pytest.mark.parametrize("digits", ["9" * 4300, "9" * 5000, "1" + "0" * 60_000])
-def test_a_length_that_no_number_holds_is_too_large(site: Any, digits: str) -> None:
-    """Python reads no integer of more than 4300 digits; a stranger's header must not become our bug."""
-    page = f"HTTP/1.1 200 OK\r\nContent-Length: {digits}\r\n\r\n".encode() + PNG
-    assert fetch(site.page("/a.png", page), site) == NoAnswer("the body is too large")
-
-
-@pytest.mark.parametrize(
-    "lengths",
-    [
-        *(["0" * 5000 + str(len(PNG))], ["-1"], ["-" + "9" * 5000], ["1e9"], ["0x10"], ["9.9"], [""]),
-        *(["\u0669\u0669"], ["\u00b2"], ["\uff19" * 5000], [str(len(PNG))] * 2, [f"{len(PNG)},{len(PNG)}"]),
-        *([f"+{len(PNG)}"], [f" {len(PNG)} "]),
-    ],
-    ids=lambda lengths: ascii(lengths[0][:8]) + f" x {len(lengths)}",
-)  # fmt: skip
-def test_a_length_written_oddly_costs_no_picture(site: Any, lengths: list[str]) -> None:
-    """It is a hint: the limit holds for what really comes, and the whole body came."""
+@pytest.mark.parametrize("lengths", [[f" {len(PNG)} "], [str(len(PNG))] * 2, [f"{len(PNG)},{len(PNG)}"]])
+def test_a_length_that_is_repeated_is_one_length(site: Any, lengths: list[str]) -> None:
+    """Proxies write the header twice; where both agree nothing is in doubt."""
     named = "".join(f"Content-Length: {length}\r\n" for length in lengths)
     page = f"HTTP/1.1 200 OK\r\n{named}\r\n".encode() + PNG
     found = fetch(site.page("/a.png", page), site)
-    assert isinstance(found, Answer)
+    assert isinstance(found, HttpResponse)
     assert found.body == PNG
+
+
+@pytest.mark.parametrize("digits", ["9" * 4300, "9" * 5000, "1" + "0" * 60_000, "0" * 5000 + "9"])
+def test_a_length_of_thousands_of_digits_is_no_answer(site: Any, digits: str) -> None:
+    """Python reads no integer of more than 4300 digits; an untrusted header must not become our error."""
+    page = f"HTTP/1.1 200 OK\r\nContent-Length: {digits}\r\n\r\n".encode() + PNG
+    assert isinstance(fetch(site.page("/a.png", page), site), RequestFailure)
+
+
+@pytest.mark.parametrize(
+    "length",
+    [
+        *("x", "-1", "-" + "9" * 5000, "1e9", "0x10", "9.9", "", f"+{len(PNG)}"),
+        *("\u0669\u0669", "\u00b2", "\uff19" * 5000),
+    ],
+    ids=lambda length: ascii(length[:8]),
+)  # fmt: skip
+def test_a_malformed_length_is_no_answer(site: Any, length: str) -> None:
+    """RFC 9112, section 6.3: where the body ends is unknown then, so a client discards the response."""
+    page = f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode() + PNG
+    assert isinstance(fetch(site.page("/a.png", page), site), RequestFailure)
 
 
 @pytest.mark.parametrize("lengths", [["5", "9"], ["5", "9" * 5000], ["+5"], [f"{len(PNG)}, {MAX_BYTES + 1}"]])
@@ -155,7 +161,7 @@ def test_lengths_that_contradict_make_no_answer(site: Any, lengths: list[str]) -
     """Where a body ends is then anybody's guess."""
     named = "".join(f"Content-Length: {length}\r\n" for length in lengths)
     page = f"HTTP/1.1 200 OK\r\n{named}\r\n".encode() + PNG
-    assert isinstance(fetch(site.page("/a.png", page), site), NoAnswer)
+    assert isinstance(fetch(site.page("/a.png", page), site), RequestFailure)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +170,8 @@ def test_lengths_that_contradict_make_no_answer(site: Any, lengths: list[str]) -
         (b"HTTP/1.1 200 OK\r\n\r\n" + PNG, bytes(1 << 16)),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", CHUNK),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 9\r\n\r\n", CHUNK),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n" + PNG, bytes(1 << 16)),
     ],
-    ids=["until it closes", "in chunks", "in chunks, with a length", "with a length of x"],
+    ids=["until it closes", "in chunks", "in chunks, with a length"],
 )
 def test_an_endless_body_ends_at_the_limit(site: Any, start: bytes, again: bytes) -> None:
     """Memory is bounded by us, not by the peer."""
@@ -175,7 +180,7 @@ def test_an_endless_body_ends_at_the_limit(site: Any, start: bytes, again: bytes
     found = fetch(url, site)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert found == NoAnswer("the body is too large")
+    assert found == RequestFailure("the body is too large")
     assert peak < 40 * MAX_BYTES
 
 
@@ -195,7 +200,7 @@ def test_an_endless_body_ends_at_the_limit(site: Any, start: bytes, again: bytes
 def test_an_answer_that_breaks_off_is_none(site: Any, page: bytes) -> None:
     """Half a picture would look like a whole one to some decoders."""
     found = fetch(site.page("/a.png", page), site, timeout_s=2.0)
-    assert isinstance(found, NoAnswer)
+    assert isinstance(found, RequestFailure)
 
 
 PACES = {
@@ -215,14 +220,14 @@ def test_a_slow_peer_ends_at_the_deadline(site: Any, pace: str) -> None:
     """Every byte in time, the answer never: a worker's GPU would wait for hours."""
     url = site.page("/a.png", site.repeat(*PACES[pace], 0.02))
     began = time.monotonic()
-    assert fetch(url, site, timeout_s=TIMEOUT_S) == NoAnswer("no answer in time")
+    assert fetch(url, site, timeout_s=TIMEOUT_S) == RequestFailure("no answer in time")
     assert time.monotonic() - began < TIMEOUT_S + SLACK_S
 
 
 def test_an_endless_header_ends_by_itself(site: Any) -> None:
     """Headers are kept too, so their number and length are bounded."""
     url = site.page("/a.png", site.repeat(b"HTTP/1.1 200 OK\r\nX: ", bytes(b"x" * (1 << 16)), 0))
-    assert isinstance(fetch(url, site, timeout_s=TIMEOUT_S), NoAnswer)
+    assert isinstance(fetch(url, site, timeout_s=TIMEOUT_S), RequestFailure)
 
 
 def test_redirects_share_one_deadline(site: Any) -> None:
@@ -234,7 +239,7 @@ def test_redirects_share_one_deadline(site: Any) -> None:
 
     url = site.page("/a.png", late)
     began = time.monotonic()
-    assert fetch(url, site, timeout_s=TIMEOUT_S) == NoAnswer("no answer in time")
+    assert fetch(url, site, timeout_s=TIMEOUT_S) == RequestFailure("no answer in time")
     assert time.monotonic() - began < TIMEOUT_S + SLACK_S
     assert len(site.requests) == 2
 
@@ -245,7 +250,7 @@ def test_a_redirect_is_followed(site: Any, other: Any, status: int) -> None:
     site.page("/a", moved(other.url + "/b", status))
     other.page("/b", moved("c?d=e", status))
     other.page("/c?d=e", answer())
-    assert isinstance(fetch(site.url + "/a", site, other), Answer)
+    assert isinstance(fetch(site.url + "/a", site, other), HttpResponse)
 
 
 @pytest.mark.parametrize(
@@ -260,14 +265,14 @@ def test_a_redirect_is_followed(site: Any, other: Any, status: int) -> None:
 )  # fmt: skip
 def test_a_redirect_inside_is_not_followed(site: Any, to: str) -> None:
     """The commonest way round a check of the first URL alone."""
-    assert isinstance(fetch(site.page("/a.png", moved(to)), site), NoAnswer)
+    assert isinstance(fetch(site.page("/a.png", moved(to)), site), RequestFailure)
     assert len(site.requests) == 1
 
 
 def test_a_redirect_to_a_site_that_is_not_allowed_never_arrives(site: Any, other: Any) -> None:
     """Loopback is allowed at one port, not at its neighbour."""
     other.page("/b", answer())
-    assert isinstance(fetch(site.page("/a.png", moved(other.url + "/b")), site), NoAnswer)
+    assert isinstance(fetch(site.page("/a.png", moved(other.url + "/b")), site), RequestFailure)
     assert other.requests == []
 
 
@@ -275,29 +280,29 @@ def test_a_redirect_to_a_site_that_is_not_allowed_never_arrives(site: Any, other
 def test_redirects_end(site: Any, to: str) -> None:
     """A circle would be walked until the deadline, at our cost and at the site's."""
     site.page("/b.png", moved("/a.png"))
-    assert fetch(site.page("/a.png", moved(to)), site) == NoAnswer("too many redirects")
+    assert fetch(site.page("/a.png", moved(to)), site) == RequestFailure("too many redirects")
     assert len(site.requests) == 4
 
 
 def test_a_redirect_to_nowhere_is_an_error_page(site: Any) -> None:
     """There is nothing to follow, and nothing to keep."""
     page = answer(status="302 Go")
-    assert fetch(site.page("/a.png", page), site) == NoAnswer("HTTP 302")
+    assert fetch(site.page("/a.png", page), site) == RequestFailure("HTTP 302")
 
 
 def test_a_closed_port_is_no_answer() -> None:
     """Nobody there is not an exception."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
-    reach = Reach([f"127.0.0.1:{port}"])
-    found = Fetcher(reach, timeout_s=PATIENCE_S, max_bytes=9).get(f"http://127.0.0.1:{port}/", is_png)
-    assert found == NoAnswer("the connection failed")
+    policy = EgressPolicy([f"127.0.0.1:{port}"])
+    found = Fetcher(policy, timeout_s=PATIENCE_S, max_bytes=9).get(f"http://127.0.0.1:{port}/", is_png)
+    assert found == RequestFailure("the connection failed")
 
 
 def test_https_is_never_spoken_in_the_clear(site: Any) -> None:
     """A certificate is checked against the name, or there is no answer."""
     found = fetch(site.page("/a.png", answer()).replace("http:", "https:"), site)
-    assert found == NoAnswer("the TLS handshake failed")
+    assert found == RequestFailure("the TLS handshake failed")
 
 
 def test_the_log_has_the_reason_and_no_query(site: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ourvidz.net.stream import Broken, EventStream, Refused
+from ourvidz.net.stream import EventStream, StreamBroken, StreamRefused
 
 PATIENCE_S = 20.0
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -100,7 +100,7 @@ def test_hanging_up_wakes_who_waits_and_tells_the_server(start: Start) -> None:
         try:
             for _ in stream.events():
                 first.set()
-        except Broken:
+        except StreamBroken:
             pass
         ended.set()
 
@@ -119,16 +119,16 @@ def test_a_stream_that_was_closed_first_is_never_asked_for() -> None:
             f"http://127.0.0.1:{listener.getsockname()[1]}/", body=b"", headers={}, timeout_s=PATIENCE_S
         )
         stream.close()
-        with pytest.raises(Broken):
+        with pytest.raises(StreamBroken):
             list(stream.events())
 
 
 def test_another_answer_is_given_as_it_is(start: Start) -> None:
     """Its status and its words say who must act."""
     stream = start(says(b"HTTP/1.1 422 No\r\nContent-Length: 3\r\n\r\nwhy"))
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(StreamRefused) as refused:
         list(stream.events())
-    assert (refused.value.answer.status, refused.value.answer.body) == (422, b"why")
+    assert (refused.value.response.status, refused.value.response.body) == (422, b"why")
 
 
 def test_an_answer_that_breaks_off_is_broken(start: Start) -> None:
@@ -136,5 +136,5 @@ def test_an_answer_that_breaks_off_is_broken(start: Start) -> None:
     stream = start(says(chunked(b"data: one\n\n").removesuffix(b"0\r\n\r\n")))
     events = stream.events()
     assert next(events) == b"one"
-    with pytest.raises(Broken, match="broke off"):
+    with pytest.raises(StreamBroken, match="broke off"):
         next(events)

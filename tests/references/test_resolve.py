@@ -17,7 +17,7 @@ from PIL import Image
 
 from ourvidz.errors import InvalidParameters, NotFound, ReferenceForbidden, ReferenceFrameError, StorageError
 from ourvidz.jobs.catalog import READ_BUCKETS
-from ourvidz.net.egress_policy import Reach
+from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.net.fetch import Fetcher
 from ourvidz.references.data_uri import TOO_LARGE
 from ourvidz.references.decode import UNREADABLE
@@ -103,7 +103,7 @@ class Shelf:
 
 def references(shelf: Shelf | None = None, *allowed: str) -> References:
     """References with a real fetcher."""
-    fetcher = Fetcher(Reach(allowed), timeout_s=TIMEOUT_S, max_bytes=LIMITS.max_bytes)
+    fetcher = Fetcher(EgressPolicy(allowed), timeout_s=TIMEOUT_S, max_bytes=LIMITS.max_bytes)
     return References(fetcher.get, shelf or Shelf(), LIMITS)
 
 

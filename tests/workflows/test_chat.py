@@ -17,7 +17,7 @@ from ourvidz.errors import (
 )
 from ourvidz.jobs.job import ChatJob, Message
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.net.egress_policy import Reach
+from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.net.fetch import Fetcher
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, Terms
@@ -110,7 +110,7 @@ def use(warm: WarmModels, tmp_path: Path) -> Services:
     """Real models, a gate with stand-in terms."""
     store = LocalStore(tmp_path / "assets")
     limits = Limits(max_bytes=1 << 20, max_pixels=1 << 20)
-    references = References(Fetcher(Reach(), timeout_s=1.0, max_bytes=1 << 20).get, store.get, limits)
+    references = References(Fetcher(EgressPolicy(), timeout_s=1.0, max_bytes=1 << 20).get, store.get, limits)
     return Services(models=warm, store=store, gate=GATE, references=references)
 
 

@@ -15,7 +15,7 @@ import pytest
 from ourvidz.errors import InvalidParameters, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob, Message
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.net.egress_policy import Reach
+from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.net.fetch import Fetcher
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, Terms
@@ -102,7 +102,7 @@ def use(tmp_path: Path) -> Iterator[Services]:
     models = build(load_settings(_env_file=None, OURVIDZ_QWEN_INSTRUCT_URL=url), "chat")
     store = LocalStore(tmp_path / "assets")
     limits = Limits(max_bytes=1 << 20, max_pixels=1 << 20)
-    references = References(Fetcher(Reach(), timeout_s=1.0, max_bytes=1 << 20).get, store.get, limits)
+    references = References(Fetcher(EgressPolicy(), timeout_s=1.0, max_bytes=1 << 20).get, store.get, limits)
     gate = Gate(Terms(minor=frozenset({"quokka"}), sexual=frozenset({"marmalade"})))
     yield Services(models=models, store=store, gate=gate, references=references)
     server.shutdown()

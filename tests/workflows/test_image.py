@@ -25,7 +25,7 @@ from ourvidz.errors import (
 from ourvidz.jobs.job import ImageJob
 from ourvidz.media.images import png
 from ourvidz.media.provenance import source_type_of
-from ourvidz.net.egress_policy import Reach
+from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.net.fetch import Fetcher
 from ourvidz.pipelines.base import ImagePipeline, OnStep, Pictures, PreviewRenderer
 from ourvidz.pipelines.checkpoints import Checkpoint
@@ -79,7 +79,7 @@ def use(warm: WarmModels, tmp_path: Path) -> Services:
     """Real models, a real directory, a gate with stand-in terms."""
     store = LocalStore(tmp_path / "assets")
     limits = Limits(max_bytes=1 << 20, max_pixels=1 << 20)
-    references = References(Fetcher(Reach(), timeout_s=1.0, max_bytes=1 << 20).get, store.get, limits)
+    references = References(Fetcher(EgressPolicy(), timeout_s=1.0, max_bytes=1 << 20).get, store.get, limits)
     return Services(models=warm, store=store, gate=GATE, references=references)
 
 

@@ -24,7 +24,7 @@ from ourvidz.jobs.job import VideoJob
 from ourvidz.media.images import png
 from ourvidz.media.provenance import VOCABULARY, source_type_of
 from ourvidz.media.video import probe
-from ourvidz.net.client import NoAnswer
+from ourvidz.net.client import RequestFailure
 from ourvidz.pipelines.base import PreviewRenderer, VideoPipeline
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.pipeline import WanPipeline
@@ -98,7 +98,7 @@ def use(warm: WanOnly, tmp_path: Path, hills: Image.Image) -> Services:
     store = LocalStore(tmp_path / "assets")
     store.put(HILLS, png(hills), content_type="image/png")
     references = References(
-        lambda url, wanted: NoAnswer("no network here"), store.get, Limits(1 << 20, 1 << 20)
+        lambda url, wanted: RequestFailure("no network here"), store.get, Limits(1 << 20, 1 << 20)
     )
     return Services(models=warm, store=store, gate=GATE, references=references)
 

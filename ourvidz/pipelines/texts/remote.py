@@ -17,8 +17,9 @@ from typing import Any
 from ourvidz import log
 from ourvidz.errors import ModelLoadError, OurvidzError, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob
-from ourvidz.net.client import Client, NoAnswer, origin
-from ourvidz.net.stream import Broken, EventStream, Refused
+from ourvidz.net.client import HttpClient, RequestFailure
+from ourvidz.net.stream import EventStream, StreamBroken, StreamRefused
+from ourvidz.net.urls import origin
 from ourvidz.pipelines.base import Decoding, TextDelta
 from ourvidz.pipelines.checkpoints import QwenVariant
 from ourvidz.pipelines.texts import openai_protocol
@@ -109,8 +110,8 @@ class RemoteTexts:
         return "nowhere" if found is None else found.netloc
 
     def _listed(self) -> list[Any]:
-        answer = Client(timeout_s=LISTING_S).get(self.server.at("/models"), headers=self.server.headers)
-        if isinstance(answer, NoAnswer):
+        answer = HttpClient(timeout_s=LISTING_S).get(self.server.at("/models"), headers=self.server.headers)
+        if isinstance(answer, RequestFailure):
             _log.warning("text_server_away", server=self._place, reason=answer.reason)
             raise WorkerUnavailable("The language model's server cannot be reached.")
         if openai_protocol.passes(answer.status):
@@ -205,10 +206,10 @@ class _Request:
     def _error(self, failure: Exception) -> OurvidzError:
         if isinstance(failure, OurvidzError):
             return failure
-        if isinstance(failure, Refused):
-            _log.warning("text_refused", status=failure.answer.status)
-            return openai_protocol.refusal(failure.answer.status, failure.answer.body, self._job)
-        if isinstance(failure, Broken):
+        if isinstance(failure, StreamRefused):
+            _log.warning("text_refused", status=failure.response.status)
+            return openai_protocol.refusal(failure.response.status, failure.response.body, self._job)
+        if isinstance(failure, StreamBroken):
             return WorkerUnavailable(f"The language model's server cannot be reached: {failure}.")
         _log.error("text_unreadable", exc_info=failure)
         return WorkerUnavailable("What the language model's server said cannot be read.")

@@ -1,0 +1,143 @@
+"""TLS on a connection that somebody else opened: the name is verified, whatever address it was pinned to."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import certifi
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from ourvidz.net import transport
+from ourvidz.net.client import HttpClient, HttpResponse, RequestFailure
+from ourvidz.net.egress_policy import EgressPolicy
+
+PATIENCE_S = 20.0
+NAME = "receiver.example"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+Script = Callable[[socket.socket], None]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate of `receiver.example` with its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    path.write_bytes(
+        signed.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return path
+
+
+@pytest.fixture
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The client trusts that certificate and no other."""
+    monkeypatch.setattr(certifi, "where", lambda: str(certificate))
+    transport.tls_context.cache_clear()
+    yield
+    transport.tls_context.cache_clear()
+
+
+@pytest.fixture
+def serve(certificate: Path) -> Iterator[Callable[[Script], int]]:
+    """Start a TLS server that runs a script on one connection; its port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    listener = socket.create_server(("127.0.0.1", 0))
+    threads: list[threading.Thread] = []
+
+    def start(script: Script) -> int:
+        def run() -> None:
+            connection, _ = listener.accept()
+            try:
+                with context.wrap_socket(connection, server_side=True) as secured:
+                    secured.recv(1 << 16)
+                    script(secured)
+            except OSError:
+                connection.close()
+
+        threads.append(threading.Thread(target=run, daemon=True))
+        threads[-1].start()
+        return int(listener.getsockname()[1])
+
+    yield start
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    listener.close()
+
+
+def get(host: str, port: int, *, timeout_s: float = PATIENCE_S) -> HttpResponse | RequestFailure:
+    """GET https://host:port/ from a client whose every name has the address 127.0.0.1."""
+
+    def resolver(name: str, port: int, *_: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    policy = EgressPolicy([f"{host}:{port}"], resolver=resolver)  # type: ignore[arg-type]
+    return HttpClient(timeout_s=timeout_s, connector=policy).get(f"https://{host}:{port}/", headers={})
+
+
+@pytest.mark.parametrize("host", [NAME, f"{NAME}."])
+def test_a_certificate_of_the_name_is_accepted(
+    trusted: None, serve: Callable[[Script], int], host: str
+) -> None:
+    """The connection goes to an address, the handshake speaks of the name; a final dot is not part of it."""
+    found = get(host, serve(lambda connection: connection.sendall(OK)))
+    assert isinstance(found, HttpResponse)
+    assert found.body == b"{}"
+
+
+def test_a_certificate_of_another_name_is_refused(trusted: None, serve: Callable[[Script], int]) -> None:
+    """Pinning an address must not switch the check of the name off."""
+    found = get("other.example", serve(lambda connection: connection.sendall(OK)))
+    assert found == RequestFailure("the TLS handshake failed")
+
+
+def test_a_certificate_that_nobody_trusts_is_refused(serve: Callable[[Script], int]) -> None:
+    """With the usual list of authorities a self-signed certificate is worth nothing."""
+    found = get(NAME, serve(lambda connection: connection.sendall(OK)))
+    assert found == RequestFailure("the TLS handshake failed")
+
+
+def test_a_peer_that_is_silent_after_the_handshake_ends_at_the_deadline(
+    trusted: None, serve: Callable[[Script], int]
+) -> None:
+    """The encrypted connection has the same deadline as a plain one."""
+    enough = threading.Event()
+    port = serve(lambda connection: enough.wait(PATIENCE_S) and None)
+    assert get(NAME, port, timeout_s=0.5) == RequestFailure("no answer in time")
+    enough.set()
+
+
+def test_a_handshake_that_never_ends_ends_at_the_deadline(trusted: None) -> None:
+    """A peer that accepts and says nothing holds a thread for the timeout and no longer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert get(NAME, port, timeout_s=0.3) == RequestFailure("no answer in time")
