@@ -28,7 +28,7 @@ HOME_OF: dict[str, set[str]] = {
     "fastapi": {"web"},
     "starlette": {"web"},
     "uvicorn": {"web"},
-    "celery": {"app", "dispatch", "signals", "tasks"},
+    "celery": {"app", "claims", "dispatch", "signals", "tasks"},
     "kombu": {"celery_settings", "dispatch"},
     "billiard": {"signals"},
     "redis": {"ledger", "dispatch", "cli"},

@@ -1,10 +1,10 @@
-"""The door and the way to the broker.
+"""Submission of jobs, and the messages that go to the broker.
 
-Owns: admitting, recording and publishing jobs; cancel, retry, delete; pausing and draining.
-Speaks: payloads in, records out; messages that carry an id. What a task does is told in `tasks`.
+Owns: submitting, recording and publishing jobs; cancel, retry, delete; pausing queues, draining workers.
+Speaks: payloads in, records out; messages that carry an id. What a task does is in `tasks`.
 """
 
-from ourvidz.dispatch.door import admit, cancel, delete, enqueue, retry, submit, taken
+from ourvidz.dispatch.lifecycle import cancel, delete, retry
 from ourvidz.dispatch.messages import (
     NOBODY,
     REDACTED,
@@ -16,6 +16,7 @@ from ourvidz.dispatch.messages import (
     task_id,
     time_limit_s,
 )
+from ourvidz.dispatch.submission import parse_payload, submit, submit_all
 from ourvidz.dispatch.workers import (
     Broker,
     drain,
@@ -31,23 +32,22 @@ __all__ = [
     "NOBODY",
     "REDACTED",
     "Broker",
-    "admit",
     "cancel",
     "delete",
     "deliver",
     "drain",
-    "enqueue",
     "flush",
     "hand_back",
     "is_message",
     "message",
     "noted",
+    "parse_payload",
     "pause",
     "publish",
     "resume",
     "retry",
     "submit",
-    "taken",
+    "submit_all",
     "task_id",
     "time_limit_s",
     "waiting_messages",

@@ -10,10 +10,10 @@ from celery.exceptions import Ignore
 from celery.result import AsyncResult
 
 from ourvidz import dispatch, log
+from ourvidz.claims import claim_for
 from ourvidz.errors import OurvidzError, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim
-from ourvidz.signals import attempt_of
 from ourvidz.tasks.attempt import Attempt, known, services
 from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Services
@@ -77,7 +77,7 @@ class GenerationTask(Task):  # type: ignore[misc]
     def claimed(self, message: dict[str, Any]) -> Claim:
         """The claim of this task. `Ignore` when somebody else has the job, or it cannot be decided now."""
         try:
-            claim = attempt_of(self.request, message)
+            claim = claim_for(self.request, message)
         except WorkerUnavailable:
             _log.warning("claim_not_decided")
             raise Ignore from None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-import uuid
 from contextlib import ExitStack
 from typing import Literal, cast
 
 from ourvidz import __version__, dispatch, log
+from ourvidz.claims import claim_companion
 from ourvidz.errors import CallerError, OurvidzError, OutOfMemory, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Outcome
@@ -130,7 +130,7 @@ class ClaimedCompany:
         for record in ledger.waiting(first.queue, limit=room):
             if record.cancel_requested or record.due_at > ledger.now():
                 continue
-            claim = self._claim(record) if self._fits(record, first) else None
+            claim = claim_companion(record, worker_id=self._worker_id) if self._fits(record, first) else None
             if claim is None:
                 # Paused, drained, taken by somebody else, or not for this batch: let the messages decide.
                 self._until = 0.0
@@ -142,13 +142,3 @@ class ClaimedCompany:
         job = control.current().ledger.job(record.job_id)
         alone = OutOfMemory.code in record.failures
         return isinstance(job, ChatJob) and job.model == first.model and not alone
-
-    def _claim(self, record: Record) -> Claim | None:
-        at = control.current()
-        return at.ledger.claim(
-            record.job_id,
-            record.run,
-            worker_id=self._worker_id,
-            lease_s=at.settings.lease_s,
-            token=uuid.uuid4().hex,
-        )

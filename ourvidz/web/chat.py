@@ -124,9 +124,9 @@ async def enhance(request: Request) -> Response:
 
 async def _respond(request: Request, type_name: str) -> Response:
     payload = await read_json(request)
-    job = await run_in_threadpool(admit, request, payload, type_name)
+    job = await run_in_threadpool(parse_request, request, payload, type_name)
     enhancing = type_name == ENHANCE
-    heard = wait_for(job, request.app.state.attendance)
+    heard = wait_for(job)
     if enhancing:
         heard = _or_as_it_is(heard, job)
     if job.stream:
@@ -148,12 +148,12 @@ async def _respond(request: Request, type_name: str) -> Response:
     return JSONResponse(_document(answer, job, enhancing=enhancing))
 
 
-def admit(request: Request, payload: object, type_name: str, *, prefix: str = "") -> ChatJob:
+def parse_request(request: Request, payload: object, type_name: str, *, prefix: str = "") -> ChatJob:
     """The text job a body asks for, with an id of our own. Raises `CallerError`; nothing is written."""
     row = _row(Fields(payload), type_name)
     assert isinstance(payload, dict)
     asked = {name: value for name, value in payload.items() if name not in _IDS} | {"type": row.name}
-    job = dispatch.admit(asked, make_id=lambda: f"{prefix}{uuid.uuid4().hex}")
+    job = dispatch.parse_payload(asked, make_id=lambda: f"{prefix}{uuid.uuid4().hex}")
     assert isinstance(job, ChatJob)
     entry = audit.entry(request.scope)
     entry.job_id, entry.user_id, entry.type = job.id, job.user_id, job.type

@@ -14,7 +14,7 @@ from ourvidz.jobs.catalog import lookup
 from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.jobs.schema import submission_schema
 from ourvidz.ledger.record import Record, Status
-from ourvidz.web import audit, door, events, sse, views
+from ourvidz.web import audit, events, sse, views
 from ourvidz.web.body import read_json
 from ourvidz.web.documents import Accepted, Deleted, JobPage, JobState
 from ourvidz.web.problems import documented
@@ -60,9 +60,9 @@ async def submit(request: Request) -> Response:
 def _submit(request: Request, payload: object) -> Response:
     at = control.current()
     told = audit.entry(request.scope)
-    job = dispatch.admit(payload)
+    job = dispatch.parse_payload(payload)
     told.job_id, told.user_id, told.type = job.id, job.user_id, job.type
-    admission = door.take(job, request.app.state.attendance)
+    admission = dispatch.submit(job)
     if not admission.created:
         return _json(views.state(admission.record, at.ledger, at.store), 200)
     return _json(views.accepted(admission.record, at.ledger), 202, {"Location": f"/jobs/{job.id}"})

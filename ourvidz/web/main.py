@@ -16,7 +16,6 @@ from starlette.middleware.cors import CORSMiddleware
 from ourvidz import __version__
 from ourvidz.settings import Settings
 from ourvidz.web import chat, embedded, health, info, jobs, openai, operations, prompts, upstash
-from ourvidz.web.attendance import WorkerAvailability
 from ourvidz.web.audit import Audit
 from ourvidz.web.auth import LISTS, Keyring, LocalOnly, guard, keyring
 from ourvidz.web.inbox import Inbox
@@ -47,7 +46,6 @@ def create_app(given: Control | None = None) -> FastAPI:
     )
     app.state.keyring = ring
     app.state.started_at = time.monotonic()
-    app.state.attendance = WorkerAvailability(settings.worker_grace_s)
     app.include_router(health.router)
     app.include_router(info.router)
     app.include_router(info.inside, dependencies=guard(ring, "jobs", "chat", "admin"))

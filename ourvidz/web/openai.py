@@ -128,8 +128,8 @@ async def completions(request: Request) -> Response:
     """Continue a conversation."""
     body = await read_json(request)
     payload = _payload(body)
-    job = await run_in_threadpool(chat.admit, request, payload, TYPE, prefix="chatcmpl-")
-    heard = wait_for(job, request.app.state.attendance)
+    job = await run_in_threadpool(chat.parse_request, request, payload, TYPE, prefix="chatcmpl-")
+    heard = wait_for(job)
     if job.stream:
         chunks = _Chunks(job, with_usage=_wants_usage(body))
         events = await begun(request, as_events(heard, chunks, partial(_failure, request)))

@@ -72,7 +72,7 @@ async def admin(request: Request) -> Administered:
 def _administer(request: Request, payload: object) -> Administered:
     Fields(payload)
     assert isinstance(payload, dict)
-    job = dispatch.admit({**payload, "id": uuid.uuid4().hex, "type": ADMIN})
+    job = dispatch.parse_payload({**payload, "id": uuid.uuid4().hex, "type": ADMIN})
     assert isinstance(job, AdminJob)
     audit.entry(request.scope).type = ADMIN
     result = administration.administer(job.operation)

@@ -10,9 +10,8 @@ from starlette.concurrency import run_in_threadpool
 
 from ourvidz import dispatch
 from ourvidz.errors import InvalidParameters, OurvidzError
-from ourvidz.jobs.job import Job
 from ourvidz.jobs.schema import submission_schema
-from ourvidz.web import audit, door
+from ourvidz.web import audit
 from ourvidz.web.body import parse_json, read_json
 from ourvidz.web.operations import known_queue
 from ourvidz.web.problems import documented
@@ -57,14 +56,10 @@ async def rpush(request: Request, queue: str) -> Depth:  # noqa: ARG001 - the ca
 
 
 def _push(request: Request, elements: object) -> Depth:
-    # All are judged before the first is queued.
-    jobs, attendance = _jobs(elements), request.app.state.attendance
-    door.look(jobs, attendance)
-    told = audit.entry(request.scope)
-    for job in jobs:
-        told.job_id, told.user_id, told.type = job.id, job.user_id, job.type
-        door.take(job, attendance)
-    return Depth(result=control.current().ledger.depth(jobs[-1].queue))
+    admissions = dispatch.submit_all(_payloads(elements))
+    last = admissions[-1].record
+    audit.entry(request.scope).about(last)
+    return Depth(result=control.current().ledger.depth(last.queue))
 
 
 @router.get("/llen/{queue}", responses=documented(401, 403, 404, 422, 503))
@@ -73,19 +68,21 @@ def llen(queue: str) -> Depth:
     return Depth(result=control.current().ledger.depth(known_queue(queue)))
 
 
-def _jobs(elements: object) -> list[Job]:
+def _payloads(elements: object) -> list[object]:
+    """Decode the elements of a push. `InvalidParameters` names the index of one that is not JSON."""
     if not isinstance(elements, list) or not 1 <= len(elements) <= AT_MOST:
         raise InvalidParameters(
             "The body must be a list of jobs.", rule=f"1 to {AT_MOST} JSON strings", value=elements
         )
-    return [_job(element, None if len(elements) == 1 else index) for index, element in enumerate(elements)]
+    return [
+        _payload(element, None if len(elements) == 1 else index) for index, element in enumerate(elements)
+    ]
 
 
-def _job(element: object, index: int | None) -> Job:
-    place = None if index is None else f"[{index}]"
+def _payload(element: object, index: int | None) -> object:
     try:
-        return dispatch.admit(parse_json(element) if isinstance(element, str) else element)
+        return parse_json(element) if isinstance(element, str) else element
     except OurvidzError as refused:
-        if place is not None:
-            refused.field = f"{place}.{refused.field}" if refused.field else place
+        if index is not None:
+            refused.field = f"[{index}].{refused.field}" if refused.field else f"[{index}]"
         raise

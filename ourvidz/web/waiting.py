@@ -29,8 +29,7 @@ from ourvidz.errors import (
 from ourvidz.jobs.job import ChatJob
 from ourvidz.ledger.record import Record, StreamItem
 from ourvidz.ledger.store import Ledger
-from ourvidz.web import door, sse
-from ourvidz.web.attendance import WorkerAvailability
+from ourvidz.web import sse
 from ourvidz.web.events import StreamReader
 from ourvidz.wiring import control
 
@@ -68,7 +67,7 @@ Heard = AsyncGenerator[str | Answer, None]
 """Pieces of text as they are made, `SILENCE` from time to time, and at the end one `Answer`."""
 
 
-async def wait_for(job: ChatJob, attendance: WorkerAvailability) -> Heard:
+async def wait_for(job: ChatJob) -> Heard:
     """Queue a job and follow it to its end. Closing the generator cancels the job.
 
     Raises what the job ended with; `WorkerUnavailable` when nobody takes it, `JobTimeout` when it has made no
@@ -78,7 +77,7 @@ async def wait_for(job: ChatJob, attendance: WorkerAvailability) -> Heard:
     deadline_s = control.current().settings.sync_deadline_s
     wait = _Wait(job, control.current().ledger, deadline_s)
     try:
-        await run_in_threadpool(wait.enqueue, attendance)
+        await run_in_threadpool(wait.submit)
         async with aclosing(wait.follow()) as items:
             async for item in items:
                 yield item
@@ -157,10 +156,10 @@ class _Wait:
         self.pending = False
         """Whether there is a job that goes on when nobody stops it."""
 
-    def enqueue(self, attendance: WorkerAvailability) -> None:
-        """Record and publish the job, before all that are not waited for. Its caller is called back only
-        where it has said so."""
-        door.take(self._job, attendance, priority=PRIORITY_SYNC, quiet=self._job.callback_url is None)
+    def submit(self) -> None:
+        """Submit the job at the highest priority, with callbacks only where the payload names a URL."""
+        suppress_callbacks = self._job.callback_url is None
+        dispatch.submit(self._job, priority=PRIORITY_SYNC, suppress_callbacks=suppress_callbacks)
         self.pending = True
 
     async def follow(self) -> Heard:

@@ -18,6 +18,7 @@ from ourvidz.jobs.ranges import FRAMES
 from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.ledger.store import Ledger
 from ourvidz.ledger.sweep import Rules
+from ourvidz.liveness.availability import WorkerAvailability
 from ourvidz.media.credentials import Signer
 from ourvidz.net.client import HttpClient
 from ourvidz.net.egress_policy import EgressPolicy
@@ -25,7 +26,8 @@ from ourvidz.net.fetch import Fetcher
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, load_terms
 from ourvidz.safety.moderation import TIMEOUT_S, Moderation
-from ourvidz.settings import Settings, settings
+from ourvidz.settings import Settings
+from ourvidz.settings import settings as process_settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
 from ourvidz.wiring import signing
@@ -46,6 +48,7 @@ class Control:
     gate: Gate
     defaults: Defaults
     target: Target
+    availability: WorkerAvailability
 
     @cached_property
     def courier(self) -> CallbackSender:
@@ -139,22 +142,24 @@ def target(chosen: Settings) -> Target:
     )
 
 
-def build(chosen: Settings, *, ledger: Ledger | None = None, store: Store | None = None) -> Control:
-    """The control half for these settings; `ledger` and `store` replace what they would choose."""
+def build(settings: Settings, *, ledger: Ledger | None = None, store: Store | None = None) -> Control:
+    """Return the control half for these settings; `ledger` and `store` replace the configured ones."""
+    if ledger is None:
+        ledger = RedisLedger(
+            settings.redis_url,
+            prefix=settings.key_prefix,
+            presence_s=settings.presence_s,
+            retention_s=settings.retention_s,
+            retry_window_s=settings.retry_window_s,
+        )
     return Control(
-        settings=chosen,
-        ledger=ledger
-        or RedisLedger(
-            chosen.redis_url,
-            prefix=chosen.key_prefix,
-            presence_s=chosen.presence_s,
-            retention_s=chosen.retention_s,
-            retry_window_s=chosen.retry_window_s,
-        ),
-        store=store or LocalStore(chosen.storage_dir, public_url=chosen.public_url),
+        settings=settings,
+        ledger=ledger,
+        store=store or LocalStore(settings.storage_dir, public_url=settings.public_url),
         gate=Gate(load_terms()),
-        defaults=defaults(chosen),
-        target=target(chosen),
+        defaults=defaults(settings),
+        target=target(settings),
+        availability=WorkerAvailability(ledger, settings.worker_grace_s),
     )
 
 
@@ -165,7 +170,7 @@ def current() -> Control:
     """This process's control half, built from the settings on first use."""
     global _current
     if _current is None:
-        _current = build(settings())
+        _current = build(process_settings())
     return _current
 
 

@@ -13,9 +13,9 @@ from ourvidz.cli.main import cli
 from ourvidz.cli.worker import FAMILIES, HELPERS, arguments, check_model, default_families, families_of
 from ourvidz.errors import SettingsError
 from ourvidz.ledger.redis_store import RedisLedger
+from ourvidz.liveness.heartbeat import Heartbeat
 from ourvidz.settings import load_settings, settings
 from ourvidz.wiring import control
-from ourvidz.wiring.presence import Presence
 
 
 def value(argv: list[str], option: str) -> str:
@@ -161,7 +161,7 @@ def test_a_second_worker_of_one_name_is_refused(redis_url: str, monkeypatch: pyt
     monkeypatch.setenv("OURVIDZ_REDIS_URL", redis_url)
     chosen = load_settings(_env_file=None)
     ledger = RedisLedger(redis_url)
-    presence = Presence(
+    heartbeat = Heartbeat(
         ledger,
         worker_id=chosen.worker_id("sdxl"),
         family="sdxl",
@@ -170,10 +170,10 @@ def test_a_second_worker_of_one_name_is_refused(redis_url: str, monkeypatch: pyt
         gpu=None,
         presence_s=15,
     )
-    presence.open()
+    heartbeat.start()
     with control.using(control.build(chosen, ledger=ledger)):
         answer = CliRunner().invoke(cli, ["worker", "sdxl"])
-    presence.close()
+    heartbeat.stop()
     ledger.close()
     assert answer.exit_code == 2
     assert f"runs already, as process {os.getpid()}" in answer.output

@@ -13,6 +13,7 @@ from celery import signals as celery_signals
 from celery.app.task import Context
 
 from ourvidz import dispatch
+from ourvidz.claims import claim_for
 from ourvidz.errors import (
     InternalError,
     InvalidParameters,
@@ -24,7 +25,6 @@ from ourvidz.errors import (
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Record, Worker
-from ourvidz.signals import attempt_of
 from ourvidz.tasks.attempt import services
 from ourvidz.tasks.text_batching import ClaimedCompany, ClaimedTurn
 from ourvidz.testing import Eager
@@ -40,7 +40,7 @@ def queued(ourvidz_eager: Eager) -> Callable[..., Record]:
 
     def register(name: str, *, priority: int = 6, **changed: Any) -> Record:
         payload = {"id": name, "type": "chat_conversation", "prompt": f"a fox named {name}", "max_tokens": 8}
-        job = dispatch.admit(payload | changed)
+        job = dispatch.parse_payload(payload | changed)
         return ourvidz_eager.control.ledger.register(job, priority=priority).record
 
     return register
@@ -95,8 +95,8 @@ def test_waiting_jobs_join_in_the_order_in_which_they_would_have_started(
 def taken(record: Record, *, task: str = "ourvidz.chat.generate") -> str | None:
     """The job that a worker starts when it takes the message of this one."""
     request = Context(task=task, hostname=WORKER, is_eager=False)
-    claim = attempt_of(request, dispatch.message(record))
-    assert attempt_of(request, dispatch.message(record)) is claim
+    claim = claim_for(request, dispatch.message(record))
+    assert claim_for(request, dispatch.message(record)) is claim
     return None if claim is None else claim.job_id
 
 
@@ -121,7 +121,7 @@ def test_a_message_starts_its_own_job_where_another_cannot_start(
     assert ledger.end("a", run=1, fence=0, outcome=DONE)
     assert ledger.release(claimed(ourvidz_eager, "b"), code=OutOfMemory.code, due_in_s=60)
     assert taken(queued("d")) == "d"
-    ledger.register(dispatch.admit({"id": "e", "type": "admin_utilities"}), priority=0)
+    ledger.register(dispatch.parse_payload({"id": "e", "type": "admin_utilities"}), priority=0)
     assert taken(queued("f")) == "f"
 
 

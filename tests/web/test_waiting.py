@@ -225,7 +225,7 @@ class started:
             self._loop.run_until_complete(asyncio.sleep(0.001))
 
     async def _all(self) -> waiting.Answer:
-        return await waiting.answer_of(waiting.wait_for(self._job, self._shim.client.app.state.attendance))
+        return await waiting.answer_of(waiting.wait_for(self._job))
 
     def result(self) -> waiting.Answer:
         """What the wait comes to."""

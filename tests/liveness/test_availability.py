@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ourvidz.ledger.memory_store import MemoryLedger
-from ourvidz.web.attendance import WorkerAvailability
+from ourvidz.liveness.availability import WorkerAvailability
 
 
 class Clock:
@@ -36,38 +36,42 @@ def clock() -> Clock:
 
 def test_a_young_shim_misses_nobody(clock: Clock) -> None:
     """Its own start is where counting begins, and nothing is asked."""
-    ledger, attendance = Counted(clock=clock), WorkerAvailability(900, clock=clock)
+    ledger = Counted(clock=clock)
+    availability = WorkerAvailability(ledger, 900, clock=clock)
     clock.now += 899
-    assert not attendance.missing("sdxl_queue", ledger)
+    assert not availability.is_missing("sdxl_queue")
     assert ledger.asked == 0
 
 
 def test_a_queue_that_was_never_served_is_missed_after_the_grace_time(clock: Clock) -> None:
     """Then submitting to it helps nobody."""
-    ledger, attendance = Counted(clock=clock), WorkerAvailability(900, clock=clock)
+    ledger = Counted(clock=clock)
+    availability = WorkerAvailability(ledger, 900, clock=clock)
     clock.now += 901
-    assert attendance.missing("sdxl_queue", ledger)
+    assert availability.is_missing("sdxl_queue")
 
 
 def test_a_worker_that_comes_back_is_noticed_at_once(clock: Clock) -> None:
     """The refusal lasts no longer than the absence."""
-    ledger, attendance = Counted(clock=clock), WorkerAvailability(900, clock=clock)
+    ledger = Counted(clock=clock)
+    availability = WorkerAvailability(ledger, 900, clock=clock)
     clock.now += 901
-    assert attendance.missing("sdxl_queue", ledger)
+    assert availability.is_missing("sdxl_queue")
     ledger.seen_at = clock.now
-    assert not attendance.missing("sdxl_queue", ledger)
+    assert not availability.is_missing("sdxl_queue")
 
 
 def test_the_ledger_is_asked_only_when_its_answer_has_run_out(clock: Clock) -> None:
     """A thousand submissions a second must not ask a thousand times."""
-    ledger, attendance = Counted(clock=clock), WorkerAvailability(900, clock=clock)
+    ledger = Counted(clock=clock)
+    availability = WorkerAvailability(ledger, 900, clock=clock)
     clock.now += 1000
     ledger.seen_at = clock.now - 100
     for _ in range(50):
-        assert not attendance.missing("sdxl_queue", ledger)
+        assert not availability.is_missing("sdxl_queue")
     assert ledger.asked == 1
     clock.now += 799
-    assert not attendance.missing("sdxl_queue", ledger)
+    assert not availability.is_missing("sdxl_queue")
     clock.now += 2
-    assert attendance.missing("sdxl_queue", ledger)
+    assert availability.is_missing("sdxl_queue")
     assert ledger.asked == 2

@@ -1,4 +1,4 @@
-"""Saying that a worker is here: a beat every few seconds from the process that does the work."""
+"""The heartbeat of a worker: a ledger row rewritten every few seconds by the process that does the work."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from ourvidz.ledger.record import Worker
 from ourvidz.ledger.store import Ledger
 
 BEATS_PER_PRESENCE = 5
+"""Heartbeats sent within the time after which a silent worker counts as offline."""
 
 State = Literal["starting", "idle", "busy"]
 _log = log.get(__name__)
 
 
-class Presence:
-    """One worker's beats. `change` beats at once, `note` with the next regular beat; until `close`."""
+class Heartbeat:
+    """Sends the heartbeats of one worker from a thread of its own, from `start` to `stop`.
+
+    `presence_s` is the time without a heartbeat after which the ledger calls the worker offline. A ledger
+    that cannot be reached is logged and never raised.
+    """
 
     def __init__(self, ledger: Ledger, *, worker_id: str, family: str, queue: str, pid: int, gpu: str | None,
                  presence_s: float) -> None:  # fmt: skip
         self._ledger = ledger
-        self._pause_s = presence_s / BEATS_PER_PRESENCE
+        self._interval_s = presence_s / BEATS_PER_PRESENCE
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._worker = Worker(
             id=worker_id,
             family=family,
@@ -41,43 +46,43 @@ class Presence:
             started_at=time.time(),
             seen_at=0.0,
         )
-        self._thread = threading.Thread(target=self._repeat, name="presence", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def open(self) -> None:
-        """Start beating."""
-        self._beat()
+    def start(self) -> None:
+        """Send the first heartbeat and start the thread."""
+        self._send()
         self._thread.start()
 
-    def change(self, state: State, *, models: tuple[str, ...] | None = None, **detail: Any) -> None:
-        """Say what this worker is doing now."""
+    def update(self, state: State, *, models: tuple[str, ...] | None = None, **detail: Any) -> None:
+        """Change the worker's state, its loaded models and details, and send a heartbeat at once."""
         with self._lock:
-            changed: dict[str, Any] = {"state": state, "detail": self._worker.detail | detail}
+            changes: dict[str, Any] = {"state": state, "detail": self._worker.detail | detail}
             if models is not None:
-                changed["models"] = models
-            self._worker = replace(self._worker, **changed)
-        self._beat()
+                changes["models"] = models
+            self._worker = replace(self._worker, **changes)
+        self._send()
 
-    def note(self, state: State) -> None:
-        """Remember what this worker is doing without a round trip: jobs may come and go fast."""
+    def set_state(self, state: State) -> None:
+        """Change the worker's state for the next regular heartbeat, without a round trip."""
         with self._lock:
             self._worker = replace(self._worker, state=state)
 
-    def close(self) -> None:
-        """Stop beating and say goodbye."""
-        self._over.set()
+    def stop(self) -> None:
+        """Stop the thread and mark the worker as offline."""
+        self._stopped.set()
         try:
             self._ledger.leave(self._worker.id)
         except WorkerUnavailable:
             _log.warning("goodbye_not_heard", worker_id=self._worker.id)
 
-    def _repeat(self) -> None:
-        while not self._over.wait(self._pause_s):
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval_s):
             try:
-                self._beat()
+                self._send()
             except Exception:  # noqa: BLE001  a thread that ends here would make a live worker look dead
                 _log.exception("beat_failed", worker_id=self._worker.id)
 
-    def _beat(self) -> None:
+    def _send(self) -> None:
         try:
             self._ledger.beat(self._worker)
         except WorkerUnavailable:

@@ -1,0 +1,109 @@
+"""Claims: how a running task gets the right to run one attempt of a job.
+
+The signal handler before a task and the task body both ask for the claim of their Celery request; whichever
+is first makes it. Companions of a text batch are claimed by the same call to the ledger.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery.app.task import Context
+
+from ourvidz import dispatch
+from ourvidz.jobs.catalog import CATALOG, QUEUES
+from ourvidz.ledger.record import Claim, Record
+from ourvidz.settings import settings
+from ourvidz.wiring import control
+
+TEXT_TASK = CATALOG["chat_conversation"].task
+TEXT_TYPES = frozenset(row.name for row in CATALOG.values() if row.task == TEXT_TASK)
+
+_ATTRIBUTE = "ourvidz_claim"
+
+
+@dataclass(slots=True)
+class RequestClaim:
+    """The claim of one Celery request, kept on the request as its attribute `ourvidz_claim`.
+
+    `token` is one for the signal handler and the task body, so that a claim whose reply was lost is found
+    again. `candidates` are the messages to try in order, None until they are known. `claim` is meaningful
+    when `decided`: None means that the request has nothing to run.
+    """
+
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    candidates: list[dict[str, Any]] | None = None
+    decided: bool = False
+    claim: Claim | None = None
+
+
+def claim_for(request: Context, argument: Any) -> Claim | None:
+    """Return the claim of a running task, made on the first call.
+
+    `argument` is the task's own: a message, or a whole payload (a bare `send_task`), which is submitted
+    first. A message of a text job stands for the text job that is next in the queue. Returns None when
+    another worker has the job, or it is finished or cancelled. Raises `WorkerUnavailable` when the ledger
+    cannot be reached; the next call tries again with the same token.
+    """
+    state = _state(request)
+    if not state.decided:
+        worker_id = settings().worker_id("eager") if request.is_eager else request.hostname
+        if state.candidates is None:
+            state.candidates = _candidates(request, _message(argument))
+        claims = (
+            claim(each["id"], each["run"], worker_id=worker_id, token=state.token)
+            for each in state.candidates
+        )
+        state.claim = next((won for won in claims if won is not None), None)
+        state.decided = True
+    return state.claim
+
+
+def current_claim(request: Context) -> Claim | None:
+    """Return the claim that was made for a request, or None. Makes none."""
+    state: RequestClaim | None = getattr(request, _ATTRIBUTE, None)
+    return None if state is None else state.claim
+
+
+def claim_companion(record: Record, *, worker_id: str) -> Claim | None:
+    """Claim a further job for a task that already runs one; None when it cannot be claimed."""
+    return claim(record.job_id, record.run, worker_id=worker_id, token=uuid.uuid4().hex)
+
+
+def claim(job_id: str, run: int, *, worker_id: str, token: str) -> Claim | None:
+    """Claim one run of a job under the configured lease; None when the ledger refuses it."""
+    app = control.current()
+    return app.ledger.claim(job_id, run, worker_id=worker_id, lease_s=app.settings.lease_s, token=token)
+
+
+def _state(request: Context) -> RequestClaim:
+    state: RequestClaim | None = getattr(request, _ATTRIBUTE, None)
+    if state is None:
+        state = RequestClaim()
+        setattr(request, _ATTRIBUTE, state)
+    return state
+
+
+def _message(argument: Any) -> dict[str, Any]:
+    """Return the message of the job that a task was given; a payload is submitted."""
+    if dispatch.is_message(argument):
+        return dict(argument)
+    return dispatch.message(dispatch.submit(argument, in_worker=True).record)
+
+
+def _candidates(request: Context, message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages that a request may start, in order of preference.
+
+    Messages published in the same moment arrive in any order; text jobs start in the order of their records.
+    """
+    if request.task != TEXT_TASK or request.is_eager:
+        return [message]
+    ledger = control.current().ledger
+    next_in_queue = [
+        dispatch.message(record)
+        for record in ledger.waiting(QUEUES["chat"], limit=1)
+        if record.type in TEXT_TYPES and record.due_at <= ledger.now()
+    ]
+    return [*(each for each in next_in_queue if each != message), message]

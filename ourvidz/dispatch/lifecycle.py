@@ -1,0 +1,61 @@
+"""What a caller may do with a submitted job: cancel it, retry it, delete it."""
+
+from __future__ import annotations
+
+from ourvidz.celery_settings import JOBS
+from ourvidz.dispatch.messages import deliver, publish
+from ourvidz.errors import Cancelled, NotFound
+from ourvidz.jobs.job import ImageJob, Job, VideoJob
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.record import Record
+from ourvidz.storage.keys import asset_folder
+from ourvidz.wiring import control
+
+
+def cancel(job_id: str) -> Record:
+    """Cancel a job: a queued one never runs, a running one stops before its next step.
+
+    Returns the record afterwards. Raises `NotFound`, or `Conflict` when the job is finished.
+    """
+    ledger = control.current().ledger
+    record = ledger.request_cancel(job_id)
+    if record.status == "queued":
+        outcome = Outcome.failure(Cancelled("the job was cancelled"))
+        # Losing this race means a worker claimed or the sweep ended it; both have seen the flag.
+        if ledger.end(job_id, run=record.run, fence=record.fence, outcome=outcome):
+            deliver(job_id)
+    return ledger.get(job_id) or record
+
+
+def retry(job_id: str) -> Record:
+    """Run a failed or cancelled job again under its id, as its next run. Returns the queued record.
+
+    Raises `NotFound`, or `Conflict` in any other state.
+    """
+    record = control.current().ledger.reopen(job_id, priority=JOBS)
+    publish(record)
+    return record
+
+
+def delete(job_id: str) -> Record:
+    """Delete a finished job: its assets and its record, which is returned.
+
+    Raises `NotFound`, or `Conflict` while the job is not finished or its last callback is pending.
+    """
+    app = control.current()
+    record = app.ledger.get(job_id)
+    if record is None:
+        raise NotFound(f"no job {job_id!r}", field="id", value=job_id)
+    folder = _folder(record, app.ledger.job(job_id))
+    if folder is not None and record.finished and app.ledger.head(job_id) is None:
+        # Before the record: a storage that fails leaves a job that can be deleted again.
+        app.store.delete_folder(folder)
+    return app.ledger.delete(job_id)
+
+
+def _folder(record: Record, job: Job | None) -> str | None:
+    """Return the storage folder of a job's files, those of a failed attempt included; None for none."""
+    if isinstance(job, ImageJob | VideoJob) and job.user_id is not None:
+        return asset_folder(job.bucket, job.user_id, job.id)
+    keys = [asset.key for asset in record.outcome.assets if asset.key] if record.outcome else []
+    return keys[0].rpartition("/")[0] if keys else None

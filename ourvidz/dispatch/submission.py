@@ -1,0 +1,131 @@
+"""The one way in for jobs: parse → safety gate → availability of workers → record → publish.
+
+Every entrance calls `submit` or `submit_all`: HTTP, the Upstash forms, synchronous chat, the OpenAI routes,
+`task.delay(payload)`, a payload sent to a task by name, and `ourvidz.testing`. The record is written before
+the message is published: a message that gets lost is published again by the sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ourvidz.app import app as celery_app
+from ourvidz.celery_settings import JOBS
+from ourvidz.dispatch.messages import publish
+from ourvidz.errors import Conflict, OurvidzError
+from ourvidz.jobs.dialects import parse
+from ourvidz.jobs.job import Job
+from ourvidz.ledger.record import Admission
+from ourvidz.wiring import control
+
+MakeId = Callable[[], str]
+
+
+def parse_payload(payload: object, *, make_id: MakeId | None = None) -> Job:
+    """Return the job that a payload describes, with this installation's defaults. Writes nothing.
+
+    `make_id` supplies the id of a payload without one. Raises `InvalidParameters` or `InvalidPrompt`.
+    """
+    return parse(payload, control.current().defaults, make_id=make_id)
+
+
+def submit(
+    payload: object | Job,
+    *,
+    priority: int = JOBS,
+    make_id: MakeId | None = None,
+    suppress_callbacks: bool = False,
+    in_worker: bool = False,
+) -> Admission:
+    """Submit one job: a payload, or the result of `parse_payload`.
+
+    Resubmitting the same job under its id returns the existing record and publishes nothing.
+    `suppress_callbacks`: no callback is ever sent for the job. `in_worker`: the payload arrived as a message,
+    so a worker already has it; availability is not checked and no second message is published.
+
+    Raises `CallerError` for a payload that is invalid or refused by the gate, `Conflict` when another job has
+    the same id, `WorkerUnavailable` when the job is new and no worker of its queue was seen within the grace
+    period, or when the ledger cannot be reached.
+    """
+    (admission,) = submit_all(
+        [payload],
+        priority=priority,
+        make_id=make_id,
+        suppress_callbacks=suppress_callbacks,
+        in_worker=in_worker,
+    )
+    return admission
+
+
+def submit_all(
+    payloads: Sequence[object | Job],
+    *,
+    priority: int = JOBS,
+    make_id: MakeId | None = None,
+    suppress_callbacks: bool = False,
+    in_worker: bool = False,
+) -> list[Admission]:
+    """Submit several jobs; all are checked before the first is recorded. Arguments and errors as in `submit`.
+
+    The `field` of an error in one of several payloads begins with its index: `[1].config.steps`.
+    """
+    jobs = [_parse_and_check(payloads, index, make_id) for index in range(len(payloads))]
+    if len(jobs) > 1:
+        _check_together(jobs)
+    return [_enqueue(job, priority, suppress_callbacks, in_worker) for job in jobs]
+
+
+def _parse_and_check(payloads: Sequence[object | Job], index: int, make_id: MakeId | None) -> Job:
+    """Parse one of the payloads and pass it through the safety gate."""
+    payload = payloads[index]
+    try:
+        job = payload if isinstance(payload, Job) else parse_payload(payload, make_id=make_id)
+        control.current().gate.judge(job)
+    except OurvidzError as error:
+        if len(payloads) > 1:
+            error.field = f"[{index}].{error.field}" if error.field else f"[{index}]"
+        raise
+    return job
+
+
+def _check_together(jobs: Sequence[Job]) -> None:
+    """Raise what `_enqueue` would raise for any of the jobs, also for two different ones under one id."""
+    ledger = control.current().ledger
+    by_id: dict[str, tuple[str, dict[str, Any]]] = {}
+    for job in jobs:
+        record = ledger.get(job.id)
+        if record is not None:
+            by_id[job.id] = record.fingerprint, record.facts
+        else:
+            _check_availability(job)
+        if not job.repeats(*by_id.setdefault(job.id, (job.fingerprint(), job.facts()))):
+            raise _id_conflict(job.id)
+
+
+def _enqueue(job: Job, priority: int, suppress_callbacks: bool, in_worker: bool) -> Admission:
+    """Record a checked job and publish its message."""
+    ledger = control.current().ledger
+    if not in_worker:
+        _check_availability(job)
+    admission = ledger.register(job, priority=priority, quiet=suppress_callbacks)
+    if not admission.same:
+        raise _id_conflict(job.id)
+    if admission.created and not in_worker:
+        publish(admission.record)
+    return admission
+
+
+def _check_availability(job: Job) -> None:
+    """Raise `WorkerUnavailable` for a new job of a queue without workers. In eager mode this process is the
+    worker."""
+    app = control.current()
+    if celery_app.conf.task_always_eager or not app.availability.is_missing(job.queue):
+        return
+    if app.ledger.get(job.id) is None:
+        raise app.availability.refusal(job.queue)
+
+
+def _id_conflict(job_id: str) -> Conflict:
+    message = f"id: another job already stands under {job_id!r}"
+    return Conflict(message, field="id", rule="one id, one job", value=job_id)
