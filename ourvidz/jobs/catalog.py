@@ -7,6 +7,7 @@ from typing import Literal
 
 Family = Literal["sdxl", "wan", "chat"]
 Kind = Literal["image", "video", "chat", "admin"]
+QualityTier = Literal["fast", "high"]
 
 QUEUES: dict[str, str] = {"sdxl": "sdxl_queue", "wan": "wan_queue", "chat": "chat_queue"}
 
@@ -40,6 +41,13 @@ class JobType:
     def content_type(self) -> Literal["image", "video", "text", "json"]:
         """What its assets are."""
         return {"png": "image", "mp4": "video", "text": "text", "json": "json"}[self.output]  # type: ignore[return-value]
+
+    @property
+    def quality_tier(self) -> QualityTier | None:
+        """The tier that the type's name contains; None for texts and administration."""
+        if "_fast" in self.name:
+            return "fast"
+        return "high" if "_high" in self.name else None
 
     @property
     def stores_assets(self) -> bool:

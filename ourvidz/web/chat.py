@@ -206,8 +206,8 @@ def _settled(answer: Answer, job: ChatJob, reason: str | None) -> Answer:
         return Answer(answer.text, answer.told, answer.enhanced_prompt or job.asked)
     if reason is None and answer.finish_reason == "timeout":
         reason = "The enhancement took too long."
-    found = answer.enhanced_prompt or answer.text
-    if reason is None and found.strip():
+    found = (answer.enhanced_prompt or answer.text).strip()
+    if reason is None and found:
         told = {"enhancement_strategy": "qwen", **answer.told}
         return Answer(answer.text, told, found)
     told = {

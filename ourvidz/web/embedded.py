@@ -185,13 +185,7 @@ def _receipt(payload: object, now: datetime) -> Receipt:
             jobStatus=status if isinstance(status, str) else None,
             jobType=row.name if row else None,
             format=row.content_type if row else None,
-            quality=None
-            if row is None
-            else "fast"
-            if "_fast" in row.name
-            else "high"
-            if "_high" in row.name
-            else None,
+            quality=row.quality_tier if row else None,
             isSDXL=row is not None and row.family == "sdxl",
             isEnhanced=row is not None and row.enhance,
             assetsProcessed=len(assets) if isinstance(assets, list) else 0,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from ourvidz import __version__, metrics
 from ourvidz.errors import WorkerUnavailable
-from ourvidz.jobs.catalog import QUEUES, of_family
+from ourvidz.jobs.catalog import QUEUES, QualityTier, of_family
 from ourvidz.ledger.record import Worker
 from ourvidz.web import audit
 from ourvidz.web.auth import Keyring
@@ -19,6 +19,8 @@ from ourvidz.wiring import control
 
 router = APIRouter(tags=["health"])
 
+I2I_PIPELINES = {"sdxl": "SDXLPipeline", "wan": "WanPipeline"}
+"""The pipeline class of each family that takes reference images; this process imports no pipelines."""
 OUTBOX_COUNTED = 1000
 """Pending callbacks are counted up to here."""
 
@@ -48,14 +50,27 @@ class Health(BaseModel):
     workers: list[WorkerSeen]
 
 
+class JobTypeDetails(BaseModel):
+    """Defaults of one job type. `expected_time` is the upper bound of the generation time in seconds."""
+
+    quality_tier: QualityTier | None
+    steps: int | None
+    guidance_scale: float | None
+    expected_time: float
+
+
 class Status(BaseModel):
-    """What one kind of worker can do. `quality_tiers` are its job types, SDXL's by the end of their names."""
+    """What one kind of worker can do; `job_types` has the details by job type.
+
+    `i2i_pipeline` is the class of the pipeline that uses reference images; null for text.
+    """
 
     worker_type: str
     model: str
     batch_support: list[int]
-    quality_tiers: dict[str, dict[str, Any]]
-    i2i_pipeline: bool
+    quality_tiers: list[QualityTier]
+    job_types: dict[str, JobTypeDetails]
+    i2i_pipeline: str | None
     thumbnail_generation: bool
 
 
@@ -124,16 +139,19 @@ def status(worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
         worker_type=worker_type,
         model=next((name for name in names if name), configured.stem if configured else "not loaded"),
         batch_support=sorted({count for row in rows for count in row.num_images}),
-        quality_tiers={
-            row.name.removeprefix("sdxl_image_"): {
-                "job_type": row.name,
-                "steps": row.steps,
-                "guidance_scale": row.guidance_scale,
-                "expected_time": row.expected_s[1],
-            }
+        quality_tiers=[
+            tier for tier in get_args(QualityTier) if any(row.quality_tier == tier for row in rows)
+        ],
+        job_types={
+            row.name: JobTypeDetails(
+                quality_tier=row.quality_tier,
+                steps=row.steps,
+                guidance_scale=row.guidance_scale,
+                expected_time=row.expected_s[1],
+            )
             for row in rows
         },
-        i2i_pipeline=worker_type != "chat",
+        i2i_pipeline=I2I_PIPELINES.get(worker_type),
         thumbnail_generation=worker_type != "chat",
     )
 

@@ -32,8 +32,15 @@ LIBRARIES = (
 
 
 class Abilities(BaseModel):
-    """What text jobs may ask for. Numbers are the limits of one request."""
+    """What text jobs may ask for. Numbers are the limits of one request.
 
+    `no_hardcoded_prompts` and `pure_inference`: no prompt text is added and no parameter is changed.
+    """
+
+    chat_conversation: Literal[True] = True
+    prompt_enhancement: Literal[True] = True
+    no_hardcoded_prompts: Literal[True] = True
+    pure_inference: Literal[True] = True
     chat: Literal[True] = True
     enhancement: Literal[True] = True
     streaming: Literal[True] = True
@@ -44,13 +51,24 @@ class Abilities(BaseModel):
     moderation: bool
 
 
+class TextModels(BaseModel, extra="allow"):
+    """The checkpoint of each model (null without a chat worker), and what the worker reported, by model name.
+
+    `enhancement_method` is the `enhancement_strategy` of enhanced prompts.
+    """
+
+    instruct_model: str | None
+    base_model: str | None
+    enhancement_method: Literal["qwen"] = "qwen"
+
+
 class EnhancementInfo(BaseModel):
-    """Who enhances, and how. `model_info` is what the chat workers said of each model when they loaded it."""
+    """Which models enhance prompts, and what they can do."""
 
     worker_type: Literal["pure_inference_engine"] = "pure_inference_engine"
     models_available: list[str]
     capabilities: Abilities
-    model_info: dict[str, dict[str, Any]]
+    model_info: TextModels
 
 
 class WorkerInfo(EnhancementInfo):
@@ -137,12 +155,16 @@ def environment() -> Environment:
     )
 
 
-def _texts(here: list[Worker]) -> dict[str, Any]:
-    said = {name: info for worker in here for name, info in worker.detail.get("info", {}).items()}
+def _texts(workers: list[Worker]) -> dict[str, Any]:
+    reported = {name: info for worker in workers for name, info in worker.detail.get("info", {}).items()}
     return {
         "models_available": list(MODELS),
         "capabilities": Abilities(moderation=control.current().settings.moderation_url is not None),
-        "model_info": said,
+        "model_info": TextModels(
+            instruct_model=reported.get("qwen_instruct", {}).get("name"),
+            base_model=reported.get("qwen_base", {}).get("name"),
+            **reported,
+        ),
     }
 
 

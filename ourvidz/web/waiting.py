@@ -152,7 +152,7 @@ class _Wait:
         self._pieces: list[str] = []
         self._tokens = 0
         self._started_at: float | None = None
-        self._deserted = False
+        self._obstructed = False
         self.pending = False
         """Whether there is a job that goes on when nobody stops it."""
 
@@ -172,7 +172,7 @@ class _Wait:
                     yield self._so_far()
                     return
                 if item is None:
-                    await self._look_for_workers()
+                    await self._require_workers()
                     yield SILENCE
                 elif item.kind == "state":
                     self._note(item)
@@ -210,22 +210,26 @@ class _Wait:
             raise WorkerLost("The worker was lost after it had begun to answer.")
         self._pieces.clear()
 
-    async def _look_for_workers(self) -> None:
-        """Twice in a row nobody at work for a job that nobody has taken: it would wait for nothing."""
+    async def _require_workers(self) -> None:
+        """Raise `WorkerUnavailable` when no worker could claim the queued job at two checks in a row."""
         if self._started_at is not None:
             return
-        attended = await run_in_threadpool(self._attended)
-        if self._deserted and not attended:
-            raise WorkerUnavailable(f"No worker of {self._job.queue} is at work.")
-        self._deserted = not attended
+        reason = await run_in_threadpool(self._obstacle)
+        if self._obstructed and reason is not None:
+            raise WorkerUnavailable(reason)
+        self._obstructed = reason is not None
 
-    def _attended(self) -> bool:
-        """Whether somebody takes jobs from the queue now."""
+    def _obstacle(self) -> str | None:
+        """Why no worker can claim the job now; None when one can."""
         queue = self._job.queue
-        return queue not in self._ledger.paused() and any(
+        if queue in self._ledger.paused():
+            return f"{queue} is paused."
+        if any(
             each.queue == queue and each.state != "offline" and not each.draining
             for each in self._ledger.workers()
-        )
+        ):
+            return None
+        return f"No worker of {queue} is at work."
 
     def _so_far(self) -> Answer:
         """What there is when time is up. Raises when there is nothing."""

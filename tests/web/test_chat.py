@@ -72,6 +72,12 @@ def test_an_enhancement_is_answered_with_the_better_prompt(shim, chat_worker, ro
     assert (worker.job.type, worker.job.max_tokens) == ("chat_enhance", 200)
 
 
+def test_an_enhanced_prompt_has_no_blanks_around_it(shim, chat_worker) -> None:
+    """Models begin and end with line breaks; the original prompt of a fallback is returned as it came."""
+    chat_worker(shim.ledger, f"\n {SAID} \n\n")
+    assert ask(shim, "/enhance", {"prompt": "a kite"})["enhanced_prompt"] == SAID
+
+
 def test_the_recorded_requests_of_the_edge_functions_are_answered(shim, chat_worker) -> None:
     """The live form with messages and flags, and the older one with a prompt."""
     worker = chat_worker(shim.ledger)

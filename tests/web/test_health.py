@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+import ourvidz
 from ourvidz.errors import WorkerUnavailable
 
 
@@ -58,7 +63,10 @@ def test_status_describes_the_image_worker(shim) -> None:
     found = shim.client.get("/status").json()
     assert found["model"] == "tiny-sdxl"
     assert found["batch_support"] == [1, 3, 6]
-    assert found["quality_tiers"]["fast"]["steps"] == 15
+    assert found["quality_tiers"] == ["fast", "high"]
+    assert found["job_types"]["sdxl_image_fast"] == {
+        "quality_tier": "fast", "steps": 15, "guidance_scale": 6.0, "expected_time": 30,
+    }  # fmt: skip
 
 
 def test_status_describes_the_video_worker_when_asked(shim) -> None:
@@ -68,9 +76,18 @@ def test_status_describes_the_video_worker_when_asked(shim) -> None:
     shim.appear(**wan, detail={"info": {"wan": {"name": "tiny-wan", "device": "cpu"}}})
     found = shim.client.get("/status?worker_type=wan").json()
     assert (found["worker_type"], found["model"], found["batch_support"]) == ("wan", "tiny-wan", [1])
-    assert found["quality_tiers"]["video_high"]["steps"] == 50
+    assert found["quality_tiers"] == ["fast", "high"]
+    assert found["job_types"]["video_high"]["steps"] == 50
     assert shim.client.get("/health").json()["wan_model_loaded"] is True
     assert shim.client.get("/status?worker_type=opera").status_code == 422
+
+
+@pytest.mark.parametrize("family", ["sdxl", "wan"])
+def test_status_names_the_pipeline_class_that_takes_reference_images(shim, family) -> None:
+    """The shim imports no pipelines, so it holds the name as a constant: the class must exist."""
+    name = shim.client.get(f"/status?worker_type={family}").json()["i2i_pipeline"]
+    source = Path(ourvidz.__file__).parent / "pipelines" / family / "pipeline.py"
+    assert f"\nclass {name}:" in source.read_text()
 
 
 def test_every_loaded_model_has_a_row(shim) -> None:

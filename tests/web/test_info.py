@@ -29,9 +29,14 @@ def test_the_enhancement_info_has_the_fields_callers_read(shim) -> None:
     assert found.keys() == {"worker_type", "models_available", "capabilities", "model_info"}
     assert found["worker_type"] == "pure_inference_engine"
     assert found["models_available"] == ["qwen_instruct", "qwen_base"]
-    assert (found["capabilities"]["max_tokens"], found["model_info"]) == (2048, {})
+    assert found["capabilities"]["max_tokens"] == 2048
+    flags = ("chat_conversation", "prompt_enhancement", "no_hardcoded_prompts", "pure_inference")
+    assert [found["capabilities"][flag] for flag in flags] == [True] * 4
+    assert found["model_info"] == {"instruct_model": None, "base_model": None, "enhancement_method": "qwen"}
     shim.appear(**CHAT)
-    assert shim.client.get("/enhancement/info").json()["model_info"]["qwen_base"]["name"] == "tiny-qwen-base"
+    models = shim.client.get("/enhancement/info").json()["model_info"]
+    assert (models["instruct_model"], models["base_model"]) == ("tiny-qwen", "tiny-qwen-base")
+    assert models["qwen_base"] == CHAT["detail"]["info"]["qwen_base"]
 
 
 def test_the_worker_info_names_its_job_types(shim) -> None:
@@ -70,9 +75,10 @@ def test_the_other_documents_know_the_chat_worker(shim) -> None:
     ]
     status = shim.client.get("/status?worker_type=chat").json()
     assert (status["model"], status["i2i_pipeline"], status["thumbnail_generation"]) == (
-        "tiny-qwen", False, False,
+        "tiny-qwen", None, False,
     )  # fmt: skip
-    assert status["quality_tiers"].keys() == {"chat_enhance", "chat_conversation", "chat_unrestricted"}
+    assert status["quality_tiers"] == []
+    assert status["job_types"].keys() == {"chat_enhance", "chat_conversation", "chat_unrestricted"}
 
 
 SECRETS = {

@@ -123,9 +123,12 @@ def test_nobody_at_work_is_noticed_long_before_the_deadline(shim, monkeypatch) -
     assert (answer.status_code, answer.json()["code"]) == (503, "WORKER_UNAVAILABLE")
 
 
-@pytest.mark.parametrize("stopped", ["paused", "drained"])
-def test_a_queue_from_which_nobody_takes_is_not_waited_for(shim, monkeypatch, stopped) -> None:
-    """An operator's pause may last hours: the caller is told at once, and the job is cancelled."""
+@pytest.mark.parametrize(
+    ("stopped", "reason"),
+    [("paused", "chat_queue is paused."), ("drained", "No worker of chat_queue is at work.")],
+)
+def test_a_queue_that_no_worker_claims_from_is_not_waited_for(shim, monkeypatch, stopped, reason) -> None:
+    """An operator's pause may last hours: the request is refused with the reason, its job cancelled."""
     monkeypatch.setattr(waiting, "CHECK_S", 0.02)
     shim.appear(id="chat@host-cpu", family="chat", queue="chat_queue", models=("chat",))
     if stopped == "paused":
@@ -134,7 +137,10 @@ def test_a_queue_from_which_nobody_takes_is_not_waited_for(shim, monkeypatch, st
         shim.ledger.drain("chat@host-cpu", True)
     answer = shim.client.post("/chat", json=HELLO)
     assert (answer.status_code, answer.json()["code"]) == (503, "WORKER_UNAVAILABLE")
+    assert answer.json()["detail"] == reason
     assert only_record(shim).status == "cancelled"
+    enhanced = shim.client.post("/enhance", json={"prompt": "a kite"}).json()
+    assert (enhanced["enhancement_strategy"], enhanced["enhancement_reason"]) == ("fallback", reason)
 
 
 def test_a_worker_that_is_at_work_is_waited_for(open_shim, monkeypatch) -> None:
