@@ -77,4 +77,4 @@ def test_an_operation_is_a_job_too(at) -> None:
     assert (asset.type, asset.metadata["operation"]) == ("json", "queues")
     assert asset.metadata["result"]["queues"].keys() == {"sdxl_queue", "wan_queue", "chat_queue"}
     assert at.callbacks.statuses("a") == ["processing", "completed"]
-    assert at.record("b").outcome.fault.code == "INVALID_PARAMETERS"
+    assert at.record("b").outcome.error.code == "INVALID_PARAMETERS"

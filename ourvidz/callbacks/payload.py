@@ -49,12 +49,16 @@ DEFAULTS: dict[str, Any] = {
     "final_prompt_type": None,
     "worker_version": None,
 }
-"""Every metadata field that every payload has, and its value where nothing is known."""
+"""The metadata fields of every payload, each with its value where the job and its outcome set none."""
 
 
 def build(event: OutboxEvent, *, worker_version: str, assets_as: AssetsAs = "objects") -> dict[str, Any]:
-    """The payload of one event. Times are seconds; `vram_*` MiB, `vram_*_gb` GiB."""
-    fault = _fault(event)
+    """Build the callback payload of one outbox event.
+
+    `assets_as="urls"` lists the assets as plain URL strings. Durations are seconds, `vram_*` MiB, `vram_*_gb`
+    GiB. Raises `TypeError` or `ValueError` if stored metadata has a value of the wrong type.
+    """
+    error = _error(event)
     outcome = event.outcome
     assets = outcome.assets if outcome and event.kind == "completed" else ()
     metadata = job_metadata(
@@ -66,21 +70,21 @@ def build(event: OutboxEvent, *, worker_version: str, assets_as: AssetsAs = "obj
         worker_version=worker_version,
         extra=event.metadata,
     )
-    metadata |= _event_metadata(event, fault)
+    metadata |= _event_metadata(event, error)
     if assets_as == "urls":
         metadata |= _inline_text(assets)
     return {
         "job_id": event.job_id,
         "worker_id": event.worker_id,
-        "status": "failed" if fault else event.kind,
+        "status": "failed" if error else event.kind,
         "sequence": event.sequence,
         "assets": [a.key for a in assets if a.key]
         if assets_as == "urls"
         else [asset_document(a) for a in assets],
         "metadata": metadata,
         "enhancedPrompt": outcome.enhanced_prompt if outcome else None,
-        "error_message": fault.message if fault else None,
-        "error": fault.told() if fault else None,
+        "error_message": error.message if error else None,
+        "error": error.to_public() if error else None,
     }
 
 
@@ -125,18 +129,20 @@ def asset_document(asset: Asset) -> dict[str, Any]:
 
 
 def encode(payload: dict[str, Any]) -> bytes:
-    """The bytes that are signed and sent: compact JSON in UTF-8. `ValueError` for NaN and infinities."""
+    """Encode a payload as compact UTF-8 JSON: the bytes that are signed and sent. Raises `ValueError` for NaN
+    and infinities, `TypeError` for values that JSON has no form for."""
     text = json.dumps(payload, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "replace")
 
 
-def _event_metadata(event: OutboxEvent, fault: JobError | None) -> dict[str, Any]:
-    """What only an event's payload adds: the number of a repeated attempt, and the error."""
+def _event_metadata(event: OutboxEvent, error: JobError | None) -> dict[str, Any]:
+    """The metadata that depends on the event: attempt and run of a repeated start, type and time of an
+    error."""
     metadata: dict[str, Any] = {}
     if event.kind == "processing" and (event.attempt >= 2 or event.run >= 2):
         metadata |= {"attempt": event.attempt, "run": event.run}
-    if fault:
-        metadata |= {"error_type": fault.code, "error_timestamp": _iso(event.at)}
+    if error:
+        metadata |= {"error_type": error.code, "error_timestamp": _iso(event.at)}
     return metadata
 
 
@@ -147,24 +153,26 @@ def _duration_s(start: float | None, end: float | None) -> float | None:
     return round(max(0.0, end - start), 3)
 
 
-def _gibibytes(known: dict[str, Any]) -> dict[str, float]:
+def _gibibytes(metadata: dict[str, Any]) -> dict[str, float]:
+    """The VRAM fields in GiB, which older receivers read, derived from those in MiB."""
     return {
-        f"{name}_gb": round(known[name] / MIB_PER_GIB, 2)
+        f"{name}_gb": round(metadata[name] / MIB_PER_GIB, 2)
         for name in ("vram_used", "vram_total")
-        if known[name] is not None and known[f"{name}_gb"] is None
+        if metadata[name] is not None and metadata[f"{name}_gb"] is None
     }
 
 
-def _fault(event: OutboxEvent) -> JobError | None:
+def _error(event: OutboxEvent) -> JobError | None:
+    """The error of a failed or cancelled run; records of old versions may lack it."""
     if event.kind == "cancelled":
-        return event.fault or JobError.of(Cancelled("the job was cancelled"))
+        return event.error or JobError.of(Cancelled("the job was cancelled"))
     if event.kind == "failed":
-        return event.fault or JobError.of(InternalError("the job failed"))
+        return event.error or JobError.of(InternalError("the job failed"))
     return None
 
 
 def _inline_text(assets: tuple[Asset, ...]) -> dict[str, Any]:
-    """A text has no URL: a plain list of URLs has no place for it but the job's metadata."""
+    """The text of a text job, for the job's metadata: a plain list of URLs has no place for it."""
     texts = [a.metadata["text"] for a in assets if a.type == "text" and "text" in a.metadata]
     return {"text": texts[0]} if texts else {}
 

@@ -1,21 +1,21 @@
-"""How a job ends: what it made, or why it did not."""
+"""How a run of a job ended: the assets it stored, or the error it failed with."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ourvidz.errors import Cancelled, OurvidzError
 
-Ending = Literal["completed", "failed", "cancelled"]
+OutcomeStatus = Literal["completed", "failed", "cancelled"]
 
 
 class Asset(BaseModel):
-    """One thing a job made.
+    """One result of a job.
 
-    `key` and `thumbnail_key` are storage paths `{bucket}/{user}/{job}/{file}`; text and json assets
-    have none and carry their content in `metadata`.
+    `key` and `thumbnail_key` are storage paths `{bucket}/{user_id}/{job_id}/{file}`. Text and JSON assets are
+    not stored as files: they have no key and carry their content in `metadata`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -27,7 +27,11 @@ class Asset(BaseModel):
 
 
 class JobError(BaseModel):
-    """Why a job failed. `field` and `kind` are for callers that wait: it is their own request."""
+    """The error that ended a job, as the ledger stores it.
+
+    `field` (the path of the invalid value in the request) and `kind` are shown only to the caller of a
+    synchronous route; `to_public` leaves them out.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,7 +43,7 @@ class JobError(BaseModel):
 
     @classmethod
     def of(cls, error: OurvidzError) -> JobError:
-        """The fault an error of the tree stands for."""
+        """Convert an exception of the error tree."""
         return cls(
             code=error.code,
             message=error.message,
@@ -48,24 +52,31 @@ class JobError(BaseModel):
             kind=error.kind,
         )
 
-    def told(self) -> dict[str, Any]:
-        """What callbacks, job states and event streams say of it."""
+    def to_public(self) -> dict[str, Any]:
+        """`code`, `message` and `retryable`: the form in callbacks, job documents and event streams."""
         return self.model_dump(include={"code", "message", "retryable"})
 
 
 class Outcome(BaseModel):
-    """The committed end of one run of a job. `metadata` holds only what the worker found out."""
+    """The committed end of one run of a job.
 
-    model_config = ConfigDict(frozen=True)
+    `metadata` holds what the worker measured and decided; what follows from the job itself is added from
+    `callback_metadata` when a callback is built. `error` is set unless the job completed. Its JSON key is
+    `fault`: records in Redis carry that name.
+    """
 
-    status: Ending
+    model_config = ConfigDict(
+        frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+    )
+
+    status: OutcomeStatus
     assets: tuple[Asset, ...] = ()
     metadata: dict[str, Any] = {}
     enhanced_prompt: str | None = None
-    fault: JobError | None = None
+    error: JobError | None = Field(default=None, alias="fault")
 
     @classmethod
     def failure(cls, error: OurvidzError, **metadata: Any) -> Outcome:
-        """The outcome of a job that ended with `error`; a cancelled one counts as its own ending."""
-        ending: Ending = "cancelled" if isinstance(error, Cancelled) else "failed"
-        return cls(status=ending, metadata=metadata, fault=JobError.of(error))
+        """The outcome of a job that ended with `error`: `cancelled` for `Cancelled`, else `failed`."""
+        status: OutcomeStatus = "cancelled" if isinstance(error, Cancelled) else "failed"
+        return cls(status=status, metadata=metadata, error=JobError.of(error))

@@ -243,8 +243,8 @@ class MemoryJobs(MemoryState):
         entry.token, entry.items_until = None, now + STREAM_KEPT_S
         entry.enhancer, entry.enhancing_until = None, 0.0
         self._tell(entry, status, kept)
-        fault = {"error": outcome.fault.told()} if outcome.fault else {}
-        self._item(entry, "done", {"status": status, "run": record.run, **fault})
+        error = {"error": outcome.error.to_public()} if outcome.error else {}
+        self._item(entry, "done", {"status": status, "run": record.run, **error})
         self._counters[f"jobs.{record.type}.{status}"] += 1
         took_ms = generation_ms(outcome)
         if took_ms is not None:

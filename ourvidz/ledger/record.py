@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from ourvidz.jobs.job import ChatJob, Job, VideoJob
-from ourvidz.jobs.outcome import Ending, JobError, Outcome
+from ourvidz.jobs.outcome import JobError, Outcome, OutcomeStatus
 
 RECORD_VERSION = 1
 
@@ -158,7 +158,7 @@ class OutboxEvent:
     job_id: str
     run: int
     sequence: int
-    kind: Literal["processing"] | Ending
+    kind: Literal["processing"] | OutcomeStatus
     attempt: int
     at: float
     queued_at: float
@@ -181,9 +181,9 @@ class OutboxEvent:
         return self.kind != "processing"
 
     @property
-    def fault(self) -> JobError | None:
+    def error(self) -> JobError | None:
         """Why the job failed, if it did."""
-        return self.outcome.fault if self.outcome else None
+        return self.outcome.error if self.outcome else None
 
 
 def event_id(record: Record, sequence: int) -> str:

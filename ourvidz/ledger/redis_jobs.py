@@ -89,7 +89,7 @@ class RedisJobs:
             fence,
             outcome.status,
             dump_outcome(outcome),
-            dump_json(outcome.fault.told()) if outcome.fault else None,
+            dump_json(outcome.error.to_public()) if outcome.error else None,
             worker_id,
             generation_ms(outcome),
             self._limits.document_limit,

@@ -36,13 +36,13 @@ def state(record: Record, ledger: Ledger, store: Store) -> JobState:
 
 def listed(record: Record, store: Store) -> JobListed:
     """A job as lists show it."""
-    fault = record.outcome.fault if record.outcome else None
+    error = record.outcome.error if record.outcome else None
     return JobListed(
         job_id=record.job_id,
         status=record.status,
         progress=record.progress,
         result=result(record, store) if record.status == "completed" else None,
-        error=FaultDocument(**fault.told()) if fault else None,
+        error=FaultDocument(**error.to_public()) if error else None,
         timestamps=Timestamps(
             created_at=_moment(record.created_at),
             queued_at=_moment(record.queued_at),

@@ -245,10 +245,10 @@ class _Wait:
         if record is None or record.outcome is None:
             raise NotFound("The job was deleted while its answer was waited for.")
         outcome = record.outcome
-        if outcome.fault is not None:
-            fault = outcome.fault
-            kind = by_code().get(fault.code, InternalError)
-            raise kind(fault.message, field=fault.field, kind=fault.kind)
+        if outcome.error is not None:
+            error = outcome.error
+            kind = by_code().get(error.code, InternalError)
+            raise kind(error.message, field=error.field, kind=error.kind)
         text = next((each.metadata["text"] for each in outcome.assets if each.type == "text"), "")
         return Answer(text, outcome.metadata, outcome.enhanced_prompt)
 

@@ -117,7 +117,7 @@ class TestOrder:
         ledger.reopen("job-1", priority=6)
         ledger.delivered(ledger.take("job-1", lease_s=30, token="t"), status=200)
         event = ledger.head("job-1")
-        assert (event.run, event.kind, event.fault.code) == (1, "failed", "OOM_ERROR")
+        assert (event.run, event.kind, event.error.code) == (1, "failed", "OOM_ERROR")
         assert event == ledger.event(event.event_id)
 
     def test_a_later_row_waits_for_the_earlier_one(self, ledger, clock, image_job):

@@ -169,8 +169,8 @@ def test_the_third_lost_worker_ends_the_job(world: World) -> None:
     record = world.record("a")
     assert record.status == "failed"
     assert record.outcome is not None
-    assert record.outcome.fault is not None
-    assert record.outcome.fault.code == "WORKER_LOST"
+    assert record.outcome.error is not None
+    assert record.outcome.error.code == "WORKER_LOST"
     assert "a" in world.outlet.delivered
 
 
@@ -306,8 +306,8 @@ def test_a_job_nobody_takes_for_a_day_fails(world: World) -> None:
     record = world.record("a")
     assert record.status == "failed"
     assert record.outcome is not None
-    assert record.outcome.fault is not None
-    assert record.outcome.fault.code == "WORKER_UNAVAILABLE"
+    assert record.outcome.error is not None
+    assert record.outcome.error.code == "WORKER_UNAVAILABLE"
     assert "a" in world.outlet.delivered
 
 
@@ -409,8 +409,8 @@ def test_an_answer_that_is_being_read_ends_with_its_worker(world: World) -> None
     record = world.record("a")
     assert (record.status, record.attempt) == ("failed", 1)
     assert record.outcome is not None
-    assert record.outcome.fault is not None
-    assert record.outcome.fault.code == "WORKER_LOST"
+    assert record.outcome.error is not None
+    assert record.outcome.error.code == "WORKER_LOST"
 
 
 def test_an_answer_of_which_nothing_was_read_runs_again(world: World) -> None:

@@ -120,6 +120,6 @@ def test_a_job_is_judged_on_the_way_in_and_on_the_way_out(tmp_path, service, our
         assert [each["input"] for each in service.heard] == ["Name a river.", said]
         service.word = said.split()[0]
         running.submit({**asked, "id": "flagged", "sfw_mode": True})
-        fault = running.record("flagged").outcome.fault
-    assert fault.code == "POLICY_VIOLATION"
-    assert said not in fault.message
+        error = running.record("flagged").outcome.error
+    assert error.code == "POLICY_VIOLATION"
+    assert said not in error.message

@@ -28,6 +28,6 @@ def test_an_answer_that_is_being_read_ends_with_a_clean_shutdown_too(ourvidz_eag
     record = ourvidz_eager.record("a")
     assert record.status == "failed"
     assert record.outcome is not None
-    assert record.outcome.fault is not None
-    assert record.outcome.fault.code == "WORKER_LOST"
+    assert record.outcome.error is not None
+    assert record.outcome.error.code == "WORKER_LOST"
     assert ourvidz_eager.callbacks.of("a") == []

@@ -272,9 +272,9 @@ def test_a_failure_of_the_whole_batch_fails_what_is_still_open(
     assert ourvidz_eager.record("b").status == "completed"
     failed = ourvidz_eager.record("a")
     assert failed.outcome is not None
-    assert failed.outcome.fault is not None
-    assert (failed.status, failed.outcome.fault.code) == ("failed", InternalError.code)
-    assert "/home" not in failed.outcome.fault.message
+    assert failed.outcome.error is not None
+    assert (failed.status, failed.outcome.error.code) == ("failed", InternalError.code)
+    assert "/home" not in failed.outcome.error.message
 
 
 def test_a_job_that_ran_out_of_memory_runs_again_and_alone(
