@@ -1,4 +1,4 @@
-"""`ourvidz callbacks`: what callers were told, what they could not be told, and telling them again."""
+"""`ourvidz callbacks`: lists callbacks by delivery state, shows one, and sends them again."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from urllib.parse import urlsplit
 
 import click
 from rich.console import Console
-from rich.table import Column, Table
 
 from ourvidz import dispatch
 from ourvidz.callbacks import payload
-from ourvidz.cli.console import print_json
+from ourvidz.cli.console import TableRow, print_json, print_table
 from ourvidz.errors import NotFound
 from ourvidz.ledger.record import DeliveryState, OutboxEvent
 from ourvidz.wiring import control
 
 STATES = get_args(DeliveryState)
-EVERY_LETTER = 100_000
+MAX_DEAD_LETTERS = 100_000
+"""Most dead letters that one `replay --all-dead` sends."""
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
 def callbacks() -> None:
-    """What callers were told, and what they could not be told."""
+    """List, show and replay callbacks."""
 
 
 @callbacks.command("list")
@@ -40,12 +40,14 @@ def list_(state: DeliveryState, limit: int, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Table(Column("event", no_wrap=True), "job", "kind", "deliveries", "status", "error", "at")
-    for row in rows:
-        status = "–" if row["last_status"] is None else str(row["last_status"])
-        shown = (row["event_id"], row["job_id"], row["kind"], str(row["deliveries"]), status)
-        table.add_row(*shown, row["last_error"] or "–", row["at"])
-    Console().print(table if rows else f"No {state} callbacks.")
+    if not rows:
+        click.echo(f"No {state} callbacks.")
+        return
+    table = [
+        TableRow((row["event_id"], row["kind"], row["at"]), (f"job {row['job_id']}", _deliveries(row)))
+        for row in rows
+    ]
+    print_table(("event", "kind", "at"), table)
 
 
 @callbacks.command("show")
@@ -53,20 +55,17 @@ def list_(state: DeliveryState, limit: int, as_json: bool) -> None:
 @_as_json
 def show(event_id: str, as_json: bool) -> None:
     """Show one callback and the payload that its receiver gets."""
-    at = control.current()
-    event = at.ledger.event(event_id)
+    app = control.current()
+    event = app.ledger.event(event_id)
     if event is None:
         raise click.ClickException(f"no callback {event_id!r}")
-    told = payload.build(event, worker_version=at.target.worker_version, assets_as=at.target.assets_as)
+    document = payload.build(event, worker_version=app.target.worker_version, assets_as=app.target.assets_as)
     if as_json:
-        print_json(summary(event) | {"payload": told})
+        print_json(summary(event) | {"payload": document})
         return
-    table = Table(show_header=False, box=None)
-    for name, value in summary(event).items():
-        table.add_row(name, "–" if value is None else str(value))
-    console = Console()
-    console.print(table)
-    console.print_json(json.dumps(told))
+    fields = summary(event).items()
+    print_table((), [TableRow((name, "–" if value is None else str(value))) for name, value in fields])
+    Console().print_json(json.dumps(document))
 
 
 @callbacks.command("replay")
@@ -78,19 +77,19 @@ def replay(event_ids: tuple[str, ...], all_dead: bool, as_json: bool) -> None:
     if all_dead == bool(event_ids):
         raise click.UsageError("name callbacks, or pass --all-dead")
     ledger = control.current().ledger
-    chosen = [e.event_id for e in ledger.letters("dead", EVERY_LETTER)] if all_dead else list(event_ids)
-    # The oldest first: callers hear of a job in order.
-    replayed, unknown = _replay(reversed(chosen) if all_dead else chosen)
+    selected = [e.event_id for e in ledger.letters("dead", MAX_DEAD_LETTERS)] if all_dead else list(event_ids)
+    # The list is newest first; the events of a job must be sent in their order.
+    replayed, unknown = _replay(reversed(selected) if all_dead else selected)
     if as_json:
         print_json({"replayed": replayed, "unknown": unknown})
     else:
-        Console().print(f"{len(replayed)} replayed" + "".join(f"\nno callback {e!r}" for e in unknown))
+        click.echo(f"{len(replayed)} replayed" + "".join(f"\nno callback {e!r}" for e in unknown))
     if unknown:
         raise click.exceptions.Exit(1)
 
 
 def summary(event: OutboxEvent) -> dict[str, Any]:
-    """One callback without its payload: no prompts, and of its URL only the host."""
+    """One callback for a list: without its payload (no prompts), and only the host of its URL."""
     url = control.current().target.url(event.callback_url)
     return {
         "event_id": event.event_id,
@@ -110,6 +109,7 @@ def summary(event: OutboxEvent) -> dict[str, Any]:
 
 
 def _replay(event_ids: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Replay each callback; returns the ids that were replayed, and those that do not exist."""
     ledger = control.current().ledger
     replayed: list[str] = []
     unknown: list[str] = []
@@ -124,5 +124,12 @@ def _replay(event_ids: Iterable[str]) -> tuple[list[str], list[str]]:
     return replayed, unknown
 
 
+def _deliveries(row: dict[str, Any]) -> str:
+    """How often a callback was sent, and the result of the last time."""
+    names = {"deliveries": "deliveries", "last_status": "last status", "last_error": "last error"}
+    return ", ".join(f"{text}: {row[name]}" for name, text in names.items() if row[name] is not None)
+
+
 def _iso(at: float) -> str:
+    """ISO 8601 in UTC, from seconds since 1970."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

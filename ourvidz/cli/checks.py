@@ -1,21 +1,24 @@
-"""What one look of `ourvidz doctor` says."""
+"""The checks of `ourvidz doctor` for services: Redis, storage, signing, and the endpoints it calls.
+
+Also `Check`, the result type of every check.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.errors import OurvidzError, SettingsError
+from ourvidz.settings import Settings
 
-NETWORK_S = 5
+NETWORK_TIMEOUT_S = 5
 """How long a server may take to answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What one look found."""
+    """The result of one check. `fix` says what to change after a failure, else it is empty."""
 
     name: str
     status: Literal["ok", "failed", "skipped"]
@@ -24,24 +27,111 @@ class Check:
 
 
 def ok(name: str, reason: str) -> Check:
-    """All is well."""
+    """A check that passed."""
     return Check(name, "ok", reason)
 
 
 def failed(name: str, reason: str, fix: str) -> Check:
-    """Something is missing, and this would mend it."""
+    """A check that failed, with its fix."""
     return Check(name, "failed", reason, fix)
 
 
 def skipped(name: str, reason: str) -> Check:
-    """There is nothing to look at."""
+    """A check that does not apply to this installation."""
     return Check(name, "skipped", reason)
 
 
-def check_checkpoint(name: str, family: str, find: Callable[[], Checkpoint]) -> Check:
-    """Whether the weights of a family are there."""
+def check_python() -> Check:
+    """The version and path of the interpreter. A version that is too old fails earlier, on import."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    return ok("python", f"{version} at {sys.executable}")
+
+
+def check_broker(settings: Settings) -> Check:
+    """The Redis server answers and evicts no keys; without one, that `ourvidz up` can start one."""
+    from ourvidz.cli.embedded import find_server
+    from ourvidz.cli.state import StateDir
+
+    running = (StateDir(settings.state_dir).announced() or {}).get("redis")
+    external = settings.redis_url_given or settings.upstash_url
+    if external:
+        return _check_redis(settings.redis_url, "start it, or correct OURVIDZ_REDIS_URL")
+    if running:
+        return _check_redis(running, "restart `ourvidz up`")
     try:
-        checkpoint = find()
-    except ModelLoadError as missing:
-        return failed(name, missing.message, f"set OURVIDZ_{family.upper()}_MODEL to the checkpoint")
-    return ok(name, f"{checkpoint.name} ({checkpoint.kind}) at {checkpoint.path}")
+        return ok("broker", f"`ourvidz up` will start {find_server(settings.redis_server_bin)}")
+    except SettingsError as missing:
+        return failed("broker", missing.message, "pip install 'ourvidz[embedded]'")
+
+
+def _check_redis(url: str, fix: str) -> Check:
+    import redis
+
+    try:
+        with redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_connect_timeout=NETWORK_TIMEOUT_S,
+            socket_timeout=NETWORK_TIMEOUT_S,
+        ) as client:
+            client.ping()
+            server = client.info()
+    except (redis.RedisError, ValueError) as error:
+        return failed("broker", f"{type(error).__name__}: {error}", fix)
+    policy = server.get("maxmemory_policy")
+    if policy != "noeviction":
+        return failed("broker", f"maxmemory-policy is {policy}: jobs can be lost", "set it to noeviction")
+    return ok("broker", f"version {server.get('valkey_version') or server.get('redis_version')}, noeviction")
+
+
+def check_storage(settings: Settings) -> Check:
+    """The storage directory: writes, reads and deletes a test file."""
+    from ourvidz.storage.local import LocalStore
+
+    try:
+        LocalStore(settings.storage_dir).check()
+    except OurvidzError as error:
+        return failed("storage", error.message, "set OURVIDZ_STORAGE_DIR to a directory that can be written")
+    return ok("storage", str(settings.storage_dir))
+
+
+def check_signing(settings: Settings) -> Check:
+    """The C2PA certificate: signs a small test image."""
+    if settings.c2pa_certificate is None:
+        return skipped("signing", "OURVIDZ_C2PA_CERTIFICATE is not set: assets carry XMP, and no manifest")
+    from ourvidz.wiring import signing
+
+    try:
+        signing.signer(settings)
+    except SettingsError as error:
+        return failed("signing", error.message, "correct it, or leave the OURVIDZ_C2PA_… variables out")
+    stamp_url = settings.c2pa_timestamp_url
+    timestamps = f"timestamps from {stamp_url}" if stamp_url else "no timestamps"
+    return ok("signing", f"{settings.c2pa_certificate}, {settings.c2pa_algorithm}, {timestamps}")
+
+
+def check_moderation(settings: Settings) -> Check:
+    """The operator's moderation endpoint answers."""
+    if settings.moderation_url is None:
+        return skipped("moderation", "OURVIDZ_MODERATION_URL is not set: the safety gate alone judges texts")
+    fix = "correct OURVIDZ_MODERATION_URL, or leave it out: jobs with sfw_mode fail"
+    return _check_endpoint("moderation", settings.moderation_url, fix)
+
+
+def check_callbacks(settings: Settings) -> Check:
+    """The default callback receiver answers."""
+    if settings.default_callback_url is None:
+        return skipped("callbacks", "they go to the inbox of `ourvidz up`")
+    fix = "correct SUPABASE_URL or OURVIDZ_CALLBACK_URL"
+    return _check_endpoint("callbacks", settings.default_callback_url, fix)
+
+
+def _check_endpoint(name: str, url: str, fix: str) -> Check:
+    """Send OPTIONS. Any status passes: a POST would deliver a real callback or text."""
+    import requests
+
+    try:
+        response = requests.options(url, timeout=NETWORK_TIMEOUT_S, allow_redirects=False)
+    except requests.RequestException as error:
+        return failed(name, f"{url}: {type(error).__name__}", fix)
+    return ok(name, f"{url} answers ({response.status_code})")

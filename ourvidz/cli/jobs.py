@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import click
 
-from ourvidz.cli.console import print_json, print_note
+from ourvidz.cli.console import TableRow, print_json, print_note, print_table
 from ourvidz.jobs.catalog import ALIASES, CATALOG
 
 if TYPE_CHECKING:
@@ -106,14 +106,17 @@ def list_(user: str | None, type_name: str | None, status: str | None, cursor: s
     if as_json:
         print_json(page)
         return
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    table = Table(Column("job", no_wrap=True), "type", "status", "progress", "error")
-    for row in page["items"]:
-        error = (row.get("error") or {}).get("code", "")
-        table.add_row(row["job_id"], row["type"], row["status"], f"{row['progress']:.0f} %", error)
-    Console().print(table if page["items"] else "No jobs.")
+    table = [
+        TableRow(
+            (job["job_id"], job["type"], job["status"], f"{job['progress']:.0f} %"),
+            (f"error: {job['error'].get('code')}",) if job.get("error") else (),
+        )
+        for job in page["items"]
+    ]
+    if table:
+        print_table(("job", "type", "status", "progress"), table)
+    else:
+        click.echo("No jobs.")
     if page.get("cursor"):
         print_note(f"more with --cursor {page['cursor']}")
 

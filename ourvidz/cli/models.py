@@ -1,4 +1,4 @@
-"""`ourvidz models`: which checkpoints there are, and whether their files are whole. Reads no tensor."""
+"""`ourvidz models`: lists the checkpoints of this installation and verifies their files. Loads no tensors."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import click
 
-from ourvidz.cli.console import print_json
+from ourvidz.cli.console import TableRow, print_json, print_table
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.checkpoints import (
     PACKAGED,
@@ -26,19 +27,24 @@ from ourvidz.pipelines.checksums import CHECKSUMS
 from ourvidz.pipelines.checksums import verify as verify_checksums
 from ourvidz.settings import Settings, settings
 
-HEADER_LIMIT = 100 << 20
-CARD = "README.md"
+MAX_HEADER_BYTES = 100 << 20
+"""Largest header that the safetensors library accepts."""
+MODEL_CARD = "README.md"
 _MIB = 1 << 20
 _WEIGHTS = (".safetensors", ".pth")
-Find = Callable[[], Checkpoint]
+FindCheckpoint = Callable[[], Checkpoint]
+"""Finds one checkpoint. Raises `ModelLoadError` when it is missing or incomplete."""
 
 _LICENCE = re.compile(r"^license(?:_name)?: *(\S.*?) *$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One checkpoint of this installation. `size_mib` counts the weights on disk; `card` is its model card,
-    `licence` what that says, `checksums` whether it has a list of them."""
+    """One checkpoint of this installation, or why it is unusable (`problem`).
+
+    size_mib: size of the weight files on disk. licence: the licence that the model card names. card: path of
+    the model card. checksums: whether there is a SHA256SUMS file.
+    """
 
     family: str
     name: str
@@ -60,47 +66,52 @@ def models() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """List the checkpoints of this installation."""
-    _present(describe(settings()), as_json)
+    _print_rows(list_checkpoints(settings()), as_json)
 
 
 @models.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(as_json: bool) -> None:
-    """Check every file against its checksums, where there are any, and that every weight file is whole. Exit
-    status 1 when one is not."""
-    rows = describe(settings(), whole=True)
-    _present(rows, as_json)
+    """Check the files of every checkpoint: checksums, where there are any, and truncated weight files.
+    Exit status 1 when a check fails."""
+    rows = list_checkpoints(settings(), verify_files=True)
+    _print_rows(rows, as_json)
     if any(row.problem for row in rows):
         raise click.exceptions.Exit(1)
 
 
-def describe(chosen: Settings, *, whole: bool = False, packaged: Path = PACKAGED) -> list[Row]:
-    """A row for every checkpoint that is there or ought to be; `whole` reads the files for damage."""
-    return [_row(family, given, finder, whole=whole) for family, given, finder in _finders(chosen, packaged)]
+def list_checkpoints(
+    settings: Settings, *, verify_files: bool = False, packaged: Path = PACKAGED
+) -> list[Row]:
+    """One row for every checkpoint that the workers would load. `verify_files` reads all files for damage;
+    `packaged` is the folder of the tiny checkpoints."""
+    return [
+        _row(family, path, find, verify_files=verify_files)
+        for family, path, find in _checkpoints(settings, packaged)
+    ]
 
 
-def _finders(chosen: Settings, packaged: Path) -> Iterator[tuple[str, Path | None, Find]]:
-    """Family, the path in the settings, and how to find it. Where there is none, there is no row. The
-    production profile loads nothing that ships."""
-    tiny = chosen.profile == "tiny"
-    if chosen.sdxl_model or tiny:
-        yield "sdxl", chosen.sdxl_model, lambda: find_sdxl(chosen.sdxl_model, packaged=packaged)
-    if chosen.wan_model or tiny:
-        yield "wan", chosen.wan_model, lambda: find_wan(chosen.wan_model, packaged=packaged)
-    if chosen.wan_vace_model:
-        yield "wan", chosen.wan_vace_model, lambda: find_wan(chosen.wan_vace_model, expected="vace")
-    if chosen.qwen_model or tiny:
-        yield from (
-            ("qwen", chosen.qwen_model, _qwen(chosen, one, packaged)) for one in get_args(QwenVariant)
-        )
+def _checkpoints(settings: Settings, packaged: Path) -> Iterator[tuple[str, Path | None, FindCheckpoint]]:
+    """(family, path in the settings, finder) of every checkpoint. A path of None means the packaged tiny one,
+    which the production profile never loads."""
+    tiny = settings.profile == "tiny"
+    if settings.sdxl_model or tiny:
+        yield "sdxl", settings.sdxl_model, lambda: find_sdxl(settings.sdxl_model, packaged=packaged)
+    if settings.wan_model or tiny:
+        yield "wan", settings.wan_model, lambda: find_wan(settings.wan_model, packaged=packaged)
+    if settings.wan_vace_model:
+        yield "wan", settings.wan_vace_model, lambda: find_wan(settings.wan_vace_model, expected="vace")
+    if settings.qwen_model or tiny:
+        for variant in get_args(QwenVariant):
+            yield (
+                "qwen",
+                settings.qwen_model,
+                partial(find_qwen, settings.qwen_model, variant, packaged=packaged),
+            )
 
 
-def _qwen(chosen: Settings, variant: QwenVariant, packaged: Path) -> Find:
-    return lambda: find_qwen(chosen.qwen_model, variant, packaged=packaged)
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with one weight or configuration file; None when nothing is.
+def find_damage(path: Path) -> str | None:
+    """Describe the damage of one weight or JSON file; None when the file is complete.
 
     A safetensors file is 8 bytes of header length, a JSON header, and data up to the highest offset in it:
     https://huggingface.co/docs/safetensors/index#format
@@ -110,35 +121,36 @@ def damage(path: Path) -> str | None:
             json.loads(path.read_text())
             return None
         return _archive_damage(path) if path.suffix == ".pth" else _safetensors_damage(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as unreadable:
-        return f"{path}: {unreadable}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{path}: {error}"
 
 
 def _archive_damage(path: Path) -> str | None:
-    """Torch writes archives, whose directory is at the end; what it wrote long ago cannot be told."""
+    """Damage of a .pth file. Only zip archives can be checked; torch before 1.6 wrote another format."""
     with path.open("rb") as file:
-        archive = file.read(2) == b"PK"
-    return f"{path} is cut off" if archive and not zipfile.is_zipfile(path) else None
+        is_zip = file.read(2) == b"PK"
+    return f"{path} is cut off" if is_zip and not zipfile.is_zipfile(path) else None
 
 
 def _safetensors_damage(path: Path) -> str | None:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= HEADER_LIMIT:
+        if not 2 <= length <= MAX_HEADER_BYTES:
             return f"{path} is no safetensors file"
         header = json.loads(file.read(length))
-    data = max((row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"), default=0)
-    expected, found = 8 + length + data, path.stat().st_size
-    return None if found == expected else f"{path} has {found} bytes instead of {expected}"
+    ends = (tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
+    data = max(ends, default=0)
+    expected, actual = 8 + length + data, path.stat().st_size
+    return None if actual == expected else f"{path} has {actual} bytes instead of {expected}"
 
 
-def _row(family: str, given: Path | None, finder: Find, *, whole: bool) -> Row:
+def _row(family: str, path: Path | None, find: FindCheckpoint, *, verify_files: bool) -> Row:
     try:
-        checkpoint = finder()
-    except ModelLoadError as missing:
-        return Row(family, "–", "–", str(given) if given else None, problem=missing.message)
+        checkpoint = find()
+    except ModelLoadError as error:
+        return Row(family, "–", "–", str(path) if path else None, problem=error.message)
     files = list(_files(checkpoint))
-    card = checkpoint.root / CARD
+    card = checkpoint.root / MODEL_CARD
     return Row(
         family,
         checkpoint.name,
@@ -148,50 +160,49 @@ def _row(family: str, given: Path | None, finder: Find, *, whole: bool) -> Row:
         licence=_licence(card),
         card=str(card) if card.is_file() else None,
         checksums=(checkpoint.root / CHECKSUMS).is_file(),
-        problem=_problem(checkpoint, files) if whole else None,
+        problem=_find_problem(checkpoint, files) if verify_files else None,
     )
 
 
-def _problem(checkpoint: Checkpoint, files: list[Path]) -> str | None:
-    """What a worker would say about the checksums; else the first damaged file."""
+def _find_problem(checkpoint: Checkpoint, files: list[Path]) -> str | None:
+    """The first file that fails its checksum, as a worker would report it; else the first damaged file."""
     try:
         verify_checksums(checkpoint.root)
-    except ModelLoadError as changed:
-        return changed.message
-    return next((wrong for file in files if (wrong := damage(file))), None)
+    except ModelLoadError as error:
+        return error.message
+    return next((damage for file in files if (damage := find_damage(file))), None)
 
 
 def _licence(card: Path) -> str | None:
-    """The licence in the front matter of a model card; its name where it is none of the well-known ones.
+    """The licence in the front matter of a model card: `license_name` where `license` is `other`.
     https://huggingface.co/docs/hub/model-cards#specifying-a-license"""
     if not card.is_file():
         return None
-    matter = card.read_text(errors="replace").split("---", maxsplit=2)
-    found = _LICENCE.findall(matter[1]) if len(matter) == 3 and not matter[0].strip() else []
-    return next((name for name in found if name != "other"), None)
+    parts = card.read_text(errors="replace").split("---", maxsplit=2)
+    names = _LICENCE.findall(parts[1]) if len(parts) == 3 and not parts[0].strip() else []
+    return next((name for name in names if name != "other"), None)
 
 
 def _files(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The weight and JSON files of a checkpoint."""
     if checkpoint.path.is_file():
         yield checkpoint.path
     for folder in (checkpoint.path, checkpoint.config):
         if folder is not None and folder.is_dir():
-            yield from sorted(folder.rglob("*.safetensors"))
-            yield from sorted(folder.rglob("*.pth"))
-            yield from sorted(folder.rglob("*.json"))
+            for pattern in ("*.safetensors", "*.pth", "*.json"):
+                yield from sorted(folder.rglob(pattern))
 
 
-def _present(rows: list[Row], as_json: bool) -> None:
+def _print_rows(rows: list[Row], as_json: bool) -> None:
     if as_json:
         print_json([asdict(row) for row in rows])
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("family", "checkpoint", "kind", "MiB", "licence", "where", "problem")
-    for row in rows:
-        where = row.path or "–"
-        table.add_row(
-            row.family, row.name, row.kind, f"{row.size_mib:g}", row.licence or "–", where, row.problem or "–"
+    header = ("family", "checkpoint", "kind", "MiB", "licence")
+    table = [
+        TableRow(
+            (row.family, row.name, row.kind, f"{row.size_mib:g}", row.licence or "–"),
+            (row.path or "–", *([f"problem: {row.problem}"] if row.problem else ())),
         )
-    Console().print(table)
+        for row in rows
+    ]
+    print_table(header, table)

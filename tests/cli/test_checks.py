@@ -1,0 +1,89 @@
+"""The checks for Redis, storage, signing and endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ourvidz.cli import checks
+from ourvidz.settings import Settings
+
+MakeSettings = Callable[..., Settings]
+
+
+def test_a_redis_server_that_evicts_keys_is_a_failure(make_settings: MakeSettings, start_redis: Any) -> None:
+    """The default policy of many hosted servers deletes queued jobs when memory is short."""
+    server = start_redis("--maxmemory-policy", "allkeys-lru")
+    check = checks.check_broker(make_settings(OURVIDZ_REDIS_URL=server.url))
+    assert check.status == "failed"
+    assert "allkeys-lru" in check.reason
+    assert "noeviction" in check.fix
+
+
+def test_a_redis_server_that_evicts_nothing_passes(make_settings: MakeSettings, redis_url: str) -> None:
+    """The reason names the version and the policy."""
+    check = checks.check_broker(make_settings(OURVIDZ_REDIS_URL=redis_url))
+    assert (check.status, "noeviction" in check.reason) == ("ok", True)
+
+
+def test_an_unreachable_redis_server_is_a_failure_with_its_variable(
+    make_settings: MakeSettings, unused_port: int
+) -> None:
+    """The fix names the variable that holds the URL."""
+    check = checks.check_broker(make_settings(OURVIDZ_REDIS_URL=f"redis://127.0.0.1:{unused_port}/0"))
+    assert check.status == "failed"
+    assert "OURVIDZ_REDIS_URL" in check.fix
+
+
+def test_without_a_redis_server_the_embedded_one_is_named(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """`ourvidz up` starts one if there is a binary; without a binary the check fails."""
+    assert "ourvidz up" in checks.check_broker(make_settings()).reason
+    missing = checks.check_broker(make_settings(REDIS_SERVER_BIN=str(tmp_path / "none")))
+    assert (missing.status, "ourvidz[embedded]" in missing.fix) == ("failed", True)
+
+
+def test_storage_that_cannot_be_written_is_a_failure(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Otherwise the first job would find it, after its whole generation time."""
+    (tmp_path / "file").touch()
+    check = checks.check_storage(make_settings(OURVIDZ_STORAGE_DIR=tmp_path / "file" / "assets"))
+    assert check.status == "failed"
+    assert "OURVIDZ_STORAGE_DIR" in check.fix
+
+
+def test_the_signing_certificate_is_tried(
+    make_settings: MakeSettings, tmp_path: Path, make_chain: Any
+) -> None:
+    """A worker refuses to start with an invalid certificate; without a certificate the check is skipped."""
+    assert checks.check_signing(make_settings()).status == "skipped"
+    check = checks.check_signing(make_settings(**make_chain().variables(tmp_path)))
+    assert (check.status, check.reason.partition(", ")[2]) == ("ok", "es256, no timestamps")
+    invalid = checks.check_signing(make_settings(**make_chain(days=9).variables(tmp_path)))
+    assert invalid.status == "failed"
+    assert "OURVIDZ_C2PA_CERTIFICATE" in invalid.reason
+
+
+def test_an_unreachable_callback_receiver_is_a_failure(make_settings: MakeSettings, unused_port: int) -> None:
+    """Callers learn the result of a job only from its callback."""
+    check = checks.check_callbacks(make_settings(SUPABASE_URL=f"http://127.0.0.1:{unused_port}"))
+    assert check.status == "failed"
+    assert "/functions/v1/job-callback" in check.reason
+
+
+def test_any_status_of_a_callback_receiver_passes(make_settings: MakeSettings, model_server: str) -> None:
+    """Only a real callback may be posted there, so an answer of any kind must do."""
+    check = checks.check_callbacks(make_settings(SUPABASE_URL=model_server.removesuffix("/v1")))
+    assert (check.status, "(405)" in check.reason) == ("ok", True)
+
+
+def test_an_unreachable_moderation_endpoint_is_a_failure(
+    make_settings: MakeSettings, model_server: str, unused_port: int
+) -> None:
+    """Every job that asks for moderation would fail."""
+    variable = "OURVIDZ_MODERATION_URL"
+    assert checks.check_moderation(make_settings()).status == "skipped"
+    assert checks.check_moderation(make_settings(**{variable: f"{model_server}/moderations"})).status == "ok"
+    failure = checks.check_moderation(make_settings(**{variable: f"http://127.0.0.1:{unused_port}/v1"}))
+    assert (failure.status, variable in failure.fix) == ("failed", True)
