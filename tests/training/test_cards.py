@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ourvidz.cli.models import describe
+from ourvidz.cli.models import list_checkpoints
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.checksums import verify
 from ourvidz.settings import load_settings
@@ -113,7 +113,7 @@ def test_a_damaged_folder_gets_no_card(folder: Path) -> None:
 def test_the_command_line_reads_the_licence_of_a_card(folder: Path, tmp_path: Path) -> None:
     """What the trainer writes and what `ourvidz models` shows must agree."""
     write("tiny-sdxl", folder, SCORES, trained="an hour")
-    row = describe(load_settings(_env_file=None, OURVIDZ_STATE_DIR=tmp_path), packaged=tmp_path)[0]
+    row = list_checkpoints(load_settings(_env_file=None, OURVIDZ_STATE_DIR=tmp_path), packaged=tmp_path)[0]
     assert (row.licence, row.card) == ("none chosen yet", str(folder / "README.md"))
 
 
