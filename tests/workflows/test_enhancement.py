@@ -10,8 +10,8 @@ from ourvidz.errors import Cancelled, InvalidParameters, ModelLoadError, OutOfMe
 from ourvidz.jobs.job import ChatJob, VideoJob
 from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Enhancement
-from ourvidz.pipelines.base import Decoding, TextDelta, TextPipeline
-from ourvidz.pipelines.checkpoints import find_qwen
+from ourvidz.pipelines.base import BatchDecoder, TextDelta, TextPipeline
+from ourvidz.pipelines.texts.checkpoint import find_qwen
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.settings import Settings
@@ -60,10 +60,10 @@ class Script:
     def info(self) -> dict[str, Any]:
         return {"name": "script"}
 
-    def decoding(self) -> Decoding:
+    def new_decoder(self) -> BatchDecoder:
         return self
 
-    def join(self, key: str, job: ChatJob) -> int:
+    def add(self, key: str, job: ChatJob) -> int:
         self.asked.append(job)
         self.inside.add(key)
         return 1
@@ -74,7 +74,7 @@ class Script:
             raise piece
         return [piece]
 
-    def leave(self, key: str) -> None:
+    def remove(self, key: str) -> None:
         self.inside.discard(key)
 
 

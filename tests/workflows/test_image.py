@@ -27,7 +27,7 @@ from ourvidz.media.images import png
 from ourvidz.media.provenance import source_type_of
 from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.net.fetch import Fetcher
-from ourvidz.pipelines.base import ImagePipeline, OnStep, Pictures, PreviewRenderer
+from ourvidz.pipelines.base import GeneratedImages, ImagePipeline, OnStep, PreviewRenderer
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from ourvidz.references.resolve import Limits, References
@@ -349,7 +349,7 @@ class LastPictureBroken:
     def memory(self) -> dict[str, Any]:
         return self.models.memory()
 
-    def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> Pictures:
+    def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> GeneratedImages:
         made = self.models.images().generate(job, on_step=on_step)
         made.images[-1].__class__ = Unshrinkable
         return made

@@ -177,7 +177,7 @@ def test_whoever_is_handed_a_picture_can_stop_the_rest(
                 image_job(num_images=6, **named),
                 reference=reference,
                 on_step=lambda *_: None,
-                on_picture=stop,
+                on_image=stop,
             )
     finally:
         hook.remove()
