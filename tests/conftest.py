@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 
-pytest_plugins = ["ourvidz.testing"]
+pytest_plugins = ["ourvidz.testing", "tests.selection"]
 
 
 def server_binary() -> str:
