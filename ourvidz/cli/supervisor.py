@@ -6,25 +6,22 @@ Everything happens in the thread that made the supervisor: on Linux a child is t
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ourvidz.subprocesses import dying_with_parent
+
 FIRST_DELAY_S = 0.5
 LAST_DELAY_S = 10.0
 STEADY_S = 30.0
 """A process that ran this long starts its back-off afresh."""
 POLL_S = 0.05
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 Step = tuple[signal.Signals, float]
 """A signal, and how many seconds a process has to go after it."""
@@ -160,21 +157,6 @@ def _spawn(spec: Spec) -> subprocess.Popen[bytes]:
             process_group=0,
             preexec_fn=dying_with_parent(signal.SIGKILL),
         )
-
-
-def dying_with_parent(signum: signal.Signals) -> Callable[[], None] | None:
-    """What a child runs before anything else, so that it gets `signum` when this process dies, however it
-    dies. None where the system has no such thing."""
-    if _libc is None:
-        return None
-    libc, parent = _libc, os.getpid()
-
-    def die_with_parent() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signum)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signum)
-
-    return die_with_parent
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

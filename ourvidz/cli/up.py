@@ -18,6 +18,7 @@ from ourvidz.cli.console import print_json, print_note, spinner
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import Supervisor
 from ourvidz.cli.worker import check_model, default_families, families_of
+from ourvidz.embedded_redis import find_server, free_port
 from ourvidz.errors import ModelLoadError, SettingsError, WorkerUnavailable
 from ourvidz.settings import Settings, load_settings
 
@@ -99,7 +100,7 @@ class Up:
         place = stack.Place(
             shim=stack.url_of(sockets[0]),
             redis=self._chosen.redis_url if external else self._start_redis(show),
-            flower_port=embedded.free_port() if self._flower else None,
+            flower_port=free_port() if self._flower else None,
             web_fds=tuple(sock.fileno() for sock in sockets),
         )
         env = stack.surroundings(self._chosen, self._state, self._state.secrets(), place)
@@ -108,7 +109,7 @@ class Up:
         return place
 
     def _start_redis(self, show: Callable[[str], None]) -> str:
-        binary = embedded.find_server(self._chosen.redis_server_bin)
+        binary = find_server(self._chosen.redis_server_bin)
         return embedded.start(self._supervisor, self._state, binary=binary, notice=show)
 
     def _await_ready(self, place: stack.Place, show: Callable[[str], None]) -> None:

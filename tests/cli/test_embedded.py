@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import redis
 from ourvidz.cli import embedded
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import Supervisor
-from ourvidz.errors import OperatorError, SettingsError
+from ourvidz.embedded_redis import find_server, free_port
+from ourvidz.errors import OperatorError
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def supervisor() -> Iterator[Supervisor]:
 
 
 def start(supervisor: Supervisor, state: StateDir) -> str:
-    return embedded.start(supervisor, state, binary=embedded.find_server(None), notice=lambda _: None)
+    return embedded.start(supervisor, state, binary=find_server(None), notice=lambda _: None)
 
 
 def test_it_keeps_every_acknowledged_write_through_a_kill(supervisor: Supervisor, state: StateDir) -> None:
@@ -63,7 +63,7 @@ def test_a_port_that_is_taken_is_not_the_end(
 ) -> None:
     """Between choosing a port and binding it, somebody else may have been quicker."""
     taken = redis.Redis.from_url(redis_url).connection_pool.connection_kwargs["port"]
-    free = embedded.free_port()
+    free = free_port()
     ports = iter((taken, free))
     monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
     assert start(supervisor, state).endswith(f":{free}/0")
@@ -84,15 +84,3 @@ def test_a_server_that_will_not_start_is_named_with_its_log(supervisor: Supervis
     """The operator reads the server's own reason."""
     with pytest.raises(OperatorError, match=r"redis\.log"):
         embedded.start(supervisor, state, binary=Path("/bin/false"), notice=lambda _: None)
-
-
-def test_the_named_server_wins_over_every_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """REDIS_SERVER_BIN is the operator's choice; without it the PATH, then the package."""
-    assert embedded.find_server(sys.executable) == Path(sys.executable)
-    with pytest.raises(SettingsError, match="REDIS_SERVER_BIN"):
-        embedded.find_server(str(tmp_path / "none"))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert embedded.find_server(None).name == "valkey-server", "the packaged one"
-    system = tmp_path / "valkey-server"
-    system.touch(mode=0o755)
-    assert embedded.find_server(None) == system

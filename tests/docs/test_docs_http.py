@@ -17,7 +17,6 @@ from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.defaults import Defaults
 from ourvidz.jobs.fields import Fields
 from ourvidz.jobs.ranges import Range
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.settings import load_settings
 from ourvidz.web import (
     chat,
@@ -75,7 +74,7 @@ OpenPage = Callable[[str], Any]
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
+def client(tmp_path: Path, make_ledger: Callable[..., Any]) -> Iterator[TestClient]:
     """A shim with one key for each scope, in embedded mode."""
     chosen = load_settings(
         _env_file=None,
@@ -85,7 +84,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
         UPSTASH_REDIS_REST_URL="https://redis.example",
         UPSTASH_REDIS_REST_TOKEN="upstash",
     )
-    with TestClient(create_app(control.build(chosen, ledger=MemoryLedger()))) as client:
+    with TestClient(create_app(control.build(chosen, ledger=make_ledger()))) as client:
         yield client
 
 

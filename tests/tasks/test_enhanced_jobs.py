@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from ourvidz.app import app
 from ourvidz.celery_settings import ENHANCE_TASK, GENERATION_TASKS
 from ourvidz.errors import ModelLoadError, OutOfMemory
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Worker
+from ourvidz.ledger.store import Ledger
 from ourvidz.settings import load_settings
 from ourvidz.tasks import enhancement, wan
 from ourvidz.testing import Eager
@@ -116,7 +116,7 @@ class Broker:
     """What was published, read from a real broker."""
 
     connection: Connection
-    ledger: MemoryLedger
+    ledger: Ledger
 
     def messages(self, queue: str) -> list[Any]:
         channel = self.connection.default_channel
@@ -130,10 +130,12 @@ class Broker:
 
 
 @pytest.fixture
-def broker(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+def broker(
+    redis_url: str, tmp_path: Path, make_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Broker]:
     """A broker that nobody takes from, and a ledger beside it."""
     chosen = load_settings(_env_file=None, OURVIDZ_STATE_DIR=tmp_path)
-    ledger = MemoryLedger()
+    ledger = make_ledger()
     with (
         app.connection_for_write(url=redis_url) as connection,
         control.using(control.build(chosen, ledger=ledger)),

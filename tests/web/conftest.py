@@ -1,4 +1,4 @@
-"""A shim in this process: on the memory ledger, or on a real server with a real broker queue."""
+"""A shim in this process: with an in-process broker, or with queues on the Redis server too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from starlette.testclient import TestClient
 from ourvidz.app import app as celery
 from ourvidz.errors import Cancelled, OurvidzError, WorkerLost
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Claim, Verdict, Worker
 from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.ledger.store import Ledger
@@ -199,7 +198,7 @@ def publish_to() -> Callable[[str], AbstractContextManager[None]]:
 
 
 @pytest.fixture
-def open_shim(tmp_path: Path) -> Iterator[OpenShim]:
+def open_shim(tmp_path: Path, make_ledger: Callable[..., Ledger]) -> Iterator[OpenShim]:
     """Start shims; `ledger` and settings by variable name."""
     with ExitStack() as until_the_end:
 
@@ -215,7 +214,7 @@ def open_shim(tmp_path: Path) -> Iterator[OpenShim]:
             )
             at = control.build(
                 chosen,
-                ledger=ledger or MemoryLedger(),
+                ledger=ledger or make_ledger(),
                 store=LocalStore(chosen.storage_dir, public_url=chosen.public_url),
             )
             if ledger is None:
@@ -228,7 +227,7 @@ def open_shim(tmp_path: Path) -> Iterator[OpenShim]:
 
 @pytest.fixture
 def shim(open_shim: OpenShim) -> Shim:
-    """A shim without keys on the memory ledger, as its own backend."""
+    """A shim without keys, as its own backend, with an in-process broker."""
     return open_shim(OURVIDZ_EMBEDDED=True)
 
 

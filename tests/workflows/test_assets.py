@@ -11,7 +11,7 @@ from PIL import Image
 
 from ourvidz.errors import Cancelled
 from ourvidz.jobs.job import ImageJob
-from ourvidz.ledger.memory_store import MemoryLedger
+from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
@@ -127,9 +127,9 @@ def test_nothing_is_stored_once_the_attempt_is_over(store: LocalStore) -> None:
     assert keeping._kept[5].cancelled()
 
 
-def test_every_thread_checks_the_fence(store: LocalStore) -> None:
+def test_every_thread_checks_the_fence(store: LocalStore, make_ledger: Callable[..., Ledger]) -> None:
     """An attempt that was given away must not overwrite what its successor stores."""
-    ledger = MemoryLedger()
+    ledger = make_ledger()
     ledger.register(JOB, priority=6)
     claim = ledger.claim(JOB.id, 1, worker_id="w", lease_s=10, token="t")
     assert claim is not None

@@ -8,8 +8,8 @@ import pytest
 
 from ourvidz.errors import Cancelled, InvalidParameters, ModelLoadError, OutOfMemory, PolicyViolation
 from ourvidz.jobs.job import ChatJob, VideoJob
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Enhancement
+from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import BatchDecoder, TextDelta, TextPipeline
 from ourvidz.pipelines.texts.checkpoint import find_qwen
 from ourvidz.pipelines.texts.qwen import QwenPipeline
@@ -256,20 +256,20 @@ class TestStopping:
 
 
 class TestLease:
-    """The lease, on the ledger in memory."""
+    """The lease, on a ledger whose clock the test moves."""
 
     @pytest.fixture
-    def ledger(self) -> MemoryLedger:
+    def ledger(self, make_ledger: Callable[..., Ledger]) -> Ledger:
         self.now = 1000.0
-        return MemoryLedger(clock=lambda: self.now)
+        return make_ledger(clock=lambda: self.now)
 
-    def held(self, ledger: MemoryLedger) -> Enhancement:
+    def held(self, ledger: Ledger) -> Enhancement:
         ledger.register(job(), priority=6)
         held = ledger.begin_enhancing("job-1", 1, lease_s=10, token="e1")
         assert held is not None
         return held
 
-    def test_it_is_renewed_while_tokens_come(self, ledger: MemoryLedger) -> None:
+    def test_it_is_renewed_while_tokens_come(self, ledger: Ledger) -> None:
         """And not with every token: most of them cost no word to the ledger."""
         lease = LeasedEnhancement(self.held(ledger), ledger, lease_s=10, clock=lambda: self.now)
         for _ in range(200):
@@ -277,14 +277,14 @@ class TestLease:
             lease.hear()
         assert ledger.begin_enhancing("job-1", 1, lease_s=10, token="e2") is None
 
-    def test_a_cancel_is_heard(self, ledger: MemoryLedger) -> None:
+    def test_a_cancel_is_heard(self, ledger: Ledger) -> None:
         """A cancelled job must not keep the model busy."""
         lease = LeasedEnhancement(self.held(ledger), ledger, lease_s=10, clock=lambda: self.now)
         ledger.request_cancel("job-1")
         with pytest.raises(Cancelled):
             lease.hear()
 
-    def test_a_sweep_that_gave_up_is_heard(self, ledger: MemoryLedger) -> None:
+    def test_a_sweep_that_gave_up_is_heard(self, ledger: Ledger) -> None:
         """Generation has been published without the words."""
         lease = LeasedEnhancement(self.held(ledger), ledger, lease_s=10, clock=lambda: self.now)
         ledger.give_up_enhancing("job-1", run=1, reason="too late")
