@@ -52,7 +52,7 @@ def check_broker(settings: Settings) -> Check:
     from ourvidz.cli.state import StateDir
     from ourvidz.embedded_redis import find_server
 
-    running = (StateDir(settings.state_dir).announced() or {}).get("redis")
+    running = (StateDir(settings.state_dir).read_ready() or {}).get("redis")
     external = settings.redis_url_given or settings.upstash_url
     if external:
         return _check_redis(settings.redis_url, "start it, or correct OURVIDZ_REDIS_URL")

@@ -1,7 +1,7 @@
-"""The embedded Redis-protocol server: its configuration, and when it answers.
+"""The embedded Redis-protocol server of `ourvidz up`: writes its configuration and starts it.
 
-Every acknowledged write is on disk (`appendfsync always`): losing a queued job to a power cut is not an
-option, and a write costs 0.3 ms.
+Every acknowledged command is on disk (`appendfsync always`): a power cut must not lose a queued job. A write
+costs 0.3 ms.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from redis.exceptions import BusyLoadingError, RedisError
 
 from ourvidz import log
 from ourvidz.cli.state import StateDir
-from ourvidz.cli.supervisor import POLL_S, Spec, Supervisor
+from ourvidz.cli.supervisor import POLL_S, ProcessSpec, Supervisor
 from ourvidz.embedded_redis import HOST, free_port
 from ourvidz.errors import OperatorError
 from ourvidz.settings import environment
 
 _log = log.get(__name__)
 NAME = "redis"
-STARTS = 5
+"""The name of the server among the supervised processes."""
+START_ATTEMPTS = 5
 """Ports that are tried before giving up."""
 
 
 def url_of(port: int, password: str) -> str:
-    """Where the server on this port is."""
+    """The server's URL, with its password."""
     return f"redis://:{password}@{HOST}:{port}/0"
 
 
 def configuration(folder: Path, port: int, password: str) -> str:
-    """The server's configuration file: loopback, a password, nothing evicted, every write on disk."""
+    """The text of the server's configuration file: loopback, password, no eviction, every write on disk."""
     return "\n".join(
         (
             f"bind {HOST}",
@@ -49,50 +50,55 @@ def configuration(folder: Path, port: int, password: str) -> str:
     )
 
 
-def start(supervisor: Supervisor, state: StateDir, *, binary: Path, notice: Callable[[str], None]) -> str:
-    """Start the server on a free port and wait until it answers; its URL. `OperatorError` if it will not."""
+def start(supervisor: Supervisor, state: StateDir, *, binary: Path, notify: Callable[[str], None]) -> str:
+    """Start the server on a free port, wait until it answers, and return its URL.
+
+    `notify` gets a line of text while the server loads its data. Raises `OperatorError` if it does not start.
+    """
     password = state.secrets().redis_password
     folder = state.root / "redis"
     folder.mkdir(mode=0o700, exist_ok=True)
     _stop_orphan(folder, password)
-    file = state.log(NAME)
-    for _ in range(STARTS):
+    log_file = state.log(NAME)
+    for _ in range(START_ATTEMPTS):
         port = free_port()
-        config = state.keep_private("redis/redis.conf", configuration(folder, port, password))
-        supervisor.start(Spec(NAME, (str(binary), str(config)), environment(), file))
-        if _answers(url_of(port, password), config, lambda: supervisor.alive(NAME), notice):
+        config = state.write_private("redis/redis.conf", configuration(folder, port, password))
+        supervisor.start(ProcessSpec(NAME, (str(binary), str(config)), environment(), log_file))
+        if _wait_until_ready(url_of(port, password), config, lambda: supervisor.is_running(NAME), notify):
             return url_of(port, password)
-        supervisor.forget(NAME)
-    raise OperatorError(f"the embedded Redis server does not start; its log: {file}")
+        supervisor.kill(NAME)
+    raise OperatorError(f"the embedded Redis server does not start; its log: {log_file}")
 
 
-def _answers(url: str, config: Path, alive: Callable[[], bool], notice: Callable[[str], None]) -> bool:
-    """Wait for the server as long as it lives, also while it reads a long log; False when it died.
+def _wait_until_ready(
+    url: str, config: Path, is_running: Callable[[], bool], notify: Callable[[str], None]
+) -> bool:
+    """Wait for the server's answer as long as its process runs, however long it loads; False when it exits.
 
-    A stranger that was quicker on this port may answer too, until ours has noticed.
+    Another server may have bound the port first and answer too, until the process of ours exits.
     """
     with redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=2) as client:
-        while alive():
+        while is_running():
             try:
-                if _is_ours(client, config):
+                if _uses_config(client, config):
                     return True
             except BusyLoadingError:
-                notice("the embedded Redis server reads what it stored")
-            except RedisError as silent:
-                _log.debug("redis_silent", reason=str(silent))
+                notify("the embedded Redis server reads what it stored")
+            except RedisError as error:
+                _log.debug("redis_silent", reason=str(error))
             time.sleep(POLL_S)
     return False
 
 
-def _is_ours(client: redis.Redis, config: Path) -> bool:
-    facts = client.info("server")
-    return bool(facts["config_file"] == str(config))
+def _uses_config(client: redis.Redis, config: Path) -> bool:
+    """Whether the server was started with this configuration file."""
+    return bool(client.info("server")["config_file"] == str(config))
 
 
 def _stop_orphan(folder: Path, password: str) -> None:
-    """Stop a server that outlived its `ourvidz up`: two must not write the same files.
+    """Stop a server of an earlier `ourvidz up`: two servers must not write the same files.
 
-    Only where the kernel does not kill children with their parent.
+    There can be one only where the kernel does not kill children with their parent.
     """
     try:
         lines = (folder / "redis.conf").read_text().splitlines()
@@ -101,7 +107,7 @@ def _stop_orphan(folder: Path, password: str) -> None:
     port = next(int(line.split()[1]) for line in lines if line.startswith("port "))
     with redis.Redis.from_url(url_of(port, password), socket_connect_timeout=1, socket_timeout=5) as client:
         try:
-            if _is_ours(client, folder / "redis.conf"):
+            if _uses_config(client, folder / "redis.conf"):
                 client.shutdown()
         except RedisError:
             return

@@ -58,7 +58,7 @@ def up(state_dir: Path | None, port: int | None, flower: bool, workers: str | No
     key = _check(chosen)
     state = StateDir(chosen.state_dir)
     over, hurry = threading.Event(), threading.Event()
-    with state.held(), _signals(over, hurry), contextlib.ExitStack() as bound:
+    with state.lock(), _signals(over, hurry), contextlib.ExitStack() as bound:
         ports = (port,) if port is not None else chosen.ports if "ports" in chosen.model_fields_set else (0,)
         sockets = [bound.enter_context(stack.listen(chosen.host, wanted)) for wanted in ports]
         Up(chosen, state, families, flower, key, over, hurry).run(sockets)
@@ -85,7 +85,7 @@ class Up:
                 place = self._start(sockets, show)
                 self._await_ready(place, show)
             ready = self._ready(place)
-            self._state.announce(ready)
+            self._state.write_ready(ready)
             print_json(ready)
             while not self._over.wait(TICK_S):
                 self._supervisor.tick()
@@ -110,7 +110,7 @@ class Up:
 
     def _start_redis(self, show: Callable[[str], None]) -> str:
         binary = find_server(self._chosen.redis_server_bin)
-        return embedded.start(self._supervisor, self._state, binary=binary, notice=show)
+        return embedded.start(self._supervisor, self._state, binary=binary, notify=show)
 
     def _await_ready(self, place: stack.Place, show: Callable[[str], None]) -> None:
         show("starting the shim and the workers")
@@ -168,21 +168,21 @@ class Up:
         """The workers finish their jobs, the callbacks go out, then the receivers of both go."""
         if self._supervisor.pids():
             print_note("stopping: running jobs may finish")
-        self._state.withdraw()
+        self._state.remove_ready()
         stop = self._supervisor.stop
         stop([*self._families, "keeper", "clock", "flower"], stack.last_words(self._chosen.drain_s))
         self._let_callbacks_out()
         stop(["io"], stack.PROMPTLY)
         stop(["web"], stack.PROMPTLY)
         stop([embedded.NAME], stack.PROMPTLY)
-        self._supervisor.kill()
+        self._supervisor.kill_all()
 
     def _let_callbacks_out(self) -> None:
         """Wait a moment until nothing is due; what is not told now is told after the next start."""
         patience_ends = time.monotonic() + CALLBACK_PATIENCE_S
         with contextlib.suppress(WorkerUnavailable):
-            while self._ledger and self._supervisor.alive("io") and self._ledger.due(1):
-                if time.monotonic() >= patience_ends or self._supervisor.hurried():
+            while self._ledger and self._supervisor.is_running("io") and self._ledger.due(1):
+                if time.monotonic() >= patience_ends or self._supervisor.must_kill_now():
                     return
                 time.sleep(TICK_S)
 
