@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +14,6 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from ourvidz.app import app as celery
 from ourvidz.errors import Cancelled, OurvidzError, WorkerLost
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.ledger.record import Claim, Verdict, Worker
@@ -24,25 +23,10 @@ from ourvidz.settings import load_settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.web.main import create_app
 from ourvidz.wiring import control
+from tests.factories import publishing_to
 
 LOCAL = "http://127.0.0.1:7860"
 USER = "3f0c2a54-6f0a-4d0e-9a3b-0d3a4c1f7b11"
-
-
-@contextmanager
-def publishing_to(url: str) -> Iterator[None]:
-    """Let the Celery app publish to another broker for a while."""
-    before = celery.conf.get("broker_url")
-
-    def switch(to: str) -> None:
-        celery.conf.broker_url = to
-        celery._after_fork()
-
-    switch(url)
-    try:
-        yield
-    finally:
-        switch(before)
 
 
 class Shim:
