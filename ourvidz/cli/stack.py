@@ -15,6 +15,7 @@ from ourvidz.cli.state import CALLBACK_PATH, Secrets, StateDir
 from ourvidz.cli.supervisor import ProcessSpec, StopStep
 from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings, environment
+from ourvidz.web import listener
 
 PYTHON_M = (sys.executable, "-P", "-m")
 """Without the working directory on the path: a file there called `flower.py` would be imported."""
@@ -41,18 +42,14 @@ class Place:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket for the shim; port 0 takes a free one. `SettingsError` when the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """A listening socket for the shim; port 0 takes a free one. Raises `SettingsError`.
+
+    Opened here, not in the child: a connection made while the shim restarts waits instead of being refused.
+    """
     try:
-        sock.bind((host, port))
-        # Now, not in the child: a connection made while the shim restarts waits instead of being refused.
-        sock.listen(1024)
+        return listener.listen(host, port)
     except OSError as error:
-        sock.close()
         raise SettingsError(f"--port: {host}:{port} cannot be used: {error.strerror}", field="port") from None
-    return sock
 
 
 def url_of(sock: socket.socket) -> str:

@@ -223,7 +223,7 @@ def _check(chosen: Settings) -> str | None:
     )
     if not any(asked) and chosen.host == Settings.model_fields["host"].default:
         return None
-    from ourvidz.web.auth import keyring, require_safe_binding
+    from ourvidz.web.auth import load_keyring, require_safe_binding
 
     require_safe_binding(chosen)
-    return keyring(chosen).secret_for("jobs")
+    return load_keyring(chosen).secret_for("jobs")
