@@ -224,7 +224,11 @@ class _Table:
             return self._fallback(
                 job, "The model had nothing to say: the prompt is returned as it is.", found
             )
-        enhanced = {"enhancement_strategy": "qwen", "enhancement_source": self._info["name"]}
+        enhanced = {
+            "enhancement_strategy": "qwen",
+            "enhancement_source": job.model,
+            "enhancement_model": self._info["name"],
+        }
         return _written(text.text, found | enhanced, enhanced=True)
 
     def _fallback(self, job: ChatJob, why: str, found: dict[str, Any] | None = None) -> Outcome:

@@ -55,7 +55,9 @@ def wording(job: VideoJob, run: Run) -> Wording:
         return Wording(job.prompt, enhanced_prompt=job.prompt, told=_fallback(found["reason"]))
     told = {
         "enhancement_strategy": "qwen",
-        "enhancement_source": found["source"],
+        "enhancement_source": MODEL,
+        # Documents of version 0.1.0 name the checkpoint as `source`.
+        "enhancement_model": found.get("model", found["source"]),
         "enhancement_time": found["seconds"],
         "system_prompt_used": found["system_prompt"],
     }
@@ -118,7 +120,8 @@ def _found(
         use.moderation.judge(line)
     return {
         "prompt": line,
-        "source": texts.info()["name"],
+        "source": MODEL,
+        "model": texts.info()["name"],
         "system_prompt": "custom" if job.system_prompt else "default",
         "seconds": round(time.monotonic() - began, 3),
     }

@@ -145,7 +145,8 @@ def check_enhancement(told: dict[str, Any], asked: dict[str, Any]) -> None:
     assert metadata["original_prompt"] == asked["prompt"]
     if asked["enhance_prompt"]:
         assert metadata["enhancement_strategy"] == "qwen"
-        assert metadata["enhancement_source"] == "tiny-qwen/base"
+        assert metadata["enhancement_source"] == "qwen_base"
+        assert metadata["enhancement_model"] == "tiny-qwen/base"
         assert metadata["system_prompt_used"] == ("custom" if asked["system_prompt"] else "default")
         assert told["enhancedPrompt"]
     else:

@@ -38,7 +38,8 @@ class TestInOneProcess:
         assert told["enhancedPrompt"] != JOB["prompt"]
         metadata = told["metadata"]
         assert (metadata["enhancement_strategy"], metadata["system_prompt_used"]) == ("qwen", "default")
-        assert metadata["enhancement_source"].startswith("tiny-qwen")
+        assert metadata["enhancement_source"] == "qwen_base"
+        assert metadata["enhancement_model"].startswith("tiny-qwen")
         assert metadata["original_prompt"] == JOB["prompt"]
         record = ourvidz_eager.record("a")
         assert (record.attempt, record.stage, record.enhancement) == (1, None, "over")

@@ -131,7 +131,8 @@ class TestWording:
         said = wording(job(), Brought(words(says(" a kite over dunes, soft light"))))
         assert said.prompt == said.enhanced_prompt == "a kite over dunes, soft light"
         assert said.told["enhancement_strategy"] == "qwen"
-        assert (said.told["enhancement_source"], said.told["system_prompt_used"]) == ("script", "default")
+        assert (said.told["enhancement_source"], said.told["enhancement_model"]) == ("qwen_base", "script")
+        assert said.told["system_prompt_used"] == "default"
         assert said.told["enhancement_time"] >= 0
 
     @pytest.mark.parametrize("found", [None, {"reason": "too late"}])
@@ -297,6 +298,6 @@ def test_the_models_words_keep_the_prompts_words() -> None:
     found = words(
         QwenPipeline(find_qwen(None, "base"), "base"), job(prompt="a red circle on a blue background")
     )
-    assert found["source"].startswith("tiny-qwen")
+    assert found["model"].startswith("tiny-qwen")
     assert found["prompt"].startswith("a red circle on a blue background")
     assert len(found["prompt"].split()) > 8

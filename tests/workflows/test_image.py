@@ -154,7 +154,7 @@ def test_the_outcome_says_what_the_worker_found_out(use: Services) -> None:
     assert metadata == {
         "batch_size": 1,
         "size_capped": True,
-        "final_prompt_type": "text",
+        "final_prompt_type": "string",
         "compel_success": False,
         "enhancement_strategy": "none",
         "worker_version": __version__,

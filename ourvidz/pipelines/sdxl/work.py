@@ -102,7 +102,7 @@ def _parts(seeds: list[int], size: int) -> list[list[int]]:
 def _about_words(words: Conditioning | None) -> dict[str, Any]:
     """What became of the prompt; nothing did where a reference was copied as it is."""
     if words is None:
-        return {"final_prompt_type": "text", "compel_success": False, "enhancement_strategy": "none"}
+        return {"final_prompt_type": "string", "compel_success": False, "enhancement_strategy": "none"}
     return {
         "final_prompt_type": words.final_prompt_type,
         "compel_success": words.strategy == "compel",

@@ -24,7 +24,7 @@ def report(work: Work, rung: OomFallback, *, seconds: float, size_capped: bool) 
         metadata={
             "batch_size": 1,
             "size_capped": size_capped,
-            "final_prompt_type": "text",
+            "final_prompt_type": "string",
             "compel_success": False,
             **({} if rung.name == "whole" else {"memory_rung": rung.name}),
             **({} if backend is None else {"reference_backend": backend}),

@@ -230,7 +230,7 @@ def test_what_was_made_is_described(sdxl: SDXLPipeline, image_job: MakeJob) -> N
     assert made.metadata == {
         "batch_size": 3,
         "size_capped": False,
-        "final_prompt_type": "text",
+        "final_prompt_type": "string",
         "compel_success": False,
         "enhancement_strategy": "none",
     }

@@ -365,7 +365,7 @@ def test_what_was_made_is_described(wan: WanPipeline, video_job: MakeJob) -> Non
     assert made.metadata == {
         "batch_size": 1,
         "size_capped": False,
-        "final_prompt_type": "text",
+        "final_prompt_type": "string",
         "compel_success": False,
     }
     assert made.asset_metadata == {"steps": 2, "effective_steps": 2, "guidance_scale": 6.5, "batch_size": 1}
