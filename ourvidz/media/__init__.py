@@ -1,5 +1,5 @@
-"""Turning pictures into files.
+"""Image and video files.
 
-Owns: encodings, thumbnails, the mark that says a file is machine-made.
-Speaks: pictures and bytes. No jobs, no keys, no storage.
+Owns: encoding and decoding, thumbnails, the marks in every file that say a model made it.
+Speaks: images, frames and bytes. No jobs, no storage keys, no storage.
 """

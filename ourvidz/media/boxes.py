@@ -1,4 +1,4 @@
-"""The boxes that an MP4 file is made of (ISO/IEC 14496-12, section 4.2)."""
+"""Reading and writing the boxes of MP4 files (ISO/IEC 14496-12, section 4.2)."""
 
 from __future__ import annotations
 
@@ -6,38 +6,39 @@ import struct
 import uuid
 from collections.abc import Iterator
 
-XMP = uuid.UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes
-"""What XMP's own `uuid` box begins with (XMP specification, part 3, MPEG-4)."""
+XMP_UUID = uuid.UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes
+"""Identifies the `uuid` box that holds an XMP packet (XMP specification, part 3, MPEG-4)."""
 
 _HEADER = struct.Struct(">I4s")
-_LARGE = struct.Struct(">Q")
+_SIZE_64 = struct.Struct(">Q")
 
 
-def top_level(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every box of a file. Ends at the first that does not fit into the file."""
-    at = 0
-    while at + _HEADER.size <= len(data):
-        size, name = _HEADER.unpack_from(data, at)
-        begins = at + _HEADER.size
-        if size == 1 and begins + _LARGE.size <= len(data):
-            (size,) = _LARGE.unpack_from(data, begins)
-            begins += _LARGE.size
-        ends = len(data) if size == 0 else at + size
-        if not begins <= ends <= len(data):
+def top_level_boxes(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield type and content of each top-level box. Stops at the first box that the file truncates."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        size, box_type = _HEADER.unpack_from(data, offset)
+        start = offset + _HEADER.size
+        if size == 1 and start + _SIZE_64.size <= len(data):
+            (size,) = _SIZE_64.unpack_from(data, start)
+            start += _SIZE_64.size
+        end = len(data) if size == 0 else offset + size
+        if not start <= end <= len(data):
             return
-        yield name.decode("latin-1"), data[begins:ends]
-        at = ends
+        yield box_type.decode("latin-1"), data[start:end]
+        offset = end
 
 
 def xmp_box(packet: str) -> bytes:
-    """The box that carries an XMP packet. Put at the end of a file, it moves nothing that others point to."""
-    content = XMP + packet.encode()
+    """A `uuid` box with an XMP packet, to be appended to a file: there it shifts no byte that an index in the
+    file points to."""
+    content = XMP_UUID + packet.encode()
     return _HEADER.pack(_HEADER.size + len(content), b"uuid") + content
 
 
-def xmp_in(data: bytes) -> str | None:
-    """The XMP packet of a file; None when it has none."""
-    for name, content in top_level(data):
-        if name == "uuid" and content.startswith(XMP):
-            return content[len(XMP) :].decode("utf-8", "replace")
+def find_xmp(data: bytes) -> str | None:
+    """The XMP packet of an MP4 file; None if it has none."""
+    for box_type, content in top_level_boxes(data):
+        if box_type == "uuid" and content.startswith(XMP_UUID):
+            return content[len(XMP_UUID) :].decode("utf-8", "replace")
     return None

@@ -1,6 +1,6 @@
-"""Content Credentials: a signed C2PA manifest in a file, which says that a model made it.
+"""Content Credentials: a signed C2PA manifest inside a file states that a model made it.
 
-The words of a manifest are the standard's: https://spec.c2pa.org/
+Specification: https://spec.c2pa.org/
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from PIL import Image
 
 from ourvidz import __version__
 from ourvidz.errors import InternalError
-from ourvidz.media.images import png
-from ourvidz.media.provenance import VOCABULARY, Source
+from ourvidz.media.images import encode_png
+from ourvidz.media.provenance import VOCABULARY, DigitalSourceType
 
 Algorithm = Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"]
 
@@ -23,10 +23,11 @@ _SETTINGS = {"builder": {"thumbnail": {"enabled": False}}}
 
 
 class Signer:
-    """Signs files with one certificate; safe in several threads and after a fork.
+    """Signs files with one certificate. Safe to share between threads, and after a fork.
 
-    `certificate` is a PEM chain, the signer's own certificate first; `key` its private key, PEM, PKCS#8, not
-    encrypted. `timestamp_url` is an RFC 3161 authority that every signature is sent to; None sends nothing.
+    `certificate` is a PEM chain that begins with the signer's own certificate; `key` is its private key as
+    unencrypted PKCS#8 PEM. `timestamp_url` is an RFC 3161 time stamp authority that each signature is sent
+    to; with None no request is made.
     """
 
     def __init__(
@@ -42,35 +43,38 @@ class Signer:
         self._algorithm = algorithm
         self._timestamp_url = timestamp_url
 
-    def sign(self, data: bytes, mime: str, source: Source) -> bytes:
-        """The file with a manifest inside; pictures and XMP stay as they are.
+    def sign(self, data: bytes, mime: str, source: DigitalSourceType) -> bytes:
+        """Return the file with a signed manifest added; its pixels and its XMP packet do not change.
 
-        `InternalError` when it cannot be signed. An authority that does not answer takes 30 seconds.
+        Raises `InternalError` if it cannot be signed. An authority that does not answer delays it by 30
+        seconds.
         """
         return self._signed(data, mime, source, self._timestamp_url)
 
     def check(self) -> None:
-        """Sign a small picture, without the authority. `InternalError` when that cannot be done."""
-        self._signed(png(Image.new("RGB", (1, 1))), "image/png", "trainedAlgorithmicMedia", None)
+        """Sign a one-pixel image without the time stamp authority, to test certificate and key. Raises
+        `InternalError`."""
+        self._signed(encode_png(Image.new("RGB", (1, 1))), "image/png", "trainedAlgorithmicMedia", None)
 
-    def _signed(self, data: bytes, mime: str, source: Source, timestamp_url: str | None) -> bytes:
-        c2pa = library()
-        signed = io.BytesIO()
+    def _signed(self, data: bytes, mime: str, source: DigitalSourceType, timestamp_url: str | None) -> bytes:
+        c2pa = load_c2pa()
+        output = io.BytesIO()
         try:
-            # The library refuses what a parent process made, and to make it anew takes a millisecond.
-            told = c2pa.C2paSignerInfo(self._algorithm, self._certificate, self._key, timestamp_url)
+            # The library rejects signers that a parent process made; making one takes a millisecond.
+            signer_info = c2pa.C2paSignerInfo(self._algorithm, self._certificate, self._key, timestamp_url)
             with (
-                c2pa.Context.from_dict(_SETTINGS, signer=c2pa.Signer.from_info(told)) as context,
-                c2pa.Builder.from_json(manifest(source), context) as builder,
+                c2pa.Context.from_dict(_SETTINGS, signer=c2pa.Signer.from_info(signer_info)) as context,
+                c2pa.Builder.from_json(manifest_json(source), context) as builder,
             ):
-                builder.sign(mime, io.BytesIO(data), signed)
+                builder.sign(mime, io.BytesIO(data), output)
         except c2pa.C2paError as error:
             raise InternalError(f"The file could not be signed: {error}") from error
-        return signed.getvalue()
+        return output.getvalue()
 
 
-def manifest(source: Source) -> str:
-    """What a manifest says, as JSON: what created the file, and how. Never prompts or user ids."""
+def manifest_json(source: DigitalSourceType) -> str:
+    """The manifest definition as JSON: the creating program and the digital source type. It
+    holds neither prompts nor user ids."""
     created = {"action": "c2pa.created", "digitalSourceType": VOCABULARY + source}
     return json.dumps(
         {
@@ -80,8 +84,9 @@ def manifest(source: Source) -> str:
     )
 
 
-def library() -> Any:
-    """The optional library that signs. `ImportError` or `OSError` where it is not or cannot be loaded."""
+def load_c2pa() -> Any:
+    """Import the optional signing library. Raises `ImportError` if it is not installed, `OSError` if it
+    cannot be loaded."""
     import c2pa
 
     return c2pa

@@ -1,4 +1,4 @@
-"""Routes for health, status and metrics. They need no key, because probes and load balancers have none."""
+"""How the installation is: health, status, metrics. Open, because probes and balancers carry no keys."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ router = APIRouter(tags=["health"])
 
 I2I_PIPELINES = {"sdxl": "SDXLPipeline", "wan": "WanPipeline"}
 """The pipeline class of each family that takes reference images; this process imports no pipelines."""
-MAX_PENDING = 1000
-"""Pending callbacks are counted up to this number."""
+OUTBOX_COUNTED = 1000
+"""Pending callbacks are counted up to here."""
 
 
-class WorkerSummary(BaseModel):
-    """One worker, as it registered itself."""
+class WorkerSeen(BaseModel):
+    """One worker as it said of itself."""
 
     id: str
     queue: str
@@ -38,10 +38,7 @@ class WorkerSummary(BaseModel):
 
 
 class Health(BaseModel):
-    """Health of the installation. `degraded`: jobs are not accepted, or no worker would run them.
-
-    `model_loaded` is SDXL's.
-    """
+    """`degraded` means that jobs are not taken, or that nobody would run them. `model_loaded` is SDXL's."""
 
     status: Literal["healthy", "degraded"]
     model_loaded: bool
@@ -50,7 +47,7 @@ class Health(BaseModel):
     device: str | None
     uptime_s: float
     version: str
-    workers: list[WorkerSummary]
+    workers: list[WorkerSeen]
 
 
 class JobTypeDetails(BaseModel):
@@ -77,8 +74,8 @@ class Status(BaseModel):
     thumbnail_generation: bool
 
 
-class LoadedModel(BaseModel):
-    """One model, as its worker reported it after loading. Sizes are in pixels, memory in MiB."""
+class ModelSeen(BaseModel):
+    """What one worker said of its model when it had loaded it. Sizes are pixels, memory is MiB."""
 
     family: str
     queue: str
@@ -87,56 +84,56 @@ class LoadedModel(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """The models of the live workers, one row each."""
+    """The models of the workers that are here, one row each."""
 
-    models: list[LoadedModel]
+    models: list[ModelSeen]
 
 
 @router.get("/health")
 def health(request: Request) -> Health:
-    """Read the health of the installation. If keys are configured, only callers with one see the workers."""
+    """How everything is. With keys configured, who the workers are is shown to holders of one only."""
     try:
-        live = _live_workers()
+        workers = _here()
     except WorkerUnavailable:
-        live = []
-    gpu_workers = [worker for worker in live if worker.family in QUEUES]
-    loaded = {model for worker in gpu_workers for model in worker.models}
-    keyring: Keyring = request.app.state.keyring
-    trusted = keyring.empty or keyring.identify(request.headers) is not None
+        workers = None
+    at_work = [w for w in workers or [] if w.family in QUEUES]
+    loaded = {model for worker in at_work for model in worker.models}
+    ring: Keyring = request.app.state.keyring
+    trusted = ring.empty or ring.identify(request.headers) is not None
     return Health(
-        status="healthy" if gpu_workers else "degraded",
+        status="healthy" if at_work else "degraded",
         model_loaded="sdxl" in loaded,
         wan_model_loaded="wan" in loaded,
         qwen_model_loaded="chat" in loaded,
-        device=next((device for worker in gpu_workers if (device := _model_field(worker, "device"))), None),
+        device=next((device for worker in at_work if (device := _loaded(worker, "device"))), None),
         uptime_s=round(time.monotonic() - request.app.state.started_at, 1),
         version=__version__,
-        workers=[_worker_summary(worker) for worker in live] if trusted else [],
+        workers=[_seen(worker) for worker in workers or []] if trusted else [],
     )
 
 
 @router.get("/health/live")
 async def live() -> dict[str, str]:
-    """Liveness: this process responds, also while its threads wait for an unresponsive Redis."""
+    """This process answers, also while its threads wait for a server that hangs."""
     return {"status": "alive"}
 
 
 @router.get("/health/ready", responses=documented(503))
 def ready() -> dict[str, str]:
-    """Readiness: the broker responds, and a worker with its models loaded is live."""
+    """Jobs are taken and somebody runs them: the broker and a worker with its models loaded answer."""
     control.current().ledger.ping()
-    if not any(w.family in QUEUES and w.state != "starting" and w.models for w in _live_workers()):
+    if not any(w.family in QUEUES and w.state != "starting" and w.models for w in _here()):
         raise WorkerUnavailable("No worker is ready.")
     return {"status": "ready"}
 
 
 @router.get("/status", responses=documented(422, 503))
 def status(worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
-    """Read what the image worker can do, or the video worker, or the chat worker."""
+    """What the image worker can do, or the video worker, or the chat worker."""
     rows = [row for row in of_family(worker_type) if row.kind != "admin"]
-    names = (_model_field(w, "name") for w in _live_workers() if w.family == worker_type)
-    settings = control.current().settings
-    models = {"sdxl": settings.sdxl_model, "wan": settings.wan_model, "chat": settings.qwen_model}
+    names = (_loaded(w, "name") for w in _here() if w.family == worker_type)
+    chosen = control.current().settings
+    models = {"sdxl": chosen.sdxl_model, "wan": chosen.wan_model, "chat": chosen.qwen_model}
     configured = models[worker_type]
     return Status(
         worker_type=worker_type,
@@ -161,19 +158,19 @@ def status(worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
 
 @router.get("/model/info", responses=documented(503))
 def model_info() -> ModelInfo:
-    """Read which models are loaded, and how."""
+    """Which models are loaded, and how."""
     return ModelInfo(
         models=[
-            LoadedModel(family=worker.family, queue=worker.queue, state=worker.state, info=info)
-            for worker in _live_workers()
-            for info in _model_infos(worker)
+            ModelSeen(family=worker.family, queue=worker.queue, state=worker.state, info=said)
+            for worker in _here()
+            for said in _said(worker)
         ]
     )
 
 
 @router.get("/")
 def root() -> dict[str, str]:
-    """Read the name and version of the service, and the paths of its documentation."""
+    """What this is and where to read on."""
     return {
         "service": "ourvidz",
         "version": __version__,
@@ -189,15 +186,15 @@ def root() -> dict[str, str]:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented(401, 403, 503)},
 )
 def scrape(request: Request) -> Response:
-    """Read the Prometheus metrics. Requests from other machines need the admin scope."""
-    keyring: Keyring = request.app.state.keyring
+    """The numbers for Prometheus. Open to this machine; from elsewhere it needs the admin scope."""
+    ring: Keyring = request.app.state.keyring
     if not _from_this_machine(request):
-        audit.entry(request.scope).caller = keyring.authorize(request, frozenset({"admin"}))
+        audit.entry(request.scope).who = ring.admit(request, frozenset({"admin"}))
     return Response(metrics.render(_snapshot()), media_type=metrics.CONTENT_TYPE)
 
 
 def _from_this_machine(request: Request) -> bool:
-    """Whether a request comes from loopback and was not forwarded there by a proxy."""
+    """Whether nobody forwarded this request here: behind a proxy everyone seems to be on this machine."""
     forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
     return not forwarded and request.client is not None and request.client.host in ("127.0.0.1", "::1")
 
@@ -209,26 +206,27 @@ def _snapshot() -> metrics.Snapshot:
         depths={queue: ledger.depth(queue) for queue in QUEUES.values()},
         paused=ledger.paused(),
         workers=tuple((worker.family, worker.state) for worker in ledger.workers()),
-        outbox_pending=len(ledger.letters("pending", MAX_PENDING)),
+        outbox_pending=len(ledger.letters("pending", OUTBOX_COUNTED)),
     )
 
 
-def _live_workers() -> list[Worker]:
+def _here() -> list[Worker]:
     return [worker for worker in control.current().ledger.workers() if worker.state != "offline"]
 
 
-def _model_field(worker: Worker, field: str) -> str | None:
-    """A field of the first of a worker's models that reported it."""
-    return next((str(info[field]) for info in _model_infos(worker) if info.get(field) is not None), None)
+def _loaded(worker: Worker, what: str) -> str | None:
+    """What a worker said of the first of its models that it said it of."""
+    found = [info[what] for info in _said(worker) if info.get(what) is not None]
+    return str(found[0]) if found else None
 
 
-def _model_infos(worker: Worker) -> list[dict[str, Any]]:
-    """What a worker reported of each of its models after loading it."""
+def _said(worker: Worker) -> list[dict[str, Any]]:
+    """What a worker said of each of its models when it had loaded them."""
     return list(worker.detail.get("info", {}).values())
 
 
-def _worker_summary(worker: Worker) -> WorkerSummary:
-    return WorkerSummary(
+def _seen(worker: Worker) -> WorkerSeen:
+    return WorkerSeen(
         id=worker.id,
         queue=worker.queue,
         host=worker.host,

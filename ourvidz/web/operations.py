@@ -1,4 +1,4 @@
-"""Routes for operators: administration, pausing queues, draining workers."""
+"""What operators do to queues and workers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from ourvidz.wiring import control
 
 router = APIRouter(tags=["operations"], responses=documented(401, 403, 404, 422, 503))
 
-ADMIN_TYPE = "admin_utilities"
-ADMIN_BODY: dict[str, Any] = {
+
+ADMIN = "admin_utilities"
+OPERATION: dict[str, Any] = {
     "requestBody": {
         "content": {
             "application/json": {
@@ -47,71 +48,71 @@ class QueueState(BaseModel):
 
 
 class WorkerState(BaseModel):
-    """Whether a worker is draining: it finishes its job and claims no more."""
+    """Whether a worker takes no more jobs."""
 
     worker: str
     draining: bool
 
 
 class Administered(BaseModel):
-    """The result of an operation; which fields `result` has depends on the operation."""
+    """What an operation found out or did. Which fields `result` has depends on the operation."""
 
     success: Literal[True] = True
     operation: str
     result: dict[str, Any]
 
 
-@router.post("/admin", responses=documented(413), openapi_extra=ADMIN_BODY)
+@router.post("/admin", responses=documented(413), openapi_extra=OPERATION)
 async def admin(request: Request) -> Administered:
-    """Run an operation of `admin_utilities` in the shim, also while the chat worker is down."""
+    """Carry out an operation of `admin_utilities` here, also while the chat worker is down."""
     body = await request.body()
     return await run_in_threadpool(_administer, request, parse_json(body) if body else {})
 
 
 def _administer(request: Request, payload: object) -> Administered:
-    Fields(payload)  # Raises for what is no JSON object.
+    Fields(payload)
     assert isinstance(payload, dict)
-    job = dispatch.parse_payload({**payload, "id": uuid.uuid4().hex, "type": ADMIN_TYPE})
+    job = dispatch.parse_payload({**payload, "id": uuid.uuid4().hex, "type": ADMIN})
     assert isinstance(job, AdminJob)
-    audit.entry(request.scope).type = ADMIN_TYPE
+    audit.entry(request.scope).type = ADMIN
     result = administration.administer(job.operation)
     return Administered(operation=job.operation, result=result)
 
 
 @router.post("/queues/{queue}/pause")
 def pause(queue: str) -> QueueState:
-    """Pause a queue: running jobs finish, new ones are accepted and wait."""
-    dispatch.pause(check_queue(queue))
-    return _queue_state(queue)
+    """Stop taking jobs from a queue. Running jobs finish; new ones are accepted and wait."""
+    dispatch.pause(known_queue(queue))
+    return _queue(queue)
 
 
 @router.post("/queues/{queue}/resume")
 def resume(queue: str) -> QueueState:
-    """Resume a paused queue."""
-    dispatch.resume(check_queue(queue))
-    return _queue_state(queue)
+    """Take jobs from a queue again."""
+    dispatch.resume(known_queue(queue))
+    return _queue(queue)
 
 
 @router.post("/workers/{id}/drain")
 def drain(id: str) -> WorkerState:
-    """Drain a worker: it finishes its job and claims no more."""
+    """Let a worker finish its job and take no more."""
     dispatch.drain(id)
     return WorkerState(worker=id, draining=True)
 
 
 @router.post("/workers/{id}/resume")
 def undrain(id: str) -> WorkerState:
-    """Let a drained worker claim jobs again."""
+    """Let a drained worker take jobs again."""
     dispatch.drain(id, draining=False)
     return WorkerState(worker=id, draining=False)
 
 
-def _queue_state(queue: str) -> QueueState:
+def _queue(queue: str) -> QueueState:
     ledger = control.current().ledger
     return QueueState(queue=queue, paused=queue in ledger.paused(), depth=ledger.depth(queue))
 
 
-def check_queue(name: str) -> str:
+def known_queue(name: str) -> str:
     """`name` itself, when it is a queue of the catalog. Raises `NotFound`."""
     if name not in QUEUES.values():
         raise NotFound(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ourvidz.errors import InternalError, SettingsError
-from ourvidz.media.credentials import Signer, library
+from ourvidz.media.credentials import Signer, load_c2pa
 from ourvidz.settings import Settings
 
 CERTIFICATE, KEY = "OURVIDZ_C2PA_CERTIFICATE", "OURVIDZ_C2PA_KEY"
@@ -33,7 +33,7 @@ def signer(chosen: Settings) -> Signer | None:
 
 def _require_library() -> None:
     try:
-        library()
+        load_c2pa()
     except (ImportError, OSError) as missing:
         raise SettingsError(
             f"{CERTIFICATE}: signing needs c2pa-python: pip install 'ourvidz[c2pa]' ({missing})",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Asset
-from ourvidz.media.thumbnails import video_thumbnail
-from ourvidz.media.video import mp4
-from ourvidz.pipelines.base import GeneratedImages, GeneratedVideo
+from ourvidz.media.thumbnails import clip_thumbnail
+from ourvidz.media.video import encode_mp4
+from ourvidz.pipelines.base import Clip, Pictures
 from ourvidz.storage.store import Store
 from ourvidz.workflows.assets import keep_file, keep_pictures
 from ourvidz.workflows.services import Run
@@ -14,18 +14,18 @@ from ourvidz.workflows.signing import Credentials, File
 
 
 def keep_clip(
-    clip: GeneratedVideo, job: VideoJob, run: Run, store: Store, credentials: Credentials
+    clip: Clip, job: VideoJob, run: Run, store: Store, credentials: Credentials
 ) -> tuple[Asset, ...]:
     """Store the clip as what its job type makes, an MP4 or a PNG, with its thumbnail."""
     if job.row.output == "png":
-        picture = GeneratedImages(
+        picture = Pictures(
             images=clip.frames,
             seeds=[clip.seed],
             seconds=clip.seconds,
             asset_metadata=clip.asset_metadata,
         )
         return keep_pictures(picture, job, run, store, credentials)
-    file = mp4(clip.frames, fps=clip.fps, source=credentials.source)
+    file = encode_mp4(clip.frames, fps=clip.fps, source=credentials.source)
     width, height = clip.frames[0].size
     known = clip.asset_metadata | {
         "seed": clip.seed,
@@ -38,6 +38,6 @@ def keep_clip(
     }
 
     def small() -> File:
-        return credentials.on(video_thumbnail(file, source=credentials.source), "image/webp")
+        return credentials.on(clip_thumbnail(clip.frames, source=credentials.source), "image/webp")
 
     return (keep_file(credentials.on(file, "video/mp4"), "mp4", known, job, run, store, small=small),)

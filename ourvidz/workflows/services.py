@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from PIL.Image import Image
 
 from ourvidz.jobs.job import BaseJob
-from ourvidz.media.provenance import Source
+from ourvidz.media.provenance import DigitalSourceType
 from ourvidz.pipelines.base import ImagePipeline, PreviewRenderer, TextPipeline, VideoPipeline
 from ourvidz.safety.gate import Gate
 from ourvidz.storage.store import Store
@@ -79,7 +79,7 @@ class References(Protocol):
 class Signer(Protocol):
     """Who vouches for what is made here."""
 
-    def sign(self, data: bytes, mime: str, source: Source) -> bytes:
+    def sign(self, data: bytes, mime: str, source: DigitalSourceType) -> bytes:
         """The file with a signed C2PA manifest inside. `InternalError` when it cannot be signed."""
 
 

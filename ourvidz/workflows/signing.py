@@ -7,7 +7,7 @@ from typing import Any
 
 from ourvidz import log
 from ourvidz.errors import InternalError
-from ourvidz.media.provenance import Source
+from ourvidz.media.provenance import DigitalSourceType
 from ourvidz.workflows.services import Signer
 
 _log = log.get(__name__)
@@ -28,7 +28,7 @@ class Credentials:
     authority that does not answer takes half a minute for each of them, while the GPU waits.
     """
 
-    def __init__(self, signer: Signer | None, source: Source, *, job_id: str) -> None:
+    def __init__(self, signer: Signer | None, source: DigitalSourceType, *, job_id: str) -> None:
         self.source = source
         self._signer = signer
         self._job_id = job_id

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from ourvidz import __version__
 from ourvidz.jobs.catalog import lookup
-from ourvidz.media.provenance import VOCABULARY, source_type_of
+from ourvidz.media.provenance import VOCABULARY, read_source_type
 from ourvidz.testing import Eager
 
 HOST = "https://assets.example.com"
@@ -73,7 +73,7 @@ def made(
             "compel_weights": None,
             "compel_success": False,
             "enhancement_strategy": "none",
-            "final_prompt_type": "string",
+            "final_prompt_type": "text",
         }
         | job,
         reference,
@@ -212,7 +212,7 @@ def check_assets(told: dict[str, Any], payload: dict[str, Any], expected: Made, 
         size = (expected.asset["width"], expected.asset["height"])
         assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", size)
         assert (thumbnail.format, thumbnail.size) == ("WEBP", size)
-        assert [source_type_of(data) for data in (file, small)] == [VOCABULARY + source] * 2
+        assert [read_source_type(data) for data in (file, small)] == [VOCABULARY + source] * 2
         assert asset["metadata"] == expected.asset | expected.reference | {
             "format": "png",
             "batch_size": count,

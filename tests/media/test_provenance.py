@@ -1,3 +1,5 @@
+"""The XMP packet is valid, and is found in every format that carries one."""
+
 from __future__ import annotations
 
 import io
@@ -6,7 +8,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from ourvidz import __version__
-from ourvidz.media.provenance import source_type_of, xmp_packet
+from ourvidz.media.provenance import read_source_type, xmp_packet
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
@@ -18,8 +20,8 @@ def saved(kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def test_the_packet_is_xmp_that_other_readers_understand() -> None:
-    """Search engines and editors parse it as RDF, with the IPTC's namespace."""
+def test_the_packet_is_valid_rdf() -> None:
+    """Search engines and editors parse it as RDF with the IPTC's namespace."""
     description = ElementTree.fromstring(xmp_packet("trainedAlgorithmicMedia")).find(f".//{RDF}Description")
     assert description is not None
     assert description.attrib == {
@@ -29,16 +31,16 @@ def test_the_packet_is_xmp_that_other_readers_understand() -> None:
     }
 
 
-def test_a_mark_is_read_from_every_format_we_meet() -> None:
-    """References may come as JPEG, and some tools write the mark as an element."""
+def test_the_source_type_is_read_from_every_format() -> None:
+    """References may be JPEG files, and some tools write an XML element instead of an attribute."""
     packet = xmp_packet("compositeWithTrainedAlgorithmicMedia").encode()
     element = b"<a><Iptc4xmpExt:DigitalSourceType> http://x/y </Iptc4xmpExt:DigitalSourceType></a>"
-    assert source_type_of(saved("JPEG", xmp=packet)).endswith("/compositeWithTrainedAlgorithmicMedia")
-    assert source_type_of(saved("WEBP", xmp=packet)).endswith("/compositeWithTrainedAlgorithmicMedia")
-    assert source_type_of(saved("WEBP", xmp=element)) == "http://x/y"
+    assert read_source_type(saved("JPEG", xmp=packet)).endswith("/compositeWithTrainedAlgorithmicMedia")
+    assert read_source_type(saved("WEBP", xmp=packet)).endswith("/compositeWithTrainedAlgorithmicMedia")
+    assert read_source_type(saved("WEBP", xmp=element)) == "http://x/y"
 
 
-def test_a_file_without_a_mark_has_none() -> None:
-    """A camera's picture must not be called machine-made."""
-    assert source_type_of(saved("PNG")) is None
-    assert source_type_of(saved("WEBP", xmp=b"<x/>")) is None
+def test_a_file_without_a_packet_has_no_source_type() -> None:
+    """A camera's picture must not count as generated."""
+    assert read_source_type(saved("PNG")) is None
+    assert read_source_type(saved("WEBP", xmp=b"<x/>")) is None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ourvidz.errors import SettingsError
-from ourvidz.media.images import png
+from ourvidz.media.images import encode_png
 from ourvidz.settings import Settings, load_settings
 from ourvidz.wiring import signing
 
@@ -36,7 +36,7 @@ def test_a_good_certificate_makes_a_signer(tmp_path: Path, make_chain: Any) -> N
 
     signer = signing.signer(chosen(**make_chain().variables(tmp_path)))
     assert signer is not None
-    picture = png(Image.new("RGB", (8, 8)))
+    picture = encode_png(Image.new("RGB", (8, 8)))
     assert len(signer.sign(picture, "image/png", "trainedAlgorithmicMedia")) > len(picture)
 
 

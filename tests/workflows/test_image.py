@@ -23,11 +23,11 @@ from ourvidz.errors import (
     StorageError,
 )
 from ourvidz.jobs.job import ImageJob
-from ourvidz.media.images import png
-from ourvidz.media.provenance import source_type_of
+from ourvidz.media.images import encode_png
+from ourvidz.media.provenance import read_source_type
 from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.net.fetch import Fetcher
-from ourvidz.pipelines.base import GeneratedImages, ImagePipeline, OnStep, PreviewRenderer
+from ourvidz.pipelines.base import ImagePipeline, OnStep, Pictures, PreviewRenderer
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from ourvidz.references.resolve import Limits, References
@@ -154,7 +154,7 @@ def test_the_outcome_says_what_the_worker_found_out(use: Services) -> None:
     assert metadata == {
         "batch_size": 1,
         "size_capped": True,
-        "final_prompt_type": "string",
+        "final_prompt_type": "text",
         "compel_success": False,
         "enhancement_strategy": "none",
         "worker_version": __version__,
@@ -165,7 +165,7 @@ def test_every_stored_file_says_that_a_machine_made_it(use: Services) -> None:
     """Marking is not an option of the caller."""
     run = RecordingRun()
     generate_images(job(), run, use)
-    marks = {source_type_of(use.store.get(key)) for key, _ in run.puts}
+    marks = {read_source_type(use.store.get(key)) for key, _ in run.puts}
     assert marks == {"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"}
 
 
@@ -260,7 +260,7 @@ def test_a_picture_made_from_a_reference_says_so(use: Services, hills: str) -> N
     """What began with somebody's picture is marked as composed, in the picture and its thumbnail."""
     run = RecordingRun()
     generate_images(job(reference=hills), run, use)
-    marks = {source_type_of(use.store.get(key)) for key, _ in run.puts}
+    marks = {read_source_type(use.store.get(key)) for key, _ in run.puts}
     assert marks == {"http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"}
 
 
@@ -349,7 +349,7 @@ class LastPictureBroken:
     def memory(self) -> dict[str, Any]:
         return self.models.memory()
 
-    def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> GeneratedImages:
+    def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> Pictures:
         made = self.models.images().generate(job, on_step=on_step)
         made.images[-1].__class__ = Unshrinkable
         return made
@@ -408,7 +408,7 @@ def test_pictures_are_encoded_while_others_are_stored(
     encoded: list[int] = []
 
     def counting(image: Image.Image, **options: Any) -> bytes:
-        file = png(image, **options)
+        file = encode_png(image, **options)
         encoded.append(1)
         if len(encoded) == 3:
             store.encoded.set()

@@ -16,9 +16,9 @@ from ourvidz.errors import InternalError
 from ourvidz.jobs.job import ImageJob, VideoJob
 from ourvidz.jobs.outcome import Asset
 from ourvidz.media.credentials import Signer
-from ourvidz.media.images import png
-from ourvidz.media.provenance import Source
-from ourvidz.pipelines.base import GeneratedImages, GeneratedVideo
+from ourvidz.media.images import encode_png
+from ourvidz.media.provenance import DigitalSourceType
+from ourvidz.pipelines.base import Clip, Pictures
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
 from ourvidz.workflows.assets import keep_pictures
@@ -49,7 +49,7 @@ class Broken:
     fails_with: str
     given: list[str] = field(default_factory=list)
 
-    def sign(self, data: bytes, mime: str, source: Source) -> bytes:
+    def sign(self, data: bytes, mime: str, source: DigitalSourceType) -> bytes:
         self.given.append(mime)
         if mime == self.fails_with:
             raise InternalError("The file could not be signed: the certificate has run out")
@@ -68,14 +68,14 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 def kept(
-    store: Store, signer: Any, count: int = 1, source: Source = "trainedAlgorithmicMedia"
+    store: Store, signer: Any, count: int = 1, source: DigitalSourceType = "trainedAlgorithmicMedia"
 ) -> tuple[Asset, ...]:
     """Store this many pictures of an image job."""
     job = ImageJob(
         id="job-1", type="sdxl_image_fast", user_id="user-1", expected_time=9, prompt="hills", steps=2,
         guidance_scale=7.5, width=64, height=48, seed=1,
     )  # fmt: skip
-    pictures = GeneratedImages(images=[HILLS] * count, seeds=list(range(count)), seconds=1.0)
+    pictures = Pictures(images=[HILLS] * count, seeds=list(range(count)), seconds=1.0)
     return keep_pictures(pictures, job, PlainRun(), store, Credentials(signer, source, job_id=job.id))
 
 
@@ -86,7 +86,7 @@ def kept_clip(store: Store, signer: Any, type_: str = "video_fast") -> Asset:
         id="job-1", type=type_, user_id="user-1", expected_time=9, prompt="hills", steps=2,
         guidance_scale=6.5, width=64, height=48, frames=frames, fps=12, seed=1,
     )  # fmt: skip
-    clip = GeneratedVideo(frames=[HILLS] * frames, fps=12, seed=1, frames_generated=frames, seconds=1.0)
+    clip = Clip(frames=[HILLS] * frames, fps=12, seed=1, frames_generated=frames, seconds=1.0)
     credentials = Credentials(signer, "trainedAlgorithmicMedia", job_id=job.id)
     (asset,) = keep_clip(clip, job, PlainRun(), store, credentials)
     return asset
@@ -106,7 +106,9 @@ def source_in_manifest(store: Store, key: str | None) -> str:
 
 
 @pytest.mark.parametrize("source", ["trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"])
-def test_pictures_and_thumbnails_are_stored_signed(store: LocalStore, signer: Signer, source: Source) -> None:
+def test_pictures_and_thumbnails_are_stored_signed(
+    store: LocalStore, signer: Signer, source: DigitalSourceType
+) -> None:
     """The manifest of every file says where it comes from, and the asset says that it is there."""
     for asset in kept(store, signer, count=3, source=source):
         assert source_in_manifest(store, asset.key) == source
@@ -128,7 +130,7 @@ def test_clips_are_stored_signed(store: LocalStore, signer: Signer, type_: str) 
 def test_without_a_certificate_files_are_as_they_were_made(store: LocalStore) -> None:
     """Nobody hears of manifests where none are wanted."""
     (asset,) = kept(store, None)
-    assert store.get(asset.key or "") == png(HILLS)
+    assert store.get(asset.key or "") == encode_png(HILLS)
     assert not {"c2pa", "c2pa_error"} & set(asset.metadata)
 
 
@@ -136,7 +138,7 @@ def test_a_picture_that_cannot_be_signed_is_stored_and_says_so(store: LocalStore
     """It is paid for; and a caller who needs a manifest sees that there is none."""
     mixed = Signer(make_chain().certificate, make_chain().key)
     (asset,) = kept(store, mixed)
-    assert store.get(asset.key or "") == png(HILLS)
+    assert store.get(asset.key or "") == encode_png(HILLS)
     assert asset.thumbnail_key is not None
     assert (asset.metadata["c2pa"], asset.metadata["c2pa_error"]) == (False, "INTERNAL_ERROR")
 

@@ -21,8 +21,8 @@ from ourvidz.errors import (
     StorageError,
 )
 from ourvidz.jobs.job import VideoJob
-from ourvidz.media.images import png
-from ourvidz.media.provenance import VOCABULARY, source_type_of
+from ourvidz.media.images import encode_png
+from ourvidz.media.provenance import VOCABULARY, read_source_type
 from ourvidz.media.video import probe
 from ourvidz.net.client import RequestFailure
 from ourvidz.pipelines.base import PreviewRenderer, VideoPipeline
@@ -96,7 +96,7 @@ def hills() -> Image.Image:
 def use(warm: WanOnly, tmp_path: Path, hills: Image.Image) -> Services:
     """Real models, a real directory with one reference, no network, a gate with stand-in terms."""
     store = LocalStore(tmp_path / "assets")
-    store.put(HILLS, png(hills), content_type="image/png")
+    store.put(HILLS, encode_png(hills), content_type="image/png")
     references = References(
         lambda url, wanted: RequestFailure("no network here"), store.get, Limits(1 << 20, 1 << 20)
     )
@@ -180,7 +180,7 @@ def test_the_outcome_says_what_the_worker_found_out(use: Services) -> None:
     assert metadata == {
         "batch_size": 1,
         "size_capped": True,
-        "final_prompt_type": "string",
+        "final_prompt_type": "text",
         "compel_success": False,
         "worker_version": __version__,
     }
@@ -250,7 +250,7 @@ def test_every_mode_gets_the_references_it_needs(use: Services, mode: str, given
 
 def test_a_picture_may_follow_a_data_uri(use: Services, hills: Image.Image) -> None:
     """Small references come in the payload itself."""
-    uri = "data:image/png;base64," + base64.b64encode(png(hills)).decode()
+    uri = "data:image/png;base64," + base64.b64encode(encode_png(hills)).decode()
     asked = job(
         type="image_high", frames=1, reference_mode="single", single_reference=uri, denoise_strength=0.5
     )
@@ -314,7 +314,7 @@ def test_every_stored_file_says_that_a_machine_made_it(use: Services) -> None:
     ):
         run = RecordingRun()
         generate_video(asked, run, use)
-        assert [source_type_of(use.store.get(key)) for key, _ in run.puts] == [VOCABULARY + source] * 2
+        assert [read_source_type(use.store.get(key)) for key, _ in run.puts] == [VOCABULARY + source] * 2
 
 
 def test_no_stored_file_holds_the_prompt_or_the_user(use: Services) -> None:

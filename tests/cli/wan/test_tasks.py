@@ -16,7 +16,7 @@ from PIL import Image
 from ourvidz.cli.wan import command as wan_command
 from ourvidz.cli.wan.command import command
 from ourvidz.cli.wan.tasks import TASKS
-from ourvidz.media.video import mp4, probe, read_frames
+from ourvidz.media.video import encode_mp4, probe, read_frames
 from ourvidz.settings import settings
 from training.untrained.wan_pictures import build_image_to_video, build_vace
 
@@ -42,10 +42,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -
     Image.new("RGB", (80, 48), "green").save(tmp_path / "hill.png")
     Image.new("RGB", (80, 48), "navy").save(tmp_path / "pond.png")
     clip = [Image.new("RGB", (64, 48), (60 * at, 90, 30)) for at in range(4)]
-    (tmp_path / "clip.mp4").write_bytes(mp4(clip, fps=8))
+    (tmp_path / "clip.mp4").write_bytes(encode_mp4(clip, fps=8))
     half = np.zeros((48, 64), np.uint8)
     half[:, :32] = 255
-    (tmp_path / "mask.mp4").write_bytes(mp4([Image.fromarray(half).convert("RGB")] * 4, fps=8))
+    (tmp_path / "mask.mp4").write_bytes(encode_mp4([Image.fromarray(half).convert("RGB")] * 4, fps=8))
     for built in checkpoints.iterdir():
         (tmp_path / built.name).symlink_to(built)
     for name, task in TASKS.items():
@@ -154,7 +154,7 @@ def test_the_settings_name_vace_for_its_task_and_beside_text_to_video(
 
 def test_the_frames_of_a_source_are_those_of_its_file(folder: Path) -> None:
     """In their order, and no more of them than are to be made."""
-    frames = read_frames(folder / "clip.mp4", most=3)
+    frames = read_frames(folder / "clip.mp4", limit=3)
     assert [frame.size for frame in frames] == [(64, 48)] * 3
     reds = [frame.getpixel((30, 20))[0] for frame in frames]
     assert reds == sorted(reds)
