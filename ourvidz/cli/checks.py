@@ -49,10 +49,10 @@ def check_python() -> Check:
 
 def check_broker(settings: Settings) -> Check:
     """The Redis server answers and evicts no keys; without one, that `ourvidz up` can start one."""
-    from ourvidz.cli.embedded import find_server
     from ourvidz.cli.state import StateDir
+    from ourvidz.embedded_redis import find_server
 
-    running = (StateDir(settings.state_dir).announced() or {}).get("redis")
+    running = (StateDir(settings.state_dir).read_ready() or {}).get("redis")
     external = settings.redis_url_given or settings.upstash_url
     if external:
         return _check_redis(settings.redis_url, "start it, or correct OURVIDZ_REDIS_URL")

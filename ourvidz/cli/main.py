@@ -44,9 +44,9 @@ class LazyGroup(click.Group):
             return None
         if cmd_name in BESIDE_UP:
             # Before the import: Celery's settings are read with the module.
-            from ourvidz.cli.state import join_running
+            from ourvidz.cli.state import use_running_stack
 
-            join_running()
+            use_running_stack()
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         found: click.Command = getattr(import_module(module), name)
         return found

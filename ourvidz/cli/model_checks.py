@@ -11,7 +11,10 @@ from typing import Any
 
 from ourvidz.cli.checks import NETWORK_TIMEOUT_S, Check, failed, ok, skipped
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines.checkpoints import Checkpoint, QwenVariant, find_qwen, find_sdxl, find_wan
+from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
+from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
+from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.settings import Settings
 
 SDXL_GIB = 10

@@ -15,16 +15,12 @@ import click
 
 from ourvidz.cli.console import TableRow, print_json, print_table
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines.checkpoints import (
-    PACKAGED,
-    Checkpoint,
-    QwenVariant,
-    find_qwen,
-    find_sdxl,
-    find_wan,
-)
+from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint
 from ourvidz.pipelines.checksums import CHECKSUMS
 from ourvidz.pipelines.checksums import verify as verify_checksums
+from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
+from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
+from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.settings import Settings, settings
 
 MAX_HEADER_BYTES = 100 << 20

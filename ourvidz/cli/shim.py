@@ -134,7 +134,7 @@ class Shim:
 def connect(url: str | None, key: str | None) -> Shim:
     """The shim that is meant: the one named, `OURVIDZ_URL`, the running `ourvidz up`, or the usual port."""
     chosen = settings()
-    running = StateDir(chosen.state_dir).announced() or {}
+    running = StateDir(chosen.state_dir).read_ready() or {}
     found = url or chosen.shim_url or running.get("shim") or f"http://127.0.0.1:{chosen.ports[0]}"
     # The key of the local stack is not for a stranger.
     own = running.get("api_key") if found == running.get("shim") else None

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import ourvidz
 from ourvidz.cli.state import CALLBACK_PATH, Secrets, StateDir
-from ourvidz.cli.supervisor import Spec, Step
+from ourvidz.cli.supervisor import ProcessSpec, StopStep
 from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings, environment
+from ourvidz.web import listener
 
 PYTHON_M = (sys.executable, "-P", "-m")
 """Without the working directory on the path: a file there called `flower.py` would be imported."""
@@ -41,18 +42,14 @@ class Place:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket for the shim; port 0 takes a free one. `SettingsError` when the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """A listening socket for the shim; port 0 takes a free one. Raises `SettingsError`.
+
+    Opened here, not in the child: a connection made while the shim restarts waits instead of being refused.
+    """
     try:
-        sock.bind((host, port))
-        # Now, not in the child: a connection made while the shim restarts waits instead of being refused.
-        sock.listen(1024)
+        return listener.listen(host, port)
     except OSError as error:
-        sock.close()
         raise SettingsError(f"--port: {host}:{port} cannot be used: {error.strerror}", field="port") from None
-    return sock
 
 
 def url_of(sock: socket.socket) -> str:
@@ -89,30 +86,32 @@ def findable(env: dict[str, str]) -> dict[str, str]:
     return env | {"PYTHONPATH": os.pathsep.join(filter(None, found))}
 
 
-def processes(families: tuple[str, ...], state: StateDir, place: Place, env: dict[str, str]) -> list[Spec]:
+def processes(
+    families: tuple[str, ...], state: StateDir, place: Place, env: dict[str, str]
+) -> list[ProcessSpec]:
     """Everything but the embedded server, the slowest to start first."""
     fds = [argument for fd in place.web_fds for argument in ("--fd", str(fd))]
     specs = [_worker(name, state, env) for name in families]
     specs.append(_worker("web", state, env, *fds, pass_fds=place.web_fds))
     specs.extend(_worker(name, state, env) for name in HELPERS)
     if place.flower_port is not None:
-        specs.append(Spec("flower", _flower(place.flower_port), env, state.log("flower")))
+        specs.append(ProcessSpec("flower", _flower(place.flower_port), env, state.log("flower")))
     return specs
 
 
-def last_words(drain_s: float) -> list[Step]:
+def last_words(drain_s: float) -> list[StopStep]:
     """How a worker is stopped: finish the job; hand it back; go."""
     return [(signal.SIGTERM, drain_s), (signal.SIGQUIT, HAND_BACK_S), (signal.SIGKILL, GOODBYE_S)]
 
 
-PROMPTLY: list[Step] = [(signal.SIGTERM, GOODBYE_S), (signal.SIGKILL, GOODBYE_S)]
+PROMPTLY: list[StopStep] = [(signal.SIGTERM, GOODBYE_S), (signal.SIGKILL, GOODBYE_S)]
 
 
 def _worker(
     name: str, state: StateDir, env: dict[str, str], *more: str, pass_fds: tuple[int, ...] = ()
-) -> Spec:
+) -> ProcessSpec:
     argv = (*PYTHON_M, "ourvidz.cli.main", "worker", name, *more)
-    return Spec(name, argv, env, state.log(name), pass_fds)
+    return ProcessSpec(name, argv, env, state.log(name), pass_fds)
 
 
 def _flower(port: int) -> tuple[str, ...]:

@@ -16,13 +16,15 @@ from typing import Any
 from ourvidz.errors import Conflict, SettingsError
 from ourvidz.settings import adopt, settings
 
-ROTATE_BYTES = 10 << 20
+MAX_LOG_BYTES = 10 << 20
+"""A log of this size is rotated at the next start."""
 CALLBACK_PATH = "/functions/v1/job-callback"
+"""Path of the callback receiver: that of the Supabase function, which the shim's inbox imitates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """What is generated once for a state directory."""
+    """The secrets that are generated once for a state directory."""
 
     redis_password: str
     callback_secret: str
@@ -30,21 +32,21 @@ class Secrets:
 
     @classmethod
     def generate(cls) -> Secrets:
-        """Fresh ones; the webhook secret in the form of Standard Webhooks."""
+        """New random secrets; the webhook secret has the format of Standard Webhooks (`whsec_…`)."""
         signing = base64.b64encode(secrets.token_bytes(32)).decode()
         return cls(secrets.token_urlsafe(32), secrets.token_urlsafe(32), f"whsec_{signing}")
 
 
 @dataclass(frozen=True, slots=True)
 class StateDir:
-    """One state directory. `root` is made on first use, readable by its owner only."""
+    """A state directory. `root` is created on first use, readable only by its owner."""
 
     root: Path
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the directory alone. `Conflict` names the process that has it."""
-        self._make()
+    def lock(self) -> Iterator[None]:
+        """Hold the exclusive lock of the directory. Raises `Conflict` with the process id of its holder."""
+        self._create()
         with (self.root / "lock").open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,60 +60,61 @@ class StateDir:
             lock.truncate(0)
             lock.write(f"{os.getpid()}\n")
             lock.flush()
-            self.withdraw()
+            self.remove_ready()
             yield
 
     def secrets(self) -> Secrets:
-        """The secrets, generated on first use. `SettingsError` when the file is damaged."""
+        """The secrets, generated on first use. Raises `SettingsError` when their file is damaged."""
         path = self.root / "secrets.json"
         try:
             return Secrets(**json.loads(path.read_text()))
         except FileNotFoundError:
-            made = Secrets.generate()
-            self.keep_private("secrets.json", json.dumps(asdict(made), indent=1))
-            return made
+            generated = Secrets.generate()
+            self.write_private("secrets.json", json.dumps(asdict(generated), indent=1))
+            return generated
         except (ValueError, TypeError):
             raise SettingsError(f"{path} is damaged; remove it and new secrets are made") from None
 
     def log(self, name: str) -> Path:
-        """Where a process logs to; a long log is set aside first, one old one is kept."""
+        """The log file of a process. A file that is too long is renamed to `.log.1` first."""
         folder = self.root / "logs"
         folder.mkdir(exist_ok=True)
         path = folder / f"{name}.log"
-        if path.exists() and path.stat().st_size > ROTATE_BYTES:
+        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
             path.replace(path.with_suffix(".log.1"))
         return path
 
-    def announce(self, ready: dict[str, Any]) -> None:
-        """Leave a note of where everything listens, for `ourvidz jobs` and `ourvidz doctor`."""
-        self.keep_private("ready.json", json.dumps(ready))
+    def write_ready(self, ready: dict[str, Any]) -> None:
+        """Store the JSON line that `ourvidz up` prints when it is ready, for the other commands."""
+        self.write_private("ready.json", json.dumps(ready))
 
-    def announced(self) -> dict[str, Any] | None:
-        """What the running `ourvidz up` said, if one runs here."""
+    def read_ready(self) -> dict[str, Any] | None:
+        """The JSON line of the `ourvidz up` that runs in this directory; None if there is none."""
         try:
-            said: dict[str, Any] = json.loads((self.root / "ready.json").read_text())
+            ready: dict[str, Any] = json.loads((self.root / "ready.json").read_text())
         except (OSError, ValueError):
             return None
-        return said
+        return ready
 
-    def withdraw(self) -> None:
-        """Take the note back. Safe to call twice."""
+    def remove_ready(self) -> None:
+        """Delete the stored line. Safe to call twice."""
         (self.root / "ready.json").unlink(missing_ok=True)
 
-    def keep_private(self, name: str, text: str) -> Path:
-        """Write a file that only its owner can read, all of it or nothing."""
+    def write_private(self, name: str, text: str) -> Path:
+        """Write a file atomically, readable only by its owner; returns its path."""
         path = self.root / name
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.new")
-        aside.unlink(missing_ok=True)
-        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
+        temporary = path.with_name(f"{path.name}.new")
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w") as file:  # noqa: PTH123
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
         return path
 
-    def _make(self) -> None:
+    def _create(self) -> None:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -120,11 +123,14 @@ class StateDir:
             ) from None
 
 
-def join_running() -> None:
-    """Talk to the Redis server of the running `ourvidz up`, if there is one and no other is set."""
-    chosen = settings()
-    running = StateDir(chosen.state_dir).announced()
-    if running and not (chosen.redis_url_given or chosen.upstash_url):
+def use_running_stack() -> None:
+    """Set `OURVIDZ_REDIS_URL`, and the callback URL if none is set, to those of the running `ourvidz up`.
+
+    Changes nothing where none runs, or where the operator has set a Redis server.
+    """
+    current = settings()
+    running = StateDir(current.state_dir).read_ready()
+    if running and not (current.redis_url_given or current.upstash_url):
         adopt(OURVIDZ_REDIS_URL=running["redis"])
-        if chosen.default_callback_url is None:
+        if current.default_callback_url is None:
             adopt(OURVIDZ_CALLBACK_URL=running["shim"] + CALLBACK_PATH)

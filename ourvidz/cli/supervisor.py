@@ -1,38 +1,35 @@
-"""Keeping processes running: start, restart with back-off, stop in steps.
+"""Supervises child processes: starts them, restarts them with back-off, stops them in steps.
 
-Everything happens in the thread that made the supervisor: on Linux a child is told to die with the
-*thread* that started it.
+All methods of a supervisor must be called from the thread that made it: Linux sends a child its parent-death
+signal when the *thread* that started it ends.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-FIRST_DELAY_S = 0.5
-LAST_DELAY_S = 10.0
-STEADY_S = 30.0
-"""A process that ran this long starts its back-off afresh."""
+from ourvidz.subprocesses import dying_with_parent
+
+MIN_BACKOFF_S = 0.5
+MAX_BACKOFF_S = 10.0
+BACKOFF_RESET_S = 30.0
+"""A process that ran this long starts again at the shortest back-off."""
 POLL_S = 0.05
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-Step = tuple[signal.Signals, float]
-"""A signal, and how many seconds a process has to go after it."""
+StopStep = tuple[signal.Signals, float]
+"""A signal, and the seconds that a process has to exit after it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
-    """One process to keep running. `log` gets what it writes."""
+class ProcessSpec:
+    """One process to keep running. Its standard output and error are appended to `log`."""
 
     name: str
     argv: tuple[str, ...]
@@ -43,112 +40,124 @@ class Spec:
 
 @dataclass(slots=True)
 class _Child:
-    spec: Spec
+    """A supervised process. Times are those of the monotonic clock; `restart_at` is None while it runs."""
+
+    spec: ProcessSpec
     process: subprocess.Popen[bytes]
     started_at: float
-    delay_s: float = 0.0
-    due_at: float | None = None
-    wanted: bool = field(default=True)
+    backoff_s: float = 0.0
+    restart_at: float | None = None
+    keep_running: bool = True
 
 
-def next_delay_s(last_s: float, ran_s: float) -> float:
-    """How long to wait before the next start: 0.5 s, doubled up to 10 s, afresh after a steady run."""
-    if last_s == 0 or ran_s >= STEADY_S:
-        return FIRST_DELAY_S
-    return min(2 * last_s, LAST_DELAY_S)
+def next_backoff_s(last_s: float, ran_s: float) -> float:
+    """Seconds before the next restart: 0.5, doubled each time up to 10; 0.5 again after a run of 30 s."""
+    if last_s == 0 or ran_s >= BACKOFF_RESET_S:
+        return MIN_BACKOFF_S
+    return min(2 * last_s, MAX_BACKOFF_S)
 
 
 class Supervisor:
-    """The processes of one `ourvidz up`. `hurry`, once set, turns every wait into a kill."""
+    """The child processes of one `ourvidz up`, by name.
 
-    def __init__(self, notice: Callable[[str], None], hurry: threading.Event | None = None) -> None:
-        self._notice = notice
-        self._hurry = hurry or threading.Event()
+    notify: called with a line of text when a process ends or cannot be started. kill_now: once this event is
+    set, `stop` no longer waits and kills.
+    """
+
+    def __init__(self, notify: Callable[[str], None], kill_now: threading.Event | None = None) -> None:
+        self._notify = notify
+        self._kill_now = kill_now or threading.Event()
         self._children: dict[str, _Child] = {}
 
-    def start(self, spec: Spec) -> None:
-        """Start a process and keep it running from now on."""
+    def start(self, spec: ProcessSpec) -> None:
+        """Start a process, and restart it whenever it ends."""
         self._children[spec.name] = _Child(spec, _spawn(spec), time.monotonic())
 
     def tick(self) -> None:
-        """Look after everyone: note who died, start again who is due. Call it several times a second."""
+        """Schedule the restart of processes that ended, and restart those that are due. Call it several times
+        a second."""
         now = time.monotonic()
         for child in self._children.values():
-            if not child.wanted:
+            if not child.keep_running:
                 continue
-            if child.due_at is None and child.process.poll() is not None:
-                self._died(child, now)
-            elif child.due_at is not None and now >= child.due_at:
-                self._start_again(child, now)
+            if child.restart_at is None and child.process.poll() is not None:
+                self._handle_exit(child, now)
+            elif child.restart_at is not None and now >= child.restart_at:
+                self._restart(child, now)
 
-    def alive(self, name: str) -> bool:
-        """Whether a process runs right now."""
+    def is_running(self, name: str) -> bool:
+        """Whether a process of this name runs now."""
         child = self._children.get(name)
         return child is not None and child.process.poll() is None
 
     def pids(self) -> dict[str, int]:
-        """Name → process id of everyone that runs."""
-        return {name: child.process.pid for name, child in self._children.items() if self.alive(name)}
+        """Name → process id of the processes that run now."""
+        return {name: child.process.pid for name, child in self._children.items() if self.is_running(name)}
 
-    def forget(self, name: str) -> None:
-        """Kill a process and stop looking after it."""
+    def stop(self, names: Iterable[str], steps: Sequence[StopStep]) -> None:
+        """Stop processes together: send each signal in turn until all have exited, then kill the rest.
+
+        Names that are unknown are ignored; the other processes are supervised meanwhile.
+        """
+        children = [self._children[name] for name in names if name in self._children]
+        for child in children:
+            child.keep_running = False
+        for signum, timeout_s in steps:
+            for child in children:
+                if child.process.poll() is None:
+                    child.process.send_signal(signum)
+            if self._wait_for_exit(children, timeout_s):
+                break
+        for child in children:
+            _kill(child.process)
+
+    def kill(self, name: str) -> None:
+        """Kill a process with its group and remove it; an unknown name is ignored."""
         child = self._children.pop(name, None)
         if child is not None:
             _kill(child.process)
 
-    def stop(self, names: Iterable[str], steps: Sequence[Step]) -> None:
-        """Stop processes together: each signal in turn until everyone has gone; who stays is killed."""
-        going = [self._children[name] for name in names if name in self._children]
-        for child in going:
-            child.wanted = False
-        for signum, patience_s in steps:
-            for child in going:
-                if child.process.poll() is None:
-                    child.process.send_signal(signum)
-            if self._gone(going, patience_s):
-                break
-        for child in going:
-            _kill(child.process)
-
-    def hurried(self) -> bool:
-        """Whether nothing is waited for any more."""
-        return self._hurry.is_set()
-
-    def kill(self) -> None:
-        """Kill whoever is left."""
+    def kill_all(self) -> None:
+        """Kill and remove all processes."""
         for name in list(self._children):
-            self.forget(name)
+            self.kill(name)
 
-    def _gone(self, going: list[_Child], patience_s: float) -> bool:
-        patience_ends = time.monotonic() + patience_s
-        while any(child.process.poll() is None for child in going):
-            if time.monotonic() >= patience_ends or self._hurry.wait(POLL_S):
+    def must_kill_now(self) -> bool:
+        """Whether waiting is over: the operator asked for an immediate stop."""
+        return self._kill_now.is_set()
+
+    def _wait_for_exit(self, children: list[_Child], timeout_s: float) -> bool:
+        """Whether all of these exited within `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while any(child.process.poll() is None for child in children):
+            if time.monotonic() >= deadline or self._kill_now.wait(POLL_S):
                 return False
             self.tick()
         return True
 
-    def _died(self, child: _Child, now: float) -> None:
+    def _handle_exit(self, child: _Child, now: float) -> None:
         _kill(child.process)
         status = child.process.returncode
-        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-        self._postpone(child, now, f"{child.spec.name} ended ({how}); its log: {child.spec.log}")
+        cause = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        self._schedule_restart(child, now, f"{child.spec.name} ended ({cause}); its log: {child.spec.log}")
 
-    def _start_again(self, child: _Child, now: float) -> None:
+    def _restart(self, child: _Child, now: float) -> None:
         try:
             child.process = _spawn(child.spec)
         except OSError as error:
-            self._postpone(child, now, f"{child.spec.name} cannot be started: {error}")
+            self._schedule_restart(child, now, f"{child.spec.name} cannot be started: {error}")
         else:
-            child.started_at, child.due_at = now, None
+            child.started_at, child.restart_at = now, None
 
-    def _postpone(self, child: _Child, now: float, why: str) -> None:
-        child.delay_s = next_delay_s(child.delay_s, now - child.started_at)
-        child.due_at = now + child.delay_s
-        self._notice(f"{why}; starting it again in {child.delay_s:g} s")
+    def _schedule_restart(self, child: _Child, now: float, reason: str) -> None:
+        child.backoff_s = next_backoff_s(child.backoff_s, now - child.started_at)
+        child.restart_at = now + child.backoff_s
+        self._notify(f"{reason}; starting it again in {child.backoff_s:g} s")
 
 
-def _spawn(spec: Spec) -> subprocess.Popen[bytes]:
-    # Its own group: a Ctrl-C in the terminal is ours alone, and a kill reaches its children too.
+def _spawn(spec: ProcessSpec) -> subprocess.Popen[bytes]:
+    # In its own process group: a Ctrl-C in the terminal reaches only `ourvidz up`, and a kill of the group
+    # reaches the child's own children.
     with spec.log.open("ab") as log:
         return subprocess.Popen(
             spec.argv,
@@ -162,26 +171,11 @@ def _spawn(spec: Spec) -> subprocess.Popen[bytes]:
         )
 
 
-def dying_with_parent(signum: signal.Signals) -> Callable[[], None] | None:
-    """What a child runs before anything else, so that it gets `signum` when this process dies, however it
-    dies. None where the system has no such thing."""
-    if _libc is None:
-        return None
-    libc, parent = _libc, os.getpid()
-
-    def die_with_parent() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signum)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signum)
-
-    return die_with_parent
-
-
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process with its whole group, which may outlive it, and wait for it."""
+    """Kill a process and its process group, which may outlive it, and wait for the process."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        # Nobody left; macOS says EPERM for a group of zombies.
+        # The group is empty; macOS reports EPERM for a group of zombies.
         process.poll()
     process.wait()

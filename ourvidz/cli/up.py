@@ -18,6 +18,7 @@ from ourvidz.cli.console import print_json, print_note, spinner
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import Supervisor
 from ourvidz.cli.worker import check_model, default_families, families_of
+from ourvidz.embedded_redis import find_server, free_port
 from ourvidz.errors import ModelLoadError, SettingsError, WorkerUnavailable
 from ourvidz.settings import Settings, load_settings
 
@@ -57,7 +58,7 @@ def up(state_dir: Path | None, port: int | None, flower: bool, workers: str | No
     key = _check(chosen)
     state = StateDir(chosen.state_dir)
     over, hurry = threading.Event(), threading.Event()
-    with state.held(), _signals(over, hurry), contextlib.ExitStack() as bound:
+    with state.lock(), _signals(over, hurry), contextlib.ExitStack() as bound:
         ports = (port,) if port is not None else chosen.ports if "ports" in chosen.model_fields_set else (0,)
         sockets = [bound.enter_context(stack.listen(chosen.host, wanted)) for wanted in ports]
         Up(chosen, state, families, flower, key, over, hurry).run(sockets)
@@ -84,7 +85,7 @@ class Up:
                 place = self._start(sockets, show)
                 self._await_ready(place, show)
             ready = self._ready(place)
-            self._state.announce(ready)
+            self._state.write_ready(ready)
             print_json(ready)
             while not self._over.wait(TICK_S):
                 self._supervisor.tick()
@@ -99,7 +100,7 @@ class Up:
         place = stack.Place(
             shim=stack.url_of(sockets[0]),
             redis=self._chosen.redis_url if external else self._start_redis(show),
-            flower_port=embedded.free_port() if self._flower else None,
+            flower_port=free_port() if self._flower else None,
             web_fds=tuple(sock.fileno() for sock in sockets),
         )
         env = stack.surroundings(self._chosen, self._state, self._state.secrets(), place)
@@ -108,8 +109,8 @@ class Up:
         return place
 
     def _start_redis(self, show: Callable[[str], None]) -> str:
-        binary = embedded.find_server(self._chosen.redis_server_bin)
-        return embedded.start(self._supervisor, self._state, binary=binary, notice=show)
+        binary = find_server(self._chosen.redis_server_bin)
+        return embedded.start(self._supervisor, self._state, binary=binary, notify=show)
 
     def _await_ready(self, place: stack.Place, show: Callable[[str], None]) -> None:
         show("starting the shim and the workers")
@@ -167,21 +168,21 @@ class Up:
         """The workers finish their jobs, the callbacks go out, then the receivers of both go."""
         if self._supervisor.pids():
             print_note("stopping: running jobs may finish")
-        self._state.withdraw()
+        self._state.remove_ready()
         stop = self._supervisor.stop
         stop([*self._families, "keeper", "clock", "flower"], stack.last_words(self._chosen.drain_s))
         self._let_callbacks_out()
         stop(["io"], stack.PROMPTLY)
         stop(["web"], stack.PROMPTLY)
         stop([embedded.NAME], stack.PROMPTLY)
-        self._supervisor.kill()
+        self._supervisor.kill_all()
 
     def _let_callbacks_out(self) -> None:
         """Wait a moment until nothing is due; what is not told now is told after the next start."""
         patience_ends = time.monotonic() + CALLBACK_PATIENCE_S
         with contextlib.suppress(WorkerUnavailable):
-            while self._ledger and self._supervisor.alive("io") and self._ledger.due(1):
-                if time.monotonic() >= patience_ends or self._supervisor.hurried():
+            while self._ledger and self._supervisor.is_running("io") and self._ledger.due(1):
+                if time.monotonic() >= patience_ends or self._supervisor.must_kill_now():
                     return
                 time.sleep(TICK_S)
 
@@ -222,7 +223,7 @@ def _check(chosen: Settings) -> str | None:
     )
     if not any(asked) and chosen.host == Settings.model_fields["host"].default:
         return None
-    from ourvidz.web.auth import keyring, require_safe_binding
+    from ourvidz.web.auth import load_keyring, require_safe_binding
 
     require_safe_binding(chosen)
-    return keyring(chosen).secret_for("jobs")
+    return load_keyring(chosen).secret_for("jobs")

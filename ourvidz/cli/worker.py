@@ -112,12 +112,12 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def _hand_back(name: str) -> None:
+def _requeue_held_jobs(name: str) -> None:
     """Queue again what a cold shutdown has interrupted. Here, because Celery has no signal for one."""
     from ourvidz import dispatch
 
     if name in FAMILIES:
-        for job_id in dispatch.hand_back(settings().worker_id(name)):
+        for job_id in dispatch.requeue_held_jobs(settings().worker_id(name)):
             click.echo(f"{job_id} was interrupted and is queued again", err=True)
 
 
@@ -149,4 +149,4 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
     try:
         app.start(arguments(name, settings()))
     finally:
-        _hand_back(name)
+        _requeue_held_jobs(name)

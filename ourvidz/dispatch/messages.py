@@ -1,4 +1,4 @@
-"""What travels through the broker: ids, never jobs. Tasks are named, never imported."""
+"""Celery messages: they carry the id of a job, never the job. Tasks are named, never imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from ourvidz import log
-from ourvidz.app import app
+from ourvidz.app import app as celery_app
 from ourvidz.celery_settings import CALLBACKS_QUEUE, DELIVER_TASK, ENHANCE_TASK, ENHANCEMENT, PRIORITY_SYNC
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.jobs.catalog import CATALOG, QUEUES
@@ -20,49 +20,74 @@ from ourvidz.wiring import control
 
 MESSAGE_VERSION = 1
 HARD_LIMIT_FACTOR = 1.5
-"""A job that hears its deadline at no step is stopped from outside this much later."""
-NOBODY = "There is no chat worker to enhance the prompt: it was used as it is."
+"""Hard time limit, as a multiple of the soft limit: stops a job that never reaches a step boundary."""
+NO_CHAT_WORKER = "There is no chat worker to enhance the prompt: it was used as it is."
+CHAT_QUEUE_PAUSED = "The chat queue is paused: the prompt was used as it is."
 REDACTED = "(…)"
-"""What events, logs and Flower show of a message's arguments."""
-UNREACHABLE = (OperationalError, CeleryOperationalError, RedisError, OSError)
-"""What a broker that is away raises."""
+"""Shown in place of a message's arguments in events, logs and Flower."""
+BROKER_ERRORS = (OperationalError, CeleryOperationalError, RedisError, OSError)
+"""Raised when the broker cannot be reached."""
 
 _log = log.get(__name__)
 
 
 def task_id(record: Record) -> str:
-    """The job id; later runs add theirs."""
+    """Return the Celery task id of a job's run: the job id, with `~RUN` appended from the second run on."""
     return record.job_id if record.run == 1 else f"{record.job_id}~{record.run}"
 
 
 def message(record: Record) -> dict[str, Any]:
-    """What travels: the id, never the job."""
+    """Return the argument of a job's task: `{"v": version, "id": job id, "run": run}`."""
     return {"v": MESSAGE_VERSION, "id": record.job_id, "run": record.run}
 
 
 def is_message(argument: object) -> bool:
-    """Whether a task's argument is one of our messages, not a payload. A newer version's is one too."""
+    """Return whether a task's argument is a message of any version, as opposed to a payload."""
     return isinstance(argument, dict) and {"v", "id", "run"} == argument.keys()
 
 
 def time_limit_s(type_name: str) -> float:
-    """How long a job of this type may generate, model load excluded."""
+    """Return the soft time limit of a job type: seconds of generation, model load excluded."""
     return control.current().settings.time_limits_s.get(type_name, CATALOG[type_name].time_limit_s)
 
 
-def publish(record: Record, *, in_s: float = 0.0) -> bool:
-    """Hand a job's message to the broker, to be taken after `in_s` seconds. False, and a log line, when
-    broker or ledger cannot be reached. A job whose prompt is to be enhanced goes to a chat worker first."""
-    work = _generation(record)
+def publish(record: Record, *, delay_s: float = 0.0) -> bool:
+    """Publish the message of a job, to be consumed after `delay_s` seconds.
+
+    A job whose prompt is to be enhanced is published as a chain: enhancement, then generation. Returns False,
+    after logging, when the broker or the ledger cannot be reached.
+    """
+    signature = _generation(record)
     try:
-        if record.enhancement == "wanted" and _can_be_enhanced(record):
-            work = chain(_enhancement(record), work)
-        work.apply_async(countdown=in_s or None)
-    except (*UNREACHABLE, WorkerUnavailable) as lost:
-        _log.warning("publish_failed", job_id=record.job_id, error=type(lost).__name__)
+        if record.enhancement == "wanted" and _start_with_enhancement(record):
+            signature = chain(_enhancement(record), signature)
+        signature.apply_async(countdown=delay_s or None)
+    except (*BROKER_ERRORS, WorkerUnavailable) as error:
+        _log.warning("publish_failed", job_id=record.job_id, error=type(error).__name__)
         return False
-    noted(record)
+    note_published(record)
     return True
+
+
+def note_published(record: Record) -> None:
+    """Note in the ledger that a message was published, so that the sweep does not publish another. A ledger
+    that cannot be reached is logged."""
+    try:
+        if not celery_app.conf.task_always_eager:
+            control.current().ledger.published(record.job_id, record.run)
+    except WorkerUnavailable:
+        _log.warning("publish_not_noted", job_id=record.job_id)
+
+
+def deliver(job_id: str) -> None:
+    """Queue the delivery of a job's due callbacks. A broker that cannot be reached is logged: the sweep
+    queues the delivery again."""
+    try:
+        celery_app.signature(DELIVER_TASK, args=(job_id,), immutable=True).apply_async(
+            queue=CALLBACKS_QUEUE, priority=PRIORITY_SYNC, argsrepr=REDACTED, retry=False
+        )
+    except BROKER_ERRORS as error:
+        _log.warning("dispatch_failed", job_id=job_id, error=type(error).__name__)
 
 
 def _generation(record: Record) -> Signature:
@@ -75,49 +100,36 @@ def _enhancement(record: Record) -> Signature:
     return _signature(ENHANCE_TASK, record, f"{task_id(record)}~enhance", ENHANCEMENT, limit_s=limit_s)
 
 
-def _signature(task: str, record: Record, named: str, priority: int, *, limit_s: float) -> Signature:
-    """One message of a job, on the queue of its task; it takes nothing from the one before it."""
-    return app.signature(
+def _signature(task: str, record: Record, celery_id: str, priority: int, *, limit_s: float) -> Signature:
+    """Return one message of a job, for the queue of its task. Immutable: in a chain, it ignores the result of
+    its predecessor. `limit_s`: hard time limit in seconds, model load excluded."""
+    return celery_app.signature(
         task,
         args=(message(record),),
         immutable=True,
-        task_id=named,
-        queue=app.conf.task_routes[task]["queue"],
+        task_id=celery_id,
+        queue=celery_app.conf.task_routes[task]["queue"],
         priority=priority,
         argsrepr=REDACTED,
         time_limit=limit_s + control.current().settings.model_load_s,
     )
 
 
-def _can_be_enhanced(record: Record) -> bool:
-    """Whether a chat worker is there for it; without one the enhancement is given up."""
+def _start_with_enhancement(record: Record) -> bool:
+    """Return whether a chat worker can enhance the prompt; if not, give the enhancement up in the ledger."""
+    obstacle = _enhancement_obstacle()
+    if obstacle is not None:
+        control.current().ledger.give_up_enhancing(record.job_id, run=record.run, reason=obstacle)
+    return obstacle is None
+
+
+def _enhancement_obstacle() -> str | None:
+    """Return why no chat worker would take an enhancement now, as a sentence for the caller; None if one
+    would."""
+    if celery_app.conf.task_always_eager:
+        return None if ENHANCE_TASK in celery_app.tasks else NO_CHAT_WORKER
     ledger, queue = control.current().ledger, QUEUES["chat"]
-    if app.conf.task_always_eager:
-        found = ENHANCE_TASK in app.tasks
-    else:
-        found = queue not in ledger.paused() and any(
-            worker.queue == queue and worker.state != "offline" and not worker.draining
-            for worker in ledger.workers()
-        )
-    if not found:
-        ledger.give_up_enhancing(record.job_id, run=record.run, reason=NOBODY)
-    return found
-
-
-def noted(record: Record) -> None:
-    """Write down that a message was published. Without the note the sweep publishes one too many."""
-    try:
-        if not app.conf.task_always_eager:
-            control.current().ledger.published(record.job_id, record.run)
-    except WorkerUnavailable:
-        _log.warning("publish_not_noted", job_id=record.job_id)
-
-
-def deliver(job_id: str) -> None:
-    """Ask the callback worker to tell a job's caller what is due. A lost request is repeated by the sweep."""
-    try:
-        app.signature(DELIVER_TASK, args=(job_id,), immutable=True).apply_async(
-            queue=CALLBACKS_QUEUE, priority=PRIORITY_SYNC, argsrepr=REDACTED, retry=False
-        )
-    except UNREACHABLE as lost:
-        _log.warning("dispatch_failed", job_id=job_id, error=type(lost).__name__)
+    if queue in ledger.paused():
+        return CHAT_QUEUE_PAUSED
+    workers = [worker for worker in ledger.workers() if worker.queue == queue and not worker.draining]
+    return None if any(worker.state != "offline" for worker in workers) else NO_CHAT_WORKER

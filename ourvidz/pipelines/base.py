@@ -1,47 +1,103 @@
-"""What every pipeline is to the rest of the project."""
+"""Interfaces and result types of the pipelines: what the packages above may use without importing torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, Self
 
 from PIL.Image import Image
 
-from ourvidz.errors import OurvidzError
+from ourvidz.errors import FallbackError, OurvidzError
 from ourvidz.jobs.job import ChatJob, ImageJob, VideoJob
 
 OnStep = Callable[[int, int], None]
-"""`on_step(done, total)` before the first step (done = 0) and after every step; it may raise to stop."""
+"""`on_step(done, total)` is called once before the first step (done = 0) and after every step. An exception
+that it raises stops the job and is raised by `generate`."""
 PreviewRenderer = Callable[[], Image]
-"""Draws a small RGB picture of the unfinished work as it was. On any thread, at any later time; may fail."""
-OnPreview = Callable[[Callable[[], PreviewRenderer]], None]
-"""`on_preview(take)` after every step but the last, before its `on_step`. `take()`, while `on_preview` runs,
-copies what has to be drawn to the CPU; without it nothing is copied. `on_preview` raises nothing."""
-OnPicture = Callable[[int, Image], None]
-"""`on_picture(index, picture)` once for every finished picture, while the next ones are still being made; it
-may raise to stop."""
+"""Renders a small RGB preview of a snapshot of the latents. Runs on any thread, at any later time; may
+fail."""
+Snapshot = Callable[[], PreviewRenderer]
+"""Copies the current latents to the CPU and returns the renderer of that copy. Valid only during the call of
+`on_preview` that received it; when it is not called, nothing is copied."""
+OnPreview = Callable[[Snapshot], None]
+"""`on_preview(snapshot)` is called after every step but the last, before that step's `on_step`. It must not
+raise."""
+OnImage = Callable[[int, Image], None]
+"""`on_image(index, image)` is called once for each finished image, while later images are still being
+decoded. An exception that it raises stops the job and is raised by `generate`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """What an image pipeline made: RGB pictures in seed order, and what it found out on the way.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationResult:
+    """What every image or video pipeline reports about a finished job.
 
-    `seconds` is the time spent generating, `negative_prompt_used` whether the negative prompt reached the
-    model. `metadata` joins the job's callback metadata, `asset_metadata` every asset's.
+    `seconds` is the time spent generating. `batch_size` is the largest number of images that were denoised in
+    one batch; 1 for videos. `negative_prompt_used` says whether the negative prompt reached the model.
+    `metadata` is added to the job's callback metadata, `asset_metadata` to the metadata of every asset.
     """
 
-    images: list[Image]
-    seeds: list[int]
     seconds: float
+    batch_size: int = 1
     negative_prompt_used: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
     asset_metadata: dict[str, Any] = field(default_factory=dict)
 
+    def without_reference(self, error: FallbackError, *, denoise_strength: float, pipeline: str) -> Self:
+        """This result with the metadata of a job whose references could not be used because of `error`.
+
+        `denoise_strength` is the one that was requested, `pipeline` the name reported for the assets.
+        """
+        return replace(
+            self,
+            metadata=self.metadata
+            | {
+                "reference_fallback": True,
+                "reference_error": error.code,
+                "reference_error_reason": error.message,
+                "reference_backend": None,
+            },
+            asset_metadata=self.asset_metadata
+            | {
+                "denoise_strength": denoise_strength,
+                "pipeline": pipeline,
+                "resize_policy": None,
+                "negative_prompt_used": self.negative_prompt_used,
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedImages(GenerationResult):
+    """The RGB images of one job, in the order of their seeds."""
+
+    images: list[Image]
+    seeds: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedVideo(GenerationResult):
+    """The clip of one job.
+
+    `frames` are RGB images of one size, exactly as many as the job asked for. `frames_generated` is how many
+    the model generated; the surplus was cut off.
+    """
+
+    frames: list[Image]
+    fps: int
+    seed: int
+    frames_generated: int
+
+    @property
+    def middle_frame(self) -> Image:
+        """Frame n // 2 of n, counted from 0: the frame that thumbnails show."""
+        return self.frames[len(self.frames) // 2]
+
 
 @dataclass(frozen=True, slots=True)
-class ReferencePictures:
-    """The pictures a clip is to follow, RGB, of any size. Which of them count is said by the job's mode."""
+class ReferenceImages:
+    """The reference images of a video job, RGB, of any size. The job's reference mode decides which of them
+    are used."""
 
     single: Image | None = None
     start: Image | None = None
@@ -49,47 +105,30 @@ class ReferencePictures:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceClip:
-    """What a clip is made from where the model can read clips (VACE); pictures of any size.
+class SourceVideo:
+    """The control video of a VACE checkpoint; images of any size.
 
-    `frames` are RGB pictures by number, -1 the last: grey where there is none. `masks` are by number too:
-    what is white is made anew, and so is a frame without one. `pictures` show what the clip is to contain.
+    `frames` maps frame numbers (-1 is the last) to RGB images; missing frames are grey. `masks` maps frame
+    numbers to masks: white areas, and frames without a mask, are generated. `reference_images` show content
+    that the clip must contain.
     """
 
     frames: dict[int, Image] = field(default_factory=dict)
     masks: dict[int, Image] = field(default_factory=dict)
-    pictures: tuple[Image, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """What a video pipeline made, and what it found out on the way.
-
-    `frames` are RGB pictures of one size, as many as the job asked for; `frames_generated` is how many the
-    model made, of which those beyond are cut off. `seconds` is the time spent generating.
-    `metadata` joins the job's callback metadata, `asset_metadata` the asset's.
-    """
-
-    frames: list[Image]
-    fps: int
-    seed: int
-    frames_generated: int
-    seconds: float
-    metadata: dict[str, Any] = field(default_factory=dict)
-    asset_metadata: dict[str, Any] = field(default_factory=dict)
+    reference_images: tuple[Image, ...] = ()
 
 
 class ImagePipeline(Protocol):
-    """A warm pipeline that makes pictures."""
+    """A pipeline that generates images."""
 
     def load(self) -> None:
-        """Bring the weights to the device. Safe to call twice. `ModelLoadError` says what is wrong."""
+        """Load the weights onto the device. Idempotent. Raises `ModelLoadError`."""
 
     def unload(self) -> None:
-        """Take the weights off the device. Safe to call twice."""
+        """Free the weights. Idempotent."""
 
     def info(self) -> dict[str, Any]:
-        """Name, device, dtype, native size, whether it is loaded, how long loading took (seconds)."""
+        """Name, device, dtype, native size (px), whether it is loaded, and the load time (seconds)."""
 
     def generate(
         self,
@@ -98,81 +137,89 @@ class ImagePipeline(Protocol):
         reference: Image | None = None,
         on_step: OnStep,
         on_preview: OnPreview | None = None,
-        on_picture: OnPicture | None = None,
-    ) -> Pictures:
-        """Make the pictures of one job. `OutOfMemory`, `I2IPipelineError`, or whatever `on_step` or
-        `on_picture` raises; pictures may have been handed on before."""
+        on_image: OnImage | None = None,
+    ) -> GeneratedImages:
+        """Generate the images of one job.
+
+        Raises `OutOfMemory`, `I2IPipelineError`, or whatever `on_step` or `on_image` raises; some images may
+        have been passed to `on_image` by then.
+        """
 
 
 class VideoPipeline(Protocol):
-    """A warm pipeline that makes clips, and pictures where a clip has one frame."""
+    """A pipeline that generates clips. A clip of one frame is an image."""
 
     def load(self) -> None:
-        """Bring the weights to the device. Safe to call twice. `ModelLoadError` says what is wrong."""
+        """Load the weights onto the device. Idempotent. Raises `ModelLoadError`."""
 
     def unload(self) -> None:
-        """Take the weights off the device. Safe to call twice."""
+        """Free the weights. Idempotent."""
 
     def info(self) -> dict[str, Any]:
-        """Name, device, dtype, whether it is loaded, how long loading took (seconds)."""
+        """Name, device, dtype, whether it is loaded, and the load time (seconds)."""
 
     def generate(
         self,
         job: VideoJob,
         *,
-        references: ReferencePictures | None = None,
+        references: ReferenceImages | None = None,
         on_step: OnStep,
         on_preview: OnPreview | None = None,
-    ) -> Clip:
-        """Make the clip of one job. `OutOfMemory`, `InvalidParameters`, or whatever `on_step` raises."""
+    ) -> GeneratedVideo:
+        """Generate the clip of one job. Raises `OutOfMemory`, `InvalidParameters`, or whatever `on_step`
+        raises."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """What one step gave to one text of a decoding.
+    """What one decoding step added to one text.
 
-    `text` is what can be shown now: empty while a character is half made or a stop string may be under way.
-    `tokens` were generated so far. `finish` is None while the text goes on, `stop` at its natural end or at a
-    stop string, `length` at `max_tokens`. `prompt_tokens` are told here where `join` could not know them.
-    `error` is why this text, and no other, cannot go on.
+    `text` can be shown now; it is empty while a character is incomplete or a stop string may have begun.
+    `tokens_generated` counts all tokens of the text so far. `finish_reason` is None while the text goes on,
+    `stop` after an end-of-text token or a stop string, `length` at `max_tokens`. `prompt_tokens` is set once
+    by a decoder that did not know the number when the text was added. `error` ends this text and no other.
     """
 
     key: str
     text: str
-    tokens: int
-    finish: Literal["stop", "length"] | None = None
+    tokens_generated: int
+    finish_reason: Literal["stop", "length"] | None = None
     prompt_tokens: int | None = None
     error: OurvidzError | None = None
 
 
-class Decoding(Protocol):
-    """Texts that grow together, a token each a step. Texts come and go between steps."""
+class BatchDecoder(Protocol):
+    """Decodes several texts together, one token per text and step. Texts are added and removed between
+    steps."""
 
-    def join(self, key: str, job: ChatJob) -> int:
-        """Take in one more text; the number of its prompt tokens, 0 where a piece will tell it.
-        `InvalidParameters` when prompt and `max_tokens` do not fit the model's context; the others are not
-        disturbed."""
+    def add(self, key: str, job: ChatJob) -> int:
+        """Add a text under a unique key and return the number of its prompt tokens; 0 if that is not known
+        yet and a `TextDelta` will report it.
+
+        Raises `InvalidParameters` if prompt and `max_tokens` do not fit the model's context; the other texts
+        are not affected.
+        """
 
     def step(self) -> list[TextDelta]:
-        """One token more for every text that is in and not finished, or for some of them while others are
-        being read; `OutOfMemory` when they are too many."""
+        """Decode one token for every unfinished text, or for some of them while prompts are being prefilled.
+        Raises `OutOfMemory` if the batch is too large."""
 
-    def leave(self, key: str) -> None:
-        """Take a text out, finished or not. Safe to call twice."""
+    def remove(self, key: str) -> None:
+        """Remove a text, finished or not. Idempotent."""
 
 
 class TextPipeline(Protocol):
-    """A warm language model."""
+    """A language model."""
 
     def load(self) -> None:
-        """Bring the weights to the device. Safe to call twice. `ModelLoadError` says what is wrong."""
+        """Load the weights onto the device. Idempotent. Raises `ModelLoadError`."""
 
     def unload(self) -> None:
-        """Take the weights off the device. Safe to call twice."""
+        """Free the weights. Idempotent."""
 
     def info(self) -> dict[str, Any]:
-        """`name`, `inference_engine`, device, dtype, context length (tokens), whether it is loaded, how long
-        loading took (seconds)."""
+        """`name`, `inference_engine`, device, dtype, context length (tokens), whether it is loaded, and the
+        load time (seconds)."""
 
-    def decoding(self) -> Decoding:
-        """A new batch with no texts in it."""
+    def new_decoder(self) -> BatchDecoder:
+        """A decoder with no texts in it."""

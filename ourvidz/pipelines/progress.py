@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from PIL.Image import Image
 
-from ourvidz.pipelines.base import OnPicture, OnPreview, OnStep, PreviewRenderer
+from ourvidz.pipelines.base import OnImage, OnPreview, OnStep, PreviewRenderer
 
 
 class ProgressReporter:
@@ -17,11 +17,11 @@ class ProgressReporter:
     """
 
     def __init__(
-        self, on_step: OnStep, on_preview: OnPreview | None = None, on_picture: OnPicture | None = None
+        self, on_step: OnStep, on_preview: OnPreview | None = None, on_image: OnImage | None = None
     ) -> None:
         self._on_step = on_step
         self._on_preview = on_preview
-        self._on_picture = on_picture
+        self._on_picture = on_image
         self._before = 0
         self._total = 0
         self.stopped_by: Exception | None = None

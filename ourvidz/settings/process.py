@@ -37,6 +37,8 @@ class RedisSettings(Topic):
     redis_url_given: RedisURL | None = env("OURVIDZ_REDIS_URL")
     upstash_url: WebURL | None = env("UPSTASH_REDIS_REST_URL")
     upstash_token: str | None = env("UPSTASH_REDIS_REST_TOKEN")
+    test_redis_url: RedisURL | None = env("OURVIDZ_TEST_REDIS_URL")
+    """The server that `ourvidz.testing` uses, under key prefixes of its own; default one that it starts."""
     key_prefix: str = env("OURVIDZ_KEY_PREFIX", "ourvidz:")
     visibility_timeout_s: int = env("OURVIDZ_VISIBILITY_TIMEOUT_S", 7200, ge=60)
     """Longer than any job, the same in every process: a worker restores all queues' messages with its own."""

@@ -99,7 +99,7 @@ class Attempt:
             raise FenceLost(claim.job_id)
 
     def settle(
-        self, error: OurvidzError, *, retry_in_s: float, instead: Outcome | None = None
+        self, error: OurvidzError, *, retry_delay_s: float, instead: Outcome | None = None
     ) -> Literal["again", "failed", "done"]:
         """Give the job back to the queue if this error may be tried again, else commit the failure, or what
         the job can end with `instead`. Publishes nothing."""
@@ -109,7 +109,7 @@ class Attempt:
             "attempt_failed", job_id=claim.job_id, code=error.code, tried=tried, reason=error.message
         )
         if error.scope == "job" and tried < error.attempts and self._repeatable():
-            if not control.current().ledger.release(claim, code=error.code, due_in_s=retry_in_s):
+            if not control.current().ledger.release(claim, code=error.code, due_in_s=retry_delay_s):
                 raise FenceLost(claim.job_id)
             return "again"
         if instead is not None:

@@ -87,7 +87,7 @@ class GenerationTask(Task):  # type: ignore[misc]
 
     def _retry_or_fail(self, attempt: Attempt, error: OurvidzError) -> NoReturn:
         due_in_s = 0.0 if self.request.is_eager else RETRY_DELAY_S
-        if attempt.settle(error, retry_in_s=due_in_s) == "failed":
+        if attempt.settle(error, retry_delay_s=due_in_s) == "failed":
             raise JobFailed(error.code) from None
         again = self.retry(
             args=(dispatch.message(attempt.claim.record),),
@@ -95,5 +95,5 @@ class GenerationTask(Task):  # type: ignore[misc]
             exc=JobFailed(error.code),
             throw=False,
         )
-        dispatch.noted(attempt.claim.record)
+        dispatch.note_published(attempt.claim.record)
         raise again

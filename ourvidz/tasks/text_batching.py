@@ -29,9 +29,9 @@ _log = log.get(__name__)
 class ClaimedTurn:
     """One claimed text job; implements the workflow's `Turn`."""
 
-    def __init__(self, claim: Claim, family: str, *, retry_in_s: float) -> None:
+    def __init__(self, claim: Claim, family: str, *, retry_delay_s: float) -> None:
         self._attempt = Attempt(claim, family)
-        self._retry_in_s = retry_in_s
+        self._retry_delay_s = retry_delay_s
         self._lease = ExitStack()
         self.ending: Literal["done", "again", "failed", "lost"] | None = None
         self.error: OurvidzError | None = None
@@ -62,13 +62,13 @@ class ClaimedTurn:
             self.error = known(error, self.job.id)
             try:
                 self.ending = self._attempt.settle(
-                    self.error, retry_in_s=self._retry_in_s, instead=self._instead(self.error)
+                    self.error, retry_delay_s=self._retry_delay_s, instead=self._instead(self.error)
                 )
             except (FenceLost, WorkerUnavailable) as lost:
                 self._let_go(lost)
                 return
         if self.ending == "again":
-            dispatch.publish(self._attempt.claim.record, in_s=self._retry_in_s + PUBLISH_SLACK_S)
+            dispatch.publish(self._attempt.claim.record, delay_s=self._retry_delay_s + PUBLISH_SLACK_S)
         self._deliver()
 
     def _instead(self, error: OurvidzError) -> Outcome | None:
@@ -92,10 +92,10 @@ class ClaimedCompany:
         self._family = family
         self._worker_id = claim.record.worker_id or ""
         self._limit = limit
-        self._retry_in_s = 0.0 if eager else RETRY_DELAY_S
+        self._retry_delay_s = 0.0 if eager else RETRY_DELAY_S
         self._look_at = 0.0
         self._until = time.monotonic() + ADMISSION_WINDOW_S
-        self.first = ClaimedTurn(claim, family, retry_in_s=self._retry_in_s)
+        self.first = ClaimedTurn(claim, family, retry_delay_s=self._retry_delay_s)
         self._turns = [self.first]
         if eager or OutOfMemory.code in claim.record.failures:
             self._until = 0.0
@@ -135,7 +135,7 @@ class ClaimedCompany:
                 # Paused, drained, taken by somebody else, or not for this batch: let the messages decide.
                 self._until = 0.0
                 return
-            self._turns.append(ClaimedTurn(claim, self._family, retry_in_s=self._retry_in_s))
+            self._turns.append(ClaimedTurn(claim, self._family, retry_delay_s=self._retry_delay_s))
             dispatch.deliver(record.job_id)
 
     def _fits(self, record: Record, first: ChatJob) -> bool:

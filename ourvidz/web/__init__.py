@@ -1,5 +1,5 @@
-"""The HTTP shim: validates a request, hands it to the dispatcher, shows what the ledger knows.
+"""HTTP service (the shim): validates requests, submits jobs, and serves what the ledger records.
 
-Owns: routes, keys and scopes, body limits, problem documents, the audit log, the local callback receiver.
-Speaks: requests, status codes, JSON documents, server-sent events. No models, no Redis, no Celery.
+Owns routes, API keys and their scopes, body limits, problem documents, the audit log, the callback receiver.
+Handles requests, status codes, JSON documents and server-sent events; knows no models, Redis or Celery.
 """

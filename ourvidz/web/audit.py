@@ -1,4 +1,4 @@
-"""The audit log: who did what, when, and how it ended. Never a prompt."""
+"""Audit log: one line a request with caller, route, job, outcome and duration. Never prompt text."""
 
 from __future__ import annotations
 
@@ -10,42 +10,47 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ourvidz import log
+from ourvidz.jobs.job import Job
 from ourvidz.ledger.record import Record
 
-READS = frozenset({"GET", "HEAD", "OPTIONS"})
-REFUSED = frozenset({401, 403})
+READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+AUTH_FAILURES = frozenset({401, 403})
 
 _log = log.get(__name__)
 
 
 @dataclass(slots=True)
-class Entry:
-    """What the log will say of one request. `who` is the name of a key, never the key."""
+class AuditEntry:
+    """What is logged about one request.
 
-    who: str = "nobody"
+    `caller` is the name of an API key, never the key; `code` an error code; `policy` the safety rule that
+    refused a text and the text's hash, which appear in this log only.
+    """
+
+    caller: str = "nobody"
     code: str | None = None
     job_id: str | None = None
     user_id: str | None = None
     type: str | None = None
     policy: Mapping[str, str] | None = None
-    """Which rule refused a text, and the text's hash; for this log alone."""
 
-    def about(self, record: Record) -> None:
-        """Note which job the request was about."""
-        self.job_id, self.user_id, self.type = record.job_id, record.user_id, record.type
+    def set_job(self, job: Job | Record) -> None:
+        """Note the id, user and type of the job that the request is about."""
+        self.job_id = job.job_id if isinstance(job, Record) else job.id
+        self.user_id, self.type = job.user_id, job.type
 
 
-def entry(scope: MutableMapping[str, Any]) -> Entry:
-    """The entry of a request, made on first use."""
+def entry(scope: MutableMapping[str, Any]) -> AuditEntry:
+    """The audit entry of the request with this ASGI scope, created on first use."""
     state: MutableMapping[str, Any] = scope.setdefault("state", {})
     if "audit" not in state:
-        state["audit"] = Entry()
-    found: Entry = state["audit"]
-    return found
+        state["audit"] = AuditEntry()
+    existing: AuditEntry = state["audit"]
+    return existing
 
 
-class Audit:
-    """Writes one line for every request that may change something, and for every refused one."""
+class AuditMiddleware:
+    """ASGI middleware that logs every request with a writing method, and every 401 and 403."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -54,34 +59,39 @@ class Audit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # Servers share one state mapping between requests; an entry is one request's.
-        scope["state"] = {**scope.get("state", {}), "audit": Entry()}
-        began = time.monotonic()
+        # Servers share one state mapping between requests; an entry belongs to one request.
+        scope["state"] = {**scope.get("state", {}), "audit": AuditEntry()}
+        started = time.monotonic()
         status = 0
 
-        async def watched(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send_and_note_status)
         finally:
-            if scope["method"] not in READS or status in REFUSED:
-                _write(scope, status, time.monotonic() - began)
+            if scope["method"] not in READ_METHODS or status in AUTH_FAILURES:
+                _write(scope, status, time.monotonic() - started)
 
 
-def _write(scope: Scope, status: int, took_s: float) -> None:
-    told = entry(scope)
-    about = {"job_id": told.job_id, "user_id": told.user_id, "type": told.type, "policy": told.policy}
+def _write(scope: Scope, status: int, duration_s: float) -> None:
+    logged = entry(scope)
+    optional = {
+        "job_id": logged.job_id,
+        "user_id": logged.user_id,
+        "type": logged.type,
+        "policy": logged.policy,
+    }
     _log.info(
         "audit",
-        who=told.who,
+        who=logged.caller,
         method=scope["method"],
         path=scope["path"],
         status=status,
-        outcome=told.code or ("ok" if 200 <= status < 400 else "failed"),
-        took_ms=round(took_s * 1000, 1),
-        **{name: value for name, value in about.items() if value is not None},
+        outcome=logged.code or ("ok" if 200 <= status < 400 else "failed"),
+        took_ms=round(duration_s * 1000, 1),
+        **{name: value for name, value in optional.items() if value is not None},
     )

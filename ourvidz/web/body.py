@@ -1,4 +1,4 @@
-"""Reading a JSON body. What is not plain JSON in UTF-8 is refused here; what it says is judged elsewhere."""
+"""Parses JSON request bodies; anything but plain JSON in UTF-8 is refused."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ourvidz.errors import InvalidParameters
 RULE = "JSON in UTF-8"
 
 
-def _no_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def _finite(digits: str) -> float:
+def _finite_float(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
         raise ValueError("a number is too large")
@@ -25,22 +25,25 @@ def _finite(digits: str) -> float:
 
 
 def parse_json(text: str | bytes, *, field: str | None = None) -> Any:
-    """The value a JSON text stands for. `InvalidParameters` for anything else, NaN and infinities too."""
+    """The value of a JSON text. Raises `InvalidParameters` for anything else, NaN and infinities included.
+
+    `field` is the request field that the text came from, for the error.
+    """
     try:
-        # json.loads would let surrogates and UTF-16 through when given bytes.
+        # json.loads accepts surrogates and UTF-16 in bytes.
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        return json.loads(decoded, parse_constant=_no_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as broken:
-        reason = "it nests too deeply" if isinstance(broken, RecursionError) else _reason(broken)
+        return json.loads(decoded, parse_constant=_reject_constant, parse_float=_finite_float)
+    except (ValueError, RecursionError) as error:
+        reason = "it nests too deeply" if isinstance(error, RecursionError) else _reason(error)
         raise InvalidParameters(f"The body is not JSON: {reason}.", field=field, rule=RULE) from None
 
 
-def _reason(broken: ValueError) -> str:
-    if isinstance(broken, json.JSONDecodeError):
-        return f"{broken.msg} at line {broken.lineno} column {broken.colno}"
-    return "it is not UTF-8" if isinstance(broken, UnicodeDecodeError) else "a number is out of range"
+def _reason(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at line {error.lineno} column {error.colno}"
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "a number is out of range"
 
 
 async def read_json(request: Request) -> Any:
-    """The value of a request's JSON body."""
+    """The value of a request's JSON body. Raises as `parse_json`."""
     return parse_json(await request.body())

@@ -1,10 +1,10 @@
-"""Conversations and enhancements that a caller waits for."""
+"""Synchronous routes for conversations and prompt enhancement."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
 
@@ -22,22 +22,22 @@ from ourvidz.jobs.schema import conversation_schema
 from ourvidz.web import audit, problems, sse
 from ourvidz.web.body import read_json
 from ourvidz.web.problems import documented
-from ourvidz.web.waiting import (
-    Answer,
-    Heard,
-    answer_of,
-    as_events,
-    begun,
-    unless_gone,
-    wait_for,
+from ourvidz.web.synchronous import (
+    TextResult,
+    TextStream,
+    await_first_event,
+    cancel_on_disconnect,
+    encode_events,
+    read_result,
+    stream_text,
 )
 
 router = APIRouter(tags=["chat"])
 
 ENHANCE = "chat_enhance"
-_TYPES = tuple(row.name for row in CATALOG.values() if row.kind == "chat")
-_NAMED = ("config.job_type", "job_type", "type")
-_IDS = ("id", "job_id", "job_type")
+_CHAT_TYPES = tuple(row.name for row in CATALOG.values() if row.kind == "chat")
+_TYPE_FIELDS = ("config.job_type", "job_type", "type")
+_DROPPED_FIELDS = ("id", "job_id", "job_type")
 EVENT: dict[str, Any] = {
     "type": "object",
     "required": ["event", "data"],
@@ -46,7 +46,7 @@ EVENT: dict[str, Any] = {
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
-WAITED: dict[str, Any] = {
+ROUTE_OPTIONS: dict[str, Any] = {
     "responses": {
         200: {"content": {"text/event-stream": {"itemSchema": EVENT}}},
         **documented(401, 403, 413, 422, 500, 503, 504),
@@ -62,15 +62,15 @@ _log = log.get(__name__)
 
 
 class ModelUsed(BaseModel):
-    """Which model wrote a text. What a wait that ended early never heard is null."""
+    """The model that wrote a text. `inference_engine` is null when the deadline cut the text off."""
 
     model_name: str
     inference_engine: str | None
     active_model_type: str
 
 
-class Waited(BaseModel):
-    """What every synchronous answer has; times are seconds. `GET /jobs/{job_id}` shows the job behind it."""
+class SynchronousAnswer(BaseModel):
+    """Fields of every synchronous answer; times are in seconds. `GET /jobs/{job_id}` returns the job."""
 
     success: Literal[True] = True
     generation_time: float
@@ -83,168 +83,177 @@ class Waited(BaseModel):
     unrestricted_mode: bool
 
 
-class ChatAnswer(Waited):
-    """The next turn of a conversation."""
+class ChatAnswer(SynchronousAnswer):
+    """The next message of a conversation."""
 
     response: str
 
 
-class Enhanced(Waited):
-    """An enhanced prompt: `qwen` wrote it, or as a `fallback` it is the original, and `reason` says why."""
+class Enhanced(SynchronousAnswer):
+    """An enhanced prompt, written by `qwen`; or the original as a `fallback`, with the reason."""
 
     enhanced_prompt: str
     enhancement_strategy: Literal["qwen", "fallback"]
     enhancement_reason: str | None
 
 
-@router.post("/chat", response_model=ChatAnswer, **WAITED)
+@router.post("/chat", response_model=ChatAnswer, **ROUTE_OPTIONS)
 async def chat(request: Request) -> Response:
-    """Continue a conversation, and wait for the text."""
+    """Continue a conversation and wait for the text."""
     return await _respond(request, "chat_conversation")
 
 
-@router.post("/chat/unrestricted", response_model=ChatAnswer, **WAITED)
+@router.post("/chat/unrestricted", response_model=ChatAnswer, **ROUTE_OPTIONS)
 async def chat_unrestricted(request: Request) -> Response:
-    """The same as `chat_unrestricted`."""
+    """Continue a conversation as a job of the type `chat_unrestricted`."""
     return await _respond(request, "chat_unrestricted")
 
 
-@router.post("/generate", response_model=ChatAnswer, **WAITED)
+@router.post("/generate", response_model=ChatAnswer, **ROUTE_OPTIONS)
 async def generate(request: Request) -> Response:
-    """The same with the type that `config.job_type` names."""
+    """Continue a conversation as a job of the type in `config.job_type`."""
     return await _respond(request, "chat_conversation")
 
 
-@router.post("/enhance/legacy", response_model=Enhanced, **WAITED)
-@router.post("/enhance", response_model=Enhanced, **WAITED)
+@router.post("/enhance/legacy", response_model=Enhanced, **ROUTE_OPTIONS)
+@router.post("/enhance", response_model=Enhanced, **ROUTE_OPTIONS)
 async def enhance(request: Request) -> Response:
-    """Enhance a prompt. When that fails through no fault of the caller, the prompt comes back as it is."""
+    """Enhance a prompt. If that fails through no fault of the caller, the original is returned."""
     return await _respond(request, ENHANCE)
 
 
 async def _respond(request: Request, type_name: str) -> Response:
+    """Run a text job of this type; respond with its document, or with events if the body asks to stream."""
     payload = await read_json(request)
     job = await run_in_threadpool(parse_request, request, payload, type_name)
     enhancing = type_name == ENHANCE
-    heard = wait_for(job)
+    stream = stream_text(job)
     if enhancing:
-        heard = _or_as_it_is(heard, job)
+        stream = _with_fallback(stream, job)
     if job.stream:
 
-        def written(item: str | Answer) -> Iterator[bytes]:
-            if isinstance(item, Answer):
+        def encode_item(item: str | TextResult) -> Iterator[bytes]:
+            if isinstance(item, TextResult):
                 yield sse.encode_json_event(_document(item, job, enhancing=enhancing), event="done")
             else:
                 yield sse.encode_json_event({"text": item}, event="token")
 
-        def failure(error: OurvidzError) -> bytes:
+        def encode_error(error: OurvidzError) -> bytes:
             audit.entry(request.scope).code = error.code
             document = problems.document(error, request.url.path).model_dump(mode="json")
             return sse.encode_json_event(document, event="error")
 
-        events = await begun(request, as_events(heard, written, failure))
+        events = await await_first_event(request, encode_events(stream, encode_item, encode_error))
         return sse.EventStreamResponse(events, {"X-Job-Id": job.id})
-    answer = await unless_gone(request, lambda: answer_of(heard))
-    return JSONResponse(_document(answer, job, enhancing=enhancing))
+    result = await cancel_on_disconnect(request, lambda: read_result(stream))
+    return JSONResponse(_document(result, job, enhancing=enhancing))
 
 
 def parse_request(request: Request, payload: object, type_name: str, *, prefix: str = "") -> ChatJob:
-    """The text job a body asks for, with an id of our own. Raises `CallerError`; nothing is written."""
-    row = _row(Fields(payload), type_name)
+    """The text job that a body describes. Its id is generated, after `prefix`. Raises `CallerError`."""
+    row = _job_type(Fields(payload), type_name)
     assert isinstance(payload, dict)
-    asked = {name: value for name, value in payload.items() if name not in _IDS} | {"type": row.name}
-    job = dispatch.parse_payload(asked, make_id=lambda: f"{prefix}{uuid.uuid4().hex}")
+    fields = {name: value for name, value in payload.items() if name not in _DROPPED_FIELDS}
+    job = dispatch.parse_payload({**fields, "type": row.name}, make_id=lambda: f"{prefix}{uuid.uuid4().hex}")
     assert isinstance(job, ChatJob)
-    entry = audit.entry(request.scope)
-    entry.job_id, entry.user_id, entry.type = job.id, job.user_id, job.type
+    audit.entry(request.scope).set_job(job)
     return job
 
 
-def _row(fields: Fields, type_name: str) -> JobType:
-    """The type a body names, else the route's. For an enhancement it names what is being enhanced."""
-    named = fields.first(*_NAMED)
+def _job_type(fields: Fields, type_name: str) -> JobType:
+    """The job type in the body, else `type_name`.
+
+    The body of an enhancement names the type that the prompt is for, which is checked and ignored.
+    """
+    named = fields.first(*_TYPE_FIELDS)
     row = lookup(named.value) if named and isinstance(named.value, str) else None
     if named is not None and type_name == ENHANCE:
         if row is None:
             raise refused(named.path, f"one of {', '.join(CATALOG)}", named.value)
     elif named is not None and (row is None or row.kind != "chat"):
-        raise refused(named.path, f"one of {', '.join(_TYPES)}", named.value)
+        raise refused(named.path, f"one of {', '.join(_CHAT_TYPES)}", named.value)
     return row if row is not None and type_name != ENHANCE else CATALOG[type_name]
 
 
-async def _or_as_it_is(heard: Heard, job: ChatJob) -> Heard:
-    """An enhancement, or the original prompt where there is none to be had."""
-    began = time.monotonic()
-    answer: Answer | None = None
+async def _with_fallback(stream: TextStream, job: ChatJob) -> TextStream:
+    """Yield an enhancement's stream; after an error other than the caller's, the original prompt ends it."""
+    started = time.monotonic()
+    result: TextResult | None = None
     reason: str | None = None
-    async with aclosing(heard):
+    async with aclosing(stream):
         try:
-            async for item in heard:
-                if isinstance(item, Answer):
-                    answer = item
+            async for item in stream:
+                if isinstance(item, TextResult):
+                    result = item
                 else:
                     yield item
-        except OurvidzError as failed:
-            if isinstance(failed, CallerError) and not isinstance(failed, JobTimeout):
+        except OurvidzError as error:
+            timed_out = isinstance(error, JobTimeout)
+            if isinstance(error, CallerError) and not timed_out:
                 raise
-            _log.warning("enhancement_failed", job_id=job.id, code=failed.code)
-            reason = failed.message
-            late = isinstance(failed, JobTimeout)
-            answer = _nothing(time.monotonic() - began, "timeout" if late else "error")
-    assert answer is not None
-    yield _settled(answer, job, reason)
+            _log.warning("enhancement_failed", job_id=job.id, code=error.code)
+            reason = error.message
+            result = _empty_result(time.monotonic() - started, "timeout" if timed_out else "error")
+    assert result is not None
+    yield _enhancement(result, job, reason)
 
 
-def _nothing(spent_s: float, finish_reason: str) -> Answer:
-    told = {"generation_time": round(spent_s, 3), "tokens_generated": 0, "finish_reason": finish_reason}
-    return Answer("", told)
+def _empty_result(duration_s: float, finish_reason: str) -> TextResult:
+    metadata = {
+        "generation_time": round(duration_s, 3),
+        "tokens_generated": 0,
+        "finish_reason": finish_reason,
+    }
+    return TextResult("", metadata)
 
 
-def _settled(answer: Answer, job: ChatJob, reason: str | None) -> Answer:
-    """The answer with the prompt to use. Half an enhancement is none."""
-    if answer.fell_back:
-        return Answer(answer.text, answer.told, answer.enhanced_prompt or job.asked)
-    if reason is None and answer.finish_reason == "timeout":
+def _enhancement(result: TextResult, job: ChatJob, reason: str | None) -> TextResult:
+    """The result with its `enhanced_prompt`: the generated text without blanks around it, or the original.
+
+    The original is used when there is a `reason`, when the deadline cut the text off, and for an empty text.
+    """
+    if result.is_fallback:
+        return TextResult(result.text, result.metadata, result.enhanced_prompt or job.asked)
+    if reason is None and result.finish_reason == "timeout":
         reason = "The enhancement took too long."
-    found = (answer.enhanced_prompt or answer.text).strip()
-    if reason is None and found:
-        told = {"enhancement_strategy": "qwen", **answer.told}
-        return Answer(answer.text, told, found)
-    told = {
-        **answer.told,
+    enhanced = (result.enhanced_prompt or result.text).strip()
+    if reason is None and enhanced:
+        return TextResult(result.text, {"enhancement_strategy": "qwen", **result.metadata}, enhanced)
+    metadata = {
+        **result.metadata,
         "enhancement_strategy": "fallback",
         "enhancement_reason": reason or "The model wrote nothing.",
     }
-    return Answer(answer.text, told, job.asked)
+    return TextResult(result.text, metadata, job.asked)
 
 
-def _document(answer: Answer, job: ChatJob, *, enhancing: bool) -> dict[str, Any]:
-    told = answer.told
+def _document(result: TextResult, job: ChatJob, *, enhancing: bool) -> dict[str, Any]:
+    """The JSON document of an answer: `Enhanced` for an enhancement, else `ChatAnswer`."""
+    metadata = result.metadata
     common: dict[str, Any] = {
-        "generation_time": told.get("generation_time", 0.0),
-        "tokens_generated": told.get("tokens_generated", 0),
-        "finish_reason": answer.finish_reason,
+        "generation_time": metadata.get("generation_time", 0.0),
+        "tokens_generated": metadata.get("tokens_generated", 0),
+        "finish_reason": result.finish_reason,
         "job_id": job.id,
-        "model_info": model_used(answer, job),
+        "model_info": _model_used(metadata, job),
         "sfw_mode": job.sfw_mode,
         "content_tier": job.flags.get("content_tier"),
         "unrestricted_mode": bool(job.flags.get("unrestricted_mode", False)),
     }
     if not enhancing:
-        return ChatAnswer(**common, response=answer.text).model_dump(mode="json")
+        return ChatAnswer(**common, response=result.text).model_dump(mode="json")
     return Enhanced(
         **common,
-        enhanced_prompt=answer.enhanced_prompt or "",
-        enhancement_strategy=told["enhancement_strategy"],
-        enhancement_reason=told.get("enhancement_reason"),
+        enhanced_prompt=result.enhanced_prompt or "",
+        enhancement_strategy=metadata["enhancement_strategy"],
+        enhancement_reason=metadata.get("enhancement_reason"),
     ).model_dump(mode="json")
 
 
-def model_used(answer: Answer, job: ChatJob) -> ModelUsed:
-    """Which model an answer is from, as far as its worker has said."""
-    told = answer.told
+def _model_used(metadata: Mapping[str, Any], job: ChatJob) -> ModelUsed:
+    """The model of an answer, as its worker reported it, else as the job requests it."""
     return ModelUsed(
-        model_name=told.get("model_name") or job.model,
-        inference_engine=told.get("inference_engine"),
-        active_model_type=told.get("active_model_type") or job.model.removeprefix("qwen_"),
+        model_name=metadata.get("model_name") or job.model,
+        inference_engine=metadata.get("inference_engine"),
+        active_model_type=metadata.get("active_model_type") or job.model.removeprefix("qwen_"),
     )

@@ -1,4 +1,4 @@
-"""The documents the job routes answer with."""
+"""Response models of the job routes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ourvidz.ledger.record import Status
 
 
 class Timestamps(BaseModel):
-    """When things happened, ISO 8601 in UTC; `queued_at` and `started_at` are the current run's."""
+    """Times in ISO 8601, UTC; `queued_at` and `started_at` are the current run's."""
 
     created_at: datetime
     queued_at: datetime
@@ -20,7 +20,7 @@ class Timestamps(BaseModel):
 
 
 class Result(BaseModel):
-    """What a completed job made: `assets` and `metadata` exactly as in its callback."""
+    """Output of a completed job: `assets` and `metadata` exactly as in its callback."""
 
     assets: list[dict[str, Any]]
     metadata: dict[str, Any]
@@ -29,7 +29,7 @@ class Result(BaseModel):
     text: str | None
 
 
-class FaultDocument(BaseModel):
+class JobErrorDocument(BaseModel):
     """Why a job failed."""
 
     code: str
@@ -37,14 +37,14 @@ class FaultDocument(BaseModel):
     retryable: bool
 
 
-class JobListed(BaseModel):
-    """A job as lists show it. `progress` is 0 to 100, `run` counts submissions, `attempt` claims in one."""
+class JobSummary(BaseModel):
+    """A job in a list. `progress` is 0 to 100, `run` counts submissions, `attempt` the claims of one run."""
 
     job_id: str
     status: Status
     progress: Annotated[float, Field(ge=0, le=100)]
     result: Result | None
-    error: FaultDocument | None
+    error: JobErrorDocument | None
     timestamps: Timestamps
     type: str
     queue: str
@@ -54,22 +54,22 @@ class JobListed(BaseModel):
     stage: str | None
 
 
-class JobState(JobListed):
-    """A job as it now stands. `queue_position` is 0 for the next to start, `eta_s` an estimate in seconds."""
+class JobState(JobSummary):
+    """Current state of a job. `queue_position` is 0 for the next to start, `eta_s` an estimate in seconds."""
 
     queue_position: int | None
     eta_s: float | None
 
 
 class JobPage(BaseModel):
-    """Some jobs, newest first; `cursor` asks for the next ones and is null at the end."""
+    """One page of jobs, newest first; `cursor` requests the next page and is null on the last."""
 
-    items: list[JobListed]
+    items: list[JobSummary]
     cursor: str | None
 
 
 class Accepted(BaseModel):
-    """A job was queued. `seed` is the one it will run with, drawn or given."""
+    """A queued job. `seed` is the one it runs with: the payload's, else a drawn one."""
 
     job_id: str
     status: Literal["queued"] = "queued"
@@ -80,7 +80,7 @@ class Accepted(BaseModel):
 
 
 class Deleted(BaseModel):
-    """A job's record and assets are gone."""
+    """A job whose record and assets were deleted."""
 
     job_id: str
     deleted: Literal[True] = True

@@ -1,5 +1,4 @@
-"""What the shim serves in place of a backend when everything runs on one machine: stored assets, and a
-receiver for the callbacks."""
+"""Routes of the embedded mode, in place of a backend: stored assets, a callback receiver, and its inbox."""
 
 from __future__ import annotations
 
@@ -23,19 +22,19 @@ from ourvidz.storage.keys import segments
 from ourvidz.storage.local import LocalStore
 from ourvidz.web import audit
 from ourvidz.web.body import parse_json
-from ourvidz.web.inbox import KEPT, Inbox
+from ourvidz.web.inbox import MAX_DELIVERIES, Inbox
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 
 router = APIRouter(tags=["embedded"])
 receiver = APIRouter(tags=["embedded"])
 
-SHOWN_INLINE = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4"})
-"""Everything else is offered for download: a stored page must not run as this origin's."""
+INLINE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4"})
+"""Files that a browser may display. Others are downloads: a stored page must not run in this origin."""
 
 
 class Delivery(BaseModel):
-    """One callback as it came in. `verified`: every signature that is configured held."""
+    """One received callback. `verified`: every configured signature was valid."""
 
     received_at: datetime
     headers: dict[str, str]
@@ -44,13 +43,13 @@ class Delivery(BaseModel):
 
 
 class Deliveries(BaseModel):
-    """What the receiver got, oldest first."""
+    """Received callbacks, oldest first."""
 
     items: list[Delivery]
 
 
 class Debug(BaseModel):
-    """How the receiver understood a callback."""
+    """How the receiver read a callback."""
 
     job_id: str
     jobStatus: str | None
@@ -64,7 +63,7 @@ class Debug(BaseModel):
 
 
 class Receipt(BaseModel):
-    """The receiver's answer."""
+    """The receiver's response."""
 
     success: Literal[True] = True
     message: str
@@ -80,20 +79,20 @@ class Receipt(BaseModel):
     },
 )
 def asset(bucket: str, key: str) -> FileResponse:
-    """A stored file."""
+    """Read a stored file."""
     name = f"{bucket}/{key}"
     store = control.current().store
     try:
-        there = isinstance(store, LocalStore) and store.exists(name)
+        exists = isinstance(store, LocalStore) and store.exists(name)
     except (InvalidParameters, StorageError):
-        there = False
-    if not there:
+        exists = False
+    if not exists:
         raise NotFound("There is no such asset.", field="key", value=name)
     assert isinstance(store, LocalStore)
-    kind, inline = _kind(name)
+    media_type, inline = _media_type(name)
     return FileResponse(
         store.root.joinpath(*segments(name)),
-        media_type=kind,
+        media_type=media_type,
         filename=PurePosixPath(name).name,
         content_disposition_type="inline" if inline else "attachment",
         headers={
@@ -107,11 +106,11 @@ def asset(bucket: str, key: str) -> FileResponse:
 def inbox(
     request: Request,
     job_id: Annotated[str | None, Query(pattern=rf"^({IDENTIFIER.pattern})?$")] = None,
-    limit: Annotated[int, Query(ge=1, le=KEPT)] = 1000,
+    limit: Annotated[int, Query(ge=1, le=MAX_DELIVERIES)] = 1000,
 ) -> Deliveries:
-    """The last callbacks that came in, of one job or of all, oldest first."""
-    kept: Inbox = request.app.state.inbox
-    return Deliveries.model_validate({"items": kept.last(job_id=job_id or None, limit=limit)})
+    """Read the last received callbacks, of one job or of all, oldest first."""
+    stored: Inbox = request.app.state.inbox
+    return Deliveries.model_validate({"items": stored.last(job_id=job_id or None, limit=limit)})
 
 
 @receiver.post(
@@ -122,54 +121,57 @@ def inbox(
     },
 )
 async def receive(request: Request) -> Receipt:
-    """Take a callback in. Every delivery is kept, also a repeated one."""
+    """Receive a callback. Every delivery is stored, repeated ones included."""
     body = await request.body()
     settings = control.current().settings
-    verified = _trust(body, request, settings)
-    audit.entry(request.scope).who = "callback"
+    verified = _check_sender(body, request, settings)
+    audit.entry(request.scope).caller = "callback"
     payload = parse_json(body)
     now = datetime.now(UTC)
     receipt = _receipt(payload, now)
     audit.entry(request.scope).job_id = receipt.debug.job_id
-    kept: Inbox = request.app.state.inbox
+    stored: Inbox = request.app.state.inbox
     await run_in_threadpool(
-        kept.keep, payload, request.headers, received_at=now.isoformat(), verified=verified
+        stored.add, payload, request.headers, received_at=now.isoformat(), verified=verified
     )
     return receipt
 
 
-def _kind(name: str) -> tuple[str, bool]:
-    """The content type of a file by its ending, and whether a browser may show it."""
-    if PurePosixPath(name).suffix.lower() in SHOWN_INLINE:
+def _media_type(name: str) -> tuple[str, bool]:
+    """The media type of a file by its suffix, and whether a browser may display it."""
+    if PurePosixPath(name).suffix.lower() in INLINE_SUFFIXES:
         return mimetypes.guess_type(name)[0] or "application/octet-stream", True
     return "application/octet-stream", False
 
 
-def _trust(body: bytes, request: Request, settings: Settings) -> bool:
-    """Whether a delivery proves its sender by everything that is configured; False when nothing is.
-    `Unauthorized` when a proof is missing or wrong."""
-    found: Verified = verify(
+def _check_sender(body: bytes, request: Request, settings: Settings) -> bool:
+    """Check every configured signature and key of a delivery; False when none is configured.
+
+    Raises `Unauthorized` when one is missing or wrong.
+    """
+    signatures: Verified = verify(
         body,
         request.headers,
         callback_secrets=settings.callback_secrets,
         webhook_secrets=settings.webhook_secrets,
     )
-    proofs = []
+    checks = []
     if settings.callback_secrets:
-        proofs.append(found.callback == "valid")
+        checks.append(signatures.callback == "valid")
     if settings.webhook_secrets:
-        proofs.append(found.webhook == "valid")
+        checks.append(signatures.webhook == "valid")
     if settings.supabase_service_key:
         expected = f"Bearer {settings.supabase_service_key}".encode()
-        proofs.append(
+        checks.append(
             hmac.compare_digest(expected, request.headers.get("authorization", "").encode("latin-1"))
         )
-    if not all(proofs):
+    if not all(checks):
         raise Unauthorized("This callback does not prove its sender.")
-    return bool(proofs)
+    return bool(checks)
 
 
-def _receipt(payload: object, now: datetime) -> Receipt:
+def _receipt(payload: object, received_at: datetime) -> Receipt:
+    """The response to a callback. Raises `InvalidParameters` for a payload without a valid job id."""
     job_id = payload.get("job_id") if isinstance(payload, dict) else None
     if not isinstance(payload, dict) or not isinstance(job_id, str) or not IDENTIFIER.fullmatch(job_id):
         raise InvalidParameters(
@@ -189,6 +191,6 @@ def _receipt(payload: object, now: datetime) -> Receipt:
             isSDXL=row is not None and row.family == "sdxl",
             isEnhanced=row is not None and row.enhance,
             assetsProcessed=len(assets) if isinstance(assets, list) else 0,
-            processingTimestamp=now,
+            processingTimestamp=received_at,
         ),
     )

@@ -1,4 +1,4 @@
-"""How the installation is: health, status, metrics. Open, because probes and balancers carry no keys."""
+"""Routes for health, status and metrics. They need no key, because probes and load balancers have none."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ router = APIRouter(tags=["health"])
 
 I2I_PIPELINES = {"sdxl": "SDXLPipeline", "wan": "WanPipeline"}
 """The pipeline class of each family that takes reference images; this process imports no pipelines."""
-OUTBOX_COUNTED = 1000
-"""Pending callbacks are counted up to here."""
+MAX_PENDING = 1000
+"""Pending callbacks are counted up to this number."""
 
 
-class WorkerSeen(BaseModel):
-    """One worker as it said of itself."""
+class WorkerSummary(BaseModel):
+    """One worker, as it registered itself."""
 
     id: str
     queue: str
@@ -38,7 +38,10 @@ class WorkerSeen(BaseModel):
 
 
 class Health(BaseModel):
-    """`degraded` means that jobs are not taken, or that nobody would run them. `model_loaded` is SDXL's."""
+    """Health of the installation. `degraded`: jobs are not accepted, or no worker would run them.
+
+    `model_loaded` is SDXL's.
+    """
 
     status: Literal["healthy", "degraded"]
     model_loaded: bool
@@ -47,7 +50,7 @@ class Health(BaseModel):
     device: str | None
     uptime_s: float
     version: str
-    workers: list[WorkerSeen]
+    workers: list[WorkerSummary]
 
 
 class JobTypeDetails(BaseModel):
@@ -74,8 +77,8 @@ class Status(BaseModel):
     thumbnail_generation: bool
 
 
-class ModelSeen(BaseModel):
-    """What one worker said of its model when it had loaded it. Sizes are pixels, memory is MiB."""
+class LoadedModel(BaseModel):
+    """One model, as its worker reported it after loading. Sizes are in pixels, memory in MiB."""
 
     family: str
     queue: str
@@ -84,56 +87,56 @@ class ModelSeen(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """The models of the workers that are here, one row each."""
+    """The models of the live workers, one row each."""
 
-    models: list[ModelSeen]
+    models: list[LoadedModel]
 
 
 @router.get("/health")
 def health(request: Request) -> Health:
-    """How everything is. With keys configured, who the workers are is shown to holders of one only."""
+    """Read the health of the installation. If keys are configured, only callers with one see the workers."""
     try:
-        workers = _here()
+        live = _live_workers()
     except WorkerUnavailable:
-        workers = None
-    at_work = [w for w in workers or [] if w.family in QUEUES]
-    loaded = {model for worker in at_work for model in worker.models}
-    ring: Keyring = request.app.state.keyring
-    trusted = ring.empty or ring.identify(request.headers) is not None
+        live = []
+    gpu_workers = [worker for worker in live if worker.family in QUEUES]
+    loaded = {model for worker in gpu_workers for model in worker.models}
+    keyring: Keyring = request.app.state.keyring
+    trusted = keyring.empty or keyring.identify(request.headers) is not None
     return Health(
-        status="healthy" if at_work else "degraded",
+        status="healthy" if gpu_workers else "degraded",
         model_loaded="sdxl" in loaded,
         wan_model_loaded="wan" in loaded,
         qwen_model_loaded="chat" in loaded,
-        device=next((device for worker in at_work if (device := _loaded(worker, "device"))), None),
+        device=next((device for worker in gpu_workers if (device := _model_field(worker, "device"))), None),
         uptime_s=round(time.monotonic() - request.app.state.started_at, 1),
         version=__version__,
-        workers=[_seen(worker) for worker in workers or []] if trusted else [],
+        workers=[_worker_summary(worker) for worker in live] if trusted else [],
     )
 
 
 @router.get("/health/live")
 async def live() -> dict[str, str]:
-    """This process answers, also while its threads wait for a server that hangs."""
+    """Liveness: this process responds, also while its threads wait for an unresponsive Redis."""
     return {"status": "alive"}
 
 
 @router.get("/health/ready", responses=documented(503))
 def ready() -> dict[str, str]:
-    """Jobs are taken and somebody runs them: the broker and a worker with its models loaded answer."""
+    """Readiness: the broker responds, and a worker with its models loaded is live."""
     control.current().ledger.ping()
-    if not any(w.family in QUEUES and w.state != "starting" and w.models for w in _here()):
+    if not any(w.family in QUEUES and w.state != "starting" and w.models for w in _live_workers()):
         raise WorkerUnavailable("No worker is ready.")
     return {"status": "ready"}
 
 
 @router.get("/status", responses=documented(422, 503))
 def status(worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
-    """What the image worker can do, or the video worker, or the chat worker."""
+    """Read what the image worker can do, or the video worker, or the chat worker."""
     rows = [row for row in of_family(worker_type) if row.kind != "admin"]
-    names = (_loaded(w, "name") for w in _here() if w.family == worker_type)
-    chosen = control.current().settings
-    models = {"sdxl": chosen.sdxl_model, "wan": chosen.wan_model, "chat": chosen.qwen_model}
+    names = (_model_field(w, "name") for w in _live_workers() if w.family == worker_type)
+    settings = control.current().settings
+    models = {"sdxl": settings.sdxl_model, "wan": settings.wan_model, "chat": settings.qwen_model}
     configured = models[worker_type]
     return Status(
         worker_type=worker_type,
@@ -158,19 +161,19 @@ def status(worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
 
 @router.get("/model/info", responses=documented(503))
 def model_info() -> ModelInfo:
-    """Which models are loaded, and how."""
+    """Read which models are loaded, and how."""
     return ModelInfo(
         models=[
-            ModelSeen(family=worker.family, queue=worker.queue, state=worker.state, info=said)
-            for worker in _here()
-            for said in _said(worker)
+            LoadedModel(family=worker.family, queue=worker.queue, state=worker.state, info=info)
+            for worker in _live_workers()
+            for info in _model_infos(worker)
         ]
     )
 
 
 @router.get("/")
 def root() -> dict[str, str]:
-    """What this is and where to read on."""
+    """Read the name and version of the service, and the paths of its documentation."""
     return {
         "service": "ourvidz",
         "version": __version__,
@@ -186,15 +189,15 @@ def root() -> dict[str, str]:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented(401, 403, 503)},
 )
 def scrape(request: Request) -> Response:
-    """The numbers for Prometheus. Open to this machine; from elsewhere it needs the admin scope."""
-    ring: Keyring = request.app.state.keyring
+    """Read the Prometheus metrics. Requests from other machines need the admin scope."""
+    keyring: Keyring = request.app.state.keyring
     if not _from_this_machine(request):
-        audit.entry(request.scope).who = ring.admit(request, frozenset({"admin"}))
+        audit.entry(request.scope).caller = keyring.authorize(request, frozenset({"admin"}))
     return Response(metrics.render(_snapshot()), media_type=metrics.CONTENT_TYPE)
 
 
 def _from_this_machine(request: Request) -> bool:
-    """Whether nobody forwarded this request here: behind a proxy everyone seems to be on this machine."""
+    """Whether a request comes from loopback and was not forwarded there by a proxy."""
     forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
     return not forwarded and request.client is not None and request.client.host in ("127.0.0.1", "::1")
 
@@ -206,27 +209,26 @@ def _snapshot() -> metrics.Snapshot:
         depths={queue: ledger.depth(queue) for queue in QUEUES.values()},
         paused=ledger.paused(),
         workers=tuple((worker.family, worker.state) for worker in ledger.workers()),
-        outbox_pending=len(ledger.letters("pending", OUTBOX_COUNTED)),
+        outbox_pending=len(ledger.letters("pending", MAX_PENDING)),
     )
 
 
-def _here() -> list[Worker]:
+def _live_workers() -> list[Worker]:
     return [worker for worker in control.current().ledger.workers() if worker.state != "offline"]
 
 
-def _loaded(worker: Worker, what: str) -> str | None:
-    """What a worker said of the first of its models that it said it of."""
-    found = [info[what] for info in _said(worker) if info.get(what) is not None]
-    return str(found[0]) if found else None
+def _model_field(worker: Worker, field: str) -> str | None:
+    """A field of the first of a worker's models that reported it."""
+    return next((str(info[field]) for info in _model_infos(worker) if info.get(field) is not None), None)
 
 
-def _said(worker: Worker) -> list[dict[str, Any]]:
-    """What a worker said of each of its models when it had loaded them."""
+def _model_infos(worker: Worker) -> list[dict[str, Any]]:
+    """What a worker reported of each of its models after loading it."""
     return list(worker.detail.get("info", {}).values())
 
 
-def _seen(worker: Worker) -> WorkerSeen:
-    return WorkerSeen(
+def _worker_summary(worker: Worker) -> WorkerSummary:
+    return WorkerSummary(
         id=worker.id,
         queue=worker.queue,
         host=worker.host,

@@ -1,4 +1,4 @@
-"""What this installation can do and what it runs on, for callers that ask before they send anything."""
+"""Routes that describe the installation: its text models, what they can do, and its environment."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ourvidz.wiring import control
 from ourvidz.wiring.wording import PACKAGED
 
 router = APIRouter(tags=["health"])
-inside = APIRouter(tags=["health"])
-"""For holders of a key: what it tells is no secret, but nothing for strangers."""
+protected_router = APIRouter(tags=["health"])
+"""Routes that need a key: they contain no secret, but paths and versions."""
 
 FAMILY: Family = "chat"
 LIBRARIES = (
@@ -31,7 +31,7 @@ LIBRARIES = (
 )
 
 
-class Abilities(BaseModel):
+class TextCapabilities(BaseModel):
     """What text jobs may ask for. Numbers are the limits of one request.
 
     `no_hardcoded_prompts` and `pure_inference`: no prompt text is added and no parameter is changed.
@@ -67,12 +67,12 @@ class EnhancementInfo(BaseModel):
 
     worker_type: Literal["pure_inference_engine"] = "pure_inference_engine"
     models_available: list[str]
-    capabilities: Abilities
+    capabilities: TextCapabilities
     model_info: TextModels
 
 
 class WorkerInfo(EnhancementInfo):
-    """The same with the job types, and how many chat workers are here."""
+    """The same with the job types, and the number of live chat workers."""
 
     worker_version: str
     job_types: list[str]
@@ -81,7 +81,7 @@ class WorkerInfo(EnhancementInfo):
 
 
 class ChatHealth(BaseModel):
-    """How the chat worker is; `queue_depth` is null without a ledger."""
+    """Health of the chat worker; `queue_depth` is null when the ledger cannot be reached."""
 
     status: Literal["healthy", "degraded"]
     qwen_model_loaded: bool
@@ -90,14 +90,14 @@ class ChatHealth(BaseModel):
 
 
 class ModelPaths(BaseModel):
-    """Where the checkpoints lie: as configured, else the packaged ones."""
+    """Paths of the checkpoints: the configured ones, else the packaged ones."""
 
     wan: str
     qwen: str
 
 
 class Environment(BaseModel):
-    """What this process runs on. `wan_generate_path` is null where the script is not installed."""
+    """Paths and versions of this process. `wan_generate_path` is null where the script is not installed."""
 
     wan_generate_path: str | None
     model_paths: ModelPaths
@@ -106,60 +106,60 @@ class Environment(BaseModel):
 
 @router.get("/enhancement/info", responses=documented(503))
 def enhancement_info() -> EnhancementInfo:
-    """What enhances prompts here."""
-    return EnhancementInfo(**_texts(_chatting()))
+    """Read which models enhance prompts, and what they can do."""
+    return EnhancementInfo(**_text_models(_live_chat_workers()))
 
 
 @router.get("/worker/info", responses=documented(503))
 def worker_info() -> WorkerInfo:
-    """What the chat worker serves."""
-    here = _chatting()
+    """Read what the chat workers serve."""
+    workers = _live_chat_workers()
     return WorkerInfo(
-        **_texts(here),
+        **_text_models(workers),
         worker_version=__version__,
         job_types=[row.name for row in of_family(FAMILY)],
         queue=QUEUES[FAMILY],
-        workers=len(here),
+        workers=len(workers),
     )
 
 
 @router.get("/chat/health")
 def chat_health() -> ChatHealth:
-    """Whether somebody would answer."""
+    """Read whether a chat worker would take a request now."""
     try:
-        here, depth = _chatting(), control.current().ledger.depth(QUEUES[FAMILY])
+        workers, depth = _live_chat_workers(), control.current().ledger.depth(QUEUES[FAMILY])
     except WorkerUnavailable:
         return ChatHealth(status="degraded", qwen_model_loaded=False, workers=0, queue_depth=None)
-    loaded = any(FAMILY in worker.models for worker in here)
+    loaded = any(FAMILY in worker.models for worker in workers)
     return ChatHealth(
         status="healthy" if loaded else "degraded",
         qwen_model_loaded=loaded,
-        workers=len(here),
+        workers=len(workers),
         queue_depth=depth,
     )
 
 
-@inside.get("/debug/env", responses=documented(401, 403))
+@protected_router.get("/debug/env", responses=documented(401, 403))
 def environment() -> Environment:
-    """Paths and versions, never a secret."""
-    chosen = control.current().settings
+    """Read paths and versions; never a secret."""
+    settings = control.current().settings
     script = find_spec("wan_generate")
-    found = {name: number for name in LIBRARIES if (number := _version(name)) is not None}
+    libraries = {name: number for name in LIBRARIES if (number := _version(name)) is not None}
     return Environment(
         wan_generate_path=script.origin if script else None,
         model_paths=ModelPaths(
-            wan=str(chosen.wan_model or PACKAGED / "tiny-wan"),
-            qwen=str(chosen.qwen_model or PACKAGED / "tiny-qwen"),
+            wan=str(settings.wan_model or PACKAGED / "tiny-wan"),
+            qwen=str(settings.qwen_model or PACKAGED / "tiny-qwen"),
         ),
-        versions={"ourvidz": __version__, "python": platform.python_version(), **found},
+        versions={"ourvidz": __version__, "python": platform.python_version(), **libraries},
     )
 
 
-def _texts(workers: list[Worker]) -> dict[str, Any]:
+def _text_models(workers: list[Worker]) -> dict[str, Any]:
     reported = {name: info for worker in workers for name, info in worker.detail.get("info", {}).items()}
     return {
         "models_available": list(MODELS),
-        "capabilities": Abilities(moderation=control.current().settings.moderation_url is not None),
+        "capabilities": TextCapabilities(moderation=control.current().settings.moderation_url is not None),
         "model_info": TextModels(
             instruct_model=reported.get("qwen_instruct", {}).get("name"),
             base_model=reported.get("qwen_base", {}).get("name"),
@@ -168,7 +168,7 @@ def _texts(workers: list[Worker]) -> dict[str, Any]:
     }
 
 
-def _chatting() -> list[Worker]:
+def _live_chat_workers() -> list[Worker]:
     return [w for w in control.current().ledger.workers() if w.family == FAMILY and w.state != "offline"]
 
 

@@ -1,4 +1,4 @@
-"""The job routes."""
+"""Routes for jobs: submit, list, read, follow, cancel, retry, delete."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from ourvidz.wiring import control
 router = APIRouter(tags=["jobs"])
 
 JobId = Annotated[str, Path(alias="id", description="The caller's own id.")]
-SUBMISSION: dict[str, Any] = {
+SUBMISSION_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": submission_schema()}}}
 }
 EVENT: dict[str, Any] = {
     "type": "object",
     "required": ["event", "data"],
     "properties": {
-        "id": {"type": "string", "description": "Where to resume, as Last-Event-ID."},
+        "id": {"type": "string", "description": "Position to resume after, as Last-Event-ID."},
         "event": {"enum": ["state", "progress", "preview", "token", "done"]},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"itemSchema": EVENT}}},
-    204: {"description": "There is nothing left to hear."},
+    204: {"description": "The last event of a finished job was received already."},
 }
 
 
@@ -46,26 +46,25 @@ EVENTS: dict[int | str, dict[str, Any]] = {
     status_code=202,
     response_model=Accepted,
     responses={
-        200: {"model": JobState, "description": "This job stands already."},
+        200: {"model": JobState, "description": "The same job was submitted before."},
         **documented(401, 403, 409, 413, 422, 503),
     },
-    openapi_extra=SUBMISSION,
+    openapi_extra=SUBMISSION_BODY,
 )
 async def submit(request: Request) -> Response:
-    """Queue a job. The same id with the same job again is answered with the job as it stands."""
+    """Queue a job. Submitting the same job under the same id again returns its current state."""
     payload = await read_json(request)
     return await run_in_threadpool(_submit, request, payload)
 
 
 def _submit(request: Request, payload: object) -> Response:
-    at = control.current()
-    told = audit.entry(request.scope)
+    app = control.current()
     job = dispatch.parse_payload(payload)
-    told.job_id, told.user_id, told.type = job.id, job.user_id, job.type
+    audit.entry(request.scope).set_job(job)
     admission = dispatch.submit(job)
     if not admission.created:
-        return _json(views.state(admission.record, at.ledger, at.store), 200)
-    return _json(views.accepted(admission.record, at.ledger), 202, {"Location": f"/jobs/{job.id}"})
+        return _json(views.state(admission.record, app.ledger, app.store), 200)
+    return _json(views.accepted(admission.record, app.ledger), 202, {"Location": f"/jobs/{job.id}"})
 
 
 @router.get("/jobs", responses=documented(401, 403, 422, 503))
@@ -76,27 +75,28 @@ def page(
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> JobPage:
-    """Jobs, newest first."""
-    at = control.current()
+    """List jobs, newest first."""
+    app = control.current()
     row = lookup(type) if type else None
     if type and row is None:
         raise InvalidParameters(f"type: {type!r} is no job type", field="type", rule="a job type", value=type)
-    found = at.ledger.page(
+    listed = app.ledger.page(
         user_id=user_id or None,
         type=row.name if row else None,
         status=status,
         cursor=cursor or None,
         limit=limit,
     )
-    return JobPage(items=[views.listed(record, at.store) for record in found.records], cursor=found.cursor)
+    items = [views.summary(record, app.store) for record in listed.records]
+    return JobPage(items=items, cursor=listed.cursor)
 
 
 @router.get("/job/{id}", include_in_schema=False)
 @router.get("/jobs/{id}", responses=documented(401, 403, 404, 422, 503))
 def show(job_id: JobId) -> JobState:
-    """A job as it now stands."""
-    at = control.current()
-    return views.state(_record(job_id), at.ledger, at.store)
+    """Read the current state of a job."""
+    app = control.current()
+    return views.state(_record(job_id), app.ledger, app.store)
 
 
 @router.get(
@@ -107,7 +107,7 @@ def show(job_id: JobId) -> JobState:
 async def follow(
     job_id: JobId, last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None
 ) -> Response:
-    """What happens to a job as it happens: state, progress, preview, token, done."""
+    """Follow the events of a job as they happen: state, progress, preview, token, done."""
     ledger = control.current().ledger
     after = sse.parse_last_event_id(last_event_id)
     record = await run_in_threadpool(_record, job_id)
@@ -119,28 +119,29 @@ async def follow(
 
 @router.post("/jobs/{id}/cancel", responses=documented(401, 403, 404, 409, 422, 503))
 def cancel(request: Request, job_id: JobId) -> JobState:
-    """Stop a job: a queued one never runs, a running one stops before its next step."""
-    at = control.current()
-    audit.entry(request.scope).about(_record(job_id))
-    return views.state(dispatch.cancel(job_id), at.ledger, at.store)
+    """Cancel a job: a queued one never runs, a running one stops before its next step."""
+    app = control.current()
+    audit.entry(request.scope).set_job(_record(job_id))
+    return views.state(dispatch.cancel(job_id), app.ledger, app.store)
 
 
 @router.post("/jobs/{id}/retry", status_code=202, responses=documented(401, 403, 404, 409, 422, 503))
 def retry(request: Request, job_id: JobId) -> Accepted:
     """Run a failed or cancelled job again under its id."""
-    audit.entry(request.scope).about(_record(job_id))
+    audit.entry(request.scope).set_job(_record(job_id))
     return views.accepted(dispatch.retry(job_id), control.current().ledger)
 
 
 @router.delete("/jobs/{id}", responses=documented(401, 403, 404, 409, 422, 503))
 def delete(request: Request, job_id: JobId) -> Deleted:
-    """Forget a finished job and its assets."""
-    audit.entry(request.scope).about(_record(job_id))
+    """Delete a finished job and its assets."""
+    audit.entry(request.scope).set_job(_record(job_id))
     dispatch.delete(job_id)
     return Deleted(job_id=job_id)
 
 
 def _record(job_id: str) -> Record:
+    """The record of a job. Raises `NotFound`, also for what cannot be an id."""
     record = control.current().ledger.get(job_id) if IDENTIFIER.fullmatch(job_id) else None
     if record is None:
         raise NotFound("There is no job under this id.", field="id", value=job_id)

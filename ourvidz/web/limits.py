@@ -1,4 +1,4 @@
-"""How large a body may be."""
+"""Limits the size of request bodies."""
 
 from __future__ import annotations
 
@@ -6,51 +6,54 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ourvidz.errors import PayloadTooLarge
 
-PICTURE = b'"data:image'
-"""What gives a body the larger limit: a JSON string that carries a picture."""
+DATA_URI_START = b'"data:image'
+"""Start of a JSON string with an inline image: a body that contains it gets the larger limit."""
 
 
-class BodyLimit:
-    """Counts a body's bytes as they come, whatever its headers say: more than `plain` bytes are refused
-    unless a picture lies in them, more than `with_pictures` always. The error is raised where the body is
-    read."""
+class BodyLimitMiddleware:
+    """ASGI middleware that counts the bytes of a body as they arrive, whatever its headers declare.
 
-    def __init__(self, app: ASGIApp, *, plain: int, with_pictures: int) -> None:
+    Raises `PayloadTooLarge`, from where the body is read, above `plain` bytes for a body without an inline
+    image, and above `with_images` bytes for any.
+    """
+
+    def __init__(self, app: ASGIApp, *, plain: int, with_images: int) -> None:
         self._app = app
         self._plain = plain
-        self._with_pictures = max(plain, with_pictures)
+        self._with_images = max(plain, with_images)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = _declared(scope)
-        counted, pictured, tail = 0, False, b""
+        declared = _content_length(scope)
+        received, has_image, tail = 0, False, b""
 
-        async def measured() -> Message:
-            nonlocal counted, pictured, tail
-            if declared > self._with_pictures:
-                raise self._refusal(self._with_pictures)
+        async def receive_counted() -> Message:
+            nonlocal received, has_image, tail
+            if declared > self._with_images:
+                raise self._error(self._with_images)
             message = await receive()
             if message["type"] != "http.request":
                 return message
             chunk = message.get("body", b"")
-            counted += len(chunk)
-            pictured = pictured or PICTURE in tail + chunk
-            tail = (tail + chunk)[-len(PICTURE) + 1 :]
-            if counted > self._with_pictures:
-                raise self._refusal(self._with_pictures)
-            if counted > self._plain and not pictured and not message.get("more_body", False):
-                raise self._refusal(self._plain)
+            received += len(chunk)
+            has_image = has_image or DATA_URI_START in tail + chunk
+            tail = (tail + chunk)[-len(DATA_URI_START) + 1 :]
+            if received > self._with_images:
+                raise self._error(self._with_images)
+            if received > self._plain and not has_image and not message.get("more_body", False):
+                raise self._error(self._plain)
             return message
 
-        await self._app(scope, measured, send)
+        await self._app(scope, receive_counted, send)
 
-    def _refusal(self, limit: int) -> PayloadTooLarge:
+    def _error(self, limit: int) -> PayloadTooLarge:
         return PayloadTooLarge(f"The body is larger than {limit} bytes.", rule=f"at most {limit} bytes")
 
 
-def _declared(scope: Scope) -> int:
+def _content_length(scope: Scope) -> int:
+    """The declared length of a body in bytes; 0 when there is none."""
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit():
             return int(value[:20])

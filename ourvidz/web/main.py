@@ -15,55 +15,57 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ourvidz import __version__
 from ourvidz.settings import Settings
-from ourvidz.web import chat, embedded, health, info, jobs, openai, operations, prompts, upstash
-from ourvidz.web.audit import Audit
-from ourvidz.web.auth import LISTS, Keyring, LocalOnly, guard, keyring
+from ourvidz.web import chat, embedded, health, info, jobs, openai, openapi, operations, prompts, upstash
+from ourvidz.web.audit import AuditMiddleware
+from ourvidz.web.auth import LISTS, Keyring, LocalOnlyMiddleware, load_keyring, require_scopes
 from ourvidz.web.inbox import Inbox
-from ourvidz.web.limits import BodyLimit
-from ourvidz.web.problems import LastResort, declare, on_http_exception, on_invalid_request
+from ourvidz.web.limits import BodyLimitMiddleware
+from ourvidz.web.problems import ErrorMiddleware, on_http_exception, on_invalid_request
 from ourvidz.wiring import control
 from ourvidz.wiring.control import Control
 
 
 class _App(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        return declare(super().openapi())
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.publish(super().openapi())
+        return self.openapi_schema
 
 
-def create_app(given: Control | None = None) -> FastAPI:
-    """The shim. With a control half given, everything in this process uses that one while the app runs,
-    and who gave it closes it."""
-    settings = (given or control.current()).settings
-    ring = keyring(settings)
+def create_app(services: Control | None = None) -> FastAPI:
+    """The shim's application. With `services`, the whole process uses them while the application runs, and
+    the caller closes them; without, the application uses and closes the process's own."""
+    settings = (services or control.current()).settings
+    keyring = load_keyring(settings)
     app = _App(
         title="OurVidz",
         version=__version__,
         summary="AI images, videos and chat as jobs",
         redoc_url=None,
-        lifespan=lambda app: _life(app, given),
-        middleware=_middleware(settings, ring),
+        lifespan=lambda app: _lifespan(app, services),
+        middleware=_middleware(settings, keyring),
         exception_handlers={HTTPException: on_http_exception, RequestValidationError: on_invalid_request},
     )
-    app.state.keyring = ring
+    app.state.keyring = keyring
     app.state.started_at = time.monotonic()
     app.include_router(health.router)
     app.include_router(info.router)
-    app.include_router(info.inside, dependencies=guard(ring, "jobs", "chat", "admin"))
-    app.include_router(jobs.router, dependencies=guard(ring, "jobs"))
-    app.include_router(chat.router, dependencies=guard(ring, "chat"))
-    app.include_router(openai.router, dependencies=guard(ring, "chat"))
-    app.include_router(prompts.router, dependencies=guard(ring, "jobs"))
-    app.include_router(upstash.router, dependencies=guard(ring, "jobs", LISTS))
-    app.include_router(operations.router, dependencies=guard(ring, "admin"))
+    app.include_router(info.protected_router, dependencies=require_scopes(keyring, "jobs", "chat", "admin"))
+    app.include_router(jobs.router, dependencies=require_scopes(keyring, "jobs"))
+    app.include_router(chat.router, dependencies=require_scopes(keyring, "chat"))
+    app.include_router(openai.router, dependencies=require_scopes(keyring, "chat"))
+    app.include_router(prompts.router, dependencies=require_scopes(keyring, "jobs"))
+    app.include_router(upstash.router, dependencies=require_scopes(keyring, "jobs", LISTS))
+    app.include_router(operations.router, dependencies=require_scopes(keyring, "admin"))
     if settings.embedded:
         app.include_router(embedded.receiver)
-        app.include_router(embedded.router, dependencies=guard(ring, "jobs"))
+        app.include_router(embedded.router, dependencies=require_scopes(keyring, "jobs"))
     return app
 
 
-def _middleware(settings: Settings, ring: Keyring) -> list[Middleware]:
-    """Outermost first."""
-    layers = [Middleware(Audit)]
+def _middleware(settings: Settings, keyring: Keyring) -> list[Middleware]:
+    """The middleware, outermost first."""
+    layers = [Middleware(AuditMiddleware)]
     if settings.cors_origins:
         layers.append(
             Middleware(
@@ -73,25 +75,24 @@ def _middleware(settings: Settings, ring: Keyring) -> list[Middleware]:
                 allow_headers=["Authorization", "X-API-Key", "Content-Type", "Last-Event-ID"],
             )
         )
-    layers.append(Middleware(LastResort))
-    if ring.empty:
-        layers.append(Middleware(LocalOnly, settings=settings))
+    layers.append(Middleware(ErrorMiddleware))
+    if keyring.empty:
+        layers.append(Middleware(LocalOnlyMiddleware, settings=settings))
     layers.append(
-        Middleware(BodyLimit, plain=settings.body_limit, with_pictures=settings.data_uri_body_limit)
+        Middleware(BodyLimitMiddleware, plain=settings.body_limit, with_images=settings.data_uri_body_limit)
     )
     return layers
 
 
 @asynccontextmanager
-async def _life(app: FastAPI, given: Control | None) -> AsyncIterator[None]:
-    with ExitStack() as until_the_end:
-        if given is not None:
-            until_the_end.enter_context(control.using(given))
+async def _lifespan(app: FastAPI, services: Control | None) -> AsyncIterator[None]:
+    with ExitStack() as resources:
+        if services is not None:
+            resources.enter_context(control.using(services))
         else:
-            until_the_end.callback(control.current().ledger.close)
+            resources.callback(control.current().ledger.close)
         settings = control.current().settings
         if settings.embedded:
-            app.state.inbox = until_the_end.enter_context(
-                closing(Inbox(settings.state_dir / "inbox.sqlite3"))
-            )
+            inbox = Inbox(settings.state_dir / "inbox.sqlite3")
+            app.state.inbox = resources.enter_context(closing(inbox))
         yield

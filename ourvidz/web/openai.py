@@ -1,4 +1,4 @@
-"""Chat as the OpenAI API has it, so that its clients need only another base URL."""
+"""Chat completions and models in the form of the OpenAI API: its clients need only another base URL."""
 
 from __future__ import annotations
 
@@ -22,29 +22,36 @@ from ourvidz.jobs.schema import conversation_schema
 from ourvidz.web import audit, chat, openai_errors, sse
 from ourvidz.web.body import read_json
 from ourvidz.web.openai_errors import ErrorDocument
-from ourvidz.web.waiting import Answer, answer_of, as_events, begun, unless_gone, wait_for
+from ourvidz.web.synchronous import (
+    TextResult,
+    await_first_event,
+    cancel_on_disconnect,
+    encode_events,
+    read_result,
+    stream_text,
+)
 from ourvidz.wiring import control
 
 router = APIRouter(tags=["openai"])
 
-TYPE = "chat_conversation"
+JOB_TYPE = "chat_conversation"
 DONE = "[DONE]"
 """The data of the event that ends a stream."""
-LENGTHS = ("max_completion_tokens", "max_tokens")
-_PASSED = (
+LENGTH_FIELDS = ("max_completion_tokens", "max_tokens")
+_PASSED_FIELDS = (
     *("model", "temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop", "stream"),
     *("sfw_mode", "content_tier", "unrestricted_mode", "callback_url", "user_id"),
 )
-_UNSUPPORTED = ("tools", "functions", "logprobs", "logit_bias", "audio")
-"""What would change an answer, and cannot be done here: better refused than left out in silence."""
-ERRORS: dict[int | str, dict[str, Any]] = {
+_UNSUPPORTED_FIELDS = ("tools", "functions", "logprobs", "logit_bias", "audio")
+"""Fields that would change an answer and are not implemented: a request with one is refused."""
+COMPLETION_ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorDocument} for status in (400, 401, 403, 404, 413, 500, 503, 504)
 }
 MODEL_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorDocument} for status in (401, 403)}
 
 
-class Said(BaseModel):
-    """What the model said."""
+class AssistantMessage(BaseModel):
+    """The generated message."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -52,16 +59,16 @@ class Said(BaseModel):
 
 
 class Choice(BaseModel):
-    """The one answer."""
+    """The one choice of a completion."""
 
     index: Literal[0] = 0
-    message: Said
+    message: AssistantMessage
     logprobs: None = None
     finish_reason: Literal["stop", "length"]
 
 
 class Usage(BaseModel):
-    """Tokens."""
+    """Token counts."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -69,7 +76,7 @@ class Usage(BaseModel):
 
 
 class Completion(BaseModel):
-    """A chat completion. `GET /jobs/{id}` shows the job behind it; `usage` is null when time was up."""
+    """A chat completion. `GET /jobs/{id}` returns its job; `usage` is null if the deadline cut it off."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -80,7 +87,7 @@ class Completion(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """One model; `created` is when its worker started, 0 when none is here."""
+    """One model; `created` is the Unix time at which its worker started, 0 without a live worker."""
 
     id: str
     object: Literal["model"] = "model"
@@ -89,16 +96,19 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The models there are."""
+    """The available models."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
-def _body() -> dict[str, Any]:
+def _request_body() -> dict[str, Any]:
+    """The OpenAPI description of the request body, from the schema of conversations."""
     known = conversation_schema()["properties"]
-    properties: dict[str, Any] = {name: known[name] for name in ("messages", *_PASSED) if name in known}
-    more = {
+    properties: dict[str, Any] = {
+        name: known[name] for name in ("messages", *_PASSED_FIELDS) if name in known
+    }
+    own: dict[str, Any] = {
         "max_completion_tokens": known["max_tokens"],
         "max_tokens": known["max_tokens"],
         "n": {"enum": [1, None]},
@@ -107,7 +117,7 @@ def _body() -> dict[str, Any]:
             "properties": {"include_usage": {"type": ["boolean", "null"]}},
         },
     }
-    schema = {"type": "object", "required": ["messages"], "properties": properties | more}
+    schema = {"type": "object", "required": ["messages"], "properties": properties | own}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
@@ -121,27 +131,27 @@ CHUNK: dict[str, Any] = {
 @router.post(
     "/v1/chat/completions",
     response_model=Completion,
-    responses={200: {"content": {"text/event-stream": {"itemSchema": CHUNK}}}, **ERRORS},
-    openapi_extra=_body(),
+    responses={200: {"content": {"text/event-stream": {"itemSchema": CHUNK}}}, **COMPLETION_ERRORS},
+    openapi_extra=_request_body(),
 )
 async def completions(request: Request) -> Response:
     """Continue a conversation."""
     body = await read_json(request)
     payload = _payload(body)
-    job = await run_in_threadpool(chat.parse_request, request, payload, TYPE, prefix="chatcmpl-")
-    heard = wait_for(job)
+    job = await run_in_threadpool(chat.parse_request, request, payload, JOB_TYPE, prefix="chatcmpl-")
+    stream = stream_text(job)
     if job.stream:
-        chunks = _Chunks(job, with_usage=_wants_usage(body))
-        events = await begun(request, as_events(heard, chunks, partial(_failure, request)))
-        return sse.EventStreamResponse(events, {"X-Job-Id": job.id})
-    answer = await unless_gone(request, lambda: answer_of(heard))
-    return JSONResponse(_completion(answer, job))
+        encoder = _ChunkEncoder(job, with_usage=_includes_usage(body))
+        events = encode_events(stream, encoder.encode, partial(_encode_error, request))
+        return sse.EventStreamResponse(await await_first_event(request, events), {"X-Job-Id": job.id})
+    result = await cancel_on_disconnect(request, lambda: read_result(stream))
+    return JSONResponse(_completion(result, job))
 
 
 @router.get("/v1/models", responses={**MODEL_ERRORS, 503: {"model": ErrorDocument}})
 def models() -> ModelList:
-    """The models that can be named."""
-    return ModelList(data=_cards())
+    """List the models."""
+    return ModelList(data=_model_cards())
 
 
 @router.get(
@@ -153,106 +163,110 @@ def models() -> ModelList:
     },
 )
 async def model(request: Request) -> ModelCard:
-    """One of them."""
-    # Not a parameter: the framework would announce a 422 that this API does not have.
-    name = _known(request.path_params["model"])
-    return next(card for card in await run_in_threadpool(_cards) if card.id == name)
+    """Read one model."""
+    # Not a parameter: the framework would document a 422, which this API does not have.
+    name = _check_model(request.path_params["model"])
+    return next(card for card in await run_in_threadpool(_model_cards) if card.id == name)
 
 
-def _cards() -> list[ModelCard]:
+def _model_cards() -> list[ModelCard]:
     workers = control.current().ledger.workers()
-    started = [
+    started_at = [
         worker.started_at for worker in workers if worker.family == "chat" and worker.state != "offline"
     ]
-    return [ModelCard(id=name, created=int(min(started, default=0))) for name in MODELS]
+    return [ModelCard(id=name, created=int(min(started_at, default=0))) for name in MODELS]
 
 
-def _known(name: object) -> str:
+def _check_model(name: object) -> str:
+    """`name` itself, when it is a model. Raises `NotFound`."""
     if name not in MODELS:
         raise NotFound(f"The model {shorten(name)!r} does not exist.", field="model", value=name)
     return str(name)
 
 
 def _payload(body: object) -> dict[str, Any]:
-    """A request of that API in our own words. `InvalidParameters` for what cannot be done here."""
+    """Translate a request body into a job payload. Raises `InvalidParameters` for what is not implemented."""
     fields = Fields(body)
     assert isinstance(body, dict)
     fields.one_of("n", numbers=(1,))
-    for name in _UNSUPPORTED:
+    for name in _UNSUPPORTED_FIELDS:
         if body.get(name):
             raise InvalidParameters(f"{name} is not supported.", field=name, rule="not given")
-    _plain_text_only(body.get("response_format"))
-    payload = {name: body[name] for name in _PASSED if name in body}
-    asked = fields.first("model")
-    if asked is not None:
-        payload["model"] = _known(asked.value)
-    length = fields.integer(*LENGTHS, within=MAX_TOKENS)
+    _require_plain_text(body.get("response_format"))
+    payload = {name: body[name] for name in _PASSED_FIELDS if name in body}
+    requested = fields.first("model")
+    if requested is not None:
+        payload["model"] = _check_model(requested.value)
+    length = fields.integer(*LENGTH_FIELDS, within=MAX_TOKENS)
     if length is not None:
         payload["max_tokens"] = length
     return {**payload, "messages": _messages(body.get("messages"))}
 
 
-def _plain_text_only(wanted: object) -> None:
-    if wanted is not None and (not isinstance(wanted, dict) or wanted.get("type") != "text"):
-        raise refused("response_format", 'of the type "text"', wanted)
+def _require_plain_text(response_format: object) -> None:
+    if response_format is None:
+        return
+    if not isinstance(response_format, dict) or response_format.get("type") != "text":
+        raise refused("response_format", 'of the type "text"', response_format)
 
 
-def _wants_usage(body: Any) -> bool:
+def _includes_usage(body: Any) -> bool:
     options = body.get("stream_options")
     return isinstance(options, dict) and bool(options.get("include_usage"))
 
 
-def _messages(given: object) -> list[Any]:
-    """The conversation with every content as one text; whatever is wrong with it is left for the parser."""
-    if not isinstance(given, list) or not given:
-        raise refused("messages", "a list of messages", given)
-    return [_message(f"messages[{at}]", item) for at, item in enumerate(given)]
+def _messages(messages: object) -> list[Any]:
+    """The messages with each content joined to one text; the payload parser checks the rest."""
+    if not isinstance(messages, list) or not messages:
+        raise refused("messages", "a list of messages", messages)
+    return [_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
 
 
-def _message(path: str, item: object) -> object:
-    if not isinstance(item, dict):
-        return item
-    role = "system" if item.get("role") == "developer" else item.get("role")
-    content = item.get("content")
+def _message(path: str, message: object) -> object:
+    if not isinstance(message, dict):
+        return message
+    role = "system" if message.get("role") == "developer" else message.get("role")
+    content = message.get("content")
     if isinstance(content, list):
-        content = "".join(_part(f"{path}.content[{at}]", part) for at, part in enumerate(content))
+        content = "".join(_part_text(f"{path}.content[{index}]", part) for index, part in enumerate(content))
     return {"role": role, "content": content}
 
 
-def _part(path: str, part: object) -> str:
+def _part_text(path: str, part: object) -> str:
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
         raise refused(path, "a part of the type text", part)
     return str(part["text"])
 
 
-def _completion(answer: Answer, job: ChatJob) -> dict[str, Any]:
+def _completion(result: TextResult, job: ChatJob) -> dict[str, Any]:
+    message = AssistantMessage(content=result.text)
     return Completion(
         id=job.id,
         created=int(time.time()),
         model=job.model,
-        choices=[Choice(message=Said(content=answer.text), finish_reason=_finish(answer))],
-        usage=_usage(answer),
+        choices=[Choice(message=message, finish_reason=_finish_reason(result))],
+        usage=_usage(result),
     ).model_dump(mode="json")
 
 
-def _finish(answer: Answer) -> Literal["stop", "length"]:
-    """That API knows no time limits: an answer that was cut short is one that grew too long."""
-    return "stop" if answer.finish_reason == "stop" else "length"
+def _finish_reason(result: TextResult) -> Literal["stop", "length"]:
+    """The reason in that API, which knows no deadlines: a text that was cut off is one of limited length."""
+    return "stop" if result.finish_reason == "stop" else "length"
 
 
-def _usage(answer: Answer) -> Usage | None:
-    prompt, made = answer.told.get("prompt_tokens"), answer.told.get("tokens_generated")
-    if prompt is None or made is None:
+def _usage(result: TextResult) -> Usage | None:
+    prompt, generated = result.metadata.get("prompt_tokens"), result.metadata.get("tokens_generated")
+    if prompt is None or generated is None:
         return None
-    return Usage(prompt_tokens=prompt, completion_tokens=made, total_tokens=prompt + made)
+    return Usage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
 
 
-class _Chunks:
-    """Writes an answer in chunks."""
+class _ChunkEncoder:
+    """Encodes a text stream as `chat.completion.chunk` events."""
 
     def __init__(self, job: ChatJob, *, with_usage: bool) -> None:
         self._with_usage = with_usage
-        self._opening: dict[str, Any] = {"role": "assistant", "content": ""}
+        self._first_delta: dict[str, Any] = {"role": "assistant", "content": ""}
         self._common = {
             "id": job.id,
             "object": "chat.completion.chunk",
@@ -261,11 +275,12 @@ class _Chunks:
             **({"usage": None} if with_usage else {}),
         }
 
-    def __call__(self, item: str | Answer) -> Iterator[bytes]:
+    def encode(self, item: str | TextResult) -> Iterator[bytes]:
+        """The events of a part of the text, or of the result: the last chunk, the usage, `[DONE]`."""
         if isinstance(item, str):
             yield self._chunk({"content": item})
             return
-        yield self._chunk({}, _finish(item))
+        yield self._chunk({}, _finish_reason(item))
         if self._with_usage:
             usage = _usage(item)
             yield sse.encode_json_event(
@@ -273,12 +288,17 @@ class _Chunks:
             )
         yield sse.encode_event(DONE)
 
-    def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": self._opening | delta, "logprobs": None, "finish_reason": finish}
-        self._opening = {}
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+        choice = {
+            "index": 0,
+            "delta": self._first_delta | delta,
+            "logprobs": None,
+            "finish_reason": finish_reason,
+        }
+        self._first_delta = {}
         return sse.encode_json_event({**self._common, "choices": [choice]})
 
 
-def _failure(request: Request, error: OurvidzError) -> bytes:
+def _encode_error(request: Request, error: OurvidzError) -> bytes:
     audit.entry(request.scope).code = error.code
     return sse.encode_json_event(openai_errors.document(error).model_dump())

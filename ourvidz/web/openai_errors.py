@@ -1,4 +1,4 @@
-"""Errors as the OpenAI API has them, on the routes that speak it."""
+"""Error responses of the OpenAI routes, in that API's form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 from ourvidz.errors import CONTEXT_EXCEEDED, OurvidzError
 
-PREFIX = "/v1/"
+PATH_PREFIX = "/v1/"
 _CODES = {
     "UNAUTHORIZED": "invalid_api_key",
     "FORBIDDEN": "insufficient_permissions",
@@ -19,12 +19,12 @@ _CODES = {
     "POLICY_VIOLATION": "content_policy_violation",
     "RATE_LIMITED": "rate_limit_exceeded",
 }
-"""What clients of that API know our codes as; the others are told in lower case."""
+"""Our error codes that have a counterpart in that API; the others are sent in lower case."""
 MODEL_NOT_FOUND = "model_not_found"
 
 
 class ErrorObject(BaseModel):
-    """What went wrong. `param` is the caller's own path."""
+    """What went wrong; `param` is the path of the wrong field in the request."""
 
     message: str
     type: str
@@ -33,42 +33,43 @@ class ErrorObject(BaseModel):
 
 
 class ErrorDocument(BaseModel):
-    """The answer to a request that failed."""
+    """The response body of a failed request."""
 
     error: ErrorObject
 
 
-def speaks(path: str) -> bool:
-    """Whether a route's errors have this form."""
-    return path.startswith(PREFIX)
+def applies_to(path: str) -> bool:
+    """Whether the route at `path` is one of the OpenAI routes."""
+    return path.startswith(PATH_PREFIX)
 
 
 def document(error: OurvidzError, status: int | None = None) -> ErrorDocument:
-    """One of our errors in that form."""
-    status = _status(status or error.http_status)
+    """The error document of `error`; `status` replaces the error's own HTTP status."""
+    status = _openai_status(status or error.http_status)
     code = _CODES.get(error.code, error.code.lower())
     if error.code == "NOT_FOUND" and error.field == "model":
         code = MODEL_NOT_FOUND
     if error.kind == CONTEXT_EXCEEDED:
         code = CONTEXT_EXCEEDED
-    found = ErrorObject(message=error.message, type=_type(status), param=error.field, code=code)
-    return ErrorDocument(error=found)
+    return ErrorDocument(
+        error=ErrorObject(message=error.message, type=_error_type(status), param=error.field, code=code)
+    )
 
 
-def answer(error: OurvidzError, status: int, headers: Mapping[str, str]) -> JSONResponse:
-    """The response to a request that ended with `error`."""
-    # Their clients repeat a request after any 5xx unless they are told not to.
+def response(error: OurvidzError, status: int, headers: Mapping[str, str]) -> JSONResponse:
+    """The response to a request that raised `error`."""
+    # OpenAI clients repeat a request after any 5xx unless this header forbids it.
     final = status >= HTTPStatus.INTERNAL_SERVER_ERROR and not error.retryable
-    told = {**headers, **({"X-Should-Retry": "false"} if final else {})}
-    return JSONResponse(document(error, status).model_dump(), _status(status), headers=told)
+    all_headers = {**headers, **({"X-Should-Retry": "false"} if final else {})}
+    return JSONResponse(document(error, status).model_dump(), _openai_status(status), headers=all_headers)
 
 
-def _status(status: int) -> int:
-    """That API has no 422: a request it cannot use is a 400."""
+def _openai_status(status: int) -> int:
+    """The status as that API has it: 400 in place of 422."""
     return HTTPStatus.BAD_REQUEST if status == HTTPStatus.UNPROCESSABLE_ENTITY else status
 
 
-def _type(status: int) -> str:
+def _error_type(status: int) -> str:
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return "server_error"
     return "rate_limit_error" if status == HTTPStatus.TOO_MANY_REQUESTS else "invalid_request_error"

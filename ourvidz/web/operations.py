@@ -1,4 +1,4 @@
-"""What operators do to queues and workers."""
+"""Routes for operators: administration, pausing queues, draining workers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from ourvidz.wiring import control
 
 router = APIRouter(tags=["operations"], responses=documented(401, 403, 404, 422, 503))
 
-
-ADMIN = "admin_utilities"
-OPERATION: dict[str, Any] = {
+ADMIN_TYPE = "admin_utilities"
+ADMIN_BODY: dict[str, Any] = {
     "requestBody": {
         "content": {
             "application/json": {
@@ -48,71 +47,71 @@ class QueueState(BaseModel):
 
 
 class WorkerState(BaseModel):
-    """Whether a worker takes no more jobs."""
+    """Whether a worker is draining: it finishes its job and claims no more."""
 
     worker: str
     draining: bool
 
 
 class Administered(BaseModel):
-    """What an operation found out or did. Which fields `result` has depends on the operation."""
+    """The result of an operation; which fields `result` has depends on the operation."""
 
     success: Literal[True] = True
     operation: str
     result: dict[str, Any]
 
 
-@router.post("/admin", responses=documented(413), openapi_extra=OPERATION)
+@router.post("/admin", responses=documented(413), openapi_extra=ADMIN_BODY)
 async def admin(request: Request) -> Administered:
-    """Carry out an operation of `admin_utilities` here, also while the chat worker is down."""
+    """Run an operation of `admin_utilities` in the shim, also while the chat worker is down."""
     body = await request.body()
     return await run_in_threadpool(_administer, request, parse_json(body) if body else {})
 
 
 def _administer(request: Request, payload: object) -> Administered:
-    Fields(payload)
+    Fields(payload)  # Raises for what is no JSON object.
     assert isinstance(payload, dict)
-    job = dispatch.parse_payload({**payload, "id": uuid.uuid4().hex, "type": ADMIN})
+    job = dispatch.parse_payload({**payload, "id": uuid.uuid4().hex, "type": ADMIN_TYPE})
     assert isinstance(job, AdminJob)
-    audit.entry(request.scope).type = ADMIN
+    audit.entry(request.scope).type = ADMIN_TYPE
     result = administration.administer(job.operation)
     return Administered(operation=job.operation, result=result)
 
 
 @router.post("/queues/{queue}/pause")
 def pause(queue: str) -> QueueState:
-    """Stop taking jobs from a queue. Running jobs finish; new ones are accepted and wait."""
-    dispatch.pause(known_queue(queue))
-    return _queue(queue)
+    """Pause a queue: running jobs finish, new ones are accepted and wait."""
+    dispatch.pause(check_queue(queue))
+    return _queue_state(queue)
 
 
 @router.post("/queues/{queue}/resume")
 def resume(queue: str) -> QueueState:
-    """Take jobs from a queue again."""
-    dispatch.resume(known_queue(queue))
-    return _queue(queue)
+    """Resume a paused queue."""
+    dispatch.resume(check_queue(queue))
+    return _queue_state(queue)
 
 
 @router.post("/workers/{id}/drain")
 def drain(id: str) -> WorkerState:
-    """Let a worker finish its job and take no more."""
+    """Drain a worker: it finishes its job and claims no more."""
     dispatch.drain(id)
     return WorkerState(worker=id, draining=True)
 
 
 @router.post("/workers/{id}/resume")
 def undrain(id: str) -> WorkerState:
-    """Let a drained worker take jobs again."""
+    """Let a drained worker claim jobs again."""
     dispatch.drain(id, draining=False)
     return WorkerState(worker=id, draining=False)
 
 
-def _queue(queue: str) -> QueueState:
+def _queue_state(queue: str) -> QueueState:
     ledger = control.current().ledger
     return QueueState(queue=queue, paused=queue in ledger.paused(), depth=ledger.depth(queue))
 
 
-def known_queue(name: str) -> str:
+def check_queue(name: str) -> str:
     """`name` itself, when it is a queue of the catalog. Raises `NotFound`."""
     if name not in QUEUES.values():
         raise NotFound(

@@ -1,4 +1,4 @@
-"""What a caller gets to see of an error: an RFC 9457 problem with the error's code."""
+"""Error responses: RFC 9457 problem documents with an error code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ourvidz.web import audit, openai_errors
 MEDIA_TYPE = "application/problem+json"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 UNAVAILABLE_RETRY_S = 5.0
-"""What `Retry-After` says of a 503 that names no time itself."""
+"""`Retry-After` of a 503 whose error names no time."""
 
 _log = log.get(__name__)
 
@@ -45,29 +45,32 @@ class Problem(BaseModel):
 
 
 def problem(error: OurvidzError, instance: str, *, status: int | None = None) -> JSONResponse:
-    """The answer to a request that ended with `error`; `status` where the protocol wants another one."""
+    """The response to a request for the path `instance` that raised `error`.
+
+    `status` replaces the error's own HTTP status. OpenAI routes get that API's error document instead.
+    """
     status = status or error.http_status
     headers = _headers(error, status)
-    if openai_errors.speaks(instance):
-        return openai_errors.answer(error, status, headers)
-    found = document(error, instance, status=status)
-    return JSONResponse(found.model_dump(), status, headers, media_type=MEDIA_TYPE)
+    if openai_errors.applies_to(instance):
+        return openai_errors.response(error, status, headers)
+    body = document(error, instance, status=status)
+    return JSONResponse(body.model_dump(), status, headers, media_type=MEDIA_TYPE)
 
 
 def _headers(error: OurvidzError, status: int) -> dict[str, str]:
     headers = {}
-    wait_s = error.retry_after_s
-    if wait_s is None and status == HTTPStatus.SERVICE_UNAVAILABLE:
-        wait_s = UNAVAILABLE_RETRY_S
-    if wait_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None and status == HTTPStatus.SERVICE_UNAVAILABLE:
+        retry_after_s = UNAVAILABLE_RETRY_S
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     return headers
 
 
 def document(error: OurvidzError, instance: str, *, status: int | None = None) -> Problem:
-    """What a caller gets to see of `error`."""
+    """The problem document of `error`; arguments as in `problem`."""
     status = status or error.http_status
     return Problem(
         title=HTTPStatus(status).phrase,
@@ -83,41 +86,43 @@ def document(error: OurvidzError, instance: str, *, status: int | None = None) -
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may answer with these problems."""
+    """The `responses` argument of a route that may return problems with these statuses."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"content": content, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
-def declare(openapi: dict[str, Any]) -> dict[str, Any]:
-    """Add the problem's schema to an OpenAPI document. Declared as a model of a response, it would be
-    announced as plain JSON as well."""
+def add_schema(openapi: dict[str, Any]) -> dict[str, Any]:
+    """Add the schema of problems to an OpenAPI document, and return the document.
+
+    As the `model` of a response it would be declared as `application/json` too.
+    """
     schemas = openapi.setdefault("components", {}).setdefault("schemas", {})
     schemas["Problem"] = Problem.model_json_schema(mode="serialization")
     return openapi
 
 
-async def on_http_exception(request: Request, raised: Exception) -> JSONResponse:
-    """What the framework refuses itself: unknown routes, wrong methods."""
-    assert isinstance(raised, HTTPException)
-    status = raised.status_code
+async def on_http_exception(request: Request, exception: Exception) -> JSONResponse:
+    """Exception handler for errors that the framework raises itself: unknown routes, wrong methods."""
+    assert isinstance(exception, HTTPException)
+    status = exception.status_code
     error: OurvidzError
     if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
         error = NotFound(f"There is no route {request.method} {request.url.path}.")
     else:
-        error = InvalidParameters(str(raised.detail))
-    answer = problem(error, request.url.path, status=status)
-    answer.headers.update(raised.headers or {})
+        error = InvalidParameters(str(exception.detail))
+    response = problem(error, request.url.path, status=status)
+    response.headers.update(exception.headers or {})
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         # The framework names the methods of the first route of this path only.
-        answer.headers["Allow"] = ", ".join(_methods(request))
+        response.headers["Allow"] = ", ".join(_allowed_methods(request))
     audit.entry(request.scope).code = error.code
-    return answer
+    return response
 
 
-async def on_invalid_request(request: Request, raised: Exception) -> JSONResponse:
-    """A path, query or header parameter that is not what its route declares."""
-    assert isinstance(raised, RequestValidationError)
-    first = raised.errors()[0]
+async def on_invalid_request(request: Request, exception: Exception) -> JSONResponse:
+    """Exception handler for path, query and header parameters that do not match their declaration."""
+    assert isinstance(exception, RequestValidationError)
+    first = exception.errors()[0]
     field = ".".join(str(part) for part in first["loc"][1:])
     error = InvalidParameters(
         f"{field}: {first['msg']}", field=field, rule=first["msg"], value=first.get("input")
@@ -126,7 +131,7 @@ async def on_invalid_request(request: Request, raised: Exception) -> JSONRespons
     return problem(error, request.url.path)
 
 
-def _methods(request: Request) -> list[str]:
+def _allowed_methods(request: Request) -> list[str]:
     routes = request.app.router.routes
     return [
         method
@@ -135,9 +140,11 @@ def _methods(request: Request) -> list[str]:
     ]
 
 
-class LastResort:
-    """Answers every error nobody answered: ours with their code, anything else as an `INTERNAL_ERROR` that
-    says nothing of the inside."""
+class ErrorMiddleware:
+    """ASGI middleware that turns exceptions into problem documents.
+
+    An `OurvidzError` keeps its code; anything else is logged and becomes an `INTERNAL_ERROR` without details.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -148,22 +155,22 @@ class LastResort:
             return
         started = False
 
-        async def watched(message: Message) -> None:
+        async def send_and_note_start(message: Message) -> None:
             nonlocal started
             started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send_and_note_start)
             return
         except ClientDisconnect:
             return
-        except OurvidzError as known:
-            error = known
-            if isinstance(known, PolicyViolation):
-                audit.entry(scope).policy = known.audit
-            if known.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                _log.warning("request_failed", path=scope["path"], code=known.code, reason=known.message)
+        except OurvidzError as raised:
+            error = raised
+            if isinstance(raised, PolicyViolation):
+                audit.entry(scope).policy = raised.audit
+            if raised.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                _log.warning("request_failed", path=scope["path"], code=raised.code, reason=raised.message)
         except Exception:
             _log.exception("internal_error", path=scope["path"])
             if started:

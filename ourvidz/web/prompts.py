@@ -1,4 +1,4 @@
-"""Looking at a prompt without running it."""
+"""Route that inspects a prompt: weights, tokens, chunks and embedding shapes, without a GPU."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ BODY: dict[str, Any] = {
 
 
 class WeightedFragment(BaseModel):
-    """Some text, how much it weighs (0 to 2), and which BREAK it comes after (0 before the first)."""
+    """A part of the prompt, its weight (0 to 2), and the number of `BREAK`s before it."""
 
     text: str
     weight: float
     section: int
 
 
-class Words(BaseModel):
-    """One prompt as the encoders would read it. `tokens` holds those of each chunk, by tokenizer; tokens,
-    counts and chunks are null where there is no tokenizer."""
+class PromptAnalysis(BaseModel):
+    """One prompt as the text encoders read it. `tokens` has those of each chunk, by tokenizer; tokens, counts
+    and chunks are null where there is no tokenizer."""
 
     clean_text: str
     fragments: list[WeightedFragment]
@@ -65,16 +65,16 @@ class Words(BaseModel):
 
 
 class EmbedShapes(BaseModel):
-    """What the UNet would be given: (1, tokens, width) and (1, width)."""
+    """Shapes of the UNet's inputs: (1, tokens, width) and (1, width)."""
 
     prompt_embeds: tuple[int, int, int]
     pooled_prompt_embeds: tuple[int, int]
 
 
-class Inspection(Words):
-    """A prompt as a weighted job would run it. `weights_usable` is null where no weights were sent."""
+class Inspection(PromptAnalysis):
+    """A prompt as a weighted job would use it. `weights_usable` is null where no weights were sent."""
 
-    negative_prompt: Words | None
+    negative_prompt: PromptAnalysis | None
     embed_shapes: EmbedShapes | None
     weights_usable: bool | None
     enhancement_strategy: Strategy
@@ -85,7 +85,7 @@ class Inspection(Words):
 @router.post("/test-compel", include_in_schema=False)
 @router.post("/prompts/inspect", responses=documented(401, 403, 413, 422, 500), openapi_extra=BODY)
 async def inspect(request: Request) -> Inspection:
-    """How a prompt with weights would be read, tokenized and encoded. Nothing runs and nothing is kept."""
+    """Inspect how a prompt with weights is parsed, tokenized and encoded. Runs and stores nothing."""
     return await run_in_threadpool(_inspect, await read_json(request))
 
 
@@ -95,36 +95,40 @@ def _inspect(body: object) -> Inspection:
     if not prompt:
         raise need_prompt()
     reading = read(prompt, weights, weighted=True)
-    against = None if negative is None else read(negative, weighted=reading.strategy == "compel").prompt
+    is_weighted = reading.strategy == "compel"
+    negative_prompt = None if negative is None else read(negative, weighted=is_weighted).prompt
     encoders = wording.encoders(control.current().settings)
-    both = [words for words in (reading.prompt, against) if words is not None]
-    shapes = encoders.shapes(both) if encoders else None
     return Inspection(
-        **dict(_words(reading.prompt, encoders)),
-        negative_prompt=None if against is None else _words(against, encoders),
-        embed_shapes=EmbedShapes(
-            prompt_embeds=shapes.prompt_embeds, pooled_prompt_embeds=shapes.pooled_prompt_embeds
-        )
-        if shapes
-        else None,
-        weights_usable=None if weights is None else reading.strategy == "compel",
+        **dict(_analysis(reading.prompt, encoders)),
+        negative_prompt=None if negative_prompt is None else _analysis(negative_prompt, encoders),
+        embed_shapes=_embed_shapes(reading.prompt, negative_prompt, encoders),
+        weights_usable=None if weights is None else is_weighted,
         enhancement_strategy=reading.strategy,
         reason=reading.reason,
         note=None if encoders else NO_CHECKPOINT,
     )
 
 
-def _words(prompt: WeightedPrompt, encoders: TextEncoders | None) -> Words:
-    chunks = encoders.chunks(prompt) if encoders else {}
-    tokens = {name: [list(chunk.tokens) for chunk in found] for name, found in chunks.items()}
-    return Words(
+def _embed_shapes(
+    prompt: WeightedPrompt, negative_prompt: WeightedPrompt | None, encoders: TextEncoders | None
+) -> EmbedShapes | None:
+    if encoders is None:
+        return None
+    shapes = encoders.shapes([each for each in (prompt, negative_prompt) if each is not None])
+    return EmbedShapes(prompt_embeds=shapes.prompt_embeds, pooled_prompt_embeds=shapes.pooled_prompt_embeds)
+
+
+def _analysis(prompt: WeightedPrompt, encoders: TextEncoders | None) -> PromptAnalysis:
+    chunks_by_encoder = encoders.chunks(prompt) if encoders else {}
+    tokens = {name: [list(chunk.tokens) for chunk in chunks] for name, chunks in chunks_by_encoder.items()}
+    return PromptAnalysis(
         clean_text=prompt.text,
         fragments=[
-            WeightedFragment(text=fragment.text, weight=fragment.weight, section=at)
-            for at, section in enumerate(prompt.sections)
+            WeightedFragment(text=fragment.text, weight=fragment.weight, section=index)
+            for index, section in enumerate(prompt.sections)
             for fragment in section.fragments
         ],
         tokens=tokens or None,
-        token_counts={name: sum(map(len, found)) for name, found in tokens.items()} or None,
+        token_counts={name: sum(map(len, chunks)) for name, chunks in tokens.items()} or None,
         chunks=max(map(len, tokens.values()), default=None),
     )

@@ -1,4 +1,4 @@
-"""The two Upstash REST forms that callers in the field use: the lists they push to are the job queues."""
+"""The two Upstash REST routes that existing callers use, `RPUSH` and `LLEN`; the lists are the job queues."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ourvidz.errors import InvalidParameters, OurvidzError
 from ourvidz.jobs.schema import submission_schema
 from ourvidz.web import audit
 from ourvidz.web.body import parse_json, read_json
-from ourvidz.web.operations import known_queue
+from ourvidz.web.operations import check_queue
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 
 router = APIRouter(tags=["upstash"])
 
-AT_MOST = 100
-"""How many jobs one push may carry."""
-PUSH: dict[str, Any] = {
+MAX_JOBS = 100
+"""Most jobs of one push."""
+PUSH_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -29,7 +29,7 @@ PUSH: dict[str, Any] = {
                 "schema": {
                     "type": "array",
                     "minItems": 1,
-                    "maxItems": AT_MOST,
+                    "maxItems": MAX_JOBS,
                     "items": {
                         "type": "string",
                         "contentMediaType": "application/json",
@@ -43,36 +43,36 @@ PUSH: dict[str, Any] = {
 
 
 class Depth(BaseModel):
-    """How many jobs wait, in Upstash's form."""
+    """Number of queued jobs, in Upstash's form."""
 
     result: int
 
 
-@router.post("/rpush/{queue}", responses=documented(401, 403, 409, 413, 422, 503), openapi_extra=PUSH)
+@router.post("/rpush/{queue}", responses=documented(401, 403, 409, 413, 422, 503), openapi_extra=PUSH_BODY)
 async def rpush(request: Request, queue: str) -> Depth:  # noqa: ARG001 - the catalog decides
-    """Queue the jobs in the body. Which queue a job waits in is the catalog's to say, not the path's; the
-    depth is the last job's queue's."""
+    """Queue the jobs in the body. The catalog decides each job's queue, not the path; the result is the depth
+    of the last job's queue."""
     return await run_in_threadpool(_push, request, await read_json(request))
 
 
 def _push(request: Request, elements: object) -> Depth:
     admissions = dispatch.submit_all(_payloads(elements))
     last = admissions[-1].record
-    audit.entry(request.scope).about(last)
+    audit.entry(request.scope).set_job(last)
     return Depth(result=control.current().ledger.depth(last.queue))
 
 
 @router.get("/llen/{queue}", responses=documented(401, 403, 404, 422, 503))
 def llen(queue: str) -> Depth:
-    """How many jobs wait in a queue."""
-    return Depth(result=control.current().ledger.depth(known_queue(queue)))
+    """Read how many jobs are queued."""
+    return Depth(result=control.current().ledger.depth(check_queue(queue)))
 
 
 def _payloads(elements: object) -> list[object]:
-    """Decode the elements of a push. `InvalidParameters` names the index of one that is not JSON."""
-    if not isinstance(elements, list) or not 1 <= len(elements) <= AT_MOST:
+    """Parse the elements of a push. Raises `InvalidParameters` with the index of one that is not JSON."""
+    if not isinstance(elements, list) or not 1 <= len(elements) <= MAX_JOBS:
         raise InvalidParameters(
-            "The body must be a list of jobs.", rule=f"1 to {AT_MOST} JSON strings", value=elements
+            "The body must be a list of jobs.", rule=f"1 to {MAX_JOBS} JSON strings", value=elements
         )
     return [
         _payload(element, None if len(elements) == 1 else index) for index, element in enumerate(elements)
@@ -82,7 +82,7 @@ def _payloads(elements: object) -> list[object]:
 def _payload(element: object, index: int | None) -> object:
     try:
         return parse_json(element) if isinstance(element, str) else element
-    except OurvidzError as refused:
+    except OurvidzError as error:
         if index is not None:
-            refused.field = f"[{index}].{refused.field}" if refused.field else f"[{index}]"
+            error.field = f"[{index}].{error.field}" if error.field else f"[{index}]"
         raise

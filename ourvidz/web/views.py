@@ -1,4 +1,4 @@
-"""From the ledger's records to the documents of the job routes."""
+"""Builds the documents of the job routes from ledger records."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ourvidz.callbacks import payload
 from ourvidz.ledger.record import Record
 from ourvidz.ledger.store import Ledger
 from ourvidz.storage.store import Store
-from ourvidz.web.documents import Accepted, FaultDocument, JobListed, JobState, Result, Timestamps
+from ourvidz.web.documents import Accepted, JobErrorDocument, JobState, JobSummary, Result, Timestamps
 
-SAMPLED = 20
-"""How many of the jobs ahead are read for an estimate."""
+SAMPLE_SIZE = 20
+"""Jobs ahead in the queue that are read for an estimate."""
 
 
 def accepted(record: Record, ledger: Ledger) -> Accepted:
-    """The answer to a submission. The position is 0 also when a worker was quicker than this answer."""
+    """The response to a submission. The position is 0 also when a worker has claimed the job already."""
     return Accepted(
         job_id=record.job_id,
         queue=record.queue,
@@ -27,27 +27,27 @@ def accepted(record: Record, ledger: Ledger) -> Accepted:
 
 
 def state(record: Record, ledger: Ledger, store: Store) -> JobState:
-    """A job as it now stands, with its place in the queue."""
+    """The current state of a job, with its position in the queue."""
     position = ledger.position(record.job_id) if record.status == "queued" else None
     return JobState(
-        **dict(listed(record, store)), queue_position=position, eta_s=eta_s(record, position, ledger)
+        **dict(summary(record, store)), queue_position=position, eta_s=eta_s(record, position, ledger)
     )
 
 
-def listed(record: Record, store: Store) -> JobListed:
-    """A job as lists show it."""
+def summary(record: Record, store: Store) -> JobSummary:
+    """A job as lists contain it."""
     error = record.outcome.error if record.outcome else None
-    return JobListed(
+    return JobSummary(
         job_id=record.job_id,
         status=record.status,
         progress=record.progress,
         result=result(record, store) if record.status == "completed" else None,
-        error=FaultDocument(**error.to_public()) if error else None,
+        error=JobErrorDocument(**error.to_public()) if error else None,
         timestamps=Timestamps(
-            created_at=_moment(record.created_at),
-            queued_at=_moment(record.queued_at),
-            started_at=None if record.claimed_at is None else _moment(record.claimed_at),
-            finished_at=None if record.finished_at is None else _moment(record.finished_at),
+            created_at=_utc(record.created_at),
+            queued_at=_utc(record.queued_at),
+            started_at=None if record.claimed_at is None else _utc(record.claimed_at),
+            finished_at=None if record.finished_at is None else _utc(record.finished_at),
         ),
         type=record.type,
         queue=record.queue,
@@ -59,7 +59,7 @@ def listed(record: Record, store: Store) -> JobListed:
 
 
 def result(record: Record, store: Store) -> Result:
-    """What a completed job made. The URLs are storage keys where the store has no public URL."""
+    """The output of a completed job. URLs are storage keys where the store has no public URL."""
     outcome = record.outcome
     metadata = payload.job_metadata(
         record.facts,
@@ -84,10 +84,10 @@ def result(record: Record, store: Store) -> Result:
 
 
 def eta_s(record: Record, position: int | None, ledger: Ledger) -> float | None:
-    """About how many seconds until a job is finished; None when it is.
+    """Estimated seconds until a job is finished; None for a finished one.
 
-    Queued: jobs ahead x their mean expected time / workers of the queue at work + the job's own expected
-    time. Running: the expected time x the share that is left. What others are running now is not counted.
+    Queued: jobs ahead x their mean expected time / live workers of the queue + the job's own expected time.
+    Running: expected time x the share that is left. Jobs that other workers are running are not counted.
     """
     own_s = float(record.facts.get("expected_time") or 0.0)
     if record.status == "processing":
@@ -97,12 +97,13 @@ def eta_s(record: Record, position: int | None, ledger: Ledger) -> float | None:
     ahead_s = 0.0
     if position:
         sample = [
-            r.facts.get("expected_time") or 0.0 for r in ledger.waiting(record.queue, min(position, SAMPLED))
+            ahead.facts.get("expected_time") or 0.0
+            for ahead in ledger.waiting(record.queue, min(position, SAMPLE_SIZE))
         ]
-        at_work = sum(w.queue == record.queue and w.state != "offline" for w in ledger.workers())
-        ahead_s = position * (sum(sample) / len(sample) if sample else own_s) / max(1, at_work)
+        live = sum(worker.queue == record.queue and worker.state != "offline" for worker in ledger.workers())
+        ahead_s = position * (sum(sample) / len(sample) if sample else own_s) / max(1, live)
     return round(ahead_s + own_s, 1)
 
 
-def _moment(at: float) -> datetime:
-    return datetime.fromtimestamp(at, UTC)
+def _utc(timestamp_s: float) -> datetime:
+    return datetime.fromtimestamp(timestamp_s, UTC)

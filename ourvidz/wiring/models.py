@@ -6,19 +6,21 @@ from typing import Any
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.base import ImagePipeline, TextPipeline, VideoPipeline
-from ourvidz.pipelines.checkpoints import QwenVariant, find_qwen, find_sdxl, find_wan
 from ourvidz.pipelines.devices import free_memory
 from ourvidz.pipelines.loading import files_mib
+from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles
 from ourvidz.pipelines.sdxl.options import SDXLOptions, lora_of
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
+from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
 from ourvidz.pipelines.texts.qwen import QwenPipeline
-from ourvidz.pipelines.texts.remote import RemoteTexts, Server
+from ourvidz.pipelines.texts.remote import RemoteTextPipeline, TextServer
+from ourvidz.pipelines.texts.residency import ResidentTextModels, TextModel
+from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.settings import Settings
 from ourvidz.vram import gpu
-from ourvidz.wiring.texts import Text, WarmTexts
 
 TINY_CAP_PX = 128
 """Longest edge that the tiny profile renders."""
@@ -36,7 +38,7 @@ class WarmModels:
         sdxl: SDXLPipeline | None = None,
         *,
         wan: WanPipeline | None = None,
-        texts: WarmTexts | None = None,
+        texts: ResidentTextModels | None = None,
     ) -> None:
         self._sdxl = sdxl
         self._wan = wan
@@ -67,7 +69,7 @@ class WarmModels:
         """The language model of that name, loaded. `ModelLoadError` on a worker of another family."""
         if self._texts is None:
             raise ModelLoadError("This worker has no language models.")
-        return self._texts.open(model)
+        return self._texts.get(model)
 
     def reload(self) -> None:
         """Drop everything and load it again."""
@@ -140,21 +142,21 @@ def wan_options(settings: Settings) -> WanOptions:
     )
 
 
-def _texts(settings: Settings) -> WarmTexts:
+def _texts(settings: Settings) -> ResidentTextModels:
     texts = {name: _text(settings, variant) for name, variant in QWEN.items()}
-    return WarmTexts(texts, together=settings.qwen_together, free_mib=gpu.free_mib)
+    return ResidentTextModels(texts, policy=settings.qwen_together, free_mib=gpu.free_mib)
 
 
-def _text(settings: Settings, variant: QwenVariant) -> Text:
+def _text(settings: Settings, variant: QwenVariant) -> TextModel:
     url = settings.qwen_instruct_url if variant == "instruct" else settings.qwen_base_url
     name = settings.qwen_instruct_name if variant == "instruct" else settings.qwen_base_name
     if url is not None:
-        return Text(RemoteTexts(Server(url, name, settings.qwen_key), variant), needs_mib=0)
+        return TextModel(RemoteTextPipeline(TextServer(url, name, settings.qwen_key), variant), needs_mib=0)
     if settings.qwen_model is None and settings.profile == "production":
         needed = f"OURVIDZ_QWEN_MODEL or OURVIDZ_QWEN_{variant.upper()}_URL"
         raise ModelLoadError(f"The production profile has no Qwen checkpoint ({variant}): set {needed}.")
     checkpoint = find_qwen(settings.qwen_model, variant)
-    return Text(QwenPipeline(checkpoint, variant), files_mib(checkpoint.path))
+    return TextModel(QwenPipeline(checkpoint, variant), files_mib(checkpoint.path))
 
 
 def sdxl_options(settings: Settings) -> SDXLOptions:

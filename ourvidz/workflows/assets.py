@@ -15,7 +15,7 @@ from ourvidz.jobs.job import ImageJob, VideoJob
 from ourvidz.jobs.outcome import Asset
 from ourvidz.media.images import encode_png
 from ourvidz.media.thumbnails import thumbnail
-from ourvidz.pipelines.base import Pictures
+from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.storage.keys import asset_key, thumbnail_key
 from ourvidz.storage.store import Store
 from ourvidz.workflows.services import Run
@@ -62,7 +62,7 @@ class AssetUploader:
                 kept.result()
         self._kept[index] = self._pool.submit(self._keep, index, image)
 
-    def assets(self, pictures: Pictures) -> tuple[Asset, ...]:
+    def assets(self, pictures: GeneratedImages) -> tuple[Asset, ...]:
         """The assets in the order of their seeds, when all pictures are stored, also those that `take` was
         not given before."""
         for index, image in enumerate(pictures.images):
@@ -90,7 +90,7 @@ class AssetUploader:
 
 
 def keep_pictures(
-    pictures: Pictures, job: StoringJob, run: Run, store: Store, credentials: Credentials
+    pictures: GeneratedImages, job: StoringJob, run: Run, store: Store, credentials: Credentials
 ) -> tuple[Asset, ...]:
     """Store pictures that are all made, and their thumbnails; the assets in the order of their seeds."""
     with AssetUploader(job, run, store, credentials) as keeper:

@@ -10,7 +10,7 @@ from ourvidz import __version__, log
 from ourvidz.errors import CallerError, Cancelled, JobTimeout, OurvidzError, PolicyViolation
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.pipelines.base import Decoding, TextDelta
+from ourvidz.pipelines.base import BatchDecoder, TextDelta
 from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Run, Services
 
@@ -93,8 +93,8 @@ class _Text:
     def add(self, piece: TextDelta) -> None:
         """Take what a step gave."""
         self.text += piece.text
-        self.tokens = piece.tokens
-        self.finish = piece.finish
+        self.tokens = piece.tokens_generated
+        self.finish = piece.finish_reason
         self.error = piece.error
         if piece.prompt_tokens is not None:
             self.prompt_tokens = piece.prompt_tokens
@@ -139,7 +139,7 @@ class _Table:
     def __init__(self, use: Services, first: ChatJob) -> None:
         pipeline = use.models.texts(first.model)
         self._use = use
-        self._decoding: Decoding = pipeline.decoding()
+        self._decoder: BatchDecoder = pipeline.new_decoder()
         self._info = pipeline.info()
         self._variant = VARIANTS[first.model]
         self._texts: dict[str, _Text] = {}
@@ -157,19 +157,19 @@ class _Table:
             if job.sfw_mode and self._use.moderation is not None:
                 self._use.moderation.judge("\n".join(job.texts()))
             turn.run.step(0, job.max_tokens)
-            self._texts[job.id] = _Text(turn, self._use, self._decoding.join(job.id, job))
+            self._texts[job.id] = _Text(turn, self._use, self._decoder.add(job.id, job))
         except Exception as failure:  # noqa: BLE001  one text's failure must not disturb the others
             self._failed(turn, failure)
 
     def step(self) -> None:
         """One token more for each, and the end of those that are finished."""
-        for piece in self._decoding.step():
+        for piece in self._decoder.step():
             if piece.key in self._texts:
                 self._texts[piece.key].add(piece)
         for text in [text for text in self._texts.values() if text.due]:
             if self._over(text):
                 del self._texts[text.turn.job.id]
-                self._decoding.leave(text.turn.job.id)
+                self._decoder.remove(text.turn.job.id)
 
     def _over(self, text: _Text) -> bool:
         """Let one text speak. Whether that was its end."""
@@ -224,7 +224,11 @@ class _Table:
             return self._fallback(
                 job, "The model had nothing to say: the prompt is returned as it is.", found
             )
-        enhanced = {"enhancement_strategy": "qwen", "enhancement_source": self._info["name"]}
+        enhanced = {
+            "enhancement_strategy": "qwen",
+            "enhancement_source": job.model,
+            "enhancement_model": self._info["name"],
+        }
         return _written(text.text, found | enhanced, enhanced=True)
 
     def _fallback(self, job: ChatJob, why: str, found: dict[str, Any] | None = None) -> Outcome:

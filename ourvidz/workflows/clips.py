@@ -6,7 +6,7 @@ from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Asset
 from ourvidz.media.thumbnails import clip_thumbnail
 from ourvidz.media.video import encode_mp4
-from ourvidz.pipelines.base import Clip, Pictures
+from ourvidz.pipelines.base import GeneratedImages, GeneratedVideo
 from ourvidz.storage.store import Store
 from ourvidz.workflows.assets import keep_file, keep_pictures
 from ourvidz.workflows.services import Run
@@ -14,11 +14,11 @@ from ourvidz.workflows.signing import Credentials, File
 
 
 def keep_clip(
-    clip: Clip, job: VideoJob, run: Run, store: Store, credentials: Credentials
+    clip: GeneratedVideo, job: VideoJob, run: Run, store: Store, credentials: Credentials
 ) -> tuple[Asset, ...]:
     """Store the clip as what its job type makes, an MP4 or a PNG, with its thumbnail."""
     if job.row.output == "png":
-        picture = Pictures(
+        picture = GeneratedImages(
             images=clip.frames,
             seeds=[clip.seed],
             seconds=clip.seconds,

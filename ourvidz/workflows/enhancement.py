@@ -14,7 +14,7 @@ from typing import Any
 from ourvidz import log
 from ourvidz.errors import Cancelled, JobTimeout, PolicyViolation
 from ourvidz.jobs.job import ChatJob, Message, VideoJob
-from ourvidz.pipelines.base import Decoding
+from ourvidz.pipelines.base import BatchDecoder
 from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Run, Services
 
@@ -55,7 +55,9 @@ def wording(job: VideoJob, run: Run) -> Wording:
         return Wording(job.prompt, enhanced_prompt=job.prompt, told=_fallback(found["reason"]))
     told = {
         "enhancement_strategy": "qwen",
-        "enhancement_source": found["source"],
+        "enhancement_source": MODEL,
+        # Documents of version 0.1.0 name the checkpoint as `source`.
+        "enhancement_model": found.get("model", found["source"]),
         "enhancement_time": found["seconds"],
         "system_prompt_used": found["system_prompt"],
     }
@@ -105,12 +107,12 @@ def _found(
     """What the model makes of the prompt. `JobTimeout`, or `PolicyViolation` when it may not be used."""
     hear()
     texts = use.models.texts(MODEL)
-    decoding, began = texts.decoding(), time.monotonic()
-    decoding.join(job.id, _asked(job, system_prompt))
+    decoder, began = texts.new_decoder(), time.monotonic()
+    decoder.add(job.id, _asked(job, system_prompt))
     try:
-        line = _decoded(decoding, hear, late)
+        line = _decoded(decoder, hear, late)
     finally:
-        decoding.leave(job.id)
+        decoder.remove(job.id)
     if not line:
         return {"reason": EMPTY}
     use.gate.judge(job, line)
@@ -118,24 +120,25 @@ def _found(
         use.moderation.judge(line)
     return {
         "prompt": line,
-        "source": texts.info()["name"],
+        "source": MODEL,
+        "model": texts.info()["name"],
         "system_prompt": "custom" if job.system_prompt else "default",
         "seconds": round(time.monotonic() - began, 3),
     }
 
 
-def _decoded(decoding: Decoding, hear: Hear, late: Callable[[], bool]) -> str:
+def _decoded(decoder: BatchDecoder, hear: Hear, late: Callable[[], bool]) -> str:
     """What the model says up to the end of the first line that is not blank."""
     text = ""
     while True:
         hear()
         if late():
             raise JobTimeout("the enhancement took too long")
-        for piece in decoding.step():
+        for piece in decoder.step():
             if piece.error is not None:
                 raise piece.error
             text = (text + piece.text).lstrip()
-            if piece.finish is not None or "\n" in text:
+            if piece.finish_reason is not None or "\n" in text:
                 return text.partition("\n")[0].rstrip()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from ourvidz.errors import FallbackError, I2IPipelineError, ReferenceFrameError
 from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.media.provenance import DigitalSourceType
-from ourvidz.pipelines.base import Pictures
+from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.workflows.assets import AssetUploader
 from ourvidz.workflows.services import Run, Services
 from ourvidz.workflows.signing import Credentials
@@ -30,7 +29,7 @@ def generate_images(job: ImageJob, run: Run, use: Services) -> Outcome:
 class _Made(NamedTuple):
     """Pictures, and the assets they are stored as."""
 
-    pictures: Pictures
+    pictures: GeneratedImages
     assets: tuple[Asset, ...]
 
 
@@ -49,13 +48,13 @@ def _painted(
     run: Run,
     use: Services,
     *,
-    told: Callable[[Pictures], Pictures] = lambda pictures: pictures,
+    told: Callable[[GeneratedImages], GeneratedImages] = lambda pictures: pictures,
 ) -> _Made:
     """Generate pictures and store each as soon as it is finished. `told` completes what is said of them."""
     credentials = Credentials(use.signer, _source(reference), job_id=job.id)
     with AssetUploader(job, run, use.store, credentials) as keeper:
         pictures = use.models.images().generate(
-            job, reference=reference, on_step=run.step, on_preview=run.preview, on_picture=keeper.take
+            job, reference=reference, on_step=run.step, on_preview=run.preview, on_image=keeper.take
         )
         pictures = told(pictures)
         return _Made(pictures, keeper.assets(pictures))
@@ -80,25 +79,9 @@ def _without_reference(job: ImageJob, why: FallbackError, run: Run, use: Service
     return _painted(plain, None, run, use, told=partial(_fallen_back, job=job, why=why))
 
 
-def _fallen_back(pictures: Pictures, *, job: ImageJob, why: FallbackError) -> Pictures:
+def _fallen_back(pictures: GeneratedImages, *, job: ImageJob, why: FallbackError) -> GeneratedImages:
     """The pictures of a job whose reference was of no use, with the reason."""
-    return replace(
-        pictures,
-        metadata=pictures.metadata
-        | {
-            "reference_fallback": True,
-            "reference_error": why.code,
-            "reference_error_reason": why.message,
-            "reference_backend": None,
-        },
-        asset_metadata=pictures.asset_metadata
-        | {
-            "denoise_strength": job.denoise_strength,
-            "pipeline": "text_to_image",
-            "resize_policy": None,
-            "negative_prompt_used": pictures.negative_prompt_used,
-        },
-    )
+    return pictures.without_reference(why, denoise_strength=job.denoise_strength, pipeline="text_to_image")
 
 
 def _source(reference: Image | None) -> DigitalSourceType:
@@ -106,7 +89,7 @@ def _source(reference: Image | None) -> DigitalSourceType:
     return "trainedAlgorithmicMedia" if reference is None else "compositeWithTrainedAlgorithmicMedia"
 
 
-def _findings(pictures: Pictures, use: Services) -> dict[str, Any]:
+def _findings(pictures: GeneratedImages, use: Services) -> dict[str, Any]:
     """What the worker found out about the job."""
     return {
         **pictures.metadata,

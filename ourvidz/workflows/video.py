@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ourvidz import __version__
@@ -11,7 +10,7 @@ from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.jobs.videos import NEEDS
 from ourvidz.media.provenance import DigitalSourceType
-from ourvidz.pipelines.base import Clip, ReferencePictures
+from ourvidz.pipelines.base import GeneratedVideo, ReferenceImages
 from ourvidz.workflows.clips import keep_clip
 from ourvidz.workflows.enhancement import wording
 from ourvidz.workflows.services import Run, Services
@@ -39,7 +38,7 @@ def generate_video(job: VideoJob, run: Run, use: Services) -> Outcome:
     )
 
 
-def _references(job: VideoJob, use: Services) -> ReferencePictures | ReferenceFrameError:
+def _references(job: VideoJob, use: Services) -> ReferenceImages | ReferenceFrameError:
     """The pictures the job's mode needs, or why one of them cannot be used.
 
     `ReferenceForbidden` when one belongs to somebody else: that job fails.
@@ -51,39 +50,24 @@ def _references(job: VideoJob, use: Services) -> ReferencePictures | ReferenceFr
         }
     except ReferenceFrameError as unusable:
         return unusable
-    return ReferencePictures(**found)
+    return ReferenceImages(**found)
 
 
-def _without_references(job: VideoJob, why: ReferenceFrameError, run: Run, use: Services) -> Clip:
+def _without_references(job: VideoJob, why: ReferenceFrameError, run: Run, use: Services) -> GeneratedVideo:
     """What the prompt alone makes, with the reason."""
     plain = job.model_copy(update={"reference_mode": "none"})
     clip = use.models.videos().generate(plain, on_step=run.step, on_preview=run.preview)
-    return replace(
-        clip,
-        metadata=clip.metadata
-        | {
-            "reference_fallback": True,
-            "reference_error": why.code,
-            "reference_error_reason": why.message,
-            "reference_backend": None,
-        },
-        asset_metadata=clip.asset_metadata
-        | {
-            "denoise_strength": job.denoise_strength,
-            "pipeline": "text_to_image" if job.frames == 1 else "text_to_video",
-            "resize_policy": None,
-            "negative_prompt_used": bool(job.negative_prompt) and clip.asset_metadata["guidance_scale"] > 1,
-        },
-    )
+    pipeline = "text_to_image" if job.frames == 1 else "text_to_video"
+    return clip.without_reference(why, denoise_strength=job.denoise_strength, pipeline=pipeline)
 
 
-def _source(clip: Clip) -> DigitalSourceType:
+def _source(clip: GeneratedVideo) -> DigitalSourceType:
     """Made by the model alone, or from somebody's picture."""
     steered = clip.metadata.get("reference_backend") is not None
     return "compositeWithTrainedAlgorithmicMedia" if steered else "trainedAlgorithmicMedia"
 
 
-def _findings(clip: Clip, use: Services) -> dict[str, Any]:
+def _findings(clip: GeneratedVideo, use: Services) -> dict[str, Any]:
     """What the worker found out about the job."""
     return {
         **clip.metadata,

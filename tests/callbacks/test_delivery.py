@@ -18,7 +18,7 @@ from ourvidz.callbacks.target import NO_URL, NOT_ALLOWED
 from ourvidz.errors import InternalError
 from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.memory_store import MemoryLedger
+from ourvidz.ledger.store import Ledger
 
 PATIENCE_S = 10.0
 WEBHOOK_SECRET = "whsec_dGhpcnR5LXR3byBieXRlcyBvZiBzZWNyZXQga2V5IQ=="
@@ -26,13 +26,13 @@ DONE = Outcome(status="completed", assets=(Asset(type="image", key="workspace-te
 
 
 @pytest.fixture
-def ledger(clock: Any) -> MemoryLedger:
+def ledger(clock: Any, make_ledger: Callable[..., Ledger]) -> Ledger:
     """A ledger on the tests' clock."""
-    return MemoryLedger(clock=clock)
+    return make_ledger(clock=clock)
 
 
 @pytest.fixture
-def run_job(ledger: MemoryLedger, make_job: Callable[..., ImageJob]) -> Callable[..., None]:
+def run_job(ledger: Ledger, make_job: Callable[..., ImageJob]) -> Callable[..., None]:
     """Let a job start, and end unless told otherwise: one or two rows in the outbox."""
 
     def run(id: str = "job-1", *, outcome: Outcome | None = DONE, **chosen: Any) -> None:
@@ -46,7 +46,7 @@ def run_job(ledger: MemoryLedger, make_job: Callable[..., ImageJob]) -> Callable
 
 
 @pytest.fixture
-def courier_to(ledger: MemoryLedger) -> Callable[..., CallbackSender]:
+def courier_to(ledger: Ledger) -> Callable[..., CallbackSender]:
     """A courier whose default receiver is the given one; anything may be chosen."""
 
     def make(url: str | None, lanes: PerHostLimiter | None = None, **chosen: Any) -> CallbackSender:
@@ -56,7 +56,7 @@ def courier_to(ledger: MemoryLedger) -> Callable[..., CallbackSender]:
     return make
 
 
-def terminal(ledger: MemoryLedger, job_id: str = "job-1") -> Any:
+def terminal(ledger: Ledger, job_id: str = "job-1") -> Any:
     """The terminal row of a job, whatever became of it."""
     rows = [row for state in ("pending", "delivered", "dead") for row in ledger.letters(state)]  # type: ignore[arg-type]
     return next(row for row in rows if row.job_id == job_id and row.terminal)

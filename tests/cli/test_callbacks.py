@@ -15,8 +15,8 @@ from ourvidz.callbacks.target import NO_URL
 from ourvidz.cli.callbacks import callbacks
 from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import OutboxEvent
+from ourvidz.ledger.store import Ledger
 from ourvidz.settings import load_settings
 from ourvidz.tasks import callbacks as _deliver_task  # noqa: F401
 from ourvidz.wiring import control
@@ -25,16 +25,18 @@ PROMPT = "a lighthouse on a hill"
 
 
 @pytest.fixture
-def ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[MemoryLedger]:
+def ledger(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, make_ledger: Callable[..., Ledger]
+) -> Iterator[Ledger]:
     """The ledger the command sees; tasks run at once, and no receiver is configured."""
     monkeypatch.setitem(app.conf, "task_always_eager", True)
     chosen = load_settings(OURVIDZ_STATE_DIR=tmp_path, _env_file=None)
-    with capture_logs(), control.using(control.build(chosen, ledger=MemoryLedger())) as current:
-        yield current.ledger  # type: ignore[misc]
+    with capture_logs(), control.using(control.build(chosen, ledger=make_ledger())) as current:
+        yield current.ledger
 
 
 @pytest.fixture
-def dead_letter(ledger: MemoryLedger) -> Callable[[str], OutboxEvent]:
+def dead_letter(ledger: Ledger) -> Callable[[str], OutboxEvent]:
     """A job whose terminal callback was refused."""
 
     def make(job_id: str) -> OutboxEvent:
@@ -99,12 +101,12 @@ def test_show_prints_the_payload(dead_letter: Callable[[str], OutboxEvent]) -> N
     assert "original_prompt" in run("show", event.event_id).output
 
 
-def test_show_of_an_unknown_callback_fails(ledger: MemoryLedger) -> None:
+def test_show_of_an_unknown_callback_fails(ledger: Ledger) -> None:
     """A typing error is not an empty answer."""
     assert run("show", "msg_unknown").exit_code == 1
 
 
-def test_replay_delivers_again(ledger: MemoryLedger, dead_letter: Callable[[str], OutboxEvent]) -> None:
+def test_replay_delivers_again(ledger: Ledger, dead_letter: Callable[[str], OutboxEvent]) -> None:
     """The letter goes the whole way: command, task, courier, which finds that no receiver is configured."""
     event = dead_letter("job-1")
     told = run("replay", event.event_id, "--json")
@@ -115,7 +117,7 @@ def test_replay_delivers_again(ledger: MemoryLedger, dead_letter: Callable[[str]
 
 
 def test_every_dead_letter_can_be_replayed_at_once(
-    ledger: MemoryLedger, dead_letter: Callable[[str], OutboxEvent]
+    ledger: Ledger, dead_letter: Callable[[str], OutboxEvent]
 ) -> None:
     """After a receiver's bad day."""
     events = [dead_letter(f"job-{n}") for n in range(3)]
@@ -124,7 +126,7 @@ def test_every_dead_letter_can_be_replayed_at_once(
 
 
 def test_replay_names_what_it_does_not_know(
-    ledger: MemoryLedger, dead_letter: Callable[[str], OutboxEvent]
+    ledger: Ledger, dead_letter: Callable[[str], OutboxEvent]
 ) -> None:
     """The rest is replayed, and a script sees the failure."""
     event = dead_letter("job-1")
@@ -134,6 +136,6 @@ def test_replay_names_what_it_does_not_know(
 
 
 @pytest.mark.parametrize("arguments", [[], ["msg_1", "--all-dead"]])
-def test_replay_wants_either_names_or_all(ledger: MemoryLedger, arguments: list[str]) -> None:
+def test_replay_wants_either_names_or_all(ledger: Ledger, arguments: list[str]) -> None:
     """Nothing is replayed by accident."""
     assert run("replay", *arguments).exit_code == 2

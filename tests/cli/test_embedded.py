@@ -1,10 +1,9 @@
-"""The embedded server, for real."""
+"""The embedded Redis server, with the real binary."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import redis
 from ourvidz.cli import embedded
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import Supervisor
-from ourvidz.errors import OperatorError, SettingsError
+from ourvidz.embedded_redis import find_server, free_port
+from ourvidz.errors import OperatorError
 
 
 @pytest.fixture
@@ -24,29 +24,29 @@ def state(tmp_path: Path) -> StateDir:
 
 @pytest.fixture
 def supervisor() -> Iterator[Supervisor]:
-    made = Supervisor(lambda _: None)
-    yield made
-    made.kill()
+    supervisor = Supervisor(lambda _: None)
+    yield supervisor
+    supervisor.kill_all()
 
 
 def start(supervisor: Supervisor, state: StateDir) -> str:
-    return embedded.start(supervisor, state, binary=embedded.find_server(None), notice=lambda _: None)
+    return embedded.start(supervisor, state, binary=find_server(None), notify=lambda _: None)
 
 
-def test_it_keeps_every_acknowledged_write_through_a_kill(supervisor: Supervisor, state: StateDir) -> None:
-    """A queued job that was acknowledged must survive a power cut."""
+def test_acknowledged_writes_survive_a_kill(supervisor: Supervisor, state: StateDir) -> None:
+    """A queued job must survive a power cut."""
     with redis.Redis.from_url(start(supervisor, state)) as client:
         client.set("job", "queued")
     os.kill(supervisor.pids()["redis"], signal.SIGKILL)
-    supervisor.forget("redis")
+    supervisor.kill("redis")
     with redis.Redis.from_url(start(supervisor, state)) as client:
         assert client.get("job") == b"queued"
 
 
-def test_it_asks_for_a_password_evicts_nothing_and_writes_through(
+def test_the_server_has_a_password_evicts_nothing_and_syncs_every_write(
     supervisor: Supervisor, state: StateDir
 ) -> None:
-    """Other users of this machine must not read the jobs; full memory must not drop any."""
+    """Other users of this machine must not read the jobs; a full memory must not delete any."""
     url = start(supervisor, state)
     with redis.Redis.from_url(url, decode_responses=True) as client:
         assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
@@ -58,41 +58,29 @@ def test_it_asks_for_a_password_evicts_nothing_and_writes_through(
     assert (state.root / "redis" / "redis.conf").stat().st_mode & 0o077 == 0
 
 
-def test_a_port_that_is_taken_is_not_the_end(
+def test_another_port_is_tried_when_one_is_taken(
     supervisor: Supervisor, state: StateDir, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between choosing a port and binding it, somebody else may have been quicker."""
+    """Another process may bind the port after it was chosen."""
     taken = redis.Redis.from_url(redis_url).connection_pool.connection_kwargs["port"]
-    free = embedded.free_port()
+    free = free_port()
     ports = iter((taken, free))
     monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
     assert start(supervisor, state).endswith(f":{free}/0")
 
 
-def test_a_server_that_outlived_its_stack_is_stopped_first(supervisor: Supervisor, state: StateDir) -> None:
-    """Two servers that append to one file would ruin it."""
+def test_a_server_of_an_earlier_stack_is_stopped_first(supervisor: Supervisor, state: StateDir) -> None:
+    """Two servers that append to one file would damage it."""
     old = Supervisor(lambda _: None)
     first = start(old, state)
     second = start(supervisor, state)
     assert first != second
     with redis.Redis.from_url(first) as client, pytest.raises(redis.ConnectionError):
         client.ping()
-    old.kill()
+    old.kill_all()
 
 
-def test_a_server_that_will_not_start_is_named_with_its_log(supervisor: Supervisor, state: StateDir) -> None:
-    """The operator reads the server's own reason."""
+def test_a_failed_start_is_an_error_with_the_log_file(supervisor: Supervisor, state: StateDir) -> None:
+    """The log holds the server's own error message."""
     with pytest.raises(OperatorError, match=r"redis\.log"):
-        embedded.start(supervisor, state, binary=Path("/bin/false"), notice=lambda _: None)
-
-
-def test_the_named_server_wins_over_every_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """REDIS_SERVER_BIN is the operator's choice; without it the PATH, then the package."""
-    assert embedded.find_server(sys.executable) == Path(sys.executable)
-    with pytest.raises(SettingsError, match="REDIS_SERVER_BIN"):
-        embedded.find_server(str(tmp_path / "none"))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert embedded.find_server(None).name == "valkey-server", "the packaged one"
-    system = tmp_path / "valkey-server"
-    system.touch(mode=0o755)
-    assert embedded.find_server(None) == system
+        embedded.start(supervisor, state, binary=Path("/bin/false"), notify=lambda _: None)

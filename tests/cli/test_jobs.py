@@ -17,7 +17,6 @@ from ourvidz.app import app as celery
 from ourvidz.cli.main import cli
 from ourvidz.errors import WorkerLost
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Claim
 from ourvidz.settings import load_settings
 from ourvidz.web.main import create_app
@@ -29,15 +28,15 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def at(tmp_path: Path) -> Iterator[control.Control]:
-    """A control half on the memory ledger; messages go to a broker in this process."""
+def at(tmp_path: Path, make_ledger: Callable[..., Any]) -> Iterator[control.Control]:
+    """A control half; messages go to a broker in this process."""
     before = celery.conf.broker_url
     celery.conf.broker_url = "memory://"
     celery._after_fork()
     chosen = load_settings(
         OURVIDZ_STATE_DIR=tmp_path, OURVIDZ_API_KEYS=f"test:{KEY}:jobs+chat+admin", _env_file=None
     )
-    yield control.build(chosen, ledger=MemoryLedger())
+    yield control.build(chosen, ledger=make_ledger())
     celery.conf.broker_url = before
     celery._after_fork()
 

@@ -65,7 +65,7 @@ def test_a_wrong_setting_is_one_line_that_names_the_variable(monkeypatch: pytest
 
 def test_a_directory_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
     """The second `ourvidz up` says who was first, and leaves it alone."""
-    with StateDir(tmp_path).held():
+    with StateDir(tmp_path).lock():
         result = CliRunner().invoke(cli, ["up", "--no-flower", "--state-dir", str(tmp_path)])
     assert result.exit_code == 1
     assert "is in use by another" in result.stderr

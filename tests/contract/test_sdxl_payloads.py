@@ -73,7 +73,7 @@ def made(
             "compel_weights": None,
             "compel_success": False,
             "enhancement_strategy": "none",
-            "final_prompt_type": "text",
+            "final_prompt_type": "string",
         }
         | job,
         reference,

@@ -145,7 +145,8 @@ def check_enhancement(told: dict[str, Any], asked: dict[str, Any]) -> None:
     assert metadata["original_prompt"] == asked["prompt"]
     if asked["enhance_prompt"]:
         assert metadata["enhancement_strategy"] == "qwen"
-        assert metadata["enhancement_source"] == "tiny-qwen/base"
+        assert metadata["enhancement_source"] == "qwen_base"
+        assert metadata["enhancement_model"] == "tiny-qwen/base"
         assert metadata["system_prompt_used"] == ("custom" if asked["system_prompt"] else "default")
         assert told["enhancedPrompt"]
     else:
@@ -244,7 +245,7 @@ def test_a_clip_that_came_out_broken_is_an_error_and_no_asset(
     client: TestClient, running: Eager, monkeypatch: pytest.MonkeyPatch, broken: Callable[..., bytes]
 ) -> None:
     """A file that does not play is worse than a job that failed: nothing of it is stored or announced."""
-    monkeypatch.setattr(video, "_encoded", partial(broken, video._encoded))
+    monkeypatch.setattr(video, "_encode", partial(broken, video._encode))
     assert client.post("/jobs", json=short({})).status_code == 202
     told = running.callbacks.of("one")[-1].payload
     assert (told["status"], told["error"]["code"], told["assets"]) == ("failed", "INTERNAL_ERROR", [])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
@@ -10,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ourvidz.settings import environment
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r'^```(\w*)(?: title="([^"]*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -72,13 +77,42 @@ def page() -> Callable[[str], Page]:
     return lambda name: Page(ROOT / name)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def docs_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One running `ourvidz up`; how it is started is told beside the system tests."""
-    spec = spec_from_file_location("system_stack", ROOT / "tests/system/conftest.py")
+    """One running `ourvidz up` for all pages, with the settings that a page asks its reader to set."""
+    system = load_file(ROOT / "tests/system/conftest.py")
+    env = {"JOB_CALLBACK_SECRET": "my-secret", "OURVIDZ_CALLBACK_ALLOW": "localhost"}
+    with system.stack(
+        tmp_path_factory.mktemp("docs") / "state", "--workers", "sdxl,chat", env=env
+    ) as running:
+        yield running
+
+
+def load_file(path: Path) -> Any:
+    """Import a Python file that is not on the path."""
+    spec = spec_from_file_location(path.parent.name + "_" + path.stem, path)
     assert spec
     assert spec.loader
-    system = module_from_spec(spec)
-    spec.loader.exec_module(system)
-    with system.stack(tmp_path_factory.mktemp("docs") / "state", "--workers", "sdxl,chat") as running:
-        yield running
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def fast_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A stand-in for `python` that starts programs in a process with the large libraries loaded."""
+    folder = tmp_path_factory.mktemp("python")
+    source = ROOT / "tests/docs/preloaded.py"
+    program, path = folder / "python", folder / "socket"
+    program.write_text(load_file(source).client(path))
+    program.chmod(0o755)
+    server = subprocess.Popen(
+        [sys.executable, str(source), str(path)],
+        env=environment(OMP_WAIT_POLICY="PASSIVE", PYTHONPATH=str(ROOT)),
+    )
+    while not path.exists():
+        assert server.poll() is None, "the server of fast_python has ended"
+        time.sleep(0.05)
+    yield program
+    server.kill()
+    server.wait()

@@ -9,6 +9,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
 from ourvidz.callbacks import payload, signing
 from ourvidz.callbacks.retry import RETRIED, ceiling_s
 from ourvidz.errors import Cancelled
@@ -16,7 +18,27 @@ from ourvidz.jobs.outcome import Outcome
 from ourvidz.testing import Eager
 
 CALLBACKS = "docs/reference/callbacks.md"
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAA"
+    "DUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+"""An image of one pixel."""
 JOB = {"id": "one", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me", "config": {"steps": 1}}
+CHAT = {"id": "two", "type": "chat_enhance", "prompt": "a red circle", "config": {"max_tokens": 8}}
+ENHANCED = {
+    "id": "three",
+    "type": "video7b_fast_enhanced",
+    "prompt": "a red circle",
+    "user_id": "me",
+    "config": {"steps": 1, "frames": 5, "size": "64*64", "max_tokens": 8},
+}
+WITH_REFERENCE = {
+    "id": "four",
+    "type": "sdxl_image_high",
+    "prompt": "a hill",
+    "user_id": "me",
+    "config": {"steps": 1, "image": PIXEL, "num_images": 3},
+}
 
 OpenPage = Callable[[str], Any]
 
@@ -64,6 +86,20 @@ def test_every_field_is_explained(page: OpenPage, ourvidz_eager: Eager) -> None:
     real = ourvidz_eager.callbacks.of("one")[-1].payload
     explained = names(page(CALLBACKS).rows("field", "meaning"))
     assert explained == set(real) | set(payload.DEFAULTS) | set(real["assets"][0])
+
+
+@pytest.mark.parametrize("job", [CHAT, ENHANCED, WITH_REFERENCE], ids=lambda job: str(job["type"]))
+def test_every_field_of_other_jobs_is_explained(
+    page: OpenPage, ourvidz_eager: Eager, job: dict[str, Any]
+) -> None:
+    """Text jobs, enhanced clips and jobs with a reference have fields that a plain image job lacks."""
+    ourvidz_eager.submit(job)
+    real = ourvidz_eager.callbacks.of(job["id"])[-1].payload
+    assert real["status"] == "completed", real["error"]
+    pages = page(CALLBACKS)
+    everywhere = names(pages.rows("field", "meaning"))
+    assert set(real["metadata"]) - everywhere <= names(pages.rows("metadata"))
+    assert set(real["assets"][0]["metadata"]) <= names(pages.rows("asset metadata"))
 
 
 def test_the_waits_are_those_between_deliveries(page: OpenPage) -> None:

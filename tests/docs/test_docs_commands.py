@@ -1,41 +1,54 @@
-"""Every command in the documentation is run, against one real stack or by whoever is named here."""
+"""Every command in the documentation is executed: here on one stack, or by the test that is named here."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import pytest
+import redis
 from PIL import Image
 
-from ourvidz.settings import environment
+from ourvidz.settings import Settings, environment, load_settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
+    "ARCHITECTURE.md",
     "CONTRIBUTING.md",
+    "CHANGELOG.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
+UP = "tests/docs/conftest.py::docs_stack"
 START = "a_stack_makes_a_picture_tells_its_caller_and_leaves_nothing_behind"
 ELSEWHERE = {
     "scripts/demo": "tests/docs/test_docs_commands.py::test_the_demo_makes_its_pictures",
-    "scripts/test": "whoever runs this test",
-    "scripts/lint": "whoever runs the tests: the other half of what CI runs",
+    "scripts/test": "the run of this test",
+    "scripts/lint": "continuous integration, before the tests",
     "ourvidz up --state-dir ./state": f"tests/system/test_up.py::test_{START}",
     "ourvidz up --state-dir ./state --port 7860 --no-flower": f"tests/system/test_up.py::test_{START}",
+    "JOB_CALLBACK_SECRET=my-secret OURVIDZ_CALLBACK_ALLOW=localhost ourvidz up --state-dir ./state": UP,
+    "FLOWER_UNAUTHENTICATED_API=true ourvidz up --state-dir ./state": (
+        "tests/system/test_control.py::test_flower_shows_the_tasks_and_none_of_their_words"
+    ),
+    "OURVIDZ_SDXL_MODEL=./models/my-sdxl.safetensors ourvidz up --state-dir ./state --workers sdxl": (
+        "tests/pipelines/test_checkpoints.py::test_a_single_file_makes_the_pictures_of_its_folder"
+    ),
     "ourvidz worker sdxl": f"tests/system/test_up.py::test_{START}",
     "ourvidz demo --json": "tests/docs/test_docs_commands.py::test_the_demo_makes_its_pictures",
 }
-"""Command → who runs it. A block made of such commands only is not run here."""
-DRAWN = {"README.md"}
-"""Pages with a drawing in a block without a language."""
+"""Command → what executes it. A block that consists of such commands only is not executed here."""
+DRAWN = {"README.md", "ARCHITECTURE.md"}
+"""Pages with a diagram of characters in a block without a language."""
 BLOCK_S = 120
 
 OpenPage = Callable[[str], Any]
@@ -53,25 +66,46 @@ def make_script(path: Path, text: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
+def write_checkpoint(models: Path) -> None:
+    """Write a checkpoint with the files of the single-file layout; its weights cannot be loaded."""
+    shipped = ROOT / "ourvidz/checkpoints/tiny-sdxl"
+    copytree(shipped, models / "my-sdxl.config", ignore=ignore_patterns("*.safetensors", "SHA256SUMS"))
+    weights = next((shipped / "unet").glob("*.safetensors"))
+    (models / "my-sdxl.safetensors").write_bytes(weights.read_bytes())
+
+
+def free_port() -> int:
+    """Return a TCP port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
-def surroundings(docs_stack: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Where commands run: this checkout's `ourvidz`, a curl that fails on errors, the pages' variables."""
+def shell(docs_stack: Any, fast_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Arguments of `subprocess.run` for commands of pages: this checkout's `ourvidz`, a curl that fails on
+    errors, and the variables and files that the pages ask their reader to have."""
     folder = tmp_path_factory.mktemp("reader")
-    make_script(folder / "bin/ourvidz", f'#!/bin/sh\nexec "{sys.executable}" -m ourvidz.cli.main "$@"\n')
+    make_script(folder / "bin/ourvidz", f'#!/bin/sh\nexec {fast_python} -m ourvidz.cli.main "$@"\n')
+    make_script(folder / "bin/python", f'#!/bin/sh\nexec {fast_python} "$@"\n')
     (folder / ".curlrc").write_text("fail\nshow-error\nmax-time = 120\n")
-    docs_stack.submit("told")
-    docs_stack.wait_done("told")
-    docs_stack.wait_callbacks("told", "processing", "completed")
+    write_checkpoint(folder / "models")
+    docs_stack.submit("delivered")
+    docs_stack.wait_done("delivered")
+    docs_stack.wait_callbacks("delivered", "processing", "completed")
     workers = docs_stack.get("/health").json()["workers"]
-    event = docs_stack.wait_for(lambda: docs_stack.ledger.letters("delivered", 1), "no delivered callback")
+    with redis.Redis.from_url(docs_stack.redis_url) as old:
+        old.rpush("old_sdxl_queue", json.dumps(docs_stack.payload("moved-2")), '{"id": "moved-3"}')
     env = environment(
-        PATH=f"{folder / 'bin'}:{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+        PATH=f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin",
         PYTHONPATH=str(ROOT),
         CURL_HOME=str(folder),
         OURVIDZ_STATE_DIR=str(docs_stack.state_dir),
         SHIM=docs_stack.shim,
         WORKER=next(worker["id"] for worker in workers if worker["queue"] == "sdxl_queue"),
-        EVENT=event[0].event_id,
+        EVENT=docs_stack.inbox("delivered")[-1]["headers"]["webhook-id"],
+        PORT=str(free_port()),
+        OLD_REDIS_URL=docs_stack.redis_url,
     )
     return {"env": env, "cwd": folder, "capture_output": True, "text": True, "timeout": BLOCK_S}
 
@@ -79,15 +113,76 @@ def surroundings(docs_stack: Any, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.mark.system
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", PAGES)
-def test_every_command_of_a_page_works(page: OpenPage, surroundings: dict[str, Any], name: str) -> None:
-    """Top to bottom, as a reader would type them; a curl that is answered with an error fails too."""
+def test_every_command_of_a_page_works(page: OpenPage, name: str, request: pytest.FixtureRequest) -> None:
+    """Readers type the commands from top to bottom; a curl that is answered with an error fails too."""
     blocks = executable(page(name))
     for tool in ("curl", "openssl"):
         if any(tool in text for text in blocks) and not shutil.which(tool):
             pytest.skip(f"{tool} is not installed")
+    if not blocks:
+        return
+    shell = request.getfixturevalue("shell")
+    for block in page(name).blocks("python"):
+        (shell["cwd"] / block.title).write_text(block.text)
     for text in blocks:
-        run = subprocess.run(["bash", "-euo", "pipefail", "-c", text], **surroundings)
+        run = subprocess.run(["bash", "-euo", "pipefail", "-c", text], **shell)
         assert run.returncode == 0, f"{text}\n--- exit status {run.returncode}\n{run.stdout}\n{run.stderr}"
+
+
+@pytest.mark.system
+def test_the_receiver_got_the_callbacks_and_the_old_list_was_forwarded(
+    page: OpenPage, shell: dict[str, Any], docs_stack: Any
+) -> None:
+    """The two programs that readers copy do what their pages promise, beyond ending without an error."""
+    for name in ("docs/how-to/own-receiver.md", "docs/how-to/migration.md"):
+        for block in page(name).blocks("python"):
+            (shell["cwd"] / block.title).write_text(block.text)
+    (receive,) = (text for text in executable(page("docs/how-to/own-receiver.md")) if "receiver.py" in text)
+    text = receive.replace("receiver-1", "receiver-2")
+    run = subprocess.run(["bash", "-euo", "pipefail", "-c", text], **shell)
+    assert "processing []" in run.stdout
+    assert "completed ['workspace-temp/me/receiver-2/0.png']" in run.stdout
+    (forward,) = (text for text in executable(page("docs/how-to/migration.md")) if "forward.py" in text)
+    with redis.Redis.from_url(docs_stack.redis_url, decode_responses=True) as old:
+        old.delete("old_sdxl_queue", "old_sdxl_queue:refused")
+        old.rpush("old_sdxl_queue", json.dumps(docs_stack.payload("moved-4")), '{"id": "moved-5"}')
+        run = subprocess.run(["bash", "-euo", "pipefail", "-c", forward], **shell)
+        assert old.lrange("old_sdxl_queue:refused", 0, -1) == ['{"id": "moved-5"}']
+        assert old.llen("old_sdxl_queue") == 0
+    assert "forwarded moved-4" in run.stdout
+    assert docs_stack.wait_done("moved-4")["status"] == "completed"
+
+
+@pytest.mark.system
+def test_the_page_about_tests_is_enough_for_another_project(
+    page: OpenPage, fast_python: Path, tmp_path: Path
+) -> None:
+    """Another project that copies the page gets passing tests, without any of our configuration."""
+    blocks = page("docs/testing.md").blocks("python")
+    for block in blocks:
+        (tmp_path / block.title).write_text(block.text)
+    run = subprocess.run(
+        [fast_python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        env=environment(PYTHONPATH=str(ROOT), OURVIDZ_STATE_DIR=str(tmp_path / "state")),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    promised = sum(block.text.count("def test_") for block in blocks)
+    assert promised >= 2
+    assert re.search(rf"^{promised} passed", run.stdout, re.MULTILINE), run.stdout + run.stderr
+
+
+def test_the_settings_files_of_the_pages_are_accepted(page: OpenPage) -> None:
+    """Operators copy these files; a name that has changed would stop every process."""
+    files = [block.text for name in PAGES for block in page(name).blocks("text") if block.title == ".env"]
+    assert len(files) >= 2
+    for text in files:
+        variables = dict(line.split("=", 1) for line in text.splitlines())
+        known = {str(field.validation_alias) for field in Settings.model_fields.values()}
+        assert variables.keys() <= known
+        load_settings(_env_file=None, **variables)
 
 
 @pytest.mark.system
@@ -102,23 +197,25 @@ def test_the_demo_makes_its_pictures(tmp_path: Path) -> None:
         timeout=170,
     )
     assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout)
-    made = {path.name: path for path in (tmp_path / "ourvidz-demo").iterdir()}
-    assert set(made) == {Path(file).name for file in (*told["files"], told["grid"])}
-    assert len(made) == 2 * len(told["pictures"]) + 1
-    assert told["callbacks"] == ["processing", "completed"]
-    shown = Image.open(made["grid.png"])
-    assert shown.width * shown.height > len(told["pictures"]) * 256 * 256
+    report = json.loads(run.stdout)
+    files = {path.name: path for path in (tmp_path / "ourvidz-demo").iterdir()}
+    assert set(files) == {Path(file).name for file in (*report["files"], report["grid"])}
+    assert len(files) == 2 * len(report["pictures"]) + 1
+    assert report["callbacks"] == ["processing", "completed"]
+    grid = Image.open(files["grid.png"])
+    assert grid.width * grid.height > len(report["pictures"]) * 256 * 256
+    committed = Image.open(ROOT / "docs/images/demo-grid.png")
+    assert committed.size == grid.size, "the image on the front page shows another demo"
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_are_marked_as_bash(page: OpenPage, name: str) -> None:
     """A block in another shell's name, or in none, would escape being run."""
-    known = {"bash", "json", "python", "text"}
+    known = {"bash", "json", "python", "text", "mermaid"}
     assert {block.language for block in page(name).blocks()} - known <= ({""} if name in DRAWN else set())
 
 
-def test_whoever_runs_a_command_elsewhere_exists(page: OpenPage) -> None:
+def test_what_executes_a_command_elsewhere_exists(page: OpenPage) -> None:
     """The table names real tests and real scripts, and no command that no page shows any more."""
     shown = {line for name in PAGES for b in page(name).blocks("bash") for line in b.text.splitlines()}
     assert set(ELSEWHERE) <= shown

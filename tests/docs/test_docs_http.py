@@ -1,4 +1,4 @@
-"""The page about HTTP says what the shim does: routes, scopes, answers, fields, examples."""
+"""The reference pages say what the shim does: routes, scopes, answers, fields, examples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.defaults import Defaults
 from ourvidz.jobs.fields import Fields
 from ourvidz.jobs.ranges import Range
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.settings import load_settings
 from ourvidz.web import (
     chat,
@@ -35,7 +34,10 @@ from ourvidz.web import (
 from ourvidz.web.main import create_app
 from ourvidz.wiring import control
 
-HTTP = "docs/reference/http.md"
+REFERENCE = [
+    f"docs/reference/{name}.md" for name in ("http", "jobs", "chat", "operators", "embedded", "errors")
+]
+PAYLOAD = "docs/reference/payload.md"
 ROUTE = re.compile(r"`(GET|POST|PUT|PATCH|DELETE) (/[^`]*)`")
 CALLERS = ("jobs", "chat", "admin", "upstash", None)
 MODELS: dict[str, type[BaseModel]] = {
@@ -75,7 +77,7 @@ OpenPage = Callable[[str], Any]
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
+def client(tmp_path: Path, make_ledger: Callable[..., Any]) -> Iterator[TestClient]:
     """A shim with one key for each scope, in embedded mode."""
     chosen = load_settings(
         _env_file=None,
@@ -85,15 +87,16 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
         UPSTASH_REDIS_REST_URL="https://redis.example",
         UPSTASH_REDIS_REST_TOKEN="upstash",
     )
-    with TestClient(create_app(control.build(chosen, ledger=MemoryLedger()))) as client:
+    with TestClient(create_app(control.build(chosen, ledger=make_ledger()))) as client:
         yield client
 
 
-def sections(page: Any) -> Iterator[tuple[str, str, str]]:
-    """Method, path and text of every documented route; a section may be about several."""
-    for title in page.headings():
-        for method, path in ROUTE.findall(title):
-            yield method, path, page.section(title)
+def sections(page: OpenPage) -> Iterator[tuple[str, str, str]]:
+    """Yield method, path and text of every documented route; a section may describe several."""
+    for opened in map(page, REFERENCE):
+        for title in opened.headings():
+            for method, path in ROUTE.findall(title):
+                yield method, path, opened.section(title)
 
 
 def routes(router: Any) -> Iterator[tuple[str, str]]:
@@ -111,13 +114,14 @@ def test_every_route_is_documented_and_no_other(page: OpenPage, client: TestClie
     """What is not on the page nobody will find; what is only on the page nobody can call."""
     app: Any = client.app
     real = set(routes(app)) - {("GET", app.swagger_ui_oauth2_redirect_url)}
-    assert {(method, path) for method, path, _ in sections(page(HTTP))} == real
+    documented = [(method, path) for method, path, _ in sections(page)]
+    assert sorted(documented) == sorted(real)
 
 
 def test_every_route_wants_the_scope_that_is_documented(page: OpenPage, client: TestClient) -> None:
     """Asked of the running shim with each kind of key, and with none."""
     wrong = []
-    for method, path, text in sections(page(HTTP)):
+    for method, path, text in sections(page):
         scope = text.strip().splitlines()[0].partition(" · ")[0]
         named = set(re.findall(r"`(\w+)`", scope))
         assert scope.startswith("scope: "), f"{method} {path} names no scope"
@@ -136,7 +140,7 @@ def test_every_route_answers_what_is_documented(page: OpenPage, client: TestClie
     app: Any = client.app
     paths = app.openapi()["paths"]
     wrong = []
-    for method, path, text in sections(page(HTTP)):
+    for method, path, text in sections(page):
         if path not in paths:
             continue
         line = text.strip().splitlines()[0]
@@ -158,9 +162,7 @@ def shape(value: Any) -> Any:
 def test_every_example_has_exactly_the_fields_of_its_document(page: OpenPage) -> None:
     """An example with a field too many or too few misleads whoever writes a client from it."""
     seen = set()
-    for block in page(HTTP).blocks("json"):
-        if not block.title:
-            continue
+    for block in (block for name in REFERENCE for block in page(name).blocks("json") if block.title):
         example = json.loads(block.text)
         parsed = MODELS[block.title].model_validate(example).model_dump(mode="json")
         assert shape(parsed) == shape(example), block.title
@@ -193,7 +195,7 @@ def test_the_payload_tables_name_every_place_and_range_that_is_read(
         dialects.parse(payload, Defaults(loras={"hills": 1.0}))
 
     documented: dict[tuple[str, ...], str] = {}
-    for row in page(HTTP).rows("field", "written as"):
+    for row in page(PAYLOAD).rows("field", "written as"):
         paths = tuple(re.findall(r"`([^`]+)`", row[1]))
         documented[paths] = f"{documented.get(paths, '')} {row[2]}"
     assert set(documented) == set(Watched.asked)

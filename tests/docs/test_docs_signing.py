@@ -1,4 +1,4 @@
-"""The certificate that the operations page makes is one that can sign."""
+"""The certificate that the production page creates can sign."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def test_the_homemade_certificate_signs(page: Callable[[str], Any], tmp_path: Pa
     """Verifiers want extensions that are easily left out; a reader types what the page says."""
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
-    (recipe,) = (block.text for block in page("docs/operations.md").blocks("bash") if "openssl" in block.text)
+    (recipe,) = (
+        block.text for block in page("docs/how-to/production.md").blocks("bash") if "openssl" in block.text
+    )
     subprocess.run(["bash", "-euo", "pipefail", "-c", recipe], cwd=tmp_path, check=True, capture_output=True)
     chosen = load_settings(
         _env_file=None,

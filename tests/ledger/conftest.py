@@ -1,14 +1,12 @@
-"""Both ledgers under one clock that only the test moves."""
+"""The ledger under a clock that only the test moves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from ourvidz.jobs.job import ChatJob, ImageJob, Message
-from ourvidz.ledger.memory_store import MemoryLedger
-from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.ledger.store import Ledger
 
 
@@ -31,16 +29,10 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "redis"])
-def ledger(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Ledger]:
-    """The ledger under test: every claim of the suite holds for both. Documents over 2 KiB are oversized."""
-    if request.param == "memory":
-        made: Ledger = MemoryLedger(clock=clock, document_limit=2048)
-    else:
-        url = request.getfixturevalue("redis_url")
-        made = RedisLedger(url, clock=clock, document_limit=2048)
-    yield made
-    made.close()
+@pytest.fixture
+def ledger(make_ledger: Callable[..., Ledger], clock: Clock) -> Ledger:
+    """The ledger under test. Documents over 2 KiB are oversized."""
+    return make_ledger(clock=clock, document_limit=2048)
 
 
 @pytest.fixture

@@ -1,15 +1,16 @@
-"""What the sweep brings back, rule by rule, on the memory ledger with a clock the test turns."""
+"""What the sweep brings back, rule by rule, with a clock that the test moves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
 from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Claim, Record
+from ourvidz.ledger.store import Ledger
 from ourvidz.ledger.sweep import Report, Rules, recover, sweep
 
 RULES = Rules(
@@ -29,7 +30,7 @@ class Clock:
 class Outlet:
     """Notes what would go to the broker; `messages` is what the broker holds."""
 
-    ledger: MemoryLedger
+    ledger: Ledger
     published: list[str] = field(default_factory=list)
     delivered: list[str] = field(default_factory=list)
     woken: list[str] = field(default_factory=list)
@@ -57,7 +58,7 @@ class Outlet:
 @dataclass
 class World:
     clock: Clock
-    ledger: MemoryLedger
+    ledger: Ledger
     outlet: Outlet
 
     def sweep(self, after_s: float = 2.0) -> Report:
@@ -132,9 +133,9 @@ def streaming_job(job_id: str) -> ChatJob:
 
 
 @pytest.fixture
-def world() -> World:
+def world(make_ledger: Callable[..., Ledger]) -> World:
     clock = Clock()
-    ledger = MemoryLedger(clock=clock)
+    ledger = make_ledger(clock=clock)
     made = World(clock, ledger, Outlet(ledger, messages=1))
     made.sweep()
     return made

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from ourvidz.ledger.memory_store import MemoryLedger
+from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.liveness.availability import WorkerAvailability
+
+MakeLedger = Callable[..., Any]
 
 
 class Clock:
@@ -18,7 +23,7 @@ class Clock:
         return self.now
 
 
-class Counted(MemoryLedger):
+class Counted(RedisLedger):
     """Knows how often it was asked; `seen_at` is its only answer."""
 
     asked = 0
@@ -34,26 +39,28 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_a_young_shim_misses_nobody(clock: Clock) -> None:
+def test_a_young_shim_misses_nobody(clock: Clock, make_ledger: MakeLedger) -> None:
     """Its own start is where counting begins, and nothing is asked."""
-    ledger = Counted(clock=clock)
+    ledger = make_ledger(Counted, clock=clock)
     availability = WorkerAvailability(ledger, 900, clock=clock)
     clock.now += 899
     assert not availability.is_missing("sdxl_queue")
     assert ledger.asked == 0
 
 
-def test_a_queue_that_was_never_served_is_missed_after_the_grace_time(clock: Clock) -> None:
+def test_a_queue_that_was_never_served_is_missed_after_the_grace_time(
+    clock: Clock, make_ledger: MakeLedger
+) -> None:
     """Then submitting to it helps nobody."""
-    ledger = Counted(clock=clock)
+    ledger = make_ledger(Counted, clock=clock)
     availability = WorkerAvailability(ledger, 900, clock=clock)
     clock.now += 901
     assert availability.is_missing("sdxl_queue")
 
 
-def test_a_worker_that_comes_back_is_noticed_at_once(clock: Clock) -> None:
+def test_a_worker_that_comes_back_is_noticed_at_once(clock: Clock, make_ledger: MakeLedger) -> None:
     """The refusal lasts no longer than the absence."""
-    ledger = Counted(clock=clock)
+    ledger = make_ledger(Counted, clock=clock)
     availability = WorkerAvailability(ledger, 900, clock=clock)
     clock.now += 901
     assert availability.is_missing("sdxl_queue")
@@ -61,9 +68,9 @@ def test_a_worker_that_comes_back_is_noticed_at_once(clock: Clock) -> None:
     assert not availability.is_missing("sdxl_queue")
 
 
-def test_the_ledger_is_asked_only_when_its_answer_has_run_out(clock: Clock) -> None:
+def test_the_ledger_is_asked_only_when_its_answer_has_run_out(clock: Clock, make_ledger: MakeLedger) -> None:
     """A thousand submissions a second must not ask a thousand times."""
-    ledger = Counted(clock=clock)
+    ledger = make_ledger(Counted, clock=clock)
     availability = WorkerAvailability(ledger, 900, clock=clock)
     clock.now += 1000
     ledger.seen_at = clock.now - 100

@@ -11,7 +11,7 @@ import pytest
 
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.job import Message as Turn
-from ourvidz.pipelines.checkpoints import find_qwen
+from ourvidz.pipelines.texts.checkpoint import find_qwen
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 from training.qwen import evaluate as measure
 from training.qwen.talk import MULTI_TURN, Message
@@ -32,10 +32,10 @@ def say(trained: Callable[[str], Path]) -> Callable[..., str]:
         turns = tuple(Turn.model_validate(message) for message in messages)
         fields = {"id": "c", "type": "chat_conversation", "expected_time": 15, "seed": SEED}
         job = ChatJob(**(fields | {"messages": turns, "max_tokens": 120, "temperature": 0.0} | changed))
-        decoding = found.decoding()
-        decoding.join("c", job)
+        decoder = found.new_decoder()
+        decoder.add("c", job)
         pieces = []
-        while step := decoding.step():
+        while step := decoder.step():
             pieces += step
         return "".join(piece.text for piece in pieces)
 
@@ -78,14 +78,14 @@ def test_the_base_model_enriches_by_going_on(trained: Callable[[str], Path]) -> 
     """Frame in, one line out: the enhancement of a clip's prompt."""
     found = QwenPipeline(find_qwen(trained("tiny-qwen"), "base"), "base")
     prompts = measure.held_out_prompts(PROMPTS, SEED)
-    decoding = found.decoding()
+    decoder = found.new_decoder()
     lines = [""] * len(prompts)
     for at, prompt in enumerate(prompts):
         frame = Turn(role="user", content=measure.CONTINUED.format(prompt=prompt.text))
         job = ChatJob(id="c", type="chat_enhance", expected_time=3, seed=SEED, messages=(frame,),
                       max_tokens=120, temperature=0.0, stop=("\n",))  # fmt: skip
-        decoding.join(str(at), job)
-    while pieces := decoding.step():
+        decoder.add(str(at), job)
+    while pieces := decoder.step():
         for piece in pieces:
             lines[int(piece.key)] += piece.text
     assert measure.enriched_share(prompts, lines) >= 0.8

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.checkpoints import find_wan
 from ourvidz.pipelines.wan.caches import CacheName
+from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ourvidz.pipelines.base import ReferencePictures
+from ourvidz.pipelines.base import ReferenceImages
 from ourvidz.pipelines.wan.frames import Codec, fitted, pictures
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from training.evaluator import watch
@@ -55,10 +55,10 @@ class Asked:
     last: Pixels
 
     @property
-    def references(self) -> ReferencePictures:
+    def references(self) -> ReferenceImages:
         """All of them: a mode takes those it needs."""
         first, last = Image.fromarray(self.first), Image.fromarray(self.last)
-        return ReferencePictures(single=first, start=first, end=last)
+        return ReferenceImages(single=first, start=first, end=last)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ourvidz.pipelines.base import ReferencePictures
+from ourvidz.pipelines.base import ReferenceImages
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from training.wan.evaluate import asked_clip, held_out_captions
 from training.world import Pixels, random_clip, render_clip
@@ -27,7 +27,7 @@ def test_a_clip_that_lost_frames_still_ends_on_its_reference(
     gains = []
     for k, (_, prompt) in enumerate(held_out_captions(CLIPS, seed=7)):
         other = render_clip(random_clip(np.random.default_rng((7, 61, k)), held_out=False), 2)
-        references = ReferencePictures(start=Image.fromarray(other[0]), end=Image.fromarray(other[-1]))
+        references = ReferenceImages(start=Image.fromarray(other[0]), end=Image.fromarray(other[-1]))
         last = {}
         for asked in ("none", mode):
             job = asked_clip(prompt, seed=k, reference_mode=asked, frames=frames, steps=STEPS)

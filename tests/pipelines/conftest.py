@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
-from ourvidz.pipelines.checkpoints import Checkpoint, QwenVariant, find_qwen
+from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
+from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 

@@ -12,8 +12,11 @@ from diffusers import UNet2DConditionModel
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import ImageJob
-from ourvidz.pipelines.checkpoints import Checkpoint, find_qwen, find_sdxl, find_wan
+from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
+from ourvidz.pipelines.texts.checkpoint import find_qwen
+from ourvidz.pipelines.wan.checkpoint import find_wan
 from training.untrained.sdxl import build
 
 

@@ -13,9 +13,10 @@ import pytest
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import ImageJob
-from ourvidz.pipelines.checkpoints import Checkpoint, find_qwen
+from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.checksums import CHECKSUMS, digest_of, verify
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
+from ourvidz.pipelines.texts.checkpoint import find_qwen
 
 FILES = {"model_index.json": b"{}", "unet/weights.safetensors": b"\0" * 64, "unet/config.json": b"[1]"}
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ourvidz.errors import OutOfMemory
 from ourvidz.jobs.job import ImageJob
-from ourvidz.pipelines.base import Pictures
+from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.pipelines.oom_fallbacks import rungs
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 
@@ -19,11 +19,11 @@ LEVELS = 2
 """How far the 8-bit levels of two equal pictures may lie apart: batches round differently."""
 
 
-def made(sdxl: SDXLPipeline, job: ImageJob) -> Pictures:
+def made(sdxl: SDXLPipeline, job: ImageJob) -> GeneratedImages:
     return sdxl.generate(job, on_step=lambda *_: None)
 
 
-def same(one: Pictures, other: Pictures) -> bool:
+def same(one: GeneratedImages, other: GeneratedImages) -> bool:
     pairs = zip(one.images, other.images, strict=True)
     return all(
         np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() <= LEVELS for a, b in pairs
@@ -84,7 +84,7 @@ def test_a_finished_picture_is_handed_on_once(sdxl: SDXLPipeline, image_job: Mak
     expected = made(sdxl, job)
     calls = iter([False, True])
     with failing(sdxl._pipe.vae.decoder, lambda _: next(calls, False)) as rows:
-        found = sdxl.generate(job, on_step=lambda *_: None, on_picture=lambda *one: handed.append(one))
+        found = sdxl.generate(job, on_step=lambda *_: None, on_image=lambda *one: handed.append(one))
     assert rows == [2, 2, 1, 1, 1, 1]
     assert found.metadata["memory_rung"] == "freed"
     assert [index for index, _ in handed] == [0, 1, 2, 3, 4, 5]
@@ -115,6 +115,21 @@ def test_a_batch_that_is_too_large_is_made_in_parts_that_fit(sdxl: SDXLPipeline,
         found = made(sdxl, job)
     assert rows == [12, 12, 12, 6, 4, 4, 4]
     assert same(found, expected)
+    assert (expected.batch_size, found.batch_size) == (6, 2)
+    assert found.metadata["batch_size"] == found.asset_metadata["batch_size"] == 2
+
+
+def test_batch_size_is_the_largest_batch_that_was_denoised(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
+    """When memory runs out between batches, the rest runs in smaller ones; when only the VAE runs out of it,
+    the images were still denoised together."""
+    job = image_job(num_images=3, steps=1, width=32, height=32)
+    calls = iter([True, True, True, False, True])
+    with failing(sdxl._pipe.unet, lambda _: next(calls, False)) as rows:
+        found = made(sdxl, job)
+    assert (rows, found.batch_size) == ([6, 6, 6, 4, 2, 2], 2)
+    with failing(sdxl._pipe.vae.decoder, times(3)):
+        found = made(sdxl, job)
+    assert (found.metadata["memory_rung"], found.batch_size) == ("parts", 3)
 
 
 def test_what_is_denoised_is_not_denoised_again_for_the_vae(sdxl: SDXLPipeline, image_job: MakeJob) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from ourvidz.errors import PolicyViolation, WorkerUnavailable
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.settings import load_settings
 from ourvidz.testing import eager
 from ourvidz.wiring import control
@@ -64,7 +63,7 @@ def service() -> Iterator[Service]:
 def moderation(tmp_path, **variables: Any):
     """What the settings make of it."""
     chosen = load_settings(_env_file=None, OURVIDZ_STATE_DIR=tmp_path, **variables)
-    return control.build(chosen, ledger=MemoryLedger()).moderation
+    return control.build(chosen).moderation
 
 
 def test_without_a_url_there_is_none(tmp_path) -> None:

@@ -32,7 +32,8 @@ def test_the_words_come_from_a_chat_worker_while_there_is_one(stack: Callable[..
         assert set(PROMPT.split()) <= set(payload["enhancedPrompt"].replace(",", " ").split())
         metadata = payload["metadata"]
         assert (metadata["enhancement_strategy"], metadata["system_prompt_used"]) == ("qwen", "default")
-        assert metadata["enhancement_source"].startswith("tiny-qwen")
+        assert metadata["enhancement_source"] == "qwen_base"
+        assert metadata["enhancement_model"].startswith("tiny-qwen")
         stages = [item.data["stage"] for item in running.ledger.stream("found") if item.kind == "state"]
         assert stages == [None, "enhancing", None, None]
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from ourvidz import dispatch
 from ourvidz.errors import InvalidParameters, StorageError
-from ourvidz.pipelines.checkpoints import find_sdxl
+from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.storage.local import LocalStore
 from ourvidz.testing import CallbackRecorder, Eager, eager
 from ourvidz.wiring import loading

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 from celery import signals as celery_signals
-from celery.app.task import Context
 
 from ourvidz import dispatch
-from ourvidz.claims import claim_for
 from ourvidz.errors import (
     InternalError,
     InvalidParameters,
@@ -90,39 +88,6 @@ def test_waiting_jobs_join_in_the_order_in_which_they_would_have_started(
     assert ourvidz_eager.record("urgent").worker_id == WORKER
     assert ourvidz_eager.record("c").status == "queued"
     close(company.first, *joined)
-
-
-def taken(record: Record, *, task: str = "ourvidz.chat.generate") -> str | None:
-    """The job that a worker starts when it takes the message of this one."""
-    request = Context(task=task, hostname=WORKER, is_eager=False)
-    claim = claim_for(request, dispatch.message(record))
-    assert claim_for(request, dispatch.message(record)) is claim
-    return None if claim is None else claim.job_id
-
-
-def test_a_message_starts_the_text_that_is_next(queued: Callable[..., Record]) -> None:
-    """Callers of the same moment are recorded in one order and published in another: nobody is overtaken."""
-    first, second, third = queued("a"), queued("b"), queued("c")
-    assert taken(third) == "a"
-    assert taken(first) == "b"
-    assert taken(second) == "c"
-    assert taken(third) is None
-
-
-def test_a_message_starts_its_own_job_where_another_cannot_start(
-    queued: Callable[..., Record], ourvidz_eager: Eager
-) -> None:
-    """What is cancelled, waits for its time or is another task's business keeps nobody from starting."""
-    ledger = ourvidz_eager.control.ledger
-    queued("a"), queued("b")
-    own = queued("c")
-    ledger.request_cancel("a")
-    assert taken(own) == "c"
-    assert ledger.end("a", run=1, fence=0, outcome=DONE)
-    assert ledger.release(claimed(ourvidz_eager, "b"), code=OutOfMemory.code, due_in_s=60)
-    assert taken(queued("d")) == "d"
-    ledger.register(dispatch.parse_payload({"id": "e", "type": "admin_utilities"}), priority=0)
-    assert taken(queued("f")) == "f"
 
 
 def test_a_batch_that_has_run_empty_looks_once_more(

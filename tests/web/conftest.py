@@ -1,4 +1,4 @@
-"""A shim in this process: on the memory ledger, or on a real server with a real broker queue."""
+"""A shim in this process: with an in-process broker, or with queues on the Redis server too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,10 +14,8 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from ourvidz.app import app as celery
 from ourvidz.errors import Cancelled, OurvidzError, WorkerLost
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Claim, Verdict, Worker
 from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.ledger.store import Ledger
@@ -25,25 +23,10 @@ from ourvidz.settings import load_settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.web.main import create_app
 from ourvidz.wiring import control
+from tests.factories import publishing_to
 
 LOCAL = "http://127.0.0.1:7860"
 USER = "3f0c2a54-6f0a-4d0e-9a3b-0d3a4c1f7b11"
-
-
-@contextmanager
-def publishing_to(url: str) -> Iterator[None]:
-    """Let the Celery app publish to another broker for a while."""
-    before = celery.conf.get("broker_url")
-
-    def switch(to: str) -> None:
-        celery.conf.broker_url = to
-        celery._after_fork()
-
-    switch(url)
-    try:
-        yield
-    finally:
-        switch(before)
 
 
 class Shim:
@@ -199,7 +182,7 @@ def publish_to() -> Callable[[str], AbstractContextManager[None]]:
 
 
 @pytest.fixture
-def open_shim(tmp_path: Path) -> Iterator[OpenShim]:
+def open_shim(tmp_path: Path, make_ledger: Callable[..., Ledger]) -> Iterator[OpenShim]:
     """Start shims; `ledger` and settings by variable name."""
     with ExitStack() as until_the_end:
 
@@ -215,7 +198,7 @@ def open_shim(tmp_path: Path) -> Iterator[OpenShim]:
             )
             at = control.build(
                 chosen,
-                ledger=ledger or MemoryLedger(),
+                ledger=ledger or make_ledger(),
                 store=LocalStore(chosen.storage_dir, public_url=chosen.public_url),
             )
             if ledger is None:
@@ -228,7 +211,7 @@ def open_shim(tmp_path: Path) -> Iterator[OpenShim]:
 
 @pytest.fixture
 def shim(open_shim: OpenShim) -> Shim:
-    """A shim without keys on the memory ledger, as its own backend."""
+    """A shim without keys, as its own backend, with an in-process broker."""
     return open_shim(OURVIDZ_EMBEDDED=True)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ourvidz.errors import SettingsError
 from ourvidz.settings import load_settings
-from ourvidz.web.auth import keyring, require_safe_binding
+from ourvidz.web.auth import load_keyring, require_safe_binding
 
 KEYS = "shop:s3cret:jobs ops:0perator:jobs+admin talk:ch4t:chat"
 ROUTES = [
@@ -145,7 +145,7 @@ def test_an_open_route_needs_no_key(open_shim) -> None:
 
 def test_a_secret_may_hold_colons_and_other_letters() -> None:
     """Generated keys look like anything."""
-    ring = keyring(load_settings(_env_file=None, OURVIDZ_API_KEYS="a:x:y:z:jobs"))
+    ring = load_keyring(load_settings(_env_file=None, OURVIDZ_API_KEYS="a:x:y:z:jobs"))
     assert ring.identify({"authorization": "Bearer x:y:z"}).name == "a"  # type: ignore[arg-type,union-attr]
 
 
@@ -153,7 +153,7 @@ def test_a_secret_may_hold_colons_and_other_letters() -> None:
 def test_a_malformed_key_is_refused_at_start(entry: str) -> None:
     """Half a key would be a door nobody knows of; the secret is not repeated."""
     with pytest.raises(SettingsError, match="OURVIDZ_API_KEYS"):
-        keyring(load_settings(_env_file=None, OURVIDZ_API_KEYS=entry))
+        load_keyring(load_settings(_env_file=None, OURVIDZ_API_KEYS=entry))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.com"])

@@ -111,10 +111,10 @@ def test_the_inbox_survives_a_restart_and_stays_bounded(tmp_path) -> None:
     """An operator restarts the shim to look into something."""
     path = tmp_path / "inbox.sqlite3"
     for number in range(7):
-        inbox = Inbox(path, kept=5)
-        inbox.keep({"job_id": f"job-{number}"}, {}, received_at="2026-01-01T00:00:00+00:00", verified=False)
+        inbox = Inbox(path, max_deliveries=5)
+        inbox.add({"job_id": f"job-{number}"}, {}, received_at="2026-01-01T00:00:00+00:00", verified=False)
         inbox.close()
-    inbox = Inbox(path, kept=5)
+    inbox = Inbox(path, max_deliveries=5)
     assert [each["payload"]["job_id"] for each in inbox.last(limit=10)] == [f"job-{n}" for n in range(2, 7)]
     inbox.close()
 

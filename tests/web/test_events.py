@@ -11,8 +11,8 @@ import pytest
 
 from ourvidz.errors import OutOfMemory, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import StreamItem
+from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.web import events, sse
 from ourvidz.web.events import StreamReader
 
@@ -70,11 +70,11 @@ def test_a_reader_that_saw_the_end_is_sent_away(told) -> None:
     assert told.client.get("/jobs/job-1/events", headers={"Last-Event-ID": last}).status_code == 204
 
 
-class Silent(MemoryLedger):
+class Silent(RedisLedger):
     """Says nothing until it is told to."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.speak = asyncio.Event()
 
     async def follow(self, job_id: str, *, after: str = "0") -> Any:
@@ -83,11 +83,11 @@ class Silent(MemoryLedger):
         yield
 
 
-def test_a_silent_stream_is_kept_alive_and_ends_when_the_ledger_goes_away() -> None:
+def test_a_silent_stream_is_kept_alive_and_ends_when_the_ledger_goes_away(make_ledger) -> None:
     """Proxies cut quiet connections; a cut stream is resumed by the client."""
 
     async def listen() -> list[bytes]:
-        ledger = Silent()
+        ledger = make_ledger(Silent)
         heard = []
         async for chunk in events.stream(ledger, "job-1", after="0", keep_alive_s=0.001):
             heard.append(chunk)
@@ -98,11 +98,11 @@ def test_a_silent_stream_is_kept_alive_and_ends_when_the_ledger_goes_away() -> N
     assert asyncio.run(listen()).count(sse.KEEP_ALIVE) >= 3
 
 
-def test_a_reader_that_leaves_stops_the_following() -> None:
+def test_a_reader_that_leaves_stops_the_following(make_ledger) -> None:
     """Ten thousand closed tabs must not leave ten thousand readers behind."""
 
     async def leave() -> int:
-        stream = events.stream(Silent(), "job-1", after="0", keep_alive_s=0.001)
+        stream = events.stream(make_ledger(Silent), "job-1", after="0", keep_alive_s=0.001)
         await anext(stream)
         await anext(stream)
         await stream.aclose()
@@ -111,13 +111,13 @@ def test_a_reader_that_leaves_stops_the_following() -> None:
     assert asyncio.run(leave()) == 1
 
 
-def test_a_job_whose_stream_is_forgotten_still_ends(shim) -> None:
+def test_a_job_whose_stream_is_forgotten_still_ends(shim, make_ledger) -> None:
     """The stream is kept for less time than the record."""
     shim.submit()
     shim.end("job-1", shim.completed())
 
     async def listen() -> str:
-        ledger = MemoryLedger()
+        ledger = make_ledger()
         ledger.get = shim.ledger.get  # type: ignore[method-assign]
         return b"".join([chunk async for chunk in events.stream(ledger, "job-1", after="0")]).decode()
 

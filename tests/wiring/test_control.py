@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from ourvidz.errors import ReferenceForbidden, ReferenceFrameError
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.settings import load_settings
 from ourvidz.wiring import control
 
@@ -17,7 +16,7 @@ from ourvidz.wiring import control
 def test_references_are_read_out_of_the_same_storage(tmp_path: Path) -> None:
     """A result can be the next job's reference, within the limits an operator has set."""
     variables = {"OURVIDZ_STATE_DIR": tmp_path, "OURVIDZ_REFERENCE_LIMIT_PIXELS": 4096}
-    built = control.build(load_settings(_env_file=None, **variables), ledger=MemoryLedger())
+    built = control.build(load_settings(_env_file=None, **variables))
     for name, side in (("small", 64), ("large", 65)):
         file = io.BytesIO()
         Image.new("RGB", (side, side), "teal").save(file, "PNG")

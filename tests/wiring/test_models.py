@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines.checkpoints import find_qwen, find_wan
 from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles
 from ourvidz.pipelines.sdxl.lora import Lora
 from ourvidz.pipelines.sdxl.options import SDXLOptions
+from ourvidz.pipelines.texts.checkpoint import find_qwen
+from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.settings import Settings, load_settings
 from ourvidz.wiring.models import TINY_CAP_PX, TINY_WAN_CAP_PX, build, sdxl_options, wan_options

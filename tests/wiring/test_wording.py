@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from shutil import copytree
 
-from ourvidz.pipelines.checkpoints import find_sdxl
+from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.settings import Settings, load_settings
 from ourvidz.wiring import wording
 

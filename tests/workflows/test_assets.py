@@ -11,8 +11,8 @@ from PIL import Image
 
 from ourvidz.errors import Cancelled
 from ourvidz.jobs.job import ImageJob
-from ourvidz.ledger.memory_store import MemoryLedger
-from ourvidz.pipelines.base import Pictures
+from ourvidz.ledger.store import Ledger
+from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
 from ourvidz.workflows.assets import AT_ONCE, AssetUploader
@@ -81,7 +81,9 @@ def test_the_assets_are_in_the_order_of_their_seeds(store: LocalStore) -> None:
         if key.endswith("/2.thumb.webp"):
             others.set()
 
-    pictures = Pictures([HILLS] * 3, [40, 41, 42], seconds=1.0, asset_metadata={"steps": 2})
+    pictures = GeneratedImages(
+        images=[HILLS] * 3, seeds=[40, 41, 42], seconds=1.0, asset_metadata={"steps": 2}
+    )
     run = Run(first_comes_last)
     with keeper(store, run) as keeping:
         keeping.take(0, HILLS)
@@ -125,13 +127,13 @@ def test_nothing_is_stored_once_the_attempt_is_over(store: LocalStore) -> None:
     assert keeping._kept[5].cancelled()
 
 
-def test_every_thread_checks_the_fence(store: LocalStore) -> None:
+def test_every_thread_checks_the_fence(store: LocalStore, make_ledger: Callable[..., Ledger]) -> None:
     """An attempt that was given away must not overwrite what its successor stores."""
-    ledger = MemoryLedger()
+    ledger = make_ledger()
     ledger.register(JOB, priority=6)
     claim = ledger.claim(JOB.id, 1, worker_id="w", lease_s=10, token="t")
     assert claim is not None
-    pictures = Pictures([HILLS] * 6, JOB.seeds, seconds=1.0)
+    pictures = GeneratedImages(images=[HILLS] * 6, seeds=JOB.seeds, seconds=1.0)
     with LeasedRun(claim, ledger, lease_s=10.0, limit_s=60.0, previews=True) as run:
         with keeper(store, run) as keeping:
             assert len(keeping.assets(pictures)) == 6

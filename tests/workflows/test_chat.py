@@ -296,7 +296,8 @@ def test_an_enhancement_is_the_prompt_that_it_improves(use: Services) -> None:
     assert turn.outcome is not None
     assert turn.outcome.enhanced_prompt == turn.text
     assert turn.outcome.metadata["enhancement_strategy"] == "qwen"
-    assert turn.outcome.metadata["enhancement_source"] == turn.outcome.metadata["model_name"]
+    assert turn.outcome.metadata["enhancement_source"] == "qwen_instruct"
+    assert turn.outcome.metadata["enhancement_model"] == turn.outcome.metadata["model_name"]
 
 
 @pytest.mark.parametrize("why", [JobTimeout("late"), RuntimeError("a crash")])

@@ -8,10 +8,10 @@ import pytest
 
 from ourvidz.errors import Cancelled, InvalidParameters, ModelLoadError, OutOfMemory, PolicyViolation
 from ourvidz.jobs.job import ChatJob, VideoJob
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Enhancement
-from ourvidz.pipelines.base import Decoding, TextDelta, TextPipeline
-from ourvidz.pipelines.checkpoints import find_qwen
+from ourvidz.ledger.store import Ledger
+from ourvidz.pipelines.base import BatchDecoder, TextDelta, TextPipeline
+from ourvidz.pipelines.texts.checkpoint import find_qwen
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.settings import Settings
@@ -60,10 +60,10 @@ class Script:
     def info(self) -> dict[str, Any]:
         return {"name": "script"}
 
-    def decoding(self) -> Decoding:
+    def new_decoder(self) -> BatchDecoder:
         return self
 
-    def join(self, key: str, job: ChatJob) -> int:
+    def add(self, key: str, job: ChatJob) -> int:
         self.asked.append(job)
         self.inside.add(key)
         return 1
@@ -74,7 +74,7 @@ class Script:
             raise piece
         return [piece]
 
-    def leave(self, key: str) -> None:
+    def remove(self, key: str) -> None:
         self.inside.discard(key)
 
 
@@ -131,7 +131,8 @@ class TestWording:
         said = wording(job(), Brought(words(says(" a kite over dunes, soft light"))))
         assert said.prompt == said.enhanced_prompt == "a kite over dunes, soft light"
         assert said.told["enhancement_strategy"] == "qwen"
-        assert (said.told["enhancement_source"], said.told["system_prompt_used"]) == ("script", "default")
+        assert (said.told["enhancement_source"], said.told["enhancement_model"]) == ("qwen_base", "script")
+        assert said.told["system_prompt_used"] == "default"
         assert said.told["enhancement_time"] >= 0
 
     @pytest.mark.parametrize("found", [None, {"reason": "too late"}])
@@ -256,20 +257,20 @@ class TestStopping:
 
 
 class TestLease:
-    """The lease, on the ledger in memory."""
+    """The lease, on a ledger whose clock the test moves."""
 
     @pytest.fixture
-    def ledger(self) -> MemoryLedger:
+    def ledger(self, make_ledger: Callable[..., Ledger]) -> Ledger:
         self.now = 1000.0
-        return MemoryLedger(clock=lambda: self.now)
+        return make_ledger(clock=lambda: self.now)
 
-    def held(self, ledger: MemoryLedger) -> Enhancement:
+    def held(self, ledger: Ledger) -> Enhancement:
         ledger.register(job(), priority=6)
         held = ledger.begin_enhancing("job-1", 1, lease_s=10, token="e1")
         assert held is not None
         return held
 
-    def test_it_is_renewed_while_tokens_come(self, ledger: MemoryLedger) -> None:
+    def test_it_is_renewed_while_tokens_come(self, ledger: Ledger) -> None:
         """And not with every token: most of them cost no word to the ledger."""
         lease = LeasedEnhancement(self.held(ledger), ledger, lease_s=10, clock=lambda: self.now)
         for _ in range(200):
@@ -277,14 +278,14 @@ class TestLease:
             lease.hear()
         assert ledger.begin_enhancing("job-1", 1, lease_s=10, token="e2") is None
 
-    def test_a_cancel_is_heard(self, ledger: MemoryLedger) -> None:
+    def test_a_cancel_is_heard(self, ledger: Ledger) -> None:
         """A cancelled job must not keep the model busy."""
         lease = LeasedEnhancement(self.held(ledger), ledger, lease_s=10, clock=lambda: self.now)
         ledger.request_cancel("job-1")
         with pytest.raises(Cancelled):
             lease.hear()
 
-    def test_a_sweep_that_gave_up_is_heard(self, ledger: MemoryLedger) -> None:
+    def test_a_sweep_that_gave_up_is_heard(self, ledger: Ledger) -> None:
         """Generation has been published without the words."""
         lease = LeasedEnhancement(self.held(ledger), ledger, lease_s=10, clock=lambda: self.now)
         ledger.give_up_enhancing("job-1", run=1, reason="too late")
@@ -297,6 +298,6 @@ def test_the_models_words_keep_the_prompts_words() -> None:
     found = words(
         QwenPipeline(find_qwen(None, "base"), "base"), job(prompt="a red circle on a blue background")
     )
-    assert found["source"].startswith("tiny-qwen")
+    assert found["model"].startswith("tiny-qwen")
     assert found["prompt"].startswith("a red circle on a blue background")
     assert len(found["prompt"].split()) > 8

@@ -27,7 +27,7 @@ from ourvidz.media.images import encode_png
 from ourvidz.media.provenance import read_source_type
 from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.net.fetch import Fetcher
-from ourvidz.pipelines.base import ImagePipeline, OnStep, Pictures, PreviewRenderer
+from ourvidz.pipelines.base import GeneratedImages, ImagePipeline, OnStep, PreviewRenderer
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from ourvidz.references.resolve import Limits, References
@@ -154,7 +154,7 @@ def test_the_outcome_says_what_the_worker_found_out(use: Services) -> None:
     assert metadata == {
         "batch_size": 1,
         "size_capped": True,
-        "final_prompt_type": "text",
+        "final_prompt_type": "string",
         "compel_success": False,
         "enhancement_strategy": "none",
         "worker_version": __version__,
@@ -349,7 +349,7 @@ class LastPictureBroken:
     def memory(self) -> dict[str, Any]:
         return self.models.memory()
 
-    def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> Pictures:
+    def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> GeneratedImages:
         made = self.models.images().generate(job, on_step=on_step)
         made.images[-1].__class__ = Unshrinkable
         return made
@@ -414,7 +414,7 @@ def test_pictures_are_encoded_while_others_are_stored(
             store.encoded.set()
         return file
 
-    monkeypatch.setattr(assets, "png", counting)
+    monkeypatch.setattr(assets, "encode_png", counting)
     outcome = generate_images(job(num_images=3), RecordingRun(), replace(use, store=store))
     assert [asset.metadata["seed"] for asset in outcome.assets] == [100, 101, 102]
 

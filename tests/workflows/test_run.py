@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +16,14 @@ from PIL import Image
 
 from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
 from ourvidz.jobs.job import ImageJob
-from ourvidz.ledger.memory_store import MemoryLedger
 from ourvidz.ledger.record import Claim, Verdict
+from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.pipelines.base import PreviewRenderer
 from ourvidz.storage.local import LocalStore
 from ourvidz.workflows.run import FenceLost, LeasedRun
 
 
-class Away(MemoryLedger):
+class Away(RedisLedger):
     """A ledger whose server can be switched off."""
 
     away = False
@@ -47,8 +47,8 @@ class Failing(LocalStore):
 
 
 @pytest.fixture
-def ledger() -> Away:
-    return Away()
+def ledger(make_ledger: Callable[..., Any]) -> Away:
+    return make_ledger(Away)  # type: ignore[no-any-return]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from ourvidz.jobs.outcome import Asset
 from ourvidz.media.credentials import Signer
 from ourvidz.media.images import encode_png
 from ourvidz.media.provenance import DigitalSourceType
-from ourvidz.pipelines.base import Clip, Pictures
+from ourvidz.pipelines.base import GeneratedImages, GeneratedVideo
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
 from ourvidz.workflows.assets import keep_pictures
@@ -75,7 +75,7 @@ def kept(
         id="job-1", type="sdxl_image_fast", user_id="user-1", expected_time=9, prompt="hills", steps=2,
         guidance_scale=7.5, width=64, height=48, seed=1,
     )  # fmt: skip
-    pictures = Pictures(images=[HILLS] * count, seeds=list(range(count)), seconds=1.0)
+    pictures = GeneratedImages(images=[HILLS] * count, seeds=list(range(count)), seconds=1.0)
     return keep_pictures(pictures, job, PlainRun(), store, Credentials(signer, source, job_id=job.id))
 
 
@@ -86,7 +86,7 @@ def kept_clip(store: Store, signer: Any, type_: str = "video_fast") -> Asset:
         id="job-1", type=type_, user_id="user-1", expected_time=9, prompt="hills", steps=2,
         guidance_scale=6.5, width=64, height=48, frames=frames, fps=12, seed=1,
     )  # fmt: skip
-    clip = Clip(frames=[HILLS] * frames, fps=12, seed=1, frames_generated=frames, seconds=1.0)
+    clip = GeneratedVideo(frames=[HILLS] * frames, fps=12, seed=1, frames_generated=frames, seconds=1.0)
     credentials = Credentials(signer, "trainedAlgorithmicMedia", job_id=job.id)
     (asset,) = keep_clip(clip, job, PlainRun(), store, credentials)
     return asset

@@ -180,7 +180,7 @@ def test_the_outcome_says_what_the_worker_found_out(use: Services) -> None:
     assert metadata == {
         "batch_size": 1,
         "size_capped": True,
-        "final_prompt_type": "text",
+        "final_prompt_type": "string",
         "compel_success": False,
         "worker_version": __version__,
     }

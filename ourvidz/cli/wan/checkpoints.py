@@ -7,8 +7,8 @@ from pathlib import Path
 from ourvidz.cli.wan.options import Options
 from ourvidz.cli.wan.tasks import LAYERS_14B, TASKS, Task
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint, find_wan
-from ourvidz.pipelines.wan.layouts import NAMES, facts
+from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint
+from ourvidz.pipelines.wan.checkpoint import MODEL_NAMES, find_wan, read_model_info
 from ourvidz.settings import Settings
 
 _SETTINGS = {"t2v": "OURVIDZ_WAN_MODEL", "vace": "OURVIDZ_WAN_VACE_MODEL"}
@@ -48,10 +48,10 @@ def find_vace(given: Options, task: Task, chosen: Settings, *, needed: bool) -> 
 
 def _check(checkpoint: Checkpoint, name: str, task: Task) -> None:
     """Whether the checkpoint is the model, and has the weights, that the task's name says."""
-    found = facts(checkpoint.path)
+    found = read_model_info(checkpoint.path)
     if found.model != task.model:
         raise ModelLoadError(
-            f"--task {name} needs {_described(task)}; {checkpoint.path} is for {NAMES[found.model]}."
+            f"--task {name} needs {_described(task)}; {checkpoint.path} is for {MODEL_NAMES[found.model]}."
         )
     if task.large != (found.layers == LAYERS_14B):
         needed = (
@@ -62,7 +62,7 @@ def _check(checkpoint: Checkpoint, name: str, task: Task) -> None:
 
 def _described(task: Task) -> str:
     size = " with 14B weights" if task.large else ""
-    return f"a checkpoint for {NAMES[task.model]}{size}"
+    return f"a checkpoint for {MODEL_NAMES[task.model]}{size}"
 
 
 def _how(task: Task) -> str:

@@ -19,7 +19,7 @@ from ourvidz.errors import ModelLoadError, OutOfMemory, ReferenceFrameError, Sto
 from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.pipelines import devices
-from ourvidz.pipelines.base import Clip, PreviewRenderer, SourceClip
+from ourvidz.pipelines.base import GeneratedVideo, PreviewRenderer, SourceVideo
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.pipelines.wan.placement import Placement
@@ -49,11 +49,11 @@ class OpenedPictures:
 class Sourced(WanPipeline):
     """A pipeline that makes its clips from one source, if there is one: no job of the queue brings any."""
 
-    def __init__(self, checkpoint: Checkpoint, source: SourceClip | None, **given: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint, source: SourceVideo | None, **given: Any) -> None:
         super().__init__(checkpoint, **given)
         self._source = source
 
-    def generate(self, job: VideoJob, *, source: SourceClip | None = None, **given: Any) -> Clip:
+    def generate(self, job: VideoJob, *, source: SourceVideo | None = None, **given: Any) -> GeneratedVideo:
         """Make the clip of one job, from the source."""
         return super().generate(job, source=source or self._source, **given)
 

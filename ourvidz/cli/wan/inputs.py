@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ourvidz.cli.wan.options import Options
 from ourvidz.cli.wan.tasks import Task
 from ourvidz.errors import InternalError, InvalidParameters, ReferenceFrameError
-from ourvidz.pipelines.base import SourceClip
+from ourvidz.pipelines.base import SourceVideo
 from ourvidz.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def references(given: Options, task: Task, chosen: Settings) -> dict[str, Image]
     return {name: _opened(file, chosen) for name, file in files if file is not None}
 
 
-def source(given: Options, task: Task, chosen: Settings, *, frames: int) -> SourceClip | None:
+def source(given: Options, task: Task, chosen: Settings, *, frames: int) -> SourceVideo | None:
     """What a vace task makes its clip from, as many frames of it as there are to be; None without any."""
     named = [option for option in SOURCES if getattr(given, option) is not None]
     if not named:
@@ -42,7 +42,7 @@ def source(given: Options, task: Task, chosen: Settings, *, frames: int) -> Sour
         raise InvalidParameters("--src_mask goes with --src_video.", field="--src_mask")
     listed = [name.strip() for name in (given.src_ref_images or "").split(",")]
     pictures = tuple(_opened(Path(name), chosen) for name in listed if name)
-    return SourceClip(_frames(given.src_video, frames), _frames(given.src_mask, frames), pictures)
+    return SourceVideo(_frames(given.src_video, frames), _frames(given.src_mask, frames), pictures)
 
 
 def _check(given: Options, task: Task, named: set[str]) -> None:

@@ -18,7 +18,7 @@ from ourvidz.jobs.job import ReferenceMode, VideoJob
 from ourvidz.jobs.ranges import PROMPT_CHARS
 from ourvidz.jobs.sanitize import is_well_formed
 from ourvidz.jobs.videos import refuse_too_large
-from ourvidz.pipelines.base import SourceClip
+from ourvidz.pipelines.base import SourceVideo
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.safety.gate import Gate, load_terms
 from ourvidz.settings import Settings
@@ -40,7 +40,7 @@ class Request:
     checkpoint: Checkpoint
     references: dict[str, Image]
     output_file: Path
-    source: SourceClip | None = None
+    source: SourceVideo | None = None
     vace: Checkpoint | None = None
 
 

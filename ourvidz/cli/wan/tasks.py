@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ourvidz.pipelines.wan.layouts import WanModel
+from ourvidz.pipelines.wan.checkpoint import WanModel
 
 SIZES_480P = ("480*832", "832*480")
 SIZES_720P = ("720*1280", "1280*720", *SIZES_480P)

@@ -33,9 +33,9 @@ class Conditioning:
     reason: str | None = None
 
     @property
-    def final_prompt_type(self) -> Literal["conditioning_tensor", "text"]:
+    def final_prompt_type(self) -> Literal["conditioning_tensor", "string"]:
         """What the callback says the prompt became."""
-        return "conditioning_tensor" if self.strategy == "compel" else "text"
+        return "conditioning_tensor" if self.strategy == "compel" else "string"
 
     def repeated(self, pictures: int) -> dict[str, torch.Tensor | None]:
         """The same words for every picture of a batch, under the names diffusers gives them."""

@@ -18,7 +18,7 @@ from ourvidz import log
 from ourvidz.errors import I2IPipelineError, InvalidParameters, ModelLoadError, OurvidzError, OutOfMemory
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines import devices, oom_fallbacks
-from ourvidz.pipelines.base import OnPicture, OnPreview, OnStep, Pictures, PreviewRenderer
+from ourvidz.pipelines.base import GeneratedImages, OnImage, OnPreview, OnStep, PreviewRenderer
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.oom_fallbacks import OomFallback
 from ourvidz.pipelines.progress import ProgressReporter
@@ -94,19 +94,19 @@ class SDXLPipeline:
         reference: Image | None = None,
         on_step: OnStep,
         on_preview: OnPreview | None = None,
-        on_picture: OnPicture | None = None,
-    ) -> Pictures:
+        on_image: OnImage | None = None,
+    ) -> GeneratedImages:
         """Make the pictures of one job; picture k has seed `job.seeds[k]` and is what a job with that seed
         alone would get, up to numeric noise.
 
         `OutOfMemory` when all rungs of the ladder are climbed, `I2IPipelineError` when the pass with a
-        reference fails, `InvalidParameters`, or whatever `on_step` or `on_picture` raises; the pipeline stays
+        reference fails, `InvalidParameters`, or whatever `on_step` or `on_image` raises; the pipeline stays
         usable.
         """
         self.check(job, reference)
         self.load()
         started = time.perf_counter()
-        work = self._work(job, reference, ProgressReporter(on_step, on_preview, on_picture))
+        work = self._work(job, reference, ProgressReporter(on_step, on_preview, on_image))
         for rung in oom_fallbacks.rungs(job.num_images):
             if self._fits(work, rung):
                 return work.pictures(rung, time.perf_counter() - started)
@@ -140,6 +140,7 @@ class SDXLPipeline:
             work.hearing.begin(0)
             for seed in work.job.seeds:
                 work.finish(seed, work.plan.copied.copy())
+            work.batch_size = len(work.job.seeds)
             return
         work.words = self.encode(work.job, guidance=work.guidance)
         parts = work.waiting(rung.at_once)
@@ -150,7 +151,7 @@ class SDXLPipeline:
             denoiser = self._denoiser(work, work.words, scheduler, generators)
             work.hearing.begin(len(timesteps), part=number, parts=len(parts))
             latents = self.denoise(denoiser, latents, timesteps, work.hearing)
-            work.latents.update(zip(seeds, torch.split(latents, 1), strict=True))
+            work.add_latents(seeds, latents)
         for seeds in work.undecoded(rung):
             images = self.decode(torch.cat([work.latents[seed] for seed in seeds]))
             for seed, image in zip(seeds, images, strict=True):

@@ -9,7 +9,7 @@ import torch
 from PIL.Image import Image
 
 from ourvidz.jobs.job import ImageJob
-from ourvidz.pipelines.base import Pictures
+from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.pipelines.oom_fallbacks import OomFallback
 from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.sdxl import image_to_image
@@ -22,7 +22,8 @@ class Work:
     """A job, and by seed the latents and pictures of it that are finished. They stay so when the rest is
     tried again.
 
-    `size` is width and height in pixels as they are rendered, `guidance` what is used.
+    `size` is width and height in pixels as they are rendered, `guidance` what is used. `batch_size` is the
+    largest number of images that were denoised in one batch, or copied without denoising.
     """
 
     job: ImageJob
@@ -33,6 +34,7 @@ class Work:
     words: Conditioning | None = None
     latents: dict[int, torch.Tensor] = field(default_factory=dict)
     images: dict[int, Image] = field(default_factory=dict)
+    batch_size: int = 0
 
     @property
     def negative_used(self) -> bool:
@@ -50,6 +52,11 @@ class Work:
         left = [seed for seed in self.job.seeds if seed not in self.images]
         return _parts(left, rung.decoded(width * height))
 
+    def add_latents(self, seeds: list[int], latents: torch.Tensor) -> None:
+        """Store the finished latents of one batch, (len(seeds), 4, height / 8, width / 8)."""
+        self.latents.update(zip(seeds, torch.split(latents, 1), strict=True))
+        self.batch_size = max(self.batch_size, len(seeds))
+
     def finish(self, seed: int, image: Image) -> None:
         """The picture of this seed is done: it is kept, and handed on."""
         self.images[seed] = image
@@ -61,16 +68,17 @@ class Work:
             return {}
         return {"loras": [one.model_dump() for one in self.job.loras]}
 
-    def pictures(self, rung: OomFallback, seconds: float) -> Pictures:
+    def pictures(self, rung: OomFallback, seconds: float) -> GeneratedImages:
         """What was made, and what the callback is told about it."""
         job, plan = self.job, self.plan
-        return Pictures(
+        return GeneratedImages(
             images=[self.images[seed] for seed in job.seeds],
             seeds=job.seeds,
+            batch_size=self.batch_size,
             negative_prompt_used=self.negative_used,
             seconds=seconds,
             metadata={
-                "batch_size": job.num_images,
+                "batch_size": self.batch_size,
                 "size_capped": self.size != (job.width, job.height),
                 **({} if rung.name == "whole" else {"memory_rung": rung.name}),
                 **_about_words(self.words),
@@ -81,7 +89,7 @@ class Work:
                 "steps": job.steps,
                 "effective_steps": plan.steps,
                 "guidance_scale": self.guidance,
-                "batch_size": job.num_images,
+                "batch_size": self.batch_size,
                 **image_to_image.about(plan, job, negative_used=self.negative_used),
             },
         )
@@ -94,7 +102,7 @@ def _parts(seeds: list[int], size: int) -> list[list[int]]:
 def _about_words(words: Conditioning | None) -> dict[str, Any]:
     """What became of the prompt; nothing did where a reference was copied as it is."""
     if words is None:
-        return {"final_prompt_type": "text", "compel_success": False, "enhancement_strategy": "none"}
+        return {"final_prompt_type": "string", "compel_success": False, "enhancement_strategy": "none"}
     return {
         "final_prompt_type": words.final_prompt_type,
         "compel_success": words.strategy == "compel",

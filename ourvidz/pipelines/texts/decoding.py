@@ -59,8 +59,8 @@ class _Batch:
     sampler: Sampler | None = None
 
 
-class QwenDecoding:
-    """A batch on a warm model; implements `Decoding`. One thread at a time."""
+class QwenBatchDecoder:
+    """A batch on a warm model; implements `BatchDecoder`. One thread at a time."""
 
     def __init__(self, warm: WarmQwen) -> None:
         self._warm = warm
@@ -70,7 +70,7 @@ class QwenDecoding:
         """A long text, whose row is the one after the batch's."""
         self._batch = _Batch()
 
-    def join(self, key: str, job: ChatJob) -> int:
+    def add(self, key: str, job: ChatJob) -> int:
         """Take in one more text; the number of its prompt tokens. `InvalidParameters` when prompt and
         `max_tokens` do not fit the model's context; `ValueError` for a key that is in already."""
         if any(text.key == key for text in self._texts()):
@@ -100,7 +100,7 @@ class QwenDecoding:
         devices.free_memory()
         raise OutOfMemory(f"Not enough memory for {len(self._texts())} texts at once.")
 
-    def leave(self, key: str) -> None:
+    def remove(self, key: str) -> None:
         """Take a text out, finished or not. Safe to call twice."""
         self._waiting = [text for text in self._waiting if text.key != key]
         if self._reading is not None and self._reading.key == key:
@@ -169,7 +169,7 @@ class QwenDecoding:
 
     def _pieces(self, tokens: list[int]) -> list[TextDelta]:
         pieces = [self._piece(text, token) for text, token in zip(self._batch.texts, tokens, strict=True)]
-        self._drop([row for row, piece in enumerate(pieces) if piece.finish])
+        self._drop([row for row, piece in enumerate(pieces) if piece.finish_reason])
         return pieces
 
     def _piece(self, text: Text, token: int) -> TextDelta:

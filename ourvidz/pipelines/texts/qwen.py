@@ -10,10 +10,11 @@ import torch
 from ourvidz import log
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines import devices
-from ourvidz.pipelines.base import Decoding
-from ourvidz.pipelines.checkpoints import Checkpoint, QwenVariant
+from ourvidz.pipelines.base import BatchDecoder
+from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.texts import warm_qwen
-from ourvidz.pipelines.texts.decoding import QwenDecoding
+from ourvidz.pipelines.texts.checkpoint import QwenVariant
+from ourvidz.pipelines.texts.decoding import QwenBatchDecoder
 from ourvidz.pipelines.texts.warm_qwen import WarmQwen
 
 ENGINE = "pure"
@@ -80,9 +81,9 @@ class QwenPipeline:
             "memory_mib": 0 if warm is None else warm.memory_mib,
         }
 
-    def decoding(self) -> Decoding:
+    def new_decoder(self) -> BatchDecoder:
         """A new batch with no texts in it."""
         self.load()
         if self._warm is None:
             raise ModelLoadError(f"{self.checkpoint.path} is not loaded.")
-        return QwenDecoding(self._warm)
+        return QwenBatchDecoder(self._warm)

@@ -20,9 +20,9 @@ from ourvidz.jobs.job import ChatJob
 from ourvidz.net.client import HttpClient, RequestFailure
 from ourvidz.net.stream import EventStream, StreamBroken, StreamRefused
 from ourvidz.net.urls import origin
-from ourvidz.pipelines.base import Decoding, TextDelta
-from ourvidz.pipelines.checkpoints import QwenVariant
+from ourvidz.pipelines.base import BatchDecoder, TextDelta
 from ourvidz.pipelines.texts import openai_protocol
+from ourvidz.pipelines.texts.checkpoint import QwenVariant
 
 ENGINE = "openai"
 WAIT_S = 0.05
@@ -35,7 +35,7 @@ _log = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class TextServer:
     """Where texts come from. `url` ends in `/v1` with most servers; without a `model` its first is taken."""
 
     url: str
@@ -52,14 +52,14 @@ class Server:
         return self.url.rstrip("/") + path
 
 
-class RemoteTexts:
+class RemoteTextPipeline:
     """A model on somebody else's machine; implements `TextPipeline`.
 
     `instruct` asks for chat completions, which the server's own chat template makes a text of; `base` for
     plain completions.
     """
 
-    def __init__(self, server: Server, variant: QwenVariant) -> None:
+    def __init__(self, server: TextServer, variant: QwenVariant) -> None:
         self.server = server
         self.variant = variant
         self.load_s: float | None = None
@@ -99,10 +99,10 @@ class RemoteTexts:
             "memory_mib": 0,
         }
 
-    def decoding(self) -> Decoding:
+    def new_decoder(self) -> BatchDecoder:
         """A new batch with no texts in it."""
         self.load()
-        return RemoteDecoding(self.server, str(self._model), plain=self.variant == "base")
+        return RemoteBatchDecoder(self.server, str(self._model), plain=self.variant == "base")
 
     @property
     def _place(self) -> str:
@@ -128,13 +128,13 @@ class RemoteTexts:
             raise ModelLoadError(f"The server at {self._place} does not list its models.") from broken
 
 
-class RemoteDecoding:
-    """Requests that run side by side; implements `Decoding`. One thread at a time.
+class RemoteBatchDecoder:
+    """Requests that run side by side; implements `BatchDecoder`. One thread at a time.
 
     A step gives what has arrived since the last one, which may be several tokens of a text, or nothing.
     """
 
-    def __init__(self, server: Server, model: str, *, plain: bool) -> None:
+    def __init__(self, server: TextServer, model: str, *, plain: bool) -> None:
         self._server = server
         self._model = model
         self._plain = plain
@@ -143,7 +143,7 @@ class RemoteDecoding:
         # A batch that is dropped in the middle must not leave the server working.
         weakref.finalize(self, _hang_up, self._requests)
 
-    def join(self, key: str, job: ChatJob) -> int:
+    def add(self, key: str, job: ChatJob) -> int:
         """Ask for one more text. 0: the server counts the prompt's tokens, and a piece tells. `ValueError`
         for a key that is in already."""
         if key in self._requests:
@@ -172,12 +172,12 @@ class RemoteDecoding:
                     continue
                 pieces.append(piece)
                 wait_s = 0.0
-                if piece.finish or piece.error:
+                if piece.finish_reason or piece.error:
                     del self._requests[piece.key]
         except queue.Empty:
             return pieces
 
-    def leave(self, key: str) -> None:
+    def remove(self, key: str) -> None:
         """Hang up. Safe to call twice."""
         request = self._requests.pop(key, None)
         if request is not None:

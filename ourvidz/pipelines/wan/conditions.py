@@ -16,9 +16,9 @@ import torch
 from PIL import ImageOps
 from PIL.Image import Image, Resampling
 
-from ourvidz.pipelines.base import SourceClip
+from ourvidz.pipelines.base import SourceVideo
+from ourvidz.pipelines.wan.checkpoint import WanModel
 from ourvidz.pipelines.wan.frames import SHRINK_TIME, Codec, around, fitted
-from ourvidz.pipelines.wan.layouts import WanModel
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _SPREAD = (0.26862954, 0.26130258, 0.27577711)
@@ -66,7 +66,7 @@ UNCONDITIONED = Condition()
 def condition(
     model: WanModel,
     transformer: Any,
-    source: SourceClip,
+    source: SourceVideo,
     codec: Codec,
     shape: tuple[int, ...],
     *,
@@ -78,7 +78,7 @@ def condition(
     if model == "vace":
         control = vace_control(source, codec, shape)
         blocks = len(transformer.config.vace_layers)
-        return Condition(control=control, blocks=blocks, ahead=len(source.pictures))
+        return Condition(control=control, blocks=blocks, ahead=len(source.reference_images))
     return Condition(image_channels(source.frames, codec, shape), look(list(source.frames.values())))
 
 
@@ -107,7 +107,7 @@ def looked_at(pictures: Sequence[Image], encoder: Any) -> torch.Tensor:
     return embedded
 
 
-def vace_control(source: SourceClip, codec: Codec, shape: tuple[int, ...]) -> torch.Tensor:
+def vace_control(source: SourceVideo, codec: Codec, shape: tuple[int, ...]) -> torch.Tensor:
     """What VACE's blocks read of a clip: (1, 2 · latent channels + 64, latent frames, rows, columns), with a
     latent frame in front for each of the pictures of the source."""
     frames, (width, height) = codec.frames(shape), codec.size(shape)
@@ -115,7 +115,7 @@ def vace_control(source: SourceClip, codec: Codec, shape: tuple[int, ...]) -> to
     anew = _mask(source.masks, frames, width, height)
     known = [codec.encode_clip(clip * (1 - anew)), codec.encode_clip(clip * anew)]
     control = torch.cat([*known, _marks(anew, shape).to(known[0])], dim=1)
-    ahead = [_ahead(picture, control, codec, width, height) for picture in source.pictures]
+    ahead = [_ahead(picture, control, codec, width, height) for picture in source.reference_images]
     return torch.cat([*ahead, control], dim=2)
 
 

@@ -12,7 +12,7 @@ from transformers import CLIPVisionModel
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan import original
-from ourvidz.pipelines.wan.layouts import NAMES, WanModel
+from ourvidz.pipelines.wan.checkpoint import MODEL_NAMES, WanModel
 
 _OFFLINE = {"use_safetensors": True, "local_files_only": True}
 """No hub, and no pickles: they can run code."""
@@ -70,8 +70,8 @@ def share(transformer: Any, other: Any) -> None:
 def _read_original(folder: Path, model: WanModel, dtype: torch.dtype) -> Any:
     if model in ("i2v", "flf2v"):
         raise ModelLoadError(
-            f"{folder} is a {NAMES[model]} checkpoint in the layout of the Wan release, whose image encoder "
-            "this version does not read: it needs the diffusers layout."
+            f"{folder} is a {MODEL_NAMES[model]} checkpoint in the layout of the Wan release, whose image "
+            "encoder this version does not read: it needs the diffusers layout."
         )
     return _CLASSES[model](
         tokenizer=original.read_tokenizer(folder),

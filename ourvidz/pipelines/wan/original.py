@@ -23,8 +23,7 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import load_file
 
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines.wan import layouts
-from ourvidz.pipelines.wan.layouts import CONFIG, TEXT_ENCODER, TOKENIZER, TRANSFORMER, VAE
+from ourvidz.pipelines.wan.checkpoint import CONFIG, TEXT_ENCODER, TOKENIZER, TRANSFORMER, VAE, weight_files
 
 Weights = dict[str, torch.Tensor]
 
@@ -49,7 +48,7 @@ def read_transformer(folder: Path, dtype: torch.dtype) -> Any:
     """The transformer of a text-to-video or a VACE checkpoint."""
     config = json.loads((folder / CONFIG).read_text())
     found: Weights = {}
-    for file in layouts.shards(folder, TRANSFORMER):
+    for file in weight_files(folder, TRANSFORMER):
         found |= load_file(file)
     shape = {
         "num_attention_heads": config["num_heads"],

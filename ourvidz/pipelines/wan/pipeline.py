@@ -17,7 +17,14 @@ from ourvidz import log
 from ourvidz.errors import ModelLoadError, OutOfMemory
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines import devices, oom_fallbacks
-from ourvidz.pipelines.base import Clip, OnPreview, OnStep, PreviewRenderer, ReferencePictures, SourceClip
+from ourvidz.pipelines.base import (
+    GeneratedVideo,
+    OnPreview,
+    OnStep,
+    PreviewRenderer,
+    ReferenceImages,
+    SourceVideo,
+)
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.loading import reading
 from ourvidz.pipelines.oom_fallbacks import OomFallback
@@ -34,8 +41,8 @@ from ourvidz.pipelines.wan import (
 )
 from ourvidz.pipelines.wan.caches import StepCache
 from ourvidz.pipelines.wan.calibration import Magnitudes
+from ourvidz.pipelines.wan.checkpoint import WanModel, read_model_info
 from ourvidz.pipelines.wan.frames import Codec, pictures
-from ourvidz.pipelines.wan.layouts import WanModel, facts
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.parts import Parts
 from ourvidz.pipelines.wan.placement import Placement
@@ -49,7 +56,7 @@ from ourvidz.pipelines.wan.work import Work
 
 _log = log.get(__name__)
 
-NO_REFERENCES = ReferencePictures()
+NO_REFERENCES = ReferenceImages()
 ON_DEVICE = Placement()
 NO_OPTIONS = WanOptions()
 
@@ -94,7 +101,7 @@ class WanPipeline:
         started = time.perf_counter()
         try:
             with reading(self.checkpoint):
-                self.model = facts(self.checkpoint.path).model
+                self.model = read_model_info(self.checkpoint.path).model
                 self.parts.hold(self._read())
                 self._learn()
             if self.vace is not None:
@@ -137,11 +144,11 @@ class WanPipeline:
         self,
         job: VideoJob,
         *,
-        references: ReferencePictures | None = None,
-        source: SourceClip | None = None,
+        references: ReferenceImages | None = None,
+        source: SourceVideo | None = None,
         on_step: OnStep,
         on_preview: OnPreview | None = None,
-    ) -> Clip:
+    ) -> GeneratedVideo:
         """Make the clip of one job, exactly as many frames as it asks for. Only VACE reads a `source`.
 
         `OutOfMemory` when all rungs of the ladder are climbed, `InvalidParameters`, or whatever `on_step`
@@ -184,7 +191,7 @@ class WanPipeline:
             work.latents = self.denoise(job, words, schedule, steering, hearing=work.hearing)
         work.frames = pictures(reference_frames.delivered(job, work.plan, self.decode(work.latents)))
 
-    def check(self, job: VideoJob, references: ReferencePictures) -> None:
+    def check(self, job: VideoJob, references: ReferenceImages) -> None:
         """Refuse what this pipeline cannot render."""
         sizes.need_multiples(job)
         reference_frames.need_all(job, references)
@@ -204,7 +211,7 @@ class WanPipeline:
         return Schedule(solvers.solver(job.solver, config, levels, self.device), levels)
 
     def latents(
-        self, job: VideoJob, plan: Plan, references: ReferencePictures, source: SourceClip | None = None
+        self, job: VideoJob, plan: Plan, references: ReferenceImages, source: SourceVideo | None = None
     ) -> ReferenceGuidance:
         """The noise and what is known of the clip, both (1, channels, latent frames, height / 8, width / 8).
 
@@ -262,7 +269,7 @@ class WanPipeline:
         """The pipeline from disk."""
         return loading.read(self.checkpoint, self.model, self.dtype)
 
-    def _plan(self, job: VideoJob, source: SourceClip | None = None) -> Plan:
+    def _plan(self, job: VideoJob, source: SourceVideo | None = None) -> Plan:
         beside = self.vace is not None and job.reference_mode != "none"
         return reference_frames.plan(job, "vace" if beside else self.model, sourced=source is not None)
 

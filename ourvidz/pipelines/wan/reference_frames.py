@@ -20,10 +20,10 @@ from PIL.Image import Image
 from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.job import ReferenceMode, VideoJob
 from ourvidz.jobs.videos import NEEDS
-from ourvidz.pipelines.base import ReferencePictures, SourceClip
+from ourvidz.pipelines.base import ReferenceImages, SourceVideo
+from ourvidz.pipelines.wan.checkpoint import WanModel
 from ourvidz.pipelines.wan.conditions import UNCONDITIONED, Condition
 from ourvidz.pipelines.wan.frames import Codec, fitted, frames_to_generate, latent_frames_after_first
-from ourvidz.pipelines.wan.layouts import WanModel
 
 Backend = Literal["latent_replacement", "sdedit"]
 ReferenceBackend = Literal["latent_replacement", "sdedit", "vace", "image_to_video"]
@@ -130,22 +130,22 @@ def _need_mode(job: VideoJob, mode: ReferenceMode) -> None:
         )
 
 
-def need_all(job: VideoJob, references: ReferencePictures) -> None:
+def need_all(job: VideoJob, references: ReferenceImages) -> None:
     """`InvalidParameters` when a reference that the job's mode needs is not there."""
     for name in NEEDS[job.reference_mode]:
         _given(references, name)
 
 
-def source(job: VideoJob, references: ReferencePictures) -> SourceClip:
+def source(job: VideoJob, references: ReferenceImages) -> SourceVideo:
     """The frames that the references are, for a model that reads clips: these stay, the others are made."""
     # One frame between a start and an end begins at the start.
     needed = NEEDS[job.reference_mode][: 1 if job.frames == 1 else None]
     kept = {-1 if name == "end" else 0: _given(references, name) for name in needed}
-    return SourceClip(frames=kept, masks={at: Picture.new("L", (1, 1), 0) for at in kept})
+    return SourceVideo(frames=kept, masks={at: Picture.new("L", (1, 1), 0) for at in kept})
 
 
 def known_latents(
-    job: VideoJob, plan: Plan, references: ReferencePictures, codec: Codec, shape: tuple[int, ...]
+    job: VideoJob, plan: Plan, references: ReferenceImages, codec: Codec, shape: tuple[int, ...]
 ) -> torch.Tensor:
     """The latents of `shape` as the references say; zeros where they say nothing, which nobody reads."""
     frames, (width, height) = codec.frames(shape), codec.size(shape)
@@ -173,7 +173,7 @@ def delivered(job: VideoJob, plan: Plan, frames: torch.Tensor) -> torch.Tensor:
     return frames[: job.frames]
 
 
-def _given(references: ReferencePictures, name: str) -> Image:
+def _given(references: ReferenceImages, name: str) -> Image:
     image: Image | None = getattr(references, name)
     if image is None:
         raise InvalidParameters(

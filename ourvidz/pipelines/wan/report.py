@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from ourvidz.pipelines.base import Clip
+from ourvidz.pipelines.base import GeneratedVideo
 from ourvidz.pipelines.oom_fallbacks import OomFallback
 from ourvidz.pipelines.sizes import RESIZE_POLICY
 from ourvidz.pipelines.wan.frames import frames_to_generate
 from ourvidz.pipelines.wan.work import Work
 
 
-def report(work: Work, rung: OomFallback, *, seconds: float, size_capped: bool) -> Clip:
+def report(work: Work, rung: OomFallback, *, seconds: float, size_capped: bool) -> GeneratedVideo:
     """What was made, and what the callback is told about it."""
     job, backend = work.job, work.plan.reference_backend
-    return Clip(
+    return GeneratedVideo(
         frames=work.frames,
         fps=job.fps,
         seed=job.seed,
         frames_generated=frames_to_generate(job.frames),
         seconds=seconds,
+        negative_prompt_used=bool(job.negative_prompt) and job.guidance_scale > 1,
         metadata={
             "batch_size": 1,
             "size_capped": size_capped,
-            "final_prompt_type": "text",
+            "final_prompt_type": "string",
             "compel_success": False,
             **({} if rung.name == "whole" else {"memory_rung": rung.name}),
             **({} if backend is None else {"reference_backend": backend}),

@@ -8,7 +8,7 @@ import torch
 from PIL.Image import Image
 
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.base import ReferencePictures, SourceClip
+from ourvidz.pipelines.base import ReferenceImages, SourceVideo
 from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.wan.reference_frames import Plan
 
@@ -19,8 +19,8 @@ class Work:
 
     job: VideoJob
     plan: Plan
-    references: ReferencePictures
+    references: ReferenceImages
     hearing: ProgressReporter
-    source: SourceClip | None = None
+    source: SourceVideo | None = None
     latents: torch.Tensor | None = None
     frames: list[Image] = field(default_factory=list)

@@ -142,7 +142,7 @@ def test_without_weights_brackets_are_text(
 ) -> None:
     """Workers run exactly what they are given."""
     found = conditioner.encode("a (red:1.5) fox", weights="(calm:1.3)", weighted=False, guided=True)
-    assert (found.strategy, found.reason, found.final_prompt_type) == ("none", None, "text")
+    assert (found.strategy, found.reason, found.final_prompt_type) == ("none", None, "string")
     assert far(found.tokens, plainly(pipe, "a (red:1.5) fox", None).tokens) < EQUAL
 
 
@@ -221,7 +221,7 @@ def test_weights_that_cannot_be_used_fall_back_with_the_reason(
 ) -> None:
     """The job completes with its plain prompt, and the caller learns why."""
     found = conditioner.encode(PROMPT, None, weights="(x:abc)", weighted=True, guided=True)
-    assert (found.strategy, found.final_prompt_type) == ("fallback", "text")
+    assert (found.strategy, found.final_prompt_type) == ("fallback", "string")
     assert "no readable weight" in str(found.reason)
     assert far(found.tokens, plainly(pipe, PROMPT, None).tokens) < EQUAL
 
@@ -237,7 +237,7 @@ def test_a_failure_inside_compel_falls_back_to_diffusers(
     provider = conditioner._encoders[0]._provider
     monkeypatch.setattr(provider, "get_embeddings_for_weighted_prompt_fragments", fail)
     found = conditioner.encode("a (red:1.5) fox", "blue", weighted=True, guided=True)
-    assert (found.strategy, found.final_prompt_type) == ("fallback", "text")
+    assert (found.strategy, found.final_prompt_type) == ("fallback", "string")
     assert "RuntimeError" in str(found.reason)
     assert "secret" not in str(found.reason), "reasons are logged; prompts are not"
     assert far(found.tokens, plainly(pipe, "a (red:1.5) fox", "blue").tokens) < EQUAL

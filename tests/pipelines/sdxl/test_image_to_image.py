@@ -11,7 +11,7 @@ from PIL import Image
 
 from ourvidz.errors import Cancelled, I2IPipelineError, InvalidParameters, OutOfMemory
 from ourvidz.jobs.job import ImageJob
-from ourvidz.pipelines.base import Pictures
+from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
@@ -50,7 +50,7 @@ def copy(image_job: MakeJob) -> MakeJob:
     return make
 
 
-def made(sdxl: SDXLPipeline, job: ImageJob, reference: Image.Image) -> Pictures:
+def made(sdxl: SDXLPipeline, job: ImageJob, reference: Image.Image) -> GeneratedImages:
     return sdxl.generate(job, reference=reference, on_step=lambda *_: None)
 
 
@@ -62,7 +62,7 @@ def far(one: Image.Image, other: Image.Image) -> int:
     return int(np.abs(levels(one) - levels(other)).max())
 
 
-def runs(sdxl: SDXLPipeline, generate: Callable[[], Pictures]) -> tuple[list[int], Pictures]:
+def runs(sdxl: SDXLPipeline, generate: Callable[[], GeneratedImages]) -> tuple[list[int], GeneratedImages]:
     """How many rows the UNet was given in every pass, and what came of it."""
     rows: list[int] = []
     hook = sdxl._pipe.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
@@ -158,10 +158,10 @@ def test_a_cancelled_job_stops_before_the_next_step(
         if done == stop_at:
             raise Cancelled("enough")
 
-    def cancelled() -> Pictures:
+    def cancelled() -> GeneratedImages:
         with pytest.raises(Cancelled):
             sdxl.generate(modify(), reference=hills, on_step=on_step)
-        return Pictures([], [], 0.0)
+        return GeneratedImages(images=[], seeds=[], seconds=0.0)
 
     rows, _ = runs(sdxl, cancelled)
     assert len(rows) == stop_at

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import ImageJob
-from ourvidz.pipelines.base import Pictures
+from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles, hearing
 from ourvidz.pipelines.sdxl.options import SDXLOptions
@@ -90,12 +90,12 @@ def hills(levels: int) -> Image.Image:
 
 def follow(
     sdxl: SDXLPipeline, image_job: MakeJob, kind: str | None, levels: int = 0, **changed: object
-) -> Pictures:
+) -> GeneratedImages:
     job = image_job(reference="u/p.png", reference_type=kind, **changed)
     return sdxl.generate(job, reference=hills(levels), on_step=lambda *_: None)
 
 
-def far(one: Pictures, other: Pictures) -> int:
+def far(one: GeneratedImages, other: GeneratedImages) -> int:
     first, second = (np.asarray(each.images[0]).astype(int) for each in (one, other))
     return int(np.abs(first - second).max())
 

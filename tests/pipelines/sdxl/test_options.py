@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ourvidz.jobs.job import ImageJob
-from ourvidz.pipelines.base import Pictures
+from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
@@ -17,11 +17,11 @@ MakeJob = Callable[..., ImageJob]
 LEVELS = 2
 
 
-def made(tiny: Checkpoint, job: ImageJob, **chosen: object) -> Pictures:
+def made(tiny: Checkpoint, job: ImageJob, **chosen: object) -> GeneratedImages:
     return SDXLPipeline(tiny, options=SDXLOptions(**chosen)).generate(job, on_step=lambda *_: None)
 
 
-def far(one: Pictures, other: Pictures) -> int:
+def far(one: GeneratedImages, other: GeneratedImages) -> int:
     first, second = (np.asarray(each.images[0]).astype(int) for each in (one, other))
     return int(np.abs(first - second).max())
 

@@ -177,7 +177,7 @@ def test_whoever_is_handed_a_picture_can_stop_the_rest(
                 image_job(num_images=6, **named),
                 reference=reference,
                 on_step=lambda *_: None,
-                on_picture=stop,
+                on_image=stop,
             )
     finally:
         hook.remove()
@@ -230,7 +230,7 @@ def test_what_was_made_is_described(sdxl: SDXLPipeline, image_job: MakeJob) -> N
     assert made.metadata == {
         "batch_size": 3,
         "size_capped": False,
-        "final_prompt_type": "text",
+        "final_prompt_type": "string",
         "compel_success": False,
         "enhancement_strategy": "none",
     }

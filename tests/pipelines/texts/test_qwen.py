@@ -14,8 +14,9 @@ import torch
 from ourvidz.errors import CONTEXT_EXCEEDED, InvalidParameters, ModelLoadError, OutOfMemory
 from ourvidz.jobs.job import ChatJob
 from ourvidz.pipelines import devices
-from ourvidz.pipelines.base import Decoding, TextDelta
-from ourvidz.pipelines.checkpoints import Checkpoint, find_qwen
+from ourvidz.pipelines.base import BatchDecoder, TextDelta
+from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.texts.checkpoint import find_qwen
 from ourvidz.pipelines.texts.kv_cache import KeyValues
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 
@@ -37,15 +38,15 @@ PROMPTS = (
 class Heard:
     """What a batch said, text by text."""
 
-    def __init__(self, decoding: Decoding) -> None:
-        self.decoding = decoding
+    def __init__(self, decoder: BatchDecoder) -> None:
+        self.decoder = decoder
         self.texts: defaultdict[str, str] = defaultdict(str)
         self.last: dict[str, TextDelta] = {}
 
     def step(self) -> list[TextDelta]:
-        pieces = self.decoding.step()
+        pieces = self.decoder.step()
         for piece in pieces:
-            assert piece.key not in self.last or self.last[piece.key].finish is None
+            assert piece.key not in self.last or self.last[piece.key].finish_reason is None
             self.texts[piece.key] += piece.text
             self.last[piece.key] = piece
         return pieces
@@ -57,9 +58,9 @@ class Heard:
 
 
 def together(pipeline: QwenPipeline, jobs: Mapping[str, ChatJob]) -> Heard:
-    heard = Heard(pipeline.decoding())
+    heard = Heard(pipeline.new_decoder())
     for key, job in jobs.items():
-        heard.decoding.join(key, job)
+        heard.decoder.add(key, job)
     heard.finish()
     return heard
 
@@ -72,15 +73,15 @@ def test_each_of_eight_texts_is_what_it_is_alone(qwen: Load, chat_job: Make) -> 
     """They join and leave at different steps: company changes nothing that is said."""
     jobs = {f"t{at}": chat_job(prompt) for at, prompt in enumerate(PROMPTS)}
     expected = {key: alone(qwen("instruct"), job) for key, job in jobs.items()}
-    heard = Heard(qwen("instruct").decoding())
+    heard = Heard(qwen("instruct").new_decoder())
     for key, job in list(jobs.items())[:3]:
-        heard.decoding.join(key, job)
+        heard.decoder.add(key, job)
     heard.step()
-    heard.decoding.leave("t1")
+    heard.decoder.remove("t1")
     for key, job in list(jobs.items())[3:]:
-        heard.decoding.join(key, job)
+        heard.decoder.add(key, job)
         heard.step()
-    heard.decoding.leave("t5")
+    heard.decoder.remove("t5")
     said = heard.finish()
     assert all(text for text in expected.values())
     for key in set(jobs) - {"t1", "t5"}:
@@ -119,15 +120,15 @@ def test_shared_key_heads_and_half_precision_work_alike(tmp_path: Path, chat_job
         assert texts[key] == alone(whole, job)
     half = QwenPipeline(checkpoint, "base", device=torch.device("cpu"), dtype=torch.bfloat16)
     assert half.info()["dtype"] == "bfloat16"
-    assert all(piece.finish for piece in together(half, jobs).last.values())
+    assert all(piece.finish_reason for piece in together(half, jobs).last.values())
 
 
 def test_a_text_ends_by_itself_or_at_its_most_tokens(qwen: Load, chat_job: Make) -> None:
     """Callers are told which it was, and how many tokens were generated."""
     heard = together(qwen("instruct"), {"whole": chat_job(), "cut": chat_job(max_tokens=3)})
-    assert (heard.last["whole"].finish, heard.last["cut"].finish) == ("stop", "length")
-    assert heard.last["cut"].tokens == 3
-    assert 3 < heard.last["whole"].tokens < 48
+    assert (heard.last["whole"].finish_reason, heard.last["cut"].finish_reason) == ("stop", "length")
+    assert heard.last["cut"].tokens_generated == 3
+    assert 3 < heard.last["whole"].tokens_generated < 48
     assert heard.texts["whole"].startswith(heard.texts["cut"])
 
 
@@ -137,8 +138,8 @@ def test_a_text_ends_before_its_stop_string(qwen: Load, chat_job: Make) -> None:
     stop = whole[12:17]
     heard = together(qwen("instruct"), {"a": chat_job(stop=(stop,)), "b": chat_job(stop=("never",))})
     assert heard.texts == {"a": whole[: whole.index(stop)], "b": whole}
-    assert heard.last["a"].finish == "stop"
-    assert heard.last["a"].tokens < heard.last["b"].tokens
+    assert heard.last["a"].finish_reason == "stop"
+    assert heard.last["a"].tokens_generated < heard.last["b"].tokens_generated
 
 
 def test_a_crowd_is_read_a_few_at_a_time(qwen: Load, chat_job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,9 +147,9 @@ def test_a_crowd_is_read_a_few_at_a_time(qwen: Load, chat_job: Make, monkeypatch
     pipeline = qwen("instruct")
     expected = {prompt: alone(pipeline, chat_job(prompt)) for prompt in PROMPTS[:3]}
     monkeypatch.setattr("ourvidz.pipelines.texts.decoding.PREFILL_TOKENS", 20)
-    heard = Heard(pipeline.decoding())
+    heard = Heard(pipeline.new_decoder())
     for prompt in expected:
-        heard.decoding.join(prompt, chat_job(prompt))
+        heard.decoder.add(prompt, chat_job(prompt))
     assert [len(heard.step()) for _ in expected] == [1, 2, 3]
     assert heard.finish() == expected
 
@@ -161,14 +162,14 @@ def test_a_long_text_is_read_by_and_by_while_the_others_go_on(
     long = ", ".join(PROMPTS[1:6])
     expected = {prompt: alone(pipeline, chat_job(prompt)) for prompt in (PROMPTS[0], long)}
     monkeypatch.setattr("ourvidz.pipelines.texts.decoding.PREFILL_TOKENS", 20)
-    heard = Heard(pipeline.decoding())
+    heard = Heard(pipeline.new_decoder())
     for name in ("gone", PROMPTS[0]):
-        heard.decoding.join(name, chat_job(PROMPTS[0]))
+        heard.decoder.add(name, chat_job(PROMPTS[0]))
         heard.step()
-    length = heard.decoding.join(long, chat_job(long))
+    length = heard.decoder.add(long, chat_job(long))
     assert length > 2 * 20
     assert len(heard.step()) == 2, "the others go on"
-    heard.decoding.leave("gone")
+    heard.decoder.remove("gone")
     while long not in heard.last:
         assert [piece.key for piece in heard.step()][:1] == [PROMPTS[0]]
     assert {name: text for name, text in heard.finish().items() if name != "gone"} == expected
@@ -181,12 +182,12 @@ def test_a_long_text_may_leave_before_it_is_read(
     pipeline = qwen("instruct")
     expected = alone(pipeline, chat_job(PROMPTS[0]))
     monkeypatch.setattr("ourvidz.pipelines.texts.decoding.PREFILL_TOKENS", 4)
-    decoding = pipeline.decoding()
-    decoding.join("long", chat_job(PROMPTS[1]))
-    assert decoding.step() == []
-    decoding.leave("long")
-    decoding.join("next", chat_job(PROMPTS[0]))
-    heard = Heard(decoding)
+    decoder = pipeline.new_decoder()
+    decoder.add("long", chat_job(PROMPTS[1]))
+    assert decoder.step() == []
+    decoder.remove("long")
+    decoder.add("next", chat_job(PROMPTS[0]))
+    heard = Heard(decoder)
     while not heard.step():
         continue
     assert heard.finish() == {"next": expected}
@@ -223,15 +224,15 @@ def test_penalties_change_what_is_said(qwen: Load, chat_job: Make) -> None:
 
 def test_a_prompt_without_room_for_its_answer_is_refused_with_numbers(qwen: Load, chat_job: Make) -> None:
     """Never a silent cut: the caller learns what to shorten, and the others go on."""
-    heard = Heard(qwen("instruct").decoding())
-    used = heard.decoding.join("a", chat_job())
+    heard = Heard(qwen("instruct").new_decoder())
+    used = heard.decoder.add("a", chat_job())
     with pytest.raises(InvalidParameters) as too_much:
-        heard.decoding.join("b", chat_job(max_tokens=2048))
+        heard.decoder.add("b", chat_job(max_tokens=2048))
     assert (too_much.value.field, too_much.value.value) == ("max_tokens", 2048)
     assert too_much.value.kind == CONTEXT_EXCEEDED
     assert str(2048 - used) in str(too_much.value.rule)
     with pytest.raises(InvalidParameters) as too_long:
-        heard.decoding.join("b", chat_job("hill " * 3000))
+        heard.decoder.add("b", chat_job("hill " * 3000))
     assert (too_long.value.field, too_long.value.kind) == ("messages", CONTEXT_EXCEEDED)
     assert "2047" in str(too_long.value.rule)
     assert heard.finish() == {"a": alone(qwen("instruct"), chat_job())}
@@ -239,47 +240,47 @@ def test_a_prompt_without_room_for_its_answer_is_refused_with_numbers(qwen: Load
 
 def test_prompt_and_answer_may_fill_the_context(qwen: Load, chat_job: Make) -> None:
     """The limit is the model's, to the token."""
-    decoding = qwen("instruct").decoding()
-    used = decoding.join("a", chat_job())
-    decoding.join("b", chat_job(max_tokens=2048 - used))
+    decoder = qwen("instruct").new_decoder()
+    used = decoder.add("a", chat_job())
+    decoder.add("b", chat_job(max_tokens=2048 - used))
     with pytest.raises(InvalidParameters):
-        decoding.join("c", chat_job(max_tokens=2049 - used))
+        decoder.add("c", chat_job(max_tokens=2049 - used))
 
 
 def test_a_text_of_nothing_is_refused(qwen: Load, chat_job: Make) -> None:
     """There is nothing to go on from."""
     with pytest.raises(InvalidParameters) as empty:
-        qwen("base").decoding().join("a", chat_job(""))
+        qwen("base").new_decoder().add("a", chat_job(""))
     assert empty.value.field == "messages"
 
 
 def test_leaving_twice_or_never_joined_is_no_error(qwen: Load, chat_job: Make) -> None:
     """A text may end while its caller goes."""
-    decoding = qwen("instruct").decoding()
-    decoding.join("a", chat_job())
-    decoding.leave("a")
-    decoding.leave("a")
-    assert decoding.step() == []
-    decoding.join("a", chat_job())
-    assert [piece.key for piece in decoding.step()] == ["a"]
+    decoder = qwen("instruct").new_decoder()
+    decoder.add("a", chat_job())
+    decoder.remove("a")
+    decoder.remove("a")
+    assert decoder.step() == []
+    decoder.add("a", chat_job())
+    assert [piece.key for piece in decoder.step()] == ["a"]
 
 
 def test_a_key_is_in_once(qwen: Load, chat_job: Make) -> None:
     """Two texts under one name would be mixed up."""
-    decoding = qwen("instruct").decoding()
-    decoding.join("a", chat_job())
+    decoder = qwen("instruct").new_decoder()
+    decoder.add("a", chat_job())
     with pytest.raises(ValueError, match="a is in"):
-        decoding.join("a", chat_job())
+        decoder.add("a", chat_job())
 
 
 def test_after_a_lack_of_memory_the_texts_are_where_they_were(
     qwen: Load, chat_job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer of them can go on."""
-    heard = Heard(qwen("instruct").decoding())
-    heard.decoding.join("a", chat_job())
+    heard = Heard(qwen("instruct").new_decoder())
+    heard.decoder.add("a", chat_job())
     heard.step()
-    heard.decoding.join("b", chat_job("a hill under a cloud"))
+    heard.decoder.add("b", chat_job("a hill under a cloud"))
 
     def refuse(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -288,9 +289,9 @@ def test_after_a_lack_of_memory_the_texts_are_where_they_were(
         full.setattr(KeyValues, "reserve", refuse)
         with pytest.raises(OutOfMemory, match="2 texts"):
             heard.step()
-        heard.decoding.leave("b")
+        heard.decoder.remove("b")
         heard.step()
-    heard.decoding.join("b", chat_job("a hill under a cloud"))
+    heard.decoder.add("b", chat_job("a hill under a cloud"))
     said = heard.finish()
     assert said["a"] == alone(qwen("instruct"), chat_job())
     assert said["b"] == alone(qwen("instruct"), chat_job("a hill under a cloud"))

@@ -15,9 +15,9 @@ import pytest
 
 from ourvidz.errors import InvalidParameters, ModelLoadError, OurvidzError, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob, Message
-from ourvidz.pipelines.base import Decoding, TextDelta
+from ourvidz.pipelines.base import BatchDecoder, TextDelta
 from ourvidz.pipelines.texts.qwen import QwenPipeline
-from ourvidz.pipelines.texts.remote import RemoteTexts, Server
+from ourvidz.pipelines.texts.remote import RemoteTextPipeline, TextServer
 
 Load = Callable[[str], QwenPipeline]
 Make = Callable[..., ChatJob]
@@ -65,8 +65,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             job = self._job(body)
-            decoding = self.at.pipeline.decoding()
-            prompt_tokens = decoding.join("k", job)
+            decoder = self.at.pipeline.new_decoder()
+            prompt_tokens = decoder.add("k", job)
         except InvalidParameters as refused:
             self._answer(400, {"error": {"message": f"context length: {refused}", "code": 400}})
             return
@@ -74,16 +74,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         try:
-            self._stream(decoding, prompt_tokens)
+            self._stream(decoder, prompt_tokens)
         except OSError:
             self.at.gone.release()
 
-    def _stream(self, decoding: Decoding, prompt_tokens: int) -> None:
+    def _stream(self, decoder: BatchDecoder, prompt_tokens: int) -> None:
         tokens, finish = 0, None
         while finish is None:
             with self.at.one:
-                (piece,) = decoding.step()
-            tokens, finish = piece.tokens, piece.finish
+                (piece,) = decoder.step()
+            tokens, finish = piece.tokens_generated, piece.finish_reason
             self._event({"choices": [self._choice(piece)], "usage": None})
             while self.at.hold.is_set():
                 self._line(b": still there\n\n")
@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _choice(self, piece: TextDelta) -> dict[str, Any]:
         chat = self.path.endswith("/chat/completions")
         said = {"delta": {"content": piece.text}} if chat else {"text": piece.text}
-        return said | {"index": 0, "finish_reason": piece.finish}
+        return said | {"index": 0, "finish_reason": piece.finish_reason}
 
     def _job(self, body: dict[str, Any]) -> ChatJob:
         assert body["stream"] is True
@@ -145,17 +145,17 @@ def serve(qwen: Load) -> Iterator[Callable[[str], Inference]]:
         thread.join()
 
 
-def remote(server: Inference, variant: Any = "instruct", **changed: Any) -> RemoteTexts:
-    return RemoteTexts(Server(**({"url": server.url, "key": KEY} | changed)), variant)
+def remote(server: Inference, variant: Any = "instruct", **changed: Any) -> RemoteTextPipeline:
+    return RemoteTextPipeline(TextServer(**({"url": server.url, "key": KEY} | changed)), variant)
 
 
-def follow(decoding: Decoding, *keys: str) -> dict[str, list[TextDelta]]:
+def follow(decoder: BatchDecoder, *keys: str) -> dict[str, list[TextDelta]]:
     """Every piece of these texts, to their ends."""
     pieces: dict[str, list[TextDelta]] = {key: [] for key in keys}
     until = time.monotonic() + PATIENCE_S
-    while not all(found and (found[-1].finish or found[-1].error) for found in pieces.values()):
+    while not all(found and (found[-1].finish_reason or found[-1].error) for found in pieces.values()):
         assert time.monotonic() < until
-        for piece in decoding.step():
+        for piece in decoder.step():
             pieces[piece.key].append(piece)
     return pieces
 
@@ -164,17 +164,17 @@ def text_of(pieces: list[TextDelta]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-def error_of(decoding: Decoding, job: ChatJob) -> OurvidzError:
-    decoding.join("a", job)
-    error = follow(decoding, "a")["a"][-1].error
+def error_of(decoder: BatchDecoder, job: ChatJob) -> OurvidzError:
+    decoder.add("a", job)
+    error = follow(decoder, "a")["a"][-1].error
     assert error is not None
     return error
 
 
 def alone(pipeline: QwenPipeline, job: ChatJob) -> str:
-    decoding = pipeline.decoding()
-    decoding.join("k", job)
-    return text_of(follow(decoding, "k")["k"])
+    decoder = pipeline.new_decoder()
+    decoder.add("k", job)
+    return text_of(follow(decoder, "k")["k"])
 
 
 @pytest.mark.parametrize("variant", ["instruct", "base"])
@@ -182,7 +182,7 @@ def test_a_text_is_the_same_as_from_the_own_model(
     serve: Callable[[str], Inference], qwen: Load, chat_job: Make, variant: str
 ) -> None:
     """Whoever moves the model to another machine gets the same words, pieces, counts and ends."""
-    decoding = remote(serve(variant), variant).decoding()
+    decoder = remote(serve(variant), variant).new_decoder()
     jobs = {
         "greedy": chat_job("a small star", system="Be brief."),
         "drawn": chat_job("a fox in the forest", temperature=0.9, seed=3, frequency_penalty=0.4),
@@ -190,42 +190,45 @@ def test_a_text_is_the_same_as_from_the_own_model(
         "stopped": chat_job("a yellow square", stop=(",",)),
     }
     for key, job in jobs.items():
-        assert decoding.join(key, job) == 0
-    pieces = follow(decoding, *jobs)
+        assert decoder.add(key, job) == 0
+    pieces = follow(decoder, *jobs)
     for key, job in jobs.items():
-        own = qwen(variant).decoding()
-        prompt_tokens = own.join("k", job)
+        own = qwen(variant).new_decoder()
+        prompt_tokens = own.add("k", job)
         expected = follow(own, "k")["k"]
         assert text_of(pieces[key]) == text_of(expected)
         last = pieces[key][-1]
-        assert (last.finish, last.tokens) == (expected[-1].finish, expected[-1].tokens)
+        assert (last.finish_reason, last.tokens_generated) == (
+            expected[-1].finish_reason,
+            expected[-1].tokens_generated,
+        )
         assert last.prompt_tokens == prompt_tokens
-    assert decoding.step() == []
+    assert decoder.step() == []
 
 
 def test_text_is_streamed(serve: Callable[[str], Inference], chat_job: Make) -> None:
     """The first words are there while the rest is still being made."""
     server = serve("instruct")
     server.hold.set()
-    decoding = remote(server).decoding()
-    decoding.join("a", chat_job())
+    decoder = remote(server).new_decoder()
+    decoder.add("a", chat_job())
     until = time.monotonic() + PATIENCE_S
-    while not (first := decoding.step()):
+    while not (first := decoder.step()):
         assert time.monotonic() < until
     assert first[0].text
-    assert first[0].finish is None
+    assert first[0].finish_reason is None
     server.hold.clear()
-    assert follow(decoding, "a")["a"][-1].finish == "stop"
+    assert follow(decoder, "a")["a"][-1].finish_reason == "stop"
 
 
 def test_a_step_without_news_comes_back(serve: Callable[[str], Inference], chat_job: Make) -> None:
     """Cancels and deadlines are heard between two steps."""
     server = serve("instruct")
     server.hold.set()
-    decoding = remote(server).decoding()
-    decoding.join("a", chat_job())
+    decoder = remote(server).new_decoder()
+    decoder.add("a", chat_job())
     until = time.monotonic() + PATIENCE_S
-    while decoding.step():
+    while decoder.step():
         assert time.monotonic() < until
 
 
@@ -236,16 +239,16 @@ def test_the_server_learns_that_nobody_listens(
     """To hang up is how such servers are told to stop, also when a whole batch is dropped."""
     server = serve("instruct")
     server.hold.set()
-    decoding = remote(server).decoding()
-    decoding.join("a", chat_job())
-    while not decoding.step():
+    decoder = remote(server).new_decoder()
+    decoder.add("a", chat_job())
+    while not decoder.step():
         pass
     if how == "leave":
-        decoding.leave("a")
-        decoding.leave("a")
-        assert decoding.step() == []
+        decoder.remove("a")
+        decoder.remove("a")
+        assert decoder.step() == []
     else:
-        del decoding
+        del decoder
         gc.collect()
     assert server.gone.acquire(timeout=PATIENCE_S)
 
@@ -254,39 +257,39 @@ def test_leaving_one_text_leaves_the_others(
     serve: Callable[[str], Inference], qwen: Load, chat_job: Make
 ) -> None:
     """Each has its own connection; a name is free again at once."""
-    decoding = remote(serve("instruct")).decoding()
-    decoding.join("a", chat_job())
-    decoding.join("b", chat_job("a small star"))
+    decoder = remote(serve("instruct")).new_decoder()
+    decoder.add("a", chat_job())
+    decoder.add("b", chat_job("a small star"))
     with pytest.raises(ValueError, match="a is in"):
-        decoding.join("a", chat_job())
-    decoding.leave("a")
-    decoding.join("a", chat_job("a fox in the forest"))
-    pieces = follow(decoding, "a", "b")
+        decoder.add("a", chat_job())
+    decoder.remove("a")
+    decoder.add("a", chat_job("a fox in the forest"))
+    pieces = follow(decoder, "a", "b")
     assert text_of(pieces["a"]) == alone(qwen("instruct"), chat_job("a fox in the forest"))
     assert text_of(pieces["b"]) == alone(qwen("instruct"), chat_job("a small star"))
 
 
 def test_a_text_that_does_not_fit_is_refused_alone(serve: Callable[[str], Inference], chat_job: Make) -> None:
     """The server counts; the caller hears which field it is about, and others go on."""
-    decoding = remote(serve("instruct")).decoding()
-    decoding.join("fits", chat_job())
-    decoding.join("long", chat_job(max_tokens=2048))
-    pieces = follow(decoding, "fits", "long")
+    decoder = remote(serve("instruct")).new_decoder()
+    decoder.add("fits", chat_job())
+    decoder.add("long", chat_job(max_tokens=2048))
+    pieces = follow(decoder, "fits", "long")
     error = pieces["long"][-1].error
     assert isinstance(error, InvalidParameters)
     assert error.field == "messages"
-    assert pieces["fits"][-1].finish == "stop"
+    assert pieces["fits"][-1].finish_reason == "stop"
 
 
 def test_a_broken_server_is_an_error_that_passes(serve: Callable[[str], Inference], chat_job: Make) -> None:
     """The same request may well succeed later."""
     server = serve("instruct")
-    decoding = remote(server).decoding()
+    decoder = remote(server).new_decoder()
     server.broken = 500
-    assert isinstance(error_of(decoding, chat_job()), WorkerUnavailable)
+    assert isinstance(error_of(decoder, chat_job()), WorkerUnavailable)
     server.broken = None
-    decoding.join("a", chat_job())
-    assert follow(decoding, "a")["a"][-1].finish == "stop"
+    decoder.add("a", chat_job())
+    assert follow(decoder, "a")["a"][-1].finish_reason == "stop"
 
 
 def test_a_server_that_is_gone_or_hangs_up_is_an_error_that_passes(chat_job: Make) -> None:
@@ -299,18 +302,20 @@ def test_a_server_that_is_gone_or_hangs_up_is_an_error_that_passes(chat_job: Mak
             connection.sendall(answer)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        texts = RemoteTexts(Server(f"http://127.0.0.1:{listener.getsockname()[1]}", "tiny"), "instruct")
+        texts = RemoteTextPipeline(
+            TextServer(f"http://127.0.0.1:{listener.getsockname()[1]}", "tiny"), "instruct"
+        )
         listing = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{"data": []}'
         half = b'HTTP/1.1 200 OK\r\n\r\ndata: {"choices": [{"delta": {"content": "a"}}]}\n\n'
         for answer in (listing, half):
             threading.Thread(target=serve_once, args=(answer,), daemon=True).start()
             if answer == listing:
-                decoding = texts.decoding()
-        decoding.join("a", chat_job())
-        pieces = follow(decoding, "a")["a"]
+                decoder = texts.new_decoder()
+        decoder.add("a", chat_job())
+        pieces = follow(decoder, "a")["a"]
     assert text_of(pieces) == "a"
     assert isinstance(pieces[-1].error, WorkerUnavailable)
-    gone = error_of(decoding, chat_job())
+    gone = error_of(decoder, chat_job())
     assert isinstance(gone, WorkerUnavailable)
     assert "reached" in gone.message
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import transformers
 
-from ourvidz.pipelines.checkpoints import find_qwen
+from ourvidz.pipelines.texts.checkpoint import find_qwen
 from ourvidz.pipelines.texts.spelling import ByteVocabulary, IncrementalDetokenizer
 
 TEXTS = ("a red circle", "  two  spaces\n\nand lines", "naïve übung — 日本語 🦊🌄", "tab\there")

@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from ourvidz.jobs.job import Message
-from ourvidz.pipelines.checkpoints import find_qwen
+from ourvidz.pipelines.texts.checkpoint import find_qwen
 from ourvidz.pipelines.texts.templates import Chat, Plain, Reader
 
 INVENTS = """{% if messages[0]['role'] != 'system' %}<|im_start|>system

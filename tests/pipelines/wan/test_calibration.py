@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.base import ReferencePictures
-from ourvidz.pipelines.checkpoints import find_wan
+from ourvidz.pipelines.base import ReferenceImages
 from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.wan import calibration, reference_frames
 from ourvidz.pipelines.wan.calibration import Magnitudes, fingerprint, kept
+from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 
@@ -41,7 +41,7 @@ def test_one_calibration_serves_every_schedule(steps: int, shift: float) -> None
             job,
             wan.encode(job),
             schedule,
-            wan.latents(job, plan, ReferencePictures()),
+            wan.latents(job, plan, ReferenceImages()),
             hearing=ProgressReporter(lambda *_: None, None),
         )
     measured = np.exp(np.diff(logs))

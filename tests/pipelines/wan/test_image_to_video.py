@@ -14,8 +14,8 @@ from transformers import CLIPImageProcessorPil
 
 from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.base import ReferencePictures
-from ourvidz.pipelines.checkpoints import find_wan
+from ourvidz.pipelines.base import ReferenceImages
+from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.pipelines.wan.placement import Placement
 from training.untrained.wan_pictures import build_image_to_video
@@ -49,7 +49,7 @@ def blots(seed: int) -> Image.Image:
 START, END = blots(1), blots(2)
 
 
-def clip(wan: WanPipeline, job: VideoJob, references: ReferencePictures) -> np.ndarray:
+def clip(wan: WanPipeline, job: VideoJob, references: ReferenceImages) -> np.ndarray:
     made = wan.generate(job, references=references, on_step=lambda *_: None)
     assert made.metadata["reference_backend"] == "image_to_video"
     return np.stack([np.asarray(frame) for frame in made.frames]).astype(int)
@@ -62,7 +62,7 @@ def test_the_clip_is_the_one_that_diffusers_makes(
     """The same weights, pictures and seed mean the same clip in the library that the weights come with."""
     wan, mode = ((begins, "start"), (ends_too, "both"))[pictures - 1]
     job = video_job(reference_mode=mode, frames=9, steps=3, guidance_scale=4.0, width=PX, height=PX)
-    ours = clip(wan, job, ReferencePictures(start=START, end=END))
+    ours = clip(wan, job, ReferenceImages(start=START, end=END))
     side = wan.parts.pipe.image_encoder.config.image_size
     processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     parts = {name: part for name, part in wan.parts.pipe.components.items() if part is not None}
@@ -89,12 +89,10 @@ def test_the_clip_is_the_one_that_diffusers_makes(
 def test_the_pictures_are_heard(begins: WanPipeline, ends_too: WanPipeline, video_job: MakeJob) -> None:
     """Another picture makes another clip, the last one too."""
     start = video_job(reference_mode="start")
-    one, other = (clip(begins, start, ReferencePictures(start=picture)) for picture in (START, END))
+    one, other = (clip(begins, start, ReferenceImages(start=picture)) for picture in (START, END))
     assert np.abs(one - other).max() > 2
     both = video_job(reference_mode="both")
-    one, other = (
-        clip(ends_too, both, ReferencePictures(start=START, end=picture)) for picture in (START, END)
-    )
+    one, other = (clip(ends_too, both, ReferenceImages(start=START, end=picture)) for picture in (START, END))
     assert np.abs(one - other).max() > 2
 
 
@@ -103,7 +101,7 @@ def test_a_mode_that_the_checkpoint_does_not_know_is_refused(
     begins: WanPipeline, video_job: MakeJob, mode: str
 ) -> None:
     """It cannot do without its picture."""
-    pictures = ReferencePictures(single=START, end=END)
+    pictures = ReferenceImages(single=START, end=END)
     with pytest.raises(InvalidParameters, match="of the mode start alone") as refused:
         begins.generate(video_job(reference_mode=mode), references=pictures, on_step=lambda *_: None)
     assert (refused.value.field, refused.value.value) == ("reference_mode", mode)
@@ -112,7 +110,7 @@ def test_a_mode_that_the_checkpoint_does_not_know_is_refused(
 def test_the_image_encoder_is_loaded_counted_and_offloaded(begins: WanPipeline, video_job: MakeJob) -> None:
     """It stays in single precision, and waits in the host's memory like every other part."""
     halved = WanPipeline(begins.checkpoint, dtype=torch.bfloat16, placement=Placement(offload=True))
-    made = clip(halved, video_job(reference_mode="start"), ReferencePictures(start=START))
+    made = clip(halved, video_job(reference_mode="start"), ReferenceImages(start=START))
     assert made.shape == (5, PX, PX, 3)
     assert halved.parts.pipe.image_encoder.dtype == torch.float32
     assert halved.parts.pipe.transformer.patch_embedding.weight.dtype == torch.bfloat16

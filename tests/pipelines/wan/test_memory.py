@@ -10,8 +10,9 @@ from PIL import Image
 
 from ourvidz.errors import OutOfMemory
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.base import Clip, ReferencePictures
-from ourvidz.pipelines.checkpoints import Checkpoint, find_wan
+from ourvidz.pipelines.base import GeneratedVideo, ReferenceImages
+from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.frames import Codec, fitted
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
@@ -21,11 +22,11 @@ MakeJob = Callable[..., VideoJob]
 LEVELS = 2
 
 
-def made(wan: WanPipeline, job: VideoJob, references: ReferencePictures | None = None) -> Clip:
+def made(wan: WanPipeline, job: VideoJob, references: ReferenceImages | None = None) -> GeneratedVideo:
     return wan.generate(job, references=references, on_step=lambda *_: None)
 
 
-def far(one: Clip, other: Clip) -> int:
+def far(one: GeneratedVideo, other: GeneratedVideo) -> int:
     first, second = (np.stack([np.asarray(f) for f in clip.frames]).astype(int) for clip in (one, other))
     return int(np.abs(first - second).max())
 
@@ -95,7 +96,7 @@ def test_memory_that_never_suffices_is_an_error_of_ours(wan: WanPipeline, video_
 def test_the_vae_works_in_tiles_only_while_it_has_to(wan: WanPipeline, video_job: MakeJob) -> None:
     """Tiles cost time and blend seams, for pictures that go in as well as for clips that come out."""
     job = video_job(width=64, height=64, reference_mode="start")
-    hills = ReferencePictures(start=Image.new("RGB", (64, 64), "olive"))
+    hills = ReferenceImages(start=Image.new("RGB", (64, 64), "olive"))
     vae = wan.parts.pipe.vae
     with (
         failing(vae.encoder, 0) as encoded,

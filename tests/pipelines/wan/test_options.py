@@ -10,7 +10,7 @@ from PIL import Image
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.base import ReferencePictures
+from ourvidz.pipelines.base import ReferenceImages
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
@@ -54,7 +54,7 @@ def test_the_chosen_attention_is_the_transformer_s_alone(
         part.register_forward_pre_hook(listen(name))
     chosen.generate(
         video_job(reference_mode="start"),
-        references=ReferencePictures(start=Image.new("RGB", (32, 32))),
+        references=ReferenceImages(start=Image.new("RGB", (32, 32))),
         on_step=lambda *_: None,
     )
     assert alone == {name: {name == "transformer"} for name in parts}

@@ -16,8 +16,9 @@ import torch
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.base import ReferencePictures, SourceClip
-from ourvidz.pipelines.checkpoints import Checkpoint, find_wan
+from ourvidz.pipelines.base import ReferenceImages, SourceVideo
+from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from training.untrained.wan_pictures import build_vace
 
@@ -145,7 +146,7 @@ def folder(pipe: diffusers.WanPipeline, tmp_path_factory: pytest.TempPathFactory
     return root
 
 
-def clip(wan: WanPipeline, job: VideoJob, references: ReferencePictures | None = None) -> np.ndarray:
+def clip(wan: WanPipeline, job: VideoJob, references: ReferenceImages | None = None) -> np.ndarray:
     made = wan.generate(job, references=references, on_step=lambda *_: None)
     return np.stack([np.asarray(frame) for frame in made.frames]).astype(int)
 
@@ -187,7 +188,7 @@ def test_vace_in_the_release_s_layout_is_read_too(
     build_vace(tmp_path / "vace", beside=folder / "diffusers")
     theirs = diffusers.WanVACEPipeline.from_pretrained(tmp_path / "vace", local_files_only=True)
     write_release(theirs, tmp_path / "release", model="vace")
-    job, source = video_job(frames=5), SourceClip()
+    job, source = video_job(frames=5), SourceVideo()
     one, other = (
         np.stack([np.asarray(frame) for frame in made.frames]).astype(int)
         for made in (

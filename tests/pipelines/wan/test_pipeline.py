@@ -16,7 +16,7 @@ from PIL import Image
 
 from ourvidz.errors import Cancelled, InvalidParameters, ModelLoadError, OutOfMemory
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.base import ReferencePictures
+from ourvidz.pipelines.base import ReferenceImages
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.wan.options import WanOptions
@@ -36,12 +36,12 @@ def hills() -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def references(hills: Image.Image) -> ReferencePictures:
+def references(hills: Image.Image) -> ReferenceImages:
     """Hills to start from, hills upside down to end on."""
-    return ReferencePictures(single=hills, start=hills, end=hills.transpose(Image.Transpose.FLIP_TOP_BOTTOM))
+    return ReferenceImages(single=hills, start=hills, end=hills.transpose(Image.Transpose.FLIP_TOP_BOTTOM))
 
 
-def clip(wan: WanPipeline, job: VideoJob, references: ReferencePictures | None = None) -> np.ndarray:
+def clip(wan: WanPipeline, job: VideoJob, references: ReferenceImages | None = None) -> np.ndarray:
     made = wan.generate(job, references=references, on_step=lambda done, total: None)
     return np.stack([np.asarray(frame) for frame in made.frames]).astype(int)
 
@@ -226,7 +226,7 @@ def round_trip(wan: WanPipeline, job: VideoJob, picture: Image.Image, frames: in
 
 
 def climbed(
-    wan: WanPipeline, job: VideoJob, references: ReferencePictures
+    wan: WanPipeline, job: VideoJob, references: ReferenceImages
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The finished latents and the frames, before they are rounded to bytes."""
     from ourvidz.pipelines.wan.reference_frames import plan
@@ -249,7 +249,7 @@ def climbed(
 def test_a_clip_begins_on_its_reference(
     wan: WanPipeline,
     video_job: MakeJob,
-    references: ReferencePictures,
+    references: ReferenceImages,
     solver: str,
     mode: str,
     strength: float,
@@ -265,7 +265,7 @@ def test_a_clip_begins_on_its_reference(
 @pytest.mark.parametrize("solver", ["unipc", "dpm++"])
 @pytest.mark.parametrize("mode", ["end", "both"])
 def test_a_clip_ends_on_its_reference(
-    wan: WanPipeline, video_job: MakeJob, references: ReferencePictures, solver: str, mode: str
+    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, solver: str, mode: str
 ) -> None:
     """Its last latent frame is that of a still clip of the reference."""
     from ourvidz.pipelines.wan.frames import Codec, fitted
@@ -279,7 +279,7 @@ def test_a_clip_ends_on_its_reference(
 
 @pytest.mark.parametrize("mode", ["start", "end", "both", "single"])
 def test_a_reference_changes_what_is_not_held_too(
-    wan: WanPipeline, video_job: MakeJob, references: ReferencePictures, mode: str
+    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
 ) -> None:
     """The model sees the held frames and goes on from them; else it would be a cut, not a clip."""
     plain, _ = climbed(wan, video_job(frames=9), references)
@@ -289,7 +289,7 @@ def test_a_reference_changes_what_is_not_held_too(
 
 @pytest.mark.parametrize("mode", ["start", "end", "both", "single"])
 def test_at_full_strength_the_prompt_alone_decides(
-    wan: WanPipeline, video_job: MakeJob, references: ReferencePictures, mode: str
+    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
 ) -> None:
     """A strength of 1 lets go of everything."""
     job = video_job(reference_mode=mode, denoise_strength=1.0)
@@ -298,7 +298,7 @@ def test_at_full_strength_the_prompt_alone_decides(
 
 @pytest.mark.parametrize("mode", ["start", "single"])
 def test_above_one_half_the_first_frame_is_let_go(
-    wan: WanPipeline, video_job: MakeJob, references: ReferencePictures, mode: str
+    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
 ) -> None:
     """Then it may move away from its reference, which it holds on to up to there."""
     job = video_job(reference_mode=mode, denoise_strength=0.8, steps=5)
@@ -319,7 +319,7 @@ def test_above_one_half_the_first_frame_is_let_go(
 def test_sdedit_takes_its_share_of_the_steps(
     wan: WanPipeline,
     video_job: MakeJob,
-    references: ReferencePictures,
+    references: ReferenceImages,
     changed: dict[str, float],
     steps: int,
 ) -> None:
@@ -335,7 +335,7 @@ def test_sdedit_takes_its_share_of_the_steps(
 
 @pytest.mark.parametrize("mode", ["single", "start", "end", "both"])
 def test_more_strength_takes_a_picture_further_from_its_reference(
-    wan: WanPipeline, video_job: MakeJob, references: ReferencePictures, mode: str
+    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
 ) -> None:
     """From the reference itself to what the prompt alone would give."""
     first = "end" if mode == "end" else "start"
@@ -349,7 +349,7 @@ def test_more_strength_takes_a_picture_further_from_its_reference(
 
 
 def test_a_job_with_references_leaves_nothing_for_the_next(
-    wan: WanPipeline, video_job: MakeJob, references: ReferencePictures
+    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages
 ) -> None:
     """A stranger's picture must never shine through somebody else's clip."""
     before = clip(wan, video_job())
@@ -365,7 +365,7 @@ def test_what_was_made_is_described(wan: WanPipeline, video_job: MakeJob) -> Non
     assert made.metadata == {
         "batch_size": 1,
         "size_capped": False,
-        "final_prompt_type": "text",
+        "final_prompt_type": "string",
         "compel_success": False,
     }
     assert made.asset_metadata == {"steps": 2, "effective_steps": 2, "guidance_scale": 6.5, "batch_size": 1}
@@ -382,7 +382,7 @@ def test_what_was_made_is_described(wan: WanPipeline, video_job: MakeJob) -> Non
 def test_how_references_were_used_is_described(
     wan: WanPipeline,
     video_job: MakeJob,
-    references: ReferencePictures,
+    references: ReferenceImages,
     frames: int,
     mode: str,
     backend: str,
@@ -407,7 +407,7 @@ def test_how_references_were_used_is_described(
     ],
 )
 def test_running_out_of_memory_is_an_error_of_ours(
-    wan: WanPipeline, video_job: MakeJob, references: ReferencePictures, part: str, error: Exception
+    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, part: str, error: Exception
 ) -> None:
     """Wherever it happens, it becomes one retryable code and the next job runs."""
 
@@ -428,7 +428,7 @@ def test_running_out_of_memory_is_an_error_of_ours(
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_out_of_memory_in_the_vae_lets_go_of_its_caches(
-    wan: WanPipeline, video_job: MakeJob, references: ReferencePictures, part: str
+    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, part: str
 ) -> None:
     """It keeps the frames it has seen on itself; the second attempt needs their room."""
     held: list[weakref.ref[torch.Tensor]] = []
@@ -466,7 +466,7 @@ def test_other_errors_of_the_model_stay_what_they_are(wan: WanPipeline, video_jo
 
 
 def test_the_vae_stays_in_single_precision(
-    wan_checkpoint: Checkpoint, video_job: MakeJob, references: ReferencePictures
+    wan_checkpoint: Checkpoint, video_job: MakeJob, references: ReferenceImages
 ) -> None:
     """On a GPU the rest runs in half; a reference must come back as it was all the same."""
     halved = WanPipeline(wan_checkpoint, dtype=torch.bfloat16)

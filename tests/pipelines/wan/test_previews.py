@@ -9,7 +9,8 @@ from PIL import Image
 
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.base import PreviewRenderer
-from ourvidz.pipelines.checkpoints import Checkpoint, find_wan
+from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.frames import Codec
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline

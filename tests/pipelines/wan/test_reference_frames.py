@@ -8,7 +8,7 @@ from PIL import Image
 
 from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.base import ReferencePictures
+from ourvidz.pipelines.base import ReferenceImages
 from ourvidz.pipelines.wan.reference_frames import (
     Plan,
     ReferenceGuidance,
@@ -125,7 +125,7 @@ def test_a_mode_without_its_reference_is_refused(
     video_job: MakeJob, mode: str, given: tuple[str, ...], missing: str
 ) -> None:
     """Ignoring it would deliver a clip that only looks like an answer."""
-    pictures = ReferencePictures(**{name: Image.new("RGB", (8, 8)) for name in given})
+    pictures = ReferenceImages(**{name: Image.new("RGB", (8, 8)) for name in given})
     with pytest.raises(InvalidParameters, match=missing) as refused:
         need_all(video_job(reference_mode=mode), pictures)
     assert refused.value.field == "reference_mode"

@@ -18,8 +18,9 @@ from PIL import Image
 
 from ourvidz.errors import Cancelled, ModelLoadError
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.base import ReferencePictures, SourceClip
-from ourvidz.pipelines.checkpoints import Checkpoint, find_wan
+from ourvidz.pipelines.base import ReferenceImages, SourceVideo
+from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.frames import Codec, fitted
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from training.untrained.wan_pictures import build_vace
@@ -67,16 +68,16 @@ def noise_picture(seed: int, side: int = 32) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def references() -> ReferencePictures:
+def references() -> ReferenceImages:
     """A landscape of blots to start from, another to end on."""
-    return ReferencePictures(single=noise_picture(1), start=noise_picture(1), end=noise_picture(2))
+    return ReferenceImages(single=noise_picture(1), start=noise_picture(1), end=noise_picture(2))
 
 
 def clip(
     wan: WanPipeline,
     job: VideoJob,
-    references: ReferencePictures | None = None,
-    source: SourceClip | None = None,
+    references: ReferenceImages | None = None,
+    source: SourceVideo | None = None,
 ) -> np.ndarray:
     made = wan.generate(job, references=references, source=source, on_step=lambda *_: None)
     return np.stack([np.asarray(frame) for frame in made.frames]).astype(int)
@@ -104,7 +105,7 @@ def test_vace_serves_every_mode_and_hears_the_reference(
     wan: WanPipeline,
     both: WanPipeline,
     video_job: MakeJob,
-    references: ReferencePictures,
+    references: ReferenceImages,
     mode: str,
     frames: int,
 ) -> None:
@@ -119,7 +120,7 @@ def test_vace_serves_every_mode_and_hears_the_reference(
 
 @pytest.mark.parametrize("frames", [9, 1])
 def test_a_clip_that_vace_makes_can_be_looked_at(
-    both: WanPipeline, video_job: MakeJob, references: ReferencePictures, frames: int
+    both: WanPipeline, video_job: MakeJob, references: ReferenceImages, frames: int
 ) -> None:
     """Its followers see unfinished pictures as those of any other job do."""
     looks: list[Image.Image] = []
@@ -145,7 +146,7 @@ def test_a_job_without_references_is_not_vace_s(
 
 @pytest.mark.parametrize("mode", ["single", "start", "both"])
 def test_the_first_frame_is_pinned(
-    both: WanPipeline, video_job: MakeJob, references: ReferencePictures, mode: str
+    both: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
 ) -> None:
     """A mask of one frame leaves no trace at the size of the latents: VACE alone would only be near it."""
     made = clip(both, video_job(reference_mode=mode, steps=3), references)
@@ -154,7 +155,7 @@ def test_the_first_frame_is_pinned(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_at_full_strength_the_prompt_alone_decides(
-    wan: WanPipeline, both: WanPipeline, video_job: MakeJob, references: ReferencePictures, mode: str
+    wan: WanPipeline, both: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
 ) -> None:
     """Then VACE's blocks are not heard either: its others are those of the checkpoint for text here."""
     job = video_job(reference_mode=mode, denoise_strength=1.0)
@@ -162,7 +163,7 @@ def test_at_full_strength_the_prompt_alone_decides(
 
 
 def test_vace_whose_blocks_add_nothing_is_the_checkpoint_for_text(
-    trained: WanPipeline, video_job: MakeJob, references: ReferencePictures
+    trained: WanPipeline, video_job: MakeJob, references: ReferenceImages
 ) -> None:
     """The same weights in the other class: to the last bit of the same steering."""
     plain = WanPipeline(find_wan(None), cap=64)
@@ -172,7 +173,7 @@ def test_vace_whose_blocks_add_nothing_is_the_checkpoint_for_text(
 
 
 def test_references_steer_the_trained_checkpoint_through_vace(
-    trained: WanPipeline, video_job: MakeJob, references: ReferencePictures
+    trained: WanPipeline, video_job: MakeJob, references: ReferenceImages
 ) -> None:
     """A start is met, an end is come nearer to, a single picture keeps the whole clip near."""
     shape = {"prompt": "a red star moving right", "width": 64, "height": 64, "frames": 9, "steps": 8}
@@ -199,7 +200,7 @@ def test_more_strength_never_brings_the_clip_closer(
     """From the reference to what the prompt alone makes; a frame that was let go is its own."""
     red = Image.new("RGB", (64, 64), "green")
     red.paste("red", (20, 20, 44, 44))
-    references = ReferencePictures(single=red, start=red, end=red)
+    references = ReferenceImages(single=red, start=red, end=red)
     shape = {"prompt": "a blue square on white", "width": 64, "height": 64, "frames": 9, "steps": 6}
     nearness = [
         decibel(
@@ -216,7 +217,7 @@ def test_more_strength_never_brings_the_clip_closer(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_picture_moves_away_from_its_reference_with_the_strength(
-    trained: WanPipeline, video_job: MakeJob, references: ReferencePictures, mode: str
+    trained: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
 ) -> None:
     """One frame is SDEdit, and VACE is heard the less the more may change."""
     aim = np.asarray(fitted_image(references.end if mode == "end" else references.start))
@@ -245,7 +246,7 @@ def test_a_clip_from_a_clip_is_the_one_that_diffusers_makes(alone: WanPipeline, 
     masks[0] = Image.new("L", (32, 32), 0)
     picture = noise_picture(50)
     job = video_job(frames=9, steps=3, guidance_scale=4.0)
-    ours = clip(alone, job, source=SourceClip(frames, masks, (picture,)))
+    ours = clip(alone, job, source=SourceVideo(frames, masks, (picture,)))
     pipe = alone.parts.pipe
     theirs = diffusers.WanVACEPipeline(**{name: part for name, part in pipe.components.items() if part})
     theirs.set_progress_bar_config(disable=True)
@@ -270,14 +271,14 @@ def test_a_clip_from_a_clip_is_the_one_that_diffusers_makes(alone: WanPipeline, 
 
 def test_a_source_is_said_to_have_been_followed(alone: WanPipeline, video_job: MakeJob) -> None:
     """And without one, the further blocks are told that everything is to be made."""
-    source = SourceClip({0: noise_picture(1)})
+    source = SourceVideo({0: noise_picture(1)})
     made = alone.generate(video_job(frames=2), source=source, on_step=lambda *_: None)
     assert (made.metadata["reference_backend"], len(made.frames)) == ("vace", 2)
     assert "reference_backend" not in alone.generate(video_job(), on_step=lambda *_: None).metadata
 
 
 def test_a_cancelled_job_stops_before_the_next_step(
-    both: WanPipeline, video_job: MakeJob, references: ReferencePictures
+    both: WanPipeline, video_job: MakeJob, references: ReferenceImages
 ) -> None:
     """As on the other checkpoint."""
     heard: list[int] = []

@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines.checkpoints import PACKAGED, find_wan
-from ourvidz.pipelines.wan.layouts import WanFacts, facts, missing_of_diffusers, shards
+from ourvidz.pipelines.checkpoints import PACKAGED
+from ourvidz.pipelines.wan.checkpoint import (
+    WanModelInfo,
+    find_wan,
+    missing_diffusers_files,
+    read_model_info,
+    weight_files,
+)
 
 
 def diffusers_folder(folder: Path, config: dict[str, Any]) -> Path:
@@ -35,7 +41,7 @@ def test_a_diffusers_folder_tells_by_its_transformer(
 ) -> None:
     """The name of the pipeline class does not tell first-and-last-frame from image-to-video."""
     folder = diffusers_folder(tmp_path / "one", {"num_layers": 30} | config)
-    assert facts(folder) == WanFacts(model, 30)
+    assert read_model_info(folder) == WanModelInfo(model, 30)
 
 
 @pytest.mark.parametrize("model", ["t2v", "i2v", "flf2v", "vace"])
@@ -43,7 +49,7 @@ def test_the_release_tells_by_its_config(tmp_path: Path, model: str) -> None:
     """It has the model's name in it."""
     (tmp_path / "Wan2.1_VAE.pth").touch()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model, "num_layers": 40}))
-    assert facts(tmp_path) == WanFacts(model, 40)
+    assert read_model_info(tmp_path) == WanModelInfo(model, 40)
 
 
 @pytest.mark.parametrize("config", ["{", "[]", '{"num_layers": "many", "model_type": "t2v"}', "{}"])
@@ -58,7 +64,7 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, config: str, orig
         file = folder / "config.json"
     file.write_text(config)
     with pytest.raises(ModelLoadError, match=r"config\.json cannot be read"):
-        facts(folder)
+        read_model_info(folder)
 
 
 def test_what_the_index_promises_and_is_not_there_is_named(tmp_path: Path) -> None:
@@ -79,7 +85,7 @@ def test_what_the_index_promises_and_is_not_there_is_named(tmp_path: Path) -> No
     (folder / "text_encoder/model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "model-1.safetensors"}})
     )
-    assert missing_of_diffusers(folder) == [
+    assert missing_diffusers_files(folder) == [
         "scheduler/scheduler_config.json",
         "tokenizer/tokenizer_config.json",
         "transformer/diffusion_pytorch_model.safetensors",
@@ -92,12 +98,12 @@ def test_what_the_index_promises_and_is_not_there_is_named(tmp_path: Path) -> No
 def test_the_packaged_checkpoint_is_whole_and_for_text() -> None:
     """What ships must pass its own check."""
     assert find_wan(None, expected="t2v").kind == "tiny"
-    assert missing_of_diffusers(PACKAGED / "tiny-wan") == []
+    assert missing_diffusers_files(PACKAGED / "tiny-wan") == []
 
 
 def test_an_index_without_weights_is_refused(tmp_path: Path) -> None:
     """Nothing would be loaded, and nothing said."""
     (tmp_path / "w.safetensors.index.json").write_text("{}")
     with pytest.raises(ModelLoadError, match="lists no weights"):
-        shards(tmp_path, "w.safetensors")
-    assert shards(tmp_path, "other.safetensors") == [tmp_path / "other.safetensors"]
+        weight_files(tmp_path, "w.safetensors")
+    assert weight_files(tmp_path, "other.safetensors") == [tmp_path / "other.safetensors"]

@@ -16,7 +16,7 @@ from ourvidz.celery_settings import PRIORITY_SYNC
 from ourvidz.errors import InternalError, OutOfMemory, WorkerLost, WorkerUnavailable
 from ourvidz.jobs.dialects import Defaults, parse
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.web import waiting
+from ourvidz.web import synchronous
 
 HELLO = {"messages": [{"role": "user", "content": "What is a tide?"}]}
 
@@ -118,7 +118,7 @@ def test_a_deadline_without_a_word_is_an_error(open_shim, chat_worker) -> None:
 
 def test_nobody_at_work_is_noticed_long_before_the_deadline(shim, monkeypatch) -> None:
     """Without a worker, a caller learns it in seconds, not minutes."""
-    monkeypatch.setattr(waiting, "CHECK_S", 0.02)
+    monkeypatch.setattr(synchronous, "IDLE_S", 0.02)
     answer = shim.client.post("/chat", json=HELLO)
     assert (answer.status_code, answer.json()["code"]) == (503, "WORKER_UNAVAILABLE")
 
@@ -129,7 +129,7 @@ def test_nobody_at_work_is_noticed_long_before_the_deadline(shim, monkeypatch) -
 )
 def test_a_queue_that_no_worker_claims_from_is_not_waited_for(shim, monkeypatch, stopped, reason) -> None:
     """An operator's pause may last hours: the request is refused with the reason, its job cancelled."""
-    monkeypatch.setattr(waiting, "CHECK_S", 0.02)
+    monkeypatch.setattr(synchronous, "IDLE_S", 0.02)
     shim.appear(id="chat@host-cpu", family="chat", queue="chat_queue", models=("chat",))
     if stopped == "paused":
         shim.ledger.pause("chat_queue", True)
@@ -145,7 +145,7 @@ def test_a_queue_that_no_worker_claims_from_is_not_waited_for(shim, monkeypatch,
 
 def test_a_worker_that_is_at_work_is_waited_for(open_shim, monkeypatch) -> None:
     """It may be busy, or be loading its model."""
-    monkeypatch.setattr(waiting, "CHECK_S", 0.02)
+    monkeypatch.setattr(synchronous, "IDLE_S", 0.02)
     shim = open_shim(OURVIDZ_SYNC_DEADLINE_S=0.3)
     shim.appear(id="chat@host-cpu", family="chat", queue="chat_queue", state="starting", models=())
     began = time.monotonic()
@@ -230,10 +230,10 @@ class started:
         while shim.ledger.get(self.job_id) is None and not self._wait.done():
             self._loop.run_until_complete(asyncio.sleep(0.001))
 
-    async def _all(self) -> waiting.Answer:
-        return await waiting.answer_of(waiting.wait_for(self._job))
+    async def _all(self) -> synchronous.TextResult:
+        return await synchronous.read_result(synchronous.stream_text(self._job))
 
-    def result(self) -> waiting.Answer:
+    def result(self) -> synchronous.TextResult:
         """What the wait comes to."""
         try:
             return self._loop.run_until_complete(asyncio.wait_for(self._wait, 10))

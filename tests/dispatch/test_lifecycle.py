@@ -1,0 +1,110 @@
+"""Cancel, retry and delete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ourvidz import dispatch
+from ourvidz.errors import Conflict, NotFound, StorageError
+from ourvidz.jobs.outcome import Asset, Outcome
+from ourvidz.ledger.record import Claim
+from tests.dispatch.conftest import Installation
+
+JOB = {"id": "a", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me"}
+KEY = "workspace-temp/me/a/0.png"
+
+
+def claim(installation: Installation, run: int = 1) -> Claim:
+    """Claim the job as a worker would."""
+    won: Claim | None = installation.ledger.claim("a", run, worker_id="w", lease_s=60, token=f"t{run}")
+    assert won is not None
+    return won
+
+
+def complete(installation: Installation) -> None:
+    """Run the job to its end; its file is in the storage, its callback delivered."""
+    won = claim(installation)
+    installation.app.store.put(KEY, b"png", content_type="image/png")
+    outcome = Outcome(status="completed", assets=(Asset(type="image", key=KEY),))
+    assert installation.ledger.end("a", run=1, fence=won.fence, outcome=outcome)
+
+
+def settle_callbacks(installation: Installation) -> None:
+    """Deliver every pending callback of the job."""
+    while (event := installation.ledger.take("a", lease_s=10, token="d")) is not None:
+        installation.ledger.delivered(event, status=200)
+
+
+def test_a_queued_job_ends_at_once(installation: Installation) -> None:
+    """It never runs, and its caller gets the callback."""
+    dispatch.submit(JOB)
+    record = dispatch.cancel("a")
+    assert (record.status, record.outcome.error.code) == ("cancelled", "CANCELLED")
+    assert len(installation.messages("callbacks")) == 1
+
+
+def test_a_running_job_is_flagged(installation: Installation) -> None:
+    """Its worker stops it before the next step; until then it is still running."""
+    dispatch.submit(JOB)
+    claim(installation)
+    record = dispatch.cancel("a")
+    assert (record.status, record.cancel_requested) == ("processing", True)
+
+
+def test_a_finished_job_cannot_be_cancelled(installation: Installation) -> None:
+    """What is delivered stays."""
+    dispatch.submit(JOB)
+    complete(installation)
+    with pytest.raises(Conflict):
+        dispatch.cancel("a")
+    with pytest.raises(NotFound):
+        dispatch.cancel("another")
+
+
+def test_a_retry_is_the_next_run(installation: Installation) -> None:
+    """Published again, under the same id."""
+    dispatch.submit(JOB)
+    dispatch.cancel("a")
+    record = dispatch.retry("a")
+    assert (record.status, record.run, record.attempt) == ("queued", 2, 0)
+    assert len(installation.messages("sdxl_queue")) == 2
+    with pytest.raises(Conflict):
+        dispatch.retry("a")
+
+
+def test_a_deleted_job_takes_its_files_with_it(installation: Installation) -> None:
+    """Not before its caller was told: the last callback names the files."""
+    dispatch.submit(JOB)
+    with pytest.raises(Conflict):
+        dispatch.delete("a")
+    complete(installation)
+    with pytest.raises(Conflict):
+        dispatch.delete("a")
+    assert installation.app.store.get(KEY) == b"png"
+    settle_callbacks(installation)
+    dispatch.delete("a")
+    assert installation.ledger.get("a") is None
+    with pytest.raises(NotFound):
+        installation.app.store.get(KEY)
+    with pytest.raises(NotFound):
+        dispatch.delete("a")
+
+
+def test_a_storage_that_fails_leaves_a_job_that_can_be_deleted_again(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its files would stay for ever."""
+    dispatch.submit(JOB)
+    complete(installation)
+    settle_callbacks(installation)
+
+    def fail(*_: Any) -> None:
+        raise StorageError("the disk is away")
+
+    monkeypatch.setattr(installation.app.store, "delete_folder", fail)
+    with pytest.raises(StorageError):
+        dispatch.delete("a")
+    monkeypatch.undo()
+    assert installation.ledger.get("a") is not None

@@ -1,0 +1,220 @@
+"""Job factories and recording test doubles, each defined once: `from tests.factories import image_job`.
+
+`image_job`, `video_job`, `chat_job` build small valid jobs; keyword arguments replace fields. `RecordingRun`
+implements the workflows' `Run`, `RecordingItem` their `BatchItem`. `STAND_IN_GATE` is a safety gate over two
+harmless terms. `ManualClock` is a clock that only the test moves. `publishing_to` switches the broker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ourvidz.app import app as celery_app
+from ourvidz.errors import Cancelled
+from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.record import Worker
+from ourvidz.net.client import RequestFailure
+from ourvidz.pipelines.base import PreviewRenderer
+from ourvidz.references.resolve import Limits, References
+from ourvidz.safety.gate import Gate, Terms
+from ourvidz.storage.local import LocalStore
+from ourvidz.storage.store import Store
+from ourvidz.workflows.services import Services
+
+STAND_IN_GATE = Gate(Terms(minor=frozenset({"quokka"}), sexual=frozenset({"marmalade"})))
+"""Refuses texts that contain both words, and no other text."""
+REFUSED_TEXT = "quokka marmalade"
+"""A text that `STAND_IN_GATE` refuses."""
+
+
+def image_job(job_id: str = "job-1", **changes: Any) -> ImageJob:
+    """Build an SDXL job: 64x64 pixels, two steps."""
+    fields: dict[str, Any] = {
+        "id": job_id,
+        "type": "sdxl_image_fast",
+        "user_id": "user-1",
+        "expected_time": 30,
+        "prompt": "a red circle on a green field",
+        "steps": 2,
+        "guidance_scale": 6.0,
+        "width": 64,
+        "height": 64,
+        "seed": 7,
+    }
+    return ImageJob(**(fields | changes))
+
+
+def video_job(job_id: str = "job-1", **changes: Any) -> VideoJob:
+    """Build a Wan job: five frames of 32x32 pixels, two steps."""
+    fields: dict[str, Any] = {
+        "id": job_id,
+        "type": "video_fast",
+        "user_id": "user-1",
+        "expected_time": 180,
+        "prompt": "a red circle on a green field",
+        "steps": 2,
+        "guidance_scale": 6.5,
+        "width": 32,
+        "height": 32,
+        "frames": 5,
+        "seed": 7,
+    }
+    return VideoJob(**(fields | changes))
+
+
+def chat_job(
+    text: str = "a red circle", *, job_id: str = "job-1", system: str | None = None, **changes: Any
+) -> ChatJob:
+    """Build a greedy text job: one user message, after a system prompt where one is given."""
+    system_messages = [] if system is None else [Message(role="system", content=system)]
+    fields: dict[str, Any] = {
+        "id": job_id,
+        "type": "chat_conversation",
+        "expected_time": 15,
+        "messages": (*system_messages, Message(role="user", content=text)),
+        "max_tokens": 48,
+        "temperature": 0.0,
+        "seed": 7,
+    }
+    return ChatJob(**(fields | changes))
+
+
+def worker(family: str = "sdxl", **changes: Any) -> Worker:
+    """Build the ledger's row of an idle worker `{family}@host-gpu0` whose model is loaded."""
+    fields: dict[str, Any] = {
+        "id": f"{family}@host-gpu0",
+        "family": family,
+        "queue": f"{family}_queue",
+        "host": "host",
+        "pid": 7,
+        "gpu": "0",
+        "state": "idle",
+        "models": (family,),
+        "version": "1",
+        "started_at": time.time(),
+        "seen_at": time.time(),
+        "detail": {"info": {family: {"name": f"tiny-{family}"}}},
+    }
+    return Worker(**(fields | changes))
+
+
+def services(models: Any, folder: Path, **changes: Any) -> Services:
+    """Build the services of a workflow: real storage in `folder`, references from that storage only,
+    `STAND_IN_GATE`."""
+    store = LocalStore(folder / "assets")
+    references = References(
+        lambda url, allowed: RequestFailure("no network"), store.get, Limits(1 << 20, 1 << 20)
+    )
+    fields: dict[str, Any] = {
+        "models": models,
+        "store": store,
+        "gate": STAND_IN_GATE,
+        "references": references,
+    }
+    return Services(**(fields | changes))
+
+
+@contextmanager
+def publishing_to(broker_url: str) -> Iterator[None]:
+    """Let the Celery app publish to another broker."""
+    before = celery_app.conf.get("broker_url")
+
+    def switch(url: str) -> None:
+        celery_app.conf.broker_url = url
+        celery_app._after_fork()
+
+    switch(broker_url)
+    try:
+        yield
+    finally:
+        switch(before)
+
+
+@dataclass
+class ManualClock:
+    """A clock that stands still until the test advances it. Seconds."""
+
+    now: float = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
+
+@dataclass
+class RecordingRun:
+    """A `Run` that records its calls and stores files for real.
+
+    `stop_with` is raised by the step or the piece of text that reaches `stop_at`. The first `unreachable`
+    pieces of text are not delivered. `before_put` is called with each key first.
+    """
+
+    stop_at: int | None = None
+    stop_with: Exception = field(default_factory=lambda: Cancelled("enough"))
+    unreachable: int = 0
+    before_put: Callable[[str], None] = lambda key: None
+    wording: dict[str, Any] | None = None
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    puts: list[tuple[str, str]] = field(default_factory=list)
+    """Keys and content types, in the order in which they were stored."""
+    previews: list[PreviewRenderer] = field(default_factory=list)
+
+    def step(self, done: int, total: int) -> None:
+        self.steps.append((done, total))
+        if done == self.stop_at:
+            raise self.stop_with
+
+    def say(self, text: str, done: int, total: int) -> bool:
+        if self.unreachable:
+            self.unreachable -= 1
+            return False
+        self.pieces.append(text)
+        if self.stop_at is not None and done >= self.stop_at:
+            raise self.stop_with
+        return True
+
+    def preview(self, take: Callable[[], PreviewRenderer]) -> None:
+        self.previews.append(take())
+
+    def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
+        self.before_put(key)
+        store.put(key, data, content_type=content_type)
+        self.puts.append((key, content_type))
+
+
+@dataclass
+class RecordingItem:
+    """A text job in a batch, and how it ended: with `outcome` or `error`, once."""
+
+    job: ChatJob
+    run: RecordingRun = field(default_factory=RecordingRun)
+    outcome: Outcome | None = None
+    error: Exception | None = None
+
+    def end(self, outcome: Outcome) -> None:
+        self._assert_open()
+        self.outcome = outcome
+
+    def fail(self, error: Exception) -> None:
+        self._assert_open()
+        self.error = error
+
+    @property
+    def text(self) -> str:
+        """The text of the outcome."""
+        assert self.outcome is not None, self.error
+        return str(self.outcome.assets[0].metadata["text"])
+
+    def _assert_open(self) -> None:
+        assert self.outcome is None
+        assert self.error is None

@@ -1,0 +1,146 @@
+"""Claims: which job a running task has the right to run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery.app.task import Context
+
+from ourvidz import claims, dispatch
+from ourvidz.errors import Conflict, OutOfMemory, WorkerUnavailable
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.record import Record
+from ourvidz.ledger.store import Ledger
+from ourvidz.testing import Eager
+from tests.factories import chat_job, image_job
+
+WORKER = "chat@host-gpu0"
+TEXT_TASK, IMAGE_TASK = "ourvidz.chat.generate", "ourvidz.sdxl.generate"
+DONE = Outcome(status="completed")
+Register = Callable[..., Record]
+
+
+def request(task: str = TEXT_TASK) -> Context:
+    """The Celery request of a task that a worker has received."""
+    return Context(task=task, hostname=WORKER, is_eager=False)
+
+
+@pytest.fixture
+def ledger(ourvidz_eager: Eager) -> Ledger:
+    return ourvidz_eager.control.ledger
+
+
+@pytest.fixture
+def register(ledger: Ledger) -> Register:
+    """Record a text job without publishing it."""
+    return lambda job_id: ledger.register(chat_job(job_id=job_id), priority=6).record
+
+
+def started_by(record: Record, task: str = TEXT_TASK) -> str | None:
+    """The id of the job that a worker starts when it receives this job's message."""
+    claim = claims.claim_for(request(task), dispatch.message(record))
+    return None if claim is None else claim.job_id
+
+
+def test_one_request_makes_one_claim(register: Register) -> None:
+    """The signal handler and the task body both ask; the second gets what the first got."""
+    record, one = register("a"), request()
+    assert claims.current_claim(one) is None
+    claim = claims.claim_for(one, dispatch.message(record))
+    assert claim is not None
+    assert claim.record.attempt == 1
+    assert claims.claim_for(one, dispatch.message(record)) is claim
+    assert claims.current_claim(one) is claim
+
+
+def test_a_request_that_lost_does_not_try_again(register: Register, ledger: Ledger) -> None:
+    """Between handler and body the job may have become free; the sweep has published it again by then."""
+    record, one = register("a"), request(IMAGE_TASK)
+    other = ledger.claim("a", 1, worker_id="chat@another", lease_s=10, token="t")
+    assert other is not None
+    assert claims.claim_for(one, dispatch.message(record)) is None
+    assert ledger.lose("a", fence=other.fence)
+    assert claims.claim_for(one, dispatch.message(record)) is None
+
+
+def test_a_claim_whose_reply_was_lost_is_found_again(
+    register: Register, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server had made the claim: with the same token the task body gets it, and no attempt is lost."""
+    record, one, claim = register("a"), request(), ledger.claim
+
+    def lose_the_reply(*args: Any, **kwargs: Any) -> Any:
+        claim(*args, **kwargs)
+        raise WorkerUnavailable("the connection broke")
+
+    monkeypatch.setattr(ledger, "claim", lose_the_reply)
+    with pytest.raises(WorkerUnavailable):
+        claims.claim_for(one, dispatch.message(record))
+    monkeypatch.undo()
+    found = claims.claim_for(one, dispatch.message(record))
+    assert found is not None
+    assert (found.job_id, found.record.attempt) == ("a", 1)
+
+
+def test_a_request_carries_one_typed_object(register: Register) -> None:
+    """What is kept between handler and body has one place, and a misspelt field fails."""
+    one = request()
+    before = set(vars(one))
+    claims.claim_for(one, dispatch.message(register("a")))
+    (added,) = set(vars(one)) - before
+    state = getattr(one, added)
+    assert dataclasses.is_dataclass(state)
+    assert not hasattr(state, "__dict__")
+
+
+def test_a_message_starts_the_text_that_is_next(register: Register) -> None:
+    """Callers of the same moment are recorded in one order and published in another: no job is overtaken."""
+    first, second, third = register("a"), register("b"), register("c")
+    assert started_by(third) == "a"
+    assert started_by(first) == "b"
+    assert started_by(second) == "c"
+    assert started_by(third) is None
+
+
+def test_a_message_of_another_task_starts_its_own_job(ledger: Ledger) -> None:
+    """Only texts are short enough, and alike enough, to stand for each other."""
+    ledger.register(image_job("a"), priority=6)
+    second = ledger.register(image_job("b"), priority=6).record
+    assert started_by(second, IMAGE_TASK) == "b"
+
+
+def test_a_message_starts_its_own_job_where_another_cannot_start(register: Register, ledger: Ledger) -> None:
+    """A job that is cancelled, not due yet or of another task keeps no text from starting."""
+    register("a"), register("b")
+    own = register("c")
+    ledger.request_cancel("a")
+    assert started_by(own) == "c"
+    assert ledger.end("a", run=1, fence=0, outcome=DONE)
+    released = claims.claim("b", 1, worker_id=WORKER, token="t")
+    assert released is not None
+    assert ledger.release(released, code=OutOfMemory.code, due_in_s=60)
+    assert started_by(register("d")) == "d"
+    ledger.register(dispatch.parse_payload({"id": "e", "type": "admin_utilities"}), priority=0)
+    assert started_by(register("f")) == "f"
+
+
+def test_a_companion_is_claimed_like_any_job(register: Register, ledger: Ledger) -> None:
+    """Under the same lease, for the worker that runs the batch; a job that is taken is not claimed twice."""
+    record = register("a")
+    claim = claims.claim_companion(record, worker_id=WORKER)
+    assert claim is not None
+    assert (claim.record.worker_id, claim.record.status) == (WORKER, "processing")
+    assert claims.claim_companion(record, worker_id=WORKER) is None
+
+
+def test_a_payload_in_a_message_is_recorded_once(ledger: Ledger) -> None:
+    """A bare `send_task` may be delivered twice; under a taken id another payload is refused."""
+    payload = {"id": "a", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me"}
+    first, second = request(IMAGE_TASK), request(IMAGE_TASK)
+    assert claims.claim_for(first, payload) is not None
+    assert claims.claim_for(second, payload) is None
+    with pytest.raises(Conflict):
+        claims.claim_for(request(IMAGE_TASK), payload | {"prompt": "a lake"})

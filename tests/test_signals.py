@@ -1,0 +1,341 @@
+"""The handlers of Celery's signals, called as Celery calls them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery import signals as celery_signals
+from celery.app.task import Context
+
+from ourvidz import dispatch, signals
+from ourvidz.errors import JobTimeout, ModelLoadError, WorkerUnavailable
+from ourvidz.ledger.record import Claim, Record
+from ourvidz.ledger.store import Ledger
+from ourvidz.testing import Eager
+from tests.factories import image_job, worker
+
+WORKER = "sdxl@host-gpu0"
+TASK = "ourvidz.sdxl.generate"
+
+
+@pytest.fixture
+def ledger(ourvidz_eager: Eager) -> Ledger:
+    return ourvidz_eager.control.ledger
+
+
+@pytest.fixture
+def deliveries(ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the jobs whose delivery was queued."""
+    queued: list[str] = []
+    monkeypatch.setattr(dispatch, "deliver", queued.append)
+    monkeypatch.setattr("ourvidz.dispatch.lifecycle.deliver", queued.append)
+    monkeypatch.setattr("ourvidz.dispatch.workers.deliver", queued.append)
+    return queued
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the jobs that were published again."""
+    ids: list[str] = []
+    monkeypatch.setattr("ourvidz.dispatch.workers.publish", lambda record: ids.append(record.job_id) or True)
+    return ids
+
+
+@pytest.fixture
+def heartbeat(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The running heartbeat; `states` are those that were set."""
+    states: list[str] = []
+    double = SimpleNamespace(states=states, set_state=states.append, stop=lambda: states.append("stopped"))
+    monkeypatch.setattr(signals, "_heartbeat", double)
+    return double
+
+
+@pytest.fixture
+def parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is the parent of the worker."""
+    monkeypatch.setattr(signals, "_parent_id", WORKER)
+
+
+def task(name: str = TASK) -> SimpleNamespace:
+    """A task with the request of one received message."""
+    return SimpleNamespace(name=name, request=Context(task=name, hostname=WORKER, is_eager=False))
+
+
+def registered(ledger: Ledger, job_id: str = "a") -> Record:
+    return ledger.register(image_job(job_id), priority=6).record
+
+
+def claimed(ledger: Ledger, job_id: str = "a", worker_id: str = WORKER) -> Claim:
+    record = registered(ledger, job_id)
+    claim = ledger.claim(job_id, record.run, worker_id=worker_id, lease_s=60, token=job_id)
+    assert claim is not None
+    return claim
+
+
+class TestAroundATask:
+    def test_a_task_claims_its_job_and_has_it_announced(
+        self, ledger: Ledger, deliveries: list[str], heartbeat: SimpleNamespace
+    ) -> None:
+        """`processing` is committed with the claim, and delivered while the job runs."""
+        record, running = registered(ledger), task()
+        signals.open_attempt(task=running, args=(dispatch.message(record),))
+        current = ledger.get("a")
+        assert current is not None
+        assert (current.status, current.worker_id) == ("processing", WORKER)
+        signals.deliver_success(sender=running)
+        signals.close_attempt(task=running)
+        assert deliveries == ["a", "a"]
+        assert heartbeat.states == ["busy", "idle"]
+
+    def test_a_task_without_a_claim_delivers_nothing(
+        self, ledger: Ledger, deliveries: list[str], heartbeat: SimpleNamespace
+    ) -> None:
+        """The worker that has the job reports it."""
+        claim, late = claimed(ledger, worker_id="sdxl@another"), task()
+        signals.open_attempt(task=late, args=(dispatch.message(claim.record),))
+        signals.deliver_success(sender=late)
+        signals.deliver_failure(sender=late, exception=ValueError(), args=())
+        assert deliveries == []
+
+    @pytest.mark.parametrize("name", ["ourvidz.callbacks.deliver", "ourvidz.chat.enhance", "celery.ping"])
+    def test_other_tasks_claim_nothing(self, ledger: Ledger, heartbeat: SimpleNamespace, name: str) -> None:
+        """The enhancement has a lease of its own; a delivery has no job to run."""
+        record, other = registered(ledger), task(name)
+        signals.open_attempt(task=other, args=(dispatch.message(record),))
+        signals.deliver_failure(sender=other, exception=WorkerLostError(), args=())
+        signals.close_attempt(task=other)
+        current = ledger.get("a")
+        assert current is not None
+        assert current.status == "queued"
+        assert heartbeat.states == []
+
+
+@pytest.mark.usefixtures("parent")
+class TestALostChild:
+    def test_its_jobs_are_queued_again(
+        self, ledger: Ledger, deliveries: list[str], published: list[str]
+    ) -> None:
+        """A task may run several text jobs at once: all that the child held are recovered, and no other."""
+        record = claimed(ledger, "a").record
+        claimed(ledger, "b")
+        claimed(ledger, "c", worker_id="sdxl@another")
+        signals.deliver_failure(sender=task(), exception=WorkerLostError(), args=(dispatch.message(record),))
+        statuses = [ledger.get(job_id).status for job_id in ("a", "b", "c")]  # type: ignore[union-attr]
+        assert statuses == ["queued", "queued", "processing"]
+        assert sorted(published) == ["a", "b"]
+
+    def test_a_job_over_its_hard_limit_fails_as_timed_out(
+        self, ledger: Ledger, deliveries: list[str], published: list[str]
+    ) -> None:
+        """It is not a lost worker: another attempt would take as long."""
+        record = claimed(ledger, "a").record
+        error = TimeLimitExceeded(180)
+        signals.deliver_failure(sender=task(), exception=error, args=(dispatch.message(record),))
+        ended = ledger.get("a")
+        assert ended is not None
+        assert ended.outcome is not None
+        assert ended.outcome.error is not None
+        assert (ended.status, ended.outcome.error.code) == ("failed", JobTimeout.code)
+        assert (deliveries, published) == (["a"], [])
+
+    def test_a_job_of_another_worker_is_left_alone(self, ledger: Ledger, published: list[str]) -> None:
+        """A duplicate message may die here while its job runs elsewhere."""
+        record = claimed(ledger, "a", worker_id="sdxl@another").record
+        error = TimeLimitExceeded(180)
+        signals.deliver_failure(sender=task(), exception=error, args=(dispatch.message(record),))
+        current = ledger.get("a")
+        assert current is not None
+        assert (current.status, published) == ("processing", [])
+
+
+@pytest.mark.usefixtures("parent")
+class TestARevokedMessage:
+    def revoke(self, record: Record) -> None:
+        request = SimpleNamespace(args=(dispatch.message(record),))
+        signals.cancel_revoked(sender=task(), request=request)
+
+    def test_its_queued_job_is_cancelled(self, ledger: Ledger, deliveries: list[str]) -> None:
+        """An operator who revokes in Flower means the job."""
+        self.revoke(registered(ledger))
+        current = ledger.get("a")
+        assert current is not None
+        assert (current.status, deliveries) == ("cancelled", ["a"])
+
+    def test_its_running_job_ends_at_once(self, ledger: Ledger, deliveries: list[str]) -> None:
+        """`terminate` has killed the child: no step will see the cancel flag."""
+        self.revoke(claimed(ledger).record)
+        current = ledger.get("a")
+        assert current is not None
+        assert current.status == "cancelled"
+
+    def test_an_older_run_is_not_the_job(self, ledger: Ledger, deliveries: list[str]) -> None:
+        """Celery remembers revoked ids for long: the retry of the job must not be hit."""
+        first = registered(ledger)
+        dispatch.cancel("a")
+        ledger.reopen("a", priority=6)
+        self.revoke(first)
+        current = ledger.get("a")
+        assert current is not None
+        assert (current.status, current.run) == ("queued", 2)
+
+    def test_a_job_that_is_gone_or_finished_is_no_error(self, ledger: Ledger, deliveries: list[str]) -> None:
+        """Celery would log a traceback for what is no fault."""
+        record = registered(ledger)
+        dispatch.cancel("a")
+        self.revoke(record)
+        ledger_record = ledger.get("a")
+        assert ledger_record is not None
+        assert ledger_record.status == "cancelled"
+        signals.cancel_revoked(sender=task(), request=SimpleNamespace(args=({"v": 1, "id": "z", "run": 1},)))
+
+
+class TestStarting:
+    @pytest.fixture
+    def as_worker(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+        """Make this process the worker of that name."""
+        monkeypatch.setattr(signals, "_heartbeat", None)
+        settings = SimpleNamespace(
+            worker=None, gpu="0", presence_s=15.0, worker_id=lambda name: f"{name}@host-gpu0"
+        )
+        monkeypatch.setattr(signals, "settings", lambda: settings)
+        monkeypatch.setattr("ourvidz.wiring.signing.signer", lambda settings: None)
+        yield lambda name: setattr(settings, "worker", name)
+        if signals._heartbeat is not None:
+            signals._heartbeat.stop()
+
+    def test_a_child_loads_its_models_before_its_first_job(
+        self, ledger: Ledger, as_worker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first caller must not wait for it; what is loaded stands in the worker's row."""
+        as_worker("sdxl")
+        models = SimpleNamespace(warm=lambda: None, info=lambda: {"sdxl": {"name": "tiny-sdxl"}})
+        monkeypatch.setattr("ourvidz.wiring.loading.models", lambda settings, family: models)
+        signals.warm_up()
+        (row,) = ledger.workers()
+        assert (row.id, row.state, row.models, row.draining) == (WORKER, "idle", ("sdxl",), False)
+        assert row.detail == {"info": {"sdxl": {"name": "tiny-sdxl"}}}
+
+    def test_models_that_fail_are_loaded_once_more(
+        self, ledger: Ledger, as_worker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A network file system may stumble once."""
+        as_worker("sdxl")
+        calls: list[str] = []
+
+        def warm() -> None:
+            calls.append("warm")
+            raise ModelLoadError("a file is missing")
+
+        models = SimpleNamespace(warm=warm, reload=lambda: calls.append("reload"), info=dict)
+        monkeypatch.setattr("ourvidz.wiring.loading.models", lambda settings, family: models)
+        signals.warm_up()
+        assert calls == ["warm", "reload"]
+        assert ledger.workers()[0].models == ("sdxl",)
+
+    def test_a_worker_that_cannot_load_takes_no_jobs(
+        self, ledger: Ledger, as_worker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One broken host would fail every caller's jobs, one after the other."""
+        as_worker("sdxl")
+        drained: list[str] = []
+        monkeypatch.setattr(dispatch, "drain", drained.append)
+
+        def fail(settings: Any, family: str) -> Any:
+            raise ModelLoadError("OURVIDZ_SDXL_MODEL: no such folder")
+
+        monkeypatch.setattr("ourvidz.wiring.loading.models", fail)
+        signals.warm_up()
+        (row,) = ledger.workers()
+        assert (drained, row.models) == ([WORKER], ())
+        assert row.detail == {"error": "OURVIDZ_SDXL_MODEL: no such folder"}
+
+    @pytest.mark.parametrize("name", ["io", "keeper", None])
+    def test_a_child_of_another_process_loads_nothing(
+        self, ledger: Ledger, as_worker: Callable[[str | None], None], name: str | None
+    ) -> None:
+        """Only GPU workers hold models."""
+        as_worker(name)
+        signals.warm_up()
+        assert ledger.workers() == []
+
+    @pytest.mark.parametrize(("name", "queue"), [("io", "callbacks"), ("keeper", "maintenance")])
+    def test_a_worker_without_a_child_sends_its_own_heartbeat(
+        self, ledger: Ledger, as_worker: Callable[[str], None], name: str, queue: str
+    ) -> None:
+        """Health checks see every process."""
+        as_worker(name)
+        signals.announce_parent(sender=SimpleNamespace(hostname=f"{name}@host"))
+        (row,) = ledger.workers()
+        assert (row.family, row.queue, row.state) == (name, queue, "idle")
+
+    def test_a_parent_consumes_no_paused_queue(
+        self, ledger: Ledger, as_worker: Callable[[str], None]
+    ) -> None:
+        """A pause outlives restarts."""
+        as_worker("sdxl")
+        ledger.pause("sdxl_queue", True)
+        cancelled: list[str] = []
+        sender = SimpleNamespace(hostname=WORKER, cancel_task_queue=cancelled.append)
+        signals.announce_parent(sender=sender)
+        assert cancelled == ["sdxl_queue"]
+
+    def test_a_worker_whose_child_drained_it_consumes_nothing(
+        self, ledger: Ledger, as_worker: Callable[[str], None]
+    ) -> None:
+        """The child could not load its models before the parent was ready."""
+        as_worker("sdxl")
+        ledger.beat(worker(id=WORKER))
+        ledger.drain(WORKER, True)
+        cancelled: list[str] = []
+        sender = SimpleNamespace(hostname=WORKER, cancel_task_queue=cancelled.append)
+        signals.announce_parent(sender=sender)
+        assert sorted(cancelled) == ["chat_queue", "sdxl_queue", "wan_queue"]
+
+    def test_a_restart_ends_a_drain(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An operator who restarts a worker wants it back."""
+        monkeypatch.setattr(signals, "_parent_id", None)
+        ledger.beat(worker(id=WORKER))
+        ledger.drain(WORKER, True)
+        signals.remember_parent_id(sender=WORKER)
+        assert not ledger.workers()[0].draining
+        assert signals._parent_id == WORKER
+
+
+class TestStopping:
+    def drained_after(self, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+        monkeypatch.setattr(signals, "settings", lambda: SimpleNamespace(worker=family))
+        celery_signals.worker_shutting_down.send(sender=WORKER, sig="SIGTERM", how="Warm", exitcode=0)
+        for thread in threading.enumerate():
+            if thread.name == "drain":
+                thread.join()
+
+    def test_a_stopping_worker_drains(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The running task may claim companions, and would be killed in the middle of their texts."""
+        ledger.beat(worker(id=WORKER))
+        self.drained_after(monkeypatch, "sdxl")
+        assert ledger.workers()[0].draining
+
+    def test_a_ledger_that_is_away_is_no_error(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The lease of what is claimed too late runs out."""
+
+        def away(*_: Any) -> bool:
+            raise WorkerUnavailable("the job store cannot be reached")
+
+        monkeypatch.setattr(ledger, "drain", away)
+        self.drained_after(monkeypatch, "sdxl")
+
+    def test_a_stopped_worker_is_offline(
+        self, ledger: Ledger, heartbeat: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At once, not after the presence time; a parent without a heartbeat speaks for its child."""
+        signals.stop_heartbeat(sender=SimpleNamespace(hostname=WORKER))
+        assert heartbeat.states == ["stopped"]
+        monkeypatch.setattr(signals, "_heartbeat", None)
+        ledger.beat(worker(id=WORKER))
+        signals.stop_heartbeat(sender=SimpleNamespace(hostname=WORKER))
+        assert ledger.workers()[0].state == "offline"
