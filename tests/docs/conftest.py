@@ -1,4 +1,4 @@
-"""Reading Markdown pages, and a stack to run their commands against."""
+"""Markdown pages, and a running stack for their commands."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ class Page:
         self.prose = FENCE.sub("", self.text)
 
     def blocks(self, *languages: str) -> list[Block]:
-        """The fenced blocks in some languages, or all."""
-        found = [Block(*match.groups(default="")) for match in FENCE.finditer(self.text)]
-        return [block for block in found if not languages or block.language in languages]
+        """Return the fenced blocks in some languages, or all."""
+        blocks = [Block(*match.groups(default="")) for match in FENCE.finditer(self.text)]
+        return [block for block in blocks if not languages or block.language in languages]
 
     def headings(self) -> list[str]:
-        """The headings, in order, without their marks."""
+        """Return the headings, in order, without their marks."""
         return HEADING.findall(self.prose)
 
     def section(self, heading: str) -> str:
-        """What stands between a heading and the next one, fenced blocks left out."""
+        """Return the text between a heading and the next one, without fenced blocks."""
         found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", self.prose, re.MULTILINE | re.DOTALL)
         assert found, f"{self.path.name} has no section {heading!r}"
         return found[1]
 
     def rows(self, *header: str) -> list[list[str]]:
-        """The rows of every table whose header begins like this."""
+        """Return the rows of every table whose header begins like this."""
         lines = self.prose.splitlines()
         starts = [at for at, line in enumerate(lines) if tuple(_cells(line)[: len(header)]) == header]
         assert starts, f"{self.path.name} has no table {header}"

@@ -1,4 +1,4 @@
-"""The page about callbacks says what a receiver really gets."""
+"""The callbacks page describes what a receiver really gets."""
 
 from __future__ import annotations
 
@@ -44,18 +44,20 @@ OpenPage = Callable[[str], Any]
 
 
 def example(page: Any, title: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(json.loads(b.text) for b in page.blocks("json") if b.title == title)
-    return found
+    """Return the JSON block with a title."""
+    document: dict[str, Any] = next(json.loads(b.text) for b in page.blocks("json") if b.title == title)
+    return document
 
 
 def shape(value: Any) -> Any:
-    """The names in a document, without its values."""
+    """Return the names in a document, without its values."""
     if isinstance(value, dict):
         return {name: shape(inner) for name, inner in value.items()}
     return [shape(inner) for inner in value] if isinstance(value, list) else None
 
 
 def names(rows: list[list[str]]) -> set[str]:
+    """Return the names in the first cells of rows."""
     return {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
 
 
@@ -67,21 +69,21 @@ def test_the_example_has_exactly_the_fields_of_a_real_callback(page: OpenPage, o
 
 
 def test_the_failed_example_is_a_part_of_a_real_one(page: OpenPage, ourvidz_eager: Eager) -> None:
-    """What differs when a job failed stands under names that are really sent."""
+    """The fields of a failed job that differ have names that are really sent."""
     ourvidz_eager.submit(JOB)
     made = ourvidz_eager.control.ledger.letters("delivered", 1)[0]
     event = replace(
         made, kind="cancelled", outcome=Outcome.failure(Cancelled("the job was cancelled")), sequence=2
     )
     real = payload.build(event, worker_version="1")
-    told = example(page(CALLBACKS), "part of a callback")
-    metadata = told.pop("metadata")
-    assert told == {name: real[name] for name in told}
+    part = example(page(CALLBACKS), "part of a callback")
+    metadata = part.pop("metadata")
+    assert part == {name: real[name] for name in part}
     assert set(metadata) <= set(real["metadata"])
 
 
 def test_every_field_is_explained(page: OpenPage, ourvidz_eager: Eager) -> None:
-    """No field of a payload, and no metadata that every payload has, is left to guessing."""
+    """Receivers need the meaning of every field, and of the metadata that every payload has."""
     ourvidz_eager.submit(JOB)
     real = ourvidz_eager.callbacks.of("one")[-1].payload
     explained = names(page(CALLBACKS).rows("field", "meaning"))
@@ -103,7 +105,7 @@ def test_every_field_of_other_jobs_is_explained(
 
 
 def test_the_waits_are_those_between_deliveries(page: OpenPage) -> None:
-    """The table of ceilings is the arithmetic of the courier."""
+    """The table is computed as the retry schedule is."""
     rows = page(CALLBACKS).rows("after delivery")
     for number, ceiling in ((re.match(r"\d+", row[0]), float(row[1])) for row in rows):
         assert number
@@ -112,14 +114,14 @@ def test_the_waits_are_those_between_deliveries(page: OpenPage) -> None:
 
 
 def test_the_statuses_that_are_tried_again_are_documented(page: OpenPage) -> None:
-    """A receiver chooses its status by this table."""
+    """The author of a receiver chooses its status by this table."""
     again = next(row[0] for row in page(CALLBACKS).rows("your answer") if "again" in row[2])
     assert {int(status) for status in re.findall(r"\b\d{3}\b", again)} == RETRIED
     assert "5xx" in again
 
 
 def test_the_verification_in_the_page_works(page: OpenPage) -> None:
-    """It takes what we sign with either of two secrets, and nothing that was changed or is old."""
+    """It accepts what is signed with either of two secrets, and nothing that was changed or is old."""
     verify: dict[str, Any] = {}
     exec(page(CALLBACKS).blocks("python")[0].text, verify)
     old, new = "whsec_b2xkZXIgc2VjcmV0", "whsec_bmV3ZXIgc2VjcmV0"

@@ -55,12 +55,13 @@ OpenPage = Callable[[str], Any]
 
 
 def executable(page: Any) -> list[str]:
-    """The bash blocks that nobody else runs."""
+    """Return the bash blocks that are executed here."""
     blocks = [block.text.strip() for block in page.blocks("bash")]
     return [text for text in blocks if not all(line in ELSEWHERE for line in text.splitlines())]
 
 
 def make_script(path: Path, text: str) -> None:
+    """Write an executable file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -210,7 +211,7 @@ def test_the_demo_makes_its_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_are_marked_as_bash(page: OpenPage, name: str) -> None:
-    """A block in another shell's name, or in none, would escape being run."""
+    """A block in another language, or in none, would not be executed."""
     known = {"bash", "json", "python", "text", "mermaid"}
     assert {block.language for block in page(name).blocks()} - known <= ({""} if name in DRAWN else set())
 

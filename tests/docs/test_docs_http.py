@@ -12,11 +12,6 @@ import pytest
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from ourvidz.jobs import dialects
-from ourvidz.jobs.catalog import CATALOG
-from ourvidz.jobs.defaults import Defaults
-from ourvidz.jobs.fields import Fields
-from ourvidz.jobs.ranges import Range
 from ourvidz.settings import load_settings
 from ourvidz.web import (
     chat,
@@ -37,7 +32,6 @@ from ourvidz.wiring import control
 REFERENCE = [
     f"docs/reference/{name}.md" for name in ("http", "jobs", "chat", "operators", "embedded", "errors")
 ]
-PAYLOAD = "docs/reference/payload.md"
 ROUTE = re.compile(r"`(GET|POST|PUT|PATCH|DELETE) (/[^`]*)`")
 CALLERS = ("jobs", "chat", "admin", "upstash", None)
 MODELS: dict[str, type[BaseModel]] = {
@@ -78,8 +72,8 @@ OpenPage = Callable[[str], Any]
 
 @pytest.fixture
 def client(tmp_path: Path, make_ledger: Callable[..., Any]) -> Iterator[TestClient]:
-    """A shim with one key for each scope, in embedded mode."""
-    chosen = load_settings(
+    """A client of a shim with one key per scope, in embedded mode."""
+    settings = load_settings(
         _env_file=None,
         OURVIDZ_STATE_DIR=tmp_path,
         OURVIDZ_EMBEDDED=True,
@@ -87,7 +81,7 @@ def client(tmp_path: Path, make_ledger: Callable[..., Any]) -> Iterator[TestClie
         UPSTASH_REDIS_REST_URL="https://redis.example",
         UPSTASH_REDIS_REST_TOKEN="upstash",
     )
-    with TestClient(create_app(control.build(chosen, ledger=make_ledger()))) as client:
+    with TestClient(create_app(control.build(settings, ledger=make_ledger()))) as client:
         yield client
 
 
@@ -100,7 +94,7 @@ def sections(page: OpenPage) -> Iterator[tuple[str, str, str]]:
 
 
 def routes(router: Any) -> Iterator[tuple[str, str]]:
-    """Every route of an app, those of included routers too."""
+    """Yield method and path of every route of an app, those of included routers too."""
     for route in router.routes:
         inner = getattr(route, "original_router", None)
         if inner is not None:
@@ -111,15 +105,15 @@ def routes(router: Any) -> Iterator[tuple[str, str]]:
 
 
 def test_every_route_is_documented_and_no_other(page: OpenPage, client: TestClient) -> None:
-    """What is not on the page nobody will find; what is only on the page nobody can call."""
+    """A route that is missing is not found; one that does not exist cannot be called."""
     app: Any = client.app
     real = set(routes(app)) - {("GET", app.swagger_ui_oauth2_redirect_url)}
     documented = [(method, path) for method, path, _ in sections(page)]
     assert sorted(documented) == sorted(real)
 
 
-def test_every_route_wants_the_scope_that_is_documented(page: OpenPage, client: TestClient) -> None:
-    """Asked of the running shim with each kind of key, and with none."""
+def test_every_route_requires_the_scope_that_is_documented(page: OpenPage, client: TestClient) -> None:
+    """Tried on the running shim with each kind of key, and with none."""
     wrong = []
     for method, path, text in sections(page):
         scope = text.strip().splitlines()[0].partition(" · ")[0]
@@ -135,7 +129,7 @@ def test_every_route_wants_the_scope_that_is_documented(page: OpenPage, client: 
     assert wrong == []
 
 
-def test_every_route_answers_what_is_documented(page: OpenPage, client: TestClient) -> None:
+def test_every_route_answers_with_the_documented_statuses(page: OpenPage, client: TestClient) -> None:
     """The statuses of the page are those of the OpenAPI document, which the fuzz test holds to the code."""
     app: Any = client.app
     paths = app.openapi()["paths"]
@@ -153,14 +147,14 @@ def test_every_route_answers_what_is_documented(page: OpenPage, client: TestClie
 
 
 def shape(value: Any) -> Any:
-    """The names in a document, without its values."""
+    """Return the names in a document, without its values."""
     if isinstance(value, dict):
         return {name: shape(inner) for name, inner in value.items()}
     return [shape(inner) for inner in value] if isinstance(value, list) else None
 
 
 def test_every_example_has_exactly_the_fields_of_its_document(page: OpenPage) -> None:
-    """An example with a field too many or too few misleads whoever writes a client from it."""
+    """Clients are written from the examples: one field too many or too few misleads their authors."""
     seen = set()
     for block in (block for name in REFERENCE for block in page(name).blocks("json") if block.title):
         example = json.loads(block.text)
@@ -168,39 +162,3 @@ def test_every_example_has_exactly_the_fields_of_its_document(page: OpenPage) ->
         assert shape(parsed) == shape(example), block.title
         seen.add(block.title)
     assert seen == set(MODELS), "every document has an example"
-
-
-class Watched(Fields):
-    """Notes which places of a payload are read, in which order, and within which range."""
-
-    asked: dict[tuple[str, ...], set[str]]
-
-    def first(self, *paths: str) -> Any:
-        self.asked.setdefault(paths, set())
-        return super().first(*paths)
-
-    def number(self, *paths: str, within: Range) -> float | None:
-        self.asked.setdefault(paths, set()).add(within.rule)
-        return super().number(*paths, within=within)
-
-
-def test_the_payload_tables_name_every_place_and_range_that_is_read(
-    page: OpenPage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The tables list what the parser looks at for all types: each place, in its order, with its range."""
-    Watched.asked = {}
-    monkeypatch.setattr(dialects, "Fields", Watched)
-    for name in CATALOG:
-        payload = {"id": "one", "type": name, "user_id": "me", "prompt": "a hill"}
-        dialects.parse(payload, Defaults(loras={"hills": 1.0}))
-
-    documented: dict[tuple[str, ...], str] = {}
-    for row in page(PAYLOAD).rows("field", "written as"):
-        paths = tuple(re.findall(r"`([^`]+)`", row[1]))
-        documented[paths] = f"{documented.get(paths, '')} {row[2]}"
-    assert set(documented) == set(Watched.asked)
-    missing = {
-        paths: rules - {rule for rule in rules if rule in documented[paths]}
-        for paths, rules in Watched.asked.items()
-    }
-    assert {paths: rules for paths, rules in missing.items() if rules} == {}

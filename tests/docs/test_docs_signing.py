@@ -14,17 +14,19 @@ from ourvidz.settings import load_settings
 from ourvidz.wiring import signing
 
 
-def test_the_homemade_certificate_signs(page: Callable[[str], Any], tmp_path: Path, make_chain: Any) -> None:
-    """Verifiers want extensions that are easily left out; a reader types what the page says."""
+def test_the_certificate_of_the_page_signs(
+    page: Callable[[str], Any], tmp_path: Path, make_chain: Any
+) -> None:
+    """Verifiers require extensions that are easily left out; a reader types what the page shows."""
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
     (recipe,) = (
         block.text for block in page("docs/how-to/production.md").blocks("bash") if "openssl" in block.text
     )
     subprocess.run(["bash", "-euo", "pipefail", "-c", recipe], cwd=tmp_path, check=True, capture_output=True)
-    chosen = load_settings(
+    settings = load_settings(
         _env_file=None,
         OURVIDZ_C2PA_CERTIFICATE=tmp_path / "chain.pem",
         OURVIDZ_C2PA_KEY=tmp_path / "signer.key",
     )
-    assert signing.signer(chosen) is not None
+    assert signing.signer(settings) is not None

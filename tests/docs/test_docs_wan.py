@@ -1,4 +1,4 @@
-"""The section about `wan_generate.py` says what the script takes."""
+"""The section about `wan_generate.py` lists the flags, tasks and exit statuses of the script."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OpenPage = Callable[[str], Any]
 
 
 def test_every_flag_is_documented_with_its_default_and_no_other(page: OpenPage) -> None:
-    """Somebody who comes from the release finds every flag, and what became of it."""
+    """A user of the Wan release finds every flag and its present meaning."""
     documented = {
         flag: default.strip("`")
         for flags, default in (row[:2] for row in page(CLI).rows("flag", "default"))
@@ -23,9 +23,9 @@ def test_every_flag_is_documented_with_its_default_and_no_other(page: OpenPage) 
     }
     real = {name: parameter for parameter in command.params for name in parameter.opts}
     assert set(documented) == set(real)
-    told = {name: default for name, default in documented.items() if re.fullmatch(r"-?[\d.]+|True", default)}
-    assert told == {name: str(real[name].default) for name in told}
-    assert {"--sample_shift", "--sample_guide_scale", "--base_seed"} <= set(told)
+    shown = {name: default for name, default in documented.items() if re.fullmatch(r"-?[\d.]+|True", default)}
+    assert shown == {name: str(real[name].default) for name in shown}
+    assert {"--sample_shift", "--sample_guide_scale", "--base_seed"} <= set(shown)
 
 
 def test_every_task_is_documented(page: OpenPage) -> None:
@@ -39,7 +39,7 @@ def test_every_task_is_documented(page: OpenPage) -> None:
 
 
 def test_every_exit_status_is_documented(page: OpenPage) -> None:
-    """Scripts branch on them."""
+    """Scripts decide by them."""
     section = page(CLI).section("`wan_generate.py`")
     documented = {int(status) for status in re.findall(r"^\| (\d) \|", section, re.MULTILINE)}
     assert documented == {0, 1, *(status for _, status in EXITS)}

@@ -1,0 +1,66 @@
+"""Every page: its links lead somewhere, its JSON parses, its blocks say their language."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part == "node_modules" for part in path.relative_to(ROOT).parts)
+)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+README_LINES = 80
+IMAGE_BYTES = 200_000
+
+OpenPage = Callable[[str], Any]
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor that a heading gets."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_relative_link_leads_somewhere(page: OpenPage, name: str) -> None:
+    """At a broken link a newcomer stops reading."""
+    broken = []
+    for target in LINK.findall(page(name).prose):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, wanted = target.partition("#")
+        file = (ROOT / name).parent / path if path else ROOT / name
+        anchors = map(anchor, page(str(file.resolve().relative_to(ROOT))).headings()) if wanted else ()
+        if not file.exists() or (wanted and wanted not in anchors):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_json_block_is_json(page: OpenPage, name: str) -> None:
+    """Examples are copied, so they have to parse."""
+    for block in page(name).blocks("json"):
+        json.loads(block.text)
+
+
+def test_the_front_page_is_short_and_shows_an_image(page: OpenPage) -> None:
+    """A reader decides within one screen whether to go on."""
+    front = page("README.md")
+    assert len(front.text.splitlines()) < README_LINES
+    assert "](docs/images/demo-grid.png)" in front.text.split("##")[0]
+    assert "What is stored where" in front.headings()
+
+
+def test_committed_images_are_small() -> None:
+    """They are downloaded with every clone."""
+    for path in (ROOT / "docs/images").iterdir():
+        assert path.stat().st_size <= IMAGE_BYTES
+        Image.open(path).verify()
