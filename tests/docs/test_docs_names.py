@@ -18,7 +18,11 @@ ROOT = Path(ourvidz.__file__).parents[1]
 GLOSSARY, INDEX, OVERVIEW = (f"docs/{name}.md" for name in ("glossary", "index", "architecture/00-overview"))
 PAGES = [
     *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"),
-    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
+    *(
+        str(path.relative_to(ROOT))
+        for folder in ("docs", "benchmarks", "training", "deploy", "ourvidz")
+        for path in sorted((ROOT / folder).rglob("*.md"))
+    ),
 ]
 DOTTED = re.compile(r"\bourvidz(?:\.[a-zA-Z_]\w*)+")
 PATHS = re.compile(r"\b(?:ourvidz|tests|training|benchmarks|scripts|docs|deploy)/[\w./*-]+")
