@@ -1,4 +1,4 @@
-"""A shim in this process: with an in-process broker, or with queues on the Redis server too."""
+"""Fixtures: shims in this process, with an in-process broker or one on Redis, and a fake chat worker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,52 +30,52 @@ USER = "3f0c2a54-6f0a-4d0e-9a3b-0d3a4c1f7b11"
 
 
 class Shim:
-    """One running app with its ledger and store, and what workers would do to its jobs."""
+    """A running application with its ledger and store; also acts as a worker on its jobs."""
 
-    def __init__(self, client: TestClient, at: control.Control) -> None:
+    def __init__(self, client: TestClient, services: control.Control) -> None:
         self.client = client
-        self.ledger: Ledger = at.ledger
-        self.store = at.store
-        self.settings = at.settings
+        self.ledger: Ledger = services.ledger
+        self.store = services.store
+        self.settings = services.settings
 
     @staticmethod
     def payload(**fields: Any) -> dict[str, Any]:
-        """A small image job; `fields` change it."""
+        """The payload of a small image job; `fields` are added or replaced."""
         job = {"id": "job-1", "type": "sdxl_image_fast", "prompt": "a red circle", "user_id": USER}
         return {**job, **fields}
 
     @staticmethod
     def completed(job_id: str = "job-1") -> Outcome:
-        """The ending of an image job."""
+        """The outcome of an image job with one image."""
         key = f"workspace-temp/{USER}/{job_id}/0.png"
-        made = Asset(type="image", key=key, thumbnail_key=key.replace(".png", ".thumb.webp"))
-        return Outcome(status="completed", assets=(made,), metadata={"generation_time": 1.5})
+        image = Asset(type="image", key=key, thumbnail_key=key.replace(".png", ".thumb.webp"))
+        return Outcome(status="completed", assets=(image,), metadata={"generation_time": 1.5})
 
     @staticmethod
     def failed() -> Outcome:
-        """The ending of a job whose worker was lost."""
+        """The outcome of a job whose worker was lost."""
         return Outcome.failure(WorkerLost("gone"))
 
     def submit(self, **fields: Any) -> dict[str, Any]:
-        """Submit a small image job over HTTP."""
+        """Submit a small image job over HTTP; return the response document."""
         answer = self.client.post("/jobs", json=self.payload(**fields))
         assert answer.status_code == 202, answer.text
         return dict(answer.json())
 
     def claim(self, job_id: str) -> Claim:
-        """Take a job as a worker would."""
-        found = self.ledger.claim(job_id, 1, worker_id="sdxl@host-cpu", lease_s=30, token=f"t-{job_id}")
-        assert found is not None
-        return found
+        """Claim the first run of a job as a worker does."""
+        claim = self.ledger.claim(job_id, 1, worker_id="sdxl@host-cpu", lease_s=30, token=f"t-{job_id}")
+        assert claim is not None
+        return claim
 
     def end(self, job_id: str, outcome: Outcome) -> None:
-        """Take a job and commit how it ended."""
+        """Claim a job and commit its outcome."""
         claim = self.claim(job_id)
         assert self.ledger.end(job_id, run=1, fence=claim.fence, outcome=outcome, worker_id="sdxl@host-cpu")
 
-    def appear(self, **fields: Any) -> None:
-        """Let a worker beat once."""
-        said: dict[str, Any] = {
+    def register_worker(self, **fields: Any) -> None:
+        """Send one heartbeat of an idle SDXL worker; `fields` replace its own."""
+        worker: dict[str, Any] = {
             "id": "sdxl@host-cpu",
             "family": "sdxl",
             "queue": "sdxl_queue",
@@ -89,12 +89,15 @@ class Shim:
             "seen_at": time.time(),
             "detail": {"info": {"sdxl": {"name": "tiny-sdxl", "device": "cpu"}}},
         }
-        self.ledger.beat(Worker(**said | fields))
+        self.ledger.beat(Worker(**worker | fields))
 
 
-class ChatWorker:
-    """A thread that plays the chat worker with the ledger's real verbs: it says `text` word by word, then
-    ends the job. An `endless` one goes on until it is told to stop; one with a `fault` fails."""
+class FakeChatWorker:
+    """A thread that runs every chat job of a ledger: it streams `text` word by word, then ends the job.
+
+    With `endless` it runs a job until it is cancelled; with an `error` the job fails after its text. `finish`
+    is the `finish_reason`, `metadata` more fields of the outcome's metadata.
+    """
 
     def __init__(
         self,
@@ -102,20 +105,20 @@ class ChatWorker:
         text: str = "A tide is moving water.",
         *,
         endless: bool = False,
-        fault: OurvidzError | None = None,
+        error: OurvidzError | None = None,
         finish: str = "stop",
         **metadata: Any,
     ) -> None:
         self.claims: list[Claim] = []
-        self.freed = threading.Event()
-        """Set when a job was given up because it was cancelled."""
-        self.speaking = threading.Event()
-        """Set when the words of a job are in its stream."""
+        self.cancelled = threading.Event()
+        """Set when a job has ended because it was cancelled."""
+        self.text_streamed = threading.Event()
+        """Set when the whole text of a job is in its stream."""
         self._ledger = ledger
         self._text = text
         self._endless = endless
-        self._fault = fault
-        self._told = {
+        self._error = error
+        self._metadata = {
             "generation_time": 0.25,
             "tokens_generated": 5,
             "prompt_tokens": 7,
@@ -125,7 +128,7 @@ class ChatWorker:
             "active_model_type": "instruct",
             **metadata,
         }
-        self._over = threading.Event()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> Self:
@@ -133,16 +136,16 @@ class ChatWorker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stopping.set()
         self._thread.join()
 
     @property
     def job(self) -> Any:
-        """The job it was given last."""
+        """The job of the last claim."""
         return self.claims[-1].job
 
     def _work(self) -> None:
-        while not self._over.wait(0.005):
+        while not self._stopping.wait(0.005):
             for record in self._ledger.waiting("chat_queue"):
                 claim = self._ledger.claim(
                     record.job_id, record.run, worker_id="chat@host-cpu", lease_s=30, token=record.job_id
@@ -154,40 +157,34 @@ class ChatWorker:
     def _run(self, claim: Claim) -> Outcome:
         words = re.findall(r"\S+\s*", self._text)
         verdicts = [self._ledger.step(claim, items=[("token", {"text": word})]) for word in words]
-        self.speaking.set()
-        while self._endless and Verdict.CANCEL not in verdicts and not self._over.wait(0.01):
+        self.text_streamed.set()
+        while self._endless and Verdict.CANCEL not in verdicts and not self._stopping.wait(0.01):
             verdicts.append(self._ledger.step(claim))
         if Verdict.CANCEL in verdicts:
             return Outcome.failure(Cancelled("the job was cancelled"))
-        if self._fault is not None:
-            return Outcome.failure(self._fault)
+        if self._error is not None:
+            return Outcome.failure(self._error)
         text = Asset(type="text", metadata={"text": self._text, "format": "text", "asset_index": 0})
         enhanced = self._text if claim.job.type == "chat_enhance" else None
-        return Outcome(status="completed", assets=(text,), metadata=self._told, enhanced_prompt=enhanced)
+        return Outcome(status="completed", assets=(text,), metadata=self._metadata, enhanced_prompt=enhanced)
 
     def _end(self, claim: Claim, outcome: Outcome) -> None:
         self._ledger.end(claim.job_id, run=claim.run, fence=claim.fence, outcome=outcome)
         if outcome.status == "cancelled":
-            self.freed.set()
+            self.cancelled.set()
 
 
 OpenShim = Callable[..., Shim]
-ChatWorkers = Callable[..., ChatWorker]
-
-
-@pytest.fixture
-def publish_to() -> Callable[[str], AbstractContextManager[None]]:
-    """Let the Celery app publish to another broker for a while."""
-    return publishing_to
+StartChatWorker = Callable[..., FakeChatWorker]
 
 
 @pytest.fixture
 def open_shim(tmp_path: Path, make_ledger: Callable[..., Ledger]) -> Iterator[OpenShim]:
-    """Start shims; `ledger` and settings by variable name."""
-    with ExitStack() as until_the_end:
+    """Start a shim: `open_shim(ledger=…, base_url=…, VARIABLE=value)`."""
+    with ExitStack() as resources:
 
         def start(*, ledger: Ledger | None = None, base_url: str = LOCAL, **variables: Any) -> Shim:
-            chosen = load_settings(
+            settings = load_settings(
                 _env_file=None,
                 **{
                     "OURVIDZ_STATE_DIR": tmp_path / "state",
@@ -196,28 +193,28 @@ def open_shim(tmp_path: Path, make_ledger: Callable[..., Ledger]) -> Iterator[Op
                     **variables,
                 },
             )
-            at = control.build(
-                chosen,
+            services = control.build(
+                settings,
                 ledger=ledger or make_ledger(),
-                store=LocalStore(chosen.storage_dir, public_url=chosen.public_url),
+                store=LocalStore(settings.storage_dir, public_url=settings.public_url),
             )
             if ledger is None:
-                until_the_end.enter_context(publishing_to("memory://"))
-            client = until_the_end.enter_context(TestClient(create_app(at), base_url=base_url))
-            return Shim(client, at)
+                resources.enter_context(publishing_to("memory://"))
+            client = resources.enter_context(TestClient(create_app(services), base_url=base_url))
+            return Shim(client, services)
 
         yield start
 
 
 @pytest.fixture
 def shim(open_shim: OpenShim) -> Shim:
-    """A shim without keys, as its own backend, with an in-process broker."""
+    """A shim without keys in embedded mode, with an in-process broker."""
     return open_shim(OURVIDZ_EMBEDDED=True)
 
 
 @pytest.fixture
-def real_shim(open_shim: OpenShim, redis_url: str) -> Iterator[Shim]:
-    """A shim on a real server that also holds the broker's queues."""
+def shim_with_broker(open_shim: OpenShim, redis_url: str) -> Iterator[Shim]:
+    """A shim whose broker is the Redis server `redis_url`."""
     ledger = RedisLedger(redis_url, prefix="ourvidz:")
     with publishing_to(redis_url):
         yield open_shim(ledger=ledger, OURVIDZ_REDIS_URL=redis_url)
@@ -225,16 +222,16 @@ def real_shim(open_shim: OpenShim, redis_url: str) -> Iterator[Shim]:
 
 
 @pytest.fixture
-def chat_worker() -> Iterator[ChatWorkers]:
-    """`chat_worker(ledger, ...)` plays the chat worker until the test ends."""
-    with ExitStack() as until_the_end:
-        yield lambda *given, **more: until_the_end.enter_context(ChatWorker(*given, **more))
+def chat_worker() -> Iterator[StartChatWorker]:
+    """Start a fake chat worker until the test ends: `chat_worker(ledger, text, …)`."""
+    with ExitStack() as resources:
+        yield lambda *args, **options: resources.enter_context(FakeChatWorker(*args, **options))
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Shim], str]]:
-    """Let a shim listen on a real port, where clients can hang up; its URL."""
-    with ExitStack() as until_the_end:
+    """Serve a shim on a port, where clients can disconnect: `serve(shim)` returns its URL."""
+    with ExitStack() as resources:
 
         def listen(shim: Shim) -> str:
             config = uvicorn.Config(
@@ -243,8 +240,8 @@ def serve() -> Iterator[Callable[[Shim], str]]:
             server = uvicorn.Server(config)
             thread = threading.Thread(target=server.run, daemon=True)
             thread.start()
-            until_the_end.callback(thread.join)
-            until_the_end.callback(setattr, server, "should_exit", True)
+            resources.callback(thread.join)
+            resources.callback(setattr, server, "should_exit", True)
             while not server.started:
                 assert thread.is_alive()
                 time.sleep(0.005)

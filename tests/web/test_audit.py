@@ -10,7 +10,7 @@ def audited(logs) -> list[dict[str, object]]:
 
 
 def test_a_submission_leaves_one_line_without_its_prompt(open_shim) -> None:
-    """Who, what, when and how it ended, never what was asked for."""
+    """The line has caller, job, status and outcome, never prompt or key."""
     shim = open_shim(OURVIDZ_API_KEYS="shop:s3cret:jobs")
     with capture_logs() as logs:
         shim.client.post("/jobs", json=shim.payload(), headers={"X-API-Key": "s3cret"})
@@ -23,19 +23,19 @@ def test_a_submission_leaves_one_line_without_its_prompt(open_shim) -> None:
     assert "s3cret" not in str(logs)
 
 
-def test_refusals_are_audited_with_their_code(open_shim) -> None:
-    """Also of reading requests: they are what an attack looks like."""
+def test_refused_requests_are_logged_with_their_code(open_shim) -> None:
+    """Reading requests too: an attack shows as a series of them."""
     shim = open_shim(OURVIDZ_API_KEYS="shop:s3cret:jobs")
     with capture_logs() as logs:
         shim.client.get("/jobs")
         shim.client.post("/queues/sdxl_queue/pause", headers={"X-API-Key": "s3cret"})
         shim.client.post("/jobs", content=b"{", headers={"X-API-Key": "s3cret"})
-    told = [(line["who"], line["outcome"]) for line in audited(logs)]
-    assert told == [("nobody", "UNAUTHORIZED"), ("shop", "FORBIDDEN"), ("shop", "INVALID_PARAMETERS")]
+    outcomes = [(line["who"], line["outcome"]) for line in audited(logs)]
+    assert outcomes == [("nobody", "UNAUTHORIZED"), ("shop", "FORBIDDEN"), ("shop", "INVALID_PARAMETERS")]
 
 
-def test_reading_leaves_no_line(shim) -> None:
-    """Polling would drown the rest."""
+def test_a_successful_read_is_not_logged(shim) -> None:
+    """Polling clients would fill the log."""
     with capture_logs() as logs:
         shim.client.get("/jobs")
     assert audited(logs) == []

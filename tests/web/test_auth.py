@@ -1,4 +1,4 @@
-"""Keys, scopes, and the shim that has none."""
+"""API keys and scopes, and the shim without keys."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ ROUTES = [
     ("GET", "/v1/models", "chat"),
     ("GET", "/v1/models/x", "chat"),
 ]
-WRONG = {"jobs": "ch4t", "admin": "s3cret", "chat": "s3cret"}
-RIGHT = {"jobs": "0perator", "admin": "0perator", "chat": "ch4t"}
+WRONG_KEY = {"jobs": "ch4t", "admin": "s3cret", "chat": "s3cret"}
+RIGHT_KEY = {"jobs": "0perator", "admin": "0perator", "chat": "ch4t"}
 OPEN = {
     "/",
     "/health",
@@ -56,7 +56,7 @@ OPEN = {
     "/functions/v1/job-callback",
 }
 ANY_KEY = {"/debug/env"}
-"""Whatever its scopes are."""
+"""Routes that accept a key of any scope."""
 
 
 @pytest.fixture
@@ -75,38 +75,38 @@ def code_of(answer) -> str:
     return document["code"] if "code" in document else document["error"]["code"]
 
 
-def test_every_route_is_in_the_table_or_open_on_purpose(keyed) -> None:
-    """A route that somebody adds must not be open by accident."""
+def test_every_route_is_listed_with_its_scope_or_as_open(keyed) -> None:
+    """A new route is not open by accident."""
     documented = {
         (method.upper(), path)
         for path, methods in keyed.client.get("/openapi.json").json()["paths"].items()
         for method in methods
     }
-    tried = [(method, re.compile(path.replace("/x", "/[^/]+"))) for method, path, _ in ROUTES]
+    listed = [(method, re.compile(path.replace("/x", "/[^/]+"))) for method, path, _ in ROUTES]
     for method, path in documented:
         concrete = re.sub(r"\{queue\}", "sdxl_queue", path)
         concrete = "/assets/workspace-temp/x/y/0.png" if concrete.startswith("/assets/") else concrete
         concrete = concrete.replace("{id}", "x").replace("{model}", "x")
         assert path in OPEN | ANY_KEY or any(
-            method == m and known.fullmatch(concrete) for m, known in tried
+            method == m and known.fullmatch(concrete) for m, known in listed
         ), path
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
-def test_a_route_wants_a_key_of_its_scope(keyed, method: str, path: str, scope: str) -> None:
-    """No key 401, the wrong scope 403, the right one goes on."""
+def test_a_route_needs_a_key_with_its_scope(keyed, method: str, path: str, scope: str) -> None:
+    """401 without a valid key, 403 for a key without the scope."""
     for headers in ({}, bearer("wrong"), {"X-API-Key": ""}, {"Authorization": "Basic s3cret"}):
         answer = keyed.client.request(method, path, headers=headers)
         assert (answer.status_code, code_of(answer)) in {(401, "UNAUTHORIZED"), (401, "invalid_api_key")}
         assert answer.headers["www-authenticate"] == "Bearer"
-    refused = keyed.client.request(method, path, headers=bearer(WRONG[scope]))
+    refused = keyed.client.request(method, path, headers=bearer(WRONG_KEY[scope]))
     assert (refused.status_code, code_of(refused)) in {(403, "FORBIDDEN"), (403, "insufficient_permissions")}
-    for headers in (bearer(RIGHT[scope]), {"X-API-Key": RIGHT[scope]}):
+    for headers in (bearer(RIGHT_KEY[scope]), {"X-API-Key": RIGHT_KEY[scope]}):
         assert keyed.client.request(method, path, headers=headers).status_code not in (401, 403)
 
 
-def test_the_environment_wants_any_key(keyed) -> None:
-    """Whoever may do anything here may see what it runs on."""
+def test_the_environment_needs_a_key_of_any_scope(keyed) -> None:
+    """Paths and versions are no secret, but not public."""
     assert keyed.client.get("/debug/env").status_code == 401
     for key in ("s3cret", "0perator", "ch4t"):
         assert keyed.client.get("/debug/env", headers=bearer(key)).status_code == 200
@@ -114,20 +114,20 @@ def test_the_environment_wants_any_key(keyed) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/health", "/health/live", "/status"])
 def test_probes_need_no_key(keyed, path: str) -> None:
-    """Balancers carry none."""
+    """Load balancers send none."""
     assert keyed.client.get(path).status_code == 200
 
 
-def test_the_three_worker_keys_are_good_for_jobs_but_not_for_operations(open_shim) -> None:
-    """Callers in the field mix them up."""
+def test_the_three_worker_keys_have_the_scopes_jobs_and_chat_but_not_admin(open_shim) -> None:
+    """Existing callers send any of the three."""
     shim = open_shim(WAN_WORKER_API_KEY="w", CHAT_WORKER_API_KEY="c", SDXL_WORKER_API_KEY="s")
     for key in "wcs":
         assert shim.client.get("/jobs", headers=bearer(key)).status_code == 200
         assert shim.client.post("/queues/sdxl_queue/pause", headers=bearer(key)).status_code == 403
 
 
-def test_the_upstash_token_opens_the_upstash_forms_only(open_shim) -> None:
-    """Pointing a caller's Redis URL at the shim is the whole migration; it keeps sending its token."""
+def test_the_upstash_token_is_valid_on_the_upstash_routes_only(open_shim) -> None:
+    """A caller that points its Redis URL at the shim keeps sending its token."""
     shim = open_shim(
         OURVIDZ_API_KEYS=KEYS, UPSTASH_REDIS_REST_URL="https://r.example.com", UPSTASH_REDIS_REST_TOKEN="tok"
     )
@@ -136,29 +136,29 @@ def test_the_upstash_token_opens_the_upstash_forms_only(open_shim) -> None:
 
 
 def test_an_open_route_needs_no_key(open_shim) -> None:
-    """One caller in the field sends none; nothing else opens with it."""
+    """One existing caller sends none; other routes still need one."""
     shim = open_shim(OURVIDZ_API_KEYS=KEYS, OURVIDZ_OPEN_ROUTES="/llen/{queue}, jobs")
     assert shim.client.get("/llen/sdxl_queue").status_code == 200
     assert shim.client.get("/jobs").status_code == 200
     assert shim.client.get("/jobs/x").status_code == 401
 
 
-def test_a_secret_may_hold_colons_and_other_letters() -> None:
-    """Generated keys look like anything."""
-    ring = load_keyring(load_settings(_env_file=None, OURVIDZ_API_KEYS="a:x:y:z:jobs"))
-    assert ring.identify({"authorization": "Bearer x:y:z"}).name == "a"  # type: ignore[arg-type,union-attr]
+def test_a_secret_may_contain_colons() -> None:
+    """Generated keys contain any character."""
+    keyring = load_keyring(load_settings(_env_file=None, OURVIDZ_API_KEYS="a:x:y:z:jobs"))
+    assert keyring.identify({"authorization": "Bearer x:y:z"}).name == "a"  # type: ignore[arg-type,union-attr]
 
 
 @pytest.mark.parametrize("entry", ["secret", "a:jobs", "a:b:root", ":b:jobs", "a::jobs"])
 def test_a_malformed_key_is_refused_at_start(entry: str) -> None:
-    """Half a key would be a door nobody knows of; the secret is not repeated."""
+    """Otherwise a misspelled entry would be a key nobody intended."""
     with pytest.raises(SettingsError, match="OURVIDZ_API_KEYS"):
         load_keyring(load_settings(_env_file=None, OURVIDZ_API_KEYS=entry))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.com"])
 def test_without_keys_only_loopback_is_bound(host: str) -> None:
-    """A shim without keys on a public address would be everybody's."""
+    """On a public address anybody could use a shim without keys."""
     with pytest.raises(SettingsError, match="OURVIDZ_HOST"):
         require_safe_binding(load_settings(_env_file=None, OURVIDZ_HOST=host))
     require_safe_binding(load_settings(_env_file=None, OURVIDZ_HOST=host, OURVIDZ_API_KEYS="a:b:jobs"))
@@ -166,12 +166,12 @@ def test_without_keys_only_loopback_is_bound(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.9.9.9"])
 def test_loopback_needs_no_keys(host: str) -> None:
-    """Nothing set is the usual way on a laptop."""
+    """The default on a developer's machine."""
     require_safe_binding(load_settings(_env_file=None, OURVIDZ_HOST=host))
 
 
-def test_the_upstash_token_alone_is_no_key() -> None:
-    """It opens two routes; the others would stand open."""
+def test_the_upstash_token_alone_does_not_count_as_a_key() -> None:
+    """It protects two routes; the others would be open."""
     with pytest.raises(SettingsError):
         require_safe_binding(
             load_settings(
@@ -199,8 +199,10 @@ def test_the_upstash_token_alone_is_no_key() -> None:
         ({"Origin": "null"}, False),
     ],
 )
-def test_without_keys_only_local_pages_are_served(open_shim, headers: dict[str, str], allowed: bool) -> None:
-    """A web page must not reach a laptop's shim by DNS rebinding, nor post to it from its own origin."""
+def test_without_keys_only_local_hosts_and_origins_are_served(
+    open_shim, headers: dict[str, str], allowed: bool
+) -> None:
+    """A web page must not reach a local shim by DNS rebinding, nor post to it from its own origin."""
     shim = open_shim(OURVIDZ_PUBLIC_URL="https://shim.example.com")
     answer = shim.client.get("/jobs", headers=headers)
     assert answer.status_code == (200 if allowed else 403)
@@ -209,17 +211,17 @@ def test_without_keys_only_local_pages_are_served(open_shim, headers: dict[str, 
 
 
 def test_with_keys_any_host_name_is_served(keyed) -> None:
-    """The key is the protection; proxies pass all kinds of names."""
+    """The key protects it; proxies send any host name."""
     assert keyed.client.get("/jobs", headers={"Host": "x.example", **bearer("s3cret")}).status_code == 200
 
 
-def test_pages_of_other_origins_are_let_in_only_when_configured(open_shim) -> None:
-    """CORS is off unless somebody asks for it."""
-    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+def test_other_origins_are_allowed_only_when_configured(open_shim) -> None:
+    """CORS is off by default."""
+    preflight = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
     allowed = "access-control-allow-origin"
     closed = open_shim(OURVIDZ_API_KEYS=KEYS)
-    assert allowed not in closed.client.options("/jobs", headers=asked).headers
+    assert allowed not in closed.client.options("/jobs", headers=preflight).headers
     shim = open_shim(OURVIDZ_API_KEYS=KEYS, OURVIDZ_CORS_ORIGINS="https://app.example")
-    assert shim.client.options("/jobs", headers=asked).headers[allowed] == "https://app.example"
+    assert shim.client.options("/jobs", headers=preflight).headers[allowed] == "https://app.example"
     refused = shim.client.get("/jobs", headers={"Origin": "https://app.example"})
     assert (refused.status_code, refused.headers[allowed]) == (401, "https://app.example")

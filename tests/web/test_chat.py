@@ -1,4 +1,4 @@
-"""The synchronous chat and enhancement routes, with a worker that is played by a thread."""
+"""The synchronous chat and enhancement routes, with a fake chat worker."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ import pytest
 from structlog.testing import capture_logs
 
 from ourvidz.errors import InvalidParameters, JobTimeout, OutOfMemory, PolicyViolation, WorkerLost
+from ourvidz.net.sse import parse_events
 
 PAYLOADS = Path(__file__).parents[1] / "contract" / "payloads"
 HELLO = {"messages": [{"role": "user", "content": "What is a tide?"}]}
-SAID = "A tide is moving water."
+TEXT = "A tide is moving water."
 CHAT_ROUTES = ["/chat", "/chat/unrestricted", "/generate"]
 ENHANCE_ROUTES = ["/enhance", "/enhance/legacy"]
 
 
 def sample(name: str) -> dict[str, Any]:
-    """The body of a recorded request."""
-    found: dict[str, Any] = json.loads((PAYLOADS / f"{name}.json").read_text())["payload"]
-    return found
+    """The body of a recorded request, by file name."""
+    payload: dict[str, Any] = json.loads((PAYLOADS / f"{name}.json").read_text())["payload"]
+    return payload
 
 
-def events(text: str) -> list[tuple[str, Any]]:
-    """The events of a stream: kind and data."""
-    blocks = [block.splitlines() for block in text.strip().split("\n\n") if not block.startswith(":")]
-    return [(kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for kind, data in blocks]
+def events(body: bytes) -> list[tuple[str, Any]]:
+    """The type and the JSON data of each event in a response body."""
+    return [(event.event, json.loads(event.data)) for event in parse_events([body])]
 
 
-def ask(shim, route: str, body: Any, status: int = 200) -> dict[str, Any]:
-    """Post a body; the document that comes back."""
+def post(shim, route: str, body: Any, status: int = 200) -> dict[str, Any]:
+    """Post a body, check the status, return the document."""
     answer = shim.client.post(route, json=body)
     assert answer.status_code == status, answer.text
     return dict(answer.json())
 
 
 @pytest.mark.parametrize("route", CHAT_ROUTES)
-def test_a_conversation_is_answered_with_the_fields_callers_read(shim, chat_worker, route) -> None:
-    """Exactly these; a caller in the field reads each of them."""
+def test_a_chat_answer_has_exactly_the_documented_fields(shim, chat_worker, route) -> None:
+    """Existing callers read each of them."""
     chat_worker(shim.ledger)
-    found = ask(shim, route, HELLO)
-    job_id = found.pop("job_id")
-    assert found == {
+    document = post(shim, route, HELLO)
+    job_id = document.pop("job_id")
+    assert document == {
         "success": True,
-        "response": SAID,
+        "response": TEXT,
         "generation_time": 0.25,
         "tokens_generated": 5,
         "finish_reason": "stop",
@@ -58,33 +58,33 @@ def test_a_conversation_is_answered_with_the_fields_callers_read(shim, chat_work
         "content_tier": None,
         "unrestricted_mode": False,
     }
-    assert shim.client.get(f"/jobs/{job_id}").json()["result"]["text"] == SAID
+    assert shim.client.get(f"/jobs/{job_id}").json()["result"]["text"] == TEXT
 
 
 @pytest.mark.parametrize("route", ENHANCE_ROUTES)
-def test_an_enhancement_is_answered_with_the_better_prompt(shim, chat_worker, route) -> None:
-    """In place of the response."""
+def test_an_enhancement_answer_has_the_enhanced_prompt(shim, chat_worker, route) -> None:
+    """It stands in place of `response`."""
     worker = chat_worker(shim.ledger)
-    found = ask(shim, route, {"prompt": "a kite"})
-    assert found["enhanced_prompt"] == SAID
-    assert (found["enhancement_strategy"], found["success"]) == ("qwen", True)
-    assert "response" not in found
+    document = post(shim, route, {"prompt": "a kite"})
+    assert document["enhanced_prompt"] == TEXT
+    assert (document["enhancement_strategy"], document["success"]) == ("qwen", True)
+    assert "response" not in document
     assert (worker.job.type, worker.job.max_tokens) == ("chat_enhance", 200)
 
 
-def test_an_enhanced_prompt_has_no_blanks_around_it(shim, chat_worker) -> None:
-    """Models begin and end with line breaks; the original prompt of a fallback is returned as it came."""
-    chat_worker(shim.ledger, f"\n {SAID} \n\n")
-    assert ask(shim, "/enhance", {"prompt": "a kite"})["enhanced_prompt"] == SAID
+def test_an_enhanced_prompt_is_stripped(shim, chat_worker) -> None:
+    """Models begin and end their texts with line breaks."""
+    chat_worker(shim.ledger, f"\n {TEXT} \n\n")
+    assert post(shim, "/enhance", {"prompt": "a kite"})["enhanced_prompt"] == TEXT
 
 
-def test_the_recorded_requests_of_the_edge_functions_are_answered(shim, chat_worker) -> None:
-    """The live form with messages and flags, and the older one with a prompt."""
+def test_recorded_requests_of_the_edge_functions_are_accepted(shim, chat_worker) -> None:
+    """The current form with messages and flags, and the older one with a prompt."""
     worker = chat_worker(shim.ledger)
-    live = ask(shim, "/chat", sample("12-live-chat"))
-    assert (live["response"], live["sfw_mode"], live["content_tier"]) == (SAID, True, "sfw")
+    live = post(shim, "/chat", sample("12-live-chat"))
+    assert (live["response"], live["sfw_mode"], live["content_tier"]) == (TEXT, True, "sfw")
     assert (worker.job.max_tokens, worker.job.frequency_penalty) == (200, 0.2)
-    assert ask(shim, "/chat", sample("13-old-chat"))["response"] == SAID
+    assert post(shim, "/chat", sample("13-old-chat"))["response"] == TEXT
     assert [message.role for message in worker.job.messages] == ["system", "user"]
     assert worker.job.messages[0].content == "Answer briefly."
 
@@ -104,10 +104,10 @@ def test_the_recorded_requests_of_the_edge_functions_are_answered(shim, chat_wor
         ("/enhance/legacy", {"job_type": "enhance"}, "chat_enhance"),
     ],
 )
-def test_the_type_is_the_routes_or_the_one_that_is_named(shim, chat_worker, route, body, type_name) -> None:
-    """What an enhancement is for is not what it is."""
+def test_the_job_type_is_the_bodys_or_the_routes(shim, chat_worker, route, body, type_name) -> None:
+    """The body of an enhancement names the type that the prompt is for, which is not used."""
     worker = chat_worker(shim.ledger)
-    ask(shim, route, {"prompt": "a kite", **body})
+    post(shim, route, {"prompt": "a kite", **body})
     assert worker.job.type == type_name
 
 
@@ -124,94 +124,94 @@ def test_the_type_is_the_routes_or_the_one_that_is_named(shim, chat_worker, rout
         ("/chat", {**HELLO, "callback_url": "http://elsewhere.example/"}, "callback_url"),
     ],
 )
-def test_a_wrong_body_is_refused_by_name_and_queues_nothing(shim, route, body, field) -> None:
-    """Also on the routes that are asked directly."""
-    found = ask(shim, route, body, 422)
-    assert (found["field"], found["success"]) == (field, False)
+def test_a_wrong_field_is_named_and_nothing_is_queued(shim, route, body, field) -> None:
+    """Synchronous routes validate like `POST /jobs`."""
+    document = post(shim, route, body, 422)
+    assert (document["field"], document["success"]) == (field, False)
     assert shim.ledger.page().records == []
 
 
-def test_the_id_is_made_here(shim, chat_worker) -> None:
-    """A caller that repeats an id wants an answer, not the last one's."""
+def test_the_job_id_is_generated(shim, chat_worker) -> None:
+    """A request that repeats an id gets an answer of its own."""
     chat_worker(shim.ledger)
-    ids = {ask(shim, "/chat", {**HELLO, "id": "mine", "job_id": "mine"})["job_id"] for _ in range(2)}
+    ids = {post(shim, "/chat", {**HELLO, "id": "mine", "job_id": "mine"})["job_id"] for _ in range(2)}
     assert len(ids) == 2
     assert "mine" not in ids
 
 
-@pytest.mark.parametrize("fault", [OutOfMemory("no room"), WorkerLost("gone"), JobTimeout("too slow")])
-def test_an_enhancement_that_fails_brings_the_original_prompt(shim, chat_worker, fault) -> None:
-    """A picture of the plain prompt is better than none."""
-    chat_worker(shim.ledger, "", fault=fault)
-    found = ask(shim, "/enhance", {"prompt": "a kite", "config": {"system_prompt": "Be vivid."}})
-    assert (found["enhanced_prompt"], found["enhancement_strategy"]) == ("a kite", "fallback")
-    assert found["enhancement_reason"] == fault.message
+@pytest.mark.parametrize("error", [OutOfMemory("no room"), WorkerLost("gone"), JobTimeout("too slow")])
+def test_a_failed_enhancement_returns_the_original_prompt(shim, chat_worker, error) -> None:
+    """An image of the original prompt is better than none."""
+    chat_worker(shim.ledger, "", error=error)
+    document = post(shim, "/enhance", {"prompt": "a kite", "config": {"system_prompt": "Be vivid."}})
+    assert (document["enhanced_prompt"], document["enhancement_strategy"]) == ("a kite", "fallback")
+    assert document["enhancement_reason"] == error.message
 
 
-def test_an_enhancement_that_takes_too_long_brings_the_original_prompt(open_shim, chat_worker) -> None:
-    """Half an enhanced prompt describes half a picture."""
+def test_an_enhancement_that_times_out_returns_the_original_prompt(open_shim, chat_worker) -> None:
+    """Half an enhanced prompt describes half an image."""
     shim = open_shim(OURVIDZ_SYNC_DEADLINE_S=0.2)
     chat_worker(shim.ledger, "A kite over", endless=True)
-    found = ask(shim, "/enhance", {"prompt": "a kite"})
-    assert (found["enhanced_prompt"], found["enhancement_strategy"]) == ("a kite", "fallback")
-    assert found["finish_reason"] == "timeout"
+    document = post(shim, "/enhance", {"prompt": "a kite"})
+    assert (document["enhanced_prompt"], document["enhancement_strategy"]) == ("a kite", "fallback")
+    assert document["finish_reason"] == "timeout"
 
 
-def test_an_enhancement_without_a_worker_brings_the_original_prompt(open_shim) -> None:
-    """Nobody was there to try."""
+def test_an_enhancement_without_a_worker_returns_the_original_prompt(open_shim) -> None:
+    """Whether the job is refused at once or times out in the queue."""
     shim = open_shim(OURVIDZ_SYNC_DEADLINE_S=0.1)
-    assert ask(shim, "/enhance", {"prompt": "a kite"})["enhanced_prompt"] == "a kite"
+    assert post(shim, "/enhance", {"prompt": "a kite"})["enhanced_prompt"] == "a kite"
     shim = open_shim(OURVIDZ_WORKER_GRACE_S=0)
-    assert ask(shim, "/enhance", {"prompt": "a kite"})["enhancement_strategy"] == "fallback"
+    assert post(shim, "/enhance", {"prompt": "a kite"})["enhancement_strategy"] == "fallback"
 
 
-@pytest.mark.parametrize("fault", [PolicyViolation("no"), InvalidParameters("too long")])
-def test_an_enhancement_that_is_refused_stays_refused(shim, chat_worker, fault) -> None:
-    """What the caller has to change is told, not papered over."""
-    chat_worker(shim.ledger, "", fault=fault)
-    assert ask(shim, "/enhance", {"prompt": "a kite"}, 422)["code"] == fault.code
+@pytest.mark.parametrize("error", [PolicyViolation("no"), InvalidParameters("too long")])
+def test_a_refused_enhancement_is_an_error(shim, chat_worker, error) -> None:
+    """The caller must change the request; a fallback would hide that."""
+    chat_worker(shim.ledger, "", error=error)
+    assert post(shim, "/enhance", {"prompt": "a kite"}, 422)["code"] == error.code
 
 
 @pytest.mark.parametrize("route", CHAT_ROUTES)
-def test_a_streamed_answer_comes_token_by_token(shim, chat_worker, route) -> None:
-    """And the last event is the whole answer."""
+def test_a_streamed_answer_is_tokens_and_then_the_whole_answer(shim, chat_worker, route) -> None:
+    """`done` has the document that a request without a stream returns."""
     chat_worker(shim.ledger)
     answer = shim.client.post(route, json={**HELLO, "stream": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
-    found = events(answer.text)
-    assert [kind for kind, _ in found] == ["token"] * 5 + ["done"]
-    assert "".join(data["text"] for kind, data in found if kind == "token") == SAID
-    done = found[-1][1]
-    assert (done["response"], done["success"]) == (SAID, True)
+    received = events(answer.content)
+    assert [kind for kind, _ in received] == ["token"] * 5 + ["done"]
+    assert "".join(data["text"] for kind, data in received if kind == "token") == TEXT
+    done = received[-1][1]
+    assert (done["response"], done["success"]) == (TEXT, True)
     assert answer.headers["x-job-id"] == done["job_id"]
 
 
-def test_a_streamed_enhancement_ends_with_the_prompt_to_use(shim, chat_worker) -> None:
-    """Also where the model was stopped half-way."""
-    chat_worker(shim.ledger, "A kite over", fault=OutOfMemory("no room"))
+def test_a_streamed_enhancement_that_fails_ends_with_the_original_prompt(shim, chat_worker) -> None:
+    """Also after part of an enhanced prompt was sent."""
+    chat_worker(shim.ledger, "A kite over", error=OutOfMemory("no room"))
     answer = shim.client.post("/enhance", json={"prompt": "a kite", "stream": True})
-    kind, done = events(answer.text)[-1]
+    kind, done = events(answer.content)[-1]
     assert (kind, done["enhanced_prompt"], done["enhancement_strategy"]) == ("done", "a kite", "fallback")
 
 
-def test_a_failure_before_the_first_token_has_its_status(shim, chat_worker) -> None:
-    """A client need not read a stream to learn that there is none."""
-    chat_worker(shim.ledger, "", fault=WorkerLost("gone"))
-    assert ask(shim, "/chat", {**HELLO, "stream": True}, 503)["code"] == "WORKER_LOST"
+def test_an_error_before_the_first_token_is_the_status_of_the_response(shim, chat_worker) -> None:
+    """Clients need not read a stream to see the error."""
+    chat_worker(shim.ledger, "", error=WorkerLost("gone"))
+    assert post(shim, "/chat", {**HELLO, "stream": True}, 503)["code"] == "WORKER_LOST"
 
 
-def test_a_failure_after_it_is_the_last_event(shim, chat_worker) -> None:
-    """The status is on its way already; the document is the same."""
-    chat_worker(shim.ledger, "A tide", fault=OutOfMemory("no room"))
+def test_an_error_after_the_first_token_is_the_last_event(shim, chat_worker) -> None:
+    """The status was sent already; the event has the problem document."""
+    chat_worker(shim.ledger, "A tide", error=OutOfMemory("no room"))
     answer = shim.client.post("/chat", json={**HELLO, "stream": True})
-    kind, problem = events(answer.text)[-1]
+    kind, problem = events(answer.content)[-1]
     assert kind == "error"
     assert (problem["code"], problem["success"], problem["status"]) == ("OOM_ERROR", False, 500)
 
 
-def test_the_audit_log_knows_how_a_stream_ended(shim, chat_worker) -> None:
-    """Its status was 200 before it failed."""
-    chat_worker(shim.ledger, "A tide", fault=OutOfMemory("no room"))
+def test_the_audit_log_has_the_error_of_a_stream(shim, chat_worker) -> None:
+    """The status alone would look like success."""
+    chat_worker(shim.ledger, "A tide", error=OutOfMemory("no room"))
     with capture_logs() as lines:
         shim.client.post("/chat", json={**HELLO, "stream": True})
     (line,) = [line for line in lines if line["event"] == "audit"]
@@ -220,7 +220,7 @@ def test_the_audit_log_knows_how_a_stream_ended(shim, chat_worker) -> None:
 
 
 def test_chat_needs_the_chat_scope(open_shim, chat_worker) -> None:
-    """The three worker keys have it: callers in the field mix them up."""
+    """The three worker keys have it."""
     shim = open_shim(OURVIDZ_API_KEYS="a:b:jobs", SDXL_WORKER_API_KEY="s", OURVIDZ_OPEN_ROUTES="/enhance")
     chat_worker(shim.ledger)
     statuses = {
@@ -228,14 +228,14 @@ def test_chat_needs_the_chat_scope(open_shim, chat_worker) -> None:
         for key in ("", "b", "s")
     }
     assert statuses == {"": 401, "b": 403, "s": 200}
-    assert ask(shim, "/enhance", {"prompt": "a kite"})["enhancement_strategy"] == "qwen"
+    assert post(shim, "/enhance", {"prompt": "a kite"})["enhancement_strategy"] == "qwen"
 
 
-def test_the_flags_come_back(shim, chat_worker) -> None:
-    """They change nothing here; the caller wants to see them again."""
+def test_the_flags_of_a_request_are_returned(shim, chat_worker) -> None:
+    """They change no parameter and no prompt."""
     worker = chat_worker(shim.ledger)
     flags = {"sfw_mode": True, "content_tier": "artistic", "unrestricted_mode": True}
-    found = ask(shim, "/chat", {**HELLO, **flags})
-    assert {name: found[name] for name in flags} == flags
+    document = post(shim, "/chat", {**HELLO, **flags})
+    assert {name: document[name] for name in flags} == flags
     assert worker.job.sfw_mode
     assert len(worker.job.messages) == 1

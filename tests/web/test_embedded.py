@@ -1,4 +1,4 @@
-"""Stored assets and the local callback receiver."""
+"""The embedded mode: stored assets, the callback receiver, its inbox."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def post(shim, callback: Any = CALLBACK, **secrets: Any):
     return shim.client.post("/functions/v1/job-callback", content=body, headers=headers)
 
 
-def test_a_signed_callback_is_kept_and_answered(secured) -> None:
-    """The receiver needs no key of the shim: the signature is the proof."""
+def test_a_signed_callback_is_stored(secured) -> None:
+    """The receiver needs no API key: the signatures prove the sender."""
     answer = post(secured)
     assert answer.status_code == 200
-    found = answer.json()
-    assert found["success"] is True
-    assert found["debug"].pop("processingTimestamp")
-    assert found["debug"] == {
+    receipt = answer.json()
+    assert receipt["success"] is True
+    assert receipt["debug"].pop("processingTimestamp")
+    assert receipt["debug"] == {
         "job_id": "job-1", "jobStatus": "completed", "jobType": "sdxl_image_high", "format": "image",
         "quality": "high", "isSDXL": True, "isEnhanced": False, "assetsProcessed": 1,
     }  # fmt: skip
@@ -59,8 +59,8 @@ def test_a_signed_callback_is_kept_and_answered(secured) -> None:
     assert item["headers"]["webhook-id"] == "msg_1"
 
 
-def test_secrets_are_not_shown(secured) -> None:
-    """The inbox is read by people and pages."""
+def test_the_inbox_contains_no_secrets(secured) -> None:
+    """Secret headers of a delivery are redacted."""
     post(secured)
     assert "service" not in secured.client.get("/inbox", headers={"X-API-Key": "b"}).text
 
@@ -75,15 +75,15 @@ def test_secrets_are_not_shown(secured) -> None:
         {"service_key": None},
     ],
 )
-def test_a_callback_without_every_proof_is_refused(secured, secrets: dict[str, Any]) -> None:
-    """Anybody can reach this route."""
+def test_a_callback_without_every_configured_proof_is_refused(secured, secrets: dict[str, Any]) -> None:
+    """The route is open to everybody."""
     answer = post(secured, **secrets)
     assert (answer.status_code, answer.json()["code"]) == (401, "UNAUTHORIZED")
     assert secured.client.get("/inbox", headers={"X-API-Key": "b"}).json() == {"items": []}
 
 
-def test_every_delivery_is_kept_in_order(shim) -> None:
-    """Also a repeated one: the inbox shows what really came in."""
+def test_every_delivery_is_stored_in_order(shim) -> None:
+    """Repeated ones too: the inbox shows what was received."""
     for status in ("processing", "completed", "completed"):
         post(shim, CALLBACK | {"status": status})
     post(shim, CALLBACK | {"job_id": "job-2"})
@@ -96,19 +96,19 @@ def test_every_delivery_is_kept_in_order(shim) -> None:
 
 @pytest.mark.parametrize("callback", [[], {}, {"job_id": 1}, {"job_id": "../x"}, "x"])
 def test_a_callback_that_names_no_job_is_refused(shim, callback: Any) -> None:
-    """A receiver that takes anything proves nothing."""
+    """A delivery without a job id belongs to no job."""
     assert post(shim, callback).status_code == 422
 
 
-def test_odd_but_named_callbacks_are_kept(shim) -> None:
-    """The receiver judges signatures, not contents."""
+def test_a_callback_with_a_job_id_and_odd_fields_is_stored(shim) -> None:
+    """The receiver checks signatures, not contents."""
     odd = {"job_id": "job-1", "status": 4, "assets": None, "metadata": [1]}
     assert post(shim, odd).json()["debug"]["jobType"] is None
     assert shim.client.get("/inbox").json()["items"][0]["payload"] == odd
 
 
 def test_the_inbox_survives_a_restart_and_stays_bounded(tmp_path) -> None:
-    """An operator restarts the shim to look into something."""
+    """Deliveries outlive the process; the oldest are deleted."""
     path = tmp_path / "inbox.sqlite3"
     for number in range(7):
         inbox = Inbox(path, max_deliveries=5)
@@ -120,7 +120,7 @@ def test_the_inbox_survives_a_restart_and_stays_bounded(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "shown"),
+    ("name", "media_type", "disposition"),
     [
         ("0.png", "image/png", "inline"),
         ("0.mp4", "video/mp4", "inline"),
@@ -129,17 +129,17 @@ def test_the_inbox_survives_a_restart_and_stays_bounded(tmp_path) -> None:
         ("drawing.svg", "application/octet-stream", "attachment"),
     ],
 )
-def test_an_asset_is_served_as_what_it_is(shim, name: str, kind: str, shown: str) -> None:
-    """A stored page must not run in this origin."""
+def test_an_asset_is_served_with_its_media_type(shim, name: str, media_type: str, disposition: str) -> None:
+    """Only images and videos are displayed: a stored page must not run in this origin."""
     shim.store.put(f"workspace-temp/u/j/{name}", b"0123456789", content_type="x/y")
     answer = shim.client.get(f"/assets/workspace-temp/u/j/{name}")
-    assert (answer.content, answer.headers["content-type"]) == (b"0123456789", kind)
+    assert (answer.content, answer.headers["content-type"]) == (b"0123456789", media_type)
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["content-disposition"].startswith(shown)
+    assert answer.headers["content-disposition"].startswith(disposition)
 
 
-def test_a_video_can_be_read_in_parts(shim) -> None:
-    """Browsers seek by byte ranges."""
+def test_a_byte_range_of_a_video_can_be_read(shim) -> None:
+    """Browsers seek with range requests."""
     shim.store.put("workspace-temp/u/j/0.mp4", b"0123456789", content_type="video/mp4")
     answer = shim.client.get("/assets/workspace-temp/u/j/0.mp4", headers={"Range": "bytes=2-4"})
     assert (answer.status_code, answer.content) == (206, b"234")
@@ -154,7 +154,7 @@ def test_a_video_can_be_read_in_parts(shim) -> None:
     ],
 )  # fmt: skip
 def test_nothing_outside_the_store_is_served(shim, path: str) -> None:
-    """Neither by dots, nor by links, nor by encodings."""
+    """Neither through `..`, nor links, nor encodings of them."""
     root = shim.store.root
     (root / "workspace-temp" / "u").mkdir(parents=True)
     (root.parent / "secret").write_text("secret")
@@ -163,8 +163,8 @@ def test_nothing_outside_the_store_is_served(shim, path: str) -> None:
     assert (answer.status_code, answer.json()["code"]) == (404, "NOT_FOUND")
 
 
-def test_only_the_embedded_shim_is_its_own_backend(open_shim) -> None:
-    """In production these routes belong to the real one."""
+def test_only_an_embedded_shim_has_these_routes(open_shim) -> None:
+    """In production the backend has them."""
     shim = open_shim()
     for path in ("/inbox", "/assets/workspace-temp/u/j/0.png"):
         assert shim.client.get(path).status_code == 404

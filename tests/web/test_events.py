@@ -1,11 +1,11 @@
-"""The event stream of a job."""
+"""The event stream of a job, and the reader that it is made with."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -13,119 +13,123 @@ from ourvidz.errors import OutOfMemory, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import StreamItem
 from ourvidz.ledger.redis_store import RedisLedger
+from ourvidz.net.sse import parse_events
 from ourvidz.web import events, sse
 from ourvidz.web.events import StreamReader
 
 
-def parsed(text: str) -> list[dict[str, Any]]:
-    """The events in a stream's text; comments and settings are left out."""
-    found = []
-    for block in text.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
-        if "event" in fields:
-            found.append({**fields, "data": json.loads(fields["data"])})
-    return found
+class Event(NamedTuple):
+    """An event with its JSON data decoded."""
+
+    kind: str
+    data: Any
+    id: str | None = None
 
 
-@pytest.fixture(params=["memory", "redis"])
-def told(request, shim) -> Any:
-    """A shim with one job that has been through everything, on both ledgers."""
-    told = shim if request.param == "memory" else request.getfixturevalue("real_shim")
-    told.submit()
-    claim = told.claim("job-1")
+def parse(body: bytes) -> list[Event]:
+    """The events in a response body."""
+    return [Event(event.event, json.loads(event.data), event.id) for event in parse_events([body])]
+
+
+@pytest.fixture
+def ended(shim) -> Any:
+    """A shim with one completed job whose stream has items of every kind."""
+    shim.submit()
+    claim = shim.claim("job-1")
     items = [("token", {"text": "a"}), ("preview", {"webp": "UklGRg=="})]
-    told.ledger.step(claim, progress=40, items=[("progress", {"progress": 40}), *items])
-    assert told.ledger.end("job-1", run=1, fence=claim.fence, outcome=told.completed())
-    return told
+    shim.ledger.step(claim, progress=40, items=[("progress", {"progress": 40}), *items])
+    assert shim.ledger.end("job-1", run=1, fence=claim.fence, outcome=shim.completed())
+    return shim
 
 
-def test_the_stream_tells_everything_in_order_and_ends(told) -> None:
-    """A page that opens late still sees the whole story."""
-    answer = told.client.get("/jobs/job-1/events")
+def test_the_stream_has_every_event_in_order_and_ends_with_done(ended) -> None:
+    """A client that connects late still receives all of them."""
+    answer = ended.client.get("/jobs/job-1/events")
     assert answer.headers["content-type"].startswith("text/event-stream")
-    kinds = [event["event"] for event in parsed(answer.text)]
+    kinds = [event.kind for event in parse(answer.content)]
     assert kinds[0] == "state"
     assert {"progress", "token", "preview"} <= set(kinds)
     assert kinds[-1] == "done"
     assert kinds.count("done") == 1
 
 
-def test_the_ids_are_the_ledgers(told) -> None:
-    """They are what a reader resumes by."""
-    ids = [event["id"] for event in parsed(told.client.get("/jobs/job-1/events").text)]
-    assert ids == [item.id for item in told.ledger.stream("job-1")]
+def test_the_event_ids_are_those_of_the_ledger(ended) -> None:
+    """Clients resume by them."""
+    ids = [event.id for event in parse(ended.client.get("/jobs/job-1/events").content)]
+    assert ids == [item.id for item in ended.ledger.stream("job-1")]
 
 
-def test_a_reader_resumes_after_the_last_event_it_saw(told) -> None:
-    """Nothing is repeated, nothing is missed."""
-    everything = parsed(told.client.get("/jobs/job-1/events").text)
-    for seen in range(1, len(everything)):
-        headers = {"Last-Event-ID": everything[seen - 1]["id"]}
-        assert parsed(told.client.get("/jobs/job-1/events", headers=headers).text) == everything[seen:]
+def test_a_client_resumes_after_the_last_event_it_received(ended) -> None:
+    """No event is repeated, none is missed."""
+    everything = parse(ended.client.get("/jobs/job-1/events").content)
+    for received in range(1, len(everything)):
+        headers = {"Last-Event-ID": everything[received - 1].id}
+        answer = ended.client.get("/jobs/job-1/events", headers=headers)
+        assert parse(answer.content) == everything[received:]
 
 
-def test_a_reader_that_saw_the_end_is_sent_away(told) -> None:
-    """An EventSource reconnects for ever unless it is told 204."""
-    last = parsed(told.client.get("/jobs/job-1/events").text)[-1]["id"]
-    assert told.client.get("/jobs/job-1/events", headers={"Last-Event-ID": last}).status_code == 204
+def test_a_client_that_received_the_last_event_gets_204(ended) -> None:
+    """An EventSource reconnects for ever after anything else."""
+    last = parse(ended.client.get("/jobs/job-1/events").content)[-1].id
+    assert ended.client.get("/jobs/job-1/events", headers={"Last-Event-ID": last}).status_code == 204
 
 
-class Silent(RedisLedger):
-    """Says nothing until it is told to."""
+class SilentLedger(RedisLedger):
+    """Its streams have no items, and fail once `fail` is set."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.speak = asyncio.Event()
+        self.fail = asyncio.Event()
 
     async def follow(self, job_id: str, *, after: str = "0") -> Any:
-        await self.speak.wait()
+        await self.fail.wait()
         raise WorkerUnavailable("away")
         yield
 
 
-def test_a_silent_stream_is_kept_alive_and_ends_when_the_ledger_goes_away(make_ledger) -> None:
-    """Proxies cut quiet connections; a cut stream is resumed by the client."""
+def test_a_silent_stream_sends_keep_alives_and_ends_when_the_ledger_fails(make_ledger) -> None:
+    """Proxies close idle connections; clients resume a stream that ended without `done`."""
 
-    async def listen() -> list[bytes]:
-        ledger = make_ledger(Silent)
-        heard = []
+    async def read() -> list[bytes]:
+        ledger = make_ledger(SilentLedger)
+        received = []
         async for chunk in events.stream(ledger, "job-1", after="0", keep_alive_s=0.001):
-            heard.append(chunk)
-            if heard.count(sse.KEEP_ALIVE) == 3:
-                ledger.speak.set()
-        return heard
+            received.append(chunk)
+            if received.count(sse.KEEP_ALIVE) == 3:
+                ledger.fail.set()
+        return received
 
-    assert asyncio.run(listen()).count(sse.KEEP_ALIVE) >= 3
+    assert asyncio.run(read()).count(sse.KEEP_ALIVE) >= 3
 
 
-def test_a_reader_that_leaves_stops_the_following(make_ledger) -> None:
-    """Ten thousand closed tabs must not leave ten thousand readers behind."""
+def test_a_client_that_disconnects_stops_the_read(make_ledger) -> None:
+    """Closed browser tabs leave no readers behind."""
 
-    async def leave() -> int:
-        stream = events.stream(make_ledger(Silent), "job-1", after="0", keep_alive_s=0.001)
+    async def disconnect() -> int:
+        stream = events.stream(make_ledger(SilentLedger), "job-1", after="0", keep_alive_s=0.001)
         await anext(stream)
         await anext(stream)
         await stream.aclose()
         return len(asyncio.all_tasks())
 
-    assert asyncio.run(leave()) == 1
+    assert asyncio.run(disconnect()) == 1
 
 
-def test_a_job_whose_stream_is_forgotten_still_ends(shim, make_ledger) -> None:
-    """The stream is kept for less time than the record."""
+def test_a_job_whose_stream_has_expired_still_ends_with_done(shim, make_ledger) -> None:
+    """Streams expire before records."""
     shim.submit()
     shim.end("job-1", shim.completed())
 
-    async def listen() -> str:
+    async def read() -> bytes:
         ledger = make_ledger()
         ledger.get = shim.ledger.get  # type: ignore[method-assign]
-        return b"".join([chunk async for chunk in events.stream(ledger, "job-1", after="0")]).decode()
+        return b"".join([chunk async for chunk in events.stream(ledger, "job-1", after="0")])
 
-    assert parsed(asyncio.run(listen())) == [{"event": "done", "data": {"status": "completed", "run": 1}}]
+    assert parse(asyncio.run(read())) == [Event("done", {"status": "completed", "run": 1})]
 
 
-def test_the_end_of_an_earlier_run_is_told_as_a_state(shim) -> None:
-    """A reader that leaves at `done` must not leave before the retry has ended."""
+def test_the_end_of_an_earlier_run_is_a_state_event(shim) -> None:
+    """Clients disconnect at `done`, and must not before the retry has ended."""
     shim.submit()
     claim = shim.claim("job-1")
     failed = Outcome.failure(OutOfMemory("no room"))
@@ -134,8 +138,8 @@ def test_the_end_of_an_earlier_run_is_told_as_a_state(shim) -> None:
     second = shim.ledger.claim("job-1", 2, worker_id="w", lease_s=10, token="second")
     assert second is not None
     assert shim.ledger.end("job-1", run=2, fence=second.fence, outcome=shim.completed())
-    heard = parsed(shim.client.get("/jobs/job-1/events").text)
-    statuses = [(event["event"], event["data"]["status"]) for event in heard if "status" in event["data"]]
+    received = parse(shim.client.get("/jobs/job-1/events").content)
+    statuses = [(event.kind, event.data["status"]) for event in received if "status" in event.data]
     assert ("state", "failed") in statuses
     assert [status for kind, status in statuses if kind == "done"] == ["completed"]
 
@@ -153,7 +157,7 @@ async def item_after(released: asyncio.Event) -> AsyncIterator[StreamItem]:
 
 
 async def swallowing(cancellations: int, reading: asyncio.Event) -> AsyncIterator[StreamItem]:
-    """Waits for ever, and ignores the first cancellations."""
+    """Waits for ever and ignores the first `cancellations`."""
     while True:
         reading.set()
         try:

@@ -1,4 +1,4 @@
-"""The job routes."""
+"""The job routes, on recorded requests and on a real broker."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from types import SimpleNamespace
 import pytest
 import redis
 
+from tests.factories import publishing_to
+
 SAMPLES = sorted((Path(__file__).parents[1] / "contract" / "payloads").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 def test_every_sample_request_gets_its_status(shim, path: Path) -> None:
-    """Callers in the field keep sending what they send today, and hear the same."""
+    """Existing callers keep getting the same responses."""
     sample = json.loads(path.read_text())
     answer = shim.client.post("/jobs", json=sample["payload"])
     assert answer.status_code == sample["expect"]["status"], answer.text
@@ -28,8 +30,8 @@ def test_every_sample_request_gets_its_status(shim, path: Path) -> None:
         assert expected["field"] in problem["field"] if expected["field"] else problem["field"] is None
 
 
-def test_a_submission_says_where_it_waits(shim) -> None:
-    """A caller shows its user a place in the line without asking again."""
+def test_a_submission_returns_queue_position_run_and_seed(shim) -> None:
+    """A caller can show the position without another request."""
     shim.submit(id="first")
     answer = shim.client.post("/jobs", json=shim.payload(id="second", config={"seed": 7}))
     assert answer.status_code == 202
@@ -39,8 +41,8 @@ def test_a_submission_says_where_it_waits(shim) -> None:
     }  # fmt: skip
 
 
-def test_the_same_job_again_is_answered_with_its_state(shim) -> None:
-    """A caller that lost the first answer may repeat itself."""
+def test_submitting_the_same_job_again_returns_its_state(shim) -> None:
+    """A caller that lost the first response may repeat the request."""
     seed = shim.submit()["seed"]
     again = shim.client.post("/jobs", json=shim.payload())
     assert again.status_code == 200
@@ -50,14 +52,14 @@ def test_the_same_job_again_is_answered_with_its_state(shim) -> None:
 
 
 def test_another_job_under_the_same_id_is_a_conflict(shim) -> None:
-    """An id names one job for ever."""
+    """An id names one job."""
     shim.submit()
     answer = shim.client.post("/jobs", json=shim.payload(prompt="a blue square"))
     assert (answer.status_code, answer.json()["code"]) == (409, "CONFLICT")
 
 
-def test_a_new_job_is_refused_when_nobody_would_run_it(open_shim) -> None:
-    """Better told at once than to wait for nobody; what stands already is still shown."""
+def test_a_new_job_is_refused_when_its_queue_has_no_worker(open_shim) -> None:
+    """503 with `Retry-After`, and no record."""
     shim = open_shim(OURVIDZ_WORKER_GRACE_S=0)
     answer = shim.client.post("/jobs", json=shim.payload())
     assert (answer.status_code, answer.json()["code"]) == (503, "WORKER_UNAVAILABLE")
@@ -65,29 +67,29 @@ def test_a_new_job_is_refused_when_nobody_would_run_it(open_shim) -> None:
     assert shim.ledger.get("job-1") is None
 
 
-def test_a_young_shim_accepts_jobs_that_nobody_serves_yet(shim) -> None:
-    """Everything restarts together after a power cut; jobs are not lost to that."""
+def test_a_new_shim_accepts_jobs_before_workers_have_started(shim) -> None:
+    """After a power cut the shim may be up before the workers."""
     assert shim.submit(type="video_fast", id="clip")["queue"] == "wan_queue"
 
 
-def test_a_completed_job_shows_what_it_made(shim) -> None:
-    """The polling caller gets what the callback said."""
+def test_a_completed_job_has_its_result(shim) -> None:
+    """A polling caller gets what the callback contains."""
     shim.submit()
     shim.end("job-1", shim.completed())
-    found = shim.client.get("/jobs/job-1").json()
-    key = found["result"]["assets"][0]["url"]
+    job = shim.client.get("/jobs/job-1").json()
+    key = job["result"]["assets"][0]["url"]
     assert key.startswith("workspace-temp/")
-    assert found["result"]["imageUrl"] == f"http://127.0.0.1:7860/assets/{key}"
-    assert found["result"]["metadata"]["job_type"] == "sdxl_image_fast"
-    assert found["result"]["metadata"]["generation_time"] == 1.5
-    assert {name: found[name] for name in ("status", "progress", "error", "queue_position", "eta_s")} == {
+    assert job["result"]["imageUrl"] == f"http://127.0.0.1:7860/assets/{key}"
+    assert job["result"]["metadata"]["job_type"] == "sdxl_image_fast"
+    assert job["result"]["metadata"]["generation_time"] == 1.5
+    assert {name: job[name] for name in ("status", "progress", "error", "queue_position", "eta_s")} == {
         "status": "completed", "progress": 100, "error": None, "queue_position": None, "eta_s": None,
     }  # fmt: skip
-    assert [found["result"][name] for name in ("videoUrl", "text")] == [None, None]
+    assert [job["result"][name] for name in ("videoUrl", "text")] == [None, None]
 
 
 def test_times_are_in_utc_and_in_order(shim) -> None:
-    """Callers in other time zones subtract them."""
+    """Callers in other time zones compute durations from them."""
     shim.submit()
     shim.end("job-1", shim.completed())
     stamps = shim.client.get("/jobs/job-1").json()["timestamps"]
@@ -96,17 +98,17 @@ def test_times_are_in_utc_and_in_order(shim) -> None:
     assert all(time.utcoffset() == timedelta(0) for time in times)
 
 
-def test_a_failed_job_shows_its_error(shim) -> None:
-    """A caller branches on the code and on whether trying again helps."""
+def test_a_failed_job_has_its_error(shim) -> None:
+    """Callers branch on `code` and `retryable`."""
     shim.submit()
     shim.end("job-1", shim.failed())
-    found = shim.client.get("/jobs/job-1").json()
-    assert (found["status"], found["result"]) == ("failed", None)
-    assert found["error"] == {"code": "WORKER_LOST", "message": "gone", "retryable": True}
+    job = shim.client.get("/jobs/job-1").json()
+    assert (job["status"], job["result"]) == ("failed", None)
+    assert job["error"] == {"code": "WORKER_LOST", "message": "gone", "retryable": True}
 
 
 def test_the_estimate_grows_with_the_jobs_ahead(shim) -> None:
-    """The catalog expects 30 seconds for this type."""
+    """The expected time of this type is 30 seconds."""
     for number in range(3):
         shim.submit(id=f"job-{number}")
     states = [shim.client.get(f"/jobs/job-{number}").json() for number in range(3)]
@@ -115,22 +117,22 @@ def test_the_estimate_grows_with_the_jobs_ahead(shim) -> None:
 
 
 def test_the_estimate_of_a_running_job_shrinks_with_its_progress(shim) -> None:
-    """What is done needs no more time."""
+    """Half done, half the expected time is left."""
     shim.submit()
     shim.ledger.step(shim.claim("job-1"), progress=50)
-    found = shim.client.get("/jobs/job-1").json()
-    assert (found["status"], found["progress"], found["eta_s"]) == ("processing", 50, 15)
+    job = shim.client.get("/jobs/job-1").json()
+    assert (job["status"], job["progress"], job["eta_s"]) == ("processing", 50, 15)
 
 
-def test_the_old_path_shows_the_same_job(shim) -> None:
-    """Older callers ask /job/{id}."""
+def test_the_older_path_returns_the_same_job(shim) -> None:
+    """Older callers read `/job/{id}`."""
     shim.submit()
     assert shim.client.get("/job/job-1").json() == shim.client.get("/jobs/job-1").json()
 
 
 @pytest.mark.parametrize("job_id", ["nobody", "%2e%2e", "a%00b", "%ff", "a" * 200, "ü"])
 def test_an_unknown_id_is_not_found(shim, job_id: str) -> None:
-    """Whatever is written there is looked up or refused, never interpreted."""
+    """An id is looked up or refused, never interpreted as a path or pattern."""
     for method, tail in (
         ("GET", ""),
         ("GET", "/events"),
@@ -144,20 +146,20 @@ def test_an_unknown_id_is_not_found(shim, job_id: str) -> None:
 
 
 def test_the_list_is_newest_first_and_pages_to_its_end(shim) -> None:
-    """A page in the middle of a busy hour neither repeats nor skips."""
+    """Pages neither repeat nor skip jobs."""
     for number in range(5):
         shim.submit(id=f"job-{number}")
-    found: list[str] = []
+    listed: list[str] = []
     cursor = ""
     while cursor is not None:
         page = shim.client.get("/jobs", params={"limit": 2, "cursor": cursor}).json()
-        found += [item["job_id"] for item in page["items"]]
+        listed += [item["job_id"] for item in page["items"]]
         cursor = page["cursor"]
-    assert found == [f"job-{number}" for number in reversed(range(5))]
+    assert listed == [f"job-{number}" for number in reversed(range(5))]
 
 
-def test_the_list_filters(shim) -> None:
-    """An alias names the same type."""
+def test_the_list_is_filtered_by_user_type_and_status(shim) -> None:
+    """An alias selects its type."""
     shim.submit(id="one")
     shim.submit(id="two", user_id="other")
     shim.submit(id="clip", type="video_fast")
@@ -177,13 +179,13 @@ def test_the_list_filters(shim) -> None:
      ("cursor=%27", "cursor"), ("user_id=..%2F", "user_id")],
 )  # fmt: skip
 def test_a_wrong_filter_is_named(shim, query: str, field: str) -> None:
-    """The caller reads which parameter to mend."""
+    """The caller reads which parameter to correct."""
     answer = shim.client.get(f"/jobs?{query}")
     assert (answer.status_code, answer.json()["field"]) == (422, field)
 
 
 def test_a_cancelled_queued_job_never_runs(shim) -> None:
-    """It is over at once, and nobody can claim it."""
+    """It ends at once and cannot be claimed."""
     shim.submit()
     answer = shim.client.post("/jobs/job-1/cancel")
     assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
@@ -191,8 +193,8 @@ def test_a_cancelled_queued_job_never_runs(shim) -> None:
     assert shim.client.post("/jobs/job-1/cancel").status_code == 409
 
 
-def test_cancelling_a_running_job_raises_its_flag(shim) -> None:
-    """It stops before its next step; until then it is still processing."""
+def test_cancelling_a_running_job_sets_its_flag(shim) -> None:
+    """The worker reads the flag before its next step; until then the job is processing."""
     shim.submit()
     claim = shim.claim("job-1")
     assert shim.client.post("/jobs/job-1/cancel").json()["status"] == "processing"
@@ -200,7 +202,7 @@ def test_cancelling_a_running_job_raises_its_flag(shim) -> None:
 
 
 def test_a_failed_job_runs_again_under_its_id(shim) -> None:
-    """An operator repairs the cause and lets it run once more."""
+    """An operator repairs the cause and retries the job."""
     shim.submit()
     assert shim.client.post("/jobs/job-1/retry").status_code == 409
     shim.end("job-1", shim.failed())
@@ -209,8 +211,8 @@ def test_a_failed_job_runs_again_under_its_id(shim) -> None:
     assert shim.client.get("/jobs/job-1").json()["status"] == "queued"
 
 
-def test_a_deleted_job_takes_its_assets_along(shim) -> None:
-    """Users ask to be forgotten."""
+def test_deleting_a_job_deletes_its_assets(shim) -> None:
+    """Users can have their data deleted."""
     shim.submit()
     outcome = shim.completed()
     assert shim.client.delete("/jobs/job-1").status_code == 409
@@ -225,7 +227,7 @@ def test_a_deleted_job_takes_its_assets_along(shim) -> None:
 
 @pytest.fixture
 def broker(redis_url: str) -> Iterator[SimpleNamespace]:
-    """What really lies in the broker's queues."""
+    """Reads the messages and names of the broker's queues."""
     with redis.Redis.from_url(redis_url) as client:
         yield SimpleNamespace(
             messages=lambda queue: [json.loads(raw) for raw in client.lrange(queue, 0, -1)],
@@ -233,41 +235,38 @@ def broker(redis_url: str) -> Iterator[SimpleNamespace]:
         )
 
 
-def test_one_message_of_an_ordinary_job_lies_in_the_broker(real_shim, broker) -> None:
-    """Priority 6 has a list of its own; the message carries the id and never the job."""
-    real_shim.submit()
+def test_a_submission_publishes_one_message(shim_with_broker, broker) -> None:
+    """Each priority has a list of its own; the message carries the id and never the job."""
+    shim_with_broker.submit()
     (message,) = broker.messages("sdxl_queue\x06\x166")
     assert message["headers"]["task"] == "ourvidz.sdxl.generate"
     assert message["headers"]["id"] == "job-1"
     assert message["properties"]["priority"] == 6
     assert "red circle" not in json.dumps(message)
-    assert real_shim.ledger.get("job-1").publishes == 1
+    assert shim_with_broker.ledger.get("job-1").publishes == 1
 
 
-def test_concurrent_submissions_of_one_id_publish_one_message(real_shim, broker) -> None:
-    """Edge functions retry while the first try is still under way."""
+def test_concurrent_submissions_of_one_id_publish_one_message(shim_with_broker, broker) -> None:
+    """Edge functions retry while the first request is still in progress."""
+    client, payload = shim_with_broker.client, shim_with_broker.payload()
     with ThreadPoolExecutor(8) as pool:
-        answers = list(
-            pool.map(
-                lambda _: real_shim.client.post("/jobs", json=real_shim.payload()).status_code, range(24)
-            )
-        )
-    assert sorted(answers) == [200] * 23 + [202]
+        statuses = list(pool.map(lambda _: client.post("/jobs", json=payload).status_code, range(24)))
+    assert sorted(statuses) == [200] * 23 + [202]
     assert len(broker.messages("sdxl_queue\x06\x166")) == 1
 
 
-def test_a_pushed_job_waits_in_the_catalogs_queue(real_shim, broker) -> None:
-    """A caller that names the wrong list still reaches the right worker."""
-    body = [json.dumps(real_shim.payload()), json.dumps(real_shim.payload(id="job-2"))]
-    answer = real_shim.client.post("/rpush/wan_queue", json=body)
+def test_a_pushed_job_is_queued_where_the_catalog_says(shim_with_broker, broker) -> None:
+    """A caller that names the wrong queue still reaches the right worker."""
+    body = [json.dumps(shim_with_broker.payload()), json.dumps(shim_with_broker.payload(id="job-2"))]
+    answer = shim_with_broker.client.post("/rpush/wan_queue", json=body)
     assert answer.json() == {"result": 2}
     assert broker.names() == ["sdxl_queue\x06\x166"]
-    assert real_shim.client.get("/llen/sdxl_queue").json() == {"result": 2}
-    assert real_shim.client.get("/llen/wan_queue").json() == {"result": 0}
+    assert shim_with_broker.client.get("/llen/sdxl_queue").json() == {"result": 2}
+    assert shim_with_broker.client.get("/llen/wan_queue").json() == {"result": 0}
 
 
-def test_a_job_is_kept_when_the_broker_is_away(shim, publish_to) -> None:
-    """The record is the truth: the sweep publishes later."""
-    with publish_to("redis://127.0.0.1:1/0"):
+def test_a_job_is_recorded_when_the_broker_is_unreachable(shim) -> None:
+    """The sweep publishes it later."""
+    with publishing_to("redis://127.0.0.1:1/0"):
         assert shim.client.post("/jobs", json=shim.payload()).status_code == 202
     assert shim.ledger.get("job-1").published_at is None

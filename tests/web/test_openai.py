@@ -1,4 +1,4 @@
-"""The routes that speak as the OpenAI API does, by hand and through its own client."""
+"""The OpenAI routes, with plain requests and with the `openai` client."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ HELLO: dict[str, Any] = {
     "model": "qwen_instruct",
     "messages": [{"role": "user", "content": "What is a tide?"}],
 }
-SAID = "A tide is moving water."
+TEXT = "A tide is moving water."
 TOO_LONG = InvalidParameters("messages must be shorter.", field="messages", kind=CONTEXT_EXCEEDED)
 
 
-def ask(shim, body: Any, status: int = 200, **more: Any) -> dict[str, Any]:
-    """Post a completion request; the document that comes back."""
+def complete(shim, body: Any, status: int = 200, **more: Any) -> dict[str, Any]:
+    """Post a completion request, check the status, return the document."""
     answer = shim.client.post("/v1/chat/completions", json=body, **more)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     return dict(answer.json())
 
 
-def test_a_completion_has_that_apis_fields(shim, chat_worker) -> None:
-    """Its id is a job's."""
+def test_a_completion_has_the_fields_of_the_openai_api(shim, chat_worker) -> None:
+    """Its id is the id of a job."""
     chat_worker(shim.ledger)
-    found = ask(shim, HELLO)
-    assert found.pop("created") > 1_700_000_000
-    completion_id = found.pop("id")
+    completion = complete(shim, HELLO)
+    assert completion.pop("created") > 1_700_000_000
+    completion_id = completion.pop("id")
     assert completion_id.startswith("chatcmpl-")
-    assert found == {
+    assert completion == {
         "object": "chat.completion",
         "model": "qwen_instruct",
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": SAID, "refusal": None},
+                "message": {"role": "assistant", "content": TEXT, "refusal": None},
                 "logprobs": None,
                 "finish_reason": "stop",
             }
@@ -57,8 +57,8 @@ def test_a_completion_has_that_apis_fields(shim, chat_worker) -> None:
     assert shim.client.get(f"/jobs/{completion_id}").json()["status"] == "completed"
 
 
-def test_its_parameters_become_ours(shim, chat_worker) -> None:
-    """Null counts as absent; the newer name of the length wins; parts of a content are one text."""
+def test_the_parameters_are_translated_into_those_of_a_job(shim, chat_worker) -> None:
+    """Null counts as absent; `max_completion_tokens` wins; parts of a content are joined."""
     worker = chat_worker(shim.ledger)
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "a tide?"}]
     body = {
@@ -82,7 +82,7 @@ def test_its_parameters_become_ours(shim, chat_worker) -> None:
         "user": "somebody",
         "metadata": {"user_id": "not an id"},
     }
-    ask(shim, body)
+    complete(shim, body)
     job = worker.job
     assert [(m.role, m.content) for m in job.messages] == [
         ("system", "Be brief."),
@@ -93,18 +93,20 @@ def test_its_parameters_become_ours(shim, chat_worker) -> None:
     assert job.stop == ("\n", "END")
 
 
-def test_a_single_stop_text_is_one(shim, chat_worker) -> None:
-    """That API takes both."""
+def test_stop_may_be_a_single_string(shim, chat_worker) -> None:
+    """The OpenAI API accepts a string or a list."""
     worker = chat_worker(shim.ledger)
-    ask(shim, {**HELLO, "stop": "END"})
+    complete(shim, {**HELLO, "stop": "END"})
     assert worker.job.stop == ("END",)
 
 
-@pytest.mark.parametrize(("finish", "told"), [("stop", "stop"), ("length", "length"), ("timeout", "length")])
-def test_the_finish_reasons_are_that_apis(shim, chat_worker, finish, told) -> None:
-    """It knows no time limits."""
+@pytest.mark.parametrize(
+    ("finish", "expected"), [("stop", "stop"), ("length", "length"), ("timeout", "length")]
+)
+def test_finish_reasons_are_those_of_the_openai_api(shim, chat_worker, finish, expected) -> None:
+    """It has no reason for a deadline: `length` stands for it."""
     chat_worker(shim.ledger, finish=finish)
-    assert ask(shim, HELLO)["choices"][0]["finish_reason"] == told
+    assert complete(shim, HELLO)["choices"][0]["finish_reason"] == expected
 
 
 @pytest.mark.parametrize(
@@ -131,30 +133,30 @@ def test_the_finish_reasons_are_that_apis(shim, chat_worker, finish, told) -> No
         ({"response_format": {"type": "json_object"}}, 400, "response_format", "invalid_value"),
     ],
 )
-def test_a_wrong_request_is_an_error_object(shim, change, status, param, code) -> None:
-    """Clients raise the right exception, and people see which parameter it was."""
-    error = ask(shim, {**HELLO, **change}, status)["error"]
+def test_an_invalid_request_gets_an_error_object(shim, change, status, param, code) -> None:
+    """The client raises the matching exception, and `param` names the field."""
+    error = complete(shim, {**HELLO, **change}, status)["error"]
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
     assert shim.ledger.page().records == []
 
 
-def test_a_conversation_that_is_too_long_for_the_model_says_so(shim, chat_worker) -> None:
-    """Its clients shorten a conversation when they read that code. The worker has counted, not the door."""
-    chat_worker(shim.ledger, "", fault=TOO_LONG)
-    error = ask(shim, HELLO, 400)["error"]
+def test_a_conversation_that_exceeds_the_context_has_that_apis_code(shim, chat_worker) -> None:
+    """Clients shorten the conversation at this code. Only the worker can count the tokens."""
+    chat_worker(shim.ledger, "", error=TOO_LONG)
+    error = complete(shim, HELLO, 400)["error"]
     assert (error["type"], error["param"], error["code"]) == (
         "invalid_request_error",
         "messages",
         "context_length_exceeded",
     )
     (record,) = shim.ledger.page().records
-    told = shim.client.get(f"/jobs/{record.job_id}").json()["error"]
-    assert told.keys() == {"code", "message", "retryable"}
-    assert told["code"] == "INVALID_PARAMETERS"
+    error = shim.client.get(f"/jobs/{record.job_id}").json()["error"]
+    assert error.keys() == {"code", "message", "retryable"}
+    assert error["code"] == "INVALID_PARAMETERS"
 
 
-def test_every_error_of_these_routes_is_an_error_object(open_shim) -> None:
-    """No key, a wrong body, a wrong method, a route there is none of, too much."""
+def test_every_error_under_v1_is_an_error_object(open_shim) -> None:
+    """Without a key, with a wrong body, method or path, or with a body that is too large."""
     shim = open_shim(OURVIDZ_API_KEYS="a:b:chat j:k:jobs", OURVIDZ_BODY_LIMIT_BYTES=1024)
     key = {"Authorization": "Bearer b"}
     route = "/v1/chat/completions"
@@ -179,7 +181,7 @@ def test_every_error_of_these_routes_is_an_error_object(open_shim) -> None:
 
 def test_what_only_an_operator_can_mend_is_not_repeated(shim, chat_worker) -> None:
     """That client repeats any 5xx twice: a request that ran into a time limit would take three of them."""
-    chat_worker(shim.ledger, "", fault=JobTimeout("too slow"))
+    chat_worker(shim.ledger, "", error=JobTimeout("too slow"))
     answer = shim.client.post("/v1/chat/completions", json=HELLO)
     assert (answer.status_code, answer.headers["x-should-retry"]) == (504, "false")
 
@@ -193,16 +195,16 @@ def test_a_stream_is_chunks_that_end_with_done(shim, chat_worker) -> None:
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert len({chunk["id"] for chunk in chunks}) == 1
-    *spoken, last, usage = chunks
-    assert spoken[0]["choices"][0]["delta"] == {"role": "assistant", "content": "A "}
-    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in spoken) == SAID
-    assert all(chunk["usage"] is None for chunk in (*spoken, last))
+    *parts, last, usage = chunks
+    assert parts[0]["choices"][0]["delta"] == {"role": "assistant", "content": "A "}
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in parts) == TEXT
+    assert all(chunk["usage"] is None for chunk in (*parts, last))
     assert (last["choices"][0]["delta"], last["choices"][0]["finish_reason"]) == ({}, "stop")
     assert (usage["choices"], usage["usage"]["total_tokens"]) == ([], 12)
 
 
 def test_a_stream_without_options_has_no_usage(shim, chat_worker) -> None:
-    """Older clients trip over a chunk without choices."""
+    """Older clients fail on a chunk without choices."""
     chat_worker(shim.ledger)
     text = shim.client.post("/v1/chat/completions", json={**HELLO, "stream": True}).text
     assert "usage" not in text
@@ -210,22 +212,22 @@ def test_a_stream_without_options_has_no_usage(shim, chat_worker) -> None:
 
 
 def test_the_models_are_listed(shim) -> None:
-    """With the time since when a worker serves them."""
-    found = shim.client.get("/v1/models").json()
-    assert found["object"] == "list"
-    assert [model["id"] for model in found["data"]] == ["qwen_instruct", "qwen_base"]
-    assert found["data"][0]["created"] == 0
-    shim.appear(id="chat@host", family="chat", queue="chat_queue", started_at=1_790_000_000.5)
+    """`created` is the start of the worker that serves them."""
+    models = shim.client.get("/v1/models").json()
+    assert models["object"] == "list"
+    assert [model["id"] for model in models["data"]] == ["qwen_instruct", "qwen_base"]
+    assert models["data"][0]["created"] == 0
+    shim.register_worker(id="chat@host", family="chat", queue="chat_queue", started_at=1_790_000_000.5)
     one = shim.client.get("/v1/models/qwen_base").json()
     assert one == {"id": "qwen_base", "object": "model", "created": 1_790_000_000, "owned_by": "ourvidz"}
 
 
-# -- through the real client
+# With the openai client
 
 
 @pytest.fixture
 def openai() -> Any:
-    """Its package."""
+    """The `openai` package."""
     if importlib.util.find_spec("openai") is None:
         missing = "openai is not installed (pip install 'ourvidz[dev]'): its client is not tested"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
@@ -236,38 +238,40 @@ def openai() -> Any:
 
 @pytest.fixture
 def client(openai, shim, serve) -> Any:
-    """Its client, pointed at a shim."""
+    """An OpenAI client with the URL of a shim."""
     with openai.OpenAI(base_url=serve(shim) + "/v1", api_key="none", max_retries=0) as made:
         yield made
 
 
-def test_its_client_chats(shim, chat_worker, client) -> None:
-    """Nothing but the base URL differs."""
+def test_the_openai_client_gets_a_completion(shim, chat_worker, client) -> None:
+    """Only the base URL differs."""
     chat_worker(shim.ledger)
-    found = client.chat.completions.create(**HELLO, max_tokens=32, temperature=0)
-    assert found.choices[0].message.content == SAID
-    assert found.choices[0].finish_reason == "stop"
-    assert found.usage.total_tokens == 12
+    completion = client.chat.completions.create(**HELLO, max_tokens=32, temperature=0)
+    assert completion.choices[0].message.content == TEXT
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.usage.total_tokens == 12
 
 
-def test_its_client_streams(shim, chat_worker, client) -> None:
-    """TextDelta by piece, with the usage at the end."""
+def test_the_openai_client_streams_a_completion(shim, chat_worker, client) -> None:
+    """The text arrives in chunks, the usage last."""
     chat_worker(shim.ledger)
     chunks = list(
         client.chat.completions.create(**HELLO, stream=True, stream_options={"include_usage": True})
     )
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == SAID
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == TEXT
     assert chunks[-1].usage.completion_tokens == 5
 
 
-def test_its_client_lists_models(client) -> None:
-    """And finds one of them."""
+def test_the_openai_client_lists_and_reads_models(client) -> None:
+    """As its documentation shows."""
     assert [model.id for model in client.models.list()] == ["qwen_instruct", "qwen_base"]
     assert client.models.retrieve("qwen_base").owned_by == "ourvidz"
 
 
-def test_its_client_raises_the_right_exceptions(openai, open_shim, shim, chat_worker, client, serve) -> None:
-    """Code that handles that API's errors handles ours."""
+def test_the_openai_client_raises_the_matching_exceptions(
+    openai, open_shim, shim, chat_worker, client, serve
+) -> None:
+    """Code that handles that API's errors works unchanged."""
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(**{**HELLO, "model": "gpt-4o"})
     assert missing.value.code == "model_not_found"
@@ -283,29 +287,31 @@ def test_its_client_raises_the_right_exceptions(openai, open_shim, shim, chat_wo
 
 
 @pytest.mark.parametrize(
-    ("fault", "status"), [(WorkerLost("gone"), 503), (PolicyViolation("no"), 400), (OutOfMemory("full"), 500)]
+    ("error", "status"), [(WorkerLost("gone"), 503), (PolicyViolation("no"), 400), (OutOfMemory("full"), 500)]
 )
-def test_its_client_hears_why_a_job_failed(openai, shim, chat_worker, client, fault, status) -> None:
-    """As an exception with a status, when nothing was streamed."""
-    chat_worker(shim.ledger, "", fault=fault)
+def test_the_openai_client_raises_the_error_of_a_job(
+    openai, shim, chat_worker, client, error, status
+) -> None:
+    """With its status, when no text was streamed."""
+    chat_worker(shim.ledger, "", error=error)
     for stream in (False, True):
         with pytest.raises(openai.APIStatusError) as failed:
             client.chat.completions.create(**HELLO, stream=stream)
         assert failed.value.status_code == status
-        assert failed.value.body["message"] == fault.message
+        assert failed.value.body["message"] == error.message
 
 
-def test_its_client_hears_of_a_failure_in_the_middle(openai, shim, chat_worker, client) -> None:
-    """A stream that breaks off raises; it does not just end."""
-    chat_worker(shim.ledger, "A tide", fault=OutOfMemory("no room"))
+def test_the_openai_client_raises_an_error_after_part_of_the_text(openai, shim, chat_worker, client) -> None:
+    """A failed stream must not look like a complete one."""
+    chat_worker(shim.ledger, "A tide", error=OutOfMemory("no room"))
     with pytest.raises(openai.APIError, match="no room"):
         list(client.chat.completions.create(**HELLO, stream=True))
 
 
-def test_its_client_that_stops_reading_frees_the_worker(shim, chat_worker, client) -> None:
-    """Closing a stream is hanging up."""
+def test_closing_the_openai_clients_stream_cancels_the_job(shim, chat_worker, client) -> None:
+    """Closing a stream is a disconnect."""
     worker = chat_worker(shim.ledger, endless=True)
     stream = client.chat.completions.create(**HELLO, stream=True)
     assert next(iter(stream)).choices[0].delta.content == "A "
     stream.close()
-    assert worker.freed.wait(1.0)
+    assert worker.cancelled.wait(1.0)

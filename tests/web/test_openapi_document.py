@@ -1,4 +1,4 @@
-"""The OpenAPI document is an interface: it changes only on purpose."""
+"""The OpenAPI document is an interface: a change must be deliberate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HOW = f"""the served document differs from {RECORDED.name}; if the change is wan
 
 
 def test_the_served_document_is_the_recorded_one(open_shim) -> None:
-    """Clients are generated from it: a renamed schema or a new status must show in a diff."""
+    """Clients are generated from it: a renamed schema or a new status shows in the diff of the recording."""
     shim = open_shim(OURVIDZ_API_KEYS="all:k:jobs+chat+admin", OURVIDZ_EMBEDDED=True)
     served = shim.client.get("/openapi.json").json()
     served["info"]["version"] = "0"

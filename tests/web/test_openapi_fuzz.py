@@ -1,4 +1,4 @@
-"""The OpenAPI document holds: generated requests get documented answers, and never a server error."""
+"""Requests generated from the OpenAPI document get documented responses, and never a server error."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ BUDGET = settings(
 
 @pytest.fixture
 def document(open_shim, chat_worker) -> Any:
-    """The document of a running shim with keys, read from itself."""
+    """The schema of a running shim with keys, loaded from its own document."""
     shim = open_shim(OURVIDZ_API_KEYS="all:k:jobs+chat+admin", OURVIDZ_EMBEDDED=True)
     chat_worker(shim.ledger)
-    shim.appear()
+    shim.register_worker()
     app = shim.client.app
 
     async def running(scope: Any, receive: Any, send: Any) -> None:
@@ -60,12 +60,12 @@ def document(open_shim, chat_worker) -> Any:
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_generated_requests_get_documented_answers(document, mode: GenerationMode) -> None:
-    """A client generated from the document meets no surprise, whether it keeps to it or not."""
+def test_generated_requests_get_documented_responses(document, mode: GenerationMode) -> None:
+    """For valid and for invalid requests."""
     tried = 0
     with capture_logs():
-        for found in document.get_all_operations():
-            operation = found.ok()
+        for result in document.get_all_operations():
+            operation = result.ok()
 
             @BUDGET
             @given(case=operation.as_strategy(generation_mode=mode))

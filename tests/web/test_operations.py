@@ -1,10 +1,10 @@
-"""What operators do to queues and workers."""
+"""Routes for operators: administration, pausing queues, draining workers."""
 
 from __future__ import annotations
 
 
 def test_a_paused_queue_accepts_jobs_and_starts_none(shim) -> None:
-    """Maintenance must not turn callers away."""
+    """Callers can submit during maintenance."""
     assert shim.client.post("/queues/sdxl_queue/pause").json() == {
         "queue": "sdxl_queue", "paused": True, "depth": 0,
     }  # fmt: skip
@@ -14,9 +14,9 @@ def test_a_paused_queue_accepts_jobs_and_starts_none(shim) -> None:
     assert shim.claim("job-1").job_id == "job-1"
 
 
-def test_a_worker_is_drained_and_brought_back(shim) -> None:
-    """One machine is taken out without stopping the others."""
-    shim.appear()
+def test_a_worker_is_drained_and_resumed(shim) -> None:
+    """One machine is taken out of service while the others go on."""
+    shim.register_worker()
     answer = shim.client.post("/workers/sdxl@host-cpu/drain")
     assert answer.json() == {"worker": "sdxl@host-cpu", "draining": True}
     assert shim.client.get("/health").json()["workers"][0]["draining"] is True
@@ -24,8 +24,8 @@ def test_a_worker_is_drained_and_brought_back(shim) -> None:
     assert shim.client.get("/health").json()["workers"][0]["draining"] is False
 
 
-def test_what_is_not_there_is_not_found(shim) -> None:
-    """A typo must not look like success."""
+def test_an_unknown_queue_or_worker_is_not_found(shim) -> None:
+    """A misspelled name must not look like success."""
     for path in (
         "/queues/sdxl/pause",
         "/queues/callbacks/resume",
@@ -35,14 +35,14 @@ def test_what_is_not_there_is_not_found(shim) -> None:
         assert shim.client.post(path).status_code == 404
 
 
-def test_administration_is_answered_without_the_chat_worker(shim) -> None:
-    """It is asked most when that worker is down; without a body it is the status."""
-    shim.appear()
+def test_administration_runs_without_the_chat_worker(shim) -> None:
+    """Operators need it when that worker is down. Without a body the operation is `status`."""
+    shim.register_worker()
     answer = shim.client.post("/admin")
     assert answer.status_code == 200
-    found = answer.json()
-    assert (found["success"], found["operation"]) == (True, "status")
-    assert found["result"]["queues"]["sdxl_queue"]["workers"] == 1
+    document = answer.json()
+    assert (document["success"], document["operation"]) == (True, "status")
+    assert document["result"]["queues"]["sdxl_queue"]["workers"] == 1
     assert (
         shim.client.post("/admin", json={"config": {"operation": "queues"}}).json()["operation"] == "queues"
     )
@@ -50,14 +50,14 @@ def test_administration_is_answered_without_the_chat_worker(shim) -> None:
 
 
 def test_an_unknown_operation_is_refused(shim) -> None:
-    """With the names of those there are."""
+    """The error names the field."""
     for body in ({"operation": "reboot"}, {"operation": 7}):
         answer = shim.client.post("/admin", json=body)
         assert (answer.status_code, answer.json()["field"]) == (422, "operation")
 
 
 def test_administration_needs_the_admin_scope(open_shim) -> None:
-    """It names hosts and processes."""
+    """The answers contain host names and process ids."""
     shim = open_shim(OURVIDZ_API_KEYS="a:b:jobs+chat o:p:admin")
     assert shim.client.post("/admin", headers={"X-API-Key": "b"}).status_code == 403
     assert shim.client.post("/admin", headers={"X-API-Key": "p"}).status_code == 200

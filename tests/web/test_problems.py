@@ -1,4 +1,4 @@
-"""What a refused request looks like, whatever was wrong with it."""
+"""Problem documents: every refused request gets one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
-SHAPE = {
+FIELDS_OF_PROBLEM = {
     "type", "title", "status", "detail", "instance", "code", "field", "rule", "value", "success", "error",
 }  # fmt: skip
 
 
 def checked(answer: Any) -> dict[str, Any]:
-    """The problem in an answer, after checking its shape."""
+    """The problem document of a response, after checking its fields."""
     assert answer.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = answer.json()
-    assert set(problem) == SHAPE
+    assert set(problem) == FIELDS_OF_PROBLEM
     assert problem["status"] == answer.status_code
     assert problem["success"] is False
     assert problem["error"] == problem["detail"] != ""
@@ -28,7 +28,7 @@ def checked(answer: Any) -> dict[str, Any]:
 
 
 def test_a_wrong_field_is_named_with_its_rule_and_value(shim) -> None:
-    """The caller mends the request from the answer alone."""
+    """The caller can correct the request from the response alone."""
     problem = checked(shim.client.post("/jobs", json=shim.payload(config={"sample_steps": 500})))
     assert (problem["field"], problem["value"]) == ("config.sample_steps", 500)
     assert "100" in problem["rule"]
@@ -44,7 +44,7 @@ def test_a_wrong_field_is_named_with_its_rule_and_value(shim) -> None:
     ],
 )  # fmt: skip
 def test_a_body_that_is_no_job_is_refused(shim, body: bytes) -> None:
-    """Whatever comes in is the caller's to mend, never a crash."""
+    """A malformed body is the caller's error, never a crash."""
     for path in ("/jobs", "/rpush/sdxl_queue"):
         answer = shim.client.post(path, content=body)
         assert answer.status_code == 422
@@ -57,8 +57,8 @@ def test_a_body_may_begin_with_a_byte_order_mark(shim) -> None:
     assert shim.client.post("/jobs", content=body).status_code == 202
 
 
-def test_unknown_routes_and_methods_are_problems_too(shim) -> None:
-    """A client has one way to read an error."""
+def test_unknown_routes_and_methods_get_problem_documents(shim) -> None:
+    """Clients parse one error format."""
     assert checked(shim.client.get("/nothing"))["status"] == 404
     wrong = shim.client.put("/jobs")
     assert checked(wrong)["status"] == 405
@@ -66,8 +66,8 @@ def test_unknown_routes_and_methods_are_problems_too(shim) -> None:
     assert shim.client.post("/jobs/x").headers["allow"] == "GET, DELETE"
 
 
-def test_a_failure_of_ours_says_nothing_of_the_inside(shim, monkeypatch) -> None:
-    """The traceback is for the operators."""
+def test_an_internal_error_reveals_no_details(shim, monkeypatch) -> None:
+    """The traceback is in the log only."""
 
     def explode(*_: Any, **__: Any) -> None:
         raise RuntimeError("password=hunter2")
@@ -80,21 +80,21 @@ def test_a_failure_of_ours_says_nothing_of_the_inside(shim, monkeypatch) -> None
     assert ("internal_error", True) in [(line["event"], line.get("exc_info")) for line in logs]
 
 
-def test_a_ledger_that_is_away_is_503_with_a_time_to_come_back(open_shim) -> None:
-    """Nothing listens on port 1."""
+def test_an_unreachable_ledger_is_a_503_with_retry_after(open_shim) -> None:
+    """Clients know when to repeat the request. Nothing listens on port 1."""
     from ourvidz.ledger.redis_store import RedisLedger
 
-    class Hasty(RedisLedger):
+    class PingingLedger(RedisLedger):
         def page(self, **_: Any) -> Any:
             self.ping()
 
-    answer = open_shim(ledger=Hasty("redis://127.0.0.1:1/0")).client.get("/jobs")
+    answer = open_shim(ledger=PingingLedger("redis://127.0.0.1:1/0")).client.get("/jobs")
     assert (answer.status_code, checked(answer)["code"]) == (503, "WORKER_UNAVAILABLE")
     assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_the_value_shown_is_short_and_plain(shim) -> None:
-    """An error is no echo chamber."""
+def test_the_value_in_a_problem_is_shortened(shim) -> None:
+    """A response does not repeat a large input."""
     problem = checked(shim.client.post("/jobs", json=shim.payload(user_id="x" * 5000)))
     assert len(problem["value"]) < 200
 
@@ -111,22 +111,22 @@ FIELDS = st.sampled_from(
     ]
 )
 VALUES = JSON | st.sampled_from(["sdxl_image_fast", "video_fast", "chat", "admin_utilities", "job-9"])
-NEAR = st.recursive(
+JOB_LIKE = st.recursive(
     st.dictionaries(FIELDS, VALUES), lambda inner: st.dictionaries(FIELDS, inner | VALUES), max_leaves=12
 )
 BODIES = st.one_of(
     st.binary(max_size=200),
     JSON.map(lambda value: json.dumps(value).encode()),
-    NEAR.map(lambda value: json.dumps(value).encode()),
-    NEAR.map(lambda value: json.dumps([json.dumps(value)]).encode()),
+    JOB_LIKE.map(lambda value: json.dumps(value).encode()),
+    JOB_LIKE.map(lambda value: json.dumps([json.dumps(value)]).encode()),
 )
 
 
 @pytest.mark.parametrize(
     "path", ["/jobs", "/rpush/sdxl_queue", "/functions/v1/job-callback", "/chat", "/enhance", "/admin"]
 )
-def test_no_body_whatever_is_a_server_error(shim, chat_worker, path: str) -> None:
-    """Arbitrary bytes, arbitrary JSON, and JSON that looks like a job."""
+def test_no_body_causes_a_server_error(shim, chat_worker, path: str) -> None:
+    """Tried with arbitrary bytes, arbitrary JSON, and JSON with the fields of a job."""
     chat_worker(shim.ledger)
     # The wrapper keeps hypothesis from asking for a new shim per example.
     client: TestClient = shim.client

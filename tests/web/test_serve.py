@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 def get(port: int, path: str, process: subprocess.Popen[str]) -> requests.Response:
-    """Ask until the process listens."""
+    """Read a path, as soon as the process listens."""
     until = time.monotonic() + 30
     while True:
         try:
@@ -67,8 +67,8 @@ def start(tmp_path: Path, redis_url: str) -> Iterator[Start]:
         process.communicate()
 
 
-def test_one_process_answers_on_every_port_and_stops_when_told(start: Start) -> None:
-    """Callers in the field know five ports by heart."""
+def test_one_process_serves_every_port_and_stops_at_sigterm(start: Start) -> None:
+    """Existing callers use five ports."""
     ports = [free_port(), free_port()]
     process = start(OURVIDZ_PORTS=",".join(map(str, ports)))
     for port in ports:
@@ -77,8 +77,8 @@ def test_one_process_answers_on_every_port_and_stops_when_told(start: Start) -> 
     assert process.wait(timeout=20) in (0, -signal.SIGTERM)
 
 
-def test_an_inherited_socket_keeps_its_connections_over_a_restart(start: Start) -> None:
-    """Whoever connects while the shim restarts waits instead of being turned away."""
+def test_an_inherited_socket_accepts_connections_during_a_restart(start: Start) -> None:
+    """A client that connects while the shim restarts waits and is served."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         first = start(fds=(listening.fileno(),))
@@ -90,7 +90,7 @@ def test_an_inherited_socket_keeps_its_connections_over_a_restart(start: Start) 
         assert second.poll() is None
 
 
-def test_an_open_event_stream_does_not_hold_up_the_stop(start: Start) -> None:
+def test_an_open_event_stream_does_not_delay_the_stop(start: Start) -> None:
     """Browsers keep streams open for hours."""
     port = free_port()
     process = start(OURVIDZ_PORTS=str(port))
@@ -106,17 +106,17 @@ def test_an_open_event_stream_does_not_hold_up_the_stop(start: Start) -> None:
 
 @pytest.mark.parametrize("inherited", [False, True])
 def test_without_keys_a_public_address_is_refused(start: Start, inherited: bool) -> None:
-    """In one line that names the setting."""
+    """The process exits with one line that names the setting."""
     with socket.create_server(("0.0.0.0", 0)) as listening:
         process = start(fds=(listening.fileno(),)) if inherited else start(OURVIDZ_HOST="0.0.0.0")
-        _, said = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=30)
     assert process.returncode != 0
-    assert "OURVIDZ_HOST: without OURVIDZ_API_KEYS" in said
+    assert "OURVIDZ_HOST: without OURVIDZ_API_KEYS" in stderr
 
 
 def test_a_taken_port_is_one_clear_line(start: Start) -> None:
-    """The operator reads which one."""
+    """The line names the setting and the address."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = start(OURVIDZ_PORTS=str(taken.getsockname()[1]))
-        _, said = process.communicate(timeout=30)
-    assert "OURVIDZ_PORTS: cannot listen on 127.0.0.1:" in said
+        _, stderr = process.communicate(timeout=30)
+    assert "OURVIDZ_PORTS: cannot listen on 127.0.0.1:" in stderr

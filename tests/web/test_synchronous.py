@@ -1,10 +1,11 @@
-"""Requests that wait for their job: over a real ledger, from clients that stay and clients that leave."""
+"""Synchronous requests, from clients that wait and clients that disconnect."""
 
 from __future__ import annotations
 
 import asyncio
 import http.client
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
@@ -21,33 +22,27 @@ from ourvidz.web import synchronous
 HELLO = {"messages": [{"role": "user", "content": "What is a tide?"}]}
 
 
-@pytest.fixture(params=["memory", "redis"])
-def any_shim(request) -> object:
-    """A shim on each of the ledgers."""
-    return request.getfixturevalue("shim" if request.param == "memory" else "real_shim")
-
-
 def only_record(shim):
-    """The one job of a shim."""
+    """The record of the only job of a shim."""
     (record,) = shim.ledger.page().records
     return record
 
 
-def hang_up_after(url: str, path: str, body: dict, speaking) -> None:
-    """Send a request, and close the connection once the worker speaks."""
+def disconnect_after(url: str, path: str, body: dict, event: threading.Event) -> None:
+    """Send a request, and close the connection once `event` is set."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc)
     connection.request("POST", path, json.dumps(body))
-    assert speaking.wait(10)
+    assert event.wait(10)
     connection.close()
 
 
-def test_a_request_waits_for_its_text(any_shim, chat_worker) -> None:
-    """It is a job like any other, before all others, and nobody is called back."""
-    worker = chat_worker(any_shim.ledger)
-    answer = any_shim.client.post("/chat", json=HELLO)
+def test_a_request_returns_the_text_of_its_job(shim, chat_worker) -> None:
+    """It is a job like any other, at the highest priority."""
+    worker = chat_worker(shim.ledger)
+    answer = shim.client.post("/chat", json=HELLO)
     assert answer.status_code == 200, answer.text
     assert answer.json()["response"] == "A tide is moving water."
-    record = only_record(any_shim)
+    record = only_record(shim)
     assert (record.job_id, record.status, record.priority) == (
         answer.json()["job_id"],
         "completed",
@@ -56,31 +51,29 @@ def test_a_request_waits_for_its_text(any_shim, chat_worker) -> None:
     assert worker.job.type == "chat_conversation"
 
 
-def test_nobody_is_called_back_unless_asked_for(any_shim, chat_worker) -> None:
-    """The caller has the answer in its hands; one that names a URL wants it there as well."""
-    chat_worker(any_shim.ledger)
-    quiet = any_shim.client.post("/chat", json=HELLO).json()["job_id"]
-    called = any_shim.client.post(
-        "/chat", json={**HELLO, "callback_url": any_shim.settings.default_callback_url}
+def test_callbacks_are_sent_only_to_a_url_in_the_request(shim, chat_worker) -> None:
+    """The caller has the response; one that names a URL receives callbacks too."""
+    chat_worker(shim.ledger)
+    without_url = shim.client.post("/chat", json=HELLO).json()["job_id"]
+    with_url = shim.client.post(
+        "/chat", json={**HELLO, "callback_url": shim.settings.default_callback_url}
     ).json()["job_id"]
-    pending = {event.job_id for event in any_shim.ledger.letters("pending")}
-    assert called in pending
-    assert quiet not in pending
+    pending = {event.job_id for event in shim.ledger.letters("pending")}
+    assert with_url in pending
+    assert without_url not in pending
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_hangs_up_frees_the_worker_within_a_second(
-    any_shim, chat_worker, serve, stream
-) -> None:
-    """A GPU that writes for nobody keeps everybody else waiting."""
-    worker = chat_worker(any_shim.ledger, endless=True)
-    hang_up_after(serve(any_shim), "/chat", {**HELLO, "stream": stream}, worker.speaking)
-    assert worker.freed.wait(1.0)
-    assert only_record(any_shim).status == "cancelled"
+def test_a_disconnect_cancels_the_running_job_within_a_second(shim, chat_worker, serve, stream) -> None:
+    """Other jobs wait for the worker."""
+    worker = chat_worker(shim.ledger, endless=True)
+    disconnect_after(serve(shim), "/chat", {**HELLO, "stream": stream}, worker.text_streamed)
+    assert worker.cancelled.wait(1.0)
+    assert only_record(shim).status == "cancelled"
 
 
-def test_a_client_that_hangs_up_in_the_queue_leaves_no_job(shim, serve) -> None:
-    """What never began need not begin."""
+def test_a_disconnect_cancels_the_queued_job(shim, serve) -> None:
+    """A job without a reader is not run."""
     connection = http.client.HTTPConnection(urlsplit(serve(shim)).netloc)
     connection.request("POST", "/chat", json.dumps(HELLO))
     ends = time.monotonic() + 5
@@ -93,31 +86,31 @@ def test_a_client_that_hangs_up_in_the_queue_leaves_no_job(shim, serve) -> None:
         time.sleep(0.005)
 
 
-def test_the_deadline_brings_the_text_so_far_and_frees_the_worker(open_shim, chat_worker) -> None:
-    """Half an answer is worth more than none, and the rest is not written."""
+def test_at_the_deadline_the_text_so_far_is_returned_and_the_job_cancelled(open_shim, chat_worker) -> None:
+    """Half an answer is worth more than none, and the rest is not generated."""
     shim = open_shim(OURVIDZ_SYNC_DEADLINE_S=0.3)
     worker = chat_worker(shim.ledger, "A tide is", endless=True)
     answer = shim.client.post("/chat", json=HELLO)
     assert answer.status_code == 200
     assert (answer.json()["response"], answer.json()["finish_reason"]) == ("A tide is", "timeout")
     assert answer.json()["tokens_generated"] == 3
-    assert worker.freed.wait(1.0)
+    assert worker.cancelled.wait(1.0)
 
 
-def test_a_deadline_without_a_word_is_an_error(open_shim, chat_worker) -> None:
-    """Nobody took it: the service's fault, try again. Somebody did: it takes too long."""
+def test_a_deadline_without_any_text_is_an_error(open_shim, chat_worker) -> None:
+    """503 for a job that no worker claimed, 504 for one that was too slow."""
     shim = open_shim(OURVIDZ_SYNC_DEADLINE_S=0.2)
-    nobody = shim.client.post("/chat", json=HELLO)
-    assert (nobody.status_code, nobody.json()["code"]) == (503, "WORKER_UNAVAILABLE")
-    assert int(nobody.headers["retry-after"]) >= 1
+    unclaimed = shim.client.post("/chat", json=HELLO)
+    assert (unclaimed.status_code, unclaimed.json()["code"]) == (503, "WORKER_UNAVAILABLE")
+    assert int(unclaimed.headers["retry-after"]) >= 1
     assert only_record(shim).status == "cancelled"
     chat_worker(shim.ledger, "", endless=True)
     slow = shim.client.post("/chat", json=HELLO)
     assert (slow.status_code, slow.json()["code"]) == (504, "TIMEOUT_ERROR")
 
 
-def test_nobody_at_work_is_noticed_long_before_the_deadline(shim, monkeypatch) -> None:
-    """Without a worker, a caller learns it in seconds, not minutes."""
+def test_without_a_live_worker_a_request_fails_long_before_the_deadline(shim, monkeypatch) -> None:
+    """The caller learns it within seconds."""
     monkeypatch.setattr(synchronous, "IDLE_S", 0.02)
     answer = shim.client.post("/chat", json=HELLO)
     assert (answer.status_code, answer.json()["code"]) == (503, "WORKER_UNAVAILABLE")
@@ -130,7 +123,7 @@ def test_nobody_at_work_is_noticed_long_before_the_deadline(shim, monkeypatch) -
 def test_a_queue_that_no_worker_claims_from_is_not_waited_for(shim, monkeypatch, stopped, reason) -> None:
     """An operator's pause may last hours: the request is refused with the reason, its job cancelled."""
     monkeypatch.setattr(synchronous, "IDLE_S", 0.02)
-    shim.appear(id="chat@host-cpu", family="chat", queue="chat_queue", models=("chat",))
+    shim.register_worker(id="chat@host-cpu", family="chat", queue="chat_queue", models=("chat",))
     if stopped == "paused":
         shim.ledger.pause("chat_queue", True)
     else:
@@ -143,82 +136,82 @@ def test_a_queue_that_no_worker_claims_from_is_not_waited_for(shim, monkeypatch,
     assert (enhanced["enhancement_strategy"], enhanced["enhancement_reason"]) == ("fallback", reason)
 
 
-def test_a_worker_that_is_at_work_is_waited_for(open_shim, monkeypatch) -> None:
-    """It may be busy, or be loading its model."""
+def test_a_request_waits_for_a_live_worker_until_the_deadline(open_shim, monkeypatch) -> None:
+    """The worker may be busy or loading its model."""
     monkeypatch.setattr(synchronous, "IDLE_S", 0.02)
     shim = open_shim(OURVIDZ_SYNC_DEADLINE_S=0.3)
-    shim.appear(id="chat@host-cpu", family="chat", queue="chat_queue", state="starting", models=())
+    shim.register_worker(id="chat@host-cpu", family="chat", queue="chat_queue", state="starting", models=())
     began = time.monotonic()
     assert shim.client.post("/chat", json=HELLO).status_code == 503
     assert time.monotonic() - began >= 0.3
 
 
 @pytest.mark.parametrize(
-    ("fault", "status"),
+    ("error", "status"),
     [(WorkerLost("gone"), 503), (OutOfMemory("no room"), 500), (WorkerUnavailable("away"), 503)],
 )
-def test_how_a_job_fails_is_the_status_of_its_request(shim, chat_worker, fault, status) -> None:
-    """Callers branch on the code; a 503 says when to come back."""
-    chat_worker(shim.ledger, "", fault=fault)
+def test_the_error_of_a_job_is_the_response_to_its_request(shim, chat_worker, error, status) -> None:
+    """Callers branch on the code; a 503 has `Retry-After`."""
+    chat_worker(shim.ledger, "", error=error)
     answer = shim.client.post("/chat", json=HELLO)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
-    found = answer.json()
-    assert (found["success"], found["code"], found["error"]) == (False, fault.code, fault.message)
+    problem = answer.json()
+    assert (problem["success"], problem["code"], problem["error"]) == (False, error.code, error.message)
     assert ("retry-after" in answer.headers) == (status == 503)
 
 
-def test_a_lost_worker_is_replaced_behind_a_caller_who_has_read_nothing(shim, serve, chat_worker) -> None:
-    """The second attempt's text is the whole answer."""
-    wait = started(shim, stream=False)
-    first = shim.ledger.claim(wait.job_id, 1, worker_id="w", lease_s=30, token="one")
+def test_a_lost_worker_is_replaced_for_a_request_that_does_not_stream(shim, serve, chat_worker) -> None:
+    """The answer is the second attempt's text."""
+    request = RunningRequest(shim, stream=False)
+    first = shim.ledger.claim(request.job_id, 1, worker_id="w", lease_s=30, token="one")
     shim.ledger.step(first, items=[("token", {"text": "Half a "})])
-    assert shim.ledger.lose(wait.job_id, fence=first.fence)
+    assert shim.ledger.lose(request.job_id, fence=first.fence)
     chat_worker(shim.ledger)
-    assert wait.result().text == "A tide is moving water."
+    assert request.result().text == "A tide is moving water."
 
 
-def test_a_lost_worker_ends_an_answer_that_is_being_read(shim) -> None:
-    """What was read cannot be taken back, so nothing else may follow it."""
-    wait = started(shim, stream=True)
-    first = shim.ledger.claim(wait.job_id, 1, worker_id="w", lease_s=30, token="one")
+def test_a_lost_worker_ends_a_stream_with_an_error(shim) -> None:
+    """Text that was sent cannot be taken back, and a second attempt would write another."""
+    request = RunningRequest(shim, stream=True)
+    first = shim.ledger.claim(request.job_id, 1, worker_id="w", lease_s=30, token="one")
     shim.ledger.step(first, items=[("token", {"text": "Half a "})])
     outcome = Outcome.failure(WorkerLost("gone"))
-    assert shim.ledger.end(wait.job_id, run=1, fence=first.fence, outcome=outcome)
+    assert shim.ledger.end(request.job_id, run=1, fence=first.fence, outcome=outcome)
     with pytest.raises(WorkerLost):
-        wait.result()
+        request.result()
 
 
-def test_pieces_that_got_lost_are_not_passed_over_in_silence(shim) -> None:
-    """The ledger keeps the last items only; a text with a hole in it is no answer."""
-    wait = started(shim, stream=True)
-    claim = shim.ledger.claim(wait.job_id, 1, worker_id="w", lease_s=30, token="one")
+def test_a_stream_that_missed_parts_of_the_text_is_an_error(shim) -> None:
+    """The ledger keeps the last items only: a slow reader may miss some."""
+    request = RunningRequest(shim, stream=True)
+    claim = shim.ledger.claim(request.job_id, 1, worker_id="w", lease_s=30, token="one")
     shim.ledger.step(claim, items=[("token", {"text": "water."})])
     text = Asset(type="text", metadata={"text": "A tide is water."})
     ended = Outcome(status="completed", assets=(text,))
-    assert shim.ledger.end(wait.job_id, run=1, fence=claim.fence, outcome=ended)
+    assert shim.ledger.end(request.job_id, run=1, fence=claim.fence, outcome=ended)
     with pytest.raises(InternalError):
-        wait.result()
+        request.result()
 
 
-def test_many_wait_at_once_and_the_shim_goes_on_answering(real_shim, chat_worker, serve) -> None:
-    """Waiting holds no thread: a burst of a hundred clients loses nothing."""
-    url = serve(real_shim)
+def test_a_hundred_waiting_requests_do_not_block_the_shim(shim_with_broker, chat_worker, serve) -> None:
+    """A waiting request holds no thread; all of them are answered."""
+    url = serve(shim_with_broker)
     with ThreadPoolExecutor(100) as clients:
         answers = [clients.submit(requests.post, f"{url}/chat", json=HELLO) for _ in range(100)]
         ends = time.monotonic() + 30
-        while real_shim.ledger.depth("chat_queue") < 100:
+        while shim_with_broker.ledger.depth("chat_queue") < 100:
             assert time.monotonic() < ends
             time.sleep(0.01)
         assert requests.get(f"{url}/health/live", timeout=5).status_code == 200
-        chat_worker(real_shim.ledger)
-        found = [answer.result() for answer in answers]
-    assert [answer.status_code for answer in found] == [200] * 100
-    assert len({answer.json()["job_id"] for answer in found}) == 100
+        chat_worker(shim_with_broker.ledger)
+        responses = [answer.result() for answer in answers]
+    assert [answer.status_code for answer in responses] == [200] * 100
+    assert len({answer.json()["job_id"] for answer in responses}) == 100
 
 
-class started:
-    """A wait that has begun, without a request around it."""
+class RunningRequest:
+    """A synchronous job that was submitted, without an HTTP request around it."""
 
     def __init__(self, shim, *, stream: bool) -> None:
         payload = {**HELLO, "id": "job-9", "type": "chat", "stream": stream}
@@ -226,16 +219,16 @@ class started:
         self._shim = shim
         self._job = parse(payload, Defaults())
         self._loop = asyncio.new_event_loop()
-        self._wait = self._loop.create_task(self._all())
-        while shim.ledger.get(self.job_id) is None and not self._wait.done():
+        self._task = self._loop.create_task(self._read())
+        while shim.ledger.get(self.job_id) is None and not self._task.done():
             self._loop.run_until_complete(asyncio.sleep(0.001))
 
-    async def _all(self) -> synchronous.TextResult:
+    async def _read(self) -> synchronous.TextResult:
         return await synchronous.read_result(synchronous.stream_text(self._job))
 
     def result(self) -> synchronous.TextResult:
-        """What the wait comes to."""
+        """The result of the job. Raises its error."""
         try:
-            return self._loop.run_until_complete(asyncio.wait_for(self._wait, 10))
+            return self._loop.run_until_complete(asyncio.wait_for(self._task, 10))
         finally:
             self._loop.close()

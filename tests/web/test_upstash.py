@@ -1,4 +1,4 @@
-"""The Upstash REST forms."""
+"""The Upstash REST routes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 
 
-def test_one_job_answers_with_the_depth(shim) -> None:
-    """What the live edge function sends and reads."""
+def test_a_push_returns_the_depth_of_the_queue(shim) -> None:
+    """The live edge function sends one job and reads this result."""
     body = [json.dumps(shim.payload())]
     assert shim.client.post("/rpush/sdxl_queue", json=body).json() == {"result": 1}
     assert shim.client.get("/llen/sdxl_queue").json() == {"result": 1}
 
 
 def test_pushing_the_same_job_again_queues_nothing(shim) -> None:
-    """The edge function retries a push it got no answer to."""
+    """The edge function retries a push whose response it did not get."""
     body = [json.dumps(shim.payload())]
     for _ in range(3):
         assert shim.client.post("/rpush/sdxl_queue", json=body).json() == {"result": 1}
 
 
-def test_one_bad_job_among_several_queues_none(shim) -> None:
-    """Half a push would be a puzzle; the error says which one."""
+def test_one_invalid_job_among_several_queues_none(shim) -> None:
+    """The caller can repeat the whole push; the error names the job."""
     body = [json.dumps(shim.payload()), json.dumps(shim.payload(id="job-2", config={"steps": 0}))]
     answer = shim.client.post("/rpush/sdxl_queue", json=body)
     assert (answer.status_code, answer.json()["field"]) == (422, "[1].config.steps")
@@ -38,5 +38,5 @@ def test_a_body_that_is_no_list_of_jobs_is_refused(shim, body: Any) -> None:
 
 
 def test_an_unknown_queue_has_no_depth(shim) -> None:
-    """A typo is told, not answered with 0."""
+    """A misspelled name must not look like an empty queue."""
     assert shim.client.get("/llen/sdxl").status_code == 404
