@@ -74,9 +74,9 @@ def main() -> None:
 
 def measure_ours(ready: dict[str, Any], probes: int, jobs: int) -> Row:
     """Over HTTP, as a caller sees it."""
-    from ourvidz.ledger.redis_store import RedisLedger
+    from ourvidz.ledger.store import Ledger
 
-    ledger = RedisLedger(ready["redis"])
+    ledger = Ledger(ready["redis"])
     http = requests.Session()
     shim = ready["shim"]
     say("measuring the latency")
@@ -88,13 +88,13 @@ def measure_ours(ready: dict[str, Any], probes: int, jobs: int) -> Row:
         if number >= 0:
             waits.append((record.claimed_at - asked_at) * 1000)
     say("measuring the throughput")
-    until(lambda: not ledger.letters("pending", 1))
+    until(lambda: not ledger.list_events("pending", 1))
     started = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as pool:
         list(pool.map(lambda n: submit(shim, f"job{n}"), range(jobs)))
     ended = "jobs.sdxl_image_fast.completed"
-    until(lambda: ledger.counts()[ended] == 5 + probes + jobs, every_s=0.02)
-    until(lambda: not ledger.letters("pending", 1))
+    until(lambda: ledger.counters()[ended] == 5 + probes + jobs, every_s=0.02)
+    until(lambda: not ledger.list_events("pending", 1))
     rate = jobs / (time.perf_counter() - started)
     ledger.close()
     return Row("OurVidz (HTTP … delivered callback)", *percentiles(waits), rate)

@@ -35,10 +35,14 @@ def status() -> dict[str, Any]:
 def queues() -> dict[str, Any]:
     """How many jobs wait in each queue, whether it is paused, and how many workers are at work for it."""
     ledger = control.current().ledger
-    paused, here = ledger.paused(), [worker.queue for worker in _here()]
+    paused, here = ledger.paused_queues(), [worker.queue for worker in _here()]
     return {
         "queues": {
-            queue: {"depth": ledger.depth(queue), "paused": queue in paused, "workers": here.count(queue)}
+            queue: {
+                "depth": ledger.queue_depth(queue),
+                "paused": queue in paused,
+                "workers": here.count(queue),
+            }
             for queue in QUEUES.values()
         }
     }

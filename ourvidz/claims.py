@@ -103,7 +103,7 @@ def _candidates(request: Context, message: dict[str, Any]) -> list[dict[str, Any
     ledger = control.current().ledger
     next_in_queue = [
         dispatch.message(record)
-        for record in ledger.waiting(QUEUES["chat"], limit=1)
+        for record in ledger.queued(QUEUES["chat"], limit=1)
         if record.type in TEXT_TYPES and record.due_at <= ledger.now()
     ]
     return [*(each for each in next_in_queue if each != message), message]

@@ -107,7 +107,7 @@ def _recover_jobs_of_lost_child(name: str, exception: BaseException, args: Any) 
         if ledger.end(record.job_id, run=record.run, fence=record.fence, outcome=Outcome.failure(timeout)):
             dispatch.deliver(record.job_id)
     # A task may decode the texts of several jobs together.
-    for held in ledger.held_by(_parent_id or ""):
+    for held in ledger.leased_by(_parent_id or ""):
         _log.error("child_lost", task=name, job_id=held.job_id)
         recover(ledger, dispatch.Broker(), held)
 
@@ -117,7 +117,7 @@ def remember_parent_id(sender: str, **_: Any) -> None:
     """In the parent: keep the worker id, by which it recognises its own jobs. A restart ends a drain."""
     global _parent_id
     _parent_id = sender
-    control.current().ledger.drain(sender, False)
+    control.current().ledger.set_draining(sender, False)
 
 
 @signals.worker_process_init.connect
@@ -157,7 +157,7 @@ def announce_parent(sender: Any, **_: Any) -> None:
     a prefork child start their heartbeat here."""
     ledger = control.current().ledger
     drained = any(worker.draining for worker in ledger.workers() if worker.id == sender.hostname)
-    for queue in QUEUES.values() if drained else ledger.paused():
+    for queue in QUEUES.values() if drained else ledger.paused_queues():
         sender.cancel_task_queue(queue)
     name = settings().worker
     helper_queues = {"io": CALLBACKS_QUEUE, "keeper": MAINTENANCE_QUEUE}
@@ -177,7 +177,7 @@ def drain_on_shutdown(sender: str, **_: Any) -> None:
 
 def _drain(worker_id: str) -> None:
     try:
-        control.current().ledger.drain(worker_id, True)
+        control.current().ledger.set_draining(worker_id, True)
     except WorkerUnavailable:
         _log.warning("drain_not_noted", worker_id=worker_id)
 
@@ -188,7 +188,7 @@ def stop_heartbeat(sender: Any, **_: Any) -> None:
     if _heartbeat is not None:
         _heartbeat.stop()
     else:
-        control.current().ledger.leave(sender.hostname)
+        control.current().ledger.mark_offline(sender.hostname)
 
 
 def _start_heartbeat(name: str, queue: str) -> None:

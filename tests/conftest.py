@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from ourvidz.embedded_redis import PrivateServer, find_server
-from ourvidz.ledger.redis_store import RedisLedger
+from ourvidz.ledger.store import Ledger
 
 pytest_plugins = ["ourvidz.testing", "tests.selection"]
 
@@ -77,7 +77,7 @@ def make_ledger() -> Iterator[Callable[..., Any]]:
 
     with ExitStack() as until_the_end:
 
-        def make(kind: type[RedisLedger] = RedisLedger, **options: Any) -> RedisLedger:
+        def make(kind: type[Ledger] = Ledger, **options: Any) -> Ledger:
             made = kind(
                 testing.redis_url(), prefix=until_the_end.enter_context(testing.key_prefix()), **options
             )

@@ -28,13 +28,13 @@ def at(ourvidz_eager) -> object:
         seen_at=1.0,
         detail={"info": {"sdxl": {"name": "tiny-sdxl"}}},
     )
-    ourvidz_eager.control.ledger.beat(worker)
+    ourvidz_eager.control.ledger.heartbeat(worker)
     return ourvidz_eager
 
 
 def test_the_status_is_queues_and_workers(at) -> None:
     """The first thing an operator asks."""
-    at.control.ledger.pause("wan_queue", True)
+    at.control.ledger.set_paused("wan_queue", True)
     found = administration.administer("status")
     assert found["queues"] == {
         "sdxl_queue": {"depth": 0, "paused": False, "workers": 1},
@@ -51,7 +51,7 @@ def test_the_models_are_those_of_the_workers_that_are_here(at) -> None:
     assert administration.administer("models") == {
         "models": [{"worker": "sdxl@host-gpu0", "name": "sdxl", "info": {"name": "tiny-sdxl"}}]
     }
-    at.control.ledger.leave("sdxl@host-gpu0")
+    at.control.ledger.mark_offline("sdxl@host-gpu0")
     assert administration.administer("models") == {"models": []}
 
 

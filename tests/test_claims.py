@@ -62,7 +62,7 @@ def test_a_request_that_lost_does_not_try_again(register: Register, ledger: Ledg
     other = ledger.claim("a", 1, worker_id="chat@another", lease_s=10, token="t")
     assert other is not None
     assert claims.claim_for(one, dispatch.message(record)) is None
-    assert ledger.lose("a", fence=other.fence)
+    assert ledger.rescue("a", fence=other.fence)
     assert claims.claim_for(one, dispatch.message(record)) is None
 
 

@@ -278,7 +278,7 @@ class TestStarting:
     ) -> None:
         """A pause outlives restarts."""
         as_worker("sdxl")
-        ledger.pause("sdxl_queue", True)
+        ledger.set_paused("sdxl_queue", True)
         cancelled: list[str] = []
         sender = SimpleNamespace(hostname=WORKER, cancel_task_queue=cancelled.append)
         signals.announce_parent(sender=sender)
@@ -289,8 +289,8 @@ class TestStarting:
     ) -> None:
         """The child could not load its models before the parent was ready."""
         as_worker("sdxl")
-        ledger.beat(worker(id=WORKER))
-        ledger.drain(WORKER, True)
+        ledger.heartbeat(worker(id=WORKER))
+        ledger.set_draining(WORKER, True)
         cancelled: list[str] = []
         sender = SimpleNamespace(hostname=WORKER, cancel_task_queue=cancelled.append)
         signals.announce_parent(sender=sender)
@@ -299,8 +299,8 @@ class TestStarting:
     def test_a_restart_ends_a_drain(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
         """An operator who restarts a worker wants it back."""
         monkeypatch.setattr(signals, "_parent_id", None)
-        ledger.beat(worker(id=WORKER))
-        ledger.drain(WORKER, True)
+        ledger.heartbeat(worker(id=WORKER))
+        ledger.set_draining(WORKER, True)
         signals.remember_parent_id(sender=WORKER)
         assert not ledger.workers()[0].draining
         assert signals._parent_id == WORKER
@@ -316,7 +316,7 @@ class TestStopping:
 
     def test_a_stopping_worker_drains(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
         """The running task may claim companions, and would be killed in the middle of their texts."""
-        ledger.beat(worker(id=WORKER))
+        ledger.heartbeat(worker(id=WORKER))
         self.drained_after(monkeypatch, "sdxl")
         assert ledger.workers()[0].draining
 
@@ -326,7 +326,7 @@ class TestStopping:
         def away(*_: Any) -> bool:
             raise WorkerUnavailable("the job store cannot be reached")
 
-        monkeypatch.setattr(ledger, "drain", away)
+        monkeypatch.setattr(ledger, "set_draining", away)
         self.drained_after(monkeypatch, "sdxl")
 
     def test_a_stopped_worker_is_offline(
@@ -336,6 +336,6 @@ class TestStopping:
         signals.stop_heartbeat(sender=SimpleNamespace(hostname=WORKER))
         assert heartbeat.states == ["stopped"]
         monkeypatch.setattr(signals, "_heartbeat", None)
-        ledger.beat(worker(id=WORKER))
+        ledger.heartbeat(worker(id=WORKER))
         signals.stop_heartbeat(sender=SimpleNamespace(hostname=WORKER))
         assert ledger.workers()[0].state == "offline"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from ourvidz import log
@@ -13,11 +13,11 @@ from ourvidz.callbacks.lanes import PerHostLimiter
 from ourvidz.callbacks.retry import Again, Delivered, Rng, decide, retry_after_s
 from ourvidz.callbacks.target import Target
 from ourvidz.ledger.record import OutboxEvent
-from ourvidz.ledger.store import Outbox
+from ourvidz.ledger.store import Ledger
 from ourvidz.net.client import HttpClient, HttpResponse, RequestFailure
 from ourvidz.net.egress_policy import EgressPolicy
 
-__all__ = ["CallbackSender", "Clocked", "Target"]
+__all__ = ["CallbackSender", "Target"]
 
 LEASE_MARGIN_S = 5.0
 """What a taken row is held beyond the longest post, for building it and for noting how it went."""
@@ -25,19 +25,12 @@ LEASE_MARGIN_S = 5.0
 _log = log.get(__name__)
 
 
-class Clocked(Outbox, Protocol):
-    """What the courier asks of the ledger."""
-
-    def now(self) -> float:
-        """The ledger's clock."""
-
-
 class CallbackSender:
     """Delivers callbacks. Safe to share between threads; one a process, because its lanes count what is
     under way."""
 
     def __init__(
-        self, ledger: Clocked, target: Target, *, lanes: PerHostLimiter | None = None, rng: Rng | None = None
+        self, ledger: Ledger, target: Target, *, lanes: PerHostLimiter | None = None, rng: Rng | None = None
     ) -> None:
         self._ledger = ledger
         self._target = target
@@ -51,14 +44,14 @@ class CallbackSender:
         Returns at once when the receiver's host is busy enough: a thread that is done there goes on with
         this job. Raises only what the ledger raises; what becomes of a post is written there.
         """
-        head = self._ledger.head(job_id)
+        head = self._ledger.next_event(job_id)
         if head is not None:
             lane = self._target.lane(self._target.url(head.callback_url))
             self._lanes.run(lane, job_id, self._drain)
 
     def _drain(self, job_id: str) -> None:
         lease_s = self._target.timeout_s + LEASE_MARGIN_S
-        while event := self._ledger.take(job_id, lease_s=lease_s, token=uuid4().hex):
+        while event := self._ledger.lease_event(job_id, lease_s=lease_s, token=uuid4().hex):
             self._send(event)
 
     def _send(self, event: OutboxEvent) -> None:
@@ -109,7 +102,7 @@ class CallbackSender:
             rng=self._rng,
         )
         if isinstance(decision, Delivered) and status is not None:
-            self._ledger.delivered(event, status=status)
+            self._ledger.mark_delivered(event, status=status)
             _log.info("callback_delivered", **_about(event), http_status=status)
         elif isinstance(decision, Again):
             self._ledger.postpone(event, due_in_s=decision.due_in_s, status=status, error=error)
@@ -120,7 +113,7 @@ class CallbackSender:
             self._bury(event, status=status, error=error)
 
     def _bury(self, event: OutboxEvent, *, status: int | None, error: str) -> None:
-        self._ledger.bury(event, status=status, error=error)
+        self._ledger.dead_letter(event, status=status, error=error)
         _log.warning("callback_dead" if event.terminal else "callback_dropped", **_about(event), error=error)
 
 

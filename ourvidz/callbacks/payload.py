@@ -62,7 +62,7 @@ def build(event: OutboxEvent, *, worker_version: str, assets_as: AssetsAs = "obj
     outcome = event.outcome
     assets = outcome.assets if outcome and event.kind == "completed" else ()
     metadata = job_metadata(
-        event.facts,
+        event.callback_metadata,
         outcome,
         queued_at=event.queued_at,
         claimed_at=event.claimed_at,
@@ -89,7 +89,7 @@ def build(event: OutboxEvent, *, worker_version: str, assets_as: AssetsAs = "obj
 
 
 def job_metadata(
-    facts: Mapping[str, Any],
+    callback_metadata: Mapping[str, Any],
     outcome: Outcome | None,
     *,
     queued_at: float,
@@ -100,10 +100,10 @@ def job_metadata(
 ) -> dict[str, Any]:
     """The metadata of one run: every field of `DEFAULTS`, and what job, outcome and `extra` add.
 
-    `facts` are the job's own values (`Job.facts()`). `queued_at`, `claimed_at` and `finished_at` are Unix
-    times in seconds; a time that is None leaves the durations that need it None.
+    `callback_metadata` is the job's own (`Job.callback_metadata()`). `queued_at`, `claimed_at` and
+    `finished_at` are Unix times in seconds; a time that is None leaves the durations that need it None.
     """
-    metadata = DEFAULTS | {"worker_version": worker_version} | dict(facts)
+    metadata = DEFAULTS | {"worker_version": worker_version} | dict(callback_metadata)
     metadata |= (outcome.metadata if outcome else {}) | dict(extra or {})
     if metadata["batch_size"] is None:
         metadata["batch_size"] = metadata["num_images"]

@@ -36,7 +36,7 @@ def callbacks() -> None:
 @_as_json
 def list_(state: DeliveryState, limit: int, as_json: bool) -> None:
     """List callbacks in one state, newest first."""
-    rows = [summary(event) for event in control.current().ledger.letters(state, limit)]
+    rows = [summary(event) for event in control.current().ledger.list_events(state, limit)]
     if as_json:
         print_json(rows)
         return
@@ -56,7 +56,7 @@ def list_(state: DeliveryState, limit: int, as_json: bool) -> None:
 def show(event_id: str, as_json: bool) -> None:
     """Show one callback and the payload that its receiver gets."""
     app = control.current()
-    event = app.ledger.event(event_id)
+    event = app.ledger.get_event(event_id)
     if event is None:
         raise click.ClickException(f"no callback {event_id!r}")
     document = payload.build(event, worker_version=app.target.worker_version, assets_as=app.target.assets_as)
@@ -77,7 +77,9 @@ def replay(event_ids: tuple[str, ...], all_dead: bool, as_json: bool) -> None:
     if all_dead == bool(event_ids):
         raise click.UsageError("name callbacks, or pass --all-dead")
     ledger = control.current().ledger
-    selected = [e.event_id for e in ledger.letters("dead", MAX_DEAD_LETTERS)] if all_dead else list(event_ids)
+    selected = (
+        [e.event_id for e in ledger.list_events("dead", MAX_DEAD_LETTERS)] if all_dead else list(event_ids)
+    )
     # The list is newest first; the events of a job must be sent in their order.
     replayed, unknown = _replay(reversed(selected) if all_dead else selected)
     if as_json:

@@ -47,7 +47,7 @@ def delete(job_id: str) -> Record:
     if record is None:
         raise NotFound(f"no job {job_id!r}", field="id", value=job_id)
     folder = _folder(record, app.ledger.job(job_id))
-    if folder is not None and record.finished and app.ledger.head(job_id) is None:
+    if folder is not None and record.finished and app.ledger.next_event(job_id) is None:
         # Before the record: a storage that fails leaves a job that can be deleted again.
         app.store.delete_folder(folder)
     return app.ledger.delete(job_id)

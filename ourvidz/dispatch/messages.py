@@ -74,7 +74,7 @@ def note_published(record: Record) -> None:
     that cannot be reached is logged."""
     try:
         if not celery_app.conf.task_always_eager:
-            control.current().ledger.published(record.job_id, record.run)
+            control.current().ledger.mark_published(record.job_id, record.run)
     except WorkerUnavailable:
         _log.warning("publish_not_noted", job_id=record.job_id)
 
@@ -119,7 +119,7 @@ def _start_with_enhancement(record: Record) -> bool:
     """Return whether a chat worker can enhance the prompt; if not, give the enhancement up in the ledger."""
     obstacle = _enhancement_obstacle()
     if obstacle is not None:
-        control.current().ledger.give_up_enhancing(record.job_id, run=record.run, reason=obstacle)
+        control.current().ledger.skip_enhancement(record.job_id, run=record.run, reason=obstacle)
     return obstacle is None
 
 
@@ -129,7 +129,7 @@ def _enhancement_obstacle() -> str | None:
     if celery_app.conf.task_always_eager:
         return None if ENHANCE_TASK in celery_app.tasks else NO_CHAT_WORKER
     ledger, queue = control.current().ledger, QUEUES["chat"]
-    if queue in ledger.paused():
+    if queue in ledger.paused_queues():
         return CHAT_QUEUE_PAUSED
     workers = [worker for worker in ledger.workers() if worker.queue == queue and not worker.draining]
     return None if any(worker.state != "offline" for worker in workers) else NO_CHAT_WORKER

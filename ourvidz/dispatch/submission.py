@@ -96,10 +96,10 @@ def _check_together(jobs: Sequence[Job]) -> None:
     for job in jobs:
         record = ledger.get(job.id)
         if record is not None:
-            by_id[job.id] = record.fingerprint, record.facts
+            by_id[job.id] = record.fingerprint, record.callback_metadata
         else:
             _check_availability(job)
-        if not job.repeats(*by_id.setdefault(job.id, (job.fingerprint(), job.facts()))):
+        if not job.repeats(*by_id.setdefault(job.id, (job.fingerprint(), job.callback_metadata()))):
             raise _id_conflict(job.id)
 
 
@@ -108,7 +108,7 @@ def _enqueue(job: Job, priority: int, suppress_callbacks: bool, in_worker: bool)
     ledger = control.current().ledger
     if not in_worker:
         _check_availability(job)
-    admission = ledger.register(job, priority=priority, quiet=suppress_callbacks)
+    admission = ledger.register(job, priority=priority, suppress_callbacks=suppress_callbacks)
     if not admission.same:
         raise _id_conflict(job.id)
     if admission.created and not in_worker:

@@ -26,10 +26,10 @@ def requeue_held_jobs(worker_id: str) -> list[str]:
     """
     ledger = control.current().ledger
     requeued = []
-    for record in ledger.held_by(worker_id):
+    for record in ledger.leased_by(worker_id):
         if not record.repeatable:
             recover(ledger, Broker(), record)
-        elif ledger.lose(record.job_id, fence=record.fence, counted=False):
+        elif ledger.rescue(record.job_id, fence=record.fence, counted=False):
             publish(ledger.get(record.job_id) or record)
             requeued.append(record.job_id)
     return requeued
@@ -37,13 +37,13 @@ def requeue_held_jobs(worker_id: str) -> list[str]:
 
 def pause(queue: str) -> None:
     """Stop all workers from consuming a queue. Running jobs finish; new ones are accepted and wait."""
-    control.current().ledger.pause(queue, True)
+    control.current().ledger.set_paused(queue, True)
     celery_app.control.cancel_consumer(queue)
 
 
 def resume(queue: str) -> None:
     """Let the workers of a queue consume it again."""
-    control.current().ledger.pause(queue, False)
+    control.current().ledger.set_paused(queue, False)
     wake(queue)
 
 
@@ -60,11 +60,11 @@ def drain(worker_id: str, *, draining: bool = True) -> None:
     Raises `NotFound`."""
     ledger = control.current().ledger
     worker = next((each for each in ledger.workers() if each.id == worker_id), None)
-    if worker is None or not ledger.drain(worker_id, draining):
+    if worker is None or not ledger.set_draining(worker_id, draining):
         raise NotFound(f"no worker {worker_id!r}", field="id", value=worker_id)
     if draining:
         celery_app.control.cancel_consumer(worker.queue, destination=[worker_id])
-    elif worker.queue not in ledger.paused():
+    elif worker.queue not in ledger.paused_queues():
         celery_app.control.add_consumer(worker.queue, destination=[worker_id])
 
 

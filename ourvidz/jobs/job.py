@@ -54,8 +54,8 @@ class BaseJob(BaseModel):
         """Every text a person wrote into this job."""
         return ()
 
-    def facts(self) -> dict[str, Any]:
-        """What the job itself contributes to the metadata of its callbacks."""
+    def callback_metadata(self) -> dict[str, Any]:
+        """What the job itself contributes to the metadata of its callbacks, by field name."""
         return {
             **self.carried,
             "job_type": self.type,
@@ -77,11 +77,13 @@ class BaseJob(BaseModel):
         asked = self.model_dump(mode="json", exclude=aside)
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
-    def repeats(self, fingerprint: str, facts: dict[str, Any]) -> bool:
-        """Whether this request asks again for the work of an earlier one, known by its fingerprint and
-        facts: a caller who leaves the seed open takes the earlier one, a seed that is given must be it."""
+    def repeats(self, fingerprint: str, callback_metadata: dict[str, Any]) -> bool:
+        """Whether this job asks for the work of an earlier one with this fingerprint and callback metadata.
+
+        A request without a seed matches any seed; a request with one matches only the same seed.
+        """
         given = None if getattr(self, "seed_drawn", True) else getattr(self, "seed", None)
-        return self.fingerprint() == fingerprint and given in (None, facts.get("seed"))
+        return self.fingerprint() == fingerprint and given in (None, callback_metadata.get("seed"))
 
 
 class JobLora(BaseModel):
@@ -140,9 +142,9 @@ class ImageJob(BaseJob):
     def texts(self) -> tuple[str, ...]:
         return tuple(t for t in (self.prompt, self.negative_prompt, self.compel_weights) if t)
 
-    def facts(self) -> dict[str, Any]:
+    def callback_metadata(self) -> dict[str, Any]:
         i2i = {"text_to_image": None, "modify": "modify", "exact_copy": "copy"}[self.mode]
-        return super().facts() | {
+        return super().callback_metadata() | {
             "seed": self.seed,
             "num_images": self.num_images,
             "frame_num": 1,
@@ -187,9 +189,9 @@ class VideoJob(BaseJob):
     def texts(self) -> tuple[str, ...]:
         return tuple(t for t in (self.prompt, self.negative_prompt, self.system_prompt) if t)
 
-    def facts(self) -> dict[str, Any]:
+    def callback_metadata(self) -> dict[str, Any]:
         prompted = "none" if not self.enhance_prompt else "custom" if self.system_prompt else "default"
-        return super().facts() | {
+        return super().callback_metadata() | {
             "seed": self.seed,
             "num_images": 1,
             "frame_num": self.frames,
@@ -237,9 +239,9 @@ class ChatJob(BaseJob):
     def texts(self) -> tuple[str, ...]:
         return tuple(message.content for message in self.messages)
 
-    def facts(self) -> dict[str, Any]:
+    def callback_metadata(self) -> dict[str, Any]:
         system = any(message.role == "system" for message in self.messages)
-        return super().facts() | {
+        return super().callback_metadata() | {
             "seed": self.seed,
             "num_images": 1,
             "system_prompt_used": "custom" if system else "none",

@@ -1,5 +1,5 @@
-"""What happened to every job.
+"""The ledger: the record of every job, in Redis.
 
-Owns: records, claims and their fences, leases, progress, outcomes, the outbox, who is at work, the sweep.
-Speaks: job ids, runs, attempts, due times in seconds. No prompts are read here, nothing is sent.
+Owns: records, claims and their fences, leases, progress, outcomes, the outbox, workers, the sweep.
+Speaks: job ids, runs, attempts, due times in seconds. Reads no prompts and sends nothing.
 """

@@ -1,4 +1,7 @@
-"""Records, events and stream items as flat text fields, and back. An absent field is None."""
+"""Records, events and stream items as flat text fields, and back. An absent field is None.
+
+The names of the stored fields are an interface between releases; some differ from the attributes.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ Fields = Mapping[str, str]
 
 
 def pairs(flat: Iterable[str]) -> dict[str, str]:
-    """A flat list of names and values as a mapping."""
-    each = iter(flat)
-    return dict(zip(each, each, strict=True))
+    """A flat list of alternating names and values as a mapping."""
+    values = iter(flat)
+    return dict(zip(values, values, strict=True))
 
 
 def dump_json(value: Any) -> str:
@@ -35,17 +38,17 @@ def dump_json(value: Any) -> str:
 
 
 def dump_outcome(outcome: Outcome) -> str:
-    """An outcome as JSON, without what is at its default: equal outcomes give equal text."""
+    """An outcome as JSON without default values. Equal outcomes give equal text."""
     return outcome.model_dump_json(exclude_defaults=True)
 
 
 def load_outcome(text: str | None) -> Outcome | None:
-    """The outcome `dump_outcome` wrote."""
+    """The outcome that `dump_outcome` wrote; None for an absent one."""
     return Outcome.model_validate_json(text) if text else None
 
 
 def generation_ms(outcome: Outcome) -> int | None:
-    """What an outcome says of its generation time, in whole milliseconds."""
+    """The generation time in an outcome's metadata, in whole milliseconds; None when it has none."""
     seconds = outcome.metadata.get("generation_time")
     if not isinstance(seconds, int | float) or not math.isfinite(seconds):
         return None
@@ -53,18 +56,18 @@ def generation_ms(outcome: Outcome) -> int | None:
 
 
 def unsigned_assets(outcome: Outcome) -> int:
-    """How many assets were stored without the manifest that they should have."""
+    """The number of assets that were stored without a C2PA manifest although signing is on."""
     return sum(asset.metadata.get("c2pa") is False for asset in outcome.assets)
 
 
 def refuse_newer(job_id: str, version: int) -> None:
-    """`InternalError` for a record that a newer release wrote: guessing at it could lose the job."""
+    """Raise `InternalError` for a record that a newer release wrote: misreading it could lose the job."""
     if version > RECORD_VERSION:
         raise newer_record(job_id, version)
 
 
 def newer_record(job_id: str, version: int | str) -> InternalError:
-    """What is wrong with a record that a newer release wrote."""
+    """The error for a record that a newer release wrote."""
     return InternalError(
         f"job {job_id} has a record of version {version} and this release knows {RECORD_VERSION}: upgrade it"
     )
@@ -75,7 +78,7 @@ def _time(text: str | None) -> float | None:
 
 
 def load_record(job_id: str, row: Fields) -> Record:
-    """A record from its hash. Fields this release does not know are ignored."""
+    """A record from its hash. Unknown fields are ignored. `InternalError` for a newer version."""
     refuse_newer(job_id, int(row["v"]))
     return Record(
         job_id=job_id,
@@ -102,20 +105,20 @@ def load_record(job_id: str, row: Fields) -> Record:
         cancel_requested="cancel" in row,
         fingerprint=row["fingerprint"],
         callback_url=row.get("callback_url"),
-        facts=json.loads(row["facts"]),
+        callback_metadata=json.loads(row["facts"]),
         failures={name[2:]: int(times) for name, times in row.items() if name.startswith("f:")},
         outcome=load_outcome(row.get("outcome")),
-        quiet="quiet" in row,
+        suppress_callbacks="quiet" in row,
         one_shot="one_shot" in row,
         streamed="streamed" in row,
         enhancement=cast(EnhancementState | None, row.get("enhancement")),
-        wording=json.loads(row["wording"]) if "wording" in row else None,
+        enhancement_result=json.loads(row["wording"]) if "wording" in row else None,
         version=int(row["v"]),
     )
 
 
 def load_event(event_id: str, row: Fields) -> OutboxEvent:
-    """An outbox row from its hash."""
+    """An outbox event from its hash."""
     status = row.get("last_status")
     return OutboxEvent(
         event_id=event_id,
@@ -129,7 +132,7 @@ def load_event(event_id: str, row: Fields) -> OutboxEvent:
         claimed_at=_time(row.get("claimed_at")),
         worker_id=row.get("worker"),
         callback_url=row.get("callback_url"),
-        facts=json.loads(row["facts"]),
+        callback_metadata=json.loads(row["facts"]),
         outcome=load_outcome(row.get("outcome")),
         state=cast(Any, row["state"]),
         due_at=float(row["due_at"]),
@@ -142,7 +145,7 @@ def load_event(event_id: str, row: Fields) -> OutboxEvent:
 
 
 def load_item(item_id: str, row: Fields) -> StreamItem:
-    """A stream item: what the script noted as fields joins what the worker sent as JSON."""
+    """A stream item from its fields: those that the script set, and the JSON that the worker sent."""
     kind, data = row["k"], json.loads(row.get("d", "{}"))
     if kind == "state":
         data = {"status": row["status"], "run": int(row["run"]), "attempt": int(row["attempt"])}
@@ -162,10 +165,10 @@ def dump_worker(worker: Worker) -> str:
 
 
 def load_worker(text: str, *, seen_at: float, online: bool, draining: bool) -> Worker:
-    """A worker as it said, corrected by what the ledger knows. Fields of a newer release are ignored."""
-    said = json.loads(text)
-    known = {each.name for each in fields(Worker)}
-    worker = Worker(**{name: value for name, value in said.items() if name in known})
+    """A worker from the JSON of its heartbeat and the ledger's own fields. Unknown fields are ignored."""
+    values = json.loads(text)
+    known = {field.name for field in fields(Worker)}
+    worker = Worker(**{name: value for name, value in values.items() if name in known})
     return replace(
         worker,
         models=tuple(worker.models),

@@ -1,4 +1,4 @@
-"""The nouns of the ledger. Times are Unix seconds of the ledger's own clock."""
+"""The types of the ledger. Times are Unix seconds of the ledger's clock."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ Status = Literal["queued", "processing", "completed", "failed", "cancelled"]
 EnhancementState = Literal["wanted", "over"]
 FINISHED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 ENHANCING = "enhancing"
-"""The stage of a queued job whose words are being found."""
+"""The stage of a queued job while its prompt is being enhanced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Everything the ledger keeps of a job besides the job itself.
+    """The state of a job: everything the ledger stores besides the job document.
 
-    `run` counts submissions (1, then one more for every operator retry), `attempt` the claims within a
-    run that count, `fence` every claim ever: whoever holds an older fence may no longer change anything.
-    `order` is the place in the line of arrivals. `failures` counts released attempts of this run by code.
+    `run` counts submissions: 1, then one more for every operator retry. `attempt` counts the claims of this
+    run, without those whose worker handed the job back. `fence` grows with every claim, release and rescue: a
+    claim with an older fence can change nothing any more. `order` numbers registrations and retries;
+    within a priority the lower order starts first. `failures` counts the failed attempts of this run by error
+    code. `callback_metadata` is what the job contributes to the metadata of its callbacks.
 
-    `quiet`: its caller hears nothing but the answer, so it has no outbox rows. `one_shot`: its caller reads
-    along, so what was `streamed` in this run cannot be taken back. `enhancement` is None for a job whose
-    prompt is used as it is, `wanted` until its words are found or given up, then `over`; `wording` is what
-    was found, for every attempt of the run.
+    `suppress_callbacks`: the job has no outbox events. `one_shot`: its caller reads the answer while it is
+    generated, so a run that has `streamed` tokens is not repeated. `enhancement` is None for a job whose
+    prompt is used unchanged, `wanted` until the enhancement ends or is skipped, then `over`;
+    `enhancement_result` is its result, used by every attempt of the run.
     """
 
     job_id: str
@@ -57,14 +59,14 @@ class Record:
     cancel_requested: bool
     fingerprint: str
     callback_url: str | None
-    facts: dict[str, Any]
+    callback_metadata: dict[str, Any]
     failures: dict[str, int]
     outcome: Outcome | None
-    quiet: bool = False
+    suppress_callbacks: bool = False
     one_shot: bool = False
     streamed: bool = False
     enhancement: EnhancementState | None = None
-    wording: dict[str, Any] | None = None
+    enhancement_result: dict[str, Any] | None = None
     version: int = RECORD_VERSION
 
     @property
@@ -74,14 +76,14 @@ class Record:
 
     @property
     def repeatable(self) -> bool:
-        """Whether another attempt may follow: nobody has read the beginning of this one."""
+        """Whether another attempt may follow: no reader has seen a part of this run's answer."""
         return not (self.one_shot and self.streamed)
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The answer to a registration. `created` is true for exactly one caller; `same` tells whether the
-    job that already stood under this id asks for the same work."""
+    """The result of a registration. `created` is true for exactly one caller of an id; `same` is false when
+    the id belongs to a job that asks for different work."""
 
     created: bool
     same: bool
@@ -90,7 +92,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to run one attempt of a job, until the lease ends or a newer fence appears."""
+    """One attempt of a job, leased to a worker until the lease expires or the fence grows."""
 
     job: Job
     record: Record
@@ -110,7 +112,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Enhancement:
-    """The right to find the words of a queued job, until the lease ends and somebody else begins."""
+    """The enhancement of a queued job, leased under `token` until the lease expires and is taken over."""
 
     job: Job
     record: Record
@@ -126,17 +128,17 @@ class Enhancement:
 
 
 def is_one_shot(job: Job) -> bool:
-    """Whether the caller of a job reads its answer while it grows."""
+    """Whether the caller of a job reads its answer while it is generated."""
     return isinstance(job, ChatJob) and job.stream
 
 
-def wants_enhancement(job: Job) -> bool:
-    """Whether a language model is to find the words a job is generated from."""
+def awaits_enhancement(job: Job) -> bool:
+    """Whether a language model enhances the prompt before the job is generated."""
     return isinstance(job, VideoJob) and job.enhance_prompt
 
 
 class Verdict(StrEnum):
-    """What a running attempt is told at each step."""
+    """Whether an attempt goes on: yes, no because the caller cancelled, no because its lease is lost."""
 
     CONTINUE = "continue"
     CANCEL = "cancel"
@@ -148,10 +150,10 @@ DeliveryState = Literal["pending", "delivered", "dead"]
 
 @dataclass(frozen=True, slots=True)
 class OutboxEvent:
-    """One thing to tell the caller. `sequence` grows over the whole life of a job.
+    """One callback of a job. `sequence` grows over the whole life of the job.
 
-    `kind` is `processing` or the ending; `attempt` the attempt it speaks of; `deliveries` how often it
-    was posted; `last_error` why the last post failed.
+    `kind` is `processing` or the terminal status, `attempt` the attempt that it reports. `deliveries` counts
+    the tries to deliver it; `last_status` (HTTP) and `last_error` are the result of the last one.
     """
 
     event_id: str
@@ -165,7 +167,7 @@ class OutboxEvent:
     claimed_at: float | None
     worker_id: str | None
     callback_url: str | None
-    facts: dict[str, Any]
+    callback_metadata: dict[str, Any]
     outcome: Outcome | None
     state: DeliveryState
     due_at: float
@@ -177,7 +179,7 @@ class OutboxEvent:
 
     @property
     def terminal(self) -> bool:
-        """Whether this event ends a run."""
+        """Whether this event reports the end of a run."""
         return self.kind != "processing"
 
     @property
@@ -187,10 +189,11 @@ class OutboxEvent:
 
 
 def event_id(record: Record, sequence: int) -> str:
-    """The receiver's idempotency key: the same over all deliveries of one event, and another one for a
-    new job under the id of a deleted one, whose `order` is another.
+    """The id of an outbox event, which receivers use as idempotency key.
 
-    SHA-1, because a Redis script can compute it where the sequence is drawn; nothing secret depends on it.
+    It is equal over all deliveries of one event, and another one for a new job under the id of a deleted one,
+    because `order` is another. `scripts/lib/outbox.lua` computes the same: SHA-1, because Redis scripts can
+    compute it; nothing secret depends on it.
     """
     named = f"{record.job_id}\0{record.order}\0{record.run}\0{sequence}".encode()
     return "msg_" + hashlib.sha1(named, usedforsecurity=False).hexdigest()[:32]
@@ -198,7 +201,7 @@ def event_id(record: Record, sequence: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StreamItem:
-    """One line of a job's live stream. `id` orders them and resumes a reader."""
+    """One item of a job's live stream. Items are ordered by `id`; a reader resumes after one."""
 
     id: str
     kind: Literal["state", "progress", "preview", "token", "done"]
@@ -207,7 +210,7 @@ class StreamItem:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some records, newest first, and where to go on (None at the end)."""
+    """Some records, newest first, and the cursor of the next page (None at the end)."""
 
     records: list[Record]
     cursor: str | None
@@ -215,8 +218,8 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One worker that has been seen. `state` is what it said last; a worker whose heartbeat is older than
-    the presence time is `offline`."""
+    """One worker and its last heartbeat. `state` is the one that the heartbeat reported, or `offline` when it
+    is older than the presence time. `draining`: an operator asked the worker to take no more jobs."""
 
     id: str
     family: str

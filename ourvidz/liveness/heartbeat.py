@@ -71,7 +71,7 @@ class Heartbeat:
         """Stop the thread and mark the worker as offline."""
         self._stopped.set()
         try:
-            self._ledger.leave(self._worker.id)
+            self._ledger.mark_offline(self._worker.id)
         except WorkerUnavailable:
             _log.warning("goodbye_not_heard", worker_id=self._worker.id)
 
@@ -84,6 +84,6 @@ class Heartbeat:
 
     def _send(self) -> None:
         try:
-            self._ledger.beat(self._worker)
+            self._ledger.heartbeat(self._worker)
         except WorkerUnavailable:
             _log.warning("beat_not_heard", worker_id=self._worker.id)

@@ -33,10 +33,10 @@ def enhance(message: dict[str, Any]) -> dict[str, Any]:
     """
     at = control.current()
     try:
-        held = at.ledger.begin_enhancing(
+        held = at.ledger.begin_enhancement(
             message["id"], message["run"], lease_s=at.settings.lease_s, token=uuid.uuid4().hex
         )
-        if held is None or not at.ledger.end_enhancing(held, wording=_words(held)):
+        if held is None or not at.ledger.end_enhancement(held, result=_words(held)):
             raise Ignore
     except (FenceLost, Cancelled, WorkerUnavailable) as lost:
         _log.warning("enhancement_let_go", job_id=message["id"], reason=type(lost).__name__)

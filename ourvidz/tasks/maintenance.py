@@ -18,6 +18,8 @@ _log = log.get(__name__)
 def sweep_ledger() -> None:
     """Bring back what got lost."""
     at = control.current()
-    done = {what: count for what, count in asdict(sweep(at.ledger, Broker(), at.rules)).items() if count}
+    done = {
+        what: count for what, count in asdict(sweep(at.ledger, Broker(), at.sweep_options)).items() if count
+    }
     if done:
         _log.info("swept", **done)

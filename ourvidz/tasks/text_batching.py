@@ -127,7 +127,7 @@ class ClaimedCompany:
 
     def _take(self, first: ChatJob, *, room: int) -> None:
         ledger = control.current().ledger
-        for record in ledger.waiting(first.queue, limit=room):
+        for record in ledger.queued(first.queue, limit=room):
             if record.cancel_requested or record.due_at > ledger.now():
                 continue
             claim = claim_companion(record, worker_id=self._worker_id) if self._fits(record, first) else None

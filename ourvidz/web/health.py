@@ -205,11 +205,11 @@ def _from_this_machine(request: Request) -> bool:
 def _snapshot() -> metrics.Snapshot:
     ledger = control.current().ledger
     return metrics.Snapshot(
-        counts=ledger.counts(),
-        depths={queue: ledger.depth(queue) for queue in QUEUES.values()},
-        paused=ledger.paused(),
+        counts=ledger.counters(),
+        depths={queue: ledger.queue_depth(queue) for queue in QUEUES.values()},
+        paused=ledger.paused_queues(),
         workers=tuple((worker.family, worker.state) for worker in ledger.workers()),
-        outbox_pending=len(ledger.letters("pending", MAX_PENDING)),
+        outbox_pending=len(ledger.list_events("pending", MAX_PENDING)),
     )
 
 

@@ -127,7 +127,7 @@ def worker_info() -> WorkerInfo:
 def chat_health() -> ChatHealth:
     """Read whether a chat worker would take a request now."""
     try:
-        workers, depth = _live_chat_workers(), control.current().ledger.depth(QUEUES[FAMILY])
+        workers, depth = _live_chat_workers(), control.current().ledger.queue_depth(QUEUES[FAMILY])
     except WorkerUnavailable:
         return ChatHealth(status="degraded", qwen_model_loaded=False, workers=0, queue_depth=None)
     loaded = any(FAMILY in worker.models for worker in workers)

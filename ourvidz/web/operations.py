@@ -108,7 +108,7 @@ def undrain(id: str) -> WorkerState:
 
 def _queue_state(queue: str) -> QueueState:
     ledger = control.current().ledger
-    return QueueState(queue=queue, paused=queue in ledger.paused(), depth=ledger.depth(queue))
+    return QueueState(queue=queue, paused=queue in ledger.paused_queues(), depth=ledger.queue_depth(queue))
 
 
 def check_queue(name: str) -> str:

@@ -229,7 +229,7 @@ class _JobFollower:
     def _obstacle(self) -> str | None:
         """Why no worker can claim the job now; None when one can."""
         queue = self._job.queue
-        if queue in self._ledger.paused():
+        if queue in self._ledger.paused_queues():
             return f"{queue} is paused."
         if any(
             worker.queue == queue and worker.state != "offline" and not worker.draining

@@ -59,13 +59,13 @@ def _push(request: Request, elements: object) -> Depth:
     admissions = dispatch.submit_all(_payloads(elements))
     last = admissions[-1].record
     audit.entry(request.scope).set_job(last)
-    return Depth(result=control.current().ledger.depth(last.queue))
+    return Depth(result=control.current().ledger.queue_depth(last.queue))
 
 
 @router.get("/llen/{queue}", responses=documented(401, 403, 404, 422, 503))
 def llen(queue: str) -> Depth:
     """Read how many jobs are queued."""
-    return Depth(result=control.current().ledger.depth(check_queue(queue)))
+    return Depth(result=control.current().ledger.queue_depth(check_queue(queue)))
 
 
 def _payloads(elements: object) -> list[object]:

@@ -20,15 +20,15 @@ def accepted(record: Record, ledger: Ledger) -> Accepted:
     return Accepted(
         job_id=record.job_id,
         queue=record.queue,
-        position=ledger.position(record.job_id) or 0,
+        position=ledger.queue_position(record.job_id) or 0,
         run=record.run,
-        seed=record.facts.get("seed"),
+        seed=record.callback_metadata.get("seed"),
     )
 
 
 def state(record: Record, ledger: Ledger, store: Store) -> JobState:
     """The current state of a job, with its position in the queue."""
-    position = ledger.position(record.job_id) if record.status == "queued" else None
+    position = ledger.queue_position(record.job_id) if record.status == "queued" else None
     return JobState(
         **dict(summary(record, store)), queue_position=position, eta_s=eta_s(record, position, ledger)
     )
@@ -62,7 +62,7 @@ def result(record: Record, store: Store) -> Result:
     """The output of a completed job. URLs are storage keys where the store has no public URL."""
     outcome = record.outcome
     metadata = payload.job_metadata(
-        record.facts,
+        record.callback_metadata,
         outcome,
         queued_at=record.queued_at,
         claimed_at=record.claimed_at,
@@ -89,7 +89,7 @@ def eta_s(record: Record, position: int | None, ledger: Ledger) -> float | None:
     Queued: jobs ahead x their mean expected time / live workers of the queue + the job's own expected time.
     Running: expected time x the share that is left. Jobs that other workers are running are not counted.
     """
-    own_s = float(record.facts.get("expected_time") or 0.0)
+    own_s = float(record.callback_metadata.get("expected_time") or 0.0)
     if record.status == "processing":
         return round(own_s * (100 - record.progress) / 100, 1)
     if record.status != "queued":
@@ -97,8 +97,8 @@ def eta_s(record: Record, position: int | None, ledger: Ledger) -> float | None:
     ahead_s = 0.0
     if position:
         sample = [
-            ahead.facts.get("expected_time") or 0.0
-            for ahead in ledger.waiting(record.queue, min(position, SAMPLE_SIZE))
+            ahead.callback_metadata.get("expected_time") or 0.0
+            for ahead in ledger.queued(record.queue, min(position, SAMPLE_SIZE))
         ]
         live = sum(worker.queue == record.queue and worker.state != "offline" for worker in ledger.workers())
         ahead_s = position * (sum(sample) / len(sample) if sample else own_s) / max(1, live)

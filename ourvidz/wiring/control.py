@@ -15,9 +15,8 @@ from ourvidz import __version__
 from ourvidz.callbacks.delivery import CallbackSender, Target
 from ourvidz.jobs.dialects import Defaults
 from ourvidz.jobs.ranges import FRAMES
-from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.ledger.store import Ledger
-from ourvidz.ledger.sweep import Rules
+from ourvidz.ledger.sweep import SweepOptions
 from ourvidz.liveness.availability import WorkerAvailability
 from ourvidz.media.credentials import Signer
 from ourvidz.net.client import HttpClient
@@ -81,10 +80,10 @@ class Control:
         return Moderation(url, self.settings.moderation_key, HttpClient(timeout_s=TIMEOUT_S))
 
     @cached_property
-    def rules(self) -> Rules:
-        """What the sweep goes by."""
+    def sweep_options(self) -> SweepOptions:
+        """The times that the sweep uses."""
         chosen = self.settings
-        return Rules(
+        return SweepOptions(
             interval_s=chosen.sweep_s,
             lease_s=chosen.lease_s,
             empty_s=chosen.empty_queue_s,
@@ -145,7 +144,7 @@ def target(chosen: Settings) -> Target:
 def build(settings: Settings, *, ledger: Ledger | None = None, store: Store | None = None) -> Control:
     """Return the control half for these settings; `ledger` and `store` replace the configured ones."""
     if ledger is None:
-        ledger = RedisLedger(
+        ledger = Ledger(
             settings.redis_url,
             prefix=settings.key_prefix,
             presence_s=settings.presence_s,

@@ -46,7 +46,7 @@ class LeasedEnhancement:
             return
         self._hear_at = now + min(HEAR_EVERY_S, self._lease_s / 3)
         try:
-            verdict = self._ledger.keep_enhancing(self._held, lease_s=self._lease_s)
+            verdict = self._ledger.renew_enhancement(self._held, lease_s=self._lease_s)
         except WorkerUnavailable:
             _log.warning("ledger_away", job_id=self._held.job_id)
             return

@@ -78,7 +78,7 @@ class LeasedRun:
     @property
     def wording(self) -> dict[str, Any] | None:
         """What was found for the job's prompt before this attempt began."""
-        return self._claim.record.wording
+        return self._claim.record.enhancement_result
 
     def step(self, done: int, total: int) -> None:
         """Report a finished step. Raises `Cancelled`, `JobTimeout` or `FenceLost`."""
@@ -137,7 +137,7 @@ class LeasedRun:
         if text:
             items.append(("token", {"text": text, "tokens": tokens}))
         try:
-            verdict = self._ledger.step(self._claim, progress=progress, items=items, tell=tell)
+            verdict = self._ledger.step(self._claim, progress=progress, items=items, add_event=tell)
         except WorkerUnavailable:
             _log.warning("ledger_away", job_id=self._claim.job_id)
         if verdict is Verdict.LOST or self._lost.is_set():

@@ -184,7 +184,7 @@ def make_event(make_job: Callable[..., ImageJob]) -> Callable[..., OutboxEvent]:
             "claimed_at": 1_800_000_000.01,
             "worker_id": "sdxl@host-gpu0",
             "callback_url": None,
-            "facts": make_job().facts(),
+            "callback_metadata": make_job().callback_metadata(),
             "outcome": None,
             "state": "pending",
             "due_at": 1_800_000_016.11,

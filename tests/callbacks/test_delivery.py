@@ -58,7 +58,7 @@ def courier_to(ledger: Ledger) -> Callable[..., CallbackSender]:
 
 def terminal(ledger: Ledger, job_id: str = "job-1") -> Any:
     """The terminal row of a job, whatever became of it."""
-    rows = [row for state in ("pending", "delivered", "dead") for row in ledger.letters(state)]  # type: ignore[arg-type]
+    rows = [row for state in ("pending", "delivered", "dead") for row in ledger.list_events(state)]  # type: ignore[arg-type]
     return next(row for row in rows if row.job_id == job_id and row.terminal)
 
 
@@ -71,7 +71,7 @@ def test_a_job_is_told_in_order(receiver: Any, ledger: Any, run_job: Any, courie
     assert sequences == sorted(sequences)
     assert receiver.posts[0].path == "/functions/v1/job-callback"
     assert receiver.posts[0].headers["Content-Type"] == "application/json"
-    assert ledger.head("job-1") is None
+    assert ledger.next_event("job-1") is None
     assert terminal(ledger).state == "delivered"
     assert terminal(ledger).last_status == 200
 
@@ -106,7 +106,7 @@ def test_a_terminal_event_is_retried_under_one_id(
     receiver.script = [(200, {}), (503, {}), (429, {}), (409, {})]
     run_job()
     courier = courier_to(receiver.url, webhook_secrets=(WEBHOOK_SECRET,))
-    while ledger.head("job-1") is not None:
+    while ledger.next_event("job-1") is not None:
         courier.deliver("job-1")
         clock.pass_(60)
     terminal_posts = receiver.posts[1:]
@@ -146,7 +146,7 @@ def test_a_refusal_is_a_dead_letter(
     run_job()
     courier_to(receiver.url).deliver("job-1")
     assert len(receiver.posts) == 2
-    (letter,) = ledger.letters("dead")
+    (letter,) = ledger.list_events("dead")
     assert (letter.last_status, letter.last_error) == (status, f"HTTP {status}")
 
 
@@ -157,10 +157,10 @@ def test_a_dead_letter_can_be_replayed(receiver: Any, ledger: Any, run_job: Any,
     receiver.script[1] = (422, {})
     courier = courier_to(receiver.url, webhook_secrets=(WEBHOOK_SECRET,))
     courier.deliver("job-1")
-    (letter,) = ledger.letters("dead")
+    (letter,) = ledger.list_events("dead")
     ledger.replay(letter.event_id)
     courier.deliver("job-1")
-    assert ledger.letters("dead") == []
+    assert ledger.list_events("dead") == []
     assert [post.headers["webhook-id"] for post in receiver.posts[1:]] == [letter.event_id] * 2
 
 
@@ -181,7 +181,7 @@ def test_an_event_is_given_up_after_its_window(
     run_job()
     courier = courier_to(receiver.url, window_s=100.0)
     courier.deliver("job-1")
-    while ledger.head("job-1") is not None:
+    while ledger.next_event("job-1") is not None:
         clock.pass_(10)
         courier.deliver("job-1")
     assert clock() <= terminal(ledger).at + 300

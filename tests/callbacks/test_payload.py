@@ -167,7 +167,7 @@ def test_a_text_arrives_in_either_form(make_event: MakeEvent, assets_as: Any) ->
         seed=1,
     )
     outcome = Outcome(status="completed", assets=(Asset(type="text", metadata={"text": "good day"}),))
-    event = make_event(kind="completed", outcome=outcome, facts=job.facts())
+    event = make_event(kind="completed", outcome=outcome, callback_metadata=job.callback_metadata())
     told = build(event, worker_version="1", assets_as=assets_as)
     if assets_as == "objects":
         assert told["assets"] == [
@@ -252,15 +252,20 @@ def test_what_the_worker_found_wins_over_what_the_job_asked(make_event: MakeEven
         seed=1,
     )
     outcome = Outcome(status="completed", assets=(CLIP,), metadata={"frame_num": 82})
-    told = build(make_event(kind="completed", outcome=outcome, facts=job.facts()), worker_version="1")
+    told = build(
+        make_event(kind="completed", outcome=outcome, callback_metadata=job.callback_metadata()),
+        worker_version="1",
+    )
     assert told["metadata"]["frame_num"] == 82
     assert told["metadata"]["wan_task"] == "t2v-1.3B"
 
 
 def test_carried_fields_come_back(make_event: MakeEvent, make_job: Callable[..., ImageJob]) -> None:
     """The caller finds its own row by the ids it sent along."""
-    facts = make_job(carried={"image_id": "row-7"}).facts()
-    assert build(make_event(facts=facts), worker_version="1")["metadata"]["image_id"] == "row-7"
+    metadata = make_job(carried={"image_id": "row-7"}).callback_metadata()
+    assert (
+        build(make_event(callback_metadata=metadata), worker_version="1")["metadata"]["image_id"] == "row-7"
+    )
 
 
 def test_a_clock_set_back_gives_no_negative_times(make_event: MakeEvent) -> None:

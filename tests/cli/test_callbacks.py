@@ -1,4 +1,4 @@
-"""`ourvidz callbacks`: lists, shows and replays callbacks."""
+"""`ourvidz callbacks`: operators see what callers were not told, and tell them."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ PROMPT = "a lighthouse on a hill"
 def ledger(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, make_ledger: Callable[..., Ledger]
 ) -> Iterator[Ledger]:
-    """The ledger that the command uses. Tasks run eagerly, and no receiver is configured."""
+    """The ledger the command sees; tasks run at once, and no receiver is configured."""
     monkeypatch.setitem(app.conf, "task_always_eager", True)
-    settings = load_settings(OURVIDZ_STATE_DIR=tmp_path, _env_file=None)
-    with capture_logs(), control.using(control.build(settings, ledger=make_ledger())) as current:
+    chosen = load_settings(OURVIDZ_STATE_DIR=tmp_path, _env_file=None)
+    with capture_logs(), control.using(control.build(chosen, ledger=make_ledger())) as current:
         yield current.ledger
 
 
 @pytest.fixture
 def dead_letter(ledger: Ledger) -> Callable[[str], OutboxEvent]:
-    """Makes a job whose terminal callback the receiver refused; returns that callback."""
+    """A job whose terminal callback was refused."""
 
     def make(job_id: str) -> OutboxEvent:
         job = ImageJob(
@@ -54,9 +54,9 @@ def dead_letter(ledger: Ledger) -> Callable[[str], OutboxEvent]:
         )
         ledger.register(job, priority=6)
         ledger.end(job_id, run=1, fence=0, outcome=Outcome(status="completed"))
-        event = ledger.take(job_id, lease_s=5, token="t")
+        event = ledger.lease_event(job_id, lease_s=5, token="t")
         assert event is not None
-        ledger.bury(event, status=400, error="HTTP 400")
+        ledger.dead_letter(event, status=400, error="HTTP 400")
         return event
 
     return make
@@ -66,15 +66,15 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(callbacks, arguments)
 
 
-def test_the_list_shows_dead_letters_without_prompts(dead_letter: Callable[[str], OutboxEvent]) -> None:
-    """Prompts are private; only `callbacks show` prints them."""
+def test_the_list_shows_dead_letters_and_no_prompt(dead_letter: Callable[[str], OutboxEvent]) -> None:
+    """Enough to decide, nothing a screen should not show."""
     event = dead_letter("job-1")
-    table = run("list")
-    assert table.exit_code == 0, table.output
-    assert event.event_id in table.output
-    document = run("list", "--json")
-    assert PROMPT not in table.output + document.output
-    (row,) = json.loads(document.output)
+    shown = run("list")
+    assert shown.exit_code == 0, shown.output
+    assert event.event_id in shown.output
+    told = run("list", "--json")
+    assert PROMPT not in shown.output + told.output
+    (row,) = json.loads(told.output)
     assert (row["job_id"], row["state"], row["last_status"], row["last_error"]) == (
         "job-1",
         "dead",
@@ -83,8 +83,8 @@ def test_the_list_shows_dead_letters_without_prompts(dead_letter: Callable[[str]
     )
 
 
-def test_the_list_is_filtered_by_state_and_limited(dead_letter: Callable[[str], OutboxEvent]) -> None:
-    """Without a match the list says so."""
+def test_the_list_is_limited_and_by_state(dead_letter: Callable[[str], OutboxEvent]) -> None:
+    """The newest matter most."""
     for n in range(3):
         dead_letter(f"job-{n}")
     assert len(json.loads(run("list", "--limit", "2", "--json").output)) == 2
@@ -93,47 +93,49 @@ def test_the_list_is_filtered_by_state_and_limited(dead_letter: Callable[[str], 
 
 
 def test_show_prints_the_payload(dead_letter: Callable[[str], OutboxEvent]) -> None:
-    """It is the payload that the receiver gets, prompt included."""
+    """What the receiver gets is what the operator debugs with."""
     event = dead_letter("job-1")
-    document = json.loads(run("show", event.event_id, "--json").output)
-    assert document["payload"]["job_id"] == "job-1"
-    assert document["payload"]["metadata"]["original_prompt"] == PROMPT
+    shown = json.loads(run("show", event.event_id, "--json").output)
+    assert shown["payload"]["job_id"] == "job-1"
+    assert shown["payload"]["metadata"]["original_prompt"] == PROMPT
     assert "original_prompt" in run("show", event.event_id).output
 
 
 def test_show_of_an_unknown_callback_fails(ledger: Ledger) -> None:
-    """Exit status 1, not an empty output."""
+    """A typing error is not an empty answer."""
     assert run("show", "msg_unknown").exit_code == 1
 
 
 def test_replay_delivers_again(ledger: Ledger, dead_letter: Callable[[str], OutboxEvent]) -> None:
-    """The command starts the delivery task; here that finds that no receiver is configured."""
+    """The letter goes the whole way: command, task, courier, which finds that no receiver is configured."""
     event = dead_letter("job-1")
-    result = run("replay", event.event_id, "--json")
-    assert json.loads(result.output) == {"replayed": [event.event_id], "unknown": []}
-    replayed = ledger.event(event.event_id)
-    assert replayed is not None
-    assert replayed.last_error == NO_URL
+    told = run("replay", event.event_id, "--json")
+    assert json.loads(told.output) == {"replayed": [event.event_id], "unknown": []}
+    again = ledger.get_event(event.event_id)
+    assert again is not None
+    assert again.last_error == NO_URL
 
 
 def test_every_dead_letter_can_be_replayed_at_once(
     ledger: Ledger, dead_letter: Callable[[str], OutboxEvent]
 ) -> None:
-    """For the time after an outage of the receiver."""
+    """After a receiver's bad day."""
     events = [dead_letter(f"job-{n}") for n in range(3)]
-    result = json.loads(run("replay", "--all-dead", "--json").output)
-    assert sorted(result["replayed"]) == sorted(event.event_id for event in events)
+    told = json.loads(run("replay", "--all-dead", "--json").output)
+    assert sorted(told["replayed"]) == sorted(event.event_id for event in events)
 
 
-def test_replay_lists_unknown_ids(ledger: Ledger, dead_letter: Callable[[str], OutboxEvent]) -> None:
-    """The other callbacks are replayed; the exit status is 1."""
+def test_replay_names_what_it_does_not_know(
+    ledger: Ledger, dead_letter: Callable[[str], OutboxEvent]
+) -> None:
+    """The rest is replayed, and a script sees the failure."""
     event = dead_letter("job-1")
-    result = run("replay", "msg_unknown", event.event_id, "--json")
-    assert result.exit_code == 1
-    assert json.loads(result.output) == {"replayed": [event.event_id], "unknown": ["msg_unknown"]}
+    told = run("replay", "msg_unknown", event.event_id, "--json")
+    assert told.exit_code == 1
+    assert json.loads(told.output) == {"replayed": [event.event_id], "unknown": ["msg_unknown"]}
 
 
 @pytest.mark.parametrize("arguments", [[], ["msg_1", "--all-dead"]])
-def test_replay_takes_either_ids_or_all_dead(ledger: Ledger, arguments: list[str]) -> None:
-    """No ids, and ids beside --all-dead, are usage errors."""
+def test_replay_wants_either_names_or_all(ledger: Ledger, arguments: list[str]) -> None:
+    """Nothing is replayed by accident."""
     assert run("replay", *arguments).exit_code == 2

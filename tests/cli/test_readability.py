@@ -14,7 +14,7 @@ import pytest
 from ourvidz.cli.console import INDENT
 from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.redis_store import RedisLedger
+from ourvidz.ledger.store import Ledger
 from ourvidz.settings import environment
 
 ERROR = "the receiver answered with an error page instead of a status that it documents: bad gateway"
@@ -74,7 +74,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
 @pytest.fixture
 def dead_letter(redis_url: str) -> Iterator[str]:
     """The id of a callback that was refused with a long error."""
-    ledger = RedisLedger(redis_url)
+    ledger = Ledger(redis_url)
     job = ImageJob(
         id=JOB_ID,
         type="sdxl_image_fast",
@@ -89,9 +89,9 @@ def dead_letter(redis_url: str) -> Iterator[str]:
     )
     ledger.register(job, priority=6)
     ledger.end(JOB_ID, run=1, fence=0, outcome=Outcome(status="completed"))
-    event = ledger.take(JOB_ID, lease_s=5, token="t")
+    event = ledger.lease_event(JOB_ID, lease_s=5, token="t")
     assert event is not None
-    ledger.bury(event, status=502, error=ERROR)
+    ledger.dead_letter(event, status=502, error=ERROR)
     ledger.close()
     return event.event_id
 

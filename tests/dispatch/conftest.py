@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from ourvidz.ledger.redis_store import RedisLedger
+from ourvidz.ledger.store import Ledger
 from ourvidz.settings import load_settings
 from ourvidz.wiring import control
 from tests.factories import STAND_IN_GATE, publishing_to
@@ -52,7 +52,7 @@ def install(redis_url: str, tmp_path: Path) -> Iterator[Install]:
                 _env_file=None,
                 **{"OURVIDZ_STATE_DIR": tmp_path / "state", "OURVIDZ_REDIS_URL": redis_url, **variables},
             )
-            ledger = RedisLedger(redis_url)
+            ledger = Ledger(redis_url)
             stack.callback(ledger.close)
             app = control.build(settings, ledger=ledger)
             object.__setattr__(app, "gate", STAND_IN_GATE)

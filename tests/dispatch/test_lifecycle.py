@@ -33,8 +33,8 @@ def complete(installation: Installation) -> None:
 
 def settle_callbacks(installation: Installation) -> None:
     """Deliver every pending callback of the job."""
-    while (event := installation.ledger.take("a", lease_s=10, token="d")) is not None:
-        installation.ledger.delivered(event, status=200)
+    while (event := installation.ledger.lease_event("a", lease_s=10, token="d")) is not None:
+        installation.ledger.mark_delivered(event, status=200)
 
 
 def test_a_queued_job_ends_at_once(installation: Installation) -> None:

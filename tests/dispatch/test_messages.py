@@ -96,7 +96,7 @@ def test_a_delivery_is_queued_for_the_callback_worker(installation: Installation
 
 def test_with_a_chat_worker_the_prompt_is_enhanced_first(installation: Installation) -> None:
     """Ids alone travel; the generation's message waits in the first one, with options of its own."""
-    installation.ledger.beat(worker("chat"))
+    installation.ledger.heartbeat(worker("chat"))
     dispatch.submit(ENHANCED)
     assert installation.messages("wan_queue") == []
     (first,) = installation.messages("chat_queue")
@@ -130,23 +130,23 @@ def test_without_a_chat_worker_the_generation_is_published_alone(
     queue is another matter than an absent worker."""
     ledger = installation.ledger
     if absence != "none":
-        ledger.beat(worker("chat", queue="sdxl_queue" if absence == "another queue" else "chat_queue"))
+        ledger.heartbeat(worker("chat", queue="sdxl_queue" if absence == "another queue" else "chat_queue"))
     if absence == "offline":
-        ledger.leave("chat@host-gpu0")
+        ledger.mark_offline("chat@host-gpu0")
     if absence == "draining":
-        ledger.drain("chat@host-gpu0", True)
-    ledger.pause("chat_queue", absence == "paused")
+        ledger.set_draining("chat@host-gpu0", True)
+    ledger.set_paused("chat_queue", absence == "paused")
     dispatch.submit(ENHANCED)
     assert installation.messages("chat_queue") == []
     (message,) = installation.messages("wan_queue")
     assert (message["headers"]["task"], message["headers"]["id"]) == (WAN_TASK, "a")
     record = ledger.get("a")
-    assert (record.enhancement, record.wording) == ("over", {"reason": reason})
+    assert (record.enhancement, record.enhancement_result) == ("over", {"reason": reason})
 
 
 def test_another_run_of_an_enhanced_job_has_ids_of_its_own(installation: Installation) -> None:
     """Both messages of the chain: Celery drops one whose id was ever revoked."""
-    installation.ledger.beat(worker("chat"))
+    installation.ledger.heartbeat(worker("chat"))
     dispatch.submit(ENHANCED)
     dispatch.cancel("a")
     dispatch.retry("a")
@@ -157,11 +157,11 @@ def test_another_run_of_an_enhanced_job_has_ids_of_its_own(installation: Install
 
 def test_a_prompt_that_was_enhanced_is_not_enhanced_again(installation: Installation) -> None:
     """A message that got lost after the enhancement is the generation's."""
-    installation.ledger.beat(worker("chat"))
+    installation.ledger.heartbeat(worker("chat"))
     record = dispatch.submit(ENHANCED).record
-    lease = installation.ledger.begin_enhancing("a", 1, lease_s=10, token="e")
+    lease = installation.ledger.begin_enhancement("a", 1, lease_s=10, token="e")
     assert lease is not None
-    installation.ledger.end_enhancing(lease, wording={"prompt": "a red circle, soft light"})
+    installation.ledger.end_enhancement(lease, result={"prompt": "a red circle, soft light"})
     assert len(installation.messages("chat_queue")) == 1
     dispatch.publish(installation.ledger.get("a") or record)
     assert len(installation.messages("chat_queue")) == 1

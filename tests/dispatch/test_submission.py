@@ -244,7 +244,7 @@ def test_a_job_without_callbacks_has_no_outbox_rows(installation: Installation) 
     record = dispatch.submit(CHAT, suppress_callbacks=True).record
     claim = installation.ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t")
     assert claim is not None
-    assert installation.ledger.head(record.job_id) is None
+    assert installation.ledger.next_event(record.job_id) is None
 
 
 def test_a_job_is_recorded_when_the_broker_is_away(installation: Installation) -> None:

@@ -43,27 +43,27 @@ def test_a_job_of_a_stopping_worker_is_queued_again_and_not_counted(installation
 def test_an_answer_that_is_being_read_ends_with_a_clean_shutdown_too(installation: Installation) -> None:
     """Its caller has the beginning: another attempt would stream it again."""
     ledger = installation.ledger
-    ledger.register(chat_job(job_id="a", stream=True), priority=0, quiet=True)
+    ledger.register(chat_job(job_id="a", stream=True), priority=0, suppress_callbacks=True)
     claim = ledger.claim("a", 1, worker_id="chat@here", lease_s=10, token="t")
     assert claim is not None
     ledger.step(claim, items=[("token", {"text": "A hill"})])
     assert dispatch.requeue_held_jobs("chat@here") == []
     record = ledger.get("a")
     assert (record.status, record.outcome.error.code) == ("failed", WorkerLost.code)
-    assert ledger.head("a") is None
+    assert ledger.next_event("a") is None
 
 
 def test_a_paused_queue_is_consumed_again_by_workers_that_do_not_drain(
     installation: Installation, broadcasts: Broadcasts
 ) -> None:
     """Resuming a queue must not end a drain."""
-    installation.ledger.beat(worker())
-    installation.ledger.beat(worker(id="sdxl@draining"))
-    installation.ledger.drain("sdxl@draining", True)
+    installation.ledger.heartbeat(worker())
+    installation.ledger.heartbeat(worker(id="sdxl@draining"))
+    installation.ledger.set_draining("sdxl@draining", True)
     dispatch.pause("sdxl_queue")
-    assert installation.ledger.paused() == {"sdxl_queue"}
+    assert installation.ledger.paused_queues() == {"sdxl_queue"}
     dispatch.resume("sdxl_queue")
-    assert installation.ledger.paused() == frozenset()
+    assert installation.ledger.paused_queues() == frozenset()
     assert broadcasts == [
         ("cancel_consumer", "sdxl_queue", None),
         ("add_consumer", "sdxl_queue", [SDXL]),
@@ -80,12 +80,12 @@ def test_a_drained_worker_consumes_again_unless_its_queue_is_paused(
     installation: Installation, broadcasts: Broadcasts
 ) -> None:
     """The pause is about the queue, the drain about the worker: both must be over."""
-    installation.ledger.beat(worker())
+    installation.ledger.heartbeat(worker())
     dispatch.drain(SDXL)
-    installation.ledger.pause("sdxl_queue", True)
+    installation.ledger.set_paused("sdxl_queue", True)
     dispatch.drain(SDXL, draining=False)
     assert broadcasts == [("cancel_consumer", "sdxl_queue", [SDXL])]
-    installation.ledger.pause("sdxl_queue", False)
+    installation.ledger.set_paused("sdxl_queue", False)
     dispatch.drain(SDXL, draining=False)
     assert broadcasts[1:] == [("add_consumer", "sdxl_queue", [SDXL])]
 

@@ -71,7 +71,7 @@ def test_the_example_has_exactly_the_fields_of_a_real_callback(page: OpenPage, o
 def test_the_failed_example_is_a_part_of_a_real_one(page: OpenPage, ourvidz_eager: Eager) -> None:
     """The fields of a failed job that differ have names that are really sent."""
     ourvidz_eager.submit(JOB)
-    made = ourvidz_eager.control.ledger.letters("delivered", 1)[0]
+    made = ourvidz_eager.control.ledger.list_events("delivered", 1)[0]
     event = replace(
         made, kind="cancelled", outcome=Outcome.failure(Cancelled("the job was cancelled")), sequence=2
     )

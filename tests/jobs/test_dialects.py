@@ -423,8 +423,8 @@ def test_flags_are_read_as_booleans_and_echoed() -> None:
     """ "false" must not come back as true."""
     job = image(metadata={"unrestricted_mode": "false", "nsfw_optimization": True, "contentType": "sfw"})
     assert job.flags == {"unrestricted_mode": False, "nsfw_optimization": True, "content_type": "sfw"}
-    assert job.facts()["unrestricted_mode"] is False
-    assert job.facts()["nsfw_optimization"] is True
+    assert job.callback_metadata()["unrestricted_mode"] is False
+    assert job.callback_metadata()["nsfw_optimization"] is True
 
 
 @pytest.mark.parametrize("bucket", ["workspace-temp", "sdxl_image_high", "video7b_fast_enhanced"])
@@ -468,11 +468,11 @@ def test_the_fingerprint_ignores_seeds_and_what_is_carried_through() -> None:
 def test_a_repeat_may_leave_the_seed_open_but_not_give_another() -> None:
     """A caller repeats its request, or asks again with the seed that it was told."""
     drawn, given = image(), image(config={"seed": 7})
-    assert image().repeats(drawn.fingerprint(), drawn.facts())
-    assert image(config={"seed": drawn.seed}).repeats(drawn.fingerprint(), drawn.facts())
-    assert image().repeats(given.fingerprint(), given.facts())
-    assert not image(config={"seed": 8}).repeats(given.fingerprint(), given.facts())
-    assert not image(prompt="another").repeats(given.fingerprint(), given.facts())
+    assert image().repeats(drawn.fingerprint(), drawn.callback_metadata())
+    assert image(config={"seed": drawn.seed}).repeats(drawn.fingerprint(), drawn.callback_metadata())
+    assert image().repeats(given.fingerprint(), given.callback_metadata())
+    assert not image(config={"seed": 8}).repeats(given.fingerprint(), given.callback_metadata())
+    assert not image(prompt="another").repeats(given.fingerprint(), given.callback_metadata())
 
 
 @pytest.mark.parametrize("operation", ["status", "flush_caches", "queue-depths"])

@@ -27,43 +27,46 @@ class TestQuiet:
     @pytest.mark.parametrize("quiet", [False, True])
     def test_only_a_quiet_job_has_no_outbox_rows(self, ledger, chat_job, quiet):
         """A synchronous request has its answer; a callback beside it would surprise its caller."""
-        assert ledger.register(chat_job(), priority=0, quiet=quiet).record.quiet is quiet
+        assert (
+            ledger.register(chat_job(), priority=0, suppress_callbacks=quiet).record.suppress_callbacks
+            is quiet
+        )
         claim = claimed(ledger)
-        ledger.step(claim, progress=10, tell=True)
+        ledger.step(claim, progress=10, add_event=True)
         ended(ledger, claim)
-        assert ledger.get("chat-1").quiet is quiet
-        assert (ledger.head("chat-1") is None) is quiet
-        assert (ledger.due() == []) is quiet
-        assert (ledger.letters("pending") == []) is quiet
+        assert ledger.get("chat-1").suppress_callbacks is quiet
+        assert (ledger.next_event("chat-1") is None) is quiet
+        assert (ledger.due_deliveries() == []) is quiet
+        assert (ledger.list_events("pending") == []) is quiet
 
     def test_its_stream_tells_everything(self, ledger, chat_job):
         """Who asks over HTTP reads the job there."""
-        ledger.register(chat_job(), priority=0, quiet=True)
+        ledger.register(chat_job(), priority=0, suppress_callbacks=True)
         claim = claimed(ledger)
         ledger.step(claim, progress=10, items=TOKEN)
         ended(ledger, claim)
         kinds = [item.kind for item in ledger.stream("chat-1")]
         assert kinds == ["state", "state", "token", "progress", "done"]
-        assert ledger.counts()["jobs.chat_conversation.completed"] == 1
+        assert ledger.counters()["jobs.chat_conversation.completed"] == 1
 
     def test_it_stays_quiet_when_it_runs_again(self, ledger, chat_job):
         """An operator's retry has no receiver either."""
-        ledger.register(chat_job(), priority=0, quiet=True)
+        ledger.register(chat_job(), priority=0, suppress_callbacks=True)
         ended(ledger, claimed(ledger), "failed")
-        assert ledger.reopen("chat-1", priority=6).quiet
+        assert ledger.reopen("chat-1", priority=6).suppress_callbacks
         ended(ledger, claimed(ledger, "t2", run=2), "failed")
-        assert ledger.head("chat-1") is None
+        assert ledger.next_event("chat-1") is None
 
     def test_it_can_be_deleted_at_once(self, ledger, chat_job):
         """No callback is on its way that would have to be waited for."""
-        ledger.register(chat_job(), priority=0, quiet=True)
+        ledger.register(chat_job(), priority=0, suppress_callbacks=True)
         ended(ledger, claimed(ledger))
         ledger.delete("chat-1")
         assert ledger.get("chat-1") is None
 
     def test_it_is_purged_when_it_is_old(self, ledger, clock, chat_job):
         """The ledger must not grow with every question."""
-        ledger.register(chat_job(), priority=0, quiet=True)
+        ledger.register(chat_job(), priority=0, suppress_callbacks=True)
         ended(ledger, claimed(ledger))
         clock.pass_s(100)
         assert ledger.purge(older_than_s=50) == 1
@@ -87,15 +90,15 @@ class TestStreaming:
         ledger.step(claimed(ledger), items=TOKEN)
         record = ledger.get("chat-1")
         assert (record.one_shot, record.streamed, record.repeatable) == (False, True, True)
-        assert ledger.lose("chat-1", fence=record.fence)
+        assert ledger.rescue("chat-1", fence=record.fence)
 
     def test_it_is_not_queued_again_when_its_worker_is_lost(self, ledger, chat_job):
         """Not even when the token came between the sweep's look and its verdict."""
         ledger.register(chat_job(stream=True), priority=0)
         claim = claimed(ledger)
         ledger.step(claim, items=TOKEN)
-        assert not ledger.lose("chat-1", fence=claim.fence)
-        assert not ledger.lose("chat-1", fence=claim.fence, counted=False)
+        assert not ledger.rescue("chat-1", fence=claim.fence)
+        assert not ledger.rescue("chat-1", fence=claim.fence, counted=False)
         assert ledger.get("chat-1").status == "processing"
 
     def test_what_an_earlier_attempt_streamed_still_counts(self, ledger, chat_job):

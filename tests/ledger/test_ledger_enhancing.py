@@ -20,7 +20,7 @@ FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
 def wanting(ledger: Ledger) -> Ledger:
     """The ledger, with one published job `job-1` whose prompt is to be enhanced."""
     ledger.register(video_job(), priority=6)
-    ledger.published("job-1", 1)
+    ledger.mark_published("job-1", 1)
     return ledger
 
 
@@ -44,7 +44,7 @@ def video_job(**changes: object) -> VideoJob:
 
 def begun(ledger: Ledger, token: str = "e1", run: int = 1) -> Enhancement:
     """An enhancement that must begin."""
-    held = ledger.begin_enhancing("job-1", run, lease_s=10, token=token)
+    held = ledger.begin_enhancement("job-1", run, lease_s=10, token=token)
     assert held is not None
     return held
 
@@ -65,8 +65,8 @@ class TestBeginning:
         """Every other prompt is run as it was given."""
         ledger.register(video_job(enhance_prompt=False), priority=6)
         assert ledger.get("job-1").enhancement is None
-        assert ledger.begin_enhancing("job-1", 1, lease_s=10, token="e1") is None
-        assert ledger.give_up_enhancing("job-1", run=1, reason="too late") is False
+        assert ledger.begin_enhancement("job-1", 1, lease_s=10, token="e1") is None
+        assert ledger.skip_enhancement("job-1", run=1, reason="too late") is False
 
     def test_a_job_that_is_being_enhanced_stays_queued_and_shows_it(self, wanting):
         """A caller sees what it waits for; no attempt has begun and nobody was called back."""
@@ -76,15 +76,15 @@ class TestBeginning:
         assert held.record == record
         assert (record.status, record.stage, record.enhancement) == ("queued", "enhancing", "wanted")
         assert (record.attempt, record.fence, record.claimed_at) == (0, 0, None)
-        assert wanting.depth("wan_queue") == 1
-        assert wanting.head("job-1") is None
+        assert wanting.queue_depth("wan_queue") == 1
+        assert wanting.next_event("job-1") is None
         assert states(wanting) == [("queued", None), ("queued", "enhancing")]
 
     def test_one_of_many_at_once_begins(self, wanting):
         """A message that came twice must not give a job two sets of words."""
 
         def begin(n: int) -> object:
-            return wanting.begin_enhancing("job-1", 1, lease_s=10, token=f"e{n}")
+            return wanting.begin_enhancement("job-1", 1, lease_s=10, token=f"e{n}")
 
         with ThreadPoolExecutor(8) as threads:
             assert len([held for held in threads.map(begin, range(16)) if held]) == 1
@@ -98,24 +98,24 @@ class TestBeginning:
         """A chat worker that died does not keep the words for ever; a late one learns that it lost them."""
         dead = begun(wanting)
         clock.pass_s(9)
-        assert wanting.begin_enhancing("job-1", 1, lease_s=10, token="e2") is None
+        assert wanting.begin_enhancement("job-1", 1, lease_s=10, token="e2") is None
         clock.pass_s(1)
         begun(wanting, "e2")
-        assert wanting.keep_enhancing(dead, lease_s=10) is Verdict.LOST
-        assert wanting.end_enhancing(dead, wording=WORDS) is False
-        assert wanting.get("job-1").wording is None
+        assert wanting.renew_enhancement(dead, lease_s=10) is Verdict.LOST
+        assert wanting.end_enhancement(dead, result=WORDS) is False
+        assert wanting.get("job-1").enhancement_result is None
 
     def test_nothing_begins_for_another_run_a_cancelled_or_a_running_job(self, wanting):
         """Late messages must not hold anything up."""
-        assert wanting.begin_enhancing("nobody", 1, lease_s=10, token="e1") is None
-        assert wanting.begin_enhancing("job-1", 2, lease_s=10, token="e1") is None
+        assert wanting.begin_enhancement("nobody", 1, lease_s=10, token="e1") is None
+        assert wanting.begin_enhancement("job-1", 2, lease_s=10, token="e1") is None
         claimed(wanting)
-        assert wanting.begin_enhancing("job-1", 1, lease_s=10, token="e1") is None
+        assert wanting.begin_enhancement("job-1", 1, lease_s=10, token="e1") is None
 
     def test_a_job_that_is_to_be_cancelled_is_not_enhanced(self, wanting):
         """Its words are of no use to anybody."""
         wanting.request_cancel("job-1")
-        assert wanting.begin_enhancing("job-1", 1, lease_s=10, token="e1") is None
+        assert wanting.begin_enhancement("job-1", 1, lease_s=10, token="e1") is None
 
 
 class TestKeeping:
@@ -123,34 +123,34 @@ class TestKeeping:
         """A slow model is not a dead worker."""
         held = begun(wanting)
         clock.pass_s(8)
-        assert wanting.keep_enhancing(held, lease_s=10) is Verdict.CONTINUE
+        assert wanting.renew_enhancement(held, lease_s=10) is Verdict.CONTINUE
         clock.pass_s(8)
-        assert wanting.begin_enhancing("job-1", 1, lease_s=10, token="e2") is None
+        assert wanting.begin_enhancement("job-1", 1, lease_s=10, token="e2") is None
 
     def test_a_lease_that_nobody_took_can_be_kept_after_its_end(self, wanting, clock):
         """Loading the model may take longer than a lease."""
         held = begun(wanting)
         clock.pass_s(30)
-        assert wanting.keep_enhancing(held, lease_s=10) is Verdict.CONTINUE
-        assert wanting.begin_enhancing("job-1", 1, lease_s=10, token="e2") is None
+        assert wanting.renew_enhancement(held, lease_s=10) is Verdict.CONTINUE
+        assert wanting.begin_enhancement("job-1", 1, lease_s=10, token="e2") is None
 
     def test_it_hears_of_a_cancel_and_then_of_the_end(self, wanting):
         """No token more than needed is spent on a job that nobody wants."""
         held = begun(wanting)
         wanting.request_cancel("job-1")
-        assert wanting.keep_enhancing(held, lease_s=10) is Verdict.CANCEL
+        assert wanting.renew_enhancement(held, lease_s=10) is Verdict.CANCEL
         wanting.end("job-1", run=1, fence=0, outcome=Outcome(status="cancelled"))
-        assert wanting.keep_enhancing(held, lease_s=10) is Verdict.LOST
-        assert wanting.end_enhancing(held, wording=WORDS) is False
+        assert wanting.renew_enhancement(held, lease_s=10) is Verdict.LOST
+        assert wanting.end_enhancement(held, result=WORDS) is False
         record = wanting.get("job-1")
         assert (record.status, record.stage, record.attempt) == ("cancelled", None, 0)
 
     def test_a_claim_ends_it(self, wanting):
         """Generation goes on without the words once it has begun."""
         held = begun(wanting)
-        assert claimed(wanting).record.wording is None
-        assert wanting.keep_enhancing(held, lease_s=10) is Verdict.LOST
-        assert wanting.end_enhancing(held, wording=WORDS) is False
+        assert claimed(wanting).record.enhancement_result is None
+        assert wanting.renew_enhancement(held, lease_s=10) is Verdict.LOST
+        assert wanting.end_enhancement(held, result=WORDS) is False
 
 
 class TestEnding:
@@ -158,43 +158,43 @@ class TestEnding:
         """The text goes through the ledger, not through a message."""
         held = begun(wanting)
         clock.pass_s(3)
-        assert wanting.end_enhancing(held, wording=WORDS)
+        assert wanting.end_enhancement(held, result=WORDS)
         record = wanting.get("job-1")
         assert (record.status, record.stage, record.enhancement) == ("queued", None, "over")
         assert (record.published_at, record.publishes) == (clock.time, 1)
         assert states(wanting)[-1] == ("queued", None)
-        assert claimed(wanting).record.wording == WORDS
+        assert claimed(wanting).record.enhancement_result == WORDS
 
     def test_the_same_end_twice_is_one(self, wanting):
         """Also when the generation has begun before the answer was heard."""
         held = begun(wanting)
-        assert wanting.end_enhancing(held, wording=WORDS)
-        assert wanting.end_enhancing(held, wording=WORDS)
+        assert wanting.end_enhancement(held, result=WORDS)
+        assert wanting.end_enhancement(held, result=WORDS)
         claimed(wanting)
-        assert wanting.end_enhancing(held, wording=WORDS)
-        assert wanting.end_enhancing(held, wording={"prompt": "other words"}) is False
-        assert wanting.get("job-1").wording == WORDS
+        assert wanting.end_enhancement(held, result=WORDS)
+        assert wanting.end_enhancement(held, result={"prompt": "other words"}) is False
+        assert wanting.get("job-1").enhancement_result == WORDS
 
     def test_the_words_are_those_of_every_attempt(self, wanting):
         """A second attempt writes the same files, so it needs the same words."""
-        wanting.end_enhancing(begun(wanting), wording=WORDS)
+        wanting.end_enhancement(begun(wanting), result=WORDS)
         wanting.release(claimed(wanting), code="OOM_ERROR", due_in_s=0)
         again = claimed(wanting, "t2")
-        assert (again.record.attempt, again.record.wording) == (2, WORDS)
+        assert (again.record.attempt, again.record.enhancement_result) == (2, WORDS)
 
     def test_an_attempt_without_words_is_followed_by_none_with_words(self, wanting):
         """The same holds for the prompt as it was sent."""
         wanting.release(claimed(wanting), code="OOM_ERROR", due_in_s=0)
-        assert wanting.begin_enhancing("job-1", 1, lease_s=10, token="e1") is None
+        assert wanting.begin_enhancement("job-1", 1, lease_s=10, token="e1") is None
         assert wanting.get("job-1").enhancement == "over"
 
     def test_the_next_run_has_its_words_found_anew(self, wanting):
         """What an operator's retry is for may be a better answer."""
-        wanting.end_enhancing(begun(wanting), wording=WORDS)
+        wanting.end_enhancement(begun(wanting), result=WORDS)
         claim = claimed(wanting)
         wanting.end("job-1", run=1, fence=claim.fence, outcome=FAILED)
         record = wanting.reopen("job-1", priority=6)
-        assert (record.enhancement, record.wording) == ("wanted", None)
+        assert (record.enhancement, record.enhancement_result) == ("wanted", None)
         assert begun(wanting, "e2", run=2).run == 2
 
 
@@ -202,32 +202,32 @@ class TestGivingUp:
     def test_the_reason_waits_for_the_claim(self, wanting):
         """The caller is told why the prompt was used as it was sent."""
         held = begun(wanting)
-        assert wanting.give_up_enhancing("job-1", run=1, reason="too late")
-        assert wanting.give_up_enhancing("job-1", run=1, reason="too late")
-        assert wanting.give_up_enhancing("job-1", run=1, reason="another") is False
-        assert wanting.keep_enhancing(held, lease_s=10) is Verdict.LOST
-        assert wanting.end_enhancing(held, wording=WORDS) is False
+        assert wanting.skip_enhancement("job-1", run=1, reason="too late")
+        assert wanting.skip_enhancement("job-1", run=1, reason="too late")
+        assert wanting.skip_enhancement("job-1", run=1, reason="another") is False
+        assert wanting.renew_enhancement(held, lease_s=10) is Verdict.LOST
+        assert wanting.end_enhancement(held, result=WORDS) is False
         record = wanting.get("job-1")
         assert (record.status, record.stage, record.enhancement) == ("queued", None, "over")
-        assert claimed(wanting).record.wording == {"reason": "too late"}
+        assert claimed(wanting).record.enhancement_result == {"reason": "too late"}
 
     def test_words_that_were_found_are_not_given_up(self, wanting):
         """They came just in time."""
-        wanting.end_enhancing(begun(wanting), wording=WORDS)
-        assert wanting.give_up_enhancing("job-1", run=1, reason="too late") is False
-        assert wanting.get("job-1").wording == WORDS
+        wanting.end_enhancement(begun(wanting), result=WORDS)
+        assert wanting.skip_enhancement("job-1", run=1, reason="too late") is False
+        assert wanting.get("job-1").enhancement_result == WORDS
 
     def test_giving_up_before_anybody_began_tells_the_stream_nothing(self, wanting):
         """Nothing has changed for a reader."""
-        wanting.give_up_enhancing("job-1", run=1, reason="nobody")
+        wanting.skip_enhancement("job-1", run=1, reason="nobody")
         assert states(wanting) == [("queued", None)]
 
 
 def test_a_deleted_job_leaves_no_words_behind(wanting) -> None:
     """Deleting a job forgets what a model made of its prompt, too."""
-    wanting.end_enhancing(begun(wanting), wording=WORDS)
+    wanting.end_enhancement(begun(wanting), result=WORDS)
     wanting.end("job-1", run=1, fence=0, outcome=Outcome(status="cancelled"))
-    event = wanting.take("job-1", lease_s=10, token="d")
-    wanting.delivered(event, status=200)
+    event = wanting.lease_event("job-1", lease_s=10, token="d")
+    wanting.mark_delivered(event, status=200)
     wanting.delete("job-1")
-    assert wanting.register(video_job(), priority=6).record.wording is None
+    assert wanting.register(video_job(), priority=6).record.enhancement_result is None

@@ -49,7 +49,7 @@ class TestTheDoor:
         assert (record.priority, record.progress, record.failures, record.publishes) == (6, 0.0, {}, 0)
         assert (record.published_at, record.outcome, record.cancel_requested) == (None, None, False)
         assert record.callback_url == "https://example.org/hook"
-        assert record.facts == job.facts()
+        assert record.callback_metadata == job.callback_metadata()
         assert ledger.job("job-1") == job
 
     def test_a_repeat_changes_nothing_and_is_known_as_the_same(self, ledger, image_job):
@@ -57,7 +57,7 @@ class TestTheDoor:
         first = ledger.register(image_job(), priority=6).record
         again = ledger.register(image_job(carried={"video_id": "other"}), priority=0)
         assert (again.created, again.same, again.record) == (False, True, first)
-        assert ledger.depth("sdxl_queue") == 1
+        assert ledger.queue_depth("sdxl_queue") == 1
 
     def test_other_work_under_a_taken_id_is_not_the_same(self, ledger, image_job):
         """The door answers 409 to it."""
@@ -82,9 +82,9 @@ class TestTheDoor:
         """The sweep doubles its interval with every message that was handed over."""
         ledger.register(image_job(), priority=6)
         clock.pass_s(1)
-        ledger.published("job-1", 1)
-        ledger.published("job-1", 2)
-        ledger.published("gone", 1)
+        ledger.mark_published("job-1", 1)
+        ledger.mark_published("job-1", 2)
+        ledger.mark_published("gone", 1)
         record = ledger.get("job-1")
         assert (record.published_at, record.publishes) == (clock.time, 1)
 
@@ -117,7 +117,7 @@ class TestClaiming:
             "sdxl@a",
         )
         assert (record.claimed_at, record.lease_until) == (clock.time, clock.time + 10)
-        assert ledger.depth("sdxl_queue") == 0
+        assert ledger.queue_depth("sdxl_queue") == 0
 
     def test_only_one_of_many_claims_at_once_is_won(self, ledger, image_job):
         """Duplicate messages must not run a job twice at once."""
@@ -164,11 +164,11 @@ class TestClaiming:
     def test_a_paused_queue_starts_nothing_and_has_it_published_again(self, ledger, image_job):
         """The message is spent, so the sweep must send another once the queue goes on."""
         ledger.register(image_job(), priority=6)
-        ledger.published("job-1", 1)
-        ledger.pause("sdxl_queue", True)
+        ledger.mark_published("job-1", 1)
+        ledger.set_paused("sdxl_queue", True)
         assert ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t") is None
         assert ledger.get("job-1").published_at is None
-        ledger.pause("sdxl_queue", False)
+        ledger.set_paused("sdxl_queue", False)
         assert ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t") is not None
 
 
@@ -204,14 +204,14 @@ class TestRunning:
         """A worker that was thought dead and wakes up must not touch its successor's job."""
         ledger.register(image_job(), priority=6)
         old = claimed(ledger)
-        assert ledger.lose("job-1", fence=old.fence)
+        assert ledger.rescue("job-1", fence=old.fence)
         assert not ended(ledger, old)
         claimed(ledger, token="t2")
         before, items = ledger.get("job-1"), ledger.stream("job-1")
         assert ledger.step(old, progress=90, items=[("token", {"text": "x"})]) is Verdict.LOST
         assert not ledger.renew(old, lease_s=99)
         assert not ledger.release(old, code="OOM_ERROR", due_in_s=0)
-        assert not ledger.lose("job-1", fence=old.fence)
+        assert not ledger.rescue("job-1", fence=old.fence)
         assert not ended(ledger, old)
         assert (ledger.get("job-1"), ledger.stream("job-1")) == (before, items)
 
@@ -240,11 +240,11 @@ class TestRunning:
         )
         assert (record.attempt, record.worker_id, record.lease_until) == (1, None, None)
         assert record.published_at is None
-        assert ledger.position("job-1") == 0
+        assert ledger.queue_position("job-1") == 0
         assert ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="early") is None
         clock.pass_s(5)
         assert claimed(ledger, token="t2").record.attempt == 2
-        assert ledger.counts()["attempts.released.STORAGE_ERROR"] == 1
+        assert ledger.counters()["attempts.released.STORAGE_ERROR"] == 1
 
     @pytest.mark.parametrize(
         ("counted", "attempt", "failures"), [(True, 1, {"WORKER_LOST": 1}), (False, 0, {})]
@@ -254,14 +254,14 @@ class TestRunning:
     ):
         """A crash uses up an attempt, a clean shutdown does not."""
         ledger.register(image_job(), priority=6)
-        ledger.published("job-1", 1)
+        ledger.mark_published("job-1", 1)
         claim = claimed(ledger)
         clock.pass_s(1)
-        assert ledger.lose("job-1", fence=claim.fence, counted=counted)
+        assert ledger.rescue("job-1", fence=claim.fence, counted=counted)
         record = ledger.get("job-1")
         assert (record.status, record.attempt, record.failures) == ("queued", attempt, failures)
         assert (record.due_at, record.published_at) == (clock.time, None)
-        assert ledger.held_by("sdxl@a") == []
+        assert ledger.leased_by("sdxl@a") == []
 
     def test_a_worker_finds_what_it_holds(self, ledger, image_job):
         """A worker that restarts hands back what its former self held."""
@@ -269,7 +269,7 @@ class TestRunning:
             ledger.register(image_job(f"job-{n}"), priority=6)
         claimed(ledger, "job-1")
         ledger.claim("job-2", 1, worker_id="sdxl@b", lease_s=10, token="t")
-        assert [record.job_id for record in ledger.held_by("sdxl@a")] == ["job-1"]
+        assert [record.job_id for record in ledger.leased_by("sdxl@a")] == ["job-1"]
 
 
 class TestEnding:
@@ -284,7 +284,7 @@ class TestEnding:
         assert (record.status, record.outcome, record.progress) == ("completed", DONE, 100.0)
         assert (record.finished_at, record.lease_until, record.stage) == (clock.time, None, None)
         assert record.finished
-        assert ledger.held_by("sdxl@a") == []
+        assert ledger.leased_by("sdxl@a") == []
 
     def test_a_commit_sent_twice_is_one_commit(self, ledger, image_job):
         """The answer to the first may have been lost."""
@@ -292,8 +292,8 @@ class TestEnding:
         claim = claimed(ledger)
         assert ended(ledger, claim)
         assert ended(ledger, claim)
-        assert len(ledger.letters("pending")) == 2
-        assert ledger.counts()["jobs.sdxl_image_fast.completed"] == 1
+        assert len(ledger.list_events("pending")) == 2
+        assert ledger.counters()["jobs.sdxl_image_fast.completed"] == 1
 
     def test_another_ending_under_the_same_fence_comes_too_late(self, ledger, image_job):
         """The parent's hard limit and the child's result may race: one terminal state wins."""
@@ -310,7 +310,7 @@ class TestEnding:
         assert ledger.end("job-1", run=1, fence=0, outcome=cancelled)
         record = ledger.get("job-1")
         assert (record.status, record.worker_id, record.progress) == ("cancelled", None, 0.0)
-        assert ledger.position("job-1") is None
+        assert ledger.queue_position("job-1") is None
 
     def test_a_stale_commit_changes_nothing_even_after_a_retry(self, ledger, image_job):
         """An old attempt must not end the new run."""
@@ -329,7 +329,7 @@ class TestEnding:
         for n, outcome in enumerate((DONE, DONE, FAILED)):
             ledger.register(image_job(f"j{n}"), priority=6)
             ended(ledger, claimed(ledger, f"j{n}"), outcome)
-        counts = ledger.counts()
+        counts = ledger.counters()
         assert counts["jobs.sdxl_image_fast.completed"] == 2
         assert counts["jobs.sdxl_image_fast.failed"] == 1
         assert counts["generation_ms.sdxl_image_fast.sum"] == 30500
@@ -341,7 +341,7 @@ class TestEnding:
         for n in range(2):
             ledger.register(image_job(f"j{n}"), priority=6)
             ended(ledger, claimed(ledger, f"j{n}"), Outcome(status="completed", assets=tuple(signed)))
-        assert ledger.counts()["assets.unsigned"] == 4
+        assert ledger.counters()["assets.unsigned"] == 4
 
 
 class TestRunningAgain:
@@ -431,15 +431,15 @@ class TestCancellingAndDeleting:
         ledger.register(image_job(), priority=6)
         ended(ledger, claimed(ledger))
         for _ in range(2):
-            event = ledger.take("job-1", lease_s=30, token="d")
-            ledger.delivered(event, status=200)
-        last = replace(ledger.letters("delivered")[0])
+            event = ledger.lease_event("job-1", lease_s=30, token="d")
+            ledger.mark_delivered(event, status=200)
+        last = replace(ledger.list_events("delivered")[0])
         assert ledger.delete("job-1").status == "completed"
         assert ledger.get("job-1") is None
         assert ledger.job("job-1") is None
         assert ledger.stream("job-1") == []
-        assert ledger.event(last.event_id) is None
-        assert ledger.letters("delivered") == []
+        assert ledger.get_event(last.event_id) is None
+        assert ledger.list_events("delivered") == []
         assert ledger.page().records == []
         with pytest.raises(NotFound):
             ledger.delete("job-1")

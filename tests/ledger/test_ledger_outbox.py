@@ -24,9 +24,9 @@ def run_to(ledger, job_id="job-1", outcome=DONE, run=1):
 def drained(ledger):
     """Deliver what is due of the job: sequence, kind and progress of each row."""
     told = []
-    while event := ledger.take("job-1", lease_s=30, token=uuid4().hex):
+    while event := ledger.lease_event("job-1", lease_s=30, token=uuid4().hex):
         told.append((event.sequence, event.kind, event.metadata.get("progress")))
-        ledger.delivered(event, status=200)
+        ledger.mark_delivered(event, status=200)
     return told
 
 
@@ -35,7 +35,7 @@ def told(ledger, image_job):
     """A ledger with one completed job whose processing row went out: its terminal row is the head."""
     ledger.register(image_job(callback_url="https://example.org/hook"), priority=6)
     run_to(ledger)
-    ledger.delivered(ledger.take("job-1", lease_s=30, token="p"), status=200)
+    ledger.mark_delivered(ledger.lease_event("job-1", lease_s=30, token="p"), status=200)
     return ledger
 
 
@@ -45,14 +45,14 @@ class TestOrder:
         ledger.register(image_job(callback_url="https://example.org/hook"), priority=6)
         clock.pass_s(3)
         run_to(ledger)
-        first = ledger.head("job-1")
+        first = ledger.next_event("job-1")
         assert (first.kind, first.sequence, first.run, first.attempt) == ("processing", 1, 1, 1)
         assert (first.outcome, first.deliveries, first.state) == (None, 0, "pending")
-        ledger.delivered(ledger.take("job-1", lease_s=30, token="t"), status=200)
-        last = ledger.head("job-1")
+        ledger.mark_delivered(ledger.lease_event("job-1", lease_s=30, token="t"), status=200)
+        last = ledger.next_event("job-1")
         assert (last.kind, last.sequence, last.terminal) == ("completed", 2, True)
         assert last.event_id == event_id(ledger.get("job-1"), 2)
-        assert (last.outcome, last.facts) == (DONE, image_job().facts())
+        assert (last.outcome, last.callback_metadata) == (DONE, image_job().callback_metadata())
         assert (last.queued_at, last.claimed_at, last.at) == (clock.time - 3, clock.time, clock.time)
         assert (last.worker_id, last.callback_url) == ("sdxl@a", "https://example.org/hook")
 
@@ -60,11 +60,11 @@ class TestOrder:
         """It stands between `processing` and the ending, and a lost fence makes none."""
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="a")
-        ledger.step(claim, progress=25, tell=True)
+        ledger.step(claim, progress=25, add_event=True)
         ledger.step(claim, progress=50)
         told = drained(ledger)
         assert ledger.end("job-1", run=1, fence=claim.fence, outcome=DONE)
-        assert ledger.step(claim, progress=75, tell=True) is Verdict.LOST
+        assert ledger.step(claim, progress=75, add_event=True) is Verdict.LOST
         told += drained(ledger)
         assert told == [(1, "processing", None), (2, "processing", 25), (3, "completed", None)]
 
@@ -73,8 +73,8 @@ class TestOrder:
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="a")
         for progress in (25, 50, 75):
-            ledger.step(claim, progress=progress, tell=True)
-        told = {event.metadata.get("progress") for event in ledger.letters("pending")}
+            ledger.step(claim, progress=progress, add_event=True)
+        told = {event.metadata.get("progress") for event in ledger.list_events("pending")}
         assert told == {75, None}
         assert ledger.end("job-1", run=1, fence=claim.fence, outcome=DONE)
         assert [kind for _, kind, _ in drained(ledger)] == ["processing", "completed"]
@@ -85,7 +85,7 @@ class TestOrder:
         for _ in range(2):
             ledger.register(image_job(), priority=6)
             run_to(ledger)
-            ids += [event.event_id for event in ledger.letters("pending")]
+            ids += [event.event_id for event in ledger.list_events("pending")]
             drained(ledger)
             ledger.delete("job-1")
         assert len(set(ids)) == 4
@@ -99,9 +99,9 @@ class TestOrder:
         ledger.reopen("job-1", priority=6)
         run_to(ledger, run=2)
         told = []
-        while event := ledger.take("job-1", lease_s=30, token=f"t{len(told)}"):
+        while event := ledger.lease_event("job-1", lease_s=30, token=f"t{len(told)}"):
             told.append((event.sequence, event.run, event.kind, event.attempt))
-            ledger.delivered(event, status=200)
+            ledger.mark_delivered(event, status=200)
         assert told == [
             (1, 1, "processing", 1),
             (2, 1, "processing", 2),
@@ -115,22 +115,22 @@ class TestOrder:
         ledger.register(image_job(), priority=6)
         run_to(ledger, outcome=FAILED)
         ledger.reopen("job-1", priority=6)
-        ledger.delivered(ledger.take("job-1", lease_s=30, token="t"), status=200)
-        event = ledger.head("job-1")
+        ledger.mark_delivered(ledger.lease_event("job-1", lease_s=30, token="t"), status=200)
+        event = ledger.next_event("job-1")
         assert (event.run, event.kind, event.error.code) == (1, "failed", "OOM_ERROR")
-        assert event == ledger.event(event.event_id)
+        assert event == ledger.get_event(event.event_id)
 
     def test_a_later_row_waits_for_the_earlier_one(self, ledger, clock, image_job):
         """`completed` must not arrive before `processing`."""
         ledger.register(image_job(), priority=6)
         run_to(ledger)
-        event = ledger.take("job-1", lease_s=30, token="t")
+        event = ledger.lease_event("job-1", lease_s=30, token="t")
         ledger.postpone(event, due_in_s=60, status=None, error="refused")
-        assert ledger.due() == []
-        assert ledger.take("job-1", lease_s=30, token="t2") is None
-        assert ledger.head("job-1").kind == "processing"
+        assert ledger.due_deliveries() == []
+        assert ledger.lease_event("job-1", lease_s=30, token="t2") is None
+        assert ledger.next_event("job-1").kind == "processing"
         clock.pass_s(60)
-        assert ledger.due() == ["job-1"]
+        assert ledger.due_deliveries() == ["job-1"]
 
 
 class TestTaking:
@@ -140,30 +140,32 @@ class TestTaking:
         run_to(ledger)
 
         def try_it(n):
-            return ledger.take("job-1", lease_s=30, token=f"t{n}")
+            return ledger.lease_event("job-1", lease_s=30, token=f"t{n}")
 
         with ThreadPoolExecutor(16) as threads:
             taken = [event for event in threads.map(try_it, range(32)) if event]
         assert [event.deliveries for event in taken] == [1]
-        assert ledger.due() == []
+        assert ledger.due_deliveries() == []
 
     def test_the_same_token_takes_the_same_row_again(self, ledger, image_job):
         """An answer lost on the wire must not count as a delivery."""
         ledger.register(image_job(), priority=6)
         run_to(ledger)
-        assert ledger.take("job-1", lease_s=30, token="t") == ledger.take("job-1", lease_s=30, token="t")
-        assert ledger.take("nobody", lease_s=30, token="t") is None
+        assert ledger.lease_event("job-1", lease_s=30, token="t") == ledger.lease_event(
+            "job-1", lease_s=30, token="t"
+        )
+        assert ledger.lease_event("nobody", lease_s=30, token="t") is None
 
     def test_a_row_whose_taker_died_is_due_again(self, ledger, clock, image_job):
         """Delivery workers are killed too."""
         ledger.register(image_job(), priority=6)
         run_to(ledger)
-        ledger.take("job-1", lease_s=30, token="t")
+        ledger.lease_event("job-1", lease_s=30, token="t")
         clock.pass_s(29)
-        assert ledger.due() == []
+        assert ledger.due_deliveries() == []
         clock.pass_s(1)
-        assert ledger.due() == ["job-1"]
-        assert ledger.take("job-1", lease_s=30, token="t2").deliveries == 2
+        assert ledger.due_deliveries() == ["job-1"]
+        assert ledger.lease_event("job-1", lease_s=30, token="t2").deliveries == 2
 
     def test_the_most_overdue_come_first_and_each_job_once(self, ledger, clock, image_job):
         """A backlog is worked off in fairness."""
@@ -171,107 +173,107 @@ class TestTaking:
             ledger.register(image_job(job_id), priority=6)
             run_to(ledger, job_id)
             clock.pass_s(1)
-        assert ledger.due() == ["late", "later"]
-        assert ledger.due(limit=1) == ["late"]
+        assert ledger.due_deliveries() == ["late", "later"]
+        assert ledger.due_deliveries(limit=1) == ["late"]
 
     def test_who_took_a_row_earlier_cannot_postpone_or_bury_it(self, told, clock):
         """The later taker decides; only good news counts from both."""
-        early = told.take("job-1", lease_s=30, token="a")
+        early = told.lease_event("job-1", lease_s=30, token="a")
         clock.pass_s(30)
-        late = told.take("job-1", lease_s=30, token="b")
+        late = told.lease_event("job-1", lease_s=30, token="b")
         told.postpone(early, due_in_s=500, status=500, error="down")
-        told.bury(early, status=400, error="bad")
-        assert told.head("job-1") == late
-        told.delivered(early, status=200)
+        told.dead_letter(early, status=400, error="bad")
+        assert told.next_event("job-1") == late
+        told.mark_delivered(early, status=200)
         told.postpone(late, due_in_s=500, status=500, error="down")
-        assert told.head("job-1") is None
-        assert told.event(late.event_id).state == "delivered"
+        assert told.next_event("job-1") is None
+        assert told.get_event(late.event_id).state == "delivered"
 
 
 class TestSettling:
     def test_a_postponed_row_remembers_why(self, told, clock):
         """The operator reads the last error."""
-        event = told.take("job-1", lease_s=30, token="t")
+        event = told.lease_event("job-1", lease_s=30, token="t")
         told.postpone(event, due_in_s=7.5, status=503, error="unavailable")
-        row = told.head("job-1")
+        row = told.next_event("job-1")
         assert (row.due_at, row.last_status, row.last_error) == (clock.time + 7.5, 503, "unavailable")
         assert (row.deliveries, row.state) == (1, "pending")
-        assert told.counts()["callbacks.retried"] == 1
+        assert told.counters()["callbacks.retried"] == 1
 
     def test_a_delivered_row_is_kept_a_day(self, told, clock):
         """Operators look back, but not forever."""
-        event = told.take("job-1", lease_s=30, token="t")
-        told.delivered(event, status=204)
-        told.delivered(event, status=204)
-        row = told.event(event.event_id)
+        event = told.lease_event("job-1", lease_s=30, token="t")
+        told.mark_delivered(event, status=204)
+        told.mark_delivered(event, status=204)
+        row = told.get_event(event.event_id)
         assert (row.state, row.settled_at, row.last_status) == ("delivered", clock.time, 204)
-        assert [each.event_id for each in told.letters("delivered")] == [event.event_id]
-        assert (told.letters("pending"), told.due()) == ([], [])
-        assert told.counts()["callbacks.delivered"] == 2
+        assert [each.event_id for each in told.list_events("delivered")] == [event.event_id]
+        assert (told.list_events("pending"), told.due_deliveries()) == ([], [])
+        assert told.counters()["callbacks.delivered"] == 2
         clock.pass_s(86400)
         told.purge(older_than_s=1e9)
-        assert told.letters("delivered") == []
-        assert told.event(event.event_id) is None
+        assert told.list_events("delivered") == []
+        assert told.get_event(event.event_id) is None
 
     def test_a_processing_row_gets_one_attempt(self, ledger, image_job):
         """`processing` that nobody heard is not worth a retry, and makes way."""
         ledger.register(image_job(), priority=6)
         run_to(ledger)
-        event = ledger.take("job-1", lease_s=30, token="t")
-        ledger.bury(event, status=None, error="refused")
-        assert ledger.event(event.event_id) is None
-        assert ledger.letters("dead") == []
-        assert ledger.head("job-1").kind == "completed"
-        assert ledger.due() == ["job-1"]
-        assert "callbacks.dead" not in ledger.counts()
+        event = ledger.lease_event("job-1", lease_s=30, token="t")
+        ledger.dead_letter(event, status=None, error="refused")
+        assert ledger.get_event(event.event_id) is None
+        assert ledger.list_events("dead") == []
+        assert ledger.next_event("job-1").kind == "completed"
+        assert ledger.due_deliveries() == ["job-1"]
+        assert "callbacks.dead" not in ledger.counters()
 
     def test_a_buried_row_is_a_dead_letter(self, told, clock):
         """It stays for an operator, who reads why."""
-        event = told.take("job-1", lease_s=30, token="t")
-        told.bury(event, status=400, error="not understood")
-        told.bury(event, status=400, error="not understood")
-        (letter,) = told.letters("dead")
+        event = told.lease_event("job-1", lease_s=30, token="t")
+        told.dead_letter(event, status=400, error="not understood")
+        told.dead_letter(event, status=400, error="not understood")
+        (letter,) = told.list_events("dead")
         assert (letter.event_id, letter.state) == (event.event_id, "dead")
         assert (letter.last_status, letter.last_error, letter.settled_at) == (
             400,
             "not understood",
             clock.time,
         )
-        assert told.counts()["callbacks.dead"] == 1
-        assert told.due() == []
+        assert told.counters()["callbacks.dead"] == 1
+        assert told.due_deliveries() == []
 
     def test_the_newest_letters_come_first(self, ledger, clock, image_job):
         """What died just now is what an operator looks for."""
         for n in range(3):
             ledger.register(image_job(f"j{n}"), priority=6)
             run_to(ledger, f"j{n}")
-            while event := ledger.take(f"j{n}", lease_s=30, token="t"):
-                ledger.bury(event, status=400, error="no")
+            while event := ledger.lease_event(f"j{n}", lease_s=30, token="t"):
+                ledger.dead_letter(event, status=400, error="no")
             clock.pass_s(1)
-        assert [each.job_id for each in ledger.letters("dead")] == ["j2", "j1", "j0"]
-        assert [each.job_id for each in ledger.letters("dead", limit=1)] == ["j2"]
+        assert [each.job_id for each in ledger.list_events("dead")] == ["j2", "j1", "j0"]
+        assert [each.job_id for each in ledger.list_events("dead", limit=1)] == ["j2"]
 
 
 class TestReplaying:
     @pytest.mark.parametrize("end", ["dead", "delivered"])
     def test_a_settled_row_goes_out_again_from_zero(self, told, clock, end):
         """After the receiver was mended, an operator sends the letter again under the same id."""
-        event = told.take("job-1", lease_s=30, token="t")
+        event = told.lease_event("job-1", lease_s=30, token="t")
         if end == "dead":
-            told.bury(event, status=400, error="no")
+            told.dead_letter(event, status=400, error="no")
         else:
-            told.delivered(event, status=200)
+            told.mark_delivered(event, status=200)
         clock.pass_s(9)
         row = told.replay(event.event_id)
         assert (row.event_id, row.state, row.deliveries) == (event.event_id, "pending", 0)
         assert (row.due_at, row.settled_at) == (clock.time, None)
-        assert told.letters(end) == []
-        assert told.due() == ["job-1"]
-        assert told.take("job-1", lease_s=30, token="t2").deliveries == 1
+        assert told.list_events(end) == []
+        assert told.due_deliveries() == ["job-1"]
+        assert told.lease_event("job-1", lease_s=30, token="t2").deliveries == 1
 
     def test_a_pending_row_is_left_alone(self, told):
         """Replaying twice is replaying once."""
-        event = told.take("job-1", lease_s=30, token="t")
+        event = told.lease_event("job-1", lease_s=30, token="t")
         assert told.replay(event.event_id) == event
 
     def test_a_replayed_row_waits_for_the_delivery_that_is_under_way(self, ledger, clock, image_job):
@@ -279,16 +281,16 @@ class TestReplaying:
         ledger.register(image_job(), priority=6)
         run_to(ledger, outcome=FAILED)
         for token in ("a", "b"):
-            buried = ledger.take("job-1", lease_s=30, token=token)
-            ledger.bury(buried, status=400, error="no")
+            buried = ledger.lease_event("job-1", lease_s=30, token=token)
+            ledger.dead_letter(buried, status=400, error="no")
         ledger.reopen("job-1", priority=6)
         run_to(ledger, run=2)
-        ledger.take("job-1", lease_s=30, token="c")
+        ledger.lease_event("job-1", lease_s=30, token="c")
         assert ledger.replay(buried.event_id).due_at == clock.time + 30
-        assert ledger.due() == []
+        assert ledger.due_deliveries() == []
 
     def test_nothing_is_replayed_that_is_not_there(self, ledger):
         """A typo is not a success."""
         with pytest.raises(NotFound):
             ledger.replay("msg_0")
-        assert ledger.event("msg_0") is None
+        assert ledger.get_event("msg_0") is None

@@ -88,53 +88,53 @@ class TestLines:
         """Position is what a caller is shown while waiting."""
         for job_id, priority in (("a", 6), ("b", 6), ("c", 0), ("d", 3)):
             ledger.register(image_job(job_id), priority=priority)
-        assert [ledger.position(each) for each in "cdab"] == [0, 1, 2, 3]
-        assert ids(ledger.waiting("sdxl_queue")) == ["c", "d", "a", "b"]
-        assert ids(ledger.waiting("sdxl_queue", limit=2)) == ["c", "d"]
-        assert (ledger.depth("sdxl_queue"), ledger.depth("wan_queue")) == (4, 0)
-        assert ledger.position("nobody") is None
+        assert [ledger.queue_position(each) for each in "cdab"] == [0, 1, 2, 3]
+        assert ids(ledger.queued("sdxl_queue")) == ["c", "d", "a", "b"]
+        assert ids(ledger.queued("sdxl_queue", limit=2)) == ["c", "d"]
+        assert (ledger.queue_depth("sdxl_queue"), ledger.queue_depth("wan_queue")) == (4, 0)
+        assert ledger.queue_position("nobody") is None
 
     def test_a_job_is_lifted_once_and_keeps_its_order(self, ledger, image_job):
         """Nothing starves, and nothing jumps the line twice."""
         first = ledger.register(image_job("a"), priority=6).record
         ledger.register(image_job("b"), priority=3)
-        assert ledger.lift("a", run=1, priority=3)
-        assert ledger.position("a") == 0
+        assert ledger.raise_priority("a", run=1, priority=3)
+        assert ledger.queue_position("a") == 0
         assert (ledger.get("a").priority, ledger.get("a").order) == (3, first.order)
-        assert not ledger.lift("a", run=1, priority=0)
-        assert not ledger.lift("b", run=2, priority=0)
-        assert not ledger.lift("b", run=1, priority=3)
+        assert not ledger.raise_priority("a", run=1, priority=0)
+        assert not ledger.raise_priority("b", run=2, priority=0)
+        assert not ledger.raise_priority("b", run=1, priority=3)
         run_to(ledger, "b", FAILED)
-        assert not ledger.lift("b", run=1, priority=0)
+        assert not ledger.raise_priority("b", run=1, priority=0)
 
     def test_the_sweep_learns_what_was_claimed_last(self, ledger, clock, image_job):
         """A queued job behind a later claim was overtaken, so its message is lost."""
-        assert (ledger.claimed_order("sdxl_queue", 6), ledger.claimed_at("sdxl_queue", 6)) == (0, 0)
+        assert (ledger.last_claimed_order("sdxl_queue", 6), ledger.last_claimed_at("sdxl_queue", 6)) == (0, 0)
         orders = [ledger.register(image_job(f"j{n}"), priority=6).record.order for n in range(3)]
         run_to(ledger, "j2", DONE)
         clock.pass_s(5)
         run_to(ledger, "j0", DONE)
-        assert ledger.claimed_order("sdxl_queue", 6) == orders[2]
-        assert ledger.claimed_at("sdxl_queue", 6) == clock.time
-        assert ledger.claimed_order("sdxl_queue", 3) == 0
+        assert ledger.last_claimed_order("sdxl_queue", 6) == orders[2]
+        assert ledger.last_claimed_at("sdxl_queue", 6) == clock.time
+        assert ledger.last_claimed_order("sdxl_queue", 3) == 0
 
     def test_a_queue_is_empty_since_it_was_first_seen_so(self, ledger, clock):
         """A message seen in between starts the time again."""
         start = clock.time
-        assert ledger.empty_since("q", True) == start
+        assert ledger.broker_empty_since("q", True) == start
         clock.pass_s(5)
-        assert ledger.empty_since("q", True) == start
-        assert ledger.empty_since("q", False) is None
-        assert ledger.empty_since("q", True) == start + 5
+        assert ledger.broker_empty_since("q", True) == start
+        assert ledger.broker_empty_since("q", False) is None
+        assert ledger.broker_empty_since("q", True) == start + 5
 
 
 class TestSweeping:
     def test_a_tick_tells_how_long_nobody_swept(self, ledger, clock):
         """A gap means that the server was away, and leases are not to be believed."""
-        assert ledger.tick() is None
+        assert ledger.record_sweep() is None
         clock.pass_s(2)
-        assert ledger.tick() == 2
-        assert ledger.tick() == 0
+        assert ledger.record_sweep() == 2
+        assert ledger.record_sweep() == 0
 
     def test_rearmed_leases_run_from_now(self, ledger, clock, image_job):
         """Workers that were at it all the time get the chance to renew."""
@@ -145,7 +145,7 @@ class TestSweeping:
         clock.pass_s(30)
         assert ids(ledger.expired()) == ["j0", "j1"]
         assert ids(ledger.expired(limit=1)) == ["j0"]
-        assert ledger.rearm(10) == 2
+        assert ledger.extend_leases(10) == 2
         assert ledger.expired() == []
         assert ledger.get("j0").lease_until == clock.time + 10
 
@@ -155,22 +155,22 @@ class TestSweeping:
             ledger.register(image_job(job_id), priority=6)
         for job_id in ("told", "untold"):
             run_to(ledger, job_id, DONE)
-        while event := ledger.take("told", lease_s=30, token="d"):
-            ledger.delivered(event, status=200)
+        while event := ledger.lease_event("told", lease_s=30, token="d"):
+            ledger.mark_delivered(event, status=200)
         clock.pass_s(100)
         run_to(ledger, "young", DONE)
-        while event := ledger.take("young", lease_s=30, token="d"):
-            ledger.delivered(event, status=200)
+        while event := ledger.lease_event("young", lease_s=30, token="d"):
+            ledger.mark_delivered(event, status=200)
         assert ledger.purge(older_than_s=50) == 1
         assert [ledger.get(each) is None for each in ("told", "untold", "young", "open")] == [True] + [
             False
         ] * 3
-        while event := ledger.take("untold", lease_s=30, token="d"):
-            ledger.bury(event, status=410, error="gone")
+        while event := ledger.lease_event("untold", lease_s=30, token="d"):
+            ledger.dead_letter(event, status=410, error="gone")
         assert ledger.purge(older_than_s=0, limit=1) == 1
         assert ledger.purge(older_than_s=0, limit=1) == 1
         assert ids(ledger.page().records) == ["open"]
-        assert ledger.letters("dead") == []
+        assert ledger.list_events("dead") == []
 
 
 class TestStreams:
@@ -309,14 +309,14 @@ def worker(**changes):
 class TestTheFleet:
     def test_a_worker_is_seen_by_the_clock_of_the_ledger(self, ledger, clock):
         """Hosts with wrong clocks are as present as others."""
-        ledger.beat(worker(seen_at=5.0))
+        ledger.heartbeat(worker(seen_at=5.0))
         assert ledger.workers() == [worker(seen_at=clock.time)]
         assert ledger.queue_seen_at("sdxl_queue") == clock.time
         assert ledger.queue_seen_at("wan_queue") is None
 
     def test_silence_means_offline_and_after_a_day_forgotten(self, ledger, clock):
         """A worker that crashed says nothing."""
-        ledger.beat(worker())
+        ledger.heartbeat(worker())
         clock.pass_s(15)
         assert ledger.workers()[0].state == "idle"
         clock.pass_s(1)
@@ -327,37 +327,37 @@ class TestTheFleet:
 
     def test_a_worker_that_leaves_is_offline_at_once_until_it_returns(self, ledger):
         """Health must not wait for a silence to be noticed."""
-        ledger.beat(worker())
-        ledger.leave(worker().id)
-        ledger.leave("nobody")
+        ledger.heartbeat(worker())
+        ledger.mark_offline(worker().id)
+        ledger.mark_offline("nobody")
         assert [each.state for each in ledger.workers()] == ["offline"]
-        ledger.beat(worker(state="busy"))
+        ledger.heartbeat(worker(state="busy"))
         assert ledger.workers()[0].state == "busy"
 
     def test_draining_survives_beats(self, ledger):
         """The operator's word outlasts what the worker says of itself."""
-        assert not ledger.drain(worker().id, True)
-        ledger.beat(worker())
-        assert ledger.drain(worker().id, True)
-        ledger.beat(worker())
+        assert not ledger.set_draining(worker().id, True)
+        ledger.heartbeat(worker())
+        assert ledger.set_draining(worker().id, True)
+        ledger.heartbeat(worker())
         assert ledger.workers()[0].draining
-        assert ledger.drain(worker().id, False)
+        assert ledger.set_draining(worker().id, False)
         assert not ledger.workers()[0].draining
 
     def test_a_draining_worker_claims_nothing(self, ledger, image_job):
         """The broadcast that drains it may get lost; its claims must not be won all the same."""
-        ledger.beat(worker(id="sdxl@a"))
+        ledger.heartbeat(worker(id="sdxl@a"))
         ledger.register(image_job(), priority=6)
-        ledger.published("job-1", 1)
-        ledger.drain("sdxl@a", True)
+        ledger.mark_published("job-1", 1)
+        ledger.set_draining("sdxl@a", True)
         assert ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="t") is None
         assert ledger.get("job-1").published_at is None
         assert ledger.claim("job-1", 1, worker_id="sdxl@b", lease_s=10, token="u") is not None
 
     def test_queues_are_paused_one_by_one(self, ledger):
         """Pausing twice is pausing once."""
-        ledger.pause("sdxl_queue", True)
-        ledger.pause("sdxl_queue", True)
-        ledger.pause("wan_queue", True)
-        ledger.pause("wan_queue", False)
-        assert ledger.paused() == frozenset({"sdxl_queue"})
+        ledger.set_paused("sdxl_queue", True)
+        ledger.set_paused("sdxl_queue", True)
+        ledger.set_paused("wan_queue", True)
+        ledger.set_paused("wan_queue", False)
+        assert ledger.paused_queues() == frozenset({"sdxl_queue"})

@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from ourvidz.errors import InternalError, OutOfMemory, WorkerUnavailable
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.ledger.record import Verdict
-from ourvidz.ledger.redis_store import RedisLedger
+from ourvidz.ledger.store import Ledger
 
 FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
 
@@ -117,20 +117,20 @@ def wire(redis_url: str) -> Iterator[Wire]:
 
 
 @pytest.fixture
-def far(wire: Wire, image_job: Callable[..., object]) -> Iterator[RedisLedger]:
+def far(wire: Wire, image_job: Callable[..., object]) -> Iterator[Ledger]:
     """A ledger behind the proxy, its scripts loaded and its connections open."""
-    ledger = RedisLedger(f"redis://127.0.0.1:{wire.port}/0")
+    ledger = Ledger(f"redis://127.0.0.1:{wire.port}/0")
     for n in range(2):
         warm_up(ledger, image_job(f"warm-{n}"))
     yield ledger
     ledger.close()
 
 
-def warm_up(ledger: RedisLedger, job: object) -> None:
+def warm_up(ledger: Ledger, job: object) -> None:
     """Run every verb once, so that the server has every script."""
     ledger.register(job, priority=6)
-    ledger.published(job.id, 1)
-    ledger.lift(job.id, run=1, priority=3)
+    ledger.mark_published(job.id, 1)
+    ledger.raise_priority(job.id, run=1, priority=3)
     for verb in ("release", "lose", "end"):
         claim = ledger.claim(job.id, 1, worker_id="w", lease_s=10, token=verb)
         ledger.step(claim, progress=1)
@@ -138,20 +138,22 @@ def warm_up(ledger: RedisLedger, job: object) -> None:
         if verb == "release":
             ledger.release(claim, code="OOM_ERROR", due_in_s=0)
         elif verb == "lose":
-            ledger.lose(job.id, fence=claim.fence)
+            ledger.rescue(job.id, fence=claim.fence)
         else:
             ledger.end(job.id, run=1, fence=claim.fence, outcome=FAILED)
     for n in range(3):
-        ledger.postpone(ledger.take(job.id, lease_s=30, token=f"p{n}"), due_in_s=0, status=None, error="x")
-        ledger.delivered(ledger.take(job.id, lease_s=30, token=f"t{n}"), status=200)
-    ledger.bury(ledger.take(job.id, lease_s=30, token="b"), status=400, error="x")
-    ledger.replay(ledger.letters("dead")[0].event_id)
-    ledger.delivered(ledger.take(job.id, lease_s=30, token="r"), status=200)
+        ledger.postpone(
+            ledger.lease_event(job.id, lease_s=30, token=f"p{n}"), due_in_s=0, status=None, error="x"
+        )
+        ledger.mark_delivered(ledger.lease_event(job.id, lease_s=30, token=f"t{n}"), status=200)
+    ledger.dead_letter(ledger.lease_event(job.id, lease_s=30, token="b"), status=400, error="x")
+    ledger.replay(ledger.list_events("dead")[0].event_id)
+    ledger.mark_delivered(ledger.lease_event(job.id, lease_s=30, token="r"), status=200)
     ledger.reopen(job.id, priority=6)
     ledger.end(job.id, run=2, fence=ledger.get(job.id).fence, outcome=FAILED)
-    ledger.delivered(ledger.take(job.id, lease_s=30, token="z"), status=200)
+    ledger.mark_delivered(ledger.lease_event(job.id, lease_s=30, token="z"), status=200)
     ledger.delete(job.id)
-    ledger.tick()
+    ledger.record_sweep()
 
 
 class TestRoundTrips:
@@ -172,8 +174,10 @@ class TestRoundTrips:
             "renew": trips(lambda: far.renew(claim, lease_s=10)),
             "end": trips(lambda: far.end("job-1", run=1, fence=claim.fence, outcome=typical_outcome())),
             "get": trips(lambda: far.get("job-1")),
-            "take": trips(lambda: far.take("job-1", lease_s=30, token="t")),
-            "delivered": trips(lambda: far.delivered(far.take("job-1", lease_s=30, token="t"), status=200))
+            "take": trips(lambda: far.lease_event("job-1", lease_s=30, token="t")),
+            "delivered": trips(
+                lambda: far.mark_delivered(far.lease_event("job-1", lease_s=30, token="t"), status=200)
+            )
             - 1,
         }
         assert spent == dict.fromkeys(spent, 1)
@@ -188,7 +192,7 @@ class TestLostReplies:
         assert far.register(image_job(), priority=6).created
         assert not wire.lose_next.is_set()
         assert not far.register(image_job(), priority=6).created
-        assert far.depth("sdxl_queue") == 1
+        assert far.queue_depth("sdxl_queue") == 1
 
     def test_a_claim_is_still_won_once(self, far, wire, image_job):
         """Else the job would sit under a lease that nobody knows of."""
@@ -196,7 +200,7 @@ class TestLostReplies:
         wire.lose_next.set()
         claim = far.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         assert (claim.record.attempt, claim.fence) == (1, 1)
-        assert len(far.letters("pending")) == 1
+        assert len(far.list_events("pending")) == 1
 
     def test_a_step_writes_its_items_once(self, far, wire, image_job):
         """A token told twice would be read twice."""
@@ -212,7 +216,7 @@ class TestLostReplies:
         claim = far.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         wire.lose_next.set()
         assert far.end("job-1", run=1, fence=claim.fence, outcome=typical_outcome())
-        assert [event.kind for event in far.letters("pending")].count("completed") == 1
+        assert [event.kind for event in far.list_events("pending")].count("completed") == 1
 
     def test_a_release_and_a_loss_succeed_once(self, far, wire, image_job):
         """The failure counts once, and whoever released hears that it did."""
@@ -222,7 +226,7 @@ class TestLostReplies:
         assert far.release(claim, code="OOM_ERROR", due_in_s=0)
         claim = far.claim("job-1", 1, worker_id="w", lease_s=10, token="b")
         wire.lose_next.set()
-        assert far.lose("job-1", fence=claim.fence)
+        assert far.rescue("job-1", fence=claim.fence)
         assert far.get("job-1").failures == {"OOM_ERROR": 1, "WORKER_LOST": 1}
 
     def test_a_taken_row_is_delivered_and_postponed_once(self, far, wire, image_job):
@@ -230,15 +234,15 @@ class TestLostReplies:
         far.register(image_job(), priority=6)
         far.end("job-1", run=1, fence=0, outcome=FAILED)
         wire.lose_next.set()
-        event = far.take("job-1", lease_s=30, token="t")
+        event = far.lease_event("job-1", lease_s=30, token="t")
         assert event.deliveries == 1
-        before = far.counts()
+        before = far.counters()
         wire.lose_next.set()
         far.postpone(event, due_in_s=0, status=500, error="down")
-        event = far.take("job-1", lease_s=30, token="t2")
+        event = far.lease_event("job-1", lease_s=30, token="t2")
         wire.lose_next.set()
-        far.delivered(event, status=200)
-        after = far.counts()
+        far.mark_delivered(event, status=200)
+        after = far.counters()
         for name in ("callbacks.retried", "callbacks.delivered"):
             assert after[name] == before[name] + 1
 
@@ -249,27 +253,27 @@ class TestLostReplies:
         wire.lose_next.set()
         assert far.reopen("job-1", priority=6).run == 2
         wire.lose_next.set()
-        assert far.lift("job-1", run=2, priority=3)
+        assert far.raise_priority("job-1", run=2, priority=3)
         far.end("job-1", run=2, fence=0, outcome=FAILED)
         for token in ("a", "b"):
-            far.delivered(far.take("job-1", lease_s=30, token=token), status=200)
+            far.mark_delivered(far.lease_event("job-1", lease_s=30, token=token), status=200)
         wire.lose_next.set()
         assert far.delete("job-1").run == 2
         assert far.get("job-1") is None
 
     def test_a_sweep_still_hears_of_the_gap(self, far, wire):
         """Else it would not re-arm the leases after an outage."""
-        far.tick()
+        far.record_sweep()
         time.sleep(0.2)
         wire.lose_next.set()
-        assert far.tick() >= 0.2
+        assert far.record_sweep() >= 0.2
 
 
 class TestOutages:
     def test_a_server_that_restarts_is_ridden_out(self, start_redis, image_job):
         """What was acknowledged is there again, and the call in between succeeds."""
         server = start_redis("--appendonly", "yes", "--appendfsync", "always")
-        ledger = RedisLedger(server.url)
+        ledger = Ledger(server.url)
         ledger.register(image_job(), priority=6)
         server.kill()
         restart = threading.Timer(1.0, server.start)
@@ -284,8 +288,8 @@ class TestOutages:
     def test_a_server_that_takes_no_writes_for_a_while_is_ridden_out(self, start_redis, image_job):
         """A failover, a full disk, a quota: refusals that pass are outages, not mistakes."""
         server = start_redis("--appendonly", "no", "--min-replicas-to-write", "1")
-        ledger = RedisLedger(server.url)
-        assert gives_up_in_s(ledger.tick) > 1.0
+        ledger = Ledger(server.url)
+        assert gives_up_in_s(ledger.record_sweep) > 1.0
         with redis.Redis.from_url(server.url) as client:
             allow = threading.Timer(1.0, client.config_set, ("min-replicas-to-write", 0))
             allow.start()
@@ -296,7 +300,7 @@ class TestOutages:
     def test_a_server_that_hangs_is_given_up_in_bounded_time(self, start_redis):
         """A shim's threads must not all wait for it for the better part of a minute."""
         server = start_redis("--appendonly", "no")
-        ledger = RedisLedger(server.url)
+        ledger = Ledger(server.url)
         ledger.ping()
         server.signal(signal.SIGSTOP)
         assert gives_up_in_s(lambda: ledger.get("job-1")) < 14
@@ -307,7 +311,7 @@ class TestOutages:
     def test_a_step_gives_up_within_two_seconds(self, start_redis, image_job):
         """The job goes on computing while the server is away, dead or frozen."""
         server = start_redis("--appendonly", "no")
-        ledger = RedisLedger(server.url)
+        ledger = Ledger(server.url)
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         ledger.step(claim, progress=1)
@@ -322,8 +326,8 @@ class TestOutages:
 
     def test_an_outage_that_lasts_is_told_in_plain_words(self, monkeypatch):
         """The door answers 503 with it."""
-        monkeypatch.setattr("ourvidz.ledger.redis_link.CALM", (NoBackoff(), 1))
-        ledger = RedisLedger("redis://127.0.0.1:1/0")
+        monkeypatch.setattr("ourvidz.ledger.connection.PATIENT_RETRIES", (NoBackoff(), 1))
+        ledger = Ledger("redis://127.0.0.1:1/0")
         with pytest.raises(WorkerUnavailable, match="the job store cannot be reached"):
             ledger.get("job-1")
         with pytest.raises(WorkerUnavailable, match="the job store cannot be reached"):
@@ -332,7 +336,7 @@ class TestOutages:
     def test_a_follower_rides_out_a_restart(self, start_redis, image_job):
         """An open page goes on when the server is back."""
         server = start_redis("--appendonly", "yes", "--appendfsync", "always")
-        ledger = RedisLedger(server.url)
+        ledger = Ledger(server.url)
         ledger.register(image_job(), priority=6)
 
         async def scene() -> list[str]:
@@ -349,7 +353,7 @@ class TestOutages:
     def test_a_full_store_is_unavailable_too(self, start_redis, image_job):
         """A job that cannot be written down must not be taken on."""
         server = start_redis("--appendonly", "no", "--maxmemory-policy", "noeviction")
-        ledger = RedisLedger(server.url)
+        ledger = Ledger(server.url)
         with redis.Redis.from_url(server.url) as client:
             client.config_set("maxmemory", "1mb")
         with pytest.raises(WorkerUnavailable, match="takes no writes"):
@@ -368,20 +372,20 @@ def gives_up_in_s(verb: Callable[[], object]) -> float:
 class TestMemory:
     def test_a_finished_image_job_takes_less_than_8_kib(self, redis_url, image_job):
         """A million finished jobs must fit a server of ordinary size."""
-        ledger = RedisLedger(redis_url)
+        ledger = Ledger(redis_url)
         job_id = "0f8fad5b-d9cb-469f-a165-70867728950e"
         prompt = (
             "a lighthouse on a cliff above a calm sea at dawn, seagulls, soft light, detailed clouds, " * 2
         )
         job = image_job(job_id, user_id="6f9619ff-8b86-d011-b42d-00c04fc964ff", prompt=prompt, num_images=3)
         ledger.register(job, priority=6)
-        ledger.published(job_id, 1)
+        ledger.mark_published(job_id, 1)
         claim = ledger.claim(job_id, 1, worker_id="sdxl@host-gpu0", lease_s=10, token="a")
         for n in range(25):
             ledger.step(claim, progress=4.0 * n, stage="denoising")
         ledger.end(job_id, run=1, fence=claim.fence, outcome=typical_outcome(), worker_id="sdxl@host-gpu0")
         for token in ("p", "t"):
-            ledger.delivered(ledger.take(job_id, lease_s=30, token=token), status=200)
+            ledger.mark_delivered(ledger.lease_event(job_id, lease_s=30, token=token), status=200)
         sizes = sizes_by_kind(redis_url)
         ledger.close()
         lasting = {kind: size for kind, size in sizes.items() if kind not in ("event", "stream", "call")}
@@ -400,20 +404,20 @@ class TestMemory:
 
     def test_a_deleted_job_leaves_no_key_of_its_own(self, redis_url, image_job):
         """Only counters and what concerns all jobs stay."""
-        ledger = RedisLedger(redis_url)
+        ledger = Ledger(redis_url)
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         ledger.step(claim, progress=1, items=[("preview", {"webp": "x"})])
         ledger.end("job-1", run=1, fence=claim.fence, outcome=FAILED)
-        ledger.delivered(ledger.take("job-1", lease_s=30, token="p"), status=200)
-        ledger.bury(ledger.take("job-1", lease_s=30, token="t"), status=400, error="no")
+        ledger.mark_delivered(ledger.lease_event("job-1", lease_s=30, token="p"), status=200)
+        ledger.dead_letter(ledger.lease_event("job-1", lease_s=30, token="t"), status=400, error="no")
         ledger.delete("job-1")
         ledger.close()
         assert set(sizes_by_kind(redis_url)) == {"order", "counters", "claimed", "call"}
 
     def test_a_reopened_job_does_not_expire(self, redis_url, image_job):
         """The end of an earlier run must not take the later one away."""
-        ledger = RedisLedger(redis_url)
+        ledger = Ledger(redis_url)
         ledger.register(image_job(), priority=6)
         ledger.end("job-1", run=1, fence=0, outcome=FAILED)
         ledger.reopen("job-1", priority=6)
@@ -423,7 +427,7 @@ class TestMemory:
 
     def test_a_record_that_expired_by_itself_leaves_the_lists_by_itself(self, redis_url, image_job):
         """The safety net leaves no holes in a page."""
-        ledger = RedisLedger(redis_url)
+        ledger = Ledger(redis_url)
         for n in range(3):
             ledger.register(image_job(f"j{n}"), priority=6)
         with redis.Redis.from_url(redis_url) as client:
@@ -446,7 +450,7 @@ def sizes_by_kind(url: str) -> dict[str, int]:
 class TestOtherReleases:
     def test_a_record_of_a_newer_release_is_refused_not_misread(self, redis_url, image_job):
         """During a rolling upgrade an old worker must leave such a job alone."""
-        ledger = RedisLedger(redis_url)
+        ledger = Ledger(redis_url)
         ledger.register(image_job(), priority=6)
         with redis.Redis.from_url(redis_url) as client:
             client.hset("ourvidz:job:job-1", "v", 99)
@@ -459,17 +463,17 @@ class TestOtherReleases:
 
     def test_a_record_of_a_newer_release_stops_no_sweep(self, redis_url, image_job):
         """One job of a newer process must not keep an older one from looking after the rest."""
-        ledger = RedisLedger(redis_url)
+        ledger = Ledger(redis_url)
         ledger.register(image_job("newer"), priority=6)
         ledger.register(image_job("mine"), priority=6)
         with redis.Redis.from_url(redis_url) as client:
             client.hset("ourvidz:job:newer", "v", 99)
-        assert [record.job_id for record in ledger.waiting("sdxl_queue")] == ["mine"]
+        assert [record.job_id for record in ledger.queued("sdxl_queue")] == ["mine"]
         ledger.close()
 
     def test_fields_of_a_newer_release_are_ignored(self, redis_url, image_job):
         """As long as the version says that the rest means the same."""
-        ledger = RedisLedger(redis_url)
+        ledger = Ledger(redis_url)
         record = ledger.register(image_job(), priority=6).record
         with redis.Redis.from_url(redis_url) as client:
             client.hset("ourvidz:job:job-1", "mood", "sunny")
@@ -478,7 +482,7 @@ class TestOtherReleases:
 
     def test_two_prefixes_on_one_server_know_nothing_of_each_other(self, redis_url, image_job):
         """Staging and production may share a server."""
-        one, other = RedisLedger(redis_url, prefix="one:"), RedisLedger(redis_url, prefix="other:")
+        one, other = Ledger(redis_url, prefix="one:"), Ledger(redis_url, prefix="other:")
         one.register(image_job(), priority=6)
         assert other.get("job-1") is None
         assert other.page().records == []
@@ -488,7 +492,7 @@ class TestOtherReleases:
 
 def test_time_is_the_servers_own(redis_url, image_job):
     """Workers on hosts with wrong clocks agree on leases."""
-    ledger = RedisLedger(redis_url)
+    ledger = Ledger(redis_url)
     before = ledger.now()
     record = ledger.register(image_job(), priority=6).record
     assert before <= record.created_at <= ledger.now()
@@ -503,6 +507,6 @@ def test_a_unix_socket_in_the_brokers_spelling_works(start_redis, image_job):
         server = start_redis("--appendonly", "no", "--unixsocket", path)
         with redis.Redis.from_url(server.url) as client:
             client.config_set("requirepass", "open sesame")
-        ledger = RedisLedger(f"redis+socket://:open%20sesame@{path}?virtual_host=0")
+        ledger = Ledger(f"redis+socket://:open%20sesame@{path}?virtual_host=0")
         assert ledger.register(image_job(), priority=6).created
         ledger.close()

@@ -11,9 +11,9 @@ from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Record
 from ourvidz.ledger.store import Ledger
-from ourvidz.ledger.sweep import Report, Rules, recover, sweep
+from ourvidz.ledger.sweep import SweepOptions, SweepReport, recover, sweep
 
-RULES = Rules(
+OPTIONS = SweepOptions(
     interval_s=2, lease_s=10, empty_s=15, unclaimed_s=86400, retention_s=7 * 86400, enhance_within_s=60
 )
 
@@ -39,7 +39,7 @@ class Outlet:
 
     def publish(self, record: Record) -> bool:
         self.published.append(record.job_id)
-        self.ledger.published(record.job_id, record.run)
+        self.ledger.mark_published(record.job_id, record.run)
         return True
 
     def deliver(self, job_id: str) -> None:
@@ -61,9 +61,9 @@ class World:
     ledger: Ledger
     outlet: Outlet
 
-    def sweep(self, after_s: float = 2.0) -> Report:
+    def sweep(self, after_s: float = 2.0) -> SweepReport:
         self.clock.now += after_s
-        return sweep(self.ledger, self.outlet, RULES)
+        return sweep(self.ledger, self.outlet, OPTIONS)
 
     def keep_sweeping(self, seconds: float) -> None:
         for _ in range(int(seconds / 2)):
@@ -72,7 +72,7 @@ class World:
     def add(self, job_id: str, *, priority: int = 6, published: bool = True) -> Record:
         record = self.ledger.register(job(job_id), priority=priority).record
         if published:
-            self.ledger.published(job_id, 1)
+            self.ledger.mark_published(job_id, 1)
         return record
 
     def claim(self, job_id: str, run: int = 1) -> Claim:
@@ -261,7 +261,7 @@ def test_a_record_waiting_behind_others_is_left_alone(world: World) -> None:
     world.claim("a")
     for _ in range(30):
         world.sweep()
-        world.ledger.rearm(10)
+        world.ledger.extend_leases(10)
     assert "b" not in world.outlet.published
 
 
@@ -280,10 +280,10 @@ def test_a_job_waiting_for_its_due_time_is_not_published(world: World) -> None:
 def test_a_paused_queue_is_not_published_to(world: World) -> None:
     """Messages nobody may claim would only be thrown away."""
     world.add("a", published=False)
-    world.ledger.pause("sdxl_queue", True)
+    world.ledger.set_paused("sdxl_queue", True)
     world.keep_sweeping(20)
     assert world.outlet.published == []
-    world.ledger.pause("sdxl_queue", False)
+    world.ledger.set_paused("sdxl_queue", False)
     world.sweep()
     assert world.outlet.published == ["a"]
 
@@ -336,9 +336,9 @@ def test_finished_jobs_are_forgotten_after_the_retention(world: World) -> None:
         claim = world.claim(name)
         world.ledger.end(name, run=1, fence=claim.fence, outcome=Outcome(status="completed"))
     for _ in range(2):
-        event = world.ledger.take("told", lease_s=5, token=f"t{_}")
+        event = world.ledger.lease_event("told", lease_s=5, token=f"t{_}")
         assert event is not None
-        world.ledger.delivered(event, status=200)
+        world.ledger.mark_delivered(event, status=200)
     world.sweep(after_s=8 * 86400)
     assert world.ledger.get("told") is None
     assert world.ledger.get("untold") is not None
@@ -372,7 +372,7 @@ def test_a_slow_sweep_does_not_switch_recovery_off(world: World) -> None:
 def test_a_cancelled_job_in_a_paused_queue_ends(world: World) -> None:
     """A pause holds back work, not endings."""
     world.add("a")
-    world.ledger.pause("sdxl_queue", True)
+    world.ledger.set_paused("sdxl_queue", True)
     world.ledger.request_cancel("a")
     world.sweep()
     assert world.record("a").status == "cancelled"
@@ -382,10 +382,10 @@ def test_a_starved_queue_wakes_its_workers_unless_it_is_paused(world: World) -> 
     """The broadcast of a resume may meet a worker that is just reconnecting."""
     world.add("a")
     world.outlet.messages = 0
-    world.ledger.pause("sdxl_queue", True)
+    world.ledger.set_paused("sdxl_queue", True)
     world.keep_sweeping(20)
     assert world.outlet.woken == []
-    world.ledger.pause("sdxl_queue", False)
+    world.ledger.set_paused("sdxl_queue", False)
     world.sweep()
     assert world.outlet.woken == ["sdxl_queue"]
 
@@ -398,7 +398,7 @@ def test_a_receiver_that_hangs_does_not_stand_before_the_others_for_ever(world: 
         world.claim(name)
     for _ in range(60):
         world.clock.now += 0.012347
-        sweep(world.ledger, world.outlet, RULES)
+        sweep(world.ledger, world.outlet, OPTIONS)
     assert set(world.outlet.delivered) == names
 
 
@@ -427,7 +427,7 @@ class TestEnhancing:
 
     def waiting(self, world: World) -> None:
         world.ledger.register(enhanced_job("a"), priority=6)
-        world.ledger.published("a", 1)
+        world.ledger.mark_published("a", 1)
         world.outlet.messages = 0
 
     def test_it_is_neither_forgotten_nor_starved(self, world: World) -> None:
@@ -444,15 +444,15 @@ class TestEnhancing:
         """A chat worker that is busy, hangs or died costs a minute, never the job."""
         self.waiting(world)
         if begun:
-            assert world.ledger.begin_enhancing("a", 1, lease_s=10, token="e")
+            assert world.ledger.begin_enhancement("a", 1, lease_s=10, token="e")
         world.keep_sweeping(58)
         assert world.outlet.published == []
         world.sweep()
         assert world.outlet.published == ["a"]
         record = world.record("a")
         assert (record.enhancement, record.stage) == ("over", None)
-        assert record.wording is not None
-        assert "too long" in record.wording["reason"]
+        assert record.enhancement_result is not None
+        assert "too long" in record.enhancement_result["reason"]
 
     def test_after_that_it_is_a_job_like_any_other(self, world: World) -> None:
         """Its generation's message may get lost, too."""
@@ -465,10 +465,10 @@ class TestEnhancing:
         """Its generation was published a moment ago, however long the words took."""
         self.waiting(world)
         world.outlet.messages = 1
-        held = world.ledger.begin_enhancing("a", 1, lease_s=10, token="e")
+        held = world.ledger.begin_enhancement("a", 1, lease_s=10, token="e")
         assert held is not None
         world.keep_sweeping(40)
-        assert world.ledger.end_enhancing(held, wording={"prompt": "a green hill"})
+        assert world.ledger.end_enhancement(held, result={"prompt": "a green hill"})
         world.keep_sweeping(30)
         assert world.outlet.published == []
 
@@ -482,7 +482,7 @@ class TestEnhancing:
     def test_a_cancel_ends_it(self, world: World) -> None:
         """Also when the shim died between raising the flag and ending the job."""
         self.waiting(world)
-        world.ledger.begin_enhancing("a", 1, lease_s=10, token="e")
+        world.ledger.begin_enhancement("a", 1, lease_s=10, token="e")
         world.ledger.request_cancel("a")
         world.sweep()
         assert world.record("a").status == "cancelled"
@@ -490,9 +490,9 @@ class TestEnhancing:
     def test_a_paused_queue_has_all_the_time(self, world: World) -> None:
         """Generation could not begin anyway."""
         self.waiting(world)
-        world.ledger.pause("wan_queue", True)
+        world.ledger.set_paused("wan_queue", True)
         world.keep_sweeping(90)
         assert world.record("a").enhancement == "wanted"
-        world.ledger.pause("wan_queue", False)
+        world.ledger.set_paused("wan_queue", False)
         world.sweep()
         assert world.outlet.published == ["a"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ourvidz.ledger.redis_store import RedisLedger
+from ourvidz.ledger.store import Ledger
 from ourvidz.liveness.availability import WorkerAvailability
 
 MakeLedger = Callable[..., Any]
@@ -23,7 +23,7 @@ class Clock:
         return self.now
 
 
-class Counted(RedisLedger):
+class Counted(Ledger):
     """Knows how often it was asked; `seen_at` is its only answer."""
 
     asked = 0

@@ -23,14 +23,14 @@ class RecordingLedger:
         self.outcomes: SimpleQueue[Worker | Exception] = SimpleQueue()
         """What became of each heartbeat."""
 
-    def beat(self, worker: Worker) -> None:
+    def heartbeat(self, worker: Worker) -> None:
         error = self.error
         self.outcomes.put(error or worker)
         if error is not None:
             raise error
         self.rows.append(worker)
 
-    def leave(self, worker_id: str) -> None:
+    def mark_offline(self, worker_id: str) -> None:
         if self.error is not None:
             raise self.error
         self.left.append(worker_id)

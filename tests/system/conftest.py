@@ -22,9 +22,9 @@ import psutil
 import pytest
 import requests
 
-from ourvidz.cli.shim import TERMINAL_STATUSES, Shim
+from ourvidz.cli.shim import ENDED, Shim
 from ourvidz.ledger.record import Record
-from ourvidz.ledger.redis_store import RedisLedger
+from ourvidz.ledger.store import Ledger
 from ourvidz.settings import environment
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ class Stack:
         finally:
             follower.shutdown(wait=False)
         job = self.job(job_id)
-        assert job["status"] in TERMINAL_STATUSES, job
+        assert job["status"] in ENDED, job
         return job
 
     @staticmethod
@@ -143,9 +143,9 @@ class Stack:
         return found
 
     @cached_property
-    def ledger(self) -> RedisLedger:
+    def ledger(self) -> Ledger:
         """The ledger of this stack, from outside."""
-        return RedisLedger(self.redis_url)
+        return Ledger(self.redis_url)
 
     def computing_child(self, family: str = "sdxl") -> int:
         """The process id of a worker's pool child, which holds the pipeline."""

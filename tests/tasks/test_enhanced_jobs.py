@@ -58,7 +58,7 @@ class TestInOneProcess:
 
         monkeypatch.setattr(wan, "generate_video", story)
         ourvidz_eager.submit(JOB)
-        found = ourvidz_eager.record("a").wording
+        found = ourvidz_eager.record("a").enhancement_result
         assert found is not None
         assert used == [found["prompt"]] * 2
 
@@ -84,7 +84,7 @@ class TestInOneProcess:
         monkeypatch.setattr(enhancement.enhancement, "enhance", cancelling(enhancement.enhancement.enhance))
         ourvidz_eager.submit(JOB)
         record = ourvidz_eager.record("a")
-        assert (record.status, record.attempt, record.wording) == ("cancelled", 0, None)
+        assert (record.status, record.attempt, record.enhancement_result) == ("cancelled", 0, None)
         assert ourvidz_eager.callbacks.statuses("a") == ["failed"]
 
     def test_a_prompt_that_is_used_as_it_is_needs_no_chat_worker(self, ourvidz_eager: Eager) -> None:

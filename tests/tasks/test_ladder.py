@@ -107,7 +107,7 @@ def test_a_lost_fence_commits_nothing(ourvidz_eager: Eager, story: Callable[[Sto
 
     def lose(job: Any, run: Any, use: Services) -> Outcome:
         record = ourvidz_eager.record("a")
-        ourvidz_eager.control.ledger.lose("a", fence=record.fence)
+        ourvidz_eager.control.ledger.rescue("a", fence=record.fence)
         raise FenceLost("a")
 
     story(lose)
@@ -120,7 +120,7 @@ def test_a_late_result_changes_nothing(ourvidz_eager: Eager, story: Callable[[St
     """A worker that froze through its lease and then finishes must not overwrite its successor."""
 
     def late(job: Any, run: Any, use: Services) -> Outcome:
-        ourvidz_eager.control.ledger.lose("a", fence=ourvidz_eager.record("a").fence)
+        ourvidz_eager.control.ledger.rescue("a", fence=ourvidz_eager.record("a").fence)
         return Outcome(status="completed", metadata={"late": True})
 
     story(late)

@@ -27,7 +27,7 @@ def test_a_configured_certificate_signs_what_a_job_makes(
         system.submit(JOB | {"config": {**JOB["config"], "num_images": 6}})
         assets = system.callbacks.of("one")[-1].payload["assets"]
         stored = [system.control.store.get(asset["url"]) for asset in assets]
-        counts = system.control.ledger.counts()
+        counts = system.control.ledger.counters()
     assert [asset["metadata"]["c2pa"] for asset in assets] == [True] * 6
     assert "assets.unsigned" not in counts
     for file in stored:

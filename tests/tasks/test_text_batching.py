@@ -146,7 +146,7 @@ def test_a_paused_queue_gives_nobody_away(
     """What an operator has stopped stays stopped."""
     queued("a"), queued("b")
     company = led("a")
-    ourvidz_eager.control.ledger.pause("chat_queue", True)
+    ourvidz_eager.control.ledger.set_paused("chat_queue", True)
     assert join(company) == []
     close(company.first)
 
@@ -184,7 +184,7 @@ def test_a_worker_that_is_told_to_stop_takes_nobody_along(
     """Under a steady load it would lead for another half minute, and be killed in the middle of texts."""
     queued("a"), queued("b")
     company = led("a")
-    ourvidz_eager.control.ledger.beat(
+    ourvidz_eager.control.ledger.heartbeat(
         Worker(
             id=WORKER,
             family="chat",
@@ -300,7 +300,7 @@ def test_a_lost_job_is_left_to_whoever_has_it(
     """An answer that comes too late changes nothing."""
     queued("a")
     company = led("a")
-    assert ourvidz_eager.control.ledger.lose("a", fence=ourvidz_eager.record("a").fence)
+    assert ourvidz_eager.control.ledger.rescue("a", fence=ourvidz_eager.record("a").fence)
     company.first.end(DONE)
     assert company.first.ending == "lost"
     record = ourvidz_eager.record("a")

@@ -17,7 +17,6 @@ from starlette.testclient import TestClient
 from ourvidz.errors import Cancelled, OurvidzError, WorkerLost
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.ledger.record import Claim, Verdict, Worker
-from ourvidz.ledger.redis_store import RedisLedger
 from ourvidz.ledger.store import Ledger
 from ourvidz.settings import load_settings
 from ourvidz.storage.local import LocalStore
@@ -89,7 +88,7 @@ class Shim:
             "seen_at": time.time(),
             "detail": {"info": {"sdxl": {"name": "tiny-sdxl", "device": "cpu"}}},
         }
-        self.ledger.beat(Worker(**worker | fields))
+        self.ledger.heartbeat(Worker(**worker | fields))
 
 
 class FakeChatWorker:
@@ -146,7 +145,7 @@ class FakeChatWorker:
 
     def _work(self) -> None:
         while not self._stopping.wait(0.005):
-            for record in self._ledger.waiting("chat_queue"):
+            for record in self._ledger.queued("chat_queue"):
                 claim = self._ledger.claim(
                     record.job_id, record.run, worker_id="chat@host-cpu", lease_s=30, token=record.job_id
                 )
@@ -215,7 +214,7 @@ def shim(open_shim: OpenShim) -> Shim:
 @pytest.fixture
 def shim_with_broker(open_shim: OpenShim, redis_url: str) -> Iterator[Shim]:
     """A shim whose broker is the Redis server `redis_url`."""
-    ledger = RedisLedger(redis_url, prefix="ourvidz:")
+    ledger = Ledger(redis_url, prefix="ourvidz:")
     with publishing_to(redis_url):
         yield open_shim(ledger=ledger, OURVIDZ_REDIS_URL=redis_url)
     ledger.close()

@@ -12,7 +12,7 @@ import pytest
 from ourvidz.errors import OutOfMemory, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import StreamItem
-from ourvidz.ledger.redis_store import RedisLedger
+from ourvidz.ledger.store import Ledger
 from ourvidz.net.sse import parse_events
 from ourvidz.web import events, sse
 from ourvidz.web.events import StreamReader
@@ -74,7 +74,7 @@ def test_a_client_that_received_the_last_event_gets_204(ended) -> None:
     assert ended.client.get("/jobs/job-1/events", headers={"Last-Event-ID": last}).status_code == 204
 
 
-class SilentLedger(RedisLedger):
+class SilentLedger(Ledger):
     """Its streams have no items, and fail once `fail` is set."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

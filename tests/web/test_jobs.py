@@ -47,8 +47,8 @@ def test_submitting_the_same_job_again_returns_its_state(shim) -> None:
     again = shim.client.post("/jobs", json=shim.payload())
     assert again.status_code == 200
     assert again.json() == shim.client.get("/jobs/job-1").json()
-    assert shim.ledger.get("job-1").facts["seed"] == seed
-    assert shim.ledger.depth("sdxl_queue") == 1
+    assert shim.ledger.get("job-1").callback_metadata["seed"] == seed
+    assert shim.ledger.queue_depth("sdxl_queue") == 1
 
 
 def test_another_job_under_the_same_id_is_a_conflict(shim) -> None:
@@ -218,8 +218,8 @@ def test_deleting_a_job_deletes_its_assets(shim) -> None:
     assert shim.client.delete("/jobs/job-1").status_code == 409
     shim.store.put(outcome.assets[0].key, b"png", content_type="image/png")
     shim.end("job-1", outcome)
-    for event in iter(lambda: shim.ledger.take("job-1", lease_s=9, token="t"), None):
-        shim.ledger.delivered(event, status=200)
+    for event in iter(lambda: shim.ledger.lease_event("job-1", lease_s=9, token="t"), None):
+        shim.ledger.mark_delivered(event, status=200)
     assert shim.client.delete("/jobs/job-1").json() == {"job_id": "job-1", "deleted": True}
     assert not shim.store.exists(outcome.assets[0].key)
     assert shim.client.get("/jobs/job-1").status_code == 404

@@ -82,9 +82,9 @@ def test_an_internal_error_reveals_no_details(shim, monkeypatch) -> None:
 
 def test_an_unreachable_ledger_is_a_503_with_retry_after(open_shim) -> None:
     """Clients know when to repeat the request. Nothing listens on port 1."""
-    from ourvidz.ledger.redis_store import RedisLedger
+    from ourvidz.ledger.store import Ledger
 
-    class PingingLedger(RedisLedger):
+    class PingingLedger(Ledger):
         def page(self, **_: Any) -> Any:
             self.ping()
 

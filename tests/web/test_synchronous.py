@@ -58,7 +58,7 @@ def test_callbacks_are_sent_only_to_a_url_in_the_request(shim, chat_worker) -> N
     with_url = shim.client.post(
         "/chat", json={**HELLO, "callback_url": shim.settings.default_callback_url}
     ).json()["job_id"]
-    pending = {event.job_id for event in shim.ledger.letters("pending")}
+    pending = {event.job_id for event in shim.ledger.list_events("pending")}
     assert with_url in pending
     assert without_url not in pending
 
@@ -77,7 +77,7 @@ def test_a_disconnect_cancels_the_queued_job(shim, serve) -> None:
     connection = http.client.HTTPConnection(urlsplit(serve(shim)).netloc)
     connection.request("POST", "/chat", json.dumps(HELLO))
     ends = time.monotonic() + 5
-    while not shim.ledger.waiting("chat_queue"):
+    while not shim.ledger.queued("chat_queue"):
         assert time.monotonic() < ends
         time.sleep(0.005)
     connection.close()
@@ -125,9 +125,9 @@ def test_a_queue_that_no_worker_claims_from_is_not_waited_for(shim, monkeypatch,
     monkeypatch.setattr(synchronous, "IDLE_S", 0.02)
     shim.register_worker(id="chat@host-cpu", family="chat", queue="chat_queue", models=("chat",))
     if stopped == "paused":
-        shim.ledger.pause("chat_queue", True)
+        shim.ledger.set_paused("chat_queue", True)
     else:
-        shim.ledger.drain("chat@host-cpu", True)
+        shim.ledger.set_draining("chat@host-cpu", True)
     answer = shim.client.post("/chat", json=HELLO)
     assert (answer.status_code, answer.json()["code"]) == (503, "WORKER_UNAVAILABLE")
     assert answer.json()["detail"] == reason
@@ -166,7 +166,7 @@ def test_a_lost_worker_is_replaced_for_a_request_that_does_not_stream(shim, serv
     request = RunningRequest(shim, stream=False)
     first = shim.ledger.claim(request.job_id, 1, worker_id="w", lease_s=30, token="one")
     shim.ledger.step(first, items=[("token", {"text": "Half a "})])
-    assert shim.ledger.lose(request.job_id, fence=first.fence)
+    assert shim.ledger.rescue(request.job_id, fence=first.fence)
     chat_worker(shim.ledger)
     assert request.result().text == "A tide is moving water."
 
@@ -200,7 +200,7 @@ def test_a_hundred_waiting_requests_do_not_block_the_shim(shim_with_broker, chat
     with ThreadPoolExecutor(100) as clients:
         answers = [clients.submit(requests.post, f"{url}/chat", json=HELLO) for _ in range(100)]
         ends = time.monotonic() + 30
-        while shim_with_broker.ledger.depth("chat_queue") < 100:
+        while shim_with_broker.ledger.queue_depth("chat_queue") < 100:
             assert time.monotonic() < ends
             time.sleep(0.01)
         assert requests.get(f"{url}/health/live", timeout=5).status_code == 200

@@ -27,7 +27,7 @@ def test_one_invalid_job_among_several_queues_none(shim) -> None:
     body = [json.dumps(shim.payload()), json.dumps(shim.payload(id="job-2", config={"steps": 0}))]
     answer = shim.client.post("/rpush/sdxl_queue", json=body)
     assert (answer.status_code, answer.json()["field"]) == (422, "[1].config.steps")
-    assert shim.ledger.depth("sdxl_queue") == 0
+    assert shim.ledger.queue_depth("sdxl_queue") == 0
 
 
 @pytest.mark.parametrize("body", [[], {}, "x", ["x"], [1], [None], [["[]"]], ["{}"] * 101])

@@ -266,7 +266,7 @@ class TestLease:
 
     def held(self, ledger: Ledger) -> Enhancement:
         ledger.register(job(), priority=6)
-        held = ledger.begin_enhancing("job-1", 1, lease_s=10, token="e1")
+        held = ledger.begin_enhancement("job-1", 1, lease_s=10, token="e1")
         assert held is not None
         return held
 
@@ -276,7 +276,7 @@ class TestLease:
         for _ in range(200):
             self.now += 0.1
             lease.hear()
-        assert ledger.begin_enhancing("job-1", 1, lease_s=10, token="e2") is None
+        assert ledger.begin_enhancement("job-1", 1, lease_s=10, token="e2") is None
 
     def test_a_cancel_is_heard(self, ledger: Ledger) -> None:
         """A cancelled job must not keep the model busy."""
@@ -288,7 +288,7 @@ class TestLease:
     def test_a_sweep_that_gave_up_is_heard(self, ledger: Ledger) -> None:
         """Generation has been published without the words."""
         lease = LeasedEnhancement(self.held(ledger), ledger, lease_s=10, clock=lambda: self.now)
-        ledger.give_up_enhancing("job-1", run=1, reason="too late")
+        ledger.skip_enhancement("job-1", run=1, reason="too late")
         with pytest.raises(FenceLost):
             lease.hear()
 

@@ -17,13 +17,13 @@ from PIL import Image
 from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
 from ourvidz.jobs.job import ImageJob
 from ourvidz.ledger.record import Claim, Verdict
-from ourvidz.ledger.redis_store import RedisLedger
+from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import PreviewRenderer
 from ourvidz.storage.local import LocalStore
 from ourvidz.workflows.run import FenceLost, LeasedRun
 
 
-class Away(RedisLedger):
+class Away(Ledger):
     """A ledger whose server can be switched off."""
 
     away = False
@@ -99,7 +99,7 @@ def test_a_lost_fence_stops_the_run_and_its_puts(ledger: Away, claim: Claim, tmp
     """A frozen worker that wakes up must not write over its successor's work."""
     store = LocalStore(tmp_path)
     with running(ledger, claim) as run:
-        ledger.lose("a", fence=claim.fence)
+        ledger.rescue("a", fence=claim.fence)
         with pytest.raises(FenceLost):
             run.step(1, 4)
         with pytest.raises(FenceLost):
@@ -173,7 +173,7 @@ def test_progress_callbacks_come_at_most_once_a_second(ledger: Away, claim: Clai
             now[0] = done * 0.4
             run.step(done, 8)
     assert told == pytest.approx([1.2, 2.4])
-    rows = [event for event in ledger.letters("pending") if event.metadata]
+    rows = [event for event in ledger.list_events("pending") if event.metadata]
     assert [(row.kind, row.metadata["progress"]) for row in rows] == [("processing", pytest.approx(74.25))]
 
 
@@ -184,7 +184,7 @@ def test_without_progress_callbacks_none_is_written(ledger: Away, claim: Claim) 
         for done in range(9):
             now[0] = done * 5.0
             run.step(done, 8)
-    assert not [event for event in ledger.letters("pending") if event.metadata]
+    assert not [event for event in ledger.list_events("pending") if event.metadata]
 
 
 def test_a_fence_known_to_be_lost_stops_the_run_also_while_the_ledger_is_away(
@@ -202,7 +202,7 @@ def test_a_fence_known_to_be_lost_stops_the_run_also_while_the_ledger_is_away(
 
     ledger.renew = renew  # type: ignore[method-assign]
     with running(ledger, claim, lease_s=0.15) as run:
-        ledger.lose("a", fence=claim.fence)
+        ledger.rescue("a", fence=claim.fence)
         assert heard.wait(5)
         ledger.away = True
         run._renewer.join(5)

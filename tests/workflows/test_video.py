@@ -184,7 +184,7 @@ def test_the_outcome_says_what_the_worker_found_out(use: Services) -> None:
         "compel_success": False,
         "worker_version": __version__,
     }
-    told = asked.facts() | metadata
+    told = asked.callback_metadata() | metadata
     assert (told["frame_num"], told["wan_task"], told["reference_mode"]) == (3, "t2v-1.3B", "none")
 
 
@@ -289,7 +289,7 @@ def test_an_unusable_reference_falls_back_to_the_prompt_and_says_so(
     told = outcome.assets[0].metadata
     assert (told["denoise_strength"], told["pipeline"], told["resize_policy"]) == (0.4, pipeline, None)
     assert told["negative_prompt_used"] is False
-    assert (asked.facts() | outcome.metadata)["reference_mode"] == mode
+    assert (asked.callback_metadata() | outcome.metadata)["reference_mode"] == mode
 
 
 def test_somebody_else_s_reference_fails_the_job(use: Services) -> None:

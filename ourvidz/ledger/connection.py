@@ -1,0 +1,214 @@
+"""The connection to the Redis server: scripts, retries, and how outages are reported."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar, cast
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import AbstractBackoff, ConstantBackoff, ExponentialBackoff, NoBackoff
+from redis.exceptions import AuthenticationError, AuthorizationError, ReadOnlyError, ResponseError
+from redis.retry import Retry
+
+from ourvidz.errors import WorkerUnavailable
+from ourvidz.ledger.codec import newer_record
+from ourvidz.ledger.record import RECORD_VERSION
+from ourvidz.ledger.scripts import load_scripts
+
+Answer = TypeVar("Answer")
+
+UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
+UNAVAILABLE = (
+    *("LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "READONLY", "TRYAGAIN", "CLUSTERDOWN"),
+    *("OOM", "ERR max daily request limit", "ERR max requests limit"),
+)
+"""Prefixes of errors of a server that is failing over, full or over its quota: outages, not mistakes."""
+
+CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 2.0, 3.0
+QUICK_TIMEOUT_S = 0.9
+"""Timeout for connections and answers of quick calls."""
+PATIENCE_S = 8.0
+"""Time after its start within which a call may begin another try."""
+FOLLOW_BLOCK_S = 1.0
+"""Duration of one blocking read of a stream."""
+PATIENT_RETRIES: tuple[AbstractBackoff, int] = (ExponentialBackoff(cap=1.0, base=0.05), 10)
+"""Waits 7.5 s in all: callers do not notice a server that is killed and started again within that time."""
+QUICK_RETRIES: tuple[AbstractBackoff, int] = (ConstantBackoff(0.05), 1)
+
+
+def _is_retryable(error: Exception) -> bool:
+    if isinstance(error, ResponseError):
+        return _is_outage(error)
+    return not isinstance(error, AuthenticationError | AuthorizationError)
+
+
+def _retryable_until(deadline: float) -> Callable[[Exception], bool]:
+    """Whether to try again, up to a time: against a server that hangs each try takes its whole timeout."""
+    return lambda error: _is_retryable(error) and time.monotonic() < deadline
+
+
+def _is_outage(error: ResponseError) -> bool:
+    """Whether an error answer means that the server is unavailable. redis-py strips the prefix of some."""
+    return isinstance(error, redis.exceptions.OutOfMemoryError | ReadOnlyError) or str(error).startswith(
+        UNAVAILABLE
+    )
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Raise the project's errors in place of redis-py's: `WorkerUnavailable` for outages, `InternalError` for
+    a record of a newer release."""
+    try:
+        yield
+    except ResponseError as error:
+        if _is_outage(error):
+            raise WorkerUnavailable("the job store takes no writes") from error
+        if "RECORD-TOO-NEW" in str(error):
+            version, job_id = str(error).split("RECORD-TOO-NEW ", 1)[1].split(" ")[:2]
+            raise newer_record(job_id, version) from None
+        raise
+    except UNREACHABLE as error:
+        raise WorkerUnavailable("the job store cannot be reached") from error
+
+
+def _redis_url(url: str) -> str:
+    """A URL as redis-py spells it; Kombu spells Unix sockets differently."""
+    if url.startswith("redis+socket://"):
+        return url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
+    return url
+
+
+def _options(connect_s: float, answer_s: float) -> dict[str, Any]:
+    # The client's own retries nest (commands around connects), so they are off and `Connection` does it once.
+    # RESP2 has one shape for every server version.
+    return {
+        "decode_responses": True,
+        "protocol": 2,
+        "socket_connect_timeout": connect_s,
+        "socket_timeout": answer_s,
+    }
+
+
+class Connection:
+    """One Redis server. Threads may share it; a forked child opens sockets of its own.
+
+    `prefix` is what every key begins with. Without `clock` the server's time counts.
+    """
+
+    def __init__(self, url: str, *, prefix: str, clock: Callable[[], float] | None) -> None:
+        self._url = _redis_url(url)
+        self._prefix = prefix
+        self._clock = clock
+        no_retry = Retry(NoBackoff(), 0)
+        self.client: Any = redis.Redis.from_url(
+            self._url,
+            retry=no_retry,
+            health_check_interval=30,
+            **_options(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S),
+        )
+        self._quick_client: Any = redis.Redis.from_url(
+            self._url, retry=no_retry, **_options(QUICK_TIMEOUT_S, QUICK_TIMEOUT_S)
+        )
+        self._async_clients: dict[asyncio.AbstractEventLoop, tuple[Any, int]] = {}
+        self._scripts = {verb: self.client.register_script(source) for verb, source in load_scripts().items()}
+
+    def run_script(self, verb: str, *args: object, quick: bool = False) -> Any:
+        """Run the script of a verb in one round trip; a None argument becomes ''. `quick` gives up within a
+        second, else the call waits up to `PATIENCE_S` for a server that restarts."""
+        script = self._scripts[verb]
+        client = self._quick_client if quick else self.client
+        argv: list[Any] = [
+            self._prefix,
+            "" if self._clock is None else f"{self._clock():.6f}",
+            RECORD_VERSION,
+            *("" if arg is None else arg for arg in args),
+        ]
+        return self.with_retries(lambda: script(args=argv, client=client), quick=quick)
+
+    def with_retries(self, command: Callable[[], Answer], *, quick: bool = False) -> Answer:
+        """Run a command, again after an outage. `WorkerUnavailable` when the outage lasts."""
+        backoff, retries = QUICK_RETRIES if quick else PATIENT_RETRIES
+        retry = Retry(backoff, retries, supported_errors=(*UNREACHABLE, ResponseError))
+        is_retryable = _retryable_until(time.monotonic() + PATIENCE_S)
+        with translated_errors():
+            return retry.call_with_retry(command, self._before_retry, is_retryable=is_retryable)
+
+    def _before_retry(self, error: Exception) -> None:
+        if isinstance(error, ReadOnlyError):
+            # A primary that was demoted: its address may lead to the new one by now.
+            self.client.connection_pool.disconnect()
+            self._quick_client.connection_pool.disconnect()
+
+    def read_hashes(self, names: Iterable[str]) -> list[dict[str, str]]:
+        """Read many hashes in one round trip; an empty one for each key that is missing."""
+        keys = list(names)
+
+        def read() -> list[dict[str, str]]:
+            pipeline = self.client.pipeline(transaction=False)
+            for key in keys:
+                pipeline.hgetall(key)
+            hashes: list[dict[str, str]] = pipeline.execute()
+            return hashes
+
+        return self.with_retries(read) if keys else []
+
+    def now(self) -> float:
+        """Unix seconds of the injected clock, else of the server."""
+        if self._clock is not None:
+            return self._clock()
+        seconds, micros = self.with_retries(self.client.time)
+        return float(seconds) + float(micros) / 1e6
+
+    def ping(self) -> None:
+        """Raise `WorkerUnavailable` within a second when the server does not answer."""
+        self.with_retries(self._quick_client.ping, quick=True)
+
+    @asynccontextmanager
+    async def async_client(self) -> AsyncIterator[Any]:
+        """A client of the running event loop; its users share it, and the last one closes it."""
+        loop = asyncio.get_running_loop()
+        client, users = self._async_clients.get(loop) or (self._open_async_client(), 0)
+        self._async_clients[loop] = (client, users + 1)
+        try:
+            yield client
+        finally:
+            client, users = self._async_clients.pop(loop)
+            if users > 1:
+                self._async_clients[loop] = (client, users - 1)
+            else:
+                await client.aclose()
+
+    def _open_async_client(self) -> Any:
+        return redis.asyncio.Redis.from_url(
+            self._url,
+            retry=AsyncRetry(NoBackoff(), 0),
+            **_options(CONNECT_TIMEOUT_S, FOLLOW_BLOCK_S + ANSWER_TIMEOUT_S),
+        )
+
+    def close(self) -> None:
+        """Close the idle connections; a later call opens new ones."""
+        self.client.close()
+        self._quick_client.close()
+
+
+async def retry_async(command: Callable[[], Any]) -> Any:
+    """`Connection.with_retries` for coroutines."""
+    retry = AsyncRetry(*PATIENT_RETRIES, supported_errors=cast(Any, (*UNREACHABLE, ResponseError)))
+
+    async def before_retry(_error: Exception) -> None:
+        return None
+
+    is_retryable = _retryable_until(time.monotonic() + PATIENCE_S)
+    with translated_errors():
+        return await retry.call_with_retry(command, before_retry, is_retryable=is_retryable)
+
+
+def new_call_token() -> str:
+    """A name for one call: the server answers a call sent again after a lost reply with its first answer."""
+    return uuid.uuid4().hex

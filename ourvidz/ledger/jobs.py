@@ -1,0 +1,158 @@
+"""The life of a job: registration, claim, progress, end, cancellation, deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from ourvidz.errors import Conflict, NotFound
+from ourvidz.jobs.job import Job, dump_job, load_job
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.base import STREAM_TTL_S, LedgerBase
+from ourvidz.ledger.codec import dump_json, dump_outcome, generation_ms, load_record, pairs, unsigned_assets
+from ourvidz.ledger.connection import new_call_token
+from ourvidz.ledger.record import Admission, Claim, Record, Verdict, awaits_enhancement, is_one_shot
+
+
+class JobOperations(LedgerBase):
+    """Verbs that change a job."""
+
+    def register(self, job: Job, *, priority: int, suppress_callbacks: bool = False) -> Admission:
+        """Record a new job as `queued`: run 1, attempt 0, due now; or return the record under its id.
+
+        Nothing changes when the id is taken. Adds a `state` item to the job's stream. With
+        `suppress_callbacks` no run of the job ever adds an outbox event.
+        """
+        created, fields = self._connection.run_script(
+            "register",
+            job.id,
+            job.type,
+            job.queue,
+            job.user_id,
+            priority,
+            job.fingerprint(),
+            job.callback_url,
+            dump_json(job.callback_metadata()),
+            dump_job(job),
+            new_call_token(),
+            "1" if suppress_callbacks else None,
+            "1" if is_one_shot(job) else None,
+            "wanted" if awaits_enhancement(job) else None,
+        )
+        record = load_record(job.id, pairs(fields))
+        return Admission(
+            created=bool(created),
+            same=job.repeats(record.fingerprint, record.callback_metadata),
+            record=record,
+        )
+
+    def reopen(self, job_id: str, *, priority: int) -> Record:
+        """Queue a failed or cancelled job again as its next run.
+
+        Attempt, failures, progress, outcome, enhancement result and cancel flag start afresh; the fence goes
+        on. `NotFound`; `Conflict` in any other state, or when the job document is no longer stored.
+        """
+        answer = self._connection.run_script("reopen", job_id, priority, new_call_token())
+        return _record_of(job_id, "reopened", answer)
+
+    def mark_published(self, job_id: str, run: int) -> None:
+        """Note that a message of this run was handed to the broker: `published_at`, `publishes` + 1."""
+        self._connection.run_script("mark_published", job_id, run, new_call_token())
+
+    def claim(self, job_id: str, run: int, *, worker_id: str, lease_s: float, token: str) -> Claim | None:
+        """Compare-and-set `queued` → `processing`: attempt + 1, fence + 1, a lease.
+
+        Adds a `processing` outbox event, due now, and a `state` item. An enhancement that the job still
+        awaits is over. The same `token` sent twice gets the same claim. None when the job is not queued in
+        this run, is not due, or is to be cancelled; also when its queue is paused or the worker draining,
+        then the record is marked as unpublished and the sweep publishes it again.
+        """
+        answer = self._connection.run_script("claim", job_id, run, worker_id, lease_s, token)
+        if answer is None:
+            return None
+        fields, document = answer
+        return Claim(job=load_job(document), record=load_record(job_id, pairs(fields)))
+
+    def step(
+        self,
+        claim: Claim,
+        *,
+        progress: float | None = None,
+        stage: str | None = None,
+        items: Iterable[tuple[Literal["progress", "preview", "token"], dict[str, Any]]] = (),
+        add_event: bool = False,
+    ) -> Verdict:
+        """Record progress (0 to 100, never decreasing within an attempt), stage and stream items.
+
+        With `add_event` a `processing` outbox event carries the progress in its metadata. A token item marks
+        the run as `streamed`. Returns whether the attempt may go on; with a lost fence nothing changes.
+        """
+        item_args = [part for kind, data in items for part in (kind, dump_json(data))]
+        percent = None if progress is None else repr(min(max(float(progress), 0.0), 100.0))
+        args = (claim.job_id, claim.run, claim.fence, percent, stage, new_call_token())
+        wants_event = "1" if add_event else None
+        return Verdict(self._connection.run_script("step", *args, wants_event, *item_args, quick=True))
+
+    def renew(self, claim: Claim, *, lease_s: float) -> bool:
+        """Extend the lease to now + lease_s. False when the fence is lost."""
+        return bool(self._connection.run_script("renew", claim.job_id, claim.run, claim.fence, lease_s))
+
+    def release(self, claim: Claim, *, code: str, due_in_s: float) -> bool:
+        """Give an attempt that failed with error `code` back to the queue, due in `due_in_s`.
+
+        failures[code] + 1, fence + 1. False when the fence is lost.
+        """
+        args = (claim.job_id, claim.run, claim.fence, code, due_in_s, new_call_token())
+        return bool(self._connection.run_script("release", *args))
+
+    def end(
+        self, job_id: str, *, run: int, fence: int, outcome: Outcome, worker_id: str | None = None
+    ) -> bool:
+        """Commit the terminal status and its outbox event, due now, in one transaction; adds a `done` item.
+
+        Works on a `queued` or `processing` record with exactly this run and fence, else False. The same
+        outcome sent twice returns True twice and adds one event. A document over the size limit is deleted:
+        of a completed job at once, else after the retry window.
+        """
+        committed = self._connection.run_script(
+            "end",
+            job_id,
+            run,
+            fence,
+            outcome.status,
+            dump_outcome(outcome),
+            dump_json(outcome.error.to_public()) if outcome.error else None,
+            worker_id,
+            generation_ms(outcome),
+            self._options.document_limit,
+            int(self._options.retry_window_s),
+            self._options.record_ttl_s,
+            int(STREAM_TTL_S),
+            unsigned_assets(outcome),
+        )
+        return bool(committed)
+
+    def request_cancel(self, job_id: str) -> Record:
+        """Set the cancel flag and return the record. `NotFound`; `Conflict` when the job has ended."""
+        return _record_of(job_id, "cancelled", self._connection.run_script("request_cancel", job_id))
+
+    def delete(self, job_id: str) -> Record:
+        """Delete an ended job with its stream, document and events, and return its last record.
+
+        `NotFound`; `Conflict` while the job has not ended or one of its callbacks is pending.
+        """
+        return _record_of(job_id, "deleted", self._connection.run_script("delete", job_id, new_call_token()))
+
+
+def _record_of(job_id: str, participle: str, answer: list[Any]) -> Record:
+    """The record in a script's answer, or the error for its reason: a status, or what is missing."""
+    reason = answer[0]
+    if reason == "ok":
+        return load_record(job_id, pairs(answer[1]))
+    if reason == "missing":
+        raise NotFound(f"there is no job {job_id}")
+    if reason == "document":
+        raise Conflict("what was asked for is no longer kept, so the job cannot run again")
+    if reason == "callback":
+        raise Conflict("the job's callback is still on its way")
+    raise Conflict(f"a {reason} job cannot be {participle}")

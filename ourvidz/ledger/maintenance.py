@@ -1,0 +1,76 @@
+"""Verbs of the sweep and of shutting workers down: lost leases, forgotten messages, retention."""
+
+from __future__ import annotations
+
+from ourvidz.ledger.base import DELIVERED_TTL_S
+from ourvidz.ledger.connection import new_call_token
+from ourvidz.ledger.queries import Queries
+from ourvidz.ledger.record import Record
+
+
+class MaintenanceOperations(Queries):
+    """Verbs about all jobs, whoever works on them."""
+
+    def record_sweep(self) -> float | None:
+        """Note that a sweep runs now. Returns the seconds since the last one, None for the first ever."""
+        gap = self._connection.run_script("record_sweep", new_call_token())
+        return float(gap) if gap else None
+
+    def expired(self, limit: int = 200) -> list[Record]:
+        """`processing` records whose lease has expired, longest ago first."""
+        return self._processing(self._connection.run_script("expired", limit))
+
+    def leased_by(self, worker_id: str) -> list[Record]:
+        """`processing` records whose lease a worker holds, expired or not."""
+        ids = self._connection.with_retries(lambda: self._connection.client.zrange(self._keys.leases, 0, -1))
+        return [record for record in self._processing(ids) if record.worker_id == worker_id]
+
+    def _processing(self, job_ids: list[str]) -> list[Record]:
+        return [record for record in self.records(job_ids) if record.status == "processing"]
+
+    def extend_leases(self, lease_s: float) -> int:
+        """Extend the lease of every `processing` record to now + lease_s. Returns their number."""
+        return int(self._connection.run_script("extend_leases", lease_s))
+
+    def rescue(self, job_id: str, *, fence: int, counted: bool = True) -> bool:
+        """Take a job back from a worker that is lost: queue it again, due now, unpublished; fence + 1.
+
+        `counted`: failures[WORKER_LOST] + 1; else the attempt does not count (attempt - 1). False when the
+        fence is lost or the job is not `repeatable`.
+        """
+        return bool(self._connection.run_script("rescue", job_id, fence, int(counted), new_call_token()))
+
+    def queued(self, queue: str, limit: int = 200) -> list[Record]:
+        """Queued records in the order in which they will start, due or not."""
+        name = self._keys.queued(queue)
+        ids = self._connection.with_retries(lambda: self._connection.client.zrange(name, 0, limit - 1))
+        return [record for record in self.records(ids) if record.status == "queued"]
+
+    def last_claimed_order(self, queue: str, priority: int) -> int:
+        """The highest `order` ever claimed from this queue at this priority; 0 when none was."""
+        return int(self._last_claim(queue, f"{priority}:order") or 0)
+
+    def last_claimed_at(self, queue: str, priority: int) -> float:
+        """Time of the last claim from this queue at this priority; 0 when there was none."""
+        return float(self._last_claim(queue, f"{priority}:at") or 0.0)
+
+    def _last_claim(self, queue: str, field: str) -> str | None:
+        name = self._keys.claimed(queue)
+        value: str | None = self._connection.with_retries(lambda: self._connection.client.hget(name, field))
+        return value
+
+    def raise_priority(self, job_id: str, *, run: int, priority: int) -> bool:
+        """Give a queued job a more urgent (lower) priority, once a run; its order stays. False when it is not
+        queued in this run, was raised before, or is as urgent already."""
+        return bool(self._connection.run_script("raise_priority", job_id, run, priority, new_call_token()))
+
+    def broker_empty_since(self, queue: str, empty: bool) -> float | None:
+        """Note whether the broker holds no message of a queue now. Returns since when it has held none; None
+        while it holds some."""
+        since = self._connection.run_script("broker_empty_since", queue, int(empty))
+        return float(since) if since else None
+
+    def purge(self, *, older_than_s: float, limit: int = 200) -> int:
+        """Delete jobs that ended longer ago than this and have no pending callback, delivered events and
+        oversized documents past their time. Returns the number of jobs."""
+        return int(self._connection.run_script("purge", older_than_s, limit, DELIVERED_TTL_S))

@@ -1,0 +1,187 @@
+"""Reading jobs: one at a time, by page, and live."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from ourvidz.errors import InvalidParameters
+from ourvidz.jobs.job import Job, load_job
+from ourvidz.ledger.base import LedgerBase
+from ourvidz.ledger.codec import load_item, load_record
+from ourvidz.ledger.connection import FOLLOW_BLOCK_S, retry_async
+from ourvidz.ledger.record import FINISHED, RECORD_VERSION, Page, Record, StreamItem
+
+BATCH = 100
+"""Records that a page reads in one round trip."""
+SCAN_LIMIT = 2000
+"""Records that one page reads at most while it looks for those that its filter selects."""
+
+
+class Queries(LedgerBase):
+    """Verbs that change nothing."""
+
+    def get(self, job_id: str) -> Record | None:
+        """The record of a job, or None."""
+        fields = self._connection.with_retries(
+            lambda: self._connection.client.hgetall(self._keys.job(job_id))
+        )
+        return load_record(job_id, fields) if fields else None
+
+    def job(self, job_id: str) -> Job | None:
+        """The job document, or None when none is stored (any more)."""
+        document = self._connection.with_retries(
+            lambda: self._connection.client.get(self._keys.document(job_id))
+        )
+        return load_job(document) if document else None
+
+    def records(self, job_ids: Iterable[str]) -> list[Record]:
+        """The records of these jobs in this order. Jobs that are gone are left out, and records of a newer
+        version, which only a newer release may handle."""
+        return [
+            load_record(job_id, fields)
+            for job_id, fields in self._read_rows(job_ids)
+            if fields and int(fields["v"]) <= RECORD_VERSION
+        ]
+
+    def _read_rows(self, job_ids: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
+        """Job ids with the hashes of their records, empty where there is none."""
+        ids = list(job_ids)
+        rows = self._connection.read_hashes(self._keys.job(job_id) for job_id in ids)
+        return list(zip(ids, rows, strict=True))
+
+    def page(
+        self,
+        *,
+        user_id: str | None = None,
+        type: str | None = None,
+        status: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page:
+        """Up to `limit` records, newest first, that pass the filters. `cursor` is a page's own.
+        `InvalidParameters` for a cursor that no page returned."""
+        index, below = self._keys.index(user_id), _load_cursor(cursor)
+        selected: list[Record] = []
+        last, scanned = 0, 0
+        while scanned < SCAN_LIMIT:
+            batch = self._index_batch(index, below)
+            rows = self._read_rows(job_id for job_id, _ in batch)
+            self._drop_dangling(index, [job_id for job_id, fields in rows if not fields])
+            for (job_id, fields), (_, order) in zip(rows, batch, strict=True):
+                below, scanned = order, scanned + 1
+                if not fields or int(fields["v"]) > RECORD_VERSION:
+                    continue
+                record = load_record(job_id, fields)
+                if not _passes(record, type, status):
+                    continue
+                if len(selected) == limit:
+                    return Page(selected, _dump_cursor(last))
+                selected.append(record)
+                last = order
+            if len(batch) < BATCH:
+                return Page(selected, None)
+        return Page(selected, _dump_cursor(below or 0))
+
+    def _index_batch(self, index: str, below: int | None) -> list[tuple[str, int]]:
+        """Up to `BATCH` job ids with their orders, newest first, below an order."""
+        top = "+inf" if below is None else f"({below}"
+        entries = self._connection.with_retries(
+            lambda: self._connection.client.zrevrangebyscore(
+                index, top, "-inf", start=0, num=BATCH, withscores=True
+            )
+        )
+        return [(job_id, int(order)) for job_id, order in entries]
+
+    def _drop_dangling(self, index: str, job_ids: list[str]) -> None:
+        """Remove jobs from an index whose records have expired by themselves."""
+        if job_ids:
+            self._connection.with_retries(lambda: self._connection.client.zrem(index, *job_ids))
+
+    def queue_position(self, job_id: str) -> int | None:
+        """The place of a job in its queue, 0 for the next to start; None when it is not queued."""
+        rank = self._connection.run_script("queue_position", job_id)
+        return None if rank is None else int(rank)
+
+    def queue_depth(self, queue: str) -> int:
+        """The number of queued jobs, due or not."""
+        name = self._keys.queued(queue)
+        return int(self._connection.with_retries(lambda: self._connection.client.zcard(name)))
+
+    def counters(self) -> dict[str, int]:
+        """Counters since the beginning by dotted name: `jobs.{type}.{status}`,
+        `callbacks.delivered|retried|dead`, `attempts.released.{code}`, `assets.unsigned`,
+        `generation_ms.{type}.sum`."""
+        values = self._connection.with_retries(lambda: self._connection.client.hgetall(self._keys.counters))
+        return {name: int(value) for name, value in values.items()}
+
+    def stream(self, job_id: str, *, after: str = "0", limit: int = 500) -> list[StreamItem]:
+        """Items of a job's stream after an item id, oldest first. Old items are trimmed.
+        `InvalidParameters` when `after` is no item id."""
+        name, start = self._keys.stream(job_id), f"({_checked_item_id(after)}"
+        items = self._connection.with_retries(
+            lambda: self._connection.client.xrange(name, min=start, count=limit)
+        )
+        return [load_item(item_id, fields) for item_id, fields in items]
+
+    async def follow(self, job_id: str, *, after: str = "0") -> AsyncIterator[StreamItem]:
+        """The items after an item id as they come, until the `done` of the current run."""
+        last = _checked_item_id(after)
+        async with self._connection.async_client() as client:
+            block_ms: int | None = None
+            while True:
+                # Read before the items: whatever this status has written is then in the stream.
+                status, run = await retry_async(lambda: client.hmget(self._keys.job(job_id), "status", "run"))
+                items = await self._read_items(client, job_id, last, block_ms)
+                for item in items:
+                    last = item.id
+                    yield item
+                    if item.kind == "done" and await self._ends_last_run(client, job_id, item):
+                        return
+                if not items and (run is None or status in FINISHED):
+                    return
+                block_ms = None if items else int(FOLLOW_BLOCK_S * 1000)
+
+    async def _read_items(
+        self, client: Any, job_id: str, after: str, block_ms: int | None
+    ) -> list[StreamItem]:
+        name = self._keys.stream(job_id)
+        answer = await retry_async(lambda: client.xread({name: after}, count=200, block=block_ms))
+        return [load_item(item_id, fields) for _, items in answer for item_id, fields in items]
+
+    async def _ends_last_run(self, client: Any, job_id: str, done: StreamItem) -> bool:
+        """Whether no later run was opened after this end."""
+        run = await retry_async(lambda: client.hget(self._keys.job(job_id), "run"))
+        return run is None or int(run) == done.data["run"]
+
+
+def _dump_cursor(order: int) -> str:
+    """The cursor of the page that begins below this order."""
+    return f"r{order:x}"
+
+
+def _load_cursor(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    if not re.fullmatch(r"r[0-9a-f]{1,13}", cursor):
+        raise InvalidParameters(
+            "the cursor is not one that this list gave out",
+            field="cursor",
+            rule="cursor of a page",
+            value=cursor,
+        )
+    return int(cursor[1:], 16)
+
+
+def _passes(record: Record, type: str | None, status: str | None) -> bool:
+    """Whether a record passes the filters of a page."""
+    return type in (None, record.type) and status in (None, record.status)
+
+
+def _checked_item_id(after: str) -> str:
+    if not re.fullmatch(r"\d{1,19}(-\d{1,19})?", after, flags=re.ASCII):
+        raise InvalidParameters(
+            "not the id of an event", field="after", rule="id of a stream item", value=after
+        )
+    return after

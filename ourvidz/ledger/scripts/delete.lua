@@ -1,0 +1,18 @@
+-- Delete a job that has ended and whose callbacks are settled.
+-- Arguments: id, token.
+-- Keys: every key of the job and its events; its places in every index; call.
+-- Returns: { 'ok', the deleted record }, or { the reason }: 'missing', 'callback' (one is pending) or the status
+--   that forbids it.
+-- Events: none; those of the job are deleted.
+local id, token = unpack(ARGV, 4)
+
+local deleted = memoized(token)
+if deleted then return { 'ok', cjson.decode(deleted) } end
+local job = read_record(id)
+if not job then return { 'missing' } end
+if job.status == 'queued' or job.status == 'processing' then return { job.status } end
+if redis.call('ZCARD', key('rows', id)) > 0 then return { 'callback' } end
+local fields = flat_record(id)
+delete_job(id, job)
+memoize(token, cjson.encode(fields))
+return { 'ok', fields }

@@ -1,0 +1,15 @@
+-- Record a worker as it is now, seen now.
+-- Arguments: id, queue, data (JSON), keep_s (workers silent for longer are deleted).
+-- Keys: worker, workers, queue_seen.
+-- Returns: 1.
+-- Events: none.
+local id, queue, data, keep_s = unpack(ARGV, 4)
+
+local name = key('worker', id)
+redis.call('HSET', name, 'data', data, 'seen_at', timestamp(now))
+redis.call('HDEL', name, 'left')
+redis.call('EXPIRE', name, keep_s)
+redis.call('ZADD', key('workers'), timestamp(now), id)
+redis.call('ZREMRANGEBYSCORE', key('workers'), '-inf', '(' .. timestamp(now - tonumber(keep_s)))
+redis.call('HSET', key('queue_seen'), queue, timestamp(now))
+return 1

@@ -1,0 +1,19 @@
+-- What every script gets first: the key prefix, the record version, the time.
+-- ARGV: 1 key prefix, 2 the time ('' asks the server), 3 the newest record version this release knows,
+-- from 4 on the script's own arguments, '' for an absent one. Times are Unix seconds.
+
+local PREFIX, KNOWN_VERSION = ARGV[1], tonumber(ARGV[3])
+
+local now
+if ARGV[2] == '' then
+  local time = redis.call('TIME')
+  now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+else
+  now = tonumber(ARGV[2])
+end
+
+local function key(...) return PREFIX .. table.concat({ ... }, ':') end
+
+local function timestamp(seconds) return string.format('%.6f', seconds) end
+
+local function increment(counter, by) redis.call('HINCRBY', key('counters'), counter, by or 1) end

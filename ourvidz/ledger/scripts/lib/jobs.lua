@@ -1,0 +1,24 @@
+-- Changes of a job that several scripts make.
+
+-- Queue a processed job again, due at a time: fence + 1, without worker, lease and stage, unpublished.
+local function requeue(id, job, due)
+  local name = key('job', id)
+  redis.call('HSET', name, 'status', 'queued', 'due_at', timestamp(due), 'progress', 0)
+  redis.call('HINCRBY', name, 'fence', 1)
+  redis.call('HDEL', name, 'worker', 'claimed_at', 'lease_until', 'token', 'step', 'stage', 'published_at')
+  redis.call('ZREM', key('leases'), id)
+  redis.call('ZADD', key('queued', job.queue), queue_score(job.priority, job.order), id)
+  job.stage = nil
+end
+
+-- Delete a job with its document, stream, events and places in every index.
+local function delete_job(id, job)
+  for event in string.gmatch(job.events or '', '%S+') do delete_event(event) end
+  for _, event in ipairs(redis.call('ZRANGE', key('rows', id), 0, -1)) do delete_event(event) end
+  redis.call('DEL', key('job', id), key('doc', id), key('stream', id), key('rows', id))
+  for _, name in ipairs({ 'index:all', 'finished', 'leases', 'due', 'documents' }) do
+    redis.call('ZREM', key(name), id)
+  end
+  redis.call('ZREM', key('queued', job.queue), id)
+  if job.user then redis.call('ZREM', key('index', 'user', job.user), id) end
+end

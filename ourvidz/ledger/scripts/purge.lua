@@ -1,0 +1,33 @@
+-- Delete what is kept no longer: oversized documents, delivered events, jobs that ended long ago.
+-- Arguments: older_than_s (jobs), limit (of each kind), delivered_s (events).
+-- Keys: documents, doc, letters:delivered, event, finished, index:all, and every key of a deleted job.
+-- Returns: the number of deleted jobs.
+-- Events: none; those of deleted jobs are deleted.
+local older_than_s, limit, delivered_s = unpack(ARGV, 4)
+limit = tonumber(limit)
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('documents'), '-inf', timestamp(now), 'LIMIT', 0, limit)) do
+  redis.call('DEL', key('doc', id))
+  redis.call('ZREM', key('documents'), id)
+end
+local before = timestamp(now - tonumber(delivered_s))
+local delivered = redis.call('ZRANGEBYSCORE', key('letters', 'delivered'), '-inf', before, 'LIMIT', 0, limit)
+for _, event in ipairs(delivered) do delete_event(event) end
+
+-- Jobs whose callback is still pending stay, so more candidates than the limit are read.
+local deleted, finished = 0, key('finished')
+local ended_before = timestamp(now - tonumber(older_than_s))
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', finished, '-inf', ended_before, 'LIMIT', 0, 5 * limit)) do
+  if deleted == limit then break end
+  if redis.call('ZCARD', key('rows', id)) == 0 then
+    local job = read_hash(key('job', id))
+    if not job then
+      redis.call('ZREM', finished, id)
+      redis.call('ZREM', key('index:all'), id)
+    elseif tonumber(job.v) <= KNOWN_VERSION then
+      delete_job(id, job)
+      deleted = deleted + 1
+    end
+  end
+end
+return deleted

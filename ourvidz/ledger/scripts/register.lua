@@ -1,0 +1,37 @@
+-- Register a new job as queued: run 1, attempt 0, fence 0, due now. Changes nothing when the id is taken.
+-- Arguments: id, type, queue, user, priority, fingerprint, callback_url, facts (JSON), document (JSON), token,
+--   quiet, one_shot, enhancement: absent or the value of the record's field.
+-- Keys: job, doc, order, queued, index:all, index:user, stream, call.
+-- Returns: { 1 for a new job or 0, the record }.
+-- Events: a `state` item.
+local id, type, queue, user, priority, fingerprint, callback_url, facts, document, token = unpack(ARGV, 4, 13)
+local quiet, one_shot, enhancement = unpack(ARGV, 14)
+
+local existing = flat_record(id)
+if memoized(token) then return { 1, existing } end
+if #existing > 0 then return { 0, existing } end
+local order = redis.call('INCR', key('order'))
+local at = timestamp(now)
+local job = {
+  v = KNOWN_VERSION, type = type, queue = queue, status = 'queued', run = 1, attempt = 0, fence = 0, seq = 0,
+  priority = priority, order = order, created_at = at, queued_at = at, due_at = at, publishes = 0,
+  progress = 0, fingerprint = fingerprint, facts = facts,
+}
+if user ~= '' then job.user = user end
+if callback_url ~= '' then job.callback_url = callback_url end
+if quiet ~= '' then job.quiet = quiet end
+if one_shot ~= '' then job.one_shot = one_shot end
+if enhancement ~= '' then job.enhancement = enhancement end
+local fields = {}
+for name, value in pairs(job) do
+  fields[#fields + 1] = name
+  fields[#fields + 1] = value
+end
+redis.call('HSET', key('job', id), unpack(fields))
+redis.call('SET', key('doc', id), document)
+redis.call('ZADD', key('queued', queue), queue_score(priority, order), id)
+redis.call('ZADD', key('index:all'), order, id)
+if user ~= '' then redis.call('ZADD', key('index', 'user', user), order, id) end
+add_state_item(id, job, 'queued', 0)
+memoize(token, 'created')
+return { 1, flat_record(id) }

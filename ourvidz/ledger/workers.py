@@ -1,0 +1,81 @@
+"""Workers and paused queues."""
+
+from __future__ import annotations
+
+from ourvidz.ledger.base import WORKER_TTL_S, LedgerBase
+from ourvidz.ledger.codec import dump_worker, load_worker, pairs
+from ourvidz.ledger.record import Worker
+
+
+class WorkerOperations(LedgerBase):
+    """Verbs about workers and queues. Draining and pausing last until they are revoked."""
+
+    def heartbeat(self, worker: Worker) -> None:
+        """Record a worker as it is now, seen now."""
+        self._connection.run_script(
+            "heartbeat", worker.id, worker.queue, dump_worker(worker), int(WORKER_TTL_S)
+        )
+
+    def mark_offline(self, worker_id: str) -> None:
+        """Mark a worker as offline until its next heartbeat."""
+        self._connection.run_script("mark_offline", worker_id)
+
+    def workers(self) -> list[Worker]:
+        """All workers seen in the last day, longest silent first. Those without a heartbeat within the
+        presence time are `offline`."""
+        return self._read_workers()[0]
+
+    def online_workers(self, *, family: str | None = None) -> list[Worker]:
+        """The workers that are not offline, draining ones among them; of one family."""
+        return [
+            worker
+            for worker in self.workers()
+            if worker.state != "offline" and family in (None, worker.family)
+        ]
+
+    def active_workers(self, *, queue: str | None = None, family: str | None = None) -> list[Worker]:
+        """The workers that take new jobs: online, not draining, their queue not paused; of one queue or
+        family."""
+        workers, paused = self._read_workers()
+        return [
+            worker
+            for worker in workers
+            if worker.state != "offline"
+            and not worker.draining
+            and worker.queue not in paused
+            and queue in (None, worker.queue)
+            and family in (None, worker.family)
+        ]
+
+    def _read_workers(self) -> tuple[list[Worker], list[str]]:
+        """All workers seen in the last day, and the paused queues."""
+        now, paused, *rows = self._connection.run_script("workers", WORKER_TTL_S)
+        return [self._load(pairs(row), float(now)) for row in rows if row], paused
+
+    def _load(self, row: dict[str, str], now: float) -> Worker:
+        seen_at = float(row["seen_at"])
+        online = "left" not in row and now - seen_at <= self._options.presence_s
+        return load_worker(row["data"], seen_at=seen_at, online=online, draining="draining" in row)
+
+    def queue_seen_at(self, queue: str) -> float | None:
+        """Time of the last heartbeat of any worker of a queue; None when there was none."""
+        seen = self._connection.with_retries(
+            lambda: self._connection.client.hget(self._keys.queue_seen, queue)
+        )
+        return float(seen) if seen else None
+
+    def set_draining(self, worker_id: str, draining: bool) -> bool:
+        """Mark a worker as draining, or not: its claims are refused. False when it was never seen."""
+        return bool(self._connection.run_script("set_draining", worker_id, int(draining)))
+
+    def set_paused(self, queue: str, paused: bool) -> None:
+        """Pause or resume a queue: claims of its jobs are refused while it is paused."""
+        client = self._connection.client
+        change = client.sadd if paused else client.srem
+        self._connection.with_retries(lambda: change(self._keys.paused, queue))
+
+    def paused_queues(self) -> frozenset[str]:
+        """The paused queues."""
+        return frozenset(
+            self._connection.with_retries(lambda: self._connection.client.smembers(self._keys.paused))
+        )
