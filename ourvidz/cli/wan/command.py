@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ourvidz.cli.console import print_json, print_note
-from ourvidz.cli.wan.options import Options, wan_options
+from ourvidz.cli.wan.options import Options, add_options
 from ourvidz.cli.wan.request import Request, read_request
 from ourvidz.errors import CallerError, ModelLoadError, OurvidzError, OutOfMemory, SettingsError
 from ourvidz.settings import adopt, settings, share_processors
@@ -27,7 +27,7 @@ EXITS: tuple[tuple[type[OurvidzError], int], ...] = (
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@wan_options
+@add_options
 def command(as_json: bool, **values: Any) -> None:
     """Make one clip or picture with Wan, on this machine, without a queue.
 

@@ -1,4 +1,4 @@
-"""Making what `wan_generate.py` was asked for: the workflow of the queue, with local files. Loads torch."""
+"""Runs a request of `wan_generate.py` with the workflow of the queue and local files. Loads torch."""
 
 from __future__ import annotations
 
@@ -34,37 +34,39 @@ from ourvidz.workflows.video import generate_video
 
 
 @dataclass(frozen=True, slots=True)
-class OpenedPictures:
-    """References that lie in memory already; implements `References`."""
+class LoadedReferences:
+    """Reference images that are already in memory, by name. Implements `References`."""
 
-    by_name: dict[str, Image]
+    images: dict[str, Image]
 
     def resolve(self, reference: str, *, user_id: str | None) -> Image:  # noqa: ARG002
-        """The picture of that name."""
-        if reference not in self.by_name:
+        """The image of that name. Raises `ReferenceFrameError` for an unknown name."""
+        if reference not in self.images:
             raise ReferenceFrameError(f"There is no {reference} reference.")
-        return self.by_name[reference]
+        return self.images[reference]
 
 
-class Sourced(WanPipeline):
-    """A pipeline that makes its clips from one source, if there is one: no job of the queue brings any."""
+class SourceVideoPipeline(WanPipeline):
+    """A Wan pipeline with a fixed source video: jobs have no field for one."""
 
-    def __init__(self, checkpoint: Checkpoint, source: SourceVideo | None, **given: Any) -> None:
-        super().__init__(checkpoint, **given)
+    def __init__(self, checkpoint: Checkpoint, source: SourceVideo | None, **arguments: Any) -> None:
+        super().__init__(checkpoint, **arguments)
         self._source = source
 
-    def generate(self, job: VideoJob, *, source: SourceVideo | None = None, **given: Any) -> GeneratedVideo:
-        """Make the clip of one job, from the source."""
-        return super().generate(job, source=source or self._source, **given)
+    def generate(
+        self, job: VideoJob, *, source: SourceVideo | None = None, **arguments: Any
+    ) -> GeneratedVideo:
+        """Generate the clip of a job from `source`, by default the fixed one."""
+        return super().generate(job, source=source or self._source, **arguments)
 
 
-class Terminal:
-    """A run that nobody queued: a progress bar, and files that are kept at once. Implements `Run`."""
+class TerminalRun:
+    """A run without a ledger: shows a progress bar and stores files directly. Implements `Run`."""
 
     wording: dict[str, Any] | None = None
 
     def __init__(self) -> None:
-        self._until_the_end = ExitStack()
+        self._resources = ExitStack()
         self._bar: Any = None
         self._done = 0
 
@@ -74,54 +76,57 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._until_the_end.close()
+        self._resources.close()
 
     def step(self, done: int, total: int) -> None:
-        """Move the bar; it appears with the first call."""
+        """Show that `done` of `total` steps are done. The bar appears with the first call."""
         if self._bar is None:
             bar = click.progressbar(length=total, label=f"{total} steps", file=sys.stderr)
-            self._bar = self._until_the_end.enter_context(bar)
+            self._bar = self._resources.enter_context(bar)
         self._bar.update(done - self._done)
         self._done = done
 
     def preview(self, take: Callable[[], PreviewRenderer]) -> None:
-        """Nobody is watching."""
+        """Ignore the preview."""
 
     def say(self, text: str, done: int, total: int) -> bool:  # noqa: ARG002
-        """No clip speaks."""
+        """Ignore the text: a Wan job streams none."""
         return True
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
-        """Keep one file."""
+        """Store one file."""
         store.put(key, data, content_type=content_type)
 
 
-def generate(request: Request, chosen: Settings, placement: Placement) -> Outcome:
-    """Generate and save. `ModelLoadError`, `OutOfMemory`, `StorageError` for a file that cannot be
-    written, `SettingsError` for a certificate that cannot sign."""
-    signer = signing.signer(chosen)
-    pipeline = _loaded(request, chosen, placement)
-    with tempfile.TemporaryDirectory(prefix="ourvidz-wan-") as aside, Terminal() as run:
-        store = LocalStore(Path(aside))
-        use = Services(
+def generate(request: Request, settings: Settings, placement: Placement) -> Outcome:
+    """Load the pipeline, generate, and write the output file.
+
+    Raises `ModelLoadError`, `OutOfMemory`, `StorageError` if the file cannot be written, and `SettingsError`
+    for an invalid signing certificate.
+    """
+    signer = signing.signer(settings)
+    pipeline = _load_pipeline(request, settings, placement)
+    with tempfile.TemporaryDirectory(prefix="ourvidz-wan-") as folder, TerminalRun() as run:
+        store = LocalStore(Path(folder))
+        services = Services(
             models=WarmModels(wan=pipeline),
             store=store,
             gate=Gate(load_terms()),
-            references=OpenedPictures(request.references),
+            references=LoadedReferences(request.references),
             signer=signer,
         )
-        outcome = generate_video(request.job, run, use)
+        outcome = generate_video(request.job, run, services)
         key = outcome.assets[0].key
         assert key is not None
         _write(request.output_file, store.get(key))
     return outcome
 
 
-def _loaded(request: Request, chosen: Settings, placement: Placement) -> WanPipeline:
+def _load_pipeline(request: Request, settings: Settings, placement: Placement) -> WanPipeline:
     checkpoint = request.checkpoint
     cap = TINY_WAN_CAP_PX if checkpoint.kind == "tiny" else None
-    options = replace(wan_options(chosen), previews=False)
-    pipeline = Sourced(
+    options = replace(wan_options(settings), previews=False)
+    pipeline = SourceVideoPipeline(
         checkpoint, request.source, vace=request.vace, cap=cap, placement=placement, options=options
     )
     try:

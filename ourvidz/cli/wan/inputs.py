@@ -1,4 +1,4 @@
-"""The pictures and clips that a call of `wan_generate.py` names, read from this machine's disk."""
+"""The images and videos that the options of `wan_generate.py` name, read from the local disk."""
 
 from __future__ import annotations
 
@@ -14,68 +14,79 @@ from ourvidz.settings import Settings
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SOURCES = ("src_video", "src_mask", "src_ref_images")
-_PICTURES = ("image", "first_frame", "last_frame")
-_NEEDED = {"i2v": ("image",), "flf2v": ("first_frame", "last_frame")}
-"""What the tasks begin with that cannot do without a picture; they take no other."""
+SOURCE_OPTIONS = ("src_video", "src_mask", "src_ref_images")
+"""The options of a VACE source video."""
+REFERENCE_OPTIONS = ("image", "first_frame", "last_frame")
+"""The options of reference images."""
+_REQUIRED_REFERENCES = {"i2v": ("image",), "flf2v": ("first_frame", "last_frame")}
+"""By Wan model: the references that it requires, and the only ones that it takes."""
 
 
-def references(given: Options, task: Task, chosen: Settings) -> dict[str, Image]:
-    """The pictures by the names that a job has for them. `InvalidParameters` for those that are missing,
-    unreadable, or not of this task."""
-    named = {option: getattr(given, option) for option in _PICTURES}
-    _check(given, task, {option for option, file in named.items() if file is not None})
-    # An image-to-video model begins with its picture; on any other, `--image` is what the clip keeps.
+def read_references(options: Options, task: Task, settings: Settings) -> dict[str, Image]:
+    """Read the reference images; keys are the names of `ReferenceImages`: single, start, end.
+
+    Raises `InvalidParameters` for a file that cannot be read, and for references that are missing or that the
+    task does not take.
+    """
+    files = {option: getattr(options, option) for option in REFERENCE_OPTIONS}
+    _check_combination(options, task, {option for option, file in files.items() if file is not None})
+    # `--image` is the first frame of an image-to-video model, and the content reference of any other.
     names = ("start" if task.model == "i2v" else "single", "start", "end")
-    files = zip(names, named.values(), strict=True)
-    return {name: _opened(file, chosen) for name, file in files if file is not None}
+    named_files = zip(names, files.values(), strict=True)
+    return {name: _read_image(file, settings) for name, file in named_files if file is not None}
 
 
-def source(given: Options, task: Task, chosen: Settings, *, frames: int) -> SourceVideo | None:
-    """What a vace task makes its clip from, as many frames of it as there are to be; None without any."""
-    named = [option for option in SOURCES if getattr(given, option) is not None]
-    if not named:
+def read_source(options: Options, task: Task, settings: Settings, *, frames: int) -> SourceVideo | None:
+    """Read the source of a VACE task: at most `frames` frames and masks, and reference images.
+
+    None without source options. Raises `InvalidParameters` for an unreadable file and for another task.
+    """
+    given = [option for option in SOURCE_OPTIONS if getattr(options, option) is not None]
+    if not given:
         return None
     if task.model != "vace":
-        raise InvalidParameters(f"--{named[0]} belongs to the vace tasks.", field=f"--{named[0]}")
-    if given.src_mask is not None and given.src_video is None:
+        raise InvalidParameters(f"--{given[0]} belongs to the vace tasks.", field=f"--{given[0]}")
+    if options.src_mask is not None and options.src_video is None:
         raise InvalidParameters("--src_mask goes with --src_video.", field="--src_mask")
-    listed = [name.strip() for name in (given.src_ref_images or "").split(",")]
-    pictures = tuple(_opened(Path(name), chosen) for name in listed if name)
-    return SourceVideo(_frames(given.src_video, frames), _frames(given.src_mask, frames), pictures)
+    names = [name.strip() for name in (options.src_ref_images or "").split(",")]
+    images = tuple(_read_image(Path(name), settings) for name in names if name)
+    return SourceVideo(
+        _read_frames(options.src_video, frames), _read_frames(options.src_mask, frames), images
+    )
 
 
-def _check(given: Options, task: Task, named: set[str]) -> None:
-    needed = _NEEDED.get(task.model)
-    if needed is not None and named != set(needed):
-        wanted = " and ".join(f"--{option}" for option in needed)
+def _check_combination(options: Options, task: Task, given: set[str]) -> None:
+    """Raise `InvalidParameters` for reference options (`given`) that do not go together or with the task."""
+    required = _REQUIRED_REFERENCES.get(task.model)
+    if required is not None and given != set(required):
+        names = " and ".join(f"--{option}" for option in required)
         raise InvalidParameters(
-            f"--task {given.task} needs {wanted}, and no other picture.", field=f"--{needed[0]}"
+            f"--task {options.task} needs {names}, and no other picture.", field=f"--{required[0]}"
         )
-    if "image" in named and len(named) > 1:
+    if "image" in given and len(given) > 1:
         raise InvalidParameters("--image goes without --first_frame and --last_frame.", field="--image")
-    for option in SOURCES:
-        if named and getattr(given, option) is not None:
-            raise InvalidParameters(f"--{option} goes without --{min(named)}.", field=f"--{option}")
+    for option in SOURCE_OPTIONS:
+        if given and getattr(options, option) is not None:
+            raise InvalidParameters(f"--{option} goes without --{min(given)}.", field=f"--{option}")
 
 
-def _frames(file: Path | None, most: int) -> dict[int, Image]:
-    """The first frames of a clip by number."""
+def _read_frames(file: Path | None, limit: int) -> dict[int, Image]:
+    """The first `limit` frames of a video by frame number; empty without a file."""
     if file is None:
         return {}
     from ourvidz.media.video import read_frames
 
     try:
-        return dict(enumerate(read_frames(file, limit=most)))
-    except (OSError, InternalError) as unreadable:
-        raise InvalidParameters(f"{file}: {unreadable}") from None
+        return dict(enumerate(read_frames(file, limit=limit)))
+    except (OSError, InternalError) as error:
+        raise InvalidParameters(f"{file}: {error}") from None
 
 
-def _opened(file: Path, chosen: Settings) -> Image:
+def _read_image(file: Path, settings: Settings) -> Image:
     from ourvidz.references.decode import decode
 
     try:
-        return decode(file.read_bytes(), max_pixels=chosen.reference_max_px)
+        return decode(file.read_bytes(), max_pixels=settings.reference_max_px)
     except OSError as error:
         raise InvalidParameters(f"{file} cannot be read: {error.strerror}.") from None
     except ReferenceFrameError as error:

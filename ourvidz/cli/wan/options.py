@@ -83,7 +83,7 @@ _OPTIONS = (
         type=click.BOOL,
         default=True,
         show_default=True,
-        help="Keep on the GPU only what works.",
+        help="Keep on the GPU only the part that runs.",
     ),
     click.option("--t5_cpu", is_flag=True, help="Run the text encoder on the CPU."),
     click.option("--ulysses_size", type=click.IntRange(1), default=1, help=f"More than 1{_MULTI_GPU}."),
@@ -91,10 +91,8 @@ _OPTIONS = (
     click.option("--t5_fsdp", is_flag=True, help=f"Shard the text encoder{_MULTI_GPU}."),
     click.option("--dit_fsdp", is_flag=True, help=f"Shard the transformer{_MULTI_GPU}."),
     click.option("--src_video", type=_FILE, help="A clip that a vace task works on."),
-    click.option("--src_mask", type=_FILE, help="A clip, white where a vace task makes it anew."),
-    click.option(
-        "--src_ref_images", help="Pictures, with commas, whose content the clip of a vace task has."
-    ),
+    click.option("--src_mask", type=_FILE, help="A clip, white where a vace task generates."),
+    click.option("--src_ref_images", help="Pictures, with commas, that a vace task shows."),
     click.option(
         "--use_prompt_extend", is_flag=True, help="Refused: this version has no language model for it."
     ),
@@ -115,7 +113,7 @@ _OPTIONS = (
 )
 
 
-def wan_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def add_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: add all options of `wan_generate.py` to a click command, in the order of `_OPTIONS`."""
     for option in reversed(_OPTIONS):
         command = option(command)

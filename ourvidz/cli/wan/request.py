@@ -1,4 +1,4 @@
-"""What a call of `wan_generate.py` asks for, checked before anything heavy is loaded."""
+"""The request of one `wan_generate.py` call: its options, checked and resolved before torch is loaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ourvidz.cli.wan import checkpoints, inputs
+from ourvidz.cli.wan.checkpoints import (
+    checkpoint_folder,
+    find_checkpoint,
+    find_reference_checkpoint,
+    is_tiny,
+)
+from ourvidz.cli.wan.inputs import read_references, read_source
 from ourvidz.cli.wan.options import Options, invalid_option
 from ourvidz.cli.wan.output import choose_output_file, is_image_file
 from ourvidz.cli.wan.tasks import SIZES_480P, TASKS, Task
@@ -27,14 +33,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FPS = 16
-OWNER = "wan-generate"
-"""The job id and the user of a clip that nobody queued."""
+JOB_ID = "wan-generate"
+"""The id and the user of the job: it is in no ledger and belongs to no caller."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One clip or picture to make. `references` are the pictures by the names that the job has for them;
-    `source` is what VACE makes the clip from, `vace` a second checkpoint that follows references."""
+    """What to generate, and where to write it.
+
+    references: images by the names of `ReferenceImages`. source: the source video of a VACE task. vace: a
+    second checkpoint, with which a text-to-video task follows its references.
+    """
 
     job: VideoJob
     checkpoint: Checkpoint
@@ -44,125 +53,131 @@ class Request:
     vace: Checkpoint | None = None
 
 
-def read_request(given: Options, chosen: Settings) -> Request:
-    """`InvalidParameters` and its kin for what was written wrongly, `PolicyViolation` for what is refused,
-    `ModelLoadError` for the checkpoint."""
-    task = TASKS[given.task]
-    _refuse_what_would_be_ignored(given)
-    _check_numbers(given)
-    folder = checkpoints.folder_of(given, task, chosen)
-    tiny = folder is None or checkpoints.is_tiny(folder)
-    size = _size(given, task, tiny=tiny)
-    references = inputs.references(given, task, chosen)
-    seed = draw_seed() if given.base_seed == -1 else given.base_seed
-    output_file = choose_output_file(given, task, f"{size[0]}x{size[1]}_{seed}")
-    frames = _frames(given, task, output_file)
-    refuse_too_large("--frame_num", frames, size, most=_most_frame_pixels(task, chosen, tiny=tiny))
-    source = inputs.source(given, task, chosen, frames=frames)
-    job = _job(given, size, frames, seed, references, output_file)
+def read_request(options: Options, settings: Settings) -> Request:
+    """Check the options, read the input files, and find the checkpoints.
+
+    Raises `InvalidParameters` or `InvalidPrompt` for a wrong option, `PolicyViolation` if the safety gate
+    refuses the prompt, and `ModelLoadError` for the checkpoint.
+    """
+    task = TASKS[options.task]
+    _refuse_unsupported(options)
+    _require_finite(options)
+    folder = checkpoint_folder(options, task, settings)
+    tiny = folder is None or is_tiny(folder)
+    size = _size(options, task, tiny=tiny)
+    references = read_references(options, task, settings)
+    seed = draw_seed() if options.base_seed == -1 else options.base_seed
+    output_file = choose_output_file(options, task, f"{size[0]}x{size[1]}_{seed}")
+    frames = _frames(options, task, output_file)
+    refuse_too_large("--frame_num", frames, size, most=_max_frame_pixels(task, settings, tiny=tiny))
+    source = read_source(options, task, settings, frames=frames)
+    job = _job(options, size, frames, seed, references, output_file)
     Gate(load_terms()).judge(job)
-    checkpoint = checkpoints.find(given.task, folder, chosen)
-    vace = checkpoints.find_vace(given, task, chosen, needed=bool(references))
+    checkpoint = find_checkpoint(options.task, folder, settings)
+    vace = find_reference_checkpoint(options, task, settings) if references else None
     return Request(job, checkpoint, references, output_file, source, vace)
 
 
 def _job(
-    given: Options,
+    options: Options,
     size: tuple[int, int],
     frames: int,
     seed: int,
     references: dict[str, Image],
     output_file: Path,
 ) -> VideoJob:
-    """The job as the queue would have it; its type only says what kind of file it makes."""
-    kind = "image_high" if is_image_file(output_file) else "video_high"
+    """The job that the workflow runs. Its type decides only between an image and a video file."""
+    job_type = "image_high" if is_image_file(output_file) else "video_high"
     return VideoJob(
-        id=OWNER,
-        type=kind,
-        user_id=OWNER,
-        expected_time=CATALOG[kind].expected_s[1],
-        prompt=_prompt(given),
-        steps=given.sample_steps or TASKS[given.task].steps,
-        guidance_scale=given.sample_guide_scale,
+        id=JOB_ID,
+        type=job_type,
+        user_id=JOB_ID,
+        expected_time=CATALOG[job_type].expected_s[1],
+        prompt=_prompt(options),
+        steps=options.sample_steps or TASKS[options.task].steps,
+        guidance_scale=options.sample_guide_scale,
         width=size[0],
         height=size[1],
         frames=frames,
         fps=FPS,
-        solver=given.sample_solver,
-        shift=given.sample_shift,
+        solver=options.sample_solver,
+        shift=options.sample_shift,
         seed=seed,
-        seed_drawn=given.base_seed == -1,
-        reference_mode=_mode(references),
+        seed_drawn=options.base_seed == -1,
+        reference_mode=_reference_mode(references),
         **{f"{name}_reference": name for name in references},
     )
 
 
-def _refuse_what_would_be_ignored(given: Options) -> None:
-    """Options of the release that nothing here reads: silence would look like obedience."""
+def _refuse_unsupported(options: Options) -> None:
+    """Raise `InvalidParameters` for options of the release that this version does not implement."""
     for option in ("t5_fsdp", "dit_fsdp"):
-        if getattr(given, option):
+        if getattr(options, option):
             raise InvalidParameters(
                 f"--{option} needs several GPUs; this version uses one.", field=f"--{option}"
             )
     for option in ("ulysses_size", "ring_size"):
-        if getattr(given, option) > 1:
-            raise invalid_option(option, "1: this version uses one GPU", getattr(given, option))
-    if given.use_prompt_extend:
+        if getattr(options, option) > 1:
+            raise invalid_option(option, "1: this version uses one GPU", getattr(options, option))
+    if options.use_prompt_extend:
         raise InvalidParameters(
             "--use_prompt_extend needs a language model, which this version does not have.",
             field="--use_prompt_extend",
         )
 
 
-def _check_numbers(given: Options) -> None:
+def _require_finite(options: Options) -> None:
+    """Raise `InvalidParameters` for NaN and infinity, which click accepts as numbers."""
     for option in ("sample_shift", "sample_guide_scale"):
-        if not math.isfinite(getattr(given, option)):
-            raise invalid_option(option, "a number", getattr(given, option))
+        if not math.isfinite(getattr(options, option)):
+            raise invalid_option(option, "a number", getattr(options, option))
 
 
-def _size(given: Options, task: Task, *, tiny: bool) -> tuple[int, int]:
+def _size(options: Options, task: Task, *, tiny: bool) -> tuple[int, int]:
+    """Width and height in pixels: one of the task's sizes, or the native size of the tiny checkpoint."""
     from ourvidz.wiring.control import TINY_WAN_SIZE
 
     native = "*".join(map(str, TINY_WAN_SIZE))
     allowed = (*task.sizes, native) if tiny else task.sizes
-    size = given.size or (native if tiny else SIZES_480P[0])
+    size = options.size or (native if tiny else SIZES_480P[0])
     if size not in allowed:
-        raise invalid_option("size", f"one of {', '.join(allowed)} for {given.task}", size)
+        raise invalid_option("size", f"one of {', '.join(allowed)} for {options.task}", size)
     width, _, height = size.partition("*")
     return int(width), int(height)
 
 
-def _frames(given: Options, task: Task, output_file: Path) -> int:
-    frames = given.frame_num or task.frames
+def _frames(options: Options, task: Task, output_file: Path) -> int:
+    """The number of frames, checked against the task, `--strict_frames` and the kind of output file."""
+    frames = options.frame_num or task.frames
     if task.is_image and frames != 1:
-        raise invalid_option("frame_num", f"1 for {given.task}", frames)
-    if given.strict_frames and frames % 4 != 1:
+        raise invalid_option("frame_num", f"1 for {options.task}", frames)
+    if options.strict_frames and frames % 4 != 1:
         raise invalid_option("frame_num", "4n+1 with --strict_frames", frames)
     if is_image_file(output_file) and frames != 1:
         raise invalid_option("save_file", f"an .mp4 file for {frames} frames", str(output_file))
     return frames
 
 
-def _most_frame_pixels(task: Task, chosen: Settings, *, tiny: bool) -> int | None:
-    """How many pixels the frames of a clip may have together; None means any number."""
+def _max_frame_pixels(task: Task, settings: Settings, *, tiny: bool) -> int | None:
+    """The limit of frames x width x height; None means no limit."""
     from ourvidz.wiring.control import wan_frame_pixels
 
     sizes = [tuple(map(int, size.split("*"))) for size in task.sizes]
     width, height = max(sizes, key=math.prod)
-    return wan_frame_pixels(chosen, (width, height), tiny=tiny)
+    return wan_frame_pixels(settings, (width, height), tiny=tiny)
 
 
-def _prompt(given: Options) -> str:
-    if given.prompt is None or not given.prompt.strip():
+def _prompt(options: Options) -> str:
+    if options.prompt is None or not options.prompt.strip():
         raise InvalidPrompt("--prompt is missing: this version makes up no example.", field="--prompt")
-    if len(given.prompt) > PROMPT_CHARS:
+    if len(options.prompt) > PROMPT_CHARS:
         raise InvalidPrompt(f"--prompt has more than {PROMPT_CHARS} characters.", field="--prompt")
-    if not is_well_formed(given.prompt):
+    if not is_well_formed(options.prompt):
         raise InvalidPrompt("--prompt is not text in UTF-8.", field="--prompt")
-    return given.prompt
+    return options.prompt
 
 
-def _mode(references: dict[str, Image]) -> ReferenceMode:
+def _reference_mode(references: dict[str, Image]) -> ReferenceMode:
     if {"start", "end"} <= references.keys():
         return "both"
     modes: tuple[ReferenceMode, ...] = ("start", "end", "single")

@@ -1,4 +1,4 @@
-"""`wan_generate.py`: the flags of the Wan release, and what each call ends with."""
+"""`wan_generate.py`: the options of the Wan release, exit statuses, output files and the JSON result."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ BAD: list[tuple[int, str, tuple[str, ...]]] = [
     (3, "40 layers", (PROMPT, "--task=t2i-14B", "--ckpt_dir=small")),
     (3, "smaller than 14B", (PROMPT, "--ckpt_dir=large")),
 ]
-"""Exit status, a part of the message, the call. All end before torch is loaded."""
+"""Exit status, a part of the message, the options. All of these calls end before torch is loaded."""
 
 GOOD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"frames": 5, "frames_generated": 5, "fps": 16, "width": 64, "height": 64}, ("--frame_num=5",)),
@@ -135,7 +135,7 @@ GOOD: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ("--frame_num=5", "--first_frame=hill.png", "--last_frame=hill.png", "--ulysses_size=1"),
     ),
 ]
-"""A part of the summary, the call."""
+"""A part of the JSON result, the options."""
 
 
 def checkpoint(folder: Path, config: str) -> None:
@@ -146,7 +146,7 @@ def checkpoint(folder: Path, config: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with a reference, and checkpoints of which only the configs are there."""
+    """A working directory with a reference image, and checkpoints that have only their configs."""
     Image.new("RGB", (80, 48), "green").save(tmp_path / "hill.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
     (tmp_path / "empty").mkdir()
@@ -160,7 +160,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "lacking/model_index.json").write_text(promised)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path / "state"))
-    # Such settings of its own would outlive the test.
+    # The variables that the command sets would outlive the test.
     monkeypatch.setattr(wan_command, "adopt", lambda **_: None)
     settings.cache_clear()
     yield tmp_path
@@ -171,18 +171,18 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(command, list(arguments), prog_name="wan_generate.py")
 
 
-@pytest.mark.parametrize(("status", "told", "arguments"), BAD, ids=lambda value: str(value)[:60])
-def test_a_wrong_call_ends_with_its_status_and_the_reason(
-    folder: Path, status: int, told: str, arguments: tuple[str, ...]
+@pytest.mark.parametrize(("status", "message", "arguments"), BAD, ids=lambda value: str(value)[:60])
+def test_a_wrong_call_ends_with_its_status_and_message(
+    folder: Path, status: int, message: str, arguments: tuple[str, ...]
 ) -> None:
-    """Scripts branch on the status, people read the line."""
+    """Scripts branch on the status; standard output is empty."""
     result = call(*arguments)
     assert (result.exit_code, result.stdout) == (status, ""), result.output
-    assert told.lower() in " ".join(result.stderr.split()).lower()
+    assert message.lower() in " ".join(result.stderr.split()).lower()
 
 
 def test_no_wrong_call_loads_torch(folder: Path) -> None:
-    """A typo is told at once, not after the libraries have loaded."""
+    """A wrong option must not cost the seconds that the libraries take to load."""
     calls = [list(arguments) for _, _, arguments in BAD]
     script = (
         "import json, sys; from click.testing import CliRunner; from ourvidz.cli.wan.command import command\n"
@@ -198,36 +198,37 @@ def test_no_wrong_call_loads_torch(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("expected", "arguments"), GOOD, ids=lambda value: str(value)[:70])
-def test_a_right_call_makes_what_it_says(
+def test_the_result_describes_the_file(
     folder: Path, expected: dict[str, Any], arguments: tuple[str, ...]
 ) -> None:
-    """The summary is what was made, and the file is there."""
+    """The JSON result has the actual size, frames and parameters of the file."""
     result = call(*QUICK, *arguments)
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert {name: told[name] for name in expected} == expected
-    assert (told["seed"], told["steps"]) == (7, 1)
-    data = (folder / told["file"]).read_bytes()
-    assert len(data) == told["file_size_bytes"]
-    if told["file"].lower().endswith(".mp4"):
-        found = probe(data)
-        assert (found.frames, found.width, found.height) == (told["frames"], told["width"], told["height"])
+    summary = json.loads(result.stdout)
+    assert {name: summary[name] for name in expected} == expected
+    assert (summary["seed"], summary["steps"]) == (7, 1)
+    data = (folder / summary["file"]).read_bytes()
+    assert len(data) == summary["file_size_bytes"]
+    size = (summary["width"], summary["height"])
+    if summary["file"].lower().endswith(".mp4"):
+        video = probe(data)
+        assert (video.frames, video.width, video.height) == (summary["frames"], *size)
     else:
-        assert Image.open(folder / told["file"]).size == (told["width"], told["height"])
+        assert Image.open(folder / summary["file"]).size == size
 
 
-def test_what_was_not_made_as_written_is_said(folder: Path) -> None:
-    """Standard output is the file's name alone; the notices stand beside it."""
+def test_deviations_from_the_options_are_notes_on_standard_error(folder: Path) -> None:
+    """Standard output holds only the file name."""
     result = call(PROMPT, "--sample_steps=1", "--frame_num=3", "--size=480*832", "--base_seed=3")
     assert result.stdout == "t2v-1.3B_480x832_3.mp4\n"
     assert "3 is not 4n+1: 5 frames were made, 2 cut off" in result.stderr
     assert "rendered 32*64" in result.stderr
 
 
-def test_a_call_without_a_file_overwrites_none(folder: Path) -> None:
-    """Equal seeds make other clips of other prompts."""
+def test_a_default_file_name_never_overwrites_a_file(folder: Path) -> None:
+    """The default name has the seed and the size, which two prompts can share."""
     small = ("--sample_steps=1", "--frame_num=1", "--base_seed=3")
-    names = [call(f"--prompt={what}", *small).stdout.strip() for what in ("a hill", "a pond", "a hill")]
+    names = [call(f"--prompt={prompt}", *small).stdout.strip() for prompt in ("a hill", "a pond", "a hill")]
     assert names == ["t2v-1.3B_64x64_3.mp4", "t2v-1.3B_64x64_3-2.mp4", "t2v-1.3B_64x64_3-3.mp4"]
     first, other, again = ((folder / name).read_bytes() for name in names)
     assert first == again != other
@@ -236,7 +237,7 @@ def test_a_call_without_a_file_overwrites_none(folder: Path) -> None:
 def test_a_limit_that_is_set_holds_for_the_tiny_checkpoint_too(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A setting without effect would look like a limit."""
+    """Without a setting the tiny checkpoint has no limit; a setting must still apply."""
     monkeypatch.setenv("OURVIDZ_WAN_MAX_FRAME_PIXELS", str(4 * 64 * 64))
     settings.cache_clear()
     result = call(PROMPT, "--frame_num=5")
@@ -244,32 +245,30 @@ def test_a_limit_that_is_set_holds_for_the_tiny_checkpoint_too(
     assert "of at most 16384, here 4 frames" in result.stderr
 
 
-def test_the_summary_tells_what_ran_and_not_what_was_asked_for(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A distilled checkpoint runs without guidance, and a picture's strength is a share of the steps."""
+def test_the_result_has_the_effective_parameters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few-step checkpoint runs without guidance; with a reference image only a share of the steps runs."""
     monkeypatch.setenv("OURVIDZ_WAN_FEW_STEPS", "true")
     settings.cache_clear()
-    told = json.loads(
+    summary = json.loads(
         call(PROMPT, "--json", "--frame_num=1", "--sample_steps=8", IMAGE, "--sample_guide_scale=6").stdout
     )
-    assert (told["steps"], told["effective_steps"], told["guidance_scale"]) == (8, 1, 1.0)
+    assert (summary["steps"], summary["effective_steps"], summary["guidance_scale"]) == (8, 1, 1.0)
 
 
-def test_a_seed_makes_its_clip_again_and_minus_one_draws_another(folder: Path) -> None:
-    """A drawn seed is told, so that its clip can be made again."""
+def test_a_seed_reproduces_its_clip_and_minus_one_draws_a_new_seed(folder: Path) -> None:
+    """The result has the drawn seed, so that the clip can be generated again."""
     for name, seed in (("a", "-1"), ("b", "-1")):
-        told = json.loads(
+        summary = json.loads(
             call(*QUICK, "--frame_num=1", f"--save_file={name}.png", f"--base_seed={seed}").stdout
         )
-        again = call(*QUICK, "--frame_num=1", f"--save_file={name}2.png", f"--base_seed={told['seed']}")
+        again = call(*QUICK, "--frame_num=1", f"--save_file={name}2.png", f"--base_seed={summary['seed']}")
         assert again.exit_code == 0
     a, a2, b = ((folder / f"{name}.png").read_bytes() for name in ("a", "a2", "b"))
     assert a == a2 != b
 
 
-def test_a_reference_steers_the_clip(folder: Path) -> None:
-    """The script of the release takes these options for t2v and ignores them."""
+def test_a_reference_changes_a_text_to_video_clip(folder: Path) -> None:
+    """The script of the release accepts these options for t2v and ignores them."""
     for name, extra in (("plain", ()), ("started", ("--first_frame=hill.png",))):
         assert call(*QUICK, "--frame_num=5", f"--save_file={name}.mp4", *extra).exit_code == 0
     assert (folder / "plain.mp4").read_bytes() != (folder / "started.mp4").read_bytes()
@@ -287,39 +286,41 @@ def test_a_reference_steers_the_clip(folder: Path) -> None:
         (InternalError("x"), 1),
     ],
 )
-def test_every_kind_of_error_has_its_status(error: OurvidzError, status: int) -> None:
-    """The branch of the tree decides."""
+def test_every_class_of_error_has_its_status(error: OurvidzError, status: int) -> None:
+    """The class decides: caller, settings, checkpoint, memory, anything else."""
     assert exit_status(error) == status
 
 
-def test_running_out_of_memory_ends_with_four(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the model loads or while it works."""
+def test_out_of_memory_is_exit_status_four(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the model loads, and while it generates."""
 
-    def full(*_: Any, **__: Any) -> None:
+    def raise_memory_error(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(generate.WanPipeline, "_read", full)
+    monkeypatch.setattr(generate.WanPipeline, "_read", raise_memory_error)
     assert call(*QUICK, "--frame_num=1").exit_code == 4
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(wan_command, "adopt", lambda **_: None)
-    monkeypatch.setattr(generate.WanPipeline, "denoise", full)
+    monkeypatch.setattr(generate.WanPipeline, "denoise", raise_memory_error)
     result = call(*QUICK, "--frame_num=1")
     assert (result.exit_code, result.stdout) == (4, "")
     assert "Not enough memory" in result.stderr
 
 
-def test_the_safety_gate_stands_here_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No way to a pipeline leads past it, and nothing is loaded first."""
-    monkeypatch.setattr(wan_command, "_generate", lambda *_: pytest.fail("it went on"))
+def test_the_safety_gate_refuses_before_the_model_loads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every path to a pipeline passes the gate."""
+    monkeypatch.setattr(wan_command, "_generate", lambda *_: pytest.fail("the model was loaded"))
     monkeypatch.setattr(request, "Gate", lambda _: Gate(Terms(minor={"quokka"}, sexual={"marmalade"})))
     result = call("--prompt=a quokka with marmalade", "--save_file=no.mp4")
     assert (result.exit_code, result.stdout) == (2, "")
     assert not (folder / "no.mp4").exists()
 
 
-def test_a_fresh_process_writes_a_clip(folder: Path) -> None:
-    """The script itself, as somebody coming from the release calls it."""
+def test_the_script_writes_a_clip(folder: Path) -> None:
+    """`python wan_generate.py` in a process of its own, as in the release."""
     run = subprocess.run(
         [sys.executable, str(ROOT / "wan_generate.py"), *QUICK, "--frame_num=17", "--save_file=clip.mp4"],
         capture_output=True, text=True, timeout=150, cwd=folder, env=environment(PYTHONPATH=str(ROOT)),
@@ -328,9 +329,9 @@ def test_a_fresh_process_writes_a_clip(folder: Path) -> None:
     assert json.loads(run.stdout)["frames"] == probe((folder / "clip.mp4").read_bytes()).frames == 17
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_call_that_is_stopped_ends_as_stopped(folder: Path, number: signal.Signals) -> None:
-    """A script must be able to tell it from a failure, and nothing is left behind."""
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_script_with_128_plus_its_number(folder: Path, signum: signal.Signals) -> None:
+    """Scripts can tell an interruption from a failure; no temporary folder remains."""
     with subprocess.Popen(
         [sys.executable, str(ROOT / "wan_generate.py"), PROMPT, "--sample_steps=100000", "--frame_num=1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
@@ -339,6 +340,6 @@ def test_a_call_that_is_stopped_ends_as_stopped(folder: Path, number: signal.Sig
         assert run.stdout is not None
         assert run.stderr is not None
         assert "100000 steps" in run.stderr.readline()
-        run.send_signal(number)
-        assert (run.wait(60), run.stdout.read()) == (128 + number, "")
+        run.send_signal(signum)
+        assert (run.wait(60), run.stdout.read()) == (128 + signum, "")
     assert not [path.name for path in folder.iterdir() if path.name.startswith(("ourvidz-wan-", "t2v-"))]

@@ -1,4 +1,4 @@
-"""`wan_generate.py` on checkpoints of Wan's other models: small ones with random weights."""
+"""The tasks of `wan_generate.py` on small checkpoints of every Wan model, with random weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENDS = ("--first_frame=hill.png", "--last_frame=pond.png")
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory, untrained_wan: Path) -> Path:
-    """One checkpoint of every kind. What makes them 14B here is the number of their layers alone."""
+    """One checkpoint of every model. Those of the 14B tasks have 40 layers, and are small otherwise."""
     root = tmp_path_factory.mktemp("checkpoints")
     build_vace(root / "vace", beside=untrained_wan)
     build_vace(root / "vace14", beside=untrained_wan, layers=40)
@@ -38,7 +38,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, untrained_wan: Path) -
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -> Iterator[Path]:
-    """A working directory with pictures and a clip of four frames."""
+    """A working directory with images and a video of four frames."""
     Image.new("RGB", (80, 48), "green").save(tmp_path / "hill.png")
     Image.new("RGB", (80, 48), "navy").save(tmp_path / "pond.png")
     clip = [Image.new("RGB", (64, 48), (60 * at, 90, 30)) for at in range(4)]
@@ -49,11 +49,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -
     for built in checkpoints.iterdir():
         (tmp_path / built.name).symlink_to(built)
     for name, task in TASKS.items():
-        # Their own sizes would take the VAE a minute on a CPU.
+        # The VAE would take a minute on a CPU for the sizes of the release.
         monkeypatch.setitem(TASKS, name, replace(task, sizes=(*task.sizes, "64*48")))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path / "state"))
-    # Such settings of its own would outlive the test.
+    # The variables that the command sets would outlive the test.
     monkeypatch.setattr(wan_command, "adopt", lambda **_: None)
     settings.cache_clear()
     yield tmp_path
@@ -64,11 +64,12 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(command, list(arguments), prog_name="wan_generate.py")
 
 
-def made(*arguments: str) -> dict[str, Any]:
+def generate(*arguments: str) -> dict[str, Any]:
+    """The JSON result of a successful call."""
     result = call(*QUICK, *arguments)
     assert result.exit_code == 0, result.output
-    told: dict[str, Any] = json.loads(result.stdout)
-    return told
+    summary: dict[str, Any] = json.loads(result.stdout)
+    return summary
 
 
 @pytest.mark.parametrize(
@@ -90,39 +91,40 @@ def made(*arguments: str) -> dict[str, Any]:
 def test_a_task_runs_on_its_checkpoint(
     folder: Path, backend: str | None, mode: str, arguments: tuple[str, ...]
 ) -> None:
-    """Every task of the release makes a clip that a player can play, and says how it followed pictures."""
-    told = made("--frame_num=5", *arguments)
-    assert (told["reference_backend"], told["reference_mode"], told["size_capped"]) == (backend, mode, False)
-    found = probe((folder / told["file"]).read_bytes())
-    assert (found.frames, found.width, found.height) == (5, 64, 48)
+    """Every task of the release writes a video, and the result names the reference backend and mode."""
+    summary = generate("--frame_num=5", *arguments)
+    assert (summary["reference_backend"], summary["reference_mode"]) == (backend, mode)
+    assert summary["size_capped"] is False
+    video = probe((folder / summary["file"]).read_bytes())
+    assert (video.frames, video.width, video.height) == (5, 64, 48)
 
 
-def test_what_the_mask_is_black_on_is_told_apart(folder: Path) -> None:
-    """Without a mask all of a source is made anew; the model must hear the difference."""
+def test_a_mask_changes_the_clip(folder: Path) -> None:
+    """Without a mask the whole source is replaced; the black areas of a mask are kept."""
     arguments = ("--task=vace-1.3B", "--ckpt_dir=vace", "--frame_num=1", "--src_video=clip.mp4")
-    whole = made(*arguments, "--save_file=whole.png")
-    masked = made(*arguments, "--src_mask=mask.mp4", "--save_file=masked.png")
+    whole = generate(*arguments, "--save_file=whole.png")
+    masked = generate(*arguments, "--src_mask=mask.mp4", "--save_file=masked.png")
     assert whole["frames"] == masked["frames"] == 1
     assert (folder / "whole.png").read_bytes() != (folder / "masked.png").read_bytes()
 
 
-def test_image_to_video_takes_forty_steps_unless_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the release; the others take fifty."""
-    asked: list[int] = []
+def test_image_to_video_has_forty_steps_by_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the release; the other tasks have fifty."""
+    steps: list[int] = []
 
-    def note(request: Any, *_: Any) -> None:
-        asked.append(request.job.steps)
+    def record_steps(request: Any, *_: Any) -> None:
+        steps.append(request.job.steps)
         raise SystemExit(0)
 
-    monkeypatch.setattr(wan_command, "_generate", note)
+    monkeypatch.setattr(wan_command, "_generate", record_steps)
     call(PROMPT, "--task=i2v-14B", "--ckpt_dir=i2v", "--image=hill.png")
     call(PROMPT, "--task=flf2v-14B", "--ckpt_dir=flf2v", *ENDS)
     call(PROMPT, "--task=vace-14B", "--ckpt_dir=vace14")
-    assert asked == [40, 50, 50]
+    assert steps == [40, 50, 50]
 
 
 @pytest.mark.parametrize(
-    ("told", "arguments"),
+    ("message", "arguments"),
     [
         ("i2v is for image-to-video", ("--task=t2v-14B", "--ckpt_dir=i2v")),
         ("flf2v is for first-and-last-frame", ("--task=i2v-14B", "--ckpt_dir=flf2v", "--image=hill.png")),
@@ -131,29 +133,31 @@ def test_image_to_video_takes_forty_steps_unless_told(folder: Path, monkeypatch:
         ("40 layers", ("--task=vace-14B", "--ckpt_dir=vace")),
     ],
 )
-def test_the_checkpoint_of_another_task_is_named(folder: Path, told: str, arguments: tuple[str, ...]) -> None:
-    """Before anything is loaded."""
+def test_a_checkpoint_of_another_model_is_refused(
+    folder: Path, message: str, arguments: tuple[str, ...]
+) -> None:
+    """The message has its model or its number of layers; nothing is loaded."""
     result = call(PROMPT, *arguments)
     assert (result.exit_code, result.stdout) == (3, "")
-    assert told in result.stderr
+    assert message in result.stderr
 
 
-def test_the_settings_name_vace_for_its_task_and_beside_text_to_video(
+def test_the_vace_checkpoint_of_the_settings_is_used_for_its_task_and_for_references(
     folder: Path, untrained_wan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command line follows references as the worker does that has the same settings."""
+    """References are followed as by a worker with the same settings."""
     monkeypatch.setenv("OURVIDZ_WAN_MODEL", str(untrained_wan))
     monkeypatch.setenv("OURVIDZ_WAN_VACE_MODEL", str(folder / "vace"))
     settings.cache_clear()
     picture = ("--frame_num=1", "--save_file=one.png")
-    assert made("--task=vace-1.3B", *picture)["reference_backend"] is None
-    assert made("--first_frame=hill.png", *picture)["reference_backend"] == "vace"
-    own = made("--first_frame=hill.png", f"--ckpt_dir={untrained_wan}", *picture)
+    assert generate("--task=vace-1.3B", *picture)["reference_backend"] is None
+    assert generate("--first_frame=hill.png", *picture)["reference_backend"] == "vace"
+    own = generate("--first_frame=hill.png", f"--ckpt_dir={untrained_wan}", *picture)
     assert own["reference_backend"] == "sdedit"
 
 
-def test_the_frames_of_a_source_are_those_of_its_file(folder: Path) -> None:
-    """In their order, and no more of them than are to be made."""
+def test_the_frames_of_a_source_are_read_in_order_up_to_the_limit(folder: Path) -> None:
+    """No more frames are read than the clip will have."""
     frames = read_frames(folder / "clip.mp4", limit=3)
     assert [frame.size for frame in frames] == [(64, 48)] * 3
     reds = [frame.getpixel((30, 20))[0] for frame in frames]
