@@ -1,5 +1,5 @@
-"""Turning jobs into pictures, clips and texts with torch.
+"""Pipelines: generate images, videos and texts with torch.
 
-Owns: checkpoints, warm pipelines, devices, denoising.
-Speaks: prompts, tensors, steps, seeds. No queues, no storage, no callbacks.
+Owns: checkpoints on disk, loaded models, devices, denoising, decoding.
+Speaks: jobs, prompts, tensors, steps, seeds. Knows no queues, no storage and no callbacks.
 """

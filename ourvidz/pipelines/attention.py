@@ -1,4 +1,4 @@
-"""Which of torch's attention kernels is used."""
+"""Selects one of torch's scaled-dot-product attention kernels."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from contextlib import contextmanager
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-ATTENTION = {
+ATTENTION_KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
-"""torch's own attention kernels; which of them a device has is said by the first job."""
+"""By setting value. A kernel that the device does not have fails with the first job, not when selected."""
 
 
 @contextmanager
-def attending(kernel: str | None) -> Iterator[None]:
-    """Attention by one kernel of the table alone; None leaves the choice to torch."""
-    if kernel is None:
+def attention_kernel(name: str | None) -> Iterator[None]:
+    """Restrict torch to one kernel of the table inside this context; None leaves the choice to torch."""
+    if name is None:
         yield
         return
-    with sdpa_kernel(ATTENTION[kernel]):
+    with sdpa_kernel(ATTENTION_KERNELS[name]):
         yield

@@ -1,6 +1,6 @@
-"""Whether the files of a checkpoint are the ones that were published: the `SHA256SUMS` beside them.
+"""Verifies that a checkpoint's files are the published ones, against the `SHA256SUMS` file beside them.
 
-The list is what `sha256sum` writes, so `sha256sum -c SHA256SUMS` checks the same without this project.
+The file has the format of `sha256sum`, so `sha256sum -c SHA256SUMS` performs the same check.
 """
 
 from __future__ import annotations
@@ -18,50 +18,51 @@ _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
 def verify(folder: Path) -> None:
-    """Compare every file under `folder` with its `SHA256SUMS`; a folder without one is taken as it is.
+    """Compare every file under `folder` with its `SHA256SUMS`. A folder without that file is not checked.
 
-    `ModelLoadError` names the first file that is missing, changed or not listed.
+    Raises `ModelLoadError` naming the first file that is missing, changed or not listed.
     """
     if not (folder / CHECKSUMS).is_file():
         return
     try:
         problem = next(_problems(folder), None)
-    except (OSError, UnicodeDecodeError) as unreadable:
-        raise ModelLoadError(f"{folder} could not be checked: {unreadable}") from unreadable
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelLoadError(f"{folder} could not be checked: {error}") from error
     if problem is not None:
         raise ModelLoadError(problem)
 
 
 def _problems(folder: Path) -> Iterator[str]:
-    """The cheap ones first: names before contents."""
-    listed = _listed(folder / CHECKSUMS)
-    found = _found(folder)
+    """Messages about wrong files; the file names are checked before the contents, which takes longer."""
+    digests = _listed_digests(folder / CHECKSUMS)
+    present = _file_names(folder)
     yield from (
-        f"{folder / name} is missing: {CHECKSUMS} lists it." for name in sorted(listed.keys() - found)
+        f"{folder / name} is missing: {CHECKSUMS} lists it." for name in sorted(digests.keys() - present)
     )
-    yield from (f"{folder / name} is not listed in {CHECKSUMS}." for name in sorted(found - listed.keys()))
-    for name, digest in listed.items():
-        if digest_of(folder / name) != digest:
+    yield from (f"{folder / name} is not listed in {CHECKSUMS}." for name in sorted(present - digests.keys()))
+    for name, digest in digests.items():
+        if sha256_of(folder / name) != digest:
             yield f"{folder / name} is not the file that {CHECKSUMS} lists: it has changed."
 
 
-def _listed(checksums: Path) -> dict[str, str]:
-    """Digest by name. A name that leads out of the folder is refused before anything is read there."""
-    listed = {}
+def _listed_digests(checksums: Path) -> dict[str, str]:
+    """SHA-256 digest by file name. Raises `ModelLoadError` for a malformed line and for a name that leads
+    outside the folder."""
+    digests = {}
     for number, line in enumerate(checksums.read_text().splitlines(), start=1):
-        parts = _LINE.fullmatch(line)
-        if parts is None:
+        match = _LINE.fullmatch(line)
+        if match is None:
             raise ModelLoadError(f"{checksums}, line {number}: not a SHA-256 digest and a file name.")
-        digest, name = parts.groups()
+        digest, name = match.groups()
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ModelLoadError(f"{checksums}, line {number}: {name} lies outside the folder.")
-        listed[PurePosixPath(name).as_posix()] = digest
-    return listed
+        digests[PurePosixPath(name).as_posix()] = digest
+    return digests
 
 
-def _found(folder: Path) -> set[str]:
-    """Every name under `folder` that is no directory. A link to a directory counts as a file, which no list
-    has: what lies behind it could be anywhere."""
+def _file_names(folder: Path) -> set[str]:
+    """Relative names of everything under `folder` that is not a directory. A symbolic link to a directory
+    counts as a file, which no list contains: its target could be anywhere."""
     return {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -69,7 +70,7 @@ def _found(folder: Path) -> set[str]:
     }
 
 
-def digest_of(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

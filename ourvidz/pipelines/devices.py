@@ -1,4 +1,4 @@
-"""Where pipelines run, and what it means to run out of room there."""
+"""Devices, dtypes, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 import transformers
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-"""By the names that settings use."""
+"""By setting value."""
 
-_NO_ROOM = (
+_OUT_OF_MEMORY_MESSAGES = (
     "DefaultCPUAllocator",
     "not enough memory",
     "CUDA out of memory",
@@ -25,25 +25,25 @@ _NO_ROOM = (
 
 
 def best_device() -> torch.device:
-    """The GPU if there is one. A worker sees at most one."""
+    """The GPU if there is one, else the CPU. A worker sees at most one GPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """Half precision on a GPU, single on a CPU, which has no fast half."""
+    """float16 on a GPU; float32 on a CPU, where half precision is slow."""
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out. On a CPU, and from inside CUDA's libraries, torch raises
-    other RuntimeErrors for that than its own."""
+    """Whether `error` is an out-of-memory error. On a CPU and inside CUDA libraries torch raises a plain
+    RuntimeError, which is recognised by its message."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY_MESSAGES)
 
 
 def free_memory() -> None:
-    """Give what nothing refers to any more back to the device.
+    """Return memory that nothing references any more to the device.
 
     Call it outside an `except` block: while an error is handled, its traceback keeps the tensors of every
     frame alive.
@@ -54,21 +54,22 @@ def free_memory() -> None:
 
 
 @contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Let torch compute on so many CPU threads for a while; None leaves it as it is."""
-    before = torch.get_num_threads()
-    if count is None or count == before:
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Set the number of torch's CPU threads inside this context; None does not change it."""
+    previous = torch.get_num_threads()
+    if count is None or count == previous:
         yield
         return
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 def quiet_libraries() -> None:
-    """No progress bars and no warnings: diffusers would quote the cut end of a long prompt in the log."""
+    """Switch off progress bars and warnings of diffusers and transformers. One of the warnings would write
+    the truncated end of a long prompt to the log."""
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""What loading weights has in common, whatever they are."""
+"""What loading the weights of any model family has in common."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines import checksums, devices
 from ourvidz.pipelines.checkpoints import Checkpoint
 
-MIB = 1 << 20
+BYTES_PER_MIB = 1 << 20
 
 
 @contextmanager
-def reading(checkpoint: Checkpoint) -> Iterator[None]:
-    """Check the files, keep the libraries quiet, and turn whatever they raise into `ModelLoadError`."""
+def loading(checkpoint: Checkpoint) -> Iterator[None]:
+    """Verify the checkpoint's checksums, silence the libraries, and convert any exception inside this context
+    into `ModelLoadError`."""
     checksums.verify(checkpoint.root)
     devices.quiet_libraries()
     try:
         yield
     except Exception as error:
-        # Library errors of every kind end here: OSError, ValueError, SafetensorError, RuntimeError.
+        # The libraries raise OSError, ValueError, SafetensorError, RuntimeError and more.
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelLoadError(f"{checkpoint.path} could not be loaded: {line}") from error
 
 
-def weights_mib(parts: Iterable[object]) -> int:
-    """What the weights among these parts of pipelines take (MiB), each counted once."""
-    modules = [part for part in parts if isinstance(part, torch.nn.Module)]
-    weights = {id(weight): weight.nbytes for module in modules for weight in module.parameters()}
-    return round(sum(weights.values()) / MIB)
+def weights_mib(components: Iterable[object]) -> int:
+    """Size of the weights (MiB) of those components that are torch modules; shared weights count once."""
+    modules = [component for component in components if isinstance(component, torch.nn.Module)]
+    sizes = {id(weight): weight.nbytes for module in modules for weight in module.parameters()}
+    return round(sum(sizes.values()) / BYTES_PER_MIB)
 
 
-def files_mib(folder: Path) -> int:
-    """What the weights in a folder take on the disk, in whole MiB and at least one."""
-    return max(1, round(sum(file.stat().st_size for file in folder.glob("*.safetensors")) / MIB))
+def weight_files_mib(folder: Path) -> int:
+    """Size of the `.safetensors` files in a folder (MiB, rounded, at least 1)."""
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return max(1, round(size / BYTES_PER_MIB))

@@ -1,4 +1,4 @@
-"""What is given up when memory runs out, one rung after the other. Never the size of a picture."""
+"""Fallbacks for out-of-memory errors, in the order in which they are tried. None reduces the image size."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-PAIR_PX = 512 * 512
-"""Two pictures of so many pixels together leave processors idle when they are decoded one by one."""
+PAIR_DECODE_MAX_PX = 512 * 512
+"""Two images are decoded in one VAE pass if they have at most this many pixels together: one such image
+alone does not use a GPU fully."""
 
 
 @dataclass(frozen=True, slots=True)
 class OomFallback:
-    """How a job is tried: `at_once` pictures in one batch, the VAE in `tiled` pieces or whole.
+    """One way to run a job: up to `batch_size` images per denoising batch, the VAE with or without tiling.
 
-    `name` is what the callback is told.
+    `name` is the value of `memory_rung` in the callback's metadata.
     """
 
     name: Literal["whole", "freed", "tiled", "parts"]
-    at_once: int
-    tiled: bool
+    batch_size: int
+    vae_tiling: bool
 
-    def decoded(self, pixels: int) -> int:
-        """How many pictures of so many pixels the VAE decodes at once.
+    def decode_batch_size(self, pixels: int) -> int:
+        """How many images of `pixels` pixels the VAE decodes in one pass, 1 or 2.
 
-        Never more than two: the first ones are stored meanwhile. Large ones go one by one, they take more
-        memory in the VAE than in the UNet.
+        At most 2, because decoded images are stored while the next ones are decoded. Large images are decoded
+        one by one: the VAE needs more memory per image than the UNet.
         """
-        return 2 if self.name == "whole" and 2 * pixels <= PAIR_PX else 1
+        return 2 if self.name == "whole" and 2 * pixels <= PAIR_DECODE_MAX_PX else 1
 
 
-def rungs(pictures: int) -> Iterator[OomFallback]:
-    """From everything at once, over the same with freed caches and then a tiled VAE, to batches of half the
-    size, down to one picture."""
-    yield OomFallback("whole", pictures, tiled=False)
-    yield OomFallback("freed", pictures, tiled=False)
-    yield OomFallback("tiled", pictures, tiled=True)
-    while pictures > 1:
-        pictures = (pictures + 1) // 2
-        yield OomFallback("parts", pictures, tiled=True)
+def oom_fallbacks(images: int) -> Iterator[OomFallback]:
+    """The fallbacks for a job of `images` images: one batch, one batch after freeing caches, one batch with a
+    tiled VAE, then batches of half the previous size down to one image."""
+    yield OomFallback("whole", images, vae_tiling=False)
+    yield OomFallback("freed", images, vae_tiling=False)
+    yield OomFallback("tiled", images, vae_tiling=True)
+    while images > 1:
+        images = (images + 1) // 2
+        yield OomFallback("parts", images, vae_tiling=True)

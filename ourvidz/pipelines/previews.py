@@ -1,4 +1,4 @@
-"""What unfinished latents look like, without the VAE: a linear map from a latent to its colour."""
+"""Previews of unfinished latents without the VAE: a linear map from latent channels to RGB."""
 
 from __future__ import annotations
 
@@ -8,56 +8,58 @@ import numpy as np
 import torch
 from PIL import Image
 
-LONGEST_PX = 128
+LONGEST_EDGE_PX = 128
 _PATCH_PX = 16
-"""Two latents wide, whichever VAE it is."""
+"""Two latents wide: each patch has at least one latent that does not touch its neighbours."""
 
 
-class Encoder(Protocol):
-    """Knows the latents of pictures."""
+class ImageEncoder(Protocol):
+    """The encoder half of a VAE."""
 
     def encode(self, image: Image.Image) -> torch.Tensor:
-        """(1, channels, height / 8, width / 8) of an RGB picture."""
+        """Latents of an RGB image, (1, channels, height / 8, width / 8)."""
 
 
-class LatentColours:
-    """Colours of latents, learned from one VAE: its latents (channels, rows, columns) of a picture whose
-    colours are known."""
+class LatentPreviewer:
+    """Maps the latents of one VAE to RGB by linear regression.
 
-    def __init__(self, latents: torch.Tensor, known: Image.Image) -> None:
+    `latents` are (channels, rows, columns), the VAE's latents of the image `image`.
+    """
+
+    def __init__(self, latents: torch.Tensor, image: Image.Image) -> None:
         _, rows, columns = latents.shape
-        seen = _with_one(latents.flatten(1).T.float().cpu())
-        colours = np.asarray(known.resize((columns, rows), Image.Resampling.BOX), dtype=np.float32) / 255
-        wanted = torch.from_numpy(colours).reshape(-1, 3)
-        # torch's usual driver, gelsy, gave wrong answers now and then where a channel is idle.
-        self._map: np.ndarray = torch.linalg.lstsq(seen, wanted, driver="gelsd").solution.numpy()
+        samples = _with_bias_column(latents.flatten(1).T.float().cpu())
+        rgb = np.asarray(image.resize((columns, rows), Image.Resampling.BOX), dtype=np.float32) / 255
+        targets = torch.from_numpy(rgb).reshape(-1, 3)
+        # torch's default driver, gelsy, gives wrong results now and then when a channel is constant.
+        self._weights: np.ndarray = torch.linalg.lstsq(samples, targets, driver="gelsd").solution.numpy()
 
-    def picture(self, latents: torch.Tensor) -> Image.Image:
-        """A small RGB picture, longest edge 128 px, of latents (channels, rows, columns)."""
+    def render(self, latents: torch.Tensor) -> Image.Image:
+        """An RGB preview, longest edge 128 px, of latents (channels, rows, columns)."""
         _, rows, columns = latents.shape
-        # Neither torch nor BLAS: on a thread that only draws they would start processors' worth of threads of
-        # their own, which then spin beside those that denoise.
-        colours = np.einsum("lc,ck->lk", latents.flatten(1).T.float().cpu().numpy(), self._map[:-1])
-        levels = ((colours + self._map[-1]).clip(0, 1) * 255).round().astype(np.uint8)
-        scale = LONGEST_PX / max(rows, columns)
+        # numpy's einsum, not torch or BLAS: this runs on a thread that only renders previews, where those two
+        # would start thread pools of their own that compete with denoising.
+        rgb = np.einsum("lc,ck->lk", latents.flatten(1).T.float().cpu().numpy(), self._weights[:-1])
+        levels = ((rgb + self._weights[-1]).clip(0, 1) * 255).round().astype(np.uint8)
+        scale = LONGEST_EDGE_PX / max(rows, columns)
         size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
         small = Image.fromarray(levels.reshape(rows, columns, 3))
         return small.resize(size, Image.Resampling.BICUBIC)
 
 
-def learn_colours(encoder: Encoder) -> LatentColours:
-    """The colours of one VAE's latents."""
-    known = patchwork(16)
-    return LatentColours(encoder.encode(known)[0], known)
+def fit_previewer(encoder: ImageEncoder) -> LatentPreviewer:
+    """A previewer for the latents of this encoder."""
+    image = calibration_image(16)
+    return LatentPreviewer(encoder.encode(image)[0], image)
 
 
-def patchwork(patches: int) -> Image.Image:
-    """A square of patches x patches evenly drawn colours of 16x16 px each, the same on every call."""
-    drawn = np.random.default_rng(0).integers(0, 256, (patches, patches, 3), dtype=np.uint8)
+def calibration_image(patches: int) -> Image.Image:
+    """A square of `patches` x `patches` random RGB patches of 16x16 px each; the same on every call."""
+    rgb = np.random.default_rng(0).integers(0, 256, (patches, patches, 3), dtype=np.uint8)
     side = patches * _PATCH_PX
-    return Image.fromarray(drawn).resize((side, side), Image.Resampling.NEAREST)
+    return Image.fromarray(rgb).resize((side, side), Image.Resampling.NEAREST)
 
 
-def _with_one(latents: torch.Tensor) -> torch.Tensor:
-    """A last column of ones beside (latents, channels), for the constant part."""
-    return torch.cat([latents, latents.new_ones(len(latents), 1)], dim=1)
+def _with_bias_column(samples: torch.Tensor) -> torch.Tensor:
+    """(samples, channels) with a last column of ones."""
+    return torch.cat([samples, samples.new_ones(len(samples), 1)], dim=1)

@@ -1,19 +1,20 @@
-"""Telling whoever waits for a job how far it is."""
+"""Reports a job's progress to the callables that `generate` was given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from PIL.Image import Image
 
-from ourvidz.pipelines.base import OnImage, OnPreview, OnStep, PreviewRenderer
+from ourvidz.pipelines.base import OnImage, OnPreview, OnStep, Snapshot
 
 
 class ProgressReporter:
-    """Counts the steps of one job over all its parts and keeps what its listener raised.
+    """Counts denoising steps over all batches of one job and calls `on_step`, `on_preview` and `on_image`.
 
-    A job that was stopped must end with what stopped it, and never look like a failure of the model.
+    `callback_error` is the exception that `on_step` or `on_image` raised, if any. Such an exception stops the
+    job; the pipeline must raise it unchanged instead of treating it as a failure of the model.
     """
 
     def __init__(
@@ -21,36 +22,37 @@ class ProgressReporter:
     ) -> None:
         self._on_step = on_step
         self._on_preview = on_preview
-        self._on_picture = on_image
-        self._before = 0
+        self._on_image = on_image
+        self._offset = 0
         self._total = 0
-        self.stopped_by: Exception | None = None
+        self.callback_error: Exception | None = None
 
-    def begin(self, steps: int, *, part: int = 0, parts: int = 1) -> None:
-        """Part `part` of `parts` begins, `steps` steps long."""
-        self._before, self._total = part * steps, parts * steps
-        self._tell(0)
+    def begin(self, steps: int, *, batch: int = 0, batches: int = 1) -> None:
+        """Start batch number `batch`, counted from 0, of `batches` batches of `steps` steps each."""
+        self._offset, self._total = batch * steps, batches * steps
+        self._report_step(0)
 
-    def step(self, done: int, take: Callable[[], PreviewRenderer] | None = None) -> None:
-        """`done` steps of this part are over; `take` copies how it looks now, where that can be told."""
-        if take is not None and self._on_preview is not None and self._before + done < self._total:
-            self._on_preview(take)
-        self._tell(done)
+    def step(self, done: int, snapshot: Snapshot | None = None) -> None:
+        """Report that `done` steps of the current batch are finished. `snapshot` copies the current latents;
+        None if previews are not available."""
+        if snapshot is not None and self._on_preview is not None and self._offset + done < self._total:
+            self._on_preview(snapshot)
+        self._report_step(done)
 
-    def picture(self, index: int, image: Image) -> None:
-        """Picture `index` of the job is finished."""
-        if self._on_picture is not None:
-            with self._listening():
-                self._on_picture(index, image)
+    def image(self, index: int, image: Image) -> None:
+        """Report that image number `index` of the job is finished."""
+        if self._on_image is not None:
+            with self._recording_errors():
+                self._on_image(index, image)
 
-    def _tell(self, done: int) -> None:
-        with self._listening():
-            self._on_step(self._before + done, self._total)
+    def _report_step(self, done: int) -> None:
+        with self._recording_errors():
+            self._on_step(self._offset + done, self._total)
 
     @contextmanager
-    def _listening(self) -> Iterator[None]:
+    def _recording_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as stop:
-            self.stopped_by = stop
+        except Exception as error:
+            self.callback_error = error
             raise

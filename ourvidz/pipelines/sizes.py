@@ -1,4 +1,4 @@
-"""How large a picture is rendered, and how a reference is brought to that size."""
+"""The size at which an image is rendered, and how a reference is fitted to it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,33 @@ from typing import Final
 from PIL import ImageOps
 from PIL.Image import Image, Resampling
 
-MULTIPLE_PX = 8
-SMALLEST_PX = 16
-"""Below two latent pixels an edge cannot be halved inside the UNet."""
+from ourvidz.errors import InvalidParameters
+from ourvidz.jobs.job import ImageJob, VideoJob
+
+MIN_EDGE_PX = 16
+"""An edge of fewer than two latents cannot be downsampled inside the UNet."""
 
 RESIZE_POLICY: Final = "center_crop"
-"""What `center_crop` is called in the metadata of an asset."""
+"""The name of `center_crop` in an asset's metadata."""
 
 
-def capped(width_px: int, height_px: int, *, cap: int | None, multiple: int = MULTIPLE_PX) -> tuple[int, int]:
-    """The size to render: as asked, or scaled down until the longest edge is `cap` pixels.
+def check_multiple(job: ImageJob | VideoJob, multiple: int) -> None:
+    """Raise `InvalidParameters` unless width and height (px) are multiples of `multiple`."""
+    for field, edge_px in (("width", job.width), ("height", job.height)):
+        if edge_px % multiple:
+            raise InvalidParameters(
+                f"{job.width}x{job.height} px is not a multiple of {multiple}.",
+                field=field,
+                rule=f"multiples of {multiple}",
+                value=edge_px,
+            )
 
-    The aspect is kept as far as edges of multiples of `multiple` px, at least 16, allow.
+
+def cap_size(width_px: int, height_px: int, *, cap: int | None, multiple: int) -> tuple[int, int]:
+    """Width and height (px), scaled down so that the longest edge has at most `cap` px; None is no cap.
+
+    Scaled edges are multiples of `multiple` px and at least 16 px; the aspect ratio is kept as far as that
+    allows.
     """
     longest = max(width_px, height_px)
     if cap is None or longest <= cap:
@@ -27,11 +42,11 @@ def capped(width_px: int, height_px: int, *, cap: int | None, multiple: int = MU
 
 
 def center_crop(image: Image, width_px: int, height_px: int) -> Image:
-    """`image` as RGB at exactly `width_px` x `height_px`: its middle, as much of it as has that aspect,
-    resized with a Lanczos filter. A picture of that size keeps its pixels."""
+    """`image` as RGB, cropped around its centre to the aspect ratio and resized to `width_px` x `height_px`
+    with a Lanczos filter. An image of that size keeps its pixels."""
     return ImageOps.fit(image.convert("RGB"), (width_px, height_px), Resampling.LANCZOS)
 
 
 def _scaled(edge_px: int, cap: int, longest: int, multiple: int) -> int:
-    """`edge_px · cap / longest` to the nearest multiple."""
-    return max(SMALLEST_PX, round(edge_px * cap / longest / multiple) * multiple)
+    """`edge_px · cap / longest` rounded to the nearest multiple."""
+    return max(MIN_EDGE_PX, round(edge_px * cap / longest / multiple) * multiple)

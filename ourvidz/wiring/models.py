@@ -7,10 +7,10 @@ from typing import Any
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.base import ImagePipeline, TextPipeline, VideoPipeline
 from ourvidz.pipelines.devices import free_memory
-from ourvidz.pipelines.loading import files_mib
+from ourvidz.pipelines.loading import weight_files_mib
 from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles
-from ourvidz.pipelines.sdxl.options import SDXLOptions, lora_of
+from ourvidz.pipelines.sdxl.options import SDXLOptions, parse_lora
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
 from ourvidz.pipelines.texts.qwen import QwenPipeline
@@ -156,7 +156,7 @@ def _text(settings: Settings, variant: QwenVariant) -> TextModel:
         needed = f"OURVIDZ_QWEN_MODEL or OURVIDZ_QWEN_{variant.upper()}_URL"
         raise ModelLoadError(f"The production profile has no Qwen checkpoint ({variant}): set {needed}.")
     checkpoint = find_qwen(settings.qwen_model, variant)
-    return TextModel(QwenPipeline(checkpoint, variant), files_mib(checkpoint.path))
+    return TextModel(QwenPipeline(checkpoint, variant), weight_files_mib(checkpoint.path))
 
 
 def sdxl_options(settings: Settings) -> SDXLOptions:
@@ -169,8 +169,8 @@ def sdxl_options(settings: Settings) -> SDXLOptions:
         attention=settings.sdxl_attention,
         compiled=settings.sdxl_compile,
         channels_last=settings.sdxl_channels_last,
-        loras=tuple(lora_of(written) for written in settings.sdxl_loras),
-        job_loras=tuple(lora_of(written) for written in settings.sdxl_job_loras),
+        loras=tuple(parse_lora(entry) for entry in settings.sdxl_loras),
+        job_loras=tuple(parse_lora(entry) for entry in settings.sdxl_job_loras),
         ip_adapter=AdapterFiles(adapter, encoder) if adapter and encoder else None,
         previews=settings.previews,
     )

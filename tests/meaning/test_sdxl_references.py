@@ -106,7 +106,7 @@ def test_an_exact_copy_is_what_the_vae_makes_of_the_reference(
     denoise: float,
 ) -> None:
     """The VAE's own loss cannot be avoided; at every strength that a copy may have the steps add little."""
-    codec = sdxl._loaded.codec
+    codec = sdxl._model.vae
     for reference in copied_pictures:
         best = decibels(codec.decode(codec.encode(reference)), reference)
         assert decibels(paint("", reference, **copied(denoise))[0], reference) > best - 1.5

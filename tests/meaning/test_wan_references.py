@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from ourvidz.pipelines.base import ReferenceImages
-from ourvidz.pipelines.wan.frames import Codec, fitted, pictures
 from ourvidz.pipelines.wan.pipeline import WanPipeline
+from ourvidz.pipelines.wan.vae import VideoVAE, image_tensor, to_images
 from training.evaluator import watch
 from training.wan.evaluate import asked_clip, held_out_captions
 from training.wan.models import NATIVE_PX
@@ -93,12 +93,12 @@ def clips(make: Make, asked: list[Asked]) -> Clips:
 @pytest.fixture(scope="module")
 def round_trip(wan_folder: Path) -> Callable[[Pixels], Pixels]:
     """A picture through the video VAE and back: what is lost there no clip can have."""
-    codec = Codec(diffusers.AutoencoderKLWan.from_pretrained(wan_folder / "vae").float())
+    codec = VideoVAE(diffusers.AutoencoderKLWan.from_pretrained(wan_folder / "vae").float())
 
     def back(picture: Pixels) -> Pixels:
         with torch.no_grad():
-            latents = codec.encode(fitted(Image.fromarray(picture), NATIVE_PX, NATIVE_PX))
-            return np.asarray(pictures(codec.decode(latents))[0])
+            latents = codec.encode(image_tensor(Image.fromarray(picture), NATIVE_PX, NATIVE_PX))
+            return np.asarray(to_images(codec.decode(latents))[0])
 
     return back
 

@@ -14,7 +14,7 @@ import pytest
 from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.checksums import CHECKSUMS, digest_of, verify
+from ourvidz.pipelines.checksums import CHECKSUMS, sha256_of, verify
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from ourvidz.pipelines.texts.checkpoint import find_qwen
 
@@ -25,7 +25,7 @@ def seal(folder: Path) -> Path:
     """Write the list of every file there is."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
     (folder / CHECKSUMS).write_text(
-        "".join(f"{digest_of(path)}  {path.relative_to(folder)}\n" for path in files)
+        "".join(f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in files)
     )
     return folder
 
@@ -101,7 +101,7 @@ def test_a_list_never_leads_out_of_its_folder(folder: Path, name: str) -> None:
     secret = folder.parent / "secret"
     secret.write_bytes(b"outside")
     with (folder / CHECKSUMS).open("a") as sums:
-        sums.write(f"{digest_of(secret)}  {name.format(absolute=secret)}\n")
+        sums.write(f"{sha256_of(secret)}  {name.format(absolute=secret)}\n")
     with pytest.raises(ModelLoadError, match="lies outside the folder"):
         verify(folder)
 

@@ -11,10 +11,10 @@ from PIL import Image
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import PreviewRenderer
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.previews import learn_colours
+from ourvidz.pipelines.previews import fit_previewer
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
-from ourvidz.pipelines.sdxl.vae import Codec
+from ourvidz.pipelines.sdxl.vae import ImageVAE
 
 MakeJob = Callable[..., ImageJob]
 
@@ -31,10 +31,10 @@ class Averaging:
 
 def test_colours_are_learned_from_the_vae() -> None:
     """Whatever its latents mean, a preview has the colours of the picture."""
-    colours = learn_colours(Averaging())
+    colours = fit_previewer(Averaging())
     picture = Image.new("RGB", (64, 64), (200, 30, 90))
     picture.paste((10, 220, 60), (0, 0, 32, 64))
-    seen = colours.picture(Averaging().encode(picture)[0])
+    seen = colours.render(Averaging().encode(picture)[0])
     assert seen.size == (128, 128)
     assert np.abs(np.asarray(seen.getpixel((16, 64))) - (10, 220, 60)).max() < 8
     assert np.abs(np.asarray(seen.getpixel((112, 64))) - (200, 30, 90)).max() < 8
@@ -42,9 +42,9 @@ def test_colours_are_learned_from_the_vae() -> None:
 
 def test_a_preview_keeps_the_aspect() -> None:
     """Followers see the picture before it is there, not a square."""
-    colours = learn_colours(Averaging())
-    assert colours.picture(torch.zeros(4, 4, 8)).size == (128, 64)
-    assert colours.picture(torch.zeros(4, 200, 100)).size == (64, 128)
+    colours = fit_previewer(Averaging())
+    assert colours.render(torch.zeros(4, 4, 8)).size == (128, 64)
+    assert colours.render(torch.zeros(4, 200, 100)).size == (64, 128)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -84,7 +84,7 @@ def test_colours_are_not_learned_where_nobody_may_look(tiny: Checkpoint, image_j
     """A preview that is not wanted costs nothing."""
     sdxl = SDXLPipeline(tiny, options=SDXLOptions(previews=False))
     sdxl.load()
-    assert sdxl._loaded.colours is None
+    assert sdxl._model.previewer is None
     sdxl.generate(image_job(), on_step=lambda *_: None, on_preview=lambda take: pytest.fail("offered"))
 
 
@@ -98,7 +98,7 @@ def test_a_vae_whose_colours_cannot_be_learned_is_asked_once(
         asked.append(1)
         raise RuntimeError("no colours")
 
-    monkeypatch.setattr(Codec, "encode", encode)
+    monkeypatch.setattr(ImageVAE, "encode", encode)
     sdxl = SDXLPipeline(tiny)
     for _ in range(2):
         made = sdxl.generate(

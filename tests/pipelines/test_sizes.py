@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ourvidz.pipelines.sizes import center_crop
-from ourvidz.pipelines.wan.frames import fitted
+from ourvidz.pipelines.wan.vae import image_tensor
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,6 @@ def test_what_comes_out_is_rgb(mode: str) -> None:
 def test_clips_cut_their_references_as_pictures_do() -> None:
     """Both report the same policy, so one reference has one middle."""
     image = Image.effect_noise((90, 50), 90).convert("RGB")
-    levels = (fitted(image, 64, 48) + 1) * 127.5
+    levels = (image_tensor(image, 64, 48) + 1) * 127.5
     cut = torch.tensor(list(center_crop(image, 64, 48).tobytes())).reshape(48, 64, 3).permute(2, 0, 1)
     assert torch.equal(levels.round().int(), cut.int())

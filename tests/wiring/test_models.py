@@ -6,7 +6,7 @@ import pytest
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles
-from ourvidz.pipelines.sdxl.lora import Lora
+from ourvidz.pipelines.sdxl.lora import LoraFile
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.texts.checkpoint import find_qwen
 from ourvidz.pipelines.wan.checkpoint import find_wan
@@ -201,10 +201,10 @@ def test_named_files_reach_the_pipeline(settings: Settings) -> None:
     )
     options = sdxl_options(chosen)
     assert options.loras == (
-        Lora("hills", Path("/m/hills.safetensors"), 0.8),
-        Lora("sky", Path("/m/sky.safetensors")),
+        LoraFile("hills", Path("/m/hills.safetensors"), 0.8),
+        LoraFile("sky", Path("/m/sky.safetensors")),
     )
-    assert options.job_loras == (Lora("ink", Path("/m/ink.safetensors"), -0.5),)
+    assert options.job_loras == (LoraFile("ink", Path("/m/ink.safetensors"), -0.5),)
     assert options.ip_adapter == AdapterFiles(Path("/m/adapter.safetensors"), Path("/m/encoder"))
 
 

@@ -1,5 +1,5 @@
-"""SDXL: words, and a picture to begin with, to pictures.
+"""SDXL: generates images from a prompt and an optional reference image.
 
-Owns: the SDXL checkpoint on its device, Compel's conditioning, img2img, adapters, LoRA files, schedulers.
-Speaks: image jobs and pictures. Starts at `pipeline`, which climbs the stairs.
+Owns: the loaded SDXL checkpoint, prompt encoding, image-to-image, IP-Adapter, LoRA files, schedulers.
+Speaks: image jobs and images. `pipeline` is the entry point.
 """

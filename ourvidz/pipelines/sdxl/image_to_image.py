@@ -1,4 +1,4 @@
-"""How a reference shapes a picture: what is done with it, where denoising begins, what is told about it."""
+"""How a reference image is used: method, starting noise level, and the metadata about it."""
 
 from __future__ import annotations
 
@@ -11,65 +11,76 @@ from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.job import ImageJob, ReferenceType
 from ourvidz.pipelines.sizes import RESIZE_POLICY, center_crop
 
-Backend = Literal["img2img", "ip_adapter"]
+ReferenceBackend = Literal["img2img", "ip_adapter"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How one job begins. `steps` denoising steps run.
+class ReferencePlan:
+    """How the reference of one job is used, and how many denoising `steps` run.
 
-    With the backend "img2img" they begin at the noise level `denoise` (0 to 1) of the reference, which has
-    the size of the job then; without one, and with "ip_adapter", in pure noise. The adapter hears the
-    reference in the blocks of `kind`, at `scale`.
+    With the backend "img2img" denoising starts from `reference`, which has the size of the job, with noise of
+    `strength` (0 to 1). Without a backend and with "ip_adapter" it starts from pure noise. With "ip_adapter"
+    the UNet's blocks for `reference_type` attend to the reference with `adapter_scale` (0 to 1).
+    `exact_copy` selects the schedule of exact copies.
     """
 
     steps: int
-    denoise: float = 1.0
-    backend: Backend | None = None
+    strength: float = 1.0
+    backend: ReferenceBackend | None = None
     reference: Image | None = None
-    exact: bool = False
-    kind: ReferenceType | None = None
-    scale: float = 0.0
+    exact_copy: bool = False
+    reference_type: ReferenceType | None = None
+    adapter_scale: float = 0.0
 
     @property
-    def copied(self) -> Image | None:
-        """The picture itself where nothing is to be denoised."""
+    def copied_image(self) -> Image | None:
+        """The reference, if it is the result itself because no step runs."""
         return None if self.steps else self.reference
 
     @property
-    def latents_from(self) -> Image | None:
-        """The picture that denoising begins with."""
+    def initial_image(self) -> Image | None:
+        """The image whose latents denoising starts from; None for pure noise."""
         return self.reference if self.backend == "img2img" else None
 
 
-def plan(job: ImageJob, reference: Image | None, size: tuple[int, int], *, adapter: bool) -> Plan:
-    """How `job` begins at `size` pixels. `adapter`: whether an IP-Adapter is loaded."""
+def plan_reference(
+    job: ImageJob, reference: Image | None, size: tuple[int, int], *, has_adapter: bool
+) -> ReferencePlan:
+    """Choose how `job`, rendered at `size` (width and height, px), uses its reference. `has_adapter`: whether
+    an IP-Adapter is loaded."""
     if reference is None:
-        return Plan(job.steps)
-    if adapter and job.mode == "modify" and job.reference_type is not None:
-        scale = 1 - job.denoise_strength
-        return Plan(
-            job.steps, backend="ip_adapter", reference=reference, kind=job.reference_type, scale=scale
+        return ReferencePlan(job.steps)
+    if has_adapter and job.mode == "modify" and job.reference_type is not None:
+        return ReferencePlan(
+            job.steps,
+            backend="ip_adapter",
+            reference=reference,
+            reference_type=job.reference_type,
+            adapter_scale=1 - job.denoise_strength,
         )
-    fitted = center_crop(reference, *size)
-    exact = job.mode == "exact_copy"
-    return Plan(job.effective_steps, job.denoise_strength, "img2img", fitted, exact)
+    return ReferencePlan(
+        job.effective_steps,
+        job.denoise_strength,
+        "img2img",
+        center_crop(reference, *size),
+        exact_copy=job.mode == "exact_copy",
+    )
 
 
-def need_reference(job: ImageJob, reference: Image | None) -> None:
-    """A job that names a reference comes with one, and no other does: `InvalidParameters`."""
+def check_reference(job: ImageJob, reference: Image | None) -> None:
+    """Raise `InvalidParameters` unless a reference image is given exactly when the job names one."""
     if (reference is None) != (job.mode == "text_to_image"):
-        missing = "lacks its reference" if reference is None else "names no reference, but has one"
-        raise InvalidParameters(f"The job {missing}.", field="reference")
+        problem = "lacks its reference" if reference is None else "names no reference, but has one"
+        raise InvalidParameters(f"The job {problem}.", field="reference")
 
 
-def about(plan: Plan, job: ImageJob, *, negative_used: bool) -> dict[str, Any]:
-    """What an asset says about how its reference was used."""
+def reference_metadata(plan: ReferencePlan, job: ImageJob, *, negative_prompt_used: bool) -> dict[str, Any]:
+    """Asset metadata about the reference; empty without one."""
     if plan.backend is None:
         return {}
     return {
         "denoise_strength": job.denoise_strength,
         "pipeline": plan.backend,
         "resize_policy": RESIZE_POLICY,
-        "negative_prompt_used": negative_used,
+        "negative_prompt_used": negative_prompt_used,
     }

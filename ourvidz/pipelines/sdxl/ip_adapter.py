@@ -1,7 +1,7 @@
-"""Following a picture's style, its composition or its character: an IP-Adapter beside the prompt.
+"""IP-Adapter: conditions the UNet on a reference image's style, composition or character.
 
-Where in the UNet the picture is heard decides what of it is taken: the deepest blocks on the way down lay a
-picture out, the first on the way up paint it (Wang et al., InstantStyle, arXiv:2404.02733).
+Which attention blocks see the image decides what is taken from it: the deepest blocks on the way down
+determine composition, the first ones on the way up style (InstantStyle, https://arxiv.org/abs/2404.02733).
 """
 
 from __future__ import annotations
@@ -11,88 +11,81 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 from diffusers.models.attention_processor import IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import ImageProjection
-from PIL import ImageOps
-from PIL.Image import Image, Resampling
+from PIL.Image import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import ReferenceType
+from ourvidz.pipelines.clip import clip_pixels
 
-_PROCESSORS = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0)
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_SPREAD = (0.26862954, 0.26130258, 0.27577711)
-"""What CLIP's pictures are normalized with (Radford et al. 2021)."""
+_ADAPTER_PROCESSORS = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFiles:
-    """The adapter's `.safetensors` file and the folder of the CLIP image encoder it was trained with."""
+    """The adapter's `.safetensors` file, and the folder of the CLIP image encoder it was trained with."""
 
     weights: Path
     encoder: Path
 
 
 class IPAdapter:
-    """An adapter inside the UNet of one loaded pipeline. Silent until a job asks for it."""
+    """An IP-Adapter in the UNet of one loaded pipeline. Its scale is 0 until `set_scale` is called."""
 
     def __init__(self, pipe: diffusers.StableDiffusionXLPipeline, files: AdapterFiles) -> None:
         self._unet = pipe.unet
         self._device: torch.device = pipe._execution_device
-        self.encoder = _encoder(files.encoder).to(self._device, pipe.unet.dtype)
-        pipe.unet._load_ip_adapter_weights([_weights(files.weights)], low_cpu_mem_usage=False)
+        self.encoder = _load_encoder(files.encoder).to(self._device, pipe.unet.dtype)
+        pipe.unet._load_ip_adapter_weights([_load_weights(files.weights)], low_cpu_mem_usage=False)
         projection = pipe.unet.encoder_hid_proj.image_projection_layers[0]
         self._pooled = isinstance(projection, ImageProjection)
-        self.listen(None, 0.0)
-        self._nothing = torch.zeros_like(self._embed(torch.zeros(1, 3, self._side, self._side)))
+        self.set_scale(None, 0.0)
+        side = self._side_px
+        self._zero_embeds = torch.zeros_like(self._embed(torch.zeros(1, 3, side, side)))
 
-    def listen(self, kind: ReferenceType | None, scale: float) -> None:
-        """Let the blocks of `kind` hear the picture at `scale` (0 to 1) and no others; None silences all."""
-        heard = () if kind is None else hearing(self._unet)[kind]
+    def set_scale(self, reference_type: ReferenceType | None, scale: float) -> None:
+        """Set the scale (0 to 1) of the attention blocks for `reference_type`, and 0 for all others; None
+        sets all of them to 0."""
+        prefixes = () if reference_type is None else attention_block_prefixes(self._unet)[reference_type]
         for name, processor in self._unet.attn_processors.items():
-            if isinstance(processor, _PROCESSORS):
-                processor.scale = [scale if name.startswith(heard) and heard else 0.0]
+            if isinstance(processor, _ADAPTER_PROCESSORS):
+                processor.scale = [scale if name.startswith(prefixes) and prefixes else 0.0]
 
-    def embeds(self, image: Image | None, pictures: int, *, guided: bool) -> list[torch.Tensor]:
-        """A picture as the UNet's `image_embeds`, (pictures, 1, …), where guidance asks also without it
-        twice as many. The UNet insists on them for a job without a picture too."""
-        toward = away = self._nothing
+    def image_embeds(self, image: Image | None, images: int, *, guided: bool) -> list[torch.Tensor]:
+        """The UNet's `image_embeds` for a batch of `images` images: one tensor (rows, 1, …) with `images`
+        rows, or twice as many, the unconditional ones first, with guidance. Zeros without an image: the UNet
+        requires the input for every job."""
+        positive = negative = self._zero_embeds
         if image is not None:
-            pixels = self._pixels(image)
-            toward = self._embed(pixels)
-            away = self._nothing if self._pooled else self._embed(torch.zeros_like(pixels))
-        asked = [away, toward] if guided else [toward]
-        return [torch.cat([one[None].repeat_interleave(pictures, dim=0) for one in asked])]
+            pixels = clip_pixels(image, self._side_px)[None]
+            positive = self._embed(pixels)
+            negative = self._zero_embeds if self._pooled else self._embed(torch.zeros_like(pixels))
+        rows = [negative, positive] if guided else [positive]
+        return [torch.cat([embeds[None].repeat_interleave(images, dim=0) for embeds in rows])]
 
     @torch.no_grad()
     def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(1, width), or (1, patches, width) for the adapters that look at every patch."""
-        said = self.encoder(
+        """(1, width), or (1, patches, width) for an adapter that attends to the patches."""
+        output = self.encoder(
             pixels.to(self._device, self.encoder.dtype), output_hidden_states=not self._pooled
         )
-        found: torch.Tensor = said.image_embeds if self._pooled else said.hidden_states[-2]
-        return found
-
-    def _pixels(self, image: Image) -> torch.Tensor:
-        """The middle of the picture as the encoder reads it, (1, 3, side, side)."""
-        square = ImageOps.fit(image, (self._side, self._side), Resampling.BICUBIC)
-        levels = (np.asarray(square, dtype=np.float32) / 255 - _MEAN) / _SPREAD
-        return torch.from_numpy(levels.astype(np.float32)).permute(2, 0, 1)[None]
+        embeds: torch.Tensor = output.image_embeds if self._pooled else output.hidden_states[-2]
+        return embeds
 
     @property
-    def _side(self) -> int:
+    def _side_px(self) -> int:
         return int(self.encoder.config.image_size)
 
 
-def hearing(unet: Any) -> dict[ReferenceType, tuple[str, ...]]:
-    """What the names of the attention blocks begin with that hear each type of reference: in SDXL the second
-    of `up_blocks.0`, the last of `down_blocks.2`, and all."""
-    down = _deepest(unet.down_blocks, "down_blocks", last=True)
-    up = _deepest(unet.up_blocks, "up_blocks", last=False)
+def attention_block_prefixes(unet: Any) -> dict[ReferenceType, tuple[str, ...]]:
+    """Name prefixes of the attention blocks that attend to the image, by reference type. In SDXL these are
+    the second block of `up_blocks.0`, the last of `down_blocks.2`, and all blocks."""
+    down = _innermost(unet.down_blocks, "down_blocks", last=True)
+    up = _innermost(unet.up_blocks, "up_blocks", last=False)
     last = len(unet.get_submodule(down).attentions) - 1
     return {
         "style": (f"{up}.attentions.1.",),
@@ -101,19 +94,18 @@ def hearing(unet: Any) -> dict[ReferenceType, tuple[str, ...]]:
     }
 
 
-def _encoder(folder: Path) -> Any:
+def _load_encoder(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"There is no image encoder in {folder}.")
     return CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 
-def _weights(file: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """The adapter's two parts by name, which is how diffusers takes them."""
+def _load_weights(file: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The adapter's weights in the form that diffusers takes: `image_proj` and `ip_adapter` apart."""
     if file.suffix != ".safetensors" or not file.is_file():
         raise ModelLoadError(f"There is no .safetensors file {file}.")
-    tensors = load_file(file)
     parts: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-    for key, tensor in tensors.items():
+    for key, tensor in load_file(file).items():
         part, _, name = key.partition(".")
         if part in parts:
             parts[part][name] = tensor
@@ -122,7 +114,7 @@ def _weights(file: Path) -> dict[str, dict[str, torch.Tensor]]:
     return parts
 
 
-def _deepest(blocks: Any, prefix: str, *, last: bool) -> str:
-    """The block with attention that is nearest to the UNet's middle."""
-    attending = [index for index, block in enumerate(blocks) if getattr(block, "attentions", None)]
-    return f"{prefix}.{attending[-1 if last else 0]}"
+def _innermost(blocks: Any, prefix: str, *, last: bool) -> str:
+    """The name of the block with attention that is nearest to the UNet's middle."""
+    with_attention = [index for index, block in enumerate(blocks) if getattr(block, "attentions", None)]
+    return f"{prefix}.{with_attention[-1 if last else 0]}"

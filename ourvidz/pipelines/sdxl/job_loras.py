@@ -1,4 +1,4 @@
-"""LoRA files that a job may name: put on for it, and taken off again."""
+"""LoRA files that jobs may request: applied for one job, then removed."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ from diffusers import StableDiffusionXLPipeline
 from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import JobLora
 from ourvidz.pipelines.sdxl import lora
-from ourvidz.pipelines.sdxl.lora import Lora, LoraWeights
+from ourvidz.pipelines.sdxl.lora import LoraFile, LoraWeights
 
 
 class JobLoras:
-    """The files of one loaded pipeline. All are read at once, so that one that does not fit is heard of
-    before any job asks for it; their numbers stay in host memory.
+    """The LoRA files available to the jobs of one loaded pipeline.
 
-    The checkpoint comes back bit for bit: subtracting what was added would round. So there is also a copy in
-    host memory of every weight that was changed once.
+    All files are read when the checkpoint is loaded, so that an unsuitable file is reported before any job
+    requests it; their weights stay in host memory. The checkpoint's own weights are restored bit for bit from
+    a copy in host memory: subtracting the LoRA again would round.
     """
 
-    def __init__(self, pipe: StableDiffusionXLPipeline, files: Sequence[Lora]) -> None:
-        self._files = {file.name: lora.read(pipe, file) for file in files}
-        self._own: dict[torch.nn.Module, torch.Tensor] = {}
+    def __init__(self, pipe: StableDiffusionXLPipeline, files: Sequence[LoraFile]) -> None:
+        self._loras = {file.name: lora.read_lora(pipe, file) for file in files}
+        self._originals: dict[torch.nn.Module, torch.Tensor] = {}
 
     @contextmanager
-    def on(self, asked: Sequence[JobLora]) -> Iterator[bool]:
-        """The weights with these added for a while; whether text encoders are among them.
+    def applied(self, requested: Sequence[JobLora]) -> Iterator[bool]:
+        """Add the requested LoRAs to the weights inside this context; yields whether a text encoder changed.
 
-        `ModelLoadError` for a name that this worker was given no file for. Whatever happens inside, and also
-        where adding fails half-way, the checkpoint's own weights are there afterwards.
+        Raises `ModelLoadError` for an unknown name. The checkpoint's own weights are restored afterwards,
+        also if adding fails half-way.
         """
-        chosen = [(self._file(one.name), one.weight) for one in asked]
+        selected = [(self._get(entry.name), entry.weight) for entry in requested]
         try:
-            for file, weight in chosen:
-                self._remember(file.layers)
-                file.add(weight)
-            yield any(file.reaches_words for file, _ in chosen)
+            for weights, scale in selected:
+                self._back_up(weights.layers)
+                weights.add(scale)
+            yield any(weights.changes_text_encoder for weights, _ in selected)
         finally:
-            self._restore(layer for file, _ in chosen for layer in file.layers)
+            self._restore(layer for weights, _ in selected for layer in weights.layers)
 
-    def _file(self, name: str) -> LoraWeights:
-        if name not in self._files:
+    def _get(self, name: str) -> LoraWeights:
+        if name not in self._loras:
             raise ModelLoadError(f"OURVIDZ_SDXL_JOB_LORAS has no {name} in this worker, though in the shim.")
-        return self._files[name]
+        return self._loras[name]
 
     @torch.no_grad()
-    def _remember(self, layers: Iterable[torch.nn.Module]) -> None:
+    def _back_up(self, layers: Iterable[torch.nn.Module]) -> None:
         for layer in layers:
-            if layer not in self._own:
-                self._own[layer] = lora.weights_of(layer).to("cpu", copy=True)
+            if layer not in self._originals:
+                self._originals[layer] = lora.weight_of(layer).to("cpu", copy=True)
 
     @torch.no_grad()
     def _restore(self, layers: Iterable[torch.nn.Module]) -> None:
         for layer in layers:
-            own = self._own.get(layer)
-            if own is not None:
-                lora.weights_of(layer).copy_(own)
+            original = self._originals.get(layer)
+            if original is not None:
+                lora.weight_of(layer).copy_(original)

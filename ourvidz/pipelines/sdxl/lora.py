@@ -1,4 +1,4 @@
-"""LoRA files, added to the weights: while they are in, they cost a step nothing."""
+"""Reads LoRA files and adds them to a pipeline's weights, so that they cost nothing per step."""
 
 from __future__ import annotations
 
@@ -14,197 +14,200 @@ from safetensors import safe_open
 
 from ourvidz.errors import ModelLoadError
 
-_PAIRS = (
+_DOWN_UP_SUFFIXES = (
     (".lora_A.weight", ".lora_B.weight"),
     (".lora.down.weight", ".lora.up.weight"),
     (".lora_down.weight", ".lora_up.weight"),
     (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
 )
-_ATTENTION_NAMES = (("_lora.down.weight", ".lora.down.weight"), ("_lora.up.weight", ".lora.up.weight"))
-"""How old files write `to_q_lora.down` for `to_q.lora.down`."""
-_SAID_CHARS = 200
-"""Of diffusers' error, which can name every weight there is."""
-_TEXT_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+_LEGACY_SUFFIXES = (("_lora.down.weight", ".lora.down.weight"), ("_lora.up.weight", ".lora.up.weight"))
+"""Old files write `to_q_lora.down` for `to_q.lora.down`."""
+_MAX_ERROR_CHARS = 200
+"""An error of diffusers may list every weight of the file."""
+_TEXT_ENCODER_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
 @dataclass(frozen=True, slots=True)
-class Lora:
-    """One LoRA file and how much of it is added; `name` is what it is called here."""
+class LoraFile:
+    """A LoRA file, the name that settings and jobs use for it, and its scale."""
 
     name: str
     path: Path
     weight: float = 1.0
 
-    def told(self) -> str:
+    def label(self) -> str:
         """`name@weight`."""
         return f"{self.name}@{self.weight:g}"
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
-    """What one layer of the file adds: `up · down`, (out, rank) and (rank, in)."""
+class _LayerLora:
+    """The low-rank change of one layer: `up @ down`, with `down` (rank, in) and `up` (out, rank)."""
 
     module: str
     down: torch.Tensor
     up: torch.Tensor
     alpha: float | None
 
-    def fits(self, kept: torch.Tensor) -> bool:
-        """Whether `up · down` has the shape of these weights."""
+    def fits(self, weight: torch.Tensor) -> bool:
+        """Whether `up @ down` has the shape of `weight`."""
         rank, columns = self.down.flatten(1).shape
-        return self.up.flatten(1).shape == (kept.shape[0], rank) and len(kept) * columns == kept.numel()
+        return self.up.flatten(1).shape == (weight.shape[0], rank) and len(weight) * columns == weight.numel()
 
     @torch.no_grad()
-    def add(self, kept: torch.Tensor, weight: float) -> None:
-        """Add it, times `weight`, to these weights."""
+    def add_to(self, weight: torch.Tensor, scale: float) -> None:
+        """Add `scale * alpha / rank * up @ down` to `weight` in place; without an alpha, `scale * up @
+        down`."""
         rank = self.down.shape[0]
-        factor = weight * (1.0 if self.alpha is None else self.alpha / rank)
-        up, down = (part.to(kept.device, torch.float32).flatten(1) for part in (self.up, self.down))
-        kept += (factor * (up @ down)).reshape(kept.shape).to(kept.dtype)
+        factor = scale * (1.0 if self.alpha is None else self.alpha / rank)
+        up, down = (matrix.to(weight.device, torch.float32).flatten(1) for matrix in (self.up, self.down))
+        weight += (factor * (up @ down)).reshape(weight.shape).to(weight.dtype)
 
 
 class LoraWeights:
-    """What a LoRA file adds to the UNet and the text encoders of one pipeline."""
+    """The changes that one LoRA file makes to the UNet and the text encoders of one pipeline."""
 
-    def __init__(self, parts: Sequence[tuple[_Change, torch.nn.Module]]) -> None:
-        self._parts = parts
+    def __init__(self, changes: Sequence[tuple[_LayerLora, torch.nn.Module]]) -> None:
+        self._changes = changes
 
     @property
     def layers(self) -> list[torch.nn.Module]:
-        """The layers it changes, each once."""
-        return list(dict.fromkeys(layer for _, layer in self._parts))
+        """The layers that it changes, without duplicates."""
+        return list(dict.fromkeys(layer for _, layer in self._changes))
 
     @property
-    def reaches_words(self) -> bool:
+    def changes_text_encoder(self) -> bool:
         """Whether it changes a text encoder."""
-        return any(change.module.startswith("text_encoder") for change, _ in self._parts)
+        return any(change.module.startswith("text_encoder") for change, _ in self._changes)
 
-    def add(self, weight: float) -> None:
-        """Add it, times `weight`."""
-        for change, layer in self._parts:
-            change.add(weights_of(layer), weight)
-
-
-def weights_of(layer: torch.nn.Module) -> torch.Tensor:
-    """The weights of a layer that a file can change."""
-    kept = layer.weight
-    assert isinstance(kept, torch.Tensor)
-    return kept
+    def add(self, scale: float) -> None:
+        """Add the changes, times `scale`, to the layers' weights in place."""
+        for change, layer in self._changes:
+            change.add_to(weight_of(layer), scale)
 
 
-def merge(pipe: StableDiffusionXLPipeline, lora: Lora) -> None:
-    """Add a LoRA file for good. `ModelLoadError` as `read` raises it."""
-    read(pipe, lora).add(lora.weight)
+def weight_of(layer: torch.nn.Module) -> torch.Tensor:
+    """The weight tensor of a linear or convolutional layer."""
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
 
 
-def read(pipe: StableDiffusionXLPipeline, lora: Lora) -> LoraWeights:
-    """What a LoRA file adds to this pipeline; nothing is changed yet.
+def merge_lora(pipe: StableDiffusionXLPipeline, file: LoraFile) -> None:
+    """Add a LoRA file to the weights permanently. Raises `ModelLoadError` as `read_lora` does."""
+    read_lora(pipe, file).add(file.weight)
 
-    `ModelLoadError` when the file is no LoRA, holds other weights too, or names a layer this checkpoint has
-    not.
+
+def read_lora(pipe: StableDiffusionXLPipeline, file: LoraFile) -> LoraWeights:
+    """Read a LoRA file and match it to the layers of `pipe`, without changing them.
+
+    Raises `ModelLoadError` if the file is not a LoRA, holds weights that would be ignored, or does not match
+    the layers of this checkpoint.
     """
-    if lora.path.suffix != ".safetensors" or not lora.path.is_file():
-        raise ModelLoadError(f"LoRA {lora.name}: there is no .safetensors file {lora.path}.")
-    tensors, alphas, trained = _tensors(pipe, lora)
-    changes = list(_changes(tensors, alphas or {}, trained or {}))
+    if file.path.suffix != ".safetensors" or not file.path.is_file():
+        raise ModelLoadError(f"LoRA {file.name}: there is no .safetensors file {file.path}.")
+    tensors, alphas, peft_config = _read_tensors(pipe, file)
+    changes = list(_layer_loras(tensors, alphas or {}, peft_config or {}))
     if not changes:
-        raise ModelLoadError(f"LoRA {lora.name}: {lora.path.name} holds no LoRA weights.")
-    _need_all(lora, tensors, changes)
-    parts = [(change, _layer(pipe, change.module, lora)) for change in changes]
-    for change, layer in parts:
-        if not change.fits(weights_of(layer)):
-            raise ModelLoadError(f"LoRA {lora.name}: {change.module} has another shape in this checkpoint.")
-    return LoraWeights(parts)
+        raise ModelLoadError(f"LoRA {file.name}: {file.path.name} holds no LoRA weights.")
+    _check_all_used(file, tensors, changes)
+    matched = [(change, _find_layer(pipe, change.module, file)) for change in changes]
+    for change, layer in matched:
+        if not change.fits(weight_of(layer)):
+            raise ModelLoadError(f"LoRA {file.name}: {change.module} has another shape in this checkpoint.")
+    return LoraWeights(matched)
 
 
-def _tensors(pipe: StableDiffusionXLPipeline, lora: Lora) -> tuple[dict[str, Any], Any, Any]:
-    """The file's weights, its alphas and how peft was set, the last two None where they are not apart.
-    `ModelLoadError` names the file: whatever else is being loaded is not to blame."""
+def _read_tensors(pipe: StableDiffusionXLPipeline, file: LoraFile) -> tuple[dict[str, Any], Any, Any]:
+    """The file's tensors, its alphas and its peft config; each of the last two is None if the file does not
+    store it separately. Raises `ModelLoadError` with the name of the file."""
     try:
-        # Weights of the trainer most people use have other names; diffusers knows how to translate them.
-        found: tuple[dict[str, Any], Any, Any] = StableDiffusionXLPipeline.lora_state_dict(
-            str(lora.path),
+        # Diffusers translates the weight names of kohya-ss, the most common trainer.
+        tensors: tuple[dict[str, Any], Any, Any] = StableDiffusionXLPipeline.lora_state_dict(
+            str(file.path),
             unet_config=pipe.unet.config,
             local_files_only=True,
             use_safetensors=True,
             return_lora_metadata=True,
         )
     except Exception as error:
-        said = " ".join(str(error).split())[:_SAID_CHARS]
-        raise ModelLoadError(f"LoRA {lora.name}: {lora.path.name} cannot be read: {said}") from error
-    return found
+        message = " ".join(str(error).split())[:_MAX_ERROR_CHARS]
+        raise ModelLoadError(f"LoRA {file.name}: {file.path.name} cannot be read: {message}") from error
+    return tensors
 
 
-def _need_all(lora: Lora, tensors: Iterable[str], changes: Iterable[_Change]) -> None:
-    """Half of what was trained is another picture: `ModelLoadError` for weights that would be left out."""
-    with safe_open(lora.path, "pt") as file:
-        # diffusers drops these and says so in a warning.
-        left = [key for key in file.keys() if "dora_scale" in key]  # noqa: SIM118  it is no dictionary
-    endings = (*(ending for pair in _PAIRS for ending in pair), ".alpha")
-    used = {change.module + ending for change in changes for ending in endings}
-    left += [key for key in tensors if _modern(key) not in used]
-    if left:
-        raise ModelLoadError(f"LoRA {lora.name}: {left[0]} is no part of a LoRA that can be added.")
+def _check_all_used(file: LoraFile, tensors: Iterable[str], changes: Iterable[_LayerLora]) -> None:
+    """Raise `ModelLoadError` for weights that would be ignored: a part of a LoRA makes other images than
+    the whole."""
+    with safe_open(file.path, "pt") as archive:
+        # Diffusers drops these with a warning only.
+        unused = [key for key in archive.keys() if "dora_scale" in key]  # noqa: SIM118  not a dictionary
+    suffixes = (*(suffix for pair in _DOWN_UP_SUFFIXES for suffix in pair), ".alpha")
+    used = {change.module + suffix for change in changes for suffix in suffixes}
+    unused += [key for key in tensors if _modern_key(key) not in used]
+    if unused:
+        raise ModelLoadError(f"LoRA {file.name}: {unused[0]} is no part of a LoRA that can be added.")
 
 
-def _changes(
-    tensors: dict[str, torch.Tensor], alphas: dict[str, Any], trained: dict[str, Any]
-) -> Iterator[_Change]:
-    """What the file holds. `alphas` are apart where diffusers has translated the names, `trained` is how peft
-    was set for each part of the pipeline, where the file says so."""
-    named = {_modern(key): tensor for key, tensor in tensors.items()}
+def _layer_loras(
+    tensors: dict[str, torch.Tensor], alphas: dict[str, Any], peft_config: dict[str, Any]
+) -> Iterator[_LayerLora]:
+    """The change of each layer. `alphas` are those that diffusers returns apart from the tensors;
+    `peft_config` is peft's config for each component of the pipeline."""
+    by_key = {_modern_key(key): tensor for key, tensor in tensors.items()}
     for key, down in tensors.items():
-        for first, second in _PAIRS:
-            if not _modern(key).endswith(first):
+        for down_suffix, up_suffix in _DOWN_UP_SUFFIXES:
+            if not _modern_key(key).endswith(down_suffix):
                 continue
-            module = _modern(key).removesuffix(first)
-            up = named.get(module + second)
+            module = _modern_key(key).removesuffix(down_suffix)
+            up = by_key.get(module + up_suffix)
             if up is None:
-                raise ModelLoadError(f"The LoRA weights lack {module}{second}.")
-            alpha = _peft_alpha(module, len(down), trained)
+                raise ModelLoadError(f"The LoRA weights lack {module}{up_suffix}.")
+            alpha = _peft_alpha(module, len(down), peft_config)
             if alpha is None:
-                alpha = alphas.get(f"{key}.alpha", named.get(f"{module}.alpha"))
-            yield _Change(module, down, up, None if alpha is None else float(alpha))
+                alpha = alphas.get(f"{key}.alpha", by_key.get(f"{module}.alpha"))
+            yield _LayerLora(module, down, up, None if alpha is None else float(alpha))
 
 
-def _peft_alpha(module: str, rank: int, trained: dict[str, Any]) -> float | None:
-    """The alpha of a layer by peft's settings, which stand in the file's header; None where none do."""
-    part, _, inner = module.partition(".")
-    alpha = trained.get(f"{part}.lora_alpha")
-    for pattern, other in (trained.get(f"{part}.alpha_pattern") or {}).items():
+def _peft_alpha(module: str, rank: int, peft_config: dict[str, Any]) -> float | None:
+    """The alpha of a layer according to peft's config in the file's header; None if there is none."""
+    component, _, inner = module.partition(".")
+    alpha = peft_config.get(f"{component}.lora_alpha")
+    for pattern, override in (peft_config.get(f"{component}.alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", inner):
-            alpha = other
+            alpha = override
             break
     if alpha is None:
         return None
-    # Rank-stabilised: over the root of the rank instead of the rank.
-    return float(alpha) * (rank**0.5 if trained.get(f"{part}.use_rslora") else 1.0)
+    # Rank-stabilised LoRA divides by the square root of the rank instead of the rank.
+    return float(alpha) * (rank**0.5 if peft_config.get(f"{component}.use_rslora") else 1.0)
 
 
-def _modern(key: str) -> str:
-    for old, new in _ATTENTION_NAMES:
+def _modern_key(key: str) -> str:
+    """The key with the suffix of an old file replaced by the present one."""
+    for old, new in _LEGACY_SUFFIXES:
         if key.endswith(old):
             return key.removesuffix(old).replace(".processor", "") + new
     return key
 
 
-def _layer(pipe: StableDiffusionXLPipeline, module: str, lora: Lora) -> torch.nn.Module:
-    """`unet.….to_q`, `text_encoder.….q_proj`, … of this pipeline."""
-    part, _, inner = module.partition(".")
-    model = getattr(pipe, part, None)
+def _find_layer(pipe: StableDiffusionXLPipeline, module: str, file: LoraFile) -> torch.nn.Module:
+    """The layer `unet.….to_q`, `text_encoder.….q_proj`, … of this pipeline."""
+    component, _, inner = module.partition(".")
+    model = getattr(pipe, component, None)
     if isinstance(model, torch.nn.Module):
         layers: dict[str, torch.nn.Module] = dict(model.named_modules())
-        for name in _spellings(inner):
+        for name in _possible_names(inner):
             if isinstance(getattr(layers.get(name), "weight", None), torch.Tensor):
                 return layers[name]
-    raise ModelLoadError(f"LoRA {lora.name}: this checkpoint has no {module}.")
+    raise ModelLoadError(f"LoRA {file.name}: this checkpoint has no {module}.")
 
 
-def _spellings(inner: str) -> Iterator[str]:
-    """What a layer may be called: `to_out` is a list in diffusers, the text encoders call their attention's
-    parts otherwise, and some have lost a level of their names."""
-    head, _, last = inner.rpartition(".")
+def _possible_names(inner: str) -> Iterator[str]:
+    """The names that a layer may have in the model: `to_out` is a list in diffusers, the text encoders name
+    their attention layers differently, and newer ones have no `text_model` level."""
+    parent, _, last = inner.rpartition(".")
     yield f"{inner}.0" if last == "to_out" else inner
-    theirs = f"{head}.{_TEXT_NAMES.get(last, last)}"
-    yield theirs
-    yield theirs.removeprefix("text_model.")
+    renamed = f"{parent}.{_TEXT_ENCODER_NAMES.get(last, last)}"
+    yield renamed
+    yield renamed.removeprefix("text_model.")

@@ -1,9 +1,8 @@
-"""How an operator wants SDXL to run. Nothing chosen: what the checkpoint and the device say themselves."""
+"""The operator's options for SDXL. Without any, the checkpoint and the device decide."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,20 @@ from typing import Any
 import torch
 
 from ourvidz.pipelines import devices
-from ourvidz.pipelines.attention import attending
+from ourvidz.pipelines.attention import attention_kernel
 from ourvidz.pipelines.devices import DTYPES
 from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles
-from ourvidz.pipelines.sdxl.lora import Lora
+from ourvidz.pipelines.sdxl.lora import LoraFile
 
 
 @dataclass(frozen=True, slots=True)
 class SDXLOptions:
-    """`scheduler` is a row of `SCHEDULERS`, `few_steps` one of `FEW_STEPS`, `dtype` and `attention` are names
-    of `DTYPES` and `ATTENTION`; None leaves each to the checkpoint and the device.
+    """`scheduler` is a key of `SCHEDULERS`, `few_steps` one of `FEW_STEPS`, `dtype` one of `DTYPES`,
+    `attention` one of `ATTENTION_KERNELS`; None leaves each to the checkpoint and the device.
 
-    `loras` are part of every picture, `job_loras` of those whose job names them. `previews`: whether
-    unfinished pictures can be looked at.
+    `compiled` compiles the UNet's blocks, `channels_last` sets the memory format of UNet and VAE. `loras` are
+    merged into the weights, `job_loras` are available to jobs by name. `previews` enables previews of
+    unfinished images.
     """
 
     scheduler: str | None = None
@@ -32,49 +32,47 @@ class SDXLOptions:
     attention: str | None = None
     compiled: bool = False
     channels_last: bool = False
-    loras: tuple[Lora, ...] = ()
-    job_loras: tuple[Lora, ...] = ()
+    loras: tuple[LoraFile, ...] = ()
+    job_loras: tuple[LoraFile, ...] = ()
     ip_adapter: AdapterFiles | None = None
     previews: bool = True
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
-        """What the weights are held in."""
+        """The dtype of the weights on this device."""
         return DTYPES[self.dtype] if self.dtype else devices.best_dtype(device)
 
-    @contextmanager
-    def attending(self) -> Iterator[None]:
-        """Attention by the chosen kernel alone, for the UNet.
+    def attention_context(self) -> AbstractContextManager[None]:
+        """Restricts the UNet to the selected attention kernel.
 
-        The fast ones know neither the VAE's single precision and wide heads nor the text encoders' masks,
-        and nothing takes their place: around those, every job would fail.
+        For the UNet only: the fast kernels support neither the VAE's float32 and wide heads nor the text
+        encoders' masks, and torch would not fall back to another kernel there.
         """
-        with attending(self.attention):
-            yield
+        return attention_kernel(self.attention)
 
-    def quicken(self, pipe: Any) -> None:
-        """Lay the weights out, and compile the UNet's repeated blocks on first use, as chosen."""
+    def optimize(self, pipe: Any) -> None:
+        """Set the memory format, and compile the UNet's repeated blocks on their first use, as selected."""
         if self.channels_last:
             pipe.unet.to(memory_format=torch.channels_last)
             pipe.vae.to(memory_format=torch.channels_last)
         if self.compiled:
-            # Block by block: compiling all of it takes minutes and hardly runs faster.
+            # Compiling the whole UNet takes minutes and is hardly faster at run time.
             pipe.unet.compile_repeated_blocks(fullgraph=True)
 
     def info(self) -> dict[str, Any]:
-        """What was chosen, as the model page shows it."""
+        """The options as `/model/info` shows them."""
         return {
             "few_steps": self.few_steps,
             "attention": self.attention or "auto",
             "compiled": self.compiled,
             "channels_last": self.channels_last,
-            "loras": [lora.told() for lora in self.loras],
-            "job_loras": [lora.told() for lora in self.job_loras],
+            "loras": [lora.label() for lora in self.loras],
+            "job_loras": [lora.label() for lora in self.job_loras],
             "ip_adapter": None if self.ip_adapter is None else self.ip_adapter.weights.stem,
         }
 
 
-def lora_of(written: str) -> Lora:
-    """`name=path` or `name=path@weight` as an operator writes it; the weight is 1 if it is left out."""
-    name, _, rest = written.partition("=")
-    path, found, weight = rest.rpartition("@")
-    return Lora(name, Path(path if found else rest).expanduser(), float(weight) if found else 1.0)
+def parse_lora(setting: str) -> LoraFile:
+    """A LoRA file from `name=path` or `name=path@weight`; the default weight is 1."""
+    name, _, rest = setting.partition("=")
+    path, at, weight = rest.rpartition("@")
+    return LoraFile(name, Path(path if at else rest).expanduser(), float(weight) if at else 1.0)

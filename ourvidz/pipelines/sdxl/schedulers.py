@@ -1,4 +1,5 @@
-"""Which way denoising goes from noise to a picture, and where on that way it begins."""
+"""Diffusers schedulers for SDXL: selection, and their timesteps for text-to-image, image-to-image and
+copies."""
 
 from __future__ import annotations
 
@@ -11,21 +12,21 @@ import torch
 
 from ourvidz.jobs.ranges import EXACT_COPY_DENOISE
 
-_LEAST_SHARE = 1e-30
+_MIN_NOISE_SHARE = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A scheduler class of diffusers, and what it changes in a checkpoint's own scheduler config."""
+class SchedulerSpec:
+    """A scheduler class of diffusers, and the fields it overrides in a checkpoint's scheduler config."""
 
-    kind: str
-    changes: dict[str, Any] = field(default_factory=dict)
+    class_name: str
+    overrides: dict[str, Any] = field(default_factory=dict)
 
 
-_EULER = Row("EulerDiscreteScheduler")
-_EULER_A = Row("EulerAncestralDiscreteScheduler")
+_EULER = SchedulerSpec("EulerDiscreteScheduler")
+_EULER_A = SchedulerSpec("EulerAncestralDiscreteScheduler")
 _DPM = "DPMSolverMultistepScheduler"
-_UNSHAPED = {
+_PLAIN_SIGMAS = {
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
@@ -33,108 +34,112 @@ _UNSHAPED = {
     "interpolation_type": "linear",
     "timestep_type": "discrete",
 }
-"""Noise levels where the timesteps say, for whatever class has these fields."""
+"""Sigmas that follow the timesteps, for every class that has one of these fields."""
 _TRAILING = {"timestep_spacing": "trailing"}
 
-SCHEDULERS: dict[str, Row] = {
+SCHEDULERS: dict[str, SchedulerSpec] = {
     "euler": _EULER,
     "euler_a": _EULER_A,
-    "heun": Row("HeunDiscreteScheduler"),
-    "dpmpp_2m": Row(_DPM),
-    "dpmpp_2m_karras": Row(_DPM, {"use_karras_sigmas": True}),
-    "dpmpp_2m_sde": Row(_DPM, {"algorithm_type": "sde-dpmsolver++"}),
-    "dpmpp_2m_sde_karras": Row(_DPM, {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
-    "ddim": Row("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
-    "unipc": Row("UniPCMultistepScheduler"),
-    "lcm": Row("LCMScheduler"),
+    "heun": SchedulerSpec("HeunDiscreteScheduler"),
+    "dpmpp_2m": SchedulerSpec(_DPM),
+    "dpmpp_2m_karras": SchedulerSpec(_DPM, {"use_karras_sigmas": True}),
+    "dpmpp_2m_sde": SchedulerSpec(_DPM, {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_2m_sde_karras": SchedulerSpec(
+        _DPM, {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}
+    ),
+    "ddim": SchedulerSpec("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
+    "unipc": SchedulerSpec("UniPCMultistepScheduler"),
+    "lcm": SchedulerSpec("LCMScheduler"),
 }
-"""By the names people know them under."""
+"""By their usual names."""
 
-FEW_STEPS: dict[str, Row] = {
-    "lightning": Row(_EULER.kind, _TRAILING),
-    "turbo": Row(_EULER_A.kind, _TRAILING),
+FEW_STEPS: dict[str, SchedulerSpec] = {
+    "lightning": SchedulerSpec(_EULER.class_name, _TRAILING),
+    "turbo": SchedulerSpec(_EULER_A.class_name, _TRAILING),
     "lcm": SCHEDULERS["lcm"],
 }
-"""What checkpoints need that were distilled to one to eight steps."""
+"""The scheduler of checkpoints that were distilled to one to eight steps, by distillation method."""
 
 
-def build(name: str | None, own: Any, *, few_steps: str | None = None) -> Any:
-    """A scheduler with the noise levels of `own`, which came with the checkpoint.
+def build_scheduler(name: str | None, original: Any, *, few_steps: str | None = None) -> Any:
+    """A scheduler with the noise schedule of `original`, the checkpoint's own one.
 
-    `name` is a row of `SCHEDULERS`; without one `few_steps`, a row of `FEW_STEPS`, decides, and without
-    either it is `own`.
+    `name` is a key of `SCHEDULERS`, `few_steps` one of `FEW_STEPS`. `name` takes precedence; without either
+    the result is `original`.
     """
     if name is None and few_steps is None:
-        return own
-    spaced = _TRAILING if few_steps else {}
-    chosen = SCHEDULERS[name] if name else FEW_STEPS[few_steps or ""]
-    return getattr(diffusers, chosen.kind).from_config(own.config, **{**spaced, **chosen.changes})
+        return original
+    spacing = _TRAILING if few_steps else {}
+    spec = SCHEDULERS[name] if name else FEW_STEPS[few_steps or ""]
+    return getattr(diffusers, spec.class_name).from_config(original.config, **{**spacing, **spec.overrides})
 
 
-def from_noise(scheduler: Any, steps: int, device: torch.device) -> torch.Tensor:
-    """Set `scheduler` to go all the way in `steps` steps; the timesteps at which the UNet is asked.
+def set_timesteps(scheduler: Any, steps: int, device: torch.device) -> torch.Tensor:
+    """Prepare `scheduler` for `steps` steps from pure noise, and return the timesteps of the UNet calls.
 
-    Second-order schedulers ask it twice a step.
+    Second-order schedulers call the UNet twice per step.
     """
     if isinstance(scheduler, diffusers.LCMScheduler):
-        # It picks its steps out of the 50 it was trained on, and refuses more than those.
+        # LCM selects its steps from the 50 it was trained on, and refuses more.
         trained = scheduler.config.original_inference_steps
         scheduler.set_timesteps(steps, device, original_inference_steps=max(trained, steps))
     else:
         scheduler.set_timesteps(steps, device=device)
-    return _beginning_at(scheduler, 0)
+    return _begin_at(scheduler, 0)
 
 
-def from_picture(scheduler: Any, steps: int, denoise: float, device: torch.device) -> torch.Tensor:
-    """Set `scheduler`, made by `evenly`, to go the last `denoise` (0 to 1) of the way in exactly `steps`
-    steps; the timesteps at which the UNet is asked.
+def set_img2img_timesteps(scheduler: Any, steps: int, strength: float, device: torch.device) -> torch.Tensor:
+    """Prepare `scheduler`, made by `evenly_spaced`, for exactly `steps` steps that start at the noise level
+    `strength` (0 to 1), and return the timesteps of the UNet calls.
 
-    The noise level is the strength's own whatever the number of steps: cutting a schedule of the job's
-    steps short would begin a whole step lower, which with few steps is no noise at all.
+    Truncating a schedule of the job's own number of steps, as diffusers does, would start a whole step lower,
+    which with few steps is no noise at all.
     """
     trained = int(scheduler.config.num_train_timesteps)
-    whole = round(min(steps / denoise, trained)) if denoise else trained
+    full_steps = round(min(steps / strength, trained)) if strength else trained
     if isinstance(scheduler, diffusers.LCMScheduler):
-        last = [round(trained * (k + 1) / whole) - 1 for k in reversed(range(steps))]
+        last = [round(trained * (k + 1) / full_steps) - 1 for k in reversed(range(steps))]
         scheduler.set_timesteps(timesteps=last, device=device)
-        return _beginning_at(scheduler, 0)
-    scheduler.set_timesteps(whole, device=device)
-    # Adding up a fraction of a step can miss the end and go one step too far.
+        return _begin_at(scheduler, 0)
+    scheduler.set_timesteps(full_steps, device=device)
+    # Adding up fractions of a step may produce one timestep too many, below 0.
     while scheduler.timesteps.min() < 0:
-        whole += 1
-        scheduler.set_timesteps(whole, device=device)
-    return _beginning_at(scheduler, (whole - steps) * scheduler.order)
+        full_steps += 1
+        scheduler.set_timesteps(full_steps, device=device)
+    return _begin_at(scheduler, (full_steps - steps) * scheduler.order)
 
 
-def for_copy(own: Any, steps: int, denoise: float, device: torch.device) -> tuple[Any, torch.Tensor]:
-    """A scheduler that goes down to no noise in exactly `steps` steps, and its timesteps. It begins at the
-    checkpoint's lowest noise level, or as far below it as `denoise` (above 0) is below the most that a copy
-    may have.
+def exact_copy_schedule(
+    original: Any, steps: int, strength: float, device: torch.device
+) -> tuple[Any, torch.Tensor]:
+    """A scheduler for an exact copy, and its timesteps. It takes exactly `steps` steps down to no noise.
 
-    So much noise may be left in a finished picture. A modification of that strength begins with eight times
-    as much, which hides where between two latents an outline ran. Always Euler's steps, whatever else is
-    chosen: they draw no noise on the way, which a copy could not get rid of, and can lie below the first
-    timestep.
+    It starts at the checkpoint's lowest noise level, scaled down by `strength` (above 0) relative to the
+    largest strength of a copy. That much noise may remain in any finished image; an image-to-image pass of
+    the same strength would start with eight times as much, which loses the position of edges within a latent.
+    Always Euler, whatever scheduler is selected: it adds no noise between steps, which a copy could not
+    remove, and it supports sigmas below the first timestep.
     """
-    scheduler = diffusers.EulerDiscreteScheduler.from_config(own.config, **_UNSHAPED)
-    signal = float(scheduler.alphas_cumprod[0])
-    # Single precision has no smaller levels than 1e-38, and a step from none to none divides by it.
-    share = min(max(denoise / EXACT_COPY_DENOISE, _LEAST_SHARE), 1.0)
-    noise = ((1 - signal) / signal) ** 0.5 * share * np.arange(steps, -1, -1) / steps
-    scheduler.set_timesteps(sigmas=noise.tolist(), device=device)
-    return scheduler, _beginning_at(scheduler, 0)
+    scheduler = diffusers.EulerDiscreteScheduler.from_config(original.config, **_PLAIN_SIGMAS)
+    alpha_cumprod = float(scheduler.alphas_cumprod[0])
+    # float32 has no numbers below 1e-38, and a step from sigma 0 to sigma 0 divides by it.
+    share = min(max(strength / EXACT_COPY_DENOISE, _MIN_NOISE_SHARE), 1.0)
+    sigmas = ((1 - alpha_cumprod) / alpha_cumprod) ** 0.5 * share * np.arange(steps, -1, -1) / steps
+    scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
+    return scheduler, _begin_at(scheduler, 0)
 
 
-def evenly(scheduler: Any) -> Any:
-    """A scheduler of the same class and noise levels for the way from a picture, its steps spaced evenly.
+def evenly_spaced(scheduler: Any) -> Any:
+    """A scheduler of the same class and noise schedule with evenly spaced steps, for image-to-image.
 
-    Karras' and the other shapes crowd the steps where there is hardly any noise, so the last steps of such
-    a schedule begin far below the strength that they stand for.
+    The spacings of Karras and others put most steps at low noise, so that the last steps of such a schedule
+    start far below the strength that they stand for.
     """
-    return type(scheduler).from_config(scheduler.config, **_UNSHAPED, **_TRAILING)
+    return type(scheduler).from_config(scheduler.config, **_PLAIN_SIGMAS, **_TRAILING)
 
 
-def _beginning_at(scheduler: Any, index: int) -> torch.Tensor:
+def _begin_at(scheduler: Any, index: int) -> torch.Tensor:
+    """Start the scheduler at this index of its timesteps, and return those that are left."""
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(index)
     timesteps: torch.Tensor = scheduler.timesteps[index:]

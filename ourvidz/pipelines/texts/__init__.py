@@ -1,5 +1,5 @@
-"""Language models: conversations and completions, many at once.
+"""Language models: chat and text completions, many texts in one batch.
 
-Owns: Qwen on its device and its decoding, token by token; other people's servers behind the same protocol.
-Speaks: text jobs and pieces of text. `qwen` and `remote` are the two ways to make them.
+Owns: loaded Qwen checkpoints and their decoding loop; clients of servers with the OpenAI API.
+Speaks: chat jobs and text deltas. The entry points are `qwen`, `remote` and `residency`.
 """

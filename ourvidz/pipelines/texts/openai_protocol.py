@@ -1,4 +1,4 @@
-"""What is said to a server that speaks the OpenAI API, and what its answers mean. Data in, data out."""
+"""Requests and responses of the OpenAI API, as a client sees them. Pure functions without I/O."""
 
 from __future__ import annotations
 
@@ -17,25 +17,28 @@ from ourvidz.errors import (
 )
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.sanitize import well_formed
-from ourvidz.pipelines.texts.templates import Plain
+from ourvidz.pipelines.texts.templates import PlainTemplate
 
 DONE = b"[DONE]"
-_BUSY = frozenset({408, 425, 429})
-_LOCKED = frozenset({401, 403, 404})
+"""The data of a stream's last event."""
+_TRANSIENT_STATUSES = frozenset({408, 425, 429})
+_MISCONFIGURED_STATUSES = frozenset({401, 403, 404})
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """What one event of a stream said. `finish` and the counts may come in different ones."""
+class StreamEvent:
+    """One event of a streamed completion. `finish_reason` and the token counts may come in separate
+    events."""
 
     text: str = ""
-    finish: Literal["stop", "length"] | None = None
-    tokens: int | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+    tokens_generated: int | None = None
     prompt_tokens: int | None = None
 
 
-def asked(job: ChatJob, model: str, *, plain: bool) -> tuple[str, dict[str, Any]]:
-    """Where to post a job, below the server's URL, and what."""
+def build_request(job: ChatJob, model: str, *, plain: bool) -> tuple[str, dict[str, Any]]:
+    """The path below the server's URL, and the JSON body, of a streamed request for a job. `plain` requests a
+    text completion instead of a chat completion."""
     body: dict[str, Any] = {
         "model": model,
         "max_tokens": job.max_tokens,
@@ -50,74 +53,79 @@ def asked(job: ChatJob, model: str, *, plain: bool) -> tuple[str, dict[str, Any]
     if job.stop:
         body["stop"] = list(job.stop)
     if plain:
-        return "/completions", body | {"prompt": Plain().write(job.messages)}
+        return "/completions", body | {"prompt": PlainTemplate().render(job.messages)}
     return "/chat/completions", body | {"messages": [message.model_dump() for message in job.messages]}
 
 
-def read(data: bytes, job: ChatJob) -> Event:
-    """One event. Raises what `refusal` returns for an error in it, `WorkerUnavailable` for what is none."""
+def parse_event(data: bytes, job: ChatJob) -> StreamEvent:
+    """Parse the data of one event. Raises the error of `error_for_status` for an error event,
+    `WorkerUnavailable` for malformed data."""
     try:
-        said = json.loads(data)
-    except ValueError as broken:
-        raise WorkerUnavailable("The language model's server sent something that is no JSON.") from broken
-    if not isinstance(said, dict):
+        event = json.loads(data)
+    except ValueError as error:
+        raise WorkerUnavailable("The language model's server sent something that is no JSON.") from error
+    if not isinstance(event, dict):
         raise WorkerUnavailable("The language model's server sent something that is no event.")
-    if said.get("error"):
-        raise refusal(_code(said["error"]), data, job)
-    usage = said.get("usage") or {}
-    choice: Mapping[str, Any] = next(iter(said.get("choices") or ()), {})
+    if event.get("error"):
+        raise error_for_status(_status_of(event["error"]), data, job)
+    usage = event.get("usage") or {}
+    choice: Mapping[str, Any] = next(iter(event.get("choices") or ()), {})
     text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
-    finish = choice.get("finish_reason")
-    return Event(
-        # JSON can write half a character, which nothing behind this could store or send.
+    reason = choice.get("finish_reason")
+    return StreamEvent(
+        # JSON can contain lone surrogates, which cannot be stored or sent as UTF-8.
         text=well_formed(text),
-        finish=None if finish is None else "length" if finish == "length" else "stop",
-        tokens=usage.get("completion_tokens"),
+        finish_reason=None if reason is None else "length" if reason == "length" else "stop",
+        tokens_generated=usage.get("completion_tokens"),
         prompt_tokens=usage.get("prompt_tokens"),
     )
 
 
-def refusal(status: int, body: bytes, job: ChatJob) -> OurvidzError:
-    """Who must act when a server does not answer with text."""
-    # What it says is for people who run it; callers get the rule.
+def error_for_status(status: int, body: bytes, job: ChatJob) -> OurvidzError:
+    """The error for an HTTP status other than 200: caller, operator or server at fault.
+
+    The server's own message is not repeated: it is for its operator.
+    """
     if status in (400, 413, 422) and b"context" in body.lower():
         rule = "short enough for the model's context together with max_tokens"
-        given = f"{sum(len(text) for text in job.texts()):,} characters and max_tokens {job.max_tokens}"
+        length = sum(len(text) for text in job.texts())
+        value = f"{length:,} characters and max_tokens {job.max_tokens}"
         return InvalidParameters(
-            f"messages must be {rule}; these are {given}.",
+            f"messages must be {rule}; these are {value}.",
             field="messages",
             rule=rule,
-            value=given,
+            value=value,
             kind=CONTEXT_EXCEEDED,
         )
-    if passes(status):
+    if is_transient(status):
         return WorkerUnavailable(f"The language model's server is not available: it answers {status}.")
-    if status in _LOCKED:
+    if status in _MISCONFIGURED_STATUSES:
         return ModelLoadError(f"The language model's server answers {status}: check its URL, key and model.")
     return InternalError(f"The language model's server refuses the request: it answers {status}.")
 
 
-def passes(status: int) -> bool:
-    """Whether a server that answers so may well answer otherwise later."""
-    return status in _BUSY or status >= 500
+def is_transient(status: int) -> bool:
+    """Whether a request that was answered with this status may succeed later."""
+    return status in _TRANSIENT_STATUSES or status >= 500
 
 
-def listed(body: bytes) -> list[Mapping[str, Any]]:
-    """The models in the answer to `/models`. `ValueError` when it is none."""
-    said = json.loads(body)
-    models = said.get("data") if isinstance(said, dict) else None
+def parse_models(body: bytes) -> list[Mapping[str, Any]]:
+    """The models in the response to `GET /models`. Raises `ValueError` for a malformed response."""
+    response = json.loads(body)
+    models = response.get("data") if isinstance(response, dict) else None
     if not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
         raise ValueError("no list of models")
     return models
 
 
 def context_length(models: Iterable[Mapping[str, Any]], name: str) -> int | None:
-    """How many tokens a listed model can see, where the server tells: vLLM and SGLang, or llama.cpp."""
-    found = next((model for model in models if model.get("id") == name), {})
-    told = found.get("max_model_len") or (found.get("meta") or {}).get("n_ctx_train")
-    return told if isinstance(told, int) else None
+    """The context length (tokens) of a listed model; None if the server does not report it. vLLM and SGLang
+    do, and llama.cpp under another name."""
+    model = next((model for model in models if model.get("id") == name), {})
+    length = model.get("max_model_len") or (model.get("meta") or {}).get("n_ctx_train")
+    return length if isinstance(length, int) else None
 
 
-def _code(error: object) -> int:
+def _status_of(error: object) -> int:
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) else 500

@@ -1,4 +1,4 @@
-"""Qwen: conversations and completions, many at once."""
+"""The Qwen pipeline: chat and text completions on a local checkpoint."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines import devices
 from ourvidz.pipelines.base import BatchDecoder
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.texts import warm_qwen
+from ourvidz.pipelines.texts import qwen_model
 from ourvidz.pipelines.texts.checkpoint import QwenVariant
 from ourvidz.pipelines.texts.decoding import QwenBatchDecoder
-from ourvidz.pipelines.texts.warm_qwen import WarmQwen
+from ourvidz.pipelines.texts.qwen_model import QwenModel
 
 ENGINE = "pure"
-"""What the contract calls a model that runs in this process."""
+"""`inference_engine` of a model that runs in this process."""
 
 _log = log.get(__name__)
 
 
 class QwenPipeline:
-    """One Qwen checkpoint; implements `TextPipeline`.
-
-    `instruct` speaks through its tokenizer's chat template, `base` goes on from the plain text.
-    """
+    """Runs one Qwen checkpoint; implements `TextPipeline`. The variant `instruct` uses the tokenizer's chat
+    template, `base` continues plain text."""
 
     def __init__(
         self,
@@ -40,50 +38,50 @@ class QwenPipeline:
         self.checkpoint = checkpoint
         self.variant = variant
         self.device = device or devices.best_device()
-        # Qwen2's activations overflow in float16.
+        # Not float16: Qwen2's activations overflow in it.
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.load_s: float | None = None
-        self._warm: WarmQwen | None = None
+        self._model: QwenModel | None = None
 
     @property
     def loaded(self) -> bool:
         """Whether the weights are on the device."""
-        return self._warm is not None
+        return self._model is not None
 
     def load(self) -> None:
-        """Bring the weights to the device. Safe to call twice. `ModelLoadError` says what is wrong."""
-        if self._warm is not None:
+        """Load the weights onto the device. Idempotent. Raises `ModelLoadError`."""
+        if self._model is not None:
             return
         started = time.perf_counter()
-        self._warm = warm_qwen.warm(self.checkpoint, self.device, self.dtype, plain=self.variant == "base")
+        plain = self.variant == "base"
+        self._model = qwen_model.load_model(self.checkpoint, self.device, self.dtype, plain=plain)
         self.load_s = round(time.perf_counter() - started, 3)
         _log.info("qwen_loaded", **self.info())
 
     def unload(self) -> None:
-        """Take the weights off the device. Safe to call twice. A batch that still runs keeps them until it
-        is dropped."""
-        self._warm = None
+        """Free the weights. Idempotent. A decoder that is still in use keeps them until it is dropped."""
+        self._model = None
         devices.free_memory()
 
     def info(self) -> dict[str, Any]:
-        """What is loaded and where. `context_length` is tokens, `memory_mib` is what the weights take."""
-        warm = self._warm
+        """The checkpoint and where it is loaded. `context_length` is tokens, `memory_mib` is the weights."""
+        model = self._model
         return {
             "name": self.checkpoint.name,
             "kind": self.checkpoint.kind,
             "variant": self.variant,
             "inference_engine": ENGINE,
-            "loaded": warm is not None,
+            "loaded": model is not None,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "context_length": None if warm is None else warm.context,
+            "context_length": None if model is None else model.context_length,
             "load_seconds": self.load_s,
-            "memory_mib": 0 if warm is None else warm.memory_mib,
+            "memory_mib": 0 if model is None else model.memory_mib,
         }
 
     def new_decoder(self) -> BatchDecoder:
-        """A new batch with no texts in it."""
+        """A decoder with no texts in it. Loads the checkpoint if necessary."""
         self.load()
-        if self._warm is None:
+        if self._model is None:
             raise ModelLoadError(f"{self.checkpoint.path} is not loaded.")
-        return QwenBatchDecoder(self._warm)
+        return QwenBatchDecoder(self._model)

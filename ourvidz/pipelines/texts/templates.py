@@ -1,7 +1,7 @@
-"""How the messages of a conversation become the text that a model goes on from.
+"""Renders the messages of a conversation as the text that a model continues, and tokenizes it.
 
-No words are added: whatever a checkpoint's own template would say in the name of a caller is left out. Nor
-does a caller write the template's part: what looks like a control token in a message is ordinary text.
+Nothing is added to the messages: a default system prompt of a checkpoint's chat template is suppressed. And
+nothing in a message is read as a control token.
 """
 
 from __future__ import annotations
@@ -12,76 +12,79 @@ from typing import Any, Protocol
 
 from ourvidz.jobs.job import Message
 
-BETWEEN = "\n\n"
-_MARK = "\0"
-"""Stands around what is to be read as it is written. The door lets no message with one in."""
+SEPARATOR = "\n\n"
+_LITERAL_MARK = "\0"
+"""Encloses text in which control tokens are plain text. Job parsing refuses messages that contain it."""
 
 
 class Template(Protocol):
-    """Writes conversations."""
+    """Renders conversations."""
 
-    def write(self, messages: Sequence[Message]) -> str:
-        """The text whose continuation is the answer."""
-
-
-class Plain:
-    """For models without roles: the contents of the messages, an empty line between two of them."""
-
-    def write(self, messages: Sequence[Message]) -> str:
-        """The text whose continuation is the answer."""
-        return BETWEEN.join(message.content for message in messages)
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text that the model continues with its answer."""
 
 
-class Chat:
-    """For models that were taught a chat template: the one that their tokenizer brings.
+class PlainTemplate:
+    """For base models, which have no roles: the contents of the messages, separated by empty lines."""
 
-    Some templates (Qwen2.5's) put in a system prompt of their own where the caller sends none. Such a
-    template is given an empty one instead.
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text that the model continues with its answer."""
+        return SEPARATOR.join(message.content for message in messages)
+
+
+class ChatTemplate:
+    """For instruct models: the chat template of their tokenizer.
+
+    Some templates (Qwen2.5's) insert a default system prompt if there is none. They are given an empty one.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        asked, silence = {"role": "user", "content": "?"}, {"role": "system", "content": ""}
-        self._opening = [silence] if len(self._render([asked])) > len(self._render([silence, asked])) else []
+        user, empty_system = {"role": "user", "content": "?"}, {"role": "system", "content": ""}
+        inserts_system_prompt = len(self._apply([user])) > len(self._apply([empty_system, user]))
+        self._default_messages = [empty_system] if inserts_system_prompt else []
 
-    def write(self, messages: Sequence[Message]) -> str:
-        """The text whose continuation is the answer."""
-        turns = [message.model_dump() for message in messages]
-        begins_with_system = bool(turns) and turns[0]["role"] == "system"
-        return self._render(turns if begins_with_system else [*self._opening, *turns])
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text that the model continues with its answer."""
+        dumped = [message.model_dump() for message in messages]
+        has_system = bool(dumped) and dumped[0]["role"] == "system"
+        return self._apply(dumped if has_system else [*self._default_messages, *dumped])
 
-    def _render(self, turns: list[dict[str, str]]) -> str:
-        written: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return written
+    def _apply(self, messages: list[dict[str, str]]) -> str:
+        text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text
 
 
-class Reader:
-    """Tokens of whole conversations. `<|im_start|>` and its like open and close turns where the template
-    wrote them; in a message they are letters, or anybody could speak as the system."""
+class ConversationTokenizer:
+    """Tokenizes rendered conversations. Control tokens such as `<|im_start|>` are recognised where the
+    template wrote them; inside a message they are plain text, or any caller could write a system message."""
 
     def __init__(self, tokenizer: Any, template: Template) -> None:
         self._tokenizer = tokenizer
         self._template = template
-        signs = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._signs = re.compile("|".join(map(re.escape, signs)) or r"(?!)")
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special_tokens = re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
-    def read(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of the text that the template makes of the messages."""
+    def tokenize(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of the rendered messages."""
         marked = [
-            message.model_copy(
-                update={"content": self._signs.sub(_marked, message.content.replace(_MARK, ""))}
-            )
+            message.model_copy(update={"content": self._mark_special_tokens(message.content)})
             for message in messages
         ]
-        parts = self._template.write(marked).split(_MARK)
-        return [token for at, part in enumerate(parts) for token in self._tokens(part, literal=at % 2 == 1)]
+        parts = self._template.render(marked).split(_LITERAL_MARK)
+        return [
+            token
+            for index, part in enumerate(parts)
+            for token in self._token_ids(part, literal=index % 2 == 1)
+        ]
 
-    def _tokens(self, text: str, *, literal: bool) -> list[int]:
-        found: list[int] = self._tokenizer(
+    def _mark_special_tokens(self, content: str) -> str:
+        return self._special_tokens.sub(
+            lambda match: f"{_LITERAL_MARK}{match[0]}{_LITERAL_MARK}", content.replace(_LITERAL_MARK, "")
+        )
+
+    def _token_ids(self, text: str, *, literal: bool) -> list[int]:
+        token_ids: list[int] = self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=literal
         ).input_ids
-        return found
-
-
-def _marked(sign: re.Match[str]) -> str:
-    return f"{_MARK}{sign[0]}{_MARK}"
+        return token_ids

@@ -1,5 +1,5 @@
-"""Wan: words, and pictures to follow, to clips.
+"""Wan: generates clips from a prompt and optional reference images.
 
-Owns: Wan checkpoints of every kind and layout on their device, references in latents, solvers, step caches.
-Speaks: video jobs and clips. Starts at `pipeline`, which climbs the stairs.
+Owns: loaded Wan checkpoints of every model and layout, reference images, solvers, step caches.
+Speaks: video jobs and clips. `pipeline` is the entry point.
 """

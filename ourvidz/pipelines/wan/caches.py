@@ -1,7 +1,8 @@
-"""Step caches: denoising steps that reuse what the transformer said a step before. Faster, and not the same.
+"""Step caches: denoising steps that reuse what the transformer computed in an earlier step. They are faster
+and change the result.
 
-Each lives in hooks on the transformer. They are put on for one job and taken off after it, however it ends:
-nothing of a job can reach the next.
+The caches are diffusers hooks on the transformer, installed for one job and removed after it, so that no
+state of a job reaches the next one.
 """
 
 from __future__ import annotations
@@ -13,30 +14,32 @@ from typing import Any, Literal, get_args
 import diffusers
 import torch
 
-from ourvidz.pipelines.wan.calibration import Magnitudes
+from ourvidz.pipelines.wan.calibration import MagnitudeCurve
 
 CacheName = Literal["first_block", "mag", "taylorseer", "pab", "faster"]
 CACHES: tuple[CacheName, ...] = get_args(CacheName)
 
-THRESHOLDS: dict[str, float] = {"first_block": 0.05, "mag": 0.06}
-"""How much may change without being computed, for the caches that measure it."""
-JOINED = ("pab", "faster")
-"""These remember by module and not by prompt: both prompts have to go through in one batch."""
-LATE = (-1, 900)
-"""The timesteps (1000 pure noise, 0 the clip) in which attention may be reused: before, it still decides
-what is where."""
-LEAST_BLOCKS = 2
+DEFAULT_THRESHOLDS: dict[str, float] = {"first_block": 0.05, "mag": 0.06}
+"""The change below which a step is skipped, for the caches that measure it."""
+JOINT_BATCH_CACHES = ("pab", "faster")
+"""These caches store one state per module, not per prompt: both prompts must run in one batch."""
+LATE_TIMESTEPS = (-1, 900)
+"""Timesteps, of 1000, in which attention may be reused. The earlier ones determine the composition."""
+MIN_BLOCKS = 2
 
 
 class StepCache:
-    """One kind of step cache. `name` None caches nothing; `magnitudes` are for `mag` alone."""
+    """One step cache; `name` None is no cache.
+
+    `threshold` overrides `DEFAULT_THRESHOLDS`. `magnitudes` is required by the cache "mag".
+    """
 
     def __init__(
         self,
         name: CacheName | None = None,
         *,
         threshold: float | None = None,
-        magnitudes: Magnitudes | None = None,
+        magnitudes: MagnitudeCurve | None = None,
     ) -> None:
         self.name = name
         self._threshold = threshold
@@ -44,35 +47,38 @@ class StepCache:
         self._timestep = 0.0
 
     @property
-    def joined(self) -> bool:
-        """Whether the transformer is to be asked for both prompts in one batch, the negative one first."""
-        return self.name in JOINED
+    def needs_joint_batch(self) -> bool:
+        """Whether the transformer must run on both prompts in one batch, the negative one first."""
+        return self.name in JOINT_BATCH_CACHES
 
-    def at(self, timestep: float) -> None:
-        """The next passes are at this timestep."""
+    def set_timestep(self, timestep: float) -> None:
+        """Set the timestep of the next transformer passes."""
         self._timestep = timestep
 
     @contextmanager
-    def on(self, transformer: Any, levels: list[float], *, guided: bool) -> Iterator[None]:
-        """Cache on this transformer for one walk down these noise levels; `guided` if it is asked twice a
-        step. A transformer that the cache does not fit is left as it is."""
-        if self.name is None or not self._fits(transformer):
+    def enabled(self, transformer: Any, sigmas: list[float], *, guided: bool) -> Iterator[None]:
+        """Install the cache on a transformer for one denoising loop over `sigmas`. `guided`: the transformer
+        runs on two prompts per step. Does nothing if the cache does not support the transformer."""
+        if self.name is None or not self._supports(transformer):
             yield
             return
-        transformer.enable_cache(self._config(levels, guided=guided))
+        transformer.enable_cache(self._config(sigmas, guided=guided))
         try:
             yield
         finally:
             transformer.disable_cache()
 
-    def _fits(self, transformer: Any) -> bool:
-        """The blocks of VACE are fed between the others: what is reused would have them in it already."""
-        fed = hasattr(transformer, "vace_blocks")
-        return len(transformer.blocks) >= LEAST_BLOCKS and (not fed or self.name == "taylorseer")
+    def _supports(self, transformer: Any) -> bool:
+        """VACE adds the outputs of its own blocks between the others, so reused residuals would contain them
+        already; TaylorSeer does not reuse residuals."""
+        is_vace = hasattr(transformer, "vace_blocks")
+        return len(transformer.blocks) >= MIN_BLOCKS and (not is_vace or self.name == "taylorseer")
 
-    def _config(self, levels: list[float], *, guided: bool) -> Any:
-        threshold = self._threshold if self._threshold is not None else THRESHOLDS.get(self.name or "")
-        steps = len(levels) - 1
+    def _config(self, sigmas: list[float], *, guided: bool) -> Any:
+        threshold = self._threshold
+        if threshold is None:
+            threshold = DEFAULT_THRESHOLDS.get(self.name or "")
+        steps = len(sigmas) - 1
         if self.name == "first_block":
             return diffusers.FirstBlockCacheConfig(threshold=threshold)
         if self.name == "mag":
@@ -80,11 +86,11 @@ class StepCache:
             return diffusers.MagCacheConfig(
                 threshold=threshold,
                 num_inference_steps=steps,
-                mag_ratios=self._magnitudes.ratios(levels[:-1]),
+                mag_ratios=self._magnitudes.ratios(sigmas[:-1]),
             )
         if self.name == "taylorseer":
-            # Without the lite mode, and without names of modules, it finds none of Wan's and does nothing.
-            # The first steps decide what is where, and the noise levels of the last ones lie far apart.
+            # Without lite mode, and without module names, it matches none of Wan's modules and does nothing.
+            # The first steps determine the composition; the sigmas of the last ones are far apart.
             return diffusers.TaylorSeerCacheConfig(
                 use_lite_mode=True,
                 cache_interval=3,
@@ -96,13 +102,13 @@ class StepCache:
             return diffusers.PyramidAttentionBroadcastConfig(
                 spatial_attention_block_skip_range=2,
                 cross_attention_block_skip_range=4,
-                spatial_attention_timestep_skip_range=LATE,
-                cross_attention_timestep_skip_range=LATE,
+                spatial_attention_timestep_skip_range=LATE_TIMESTEPS,
+                cross_attention_timestep_skip_range=LATE_TIMESTEPS,
                 current_timestep_callback=lambda: self._timestep,
             )
         return diffusers.FasterCacheConfig(
-            spatial_attention_timestep_skip_range=LATE,
-            unconditional_batch_timestep_skip_range=LATE,
+            spatial_attention_timestep_skip_range=LATE_TIMESTEPS,
+            unconditional_batch_timestep_skip_range=LATE_TIMESTEPS,
             unconditional_batch_skip_range=2,
             attention_weight_callback=lambda _: 0.3,
             is_guidance_distilled=not guided,

@@ -1,9 +1,9 @@
-"""How much the blocks of a transformer change their input, by noise level: what MagCache goes by.
+"""Calibration of MagCache: how much the transformer's blocks change their input, by noise level.
 
-MagCache (https://arxiv.org/abs/2506.09045) skips a step where the change will hardly be larger or smaller
-than it was in the step before. It wants the ratio of every step to the one before it, for one number of
-steps. The change itself depends on the noise level alone, so it is measured once for a checkpoint, and the
-ratios of any schedule follow.
+MagCache (https://arxiv.org/abs/2506.09045) skips a step whose change is expected to be about as large as in
+the step before. It needs the ratio of the changes of consecutive steps, for one number of steps. The change
+depends on the noise level alone, so it is measured once per checkpoint, and the ratios of any schedule are
+interpolated from that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from ourvidz import log
 from ourvidz.jobs.job import VideoJob
 
-SAMPLE = VideoJob(
+CALIBRATION_JOB = VideoJob(
     id="calibration",
     type="video_high",
     user_id="calibration",
@@ -37,48 +37,48 @@ SAMPLE = VideoJob(
     frames=17,
     seed=0,
 )
-"""What is measured: small, and with as many steps as any job of the catalog."""
-LEAST = 1e-8
+"""The job that is measured: small, with as many steps as any job of the catalog."""
+MIN_CHANGE = 1e-8
 
 _log = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Magnitudes:
-    """The logarithm of the change at falling noise levels between 1 and 0."""
+class MagnitudeCurve:
+    """The logarithm of the change (`logs`) at strictly falling noise levels between 1 and 0 (`levels`)."""
 
     levels: tuple[float, ...]
     logs: tuple[float, ...]
 
-    def check(self) -> None:
-        """`ValueError` when no ratios follow: every job would fail, or skip steps at random."""
+    def validate(self) -> None:
+        """Raise `ValueError` for values from which no ratios can be computed."""
         if not self.levels or len(self.levels) != len(self.logs):
             raise ValueError(f"{len(self.levels)} levels and {len(self.logs)} logarithms")
         if not np.isfinite([*self.levels, *self.logs]).all() or (np.diff(self.levels) >= 0).any():
-            raise ValueError("levels that do not fall, or numbers that are none")
+            raise ValueError("levels that do not fall, or numbers that are not finite")
 
-    def ratios(self, levels: list[float]) -> list[float]:
-        """How the change grows from step to step of a schedule; 1 for the first one."""
-        logs = np.interp(levels, self.levels[::-1], self.logs[::-1])
-        return [1.0, *(float(np.exp(after - before)) for before, after in itertools.pairwise(logs))]
+    def ratios(self, sigmas: list[float]) -> list[float]:
+        """The change at each noise level relative to the previous one; 1 for the first."""
+        logs = np.interp(sigmas, self.levels[::-1], self.logs[::-1])
+        return [1.0, *(float(np.exp(current - last)) for last, current in itertools.pairwise(logs))]
 
 
 @contextmanager
-def watching(transformer: Any) -> Iterator[list[float]]:
-    """The logarithm of the change, its mean over all tokens, of every pass in here."""
+def recording_changes(transformer: Any) -> Iterator[list[float]]:
+    """Record the logarithm of the change, averaged over all tokens, of every pass inside this context."""
     logs: list[float] = []
-    before: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
 
-    def enter(_: object, given: tuple[torch.Tensor, ...]) -> None:
-        before.append(given[0])
+    def record_input(_: object, args: tuple[torch.Tensor, ...]) -> None:
+        inputs.append(args[0])
 
-    def leave(_: object, __: object, said: torch.Tensor) -> None:
-        change = torch.linalg.norm((said - before.pop()).float(), dim=-1)
-        logs.append(float(change.clamp_min(LEAST).log().mean()))
+    def record_change(_: object, __: object, output: torch.Tensor) -> None:
+        change = torch.linalg.norm((output - inputs.pop()).float(), dim=-1)
+        logs.append(float(change.clamp_min(MIN_CHANGE).log().mean()))
 
     hooks = [
-        transformer.blocks[0].register_forward_pre_hook(enter),
-        transformer.blocks[-1].register_forward_hook(leave),
+        transformer.blocks[0].register_forward_pre_hook(record_input),
+        transformer.blocks[-1].register_forward_hook(record_change),
     ]
     try:
         yield logs
@@ -88,30 +88,31 @@ def watching(transformer: Any) -> Iterator[list[float]]:
 
 
 def fingerprint(transformer: Any) -> str:
-    """Tells checkpoints apart: by the shape of the transformer, its precision and its last weights."""
+    """16 hexadecimal digits that identify a transformer by its depth, dtype and last weights."""
     weights = transformer.proj_out.weight.detach().float().cpu().numpy().tobytes()
     shape = json.dumps([len(transformer.blocks), str(transformer.dtype)]).encode()
     return hashlib.sha256(shape + weights).hexdigest()[:16]
 
 
-def kept(folder: Path | None, name: str, measured: Callable[[], Magnitudes]) -> Magnitudes:
-    """What lies in `folder` under `name`, else what `measured` finds, which is put there then."""
+def load_or_measure(folder: Path | None, name: str, measure: Callable[[], MagnitudeCurve]) -> MagnitudeCurve:
+    """The curve in `<folder>/<name>.json`. If it is missing or unreadable, the result of `measure`, which is
+    then written there. Without a folder nothing is read or written."""
     if folder is None:
-        return measured()
+        return measure()
     file = folder / f"{name}.json"
-    found = _read(file)
-    if found is None:
-        found = measured()
-        _write(file, found)
-    return found
+    curve = _read(file)
+    if curve is None:
+        curve = measure()
+        _write(file, curve)
+    return curve
 
 
-def _read(file: Path) -> Magnitudes | None:
+def _read(file: Path) -> MagnitudeCurve | None:
     try:
-        said = json.loads(file.read_text())
-        found = Magnitudes(tuple(map(float, said["levels"])), tuple(map(float, said["logs"])))
-        found.check()
-        return found
+        content = json.loads(file.read_text())
+        curve = MagnitudeCurve(tuple(map(float, content["levels"])), tuple(map(float, content["logs"])))
+        curve.validate()
+        return curve
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
@@ -119,13 +120,13 @@ def _read(file: Path) -> Magnitudes | None:
         return None
 
 
-def _write(file: Path, found: Magnitudes) -> None:
-    """Whole or not at all: another worker may be reading, or writing the same."""
-    aside = file.with_name(f"{file.stem}.{uuid.uuid4().hex}.part")
+def _write(file: Path, curve: MagnitudeCurve) -> None:
+    """Write the file atomically: another worker may read or write it at the same time."""
+    temporary = file.with_name(f"{file.stem}.{uuid.uuid4().hex}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(asdict(found)))
-        aside.replace(file)
+        temporary.write_text(json.dumps(asdict(curve)))
+        temporary.replace(file)
     except OSError:
-        # The worker can do without: the next one measures again.
+        # The worker continues without the file; the next one measures again.
         _log.warning("calibration_not_kept", file=str(file), exc_info=True)

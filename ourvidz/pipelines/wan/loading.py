@@ -1,4 +1,4 @@
-"""From a Wan checkpoint on the disk to the diffusers pipeline that holds its parts."""
+"""Reads a Wan checkpoint from disk into a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ourvidz.pipelines.wan import original
 from ourvidz.pipelines.wan.checkpoint import MODEL_NAMES, WanModel
 
 _OFFLINE = {"use_safetensors": True, "local_files_only": True}
-"""No hub, and no pickles: they can run code."""
-_CLASSES = {
+"""Never from the hub, and never pickles, which can run code."""
+_PIPELINE_CLASSES = {
     "t2v": diffusers.WanPipeline,
     "i2v": diffusers.WanImageToVideoPipeline,
     "flf2v": diffusers.WanImageToVideoPipeline,
@@ -24,47 +24,54 @@ _CLASSES = {
 }
 
 
-def read(checkpoint: Checkpoint, model: WanModel, dtype: torch.dtype) -> Any:
-    """The pipeline of the class that the checkpoint is for, on the CPU."""
+def read_pipeline(checkpoint: Checkpoint, model: WanModel, dtype: torch.dtype) -> Any:
+    """The diffusers pipeline of a checkpoint of this model, on the CPU. The VAE and the image encoder are
+    float32, everything else is `dtype`."""
     if checkpoint.kind == "original":
         return _read_original(checkpoint.path, model, dtype)
     path = checkpoint.path
-    # In half precision a reference does not come back as it was.
-    parts = {"vae": _part(diffusers.AutoencoderKLWan, path, "vae", torch.float32)}
+    # In half precision the VAE does not reproduce a reference exactly.
+    components = {"vae": _read_component(diffusers.AutoencoderKLWan, path, "vae", torch.float32)}
     if (path / "image_encoder").is_dir():
-        parts["image_encoder"] = _part(CLIPVisionModel, path, "image_encoder", torch.float32)
-        # The encoder's pictures are made without it: this one needs torchvision.
-        parts["image_processor"] = None
-    return _CLASSES[model].from_pretrained(path, **parts, dtype=dtype, **_OFFLINE)
+        components["image_encoder"] = _read_component(CLIPVisionModel, path, "image_encoder", torch.float32)
+        # Not used: it requires torchvision. `clip_pixels` takes its place.
+        components["image_processor"] = None
+    return _PIPELINE_CLASSES[model].from_pretrained(path, **components, dtype=dtype, **_OFFLINE)
 
 
-def read_vace(checkpoint: Checkpoint, beside: Any, dtype: torch.dtype) -> diffusers.WanVACEPipeline:
-    """A VACE pipeline that shares everything but its transformer with a text-to-video pipeline.
-    `ModelLoadError` when the two do not belong together."""
+def read_vace_pipeline(
+    checkpoint: Checkpoint, text_to_video: Any, dtype: torch.dtype
+) -> diffusers.WanVACEPipeline:
+    """A VACE pipeline with the transformer of `checkpoint` and all other components of the `text_to_video`
+    pipeline. Raises `ModelLoadError` if the two transformers have different inputs."""
     if checkpoint.kind == "original":
         transformer = original.read_transformer(checkpoint.path, dtype)
     else:
-        transformer = _part(diffusers.WanVACETransformer3DModel, checkpoint.path, "transformer", dtype)
+        transformer = _read_component(
+            diffusers.WanVACETransformer3DModel, checkpoint.path, "transformer", dtype
+        )
     for name in ("text_dim", "in_channels"):
-        theirs, ours = transformer.config[name], beside.transformer.config[name]
-        if theirs != ours:
+        vace_value, text_value = transformer.config[name], text_to_video.transformer.config[name]
+        if vace_value != text_value:
             raise ModelLoadError(
-                f"{checkpoint.path} has {name} {theirs}, the text-to-video checkpoint {ours}: "
+                f"{checkpoint.path} has {name} {vace_value}, the text-to-video checkpoint {text_value}: "
                 "they do not belong together."
             )
-    shared = {name: getattr(beside, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")}
+    shared = {
+        name: getattr(text_to_video, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")
+    }
     return diffusers.WanVACEPipeline(**shared, transformer=transformer)
 
 
-def share(transformer: Any, other: Any) -> None:
-    """Let two transformers have one copy of the weights that are equal in both: VACE was trained beside the
-    text-to-video model, whose own weights it may have left as they were."""
-    known = dict(other.named_parameters())
+def share_equal_weights(transformer: Any, other: Any) -> None:
+    """Replace those parameters of `transformer` that equal the parameter of the same name in `other` by the
+    latter, which frees memory: VACE training may leave the text-to-video weights unchanged."""
+    candidates = dict(other.named_parameters())
     for name, weight in list(transformer.named_parameters()):
-        twin = known.get(name)
-        if twin is not None and twin.dtype == weight.dtype and torch.equal(twin, weight):
+        candidate = candidates.get(name)
+        if candidate is not None and candidate.dtype == weight.dtype and torch.equal(candidate, weight):
             module, _, parameter = name.rpartition(".")
-            setattr(transformer.get_submodule(module), parameter, twin)
+            setattr(transformer.get_submodule(module), parameter, candidate)
 
 
 def _read_original(folder: Path, model: WanModel, dtype: torch.dtype) -> Any:
@@ -73,7 +80,7 @@ def _read_original(folder: Path, model: WanModel, dtype: torch.dtype) -> Any:
             f"{folder} is a {MODEL_NAMES[model]} checkpoint in the layout of the Wan release, whose image "
             "encoder this version does not read: it needs the diffusers layout."
         )
-    return _CLASSES[model](
+    return _PIPELINE_CLASSES[model](
         tokenizer=original.read_tokenizer(folder),
         text_encoder=original.read_text_encoder(folder, dtype),
         vae=original.read_vae(folder),
@@ -82,5 +89,5 @@ def _read_original(folder: Path, model: WanModel, dtype: torch.dtype) -> Any:
     )
 
 
-def _part(kind: Any, path: Path, name: str, dtype: torch.dtype) -> Any:
+def _read_component(kind: Any, path: Path, name: str, dtype: torch.dtype) -> Any:
     return kind.from_pretrained(path, subfolder=name, dtype=dtype, **_OFFLINE)

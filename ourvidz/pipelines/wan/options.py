@@ -1,4 +1,4 @@
-"""How an operator wants Wan to run. Nothing chosen: what the checkpoint and the device say themselves."""
+"""The operator's options for Wan. Without any, the checkpoint and the device decide."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 import torch
 
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines.attention import attending
+from ourvidz.pipelines.attention import attention_kernel
 from ourvidz.pipelines.devices import DTYPES
 from ourvidz.pipelines.wan.caches import CacheName
 
 
 @dataclass(frozen=True, slots=True)
 class WanOptions:
-    """`dtype` and `attention` are names of `DTYPES` and `ATTENTION`, None leaves each to the device.
+    """`dtype` is a key of `DTYPES`, `attention` one of `ATTENTION_KERNELS`; None leaves each to the device.
 
-    `cache` is a step cache, `threshold` how much it may change where it takes one, and `calibrations` the
-    folder where what it learns of a checkpoint is kept; None keeps it in memory. `few_steps`: the guidance is
-    built into the checkpoint. `tiled`: the VAE always works in tiles; else only when memory runs out.
-    `grouped`: weights wait in the host's memory, and come to the GPU a block at a time. `previews`: whether
-    unfinished clips can be looked at.
+    `compiled` compiles the transformer's blocks. `few_steps`: the checkpoint is distilled with guidance and
+    runs without it. `cache` is a step cache, `threshold` overrides its default, `calibrations` is the folder
+    for measured calibrations (None keeps them in memory). `tiled`: the VAE always works in tiles, not only
+    after memory ran out. `grouped`: weights stay in host memory and are moved to the GPU block by block.
+    `previews` enables previews of unfinished clips.
     """
 
     dtype: str | None = None
@@ -38,33 +38,34 @@ class WanOptions:
     previews: bool = True
 
     def check(self, device: torch.device) -> None:
-        """`ModelLoadError` for what this device cannot do."""
+        """Raise `ModelLoadError` for options that this device does not support."""
         if self.grouped and device.type != "cuda":
             raise ModelLoadError("OURVIDZ_WAN_GROUP_OFFLOAD needs a GPU, and torch sees none.")
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
-        """What all weights but the VAE's are held in. Wan's text encoder overflows in float16."""
+        """The dtype of all weights but the VAE's. bfloat16 on a GPU: Wan's text encoder overflows in
+        float16."""
         if self.dtype:
             return DTYPES[self.dtype]
         return torch.bfloat16 if device.type == "cuda" else torch.float32
 
-    def attending(self) -> AbstractContextManager[None]:
-        """Attention by the chosen kernel alone, for the transformer: the VAE's and the text encoder's are of
-        shapes that the fast kernels do not know."""
-        return attending(self.attention)
+    def attention_context(self) -> AbstractContextManager[None]:
+        """Restricts the transformer to the selected attention kernel. Not for the VAE and the text encoder:
+        the fast kernels do not support their shapes."""
+        return attention_kernel(self.attention)
 
-    def quicken(self, transformer: Any) -> None:
-        """Compile the transformer's repeated blocks on first use, if that was chosen."""
+    def optimize(self, transformer: Any) -> None:
+        """Compile the transformer's repeated blocks on their first use, if selected."""
         if not self.compiled:
             return
         for block in transformer.modules():
             if type(block).__name__ in transformer._repeated_blocks:
-                # Not `compile_repeated_blocks`: that would compile the hooks of step caches too, which come
-                # and go with every job.
+                # `compile_repeated_blocks` would also compile the hooks of step caches, which are installed
+                # and removed with every job.
                 block.forward = torch.compile(block.forward, fullgraph=True)
 
     def info(self) -> dict[str, Any]:
-        """What was chosen, as the model page shows it."""
+        """The options as `/model/info` shows them."""
         return {
             "few_steps": self.few_steps,
             "attention": self.attention or "auto",

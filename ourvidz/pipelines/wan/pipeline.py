@@ -1,12 +1,11 @@
-"""Wan: text, and pictures to follow, to clips.
+"""The Wan pipeline: clips from a prompt and optional reference images.
 
-One job climbs the same stairs every time: check → encode → timesteps → latents → denoise → decode.
+Every job runs the same stages: check → encode → timesteps → latents → denoise → decode.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -16,56 +15,52 @@ import torch
 from ourvidz import log
 from ourvidz.errors import ModelLoadError, OutOfMemory
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines import devices, oom_fallbacks
+from ourvidz.pipelines import devices
 from ourvidz.pipelines.base import (
     GeneratedVideo,
     OnPreview,
     OnStep,
-    PreviewRenderer,
     ReferenceImages,
+    Snapshot,
     SourceVideo,
 )
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.loading import reading
-from ourvidz.pipelines.oom_fallbacks import OomFallback
+from ourvidz.pipelines.loading import loading
+from ourvidz.pipelines.oom_fallbacks import oom_fallbacks
 from ourvidz.pipelines.progress import ProgressReporter
-from ourvidz.pipelines.wan import (
-    calibration,
-    conditions,
-    loading,
-    reference_frames,
-    sizes,
-    solvers,
-    tiles,
-    wording,
-)
+from ourvidz.pipelines.sizes import cap_size, check_multiple
+from ourvidz.pipelines.wan import calibration, reference_guidance, solvers
 from ourvidz.pipelines.wan.caches import StepCache
-from ourvidz.pipelines.wan.calibration import Magnitudes
+from ourvidz.pipelines.wan.calibration import MagnitudeCurve
 from ourvidz.pipelines.wan.checkpoint import WanModel, read_model_info
-from ourvidz.pipelines.wan.frames import Codec, pictures
+from ourvidz.pipelines.wan.components import Components
+from ourvidz.pipelines.wan.extra_inputs import extra_inputs
+from ourvidz.pipelines.wan.loading import read_pipeline, read_vace_pipeline
 from ourvidz.pipelines.wan.options import WanOptions
-from ourvidz.pipelines.wan.parts import Parts
 from ourvidz.pipelines.wan.placement import Placement
-from ourvidz.pipelines.wan.previews import ClipColours, learn_clip_colours
-from ourvidz.pipelines.wan.reference_frames import Plan, ReferenceGuidance
-from ourvidz.pipelines.wan.report import report
+from ourvidz.pipelines.wan.previews import ClipPreviewer, fit_clip_previewer
+from ourvidz.pipelines.wan.prompt_encoding import PromptEmbeds, encode_prompt
+from ourvidz.pipelines.wan.reference_guidance import ReferenceGuidance, ReferencePlan
 from ourvidz.pipelines.wan.solvers import Schedule
-from ourvidz.pipelines.wan.velocity import velocity
-from ourvidz.pipelines.wan.wording import Words
-from ourvidz.pipelines.wan.work import Work
+from ourvidz.pipelines.wan.state import GenerationState
+from ourvidz.pipelines.wan.vae import VideoVAE, tiling, to_images
+from ourvidz.pipelines.wan.velocity import predict_velocity
 
 _log = log.get(__name__)
 
+SIZE_MULTIPLE_PX = 16
+"""A latent is 8 px wide and high, and the transformer reads patches of two by two latents."""
 NO_REFERENCES = ReferenceImages()
 ON_DEVICE = Placement()
-NO_OPTIONS = WanOptions()
+DEFAULT_OPTIONS = WanOptions()
 
 
 class WanPipeline:
-    """A warm Wan checkpoint. `cap` is the longest edge in pixels that it renders; None means any.
+    """Runs one Wan checkpoint; implements `VideoPipeline`. `cap` is the longest edge (px) that it renders;
+    None is no cap.
 
-    `vace` is a second checkpoint, for jobs with references. The first may be any of Wan's models, and says in
-    `model` which, once it is loaded.
+    The checkpoint may be any of Wan's models; `model` says which, once it is loaded. `vace` is a second
+    checkpoint that runs the jobs with references.
     """
 
     def __init__(
@@ -77,7 +72,7 @@ class WanPipeline:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         placement: Placement = ON_DEVICE,
-        options: WanOptions = NO_OPTIONS,
+        options: WanOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.checkpoint = checkpoint
         self.vace = vace
@@ -87,26 +82,29 @@ class WanPipeline:
         self.options = options
         self.dtype = dtype or options.dtype_on(self.device)
         self.load_s: float | None = None
-        self.parts = Parts(replace(placement, grouped=options.grouped), self.device, options)
+        self.components = Components(replace(placement, grouped=options.grouped), self.device, options)
         self._cache = StepCache()
-        self._colours: ClipColours | None = None
+        self._previewer: ClipPreviewer | None = None
 
-    # -- warm and cold
+    # -- loading
     def load(self) -> None:
-        """Bring the weights to the device. Safe to call twice. `ModelLoadError` says what is wrong; nothing
-        stays loaded then: a worker that was told to have VACE would make other clips without it."""
-        if self.parts.loaded:
+        """Load the weights onto the device. Idempotent.
+
+        Raises `ModelLoadError`; then nothing stays loaded, because a worker without its VACE checkpoint would
+        generate different clips.
+        """
+        if self.components.loaded:
             return
         self.options.check(self.device)
         started = time.perf_counter()
         try:
-            with reading(self.checkpoint):
+            with loading(self.checkpoint):
                 self.model = read_model_info(self.checkpoint.path).model
-                self.parts.hold(self._read())
-                self._learn()
+                self.components.set_pipe(self._read_pipeline())
+                self._calibrate()
             if self.vace is not None:
-                with reading(self.vace):
-                    self.parts.hold_vace(loading.read_vace(self.vace, self.parts.pipe, self.dtype))
+                with loading(self.vace):
+                    self.components.set_vace(read_vace_pipeline(self.vace, self.components.pipe, self.dtype))
         except ModelLoadError:
             self.unload()
             raise
@@ -114,26 +112,26 @@ class WanPipeline:
         _log.info("wan_loaded", **self.info())
 
     def unload(self) -> None:
-        """Take the weights off the device. Safe to call twice."""
-        self.parts.drop()
-        self._colours, self._cache = None, StepCache()
+        """Free the weights. Idempotent."""
+        self.components.clear()
+        self._previewer, self._cache = None, StepCache()
         devices.free_memory()
 
     def info(self) -> dict[str, Any]:
-        """What is loaded and where. `size_cap` is pixels, `memory_mib` is what the weights take.
+        """The checkpoint, where it is loaded, and its options. `size_cap` is px, `memory_mib` is the weights.
 
-        `native_size` is None: a Wan checkpoint does not say what it was trained on.
+        `native_size` is None: a Wan checkpoint does not contain the size it was trained on.
         """
         return {
             "name": self.checkpoint.name,
             "kind": self.checkpoint.kind,
-            "loaded": self.parts.loaded,
+            "loaded": self.components.loaded,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "native_size": None,
             "size_cap": self.cap,
             "load_seconds": self.load_s,
-            "memory_mib": self.parts.memory_mib(),
+            "memory_mib": self.components.memory_mib(),
             "model": self.model,
             "vace": None if self.vace is None else self.vace.name,
             **self.options.info(),
@@ -149,164 +147,185 @@ class WanPipeline:
         on_step: OnStep,
         on_preview: OnPreview | None = None,
     ) -> GeneratedVideo:
-        """Make the clip of one job, exactly as many frames as it asks for. Only VACE reads a `source`.
+        """Generate the clip of one job, with exactly as many frames as it asks for. `source` is used by VACE
+        only.
 
-        `OutOfMemory` when all rungs of the ladder are climbed, `InvalidParameters`, or whatever `on_step`
-        raises; the pipeline stays usable.
+        Raises `OutOfMemory` when the last OOM fallback fails, `InvalidParameters`, or whatever `on_step`
+        raises. The pipeline stays usable.
         """
-        given = references or NO_REFERENCES
-        self.check(job, given)
+        references = references or NO_REFERENCES
+        self.check(job, references)
         self.load()
         started = time.perf_counter()
-        plan = self._plan(job, source)
-        work = Work(self._as_rendered(job), plan, given, ProgressReporter(on_step, on_preview), source)
-        for rung in oom_fallbacks.rungs(1):
-            if self._fits(work, rung):
-                shrunk = self._size(job) != (job.width, job.height)
-                return report(work, rung, seconds=time.perf_counter() - started, size_capped=shrunk)
-            _log.warning("out_of_memory", job_id=job.id, rung=rung.name)
-            # Only here, after the except block: its traceback held the tensors that are to be freed.
+        state = GenerationState(
+            self._with_effective_guidance(job),
+            self._plan(job, source),
+            self._size(job),
+            references,
+            ProgressReporter(on_step, on_preview),
+            source,
+        )
+        for fallback in oom_fallbacks(1):
+            if self._try_stages(state, vae_tiling=fallback.vae_tiling):
+                return state.result(fallback, time.perf_counter() - started)
+            _log.warning("out_of_memory", job_id=job.id, rung=fallback.name)
+            # After the except block: until then the error's traceback keeps the tensors alive.
             devices.free_memory()
         raise OutOfMemory(f"Not enough memory for {job.frames} frames of {job.width}x{job.height} px.")
 
-    def _fits(self, work: Work, rung: OomFallback) -> bool:
-        """Whether the job could be finished with the memory there is; it is then."""
+    def _try_stages(self, state: GenerationState, *, vae_tiling: bool) -> bool:
+        """Run the stages. Returns False if memory ran out."""
         try:
-            with tiles.tiled(self.parts.pipe.vae, rung.tiled or self.options.tiled, self._size(work.job)):
-                self._climb(work)
+            with tiling(self.components.pipe.vae, vae_tiling or self.options.tiled, state.size):
+                self._run_stages(state)
         except (RuntimeError, MemoryError) as error:
-            if error is work.hearing.stopped_by or not devices.is_out_of_memory(error):
+            if error is state.progress.callback_error or not devices.is_out_of_memory(error):
                 raise
             return False
         return True
 
     @torch.no_grad()
-    def _climb(self, work: Work) -> None:
-        """The stairs after the check, from words to as many pictures as were asked for."""
-        job = work.job
-        if work.latents is None:
-            words = self.encode(job)
-            schedule = self.timesteps(job, work.plan)
-            steering = self.latents(job, work.plan, work.references, work.source)
-            work.latents = self.denoise(job, words, schedule, steering, hearing=work.hearing)
-        work.frames = pictures(reference_frames.delivered(job, work.plan, self.decode(work.latents)))
+    def _run_stages(self, state: GenerationState) -> None:
+        """The stages after the check, for what is not finished yet."""
+        job, plan = state.job, state.plan
+        if state.latents is None:
+            embeds = self.encode(job)
+            schedule = self.timesteps(job, plan)
+            guidance = self.latents(job, plan, state.references, state.source)
+            state.latents = self.denoise(job, embeds, schedule, guidance, progress=state.progress)
+        frames = self.decode(state.latents)
+        state.frames = to_images(reference_guidance.cut_surplus_frames(job, plan, frames))
 
     def check(self, job: VideoJob, references: ReferenceImages) -> None:
-        """Refuse what this pipeline cannot render."""
-        sizes.need_multiples(job)
-        reference_frames.need_all(job, references)
+        """Raise `InvalidParameters` for a job that this pipeline cannot render."""
+        check_multiple(job, SIZE_MULTIPLE_PX)
+        reference_guidance.check_references(job, references)
 
-    def encode(self, job: VideoJob) -> Words:
-        """The prompt and, where guidance needs it, the negative prompt: the empty text if there is none."""
+    def encode(self, job: VideoJob) -> PromptEmbeds:
+        """Encode the prompt and, with a guidance scale above 1, the negative prompt, which may be empty."""
+        pipe = self.components.pipe
         texts = [job.prompt, job.negative_prompt or ""] if job.guidance_scale > 1 else [job.prompt]
-        with self.parts.at_work("text_encoder") as where:
-            pipe = self.parts.pipe
-            said = [wording.encode(pipe, text, where, self.dtype).to(self.device) for text in texts]
-        return Words(said[0], said[1] if len(said) > 1 else None)
+        with self.components.in_use("text_encoder") as encoder_device:
+            embeds = [encode_prompt(pipe, text, encoder_device, self.dtype).to(self.device) for text in texts]
+        return PromptEmbeds(embeds[0], embeds[1] if len(embeds) > 1 else None)
 
-    def timesteps(self, job: VideoJob, plan: Plan) -> Schedule:
-        """The job's solver on its noise levels. SDEdit takes fewer steps than were asked for."""
-        levels = solvers.noise_levels(plan.steps, shift=job.shift, start=plan.start)
-        config = self.parts.pipe.scheduler.config
-        return Schedule(solvers.solver(job.solver, config, levels, self.device), levels)
+    def timesteps(self, job: VideoJob, plan: ReferencePlan) -> Schedule:
+        """The job's solver at its start. With SDEdit it runs fewer steps than the job asks for."""
+        sigmas = solvers.flow_sigmas(plan.steps, shift=job.shift, start=plan.start)
+        config = self.components.pipe.scheduler.config
+        return Schedule(solvers.build_solver(job.solver, config, sigmas, self.device), sigmas)
 
     def latents(
-        self, job: VideoJob, plan: Plan, references: ReferenceImages, source: SourceVideo | None = None
+        self,
+        job: VideoJob,
+        plan: ReferencePlan,
+        references: ReferenceImages,
+        source: SourceVideo | None = None,
     ) -> ReferenceGuidance:
-        """The noise and what is known of the clip, both (1, channels, latent frames, height / 8, width / 8).
+        """The initial noise, the known latents and the model's extra inputs; noise and latents are
+        (1, channels, latent frames, height / 8, width / 8).
 
-        The noise is drawn on the CPU in single precision, so that a seed means the same clip on every device.
+        The noise is drawn on the CPU in float32, so that a seed means the same clip on every device.
         """
-        with self.parts.at_work("vae"):
-            codec = Codec(self.parts.pipe.vae)
-            shape = codec.shape(job.frames, *self._size(job))
-            known = reference_frames.known_latents(job, plan, references, codec, shape)
-            seen = source or reference_frames.source(job, references)
-            model = self.parts.transformer(plan)
-            condition = conditions.condition(
-                plan.model, model, seen, codec, shape, look=self.parts.image_tokens
+        with self.components.in_use("vae"):
+            vae = VideoVAE(self.components.pipe.vae)
+            shape = vae.shape(job.frames, *self._size(job))
+            known = reference_guidance.known_latents(job, plan, references, vae, shape)
+            inputs = extra_inputs(
+                plan.model,
+                self.components.transformer(plan),
+                source or reference_guidance.source_video(job, references),
+                vae,
+                shape,
+                encode_images=self.components.encode_images,
             )
         generator = torch.Generator().manual_seed(job.seed)
-        noise = torch.randn(condition.grown(shape), generator=generator, dtype=torch.float32).to(self.device)
-        return ReferenceGuidance(plan, known, noise, condition)
+        noise = torch.randn(inputs.latents_shape(shape), generator=generator, dtype=torch.float32)
+        return ReferenceGuidance(plan, known, noise.to(self.device), inputs)
 
     def denoise(
         self,
         job: VideoJob,
-        words: Words,
+        embeds: PromptEmbeds,
         schedule: Schedule,
-        steering: ReferenceGuidance,
+        guidance: ReferenceGuidance,
         *,
-        hearing: ProgressReporter,
+        progress: ProgressReporter,
     ) -> torch.Tensor:
-        """From noise to the latents of the clip."""
-        latents, model = steering.begin(schedule.levels[0]), self.parts.transformer(steering.plan)
-        hearing.begin(schedule.steps)
-        with ExitStack() as during:
-            during.enter_context(self.parts.at_work("transformer", steering.plan))
-            during.enter_context(self._cache.on(model, schedule.levels, guided=words.negative is not None))
-            for step, timestep in enumerate(schedule.solver.timesteps):
-                self._cache.at(float(timestep))
-                given = steering.inputs(latents, step=step, dtype=self.dtype)
-                with self.options.attending():
-                    said = velocity(
-                        model, given, timestep, words, job.guidance_scale, joined=self._cache.joined
+        """Run all steps and return the latents of the clip, (1, channels, latent frames, rows, columns)."""
+        cache, scheduler, sigmas = self._cache, schedule.scheduler, schedule.sigmas
+        latents = guidance.initial_latents(sigmas[0])
+        transformer = self.components.transformer(guidance.plan)
+        progress.begin(schedule.steps)
+        with ExitStack() as stack:
+            stack.enter_context(self.components.in_use("transformer", guidance.plan))
+            stack.enter_context(cache.enabled(transformer, sigmas, guided=embeds.negative is not None))
+            for step, timestep in enumerate(scheduler.timesteps):
+                cache.set_timestep(float(timestep))
+                inputs = guidance.model_inputs(latents, step=step, dtype=self.dtype)
+                with self.options.attention_context():
+                    velocity = predict_velocity(
+                        transformer,
+                        inputs,
+                        timestep,
+                        embeds,
+                        job.guidance_scale,
+                        joint_batch=cache.needs_joint_batch,
                     )
-                toward = steering.velocity(said, step=step)
-                seen = self._look(latents, toward, schedule.levels[step])
-                latents = schedule.solver.step(toward, timestep, latents, return_dict=False)[0]
-                latents = steering.after(latents, step=step, level=schedule.levels[step + 1])
-                hearing.step(step + 1, seen)
-        return latents[:, :, steering.condition.ahead :]
+                velocity = guidance.fix_velocity(velocity, step=step)
+                snapshot = self._snapshot(latents, velocity, sigmas[step])
+                latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+                latents = guidance.fix_latents(latents, step=step, sigma=sigmas[step + 1])
+                progress.step(step + 1, snapshot)
+        return latents[:, :, guidance.extra_inputs.reference_frames :]
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """From latents to all frames that were generated: (frames, 3, height, width), -1 to 1."""
-        with self.parts.at_work("vae"):
-            return Codec(self.parts.pipe.vae).decode(latents)
+        """All generated frames of finished latents: (frames, 3, height, width) from -1 to 1."""
+        with self.components.in_use("vae"):
+            return VideoVAE(self.components.pipe.vae).decode(latents)
 
-    # -- what the stairs stand on
-    def _read(self) -> Any:
-        """The pipeline from disk."""
-        return loading.read(self.checkpoint, self.model, self.dtype)
+    # -- helpers of the stages
+    def _read_pipeline(self) -> Any:
+        return read_pipeline(self.checkpoint, self.model, self.dtype)
 
-    def _plan(self, job: VideoJob, source: SourceVideo | None = None) -> Plan:
-        beside = self.vace is not None and job.reference_mode != "none"
-        return reference_frames.plan(job, "vace" if beside else self.model, sourced=source is not None)
+    def _plan(self, job: VideoJob, source: SourceVideo | None) -> ReferencePlan:
+        use_vace = self.vace is not None and job.reference_mode != "none"
+        model = "vace" if use_vace else self.model
+        return reference_guidance.plan_references(job, model, has_source=source is not None)
 
-    def _learn(self) -> None:
-        """What has to be known of this checkpoint before its first job."""
-        chosen = self.options
-        if chosen.previews:
-            with self.parts.at_work("vae"):
-                self._colours = learn_clip_colours(Codec(self.parts.pipe.vae))
+    def _calibrate(self) -> None:
+        """Fit the previewer and prepare the step cache, before the first job."""
+        options = self.options
+        if options.previews:
+            with self.components.in_use("vae"):
+                self._previewer = fit_clip_previewer(VideoVAE(self.components.pipe.vae))
         if self.model != "t2v":
             return
         magnitudes = None
-        if chosen.cache == "mag":
-            name = calibration.fingerprint(self.parts.pipe.transformer)
-            magnitudes = calibration.kept(chosen.calibrations, name, self._measured)
-        self._cache = StepCache(chosen.cache, threshold=chosen.threshold, magnitudes=magnitudes)
+        if options.cache == "mag":
+            name = calibration.fingerprint(self.components.pipe.transformer)
+            magnitudes = calibration.load_or_measure(options.calibrations, name, self._measure_magnitudes)
+        self._cache = StepCache(options.cache, threshold=options.threshold, magnitudes=magnitudes)
 
     @torch.no_grad()
-    def _measured(self) -> Magnitudes:
-        """How much the blocks change their input on the way of a plain clip."""
-        job = calibration.SAMPLE
-        plan = reference_frames.plan(job)
+    def _measure_magnitudes(self) -> MagnitudeCurve:
+        """How much the transformer's blocks change their input at each noise level of a text-to-video job."""
+        job = calibration.CALIBRATION_JOB
+        plan = reference_guidance.plan_references(job)
         schedule = self.timesteps(job, plan)
-        words, steering = self.encode(job), self.latents(job, plan, NO_REFERENCES)
-        with calibration.watching(self.parts.pipe.transformer) as logs:
-            self.denoise(job, words, schedule, steering, hearing=ProgressReporter(lambda *_: None, None))
-        return Magnitudes(tuple(schedule.levels[:-1]), tuple(logs))
+        embeds, guidance = self.encode(job), self.latents(job, plan, NO_REFERENCES)
+        with calibration.recording_changes(self.components.pipe.transformer) as logs:
+            self.denoise(job, embeds, schedule, guidance, progress=ProgressReporter(lambda *_: None))
+        return MagnitudeCurve(tuple(schedule.sigmas[:-1]), tuple(logs))
 
-    def _look(
-        self, latents: torch.Tensor, velocity: torch.Tensor, level: float
-    ) -> Callable[[], PreviewRenderer] | None:
-        """Copies what the clip looks like now; None where colours are not known."""
-        return None if self._colours is None else self._colours.take(latents, velocity, level)
+    def _snapshot(self, latents: torch.Tensor, velocity: torch.Tensor, sigma: float) -> Snapshot | None:
+        """A snapshot of the clip's middle frame; None if previews are off."""
+        return None if self._previewer is None else self._previewer.snapshot(latents, velocity, sigma)
 
-    def _as_rendered(self, job: VideoJob) -> VideoJob:
-        """Checkpoints that were distilled to few steps have their guidance inside."""
+    def _with_effective_guidance(self, job: VideoJob) -> VideoJob:
+        """Few-step checkpoints are distilled with guidance: they run without it."""
         return job.model_copy(update={"guidance_scale": 1.0}) if self.options.few_steps else job
 
     def _size(self, job: VideoJob) -> tuple[int, int]:
-        return sizes.rendered(job, self.cap)
+        """Rendered width and height (px)."""
+        return cap_size(job.width, job.height, cap=self.cap, multiple=SIZE_MULTIPLE_PX)

@@ -1,4 +1,4 @@
-"""Where the parts of a Wan pipeline wait, and where they work."""
+"""Device placement of the components of a Wan pipeline: while idle and while in use."""
 
 from __future__ import annotations
 
@@ -13,69 +13,73 @@ from diffusers.hooks import apply_group_offloading
 
 from ourvidz.pipelines import devices
 
-Part = Literal["text_encoder", "transformer", "vae", "image_encoder"]
-PARTS: tuple[Part, ...] = ("text_encoder", "transformer", "vae")
-EVERY: tuple[Part, ...] = (*PARTS, "image_encoder")
-"""Some checkpoints have one more."""
-_GROUPED: tuple[Part, ...] = ("text_encoder", "transformer")
+ComponentName = Literal["text_encoder", "transformer", "vae", "image_encoder"]
+REQUIRED_COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "transformer", "vae")
+COMPONENTS: tuple[ComponentName, ...] = (*REQUIRED_COMPONENTS, "image_encoder")
+"""The image encoder is part of the image-to-video checkpoints only."""
+_GROUPABLE: tuple[ComponentName, ...] = ("text_encoder", "transformer")
 
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Nothing set: every part stays on the device.
+    """By default every component stays on the device.
 
-    `offload`: parts wait in the host's memory and come to the device only for their work, so that the device
-    needs room for the largest of them alone. `text_on_cpu`: the text encoder works on the CPU. `grouped`: of
-    transformer and text encoder only what works at the moment is on the device, a block or a layer.
+    `offload`: components are kept in host memory and moved to the device only while in use, so that the
+    device needs memory for the largest one only. `text_on_cpu`: the text encoder runs on the CPU. `grouped`:
+    transformer and text encoder are kept in host memory and moved block by block (layer by layer) while they
+    run.
     """
 
     offload: bool = False
     text_on_cpu: bool = False
     grouped: bool = False
 
-    def settle(self, pipe: Any, device: torch.device, parts: tuple[Part, ...] = EVERY) -> None:
-        """Bring these parts of a pipeline that was just read, as far as it has them, to where they wait."""
-        for part in parts:
-            module = getattr(pipe, part, None)
+    def place(
+        self, pipe: Any, device: torch.device, components: tuple[ComponentName, ...] = COMPONENTS
+    ) -> None:
+        """Move these components of a newly read pipeline, if it has them, to their idle device."""
+        for name in components:
+            module = getattr(pipe, name, None)
             if module is None:
                 continue
-            if self._in_groups(part):
-                _group(module, device)
+            if self._is_grouped(name):
+                _offload_in_groups(module, device)
             else:
-                module.to(CPU if self.offload else self._workplace(part, device))
+                module.to(CPU if self.offload else self._run_device(name, device))
 
     @contextmanager
-    def at_work(self, pipe: Any, part: Part, device: torch.device) -> Iterator[torch.device]:
-        """The device that one part is on for a while."""
-        module, where = getattr(pipe, part), self._workplace(part, device)
-        if self._in_groups(part):
-            yield where
+    def in_use(self, pipe: Any, component: ComponentName, device: torch.device) -> Iterator[torch.device]:
+        """Move one component to the device where it runs inside this context; yields that device."""
+        module, run_device = getattr(pipe, component), self._run_device(component, device)
+        if self._is_grouped(component):
+            yield run_device
             return
-        module.to(where)
+        module.to(run_device)
         try:
-            yield where
+            yield run_device
         finally:
             if self.offload:
                 module.to(CPU)
                 devices.free_memory()
 
-    def _workplace(self, part: Part, device: torch.device) -> torch.device:
-        return CPU if self.text_on_cpu and part == "text_encoder" else device
+    def _run_device(self, component: ComponentName, device: torch.device) -> torch.device:
+        return CPU if self.text_on_cpu and component == "text_encoder" else device
 
-    def _in_groups(self, part: Part) -> bool:
-        return self.grouped and part in _GROUPED and not (self.text_on_cpu and part == "text_encoder")
+    def _is_grouped(self, component: ComponentName) -> bool:
+        on_cpu = self.text_on_cpu and component == "text_encoder"
+        return self.grouped and component in _GROUPABLE and not on_cpu
 
 
-def _group(module: torch.nn.Module, device: torch.device) -> None:
-    """Let diffusers move this module's weights; the next ones come while the device computes."""
-    blocks = isinstance(module, diffusers.ModelMixin)
+def _offload_in_groups(module: torch.nn.Module, device: torch.device) -> None:
+    """Let diffusers move this module's weights; the next group is copied while the device computes."""
+    by_block = isinstance(module, diffusers.ModelMixin)
     apply_group_offloading(
         module,
         onload_device=device,
         offload_device=CPU,
-        offload_type="block_level" if blocks else "leaf_level",
-        num_blocks_per_group=1 if blocks else None,
+        offload_type="block_level" if by_block else "leaf_level",
+        num_blocks_per_group=1 if by_block else None,
         use_stream=device.type == "cuda",
     )

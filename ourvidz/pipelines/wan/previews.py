@@ -1,55 +1,51 @@
-"""What an unfinished clip looks like, without the VAE: its middle frame, from colours fitted to latents."""
+"""Previews of unfinished clips without the VAE: the middle frame, from a linear map of the latents to RGB."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from ourvidz import log
-from ourvidz.pipelines.base import PreviewRenderer
-from ourvidz.pipelines.previews import LatentColours, patchwork
-from ourvidz.pipelines.wan.frames import Codec, fitted
+from ourvidz.pipelines.base import PreviewRenderer, Snapshot
+from ourvidz.pipelines.previews import LatentPreviewer, calibration_image
+from ourvidz.pipelines.wan.vae import VideoVAE, image_tensor
 
 _PATCHES = 8
 _FRAMES = 9
-"""Three latent frames: the second one still remembers that it comes after the first."""
+"""Three latent frames: the VAE encodes the second one differently because it follows the first."""
 
 _log = log.get(__name__)
 
 
-class ClipColours:
-    """Colours of the latents of one VAE. The first latent frame stands for one frame and each of the others
-    for four, so they have colours of their own."""
+class ClipPreviewer:
+    """Previews for the latents of one VAE. The first latent frame stands for one frame and each later one for
+    four, so they have separate maps to RGB."""
 
-    def __init__(self, first: LatentColours, later: LatentColours) -> None:
+    def __init__(self, first: LatentPreviewer, later: LatentPreviewer) -> None:
         self._first = first
         self._later = later
 
-    def take(
-        self, latents: torch.Tensor, velocity: torch.Tensor, level: float
-    ) -> Callable[[], PreviewRenderer]:
-        """Copies the middle frame of the clip that a step at noise level `level` leads to, to be drawn
-        elsewhere. Latents and velocity are (1, channels, latent frames, rows, columns)."""
+    def snapshot(self, latents: torch.Tensor, velocity: torch.Tensor, sigma: float) -> Snapshot:
+        """A snapshot of the finished clip's middle frame, as estimated in a step at noise level `sigma`.
+        Latents and velocity are (1, channels, latent frames, rows, columns)."""
         middle = latents.shape[2] // 2
-        colours = self._later if middle else self._first
+        previewer = self._later if middle else self._first
 
         def copy() -> PreviewRenderer:
-            guess = latents[0, :, middle] - level * velocity[0, :, middle]
-            return partial(colours.picture, guess.to("cpu", torch.float32, copy=True))
+            estimate = latents[0, :, middle] - sigma * velocity[0, :, middle]
+            return partial(previewer.render, estimate.to("cpu", torch.float32, copy=True))
 
         return copy
 
 
 @torch.no_grad()
-def learn_clip_colours(codec: Codec) -> ClipColours | None:
-    """The colours of one VAE's latents, from a still clip; None, and no previews, where this VAE does not
-    let them be learned."""
-    known = patchwork(_PATCHES)
+def fit_clip_previewer(vae: VideoVAE) -> ClipPreviewer | None:
+    """A previewer for this VAE, fitted to a still clip; None, which switches previews off, if that fails."""
+    image = calibration_image(_PATCHES)
     try:
-        latents = codec.encode(fitted(known, *known.size), frames=_FRAMES)[0]
-        return ClipColours(LatentColours(latents[:, 0], known), LatentColours(latents[:, -1], known))
-    except Exception:  # noqa: BLE001  previews are a courtesy: the checkpoint is of use without them
+        latents = vae.encode(image_tensor(image, *image.size), frames=_FRAMES)[0]
+        return ClipPreviewer(LatentPreviewer(latents[:, 0], image), LatentPreviewer(latents[:, -1], image))
+    except Exception:  # noqa: BLE001  the checkpoint is usable without previews
         _log.exception("previews_off")
         return None

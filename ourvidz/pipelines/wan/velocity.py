@@ -1,4 +1,4 @@
-"""Asking one of Wan's transformers for the way from noise to clip."""
+"""Velocity prediction of Wan's transformer with classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -6,50 +6,57 @@ from typing import Any
 
 import torch
 
-from ourvidz.pipelines.wan.wording import Words
+from ourvidz.pipelines.wan.prompt_encoding import PromptEmbeds
 
 
-def velocity(
+def predict_velocity(
     transformer: Any,
-    given: dict[str, torch.Tensor],
+    model_inputs: dict[str, torch.Tensor],
     timestep: torch.Tensor,
-    words: Words,
-    guidance: float,
+    embeds: PromptEmbeds,
+    guidance_scale: float,
     *,
-    joined: bool,
+    joint_batch: bool,
 ) -> torch.Tensor:
-    """What the model takes for noise minus clip, guided away from the negative prompt.
+    """The velocity, noise minus clip, that the transformer predicts, after guidance: float32, (1, channels,
+    latent frames, rows, columns).
 
-    `given` is what it is called with beside timestep and prompt. `joined`: both prompts in one batch, the
-    negative one first.
+    `model_inputs` are the transformer's arguments beside timestep and prompt. `joint_batch` runs both prompts
+    in one batch, the negative one first; otherwise they run one after the other.
     """
-    if words.negative is None:
-        return _ask(transformer, given, timestep, words.prompt, "cond")
-    if joined:
-        both = torch.cat([words.negative, words.prompt])
-        away, toward = _ask(transformer, _twice(given), timestep, both, "both").chunk(2)
+    if embeds.negative is None:
+        return _run(transformer, model_inputs, timestep, embeds.prompt, "cond")
+    if joint_batch:
+        both = torch.cat([embeds.negative, embeds.prompt])
+        negative, positive = _run(transformer, _repeat(model_inputs), timestep, both, "both").chunk(2)
     else:
-        toward = _ask(transformer, given, timestep, words.prompt, "cond")
-        away = _ask(transformer, given, timestep, words.negative, "uncond")
-    return away + guidance * (toward - away)
+        positive = _run(transformer, model_inputs, timestep, embeds.prompt, "cond")
+        negative = _run(transformer, model_inputs, timestep, embeds.negative, "uncond")
+    return negative + guidance_scale * (positive - negative)
 
 
-def _twice(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """For a batch of two. What has one dimension is not of the batch."""
-    return {name: one if one.dim() == 1 else torch.cat([one, one]) for name, one in given.items()}
+def _repeat(model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs for a batch of two. One-dimensional inputs have no batch dimension."""
+    return {
+        name: tensor if tensor.dim() == 1 else torch.cat([tensor, tensor])
+        for name, tensor in model_inputs.items()
+    }
 
 
-def _ask(
+def _run(
     transformer: Any,
-    given: dict[str, torch.Tensor],
+    model_inputs: dict[str, torch.Tensor],
     timestep: torch.Tensor,
-    words: torch.Tensor,
-    cache: str,
+    prompt_embeds: torch.Tensor,
+    cache_context: str,
 ) -> torch.Tensor:
-    """One pass of the transformer, in its own precision. `cache` keeps the two prompts' caches apart."""
-    with transformer.cache_context(cache):
-        said = transformer(
-            **given, timestep=timestep.expand(len(words)), encoder_hidden_states=words, return_dict=False
+    """One pass of the transformer in its own dtype. `cache_context` separates the step cache's state of the
+    two prompts."""
+    with transformer.cache_context(cache_context):
+        output: torch.Tensor = transformer(
+            **model_inputs,
+            timestep=timestep.expand(len(prompt_embeds)),
+            encoder_hidden_states=prompt_embeds,
+            return_dict=False,
         )[0]
-    found: torch.Tensor = said.float()
-    return found
+    return output.float()

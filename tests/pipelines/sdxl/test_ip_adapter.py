@@ -16,7 +16,7 @@ from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles, hearing
+from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles, attention_block_prefixes
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 
@@ -112,7 +112,7 @@ def test_the_real_sdxl_hears_where_it_was_found_to() -> None:
         norm_num_groups=4,
         cross_attention_dim=8,
     )
-    assert hearing(unet) == {
+    assert attention_block_prefixes(unet) == {
         "style": ("up_blocks.0.attentions.1.",),
         "composition": ("down_blocks.2.attentions.1.",),
         "character": ("",),

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from ourvidz.errors import Cancelled, ModelLoadError
 from ourvidz.jobs.job import ImageJob, JobLora
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.sdxl.lora import Lora
+from ourvidz.pipelines.sdxl.lora import LoraFile
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 
@@ -38,8 +38,8 @@ def able(sdxl: SDXLPipeline, tiny: Checkpoint, tmp_path_factory: pytest.TempPath
     encoder = sdxl._pipe.text_encoder
     [query] = [m for name, m in encoder.named_modules() if name.endswith("layers.0.self_attn.q_proj")]
     files = (
-        Lora("hills", write(folder / "hills.safetensors", UNET, *unet.shape, seed=3)),
-        Lora("words", write(folder / "words.safetensors", WORDS, *query.weight.shape, seed=4)),
+        LoraFile("hills", write(folder / "hills.safetensors", UNET, *unet.shape, seed=3)),
+        LoraFile("words", write(folder / "words.safetensors", WORDS, *query.weight.shape, seed=4)),
     )
     pipeline = SDXLPipeline(tiny, options=SDXLOptions(job_loras=files))
     pipeline.load()
@@ -143,7 +143,7 @@ def test_a_lora_that_cannot_be_added_to_the_end_leaves_nothing(
     def out_of_memory(weight: float) -> None:
         raise torch.OutOfMemoryError(f"CUDA out of memory at {weight}")
 
-    files = able._loaded._loras._files
+    files = able._model._loras._loras
     monkeypatch.setattr(files["words"], "add", out_of_memory)
     with pytest.raises(Exception, match="Not enough memory"):
         picture(able, image_job(loras=named(("hills", 1.0), ("words", 1.0))))
@@ -167,7 +167,7 @@ def test_a_file_that_does_not_fit_is_heard_of_before_any_job(tiny: Checkpoint, t
     """An operator finds out when the worker starts, not a caller."""
     odd = write(tmp_path / "odd.safetensors", UNET, 5, 7, seed=1)
     with pytest.raises(ModelLoadError, match="another shape"):
-        SDXLPipeline(tiny, options=SDXLOptions(job_loras=(Lora("odd", odd),))).load()
+        SDXLPipeline(tiny, options=SDXLOptions(job_loras=(LoraFile("odd", odd),))).load()
 
 
 def test_info_names_them(able: SDXLPipeline) -> None:

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.sdxl.lora import Lora
-from ourvidz.pipelines.sdxl.options import SDXLOptions, lora_of
+from ourvidz.pipelines.sdxl.lora import LoraFile
+from ourvidz.pipelines.sdxl.options import SDXLOptions, parse_lora
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 
 MakeJob = Callable[..., ImageJob]
@@ -33,7 +33,7 @@ def weights_of(sdxl: SDXLPipeline, layer: str = f"unet.{LAYER}") -> torch.Tensor
     return getattr(sdxl._pipe, part).get_submodule(inner).weight.detach().clone()
 
 
-def loaded(tiny: Checkpoint, *loras: Lora) -> SDXLPipeline:
+def loaded(tiny: Checkpoint, *loras: LoraFile) -> SDXLPipeline:
     sdxl = SDXLPipeline(tiny, options=SDXLOptions(loras=loras))
     sdxl.load()
     return sdxl
@@ -63,7 +63,7 @@ def test_a_lora_file_is_added_to_the_weights(
     if names[2]:
         tensors[names[2]] = torch.tensor(RANK * factor)
     save_file(tensors, tmp_path / "hills.safetensors")
-    merged = loaded(tiny, Lora("hills", tmp_path / "hills.safetensors", weight))
+    merged = loaded(tiny, LoraFile("hills", tmp_path / "hills.safetensors", weight))
     assert torch.allclose(weights_of(merged), before + weight * factor * (up @ down), atol=1e-5)
     assert merged.info()["loras"] == [f"hills@{weight:g}"]
 
@@ -85,7 +85,7 @@ def test_a_file_by_peft_is_as_strong_as_it_was_in_training(
     down, up = matrices(*before.shape)
     tensors = {f"unet.{LAYER}.lora_A.weight": down, f"unet.{LAYER}.lora_B.weight": up}
     save_file(tensors, tmp_path / "h.safetensors", {"lora_adapter_metadata": json.dumps(header)})
-    merged = loaded(tiny, Lora("hills", tmp_path / "h.safetensors"))
+    merged = loaded(tiny, LoraFile("hills", tmp_path / "h.safetensors"))
     assert torch.allclose(weights_of(merged), before + factor * (up @ down), atol=1e-5)
 
 
@@ -110,7 +110,7 @@ def test_a_lora_reaches_the_text_encoders(
     if written.startswith("lora"):
         tensors[written.format("", "", short, path, "alpha")] = torch.tensor(float(RANK))
     save_file(tensors, tmp_path / "words.safetensors")
-    merged = loaded(tiny, Lora("words", tmp_path / "words.safetensors"))
+    merged = loaded(tiny, LoraFile("words", tmp_path / "words.safetensors"))
     assert torch.allclose(weights_of(merged, ours), before + up @ down, atol=1e-5)
 
 
@@ -121,7 +121,7 @@ def test_a_lora_changes_the_picture(
     down, up = matrices(*weights_of(sdxl).shape)
     tensors = {f"unet.{LAYER}.lora_A.weight": down, f"unet.{LAYER}.lora_B.weight": up}
     save_file(tensors, tmp_path / "hills.safetensors")
-    merged = loaded(tiny, Lora("hills", tmp_path / "hills.safetensors", 3.0))
+    merged = loaded(tiny, LoraFile("hills", tmp_path / "hills.safetensors", 3.0))
     one, other = (
         np.asarray(each.generate(image_job(), on_step=lambda *_: None).images[0]).astype(int)
         for each in (sdxl, merged)
@@ -170,7 +170,7 @@ def test_a_file_that_does_not_fit_is_a_load_error(
     """An operator reads which file and what of it, before any job runs without it."""
     save_file(tensors, tmp_path / "odd.safetensors")
     with pytest.raises(ModelLoadError, match=message):
-        loaded(tiny, Lora("odd", tmp_path / "odd.safetensors"))
+        loaded(tiny, LoraFile("odd", tmp_path / "odd.safetensors"))
 
 
 def test_a_missing_file_is_a_load_error(tiny: Checkpoint, tmp_path: Path) -> None:
@@ -178,17 +178,17 @@ def test_a_missing_file_is_a_load_error(tiny: Checkpoint, tmp_path: Path) -> Non
     (tmp_path / "hills.pt").touch()
     for name in ("gone.safetensors", "hills.pt"):
         with pytest.raises(ModelLoadError, match=name):
-            loaded(tiny, Lora("hills", tmp_path / name))
+            loaded(tiny, LoraFile("hills", tmp_path / name))
 
 
 def test_a_damaged_file_is_named(tiny: Checkpoint, tmp_path: Path) -> None:
     """A download that broke off, among a checkpoint's many files."""
     (tmp_path / "half.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
     with pytest.raises(ModelLoadError, match=r"LoRA hills: half\.safetensors cannot be read"):
-        loaded(tiny, Lora("hills", tmp_path / "half.safetensors"))
+        loaded(tiny, LoraFile("hills", tmp_path / "half.safetensors"))
 
 
 def test_a_lora_is_written_with_its_name_and_weight() -> None:
     """As the settings have it."""
-    assert lora_of("hills=/m/hills.safetensors") == Lora("hills", Path("/m/hills.safetensors"), 1.0)
-    assert lora_of("hills=/m/h.safetensors@-0.5") == Lora("hills", Path("/m/h.safetensors"), -0.5)
+    assert parse_lora("hills=/m/hills.safetensors") == LoraFile("hills", Path("/m/hills.safetensors"), 1.0)
+    assert parse_lora("hills=/m/h.safetensors@-0.5") == LoraFile("hills", Path("/m/h.safetensors"), -0.5)

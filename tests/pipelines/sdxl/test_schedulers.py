@@ -25,29 +25,29 @@ def test_the_settings_name_every_scheduler_and_no_other() -> None:
 
 def test_without_a_choice_the_checkpoint_s_own_scheduler_runs() -> None:
     """Its authors know best."""
-    assert schedulers.build(None, OWN) is OWN
+    assert schedulers.build_scheduler(None, OWN) is OWN
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_keeps_the_noise_levels_of_the_checkpoint(name: str) -> None:
     """Other levels than those it was trained on give mud."""
-    made = schedulers.build(name, OWN)
+    made = schedulers.build_scheduler(name, OWN)
     assert torch.allclose(made.alphas_cumprod, OWN.alphas_cumprod)
 
 
 @pytest.mark.parametrize("kind", FEW_STEPS)
 def test_few_step_checkpoints_begin_in_pure_noise(kind: str) -> None:
     """They were trained at the last timestep, which leading spacing never reaches."""
-    made = schedulers.build(None, OWN, few_steps=kind)
-    assert schedulers.from_noise(made, 4, CPU)[0] == 999
+    made = schedulers.build_scheduler(None, OWN, few_steps=kind)
+    assert schedulers.set_timesteps(made, 4, CPU)[0] == 999
 
 
 @pytest.mark.parametrize("steps", [1, 4, 25, 100])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_way_from_noise_has_as_many_steps_as_asked(name: str, steps: int) -> None:
     """A caller's number of steps is what is run."""
-    made = schedulers.build(name, OWN)
-    timesteps = schedulers.from_noise(made, steps, CPU)
+    made = schedulers.build_scheduler(name, OWN)
+    timesteps = schedulers.set_timesteps(made, steps, CPU)
     assert len(timesteps) == (2 * steps - 1 if made.order == 2 else steps)
 
 
@@ -58,8 +58,8 @@ def test_the_way_from_a_picture_has_its_steps_and_begins_at_its_strength(
     name: str, denoise: float, steps: int
 ) -> None:
     """With few steps a shortened schedule would begin a whole step too low: strength without effect."""
-    made = schedulers.evenly(schedulers.build(name, OWN))
-    timesteps = schedulers.from_picture(made, steps, denoise, CPU)
+    made = schedulers.evenly_spaced(schedulers.build_scheduler(name, OWN))
+    timesteps = schedulers.set_img2img_timesteps(made, steps, denoise, CPU)
     assert len(timesteps) == (2 * steps - 1 if made.order == 2 else steps)
     assert timesteps.min() >= 0
     assert list(timesteps) == sorted(timesteps, reverse=True)
@@ -82,8 +82,8 @@ def test_the_way_from_a_picture_has_its_steps_and_begins_at_its_strength(
 def test_a_checkpoint_s_own_shape_does_not_lower_the_strength(kind: str, shape: dict[str, object]) -> None:
     """Levels and timesteps are the strength's own, whatever the levels between noise and picture are."""
     shaped = getattr(diffusers, kind).from_config(OWN.config, **shape)
-    made = schedulers.evenly(shaped)
-    timesteps = schedulers.from_picture(made, 3, 0.15, CPU)
+    made = schedulers.evenly_spaced(shaped)
+    timesteps = schedulers.set_img2img_timesteps(made, 3, 0.15, CPU)
     assert float(timesteps[0]) == pytest.approx(149)
     clean = torch.zeros(1, 4, 2, 2)
     noisy = made.add_noise(clean, torch.ones_like(clean), timesteps[:1])
@@ -95,8 +95,8 @@ def test_a_checkpoint_s_own_shape_does_not_lower_the_strength(kind: str, shape: 
 
 def test_a_schedule_that_would_go_a_step_too_far_is_not_used() -> None:
     """61 steps of 1000 / 61 add up to a little less than 1000, and diffusers then takes one more, at -1."""
-    made = schedulers.evenly(OWN)
-    timesteps = schedulers.from_picture(made, 10, 10 / 61, CPU)
+    made = schedulers.evenly_spaced(OWN)
+    timesteps = schedulers.set_img2img_timesteps(made, 10, 10 / 61, CPU)
     assert (len(timesteps), int(timesteps.min()) >= 0) == (10, True)
 
 
@@ -105,7 +105,7 @@ def test_a_schedule_that_would_go_a_step_too_far_is_not_used() -> None:
 def test_a_copy_begins_at_the_lowest_noise_level_at_most(name: str, denoise: float) -> None:
     """Whatever was chosen for pictures: less strength is a closer copy, down to none, and no step draws
     noise."""
-    made, timesteps = schedulers.for_copy(schedulers.build(name, OWN), 8, denoise, CPU)
+    made, timesteps = schedulers.exact_copy_schedule(schedulers.build_scheduler(name, OWN), 8, denoise, CPU)
     assert len(timesteps) == 8
     assert type(made) is diffusers.EulerDiscreteScheduler
     noise = made.sigmas.tolist()

@@ -17,7 +17,7 @@ from ourvidz.pipelines import devices
 from ourvidz.pipelines.base import BatchDecoder, TextDelta
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.texts.checkpoint import find_qwen
-from ourvidz.pipelines.texts.kv_cache import KeyValues
+from ourvidz.pipelines.texts.kv_cache import KVCache
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 
 Load = Callable[[str], QwenPipeline]
@@ -146,7 +146,7 @@ def test_a_crowd_is_read_a_few_at_a_time(qwen: Load, chat_job: Make, monkeypatch
     """Reading long texts takes long: in between the others go on, and whoever drives them hears cancels."""
     pipeline = qwen("instruct")
     expected = {prompt: alone(pipeline, chat_job(prompt)) for prompt in PROMPTS[:3]}
-    monkeypatch.setattr("ourvidz.pipelines.texts.decoding.PREFILL_TOKENS", 20)
+    monkeypatch.setattr("ourvidz.pipelines.texts.decoding.MAX_PREFILL_TOKENS", 20)
     heard = Heard(pipeline.new_decoder())
     for prompt in expected:
         heard.decoder.add(prompt, chat_job(prompt))
@@ -161,7 +161,7 @@ def test_a_long_text_is_read_by_and_by_while_the_others_go_on(
     pipeline = qwen("instruct")
     long = ", ".join(PROMPTS[1:6])
     expected = {prompt: alone(pipeline, chat_job(prompt)) for prompt in (PROMPTS[0], long)}
-    monkeypatch.setattr("ourvidz.pipelines.texts.decoding.PREFILL_TOKENS", 20)
+    monkeypatch.setattr("ourvidz.pipelines.texts.decoding.MAX_PREFILL_TOKENS", 20)
     heard = Heard(pipeline.new_decoder())
     for name in ("gone", PROMPTS[0]):
         heard.decoder.add(name, chat_job(PROMPTS[0]))
@@ -181,7 +181,7 @@ def test_a_long_text_may_leave_before_it_is_read(
     """Its caller went away: the next one finds everything as if it had never been there."""
     pipeline = qwen("instruct")
     expected = alone(pipeline, chat_job(PROMPTS[0]))
-    monkeypatch.setattr("ourvidz.pipelines.texts.decoding.PREFILL_TOKENS", 4)
+    monkeypatch.setattr("ourvidz.pipelines.texts.decoding.MAX_PREFILL_TOKENS", 4)
     decoder = pipeline.new_decoder()
     decoder.add("long", chat_job(PROMPTS[1]))
     assert decoder.step() == []
@@ -286,7 +286,7 @@ def test_after_a_lack_of_memory_the_texts_are_where_they_were(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as full:
-        full.setattr(KeyValues, "reserve", refuse)
+        full.setattr(KVCache, "reserve", refuse)
         with pytest.raises(OutOfMemory, match="2 texts"):
             heard.step()
         heard.decoder.remove("b")
@@ -341,6 +341,6 @@ def test_a_broken_checkpoint_says_so(tmp_path: Path) -> None:
 def test_a_lent_number_of_threads_is_given_back() -> None:
     """Other models in the process compute on all of them."""
     before = torch.get_num_threads()
-    with devices.threads(1):
+    with devices.torch_threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before

@@ -9,29 +9,29 @@ import pytest
 import torch
 
 from ourvidz.pipelines.texts import sampling
-from ourvidz.pipelines.texts.sampling import Choices, Sampler
+from ourvidz.pipelines.texts.sampling import Sampler, SamplingState
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 MANY = 4000
 
 
-def choices(**changed: Any) -> Choices:
+def choices(**changed: Any) -> SamplingState:
     fields: dict[str, Any] = {
         "temperature": 1.0,
         "top_p": 1.0,
         "frequency_penalty": 0.0,
         "presence_penalty": 0.0,
-        "draws": torch.rand(MANY, generator=torch.Generator().manual_seed(1)).tolist(),
+        "uniforms": torch.rand(MANY, generator=torch.Generator().manual_seed(1)).tolist(),
     }
-    return Choices(**(fields | changed))
+    return SamplingState(**(fields | changed))
 
 
 def drawn(count: int = MANY, **changed: Any) -> list[int]:
     text = choices(**changed)
     sampler = Sampler([text], CPU)
     for _ in range(count):
-        sampler.choose(LOGITS[None])
+        sampler.sample(LOGITS[None])
     return text.tokens
 
 
@@ -63,11 +63,11 @@ def test_a_vocabulary_in_part_or_in_whole_gives_the_same(
         text = choices(top_p=top_p)
         sampler = Sampler([text], CPU)
         for _ in range(300):
-            sampler.choose(logits)
+            sampler.sample(logits)
         return text.tokens
 
     part = said()
-    monkeypatch.setattr(sampling, "LIKELIEST", 500)
+    monkeypatch.setattr(sampling, "TOP_CANDIDATES", 500)
     assert said() == part
     assert len(set(part)) > 10
 
@@ -82,35 +82,39 @@ def test_top_p_keeps_the_fewest_tokens_that_hold_it(top_p: float, kept: set[int]
 
 def test_temperature_zero_takes_the_likeliest_whatever_the_rest_says() -> None:
     """Greedy needs no random numbers."""
-    assert drawn(5, temperature=0.0, draws=[]) == [0] * 5
+    assert drawn(5, temperature=0.0, uniforms=[]) == [0] * 5
 
 
 def test_penalties_follow_what_was_generated() -> None:
     """0.5 against 0.3 is 0.51 in logits: one penalty of 0.6 turns them, a frequency penalty goes on."""
-    presence = drawn(4, temperature=0.0, draws=[], presence_penalty=0.6)
+    presence = drawn(4, temperature=0.0, uniforms=[], presence_penalty=0.6)
     assert presence == [0, 1, 0, 0]
-    frequency = drawn(6, temperature=0.0, draws=[], frequency_penalty=0.6)
+    frequency = drawn(6, temperature=0.0, uniforms=[], frequency_penalty=0.6)
     assert frequency == [0, 1, 0, 1, 0, 2]
-    assert drawn(3, temperature=0.0, draws=[], frequency_penalty=-2.0) == [0, 0, 0]
+    assert drawn(3, temperature=0.0, uniforms=[], frequency_penalty=-2.0) == [0, 0, 0]
 
 
 def test_a_text_chooses_the_same_in_company() -> None:
     """Others' temperatures, penalties and random numbers are theirs."""
     alone = drawn(40, temperature=1.3, top_p=0.95, frequency_penalty=0.2)
     text = choices(temperature=1.3, top_p=0.95, frequency_penalty=0.2)
-    others = [choices(temperature=0.0, draws=[]), choices(draws=[0.1] * 40), choices(presence_penalty=2.0)]
+    others = [
+        choices(temperature=0.0, uniforms=[]),
+        choices(uniforms=[0.1] * 40),
+        choices(presence_penalty=2.0),
+    ]
     sampler = Sampler([others[0], text, *others[1:]], CPU)
     for _ in range(40):
-        sampler.choose(LOGITS.repeat(4, 1))
+        sampler.sample(LOGITS.repeat(4, 1))
     assert text.tokens == alone
 
 
 def test_a_new_sampler_remembers_what_its_texts_said() -> None:
     """A batch changes while texts grow: penalties must not start again."""
-    whole = drawn(12, temperature=0.0, draws=[], frequency_penalty=0.3)
-    text = choices(temperature=0.0, draws=[], frequency_penalty=0.3)
+    whole = drawn(12, temperature=0.0, uniforms=[], frequency_penalty=0.3)
+    text = choices(temperature=0.0, uniforms=[], frequency_penalty=0.3)
     for _ in range(4):
         sampler = Sampler([text], CPU)
         for _ in range(3):
-            sampler.choose(LOGITS[None])
+            sampler.sample(LOGITS[None])
     assert text.tokens == whole

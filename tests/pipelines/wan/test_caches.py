@@ -45,7 +45,7 @@ def far(one: np.ndarray, other: np.ndarray) -> int:
 def work(wan: WanPipeline) -> Iterator[list[str]]:
     """What was computed in the last block, by its own layers: steps that are reused compute nothing there."""
     seen: list[str] = []
-    block = wan.parts.pipe.transformer.blocks[-1]
+    block = wan.components.pipe.transformer.blocks[-1]
     parts = {"attention": block.attn1.to_q, "feed-forward": block.ffn}
     hooks = [
         part.register_forward_pre_hook(
@@ -84,7 +84,7 @@ def test_a_second_job_is_the_first_one_again(cached: WanPipeline, video_job: Mak
 @pytest.mark.parametrize("end", ["done", "cancelled"])
 def test_a_cache_is_gone_with_its_job(cached: WanPipeline, video_job: MakeJob, end: str) -> None:
     """Also when a job stops half-way: its tensors would stay on the GPU."""
-    transformer = cached.parts.pipe.transformer
+    transformer = cached.components.pipe.transformer
 
     def on_step(done: int, _: int) -> None:
         assert transformer.is_cache_enabled or done in (0, STEPS)
@@ -126,7 +126,7 @@ def test_caches_that_know_no_prompts_get_both_in_one_batch(
     pipeline = WanPipeline(wan_checkpoint, options=WanOptions(cache=name, previews=False))
     pipeline.load()
     rows: list[int] = []
-    pipeline.parts.pipe.transformer.patch_embedding.register_forward_pre_hook(
+    pipeline.components.pipe.transformer.patch_embedding.register_forward_pre_hook(
         lambda _, given: rows.append(len(given[0]))
     )
     clip(pipeline, video_job(steps=2))
@@ -164,7 +164,7 @@ def test_a_transformer_that_a_cache_does_not_fit_is_left_alone(
         disable_cache=lambda: told.append("off"),
         **({"vace_blocks": [None]} if vace else {}),
     )
-    with StepCache(name).on(transformer, [1.0, 0.5, 0.0], guided=True):
+    with StepCache(name).enabled(transformer, [1.0, 0.5, 0.0], guided=True):
         pass
     assert told == (["on", "off"] if caches else [])
 
@@ -180,7 +180,7 @@ def test_what_mag_learns_is_kept_for_the_next_worker(
     written = file.read_bytes()
     passes: list[int] = []
     second.load()
-    second.parts.pipe.transformer.register_forward_pre_hook(lambda *_: passes.append(1))
+    second.components.pipe.transformer.register_forward_pre_hook(lambda *_: passes.append(1))
     assert far(made, clip(second, video_job(steps=STEPS))) <= LEVELS
     assert len(passes) == 2 * STEPS
     assert file.read_bytes() == written

@@ -63,9 +63,9 @@ def test_the_clip_is_the_one_that_diffusers_makes(
     wan, mode = ((begins, "start"), (ends_too, "both"))[pictures - 1]
     job = video_job(reference_mode=mode, frames=9, steps=3, guidance_scale=4.0, width=PX, height=PX)
     ours = clip(wan, job, ReferenceImages(start=START, end=END))
-    side = wan.parts.pipe.image_encoder.config.image_size
+    side = wan.components.pipe.image_encoder.config.image_size
     processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    parts = {name: part for name, part in wan.parts.pipe.components.items() if part is not None}
+    parts = {name: part for name, part in wan.components.pipe.components.items() if part is not None}
     theirs = diffusers.WanImageToVideoPipeline(**parts, image_processor=processor)
     theirs.set_progress_bar_config(disable=True)
     theirs.scheduler = diffusers.UniPCMultistepScheduler.from_config(theirs.scheduler.config, flow_shift=5.0)
@@ -112,6 +112,6 @@ def test_the_image_encoder_is_loaded_counted_and_offloaded(begins: WanPipeline, 
     halved = WanPipeline(begins.checkpoint, dtype=torch.bfloat16, placement=Placement(offload=True))
     made = clip(halved, video_job(reference_mode="start"), ReferenceImages(start=START))
     assert made.shape == (5, PX, PX, 3)
-    assert halved.parts.pipe.image_encoder.dtype == torch.float32
-    assert halved.parts.pipe.transformer.patch_embedding.weight.dtype == torch.bfloat16
+    assert halved.components.pipe.image_encoder.dtype == torch.float32
+    assert halved.components.pipe.transformer.patch_embedding.weight.dtype == torch.bfloat16
     assert halved.info()["model"] == "i2v"

@@ -45,10 +45,10 @@ def test_the_chosen_attention_is_the_transformer_s_alone(
         return lambda *_: alone.setdefault(name, set()).add(not torch.backends.cuda.flash_sdp_enabled())
 
     parts = {
-        "transformer": chosen.parts.pipe.transformer,
-        "text_encoder": chosen.parts.pipe.text_encoder,
-        "encoder": chosen.parts.pipe.vae.encoder,
-        "decoder": chosen.parts.pipe.vae.decoder,
+        "transformer": chosen.components.pipe.transformer,
+        "text_encoder": chosen.components.pipe.text_encoder,
+        "encoder": chosen.components.pipe.vae.encoder,
+        "decoder": chosen.components.pipe.vae.decoder,
     }
     for name, part in parts.items():
         part.register_forward_pre_hook(listen(name))
@@ -85,7 +85,7 @@ def test_blocks_are_compiled_once_for_all_jobs(
     expected = clip(wan, job) if cache is None else clip(pipeline(wan_checkpoint, cache=cache), job)
     assert far(clip(compiled, job), expected) <= LEVELS
     once = len(graphs)
-    assert 0 < once <= len(compiled.parts.pipe.transformer.blocks)
+    assert 0 < once <= len(compiled.components.pipe.transformer.blocks)
     assert far(clip(compiled, video_job(steps=6)), expected) <= LEVELS
     assert len(graphs) == once
 
@@ -105,8 +105,8 @@ def test_half_precision_is_chosen_by_name(wan_checkpoint: Checkpoint, video_job:
     half = pipeline(wan_checkpoint, dtype="bfloat16")
     clip(half, video_job(steps=1))
     assert half.info()["dtype"] == "bfloat16"
-    assert half.parts.pipe.transformer.proj_out.weight.dtype == torch.bfloat16
-    assert half.parts.pipe.vae.dtype == torch.float32
+    assert half.components.pipe.transformer.proj_out.weight.dtype == torch.bfloat16
+    assert half.components.pipe.vae.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float32), ("cuda", torch.bfloat16)])
@@ -130,10 +130,10 @@ def test_what_is_moved_in_groups_makes_the_same_clip(
     monkeypatch.setattr(WanOptions, "check", lambda *_: None)
     grouped = WanPipeline(wan_checkpoint, device=CPU, cap=64, options=WanOptions(grouped=True))
     assert far(clip(grouped, video_job()), clip(wan, video_job())) <= LEVELS
-    transformer, text_encoder = grouped.parts.pipe.transformer, grouped.parts.pipe.text_encoder
+    transformer, text_encoder = grouped.components.pipe.transformer, grouped.components.pipe.text_encoder
     assert any(hasattr(block, "_diffusers_hook") for block in transformer.blocks)
     assert any(hasattr(part, "_diffusers_hook") for part in text_encoder.modules())
-    assert not any(hasattr(part, "_diffusers_hook") for part in grouped.parts.pipe.vae.modules())
+    assert not any(hasattr(part, "_diffusers_hook") for part in grouped.components.pipe.vae.modules())
     job = video_job(steps=6)
     options = WanOptions(grouped=True, cache="first_block", threshold=0.5, previews=False)
     both = WanPipeline(wan_checkpoint, device=CPU, cap=64, options=options)

@@ -175,7 +175,7 @@ def test_in_half_precision_the_same_weights_stay_single(folder: Path) -> None:
     theirs.load()
     for part in ("transformer", "vae", "text_encoder"):
         found, expected = (
-            {name: weight.dtype for name, weight in getattr(wan.parts.pipe, part).named_parameters()}
+            {name: weight.dtype for name, weight in getattr(wan.components.pipe, part).named_parameters()}
             for wan in (ours, theirs)
         )
         assert found == expected, part
@@ -199,7 +199,7 @@ def test_vace_in_the_release_s_layout_is_read_too(
     assert np.abs(one - other).max() <= LEVELS
     both = WanPipeline(find_wan(folder / "release"), vace=find_wan(tmp_path / "release"))
     both.load()
-    assert both.parts.vace.transformer.vace_blocks[0].proj_out.weight.abs().sum() > 0
+    assert both.components.vace.transformer.vace_blocks[0].proj_out.weight.abs().sum() > 0
 
 
 @pytest.mark.parametrize(

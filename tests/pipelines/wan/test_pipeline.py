@@ -54,7 +54,7 @@ def far(one: np.ndarray, other: np.ndarray) -> int:
 def passes(wan: WanPipeline) -> Iterator[list[int]]:
     """The batch size of every pass of the transformer in here."""
     seen: list[int] = []
-    hook = wan.parts.pipe.transformer.register_forward_pre_hook(
+    hook = wan.components.pipe.transformer.register_forward_pre_hook(
         lambda _, args, given: seen.append(given["hidden_states"].shape[0]), with_kwargs=True
     )
     try:
@@ -66,7 +66,7 @@ def passes(wan: WanPipeline) -> Iterator[list[int]]:
 def test_a_plain_clip_is_the_one_that_diffusers_makes(wan: WanPipeline, video_job: MakeJob) -> None:
     """The same weights, seed and settings mean the same clip in the library that the weights come with."""
     job = video_job(width=48, height=32, frames=9, steps=3, shift=5.0, negative_prompt="fog")
-    theirs = diffusers.WanPipeline(**wan.parts.pipe.components)
+    theirs = diffusers.WanPipeline(**wan.components.pipe.components)
     theirs.set_progress_bar_config(disable=True)
     theirs.scheduler = diffusers.UniPCMultistepScheduler.from_config(theirs.scheduler.config, flow_shift=5.0)
     expected = theirs(
@@ -218,27 +218,27 @@ def test_a_mode_without_its_reference_is_refused(wan: WanPipeline, video_job: Ma
 
 def round_trip(wan: WanPipeline, job: VideoJob, picture: Image.Image, frames: int = 1) -> torch.Tensor:
     """A still clip through the VAE and back: (frames, 3, height, width)."""
-    from ourvidz.pipelines.wan.frames import Codec, fitted
+    from ourvidz.pipelines.wan.vae import VideoVAE, image_tensor
 
-    codec = Codec(wan.parts.pipe.vae)
+    codec = VideoVAE(wan.components.pipe.vae)
     with torch.no_grad():
-        return codec.decode(codec.encode(fitted(picture, job.width, job.height), frames=frames))
+        return codec.decode(codec.encode(image_tensor(picture, job.width, job.height), frames=frames))
 
 
 def climbed(
     wan: WanPipeline, job: VideoJob, references: ReferenceImages
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The finished latents and the frames, before they are rounded to bytes."""
-    from ourvidz.pipelines.wan.reference_frames import plan
+    from ourvidz.pipelines.wan.reference_guidance import plan_references
 
     with torch.no_grad():
-        planned = plan(job)
+        planned = plan_references(job)
         latents = wan.denoise(
             job,
             wan.encode(job),
             wan.timesteps(job, planned),
             wan.latents(job, planned, references),
-            hearing=ProgressReporter(lambda *_: None, None),
+            progress=ProgressReporter(lambda *_: None),
         )
         return latents, wan.decode(latents)
 
@@ -268,12 +268,12 @@ def test_a_clip_ends_on_its_reference(
     wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, solver: str, mode: str
 ) -> None:
     """Its last latent frame is that of a still clip of the reference."""
-    from ourvidz.pipelines.wan.frames import Codec, fitted
+    from ourvidz.pipelines.wan.vae import VideoVAE, image_tensor
 
     job = video_job(reference_mode=mode, solver=solver, frames=8, steps=3)
     latents, _ = climbed(wan, job, references)
     with torch.no_grad():
-        still = Codec(wan.parts.pipe.vae).encode(fitted(references.end, 32, 32), frames=9)
+        still = VideoVAE(wan.components.pipe.vae).encode(image_tensor(references.end, 32, 32), frames=9)
     assert torch.allclose(latents[:, :, -1], still[:, :, -1], atol=1e-4)
 
 
@@ -415,7 +415,7 @@ def test_running_out_of_memory_is_an_error_of_ours(
         raise error
 
     model, _, inner = part.partition(".")
-    hook = getattr(wan.parts.pipe, model).get_submodule(inner).register_forward_pre_hook(fail)
+    hook = getattr(wan.components.pipe, model).get_submodule(inner).register_forward_pre_hook(fail)
     job = video_job(reference_mode="start", steps=1)
     try:
         with pytest.raises(OutOfMemory, match="Not enough memory for 5 frames of 32x32") as raised:
@@ -438,7 +438,7 @@ def test_out_of_memory_in_the_vae_lets_go_of_its_caches(
         if held:  # the second part of the clip, when the caches are full
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    hook = wan.parts.pipe.vae.get_submodule(part).register_forward_pre_hook(note, with_kwargs=True)
+    hook = wan.components.pipe.vae.get_submodule(part).register_forward_pre_hook(note, with_kwargs=True)
     try:
         with pytest.raises(OutOfMemory) as raised:
             wan.generate(
@@ -457,7 +457,7 @@ def test_other_errors_of_the_model_stay_what_they_are(wan: WanPipeline, video_jo
     def fail(*_: object) -> None:
         raise RuntimeError("shapes do not match")
 
-    hook = wan.parts.pipe.transformer.register_forward_pre_hook(fail)
+    hook = wan.components.pipe.transformer.register_forward_pre_hook(fail)
     try:
         with pytest.raises(RuntimeError, match="shapes do not match"):
             clip(wan, video_job())
@@ -471,8 +471,8 @@ def test_the_vae_stays_in_single_precision(
     """On a GPU the rest runs in half; a reference must come back as it was all the same."""
     halved = WanPipeline(wan_checkpoint, dtype=torch.bfloat16)
     halved.load()
-    assert halved.parts.pipe.transformer.patch_embedding.weight.dtype == torch.bfloat16
-    assert halved.parts.pipe.vae.dtype == torch.float32
+    assert halved.components.pipe.transformer.patch_embedding.weight.dtype == torch.bfloat16
+    assert halved.components.pipe.vae.dtype == torch.float32
     job = video_job(reference_mode="start", steps=1)
     _, frames = climbed(halved, job, references)
     assert torch.allclose(frames[0], round_trip(halved, job, references.start)[0], atol=1e-4)
@@ -482,7 +482,7 @@ def test_unloading_lets_go_of_the_weights(wan_checkpoint: Checkpoint, video_job:
     """A neighbour on the GPU waits for this memory."""
     wan = WanPipeline(wan_checkpoint)
     clip(wan, video_job(steps=1, frames=1))
-    transformer = weakref.ref(wan.parts.pipe.transformer)
+    transformer = weakref.ref(wan.components.pipe.transformer)
     assert wan.info()["loaded"] is True
     wan.unload()
     wan.unload()
@@ -492,9 +492,9 @@ def test_unloading_lets_go_of_the_weights(wan_checkpoint: Checkpoint, video_job:
 
 def test_loading_twice_keeps_the_weights(wan: WanPipeline) -> None:
     """A warm worker reads its checkpoint once."""
-    before = wan.parts.pipe
+    before = wan.components.pipe
     wan.load()
-    assert wan.parts.pipe is before
+    assert wan.components.pipe is before
 
 
 def test_info_tells_where_and_what(wan: WanPipeline) -> None:
@@ -523,7 +523,7 @@ def test_a_load_that_broke_off_leaves_nothing_half_loaded(
         raise MemoryError
 
     wan = WanPipeline(wan_checkpoint, cap=64, options=WanOptions(cache="mag", previews=False))
-    monkeypatch.setattr(wan, "_measured", full)
+    monkeypatch.setattr(wan, "_measure_magnitudes", full)
     with pytest.raises(ModelLoadError):
         wan.load()
     assert (wan.info()["loaded"], wan.info()["memory_mib"]) == (False, 0)

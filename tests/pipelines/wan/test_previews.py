@@ -11,9 +11,9 @@ from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.base import PreviewRenderer
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.checkpoint import find_wan
-from ourvidz.pipelines.wan.frames import Codec
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
+from ourvidz.pipelines.wan.vae import VideoVAE
 
 MakeJob = Callable[..., VideoJob]
 
@@ -76,7 +76,7 @@ def test_a_preview_shows_the_middle_frame_of_the_clip_to_come() -> None:
 def test_a_job_with_previews_learns_nothing(wan: WanPipeline, video_job: MakeJob) -> None:
     """Between two steps there is no time for it: the colours are learned with the loading."""
     encoded: list[int] = []
-    hook = wan.parts.pipe.vae.encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
+    hook = wan.components.pipe.vae.encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
     try:
         wan.generate(video_job(steps=3), on_step=lambda *_: None, on_preview=lambda take: take()() and None)
     finally:
@@ -90,7 +90,7 @@ def test_colours_are_not_learned_where_nobody_may_look(
     """A preview that is not wanted costs nothing."""
     wan = WanPipeline(wan_checkpoint, options=WanOptions(previews=False))
     wan.load()
-    assert wan._colours is None
+    assert wan._previewer is None
     wan.generate(video_job(), on_step=lambda *_: None, on_preview=lambda take: pytest.fail("offered"))
 
 
@@ -104,7 +104,7 @@ def test_a_vae_whose_colours_cannot_be_learned_is_of_use_without_them(
         asked.append(1)
         raise RuntimeError("no colours")
 
-    monkeypatch.setattr(Codec, "encode", encode)
+    monkeypatch.setattr(VideoVAE, "encode", encode)
     wan = WanPipeline(wan_checkpoint)
     for _ in range(2):
         wan.generate(video_job(), on_step=lambda *_: None, on_preview=lambda take: pytest.fail("offered"))

@@ -21,8 +21,8 @@ from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.base import ReferenceImages, SourceVideo
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.checkpoint import find_wan
-from ourvidz.pipelines.wan.frames import Codec, fitted
 from ourvidz.pipelines.wan.pipeline import WanPipeline
+from ourvidz.pipelines.wan.vae import VideoVAE, image_tensor
 from training.untrained.wan_pictures import build_vace
 
 MakeJob = Callable[..., VideoJob]
@@ -93,9 +93,9 @@ def decibel(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def round_trip(wan: WanPipeline, picture: Image.Image, side: int) -> np.ndarray:
-    codec = Codec(wan.parts.pipe.vae)
+    codec = VideoVAE(wan.components.pipe.vae)
     with torch.no_grad():
-        frame = codec.decode(codec.encode(fitted(picture, side, side)))[0]
+        frame = codec.decode(codec.encode(image_tensor(picture, side, side)))[0]
     return ((frame.clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).numpy()
 
 
@@ -247,7 +247,7 @@ def test_a_clip_from_a_clip_is_the_one_that_diffusers_makes(alone: WanPipeline, 
     picture = noise_picture(50)
     job = video_job(frames=9, steps=3, guidance_scale=4.0)
     ours = clip(alone, job, source=SourceVideo(frames, masks, (picture,)))
-    pipe = alone.parts.pipe
+    pipe = alone.components.pipe
     theirs = diffusers.WanVACEPipeline(**{name: part for name, part in pipe.components.items() if part})
     theirs.set_progress_bar_config(disable=True)
     theirs.scheduler = diffusers.UniPCMultistepScheduler.from_config(theirs.scheduler.config, flow_shift=5.0)
@@ -297,9 +297,9 @@ def test_what_is_equal_in_both_checkpoints_lies_in_memory_once(
     wan: WanPipeline, both: WanPipeline, vace_folder: Path
 ) -> None:
     """VACE of 1.3B holds the other's weights again: 2.8 GB in half precision."""
-    text, vace = both.parts.pipe.transformer, both.parts.vace.transformer
+    text, vace = both.components.pipe.transformer, both.components.vace.transformer
     assert vace.blocks[0].attn1.to_q.weight is text.blocks[0].attn1.to_q.weight
-    assert both.parts.vace.text_encoder is both.parts.pipe.text_encoder
+    assert both.components.vace.text_encoder is both.components.pipe.text_encoder
     further = sum(weight.nbytes for weight in vace.parameters()) - sum(w.nbytes for w in text.parameters())
     assert both.info()["memory_mib"] == pytest.approx(wan.info()["memory_mib"] + further / 2**20, abs=1)
     assert (both.info()["model"], both.info()["vace"]) == ("t2v", "tiny-vace")
@@ -309,13 +309,13 @@ def test_unloading_lets_go_of_both(wan_checkpoint: Checkpoint, vace_folder: Path
     """And loading brings both back."""
     wan = WanPipeline(wan_checkpoint, vace=find_wan(vace_folder))
     wan.load()
-    held = weakref.ref(wan.parts.vace.transformer)
+    held = weakref.ref(wan.components.vace.transformer)
     wan.unload()
     gc.collect()
     assert held() is None
     assert wan.info()["memory_mib"] == 0
     wan.load()
-    assert wan.parts.vace is not None
+    assert wan.components.vace is not None
 
 
 def test_vace_that_cannot_be_loaded_is_a_load_error_and_nothing_is_warm(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.wan.wording import cleaned, encode
+from ourvidz.pipelines.wan.prompt_encoding import clean_prompt, encode_prompt
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from ourvidz.pipelines.wan.wording import cleaned, encode
 )
 def test_prompts_are_cleaned_as_in_training(written: str, read: str) -> None:
     """What the model never saw would be a word it does not know."""
-    assert cleaned(written) == read
+    assert clean_prompt(written) == read
 
 
 def test_a_prompt_is_read_as_diffusers_reads_it(wan_checkpoint: Checkpoint) -> None:
@@ -35,6 +35,6 @@ def test_a_prompt_is_read_as_diffusers_reads_it(wan_checkpoint: Checkpoint) -> N
             text, do_classifier_free_guidance=False, max_sequence_length=512, device=cpu
         )
         parts = SimpleNamespace(tokenizer=pipe.tokenizer, text_encoder=pipe.text_encoder)
-        found = encode(parts, text, cpu, torch.float32)
+        found = encode_prompt(parts, text, cpu, torch.float32)
     assert torch.equal(found, expected)
     assert found[0, -1].abs().sum() == 0

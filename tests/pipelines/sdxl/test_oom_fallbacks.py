@@ -11,7 +11,7 @@ from PIL import Image
 from ourvidz.errors import OutOfMemory
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import GeneratedImages
-from ourvidz.pipelines.oom_fallbacks import rungs
+from ourvidz.pipelines.oom_fallbacks import oom_fallbacks
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 
 MakeJob = Callable[..., ImageJob]
@@ -66,15 +66,15 @@ def times(count: int) -> Callable[[torch.Tensor], bool]:
 
 def test_the_ladder_ends_with_single_pictures() -> None:
     """What does not fit one by one does not fit."""
-    assert [rung.at_once for rung in rungs(6)] == [6, 6, 6, 3, 2, 1]
-    assert [rung.name for rung in rungs(3)] == ["whole", "freed", "tiled", "parts", "parts"]
-    assert [rung.tiled for rung in rungs(1)] == [False, False, True]
+    assert [rung.batch_size for rung in oom_fallbacks(6)] == [6, 6, 6, 3, 2, 1]
+    assert [rung.name for rung in oom_fallbacks(3)] == ["whole", "freed", "tiled", "parts", "parts"]
+    assert [rung.vae_tiling for rung in oom_fallbacks(1)] == [False, False, True]
 
 
 def test_only_small_pictures_are_decoded_in_pairs_and_only_while_memory_suffices() -> None:
     """The VAE takes more memory a picture than the UNet: a batch that fits there need not fit here."""
-    assert [rung.decoded(128 * 128) for rung in rungs(6)] == [2, 1, 1, 1, 1, 1]
-    assert [rung.decoded(1024 * 1024) for rung in rungs(6)] == [1] * 6
+    assert [rung.decode_batch_size(128 * 128) for rung in oom_fallbacks(6)] == [2, 1, 1, 1, 1, 1]
+    assert [rung.decode_batch_size(1024 * 1024) for rung in oom_fallbacks(6)] == [1] * 6
 
 
 def test_a_finished_picture_is_handed_on_once(sdxl: SDXLPipeline, image_job: MakeJob) -> None:

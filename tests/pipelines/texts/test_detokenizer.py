@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from ourvidz.pipelines.texts.checkpoint import find_qwen
-from ourvidz.pipelines.texts.spelling import ByteVocabulary, IncrementalDetokenizer
+from ourvidz.pipelines.texts.detokenizer import ByteVocabulary, IncrementalDetokenizer
 
 TEXTS = ("a red circle", "  two  spaces\n\nand lines", "naïve übung — 日本語 🦊🌄", "tab\there")
 
@@ -20,7 +20,7 @@ def tokenizer() -> transformers.Qwen2Tokenizer:
 def test_tokens_spell_the_text_they_were_made_of(tokenizer: transformers.Qwen2Tokenizer, text: str) -> None:
     """TextDelta by piece it is the same text as all at once."""
     speller = IncrementalDetokenizer(ByteVocabulary(tokenizer))
-    assert "".join(speller.spell(token) for token in tokenizer(text).input_ids) == text
+    assert "".join(speller.decode(token) for token in tokenizer(text).input_ids) == text
 
 
 def test_half_a_character_is_never_shown(tokenizer: transformers.Qwen2Tokenizer) -> None:
@@ -28,7 +28,7 @@ def test_half_a_character_is_never_shown(tokenizer: transformers.Qwen2Tokenizer)
     tokens = tokenizer("🦊").input_ids
     speller = IncrementalDetokenizer(ByteVocabulary(tokenizer))
     assert len(tokens) > 1
-    assert [speller.spell(token) for token in tokens] == ["", *[""] * (len(tokens) - 2), "🦊"]
+    assert [speller.decode(token) for token in tokens] == ["", *[""] * (len(tokens) - 2), "🦊"]
 
 
 def test_special_tokens_and_padded_numbers_spell_nothing(tokenizer: transformers.Qwen2Tokenizer) -> None:
@@ -43,6 +43,6 @@ def test_bytes_that_are_no_character_read_as_one_that_says_so(tokenizer: transfo
     """What follows them is still readable."""
     half = tokenizer("🦊").input_ids[0]
     speller = IncrementalDetokenizer(ByteVocabulary(tokenizer))
-    spelt = speller.spell(half) + speller.spell(tokenizer("a").input_ids[0])
+    spelt = speller.decode(half) + speller.decode(tokenizer("a").input_ids[0])
     assert spelt.endswith("a")
     assert "\ufffd" in spelt

@@ -9,16 +9,16 @@ from PIL import Image
 from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.base import ReferenceImages
-from ourvidz.pipelines.wan.reference_frames import (
-    Plan,
+from ourvidz.pipelines.wan.reference_guidance import (
     ReferenceGuidance,
-    delivered,
+    ReferencePlan,
+    check_references,
+    cut_surplus_frames,
     held_steps,
-    need_all,
-    plan,
-    share_of,
+    partial_steps,
+    plan_references,
 )
-from ourvidz.pipelines.wan.solvers import Solver, noise_levels, solver
+from ourvidz.pipelines.wan.solvers import SolverName, build_solver, flow_sigmas
 
 MakeJob = Callable[..., VideoJob]
 
@@ -26,26 +26,26 @@ MakeJob = Callable[..., VideoJob]
 @pytest.mark.parametrize(
     ("mode", "strength", "planned"),
     [
-        ("none", 0.15, Plan(None, 1.0, 25)),
-        ("start", 0.15, Plan("latent_replacement", 1.0, 25, (0,), 25)),
-        ("end", 0.5, Plan("latent_replacement", 1.0, 25, (-1,), 25)),
-        ("both", 0.6, Plan("latent_replacement", 1.0, 25, (0, -1), 20)),
-        ("start", 0.75, Plan("latent_replacement", 1.0, 25, (0,), 13)),
-        ("both", 1.0, Plan("latent_replacement", 1.0, 25, (0, -1), 0)),
-        ("single", 0.0, Plan("sdedit", 0.7, 17, (0,), 17)),
-        ("single", 0.5, Plan("sdedit", 0.85, 21, (0,), 21)),
-        ("single", 1.0, Plan("sdedit", 1.0, 25, (0,), 0)),
+        ("none", 0.15, ReferencePlan(None, 1.0, 25)),
+        ("start", 0.15, ReferencePlan("latent_replacement", 1.0, 25, (0,), 25)),
+        ("end", 0.5, ReferencePlan("latent_replacement", 1.0, 25, (-1,), 25)),
+        ("both", 0.6, ReferencePlan("latent_replacement", 1.0, 25, (0, -1), 20)),
+        ("start", 0.75, ReferencePlan("latent_replacement", 1.0, 25, (0,), 13)),
+        ("both", 1.0, ReferencePlan("latent_replacement", 1.0, 25, (0, -1), 0)),
+        ("single", 0.0, ReferencePlan("sdedit", 0.7, 17, (0,), 17)),
+        ("single", 0.5, ReferencePlan("sdedit", 0.85, 21, (0,), 21)),
+        ("single", 1.0, ReferencePlan("sdedit", 1.0, 25, (0,), 0)),
     ],
 )
 def test_a_clip_is_planned_by_mode_and_strength(
-    video_job: MakeJob, mode: str, strength: float, planned: Plan
+    video_job: MakeJob, mode: str, strength: float, planned: ReferencePlan
 ) -> None:
     """These are the contract's numbers: who holds which frame how long, and where SDEdit starts."""
-    found = plan(video_job(reference_mode=mode, denoise_strength=strength, steps=25))
-    assert (found.backend, found.steps, found.held, found.held_steps) == (
+    found = plan_references(video_job(reference_mode=mode, denoise_strength=strength, steps=25))
+    assert (found.backend, found.steps, found.held_frames, found.held_steps) == (
         planned.backend,
         planned.steps,
-        planned.held,
+        planned.held_frames,
         planned.held_steps,
     )
     assert found.start == pytest.approx(planned.start)
@@ -59,8 +59,8 @@ def test_one_frame_is_sdedit_at_its_strength(
     video_job: MakeJob, mode: str, strength: float, steps: int
 ) -> None:
     """Holding the only frame would return the reference itself, whatever the prompt says."""
-    found = plan(video_job(frames=1, reference_mode=mode, denoise_strength=strength, steps=25))
-    assert (found.backend, found.steps, found.held) == ("sdedit", steps, ())
+    found = plan_references(video_job(frames=1, reference_mode=mode, denoise_strength=strength, steps=25))
+    assert (found.backend, found.steps, found.held_frames) == ("sdedit", steps, ())
     assert found.start == pytest.approx(max(strength, 0.001))
 
 
@@ -73,7 +73,7 @@ def test_a_transition_whose_last_frames_are_cut_off_still_ends_on_its_picture(
 ) -> None:
     """The first frames of a latent frame are not yet its picture, and the usual 83 frames leave two of four.
     Two or three frames have no latent frame between the ends."""
-    assert plan(video_job(reference_mode="both", frames=frames)).held == held
+    assert plan_references(video_job(reference_mode="both", frames=frames)).held_frames == held
 
 
 @pytest.mark.parametrize(
@@ -91,16 +91,16 @@ def test_the_surplus_is_cut_where_no_reference_is(
 ) -> None:
     """A clip that is to end on a picture must not lose it; at full strength it is the prompt's own clip."""
     job = video_job(reference_mode=mode, denoise_strength=strength, frames=6)
-    assert delivered(job, plan(job), torch.arange(9)).tolist() == kept
+    assert cut_surplus_frames(job, plan_references(job), torch.arange(9)).tolist() == kept
     one = video_job(reference_mode=mode, denoise_strength=strength, frames=1)
-    assert delivered(one, plan(one), torch.arange(1)).tolist() == [0]
+    assert cut_surplus_frames(one, plan_references(one), torch.arange(1)).tolist() == [0]
 
 
 def test_shares_of_steps_are_not_lost_to_rounding() -> None:
     """100 x 0.29 is 28.999999999999996 to a computer and 29 to a caller."""
-    assert share_of(100, 0.29) == 29
-    assert share_of(50, 0.58) == 29
-    assert share_of(3, 0.1) == 1
+    assert partial_steps(100, 0.29) == 29
+    assert partial_steps(50, 0.58) == 29
+    assert partial_steps(3, 0.1) == 1
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 25, 50])
@@ -127,7 +127,7 @@ def test_a_mode_without_its_reference_is_refused(
     """Ignoring it would deliver a clip that only looks like an answer."""
     pictures = ReferenceImages(**{name: Image.new("RGB", (8, 8)) for name in given})
     with pytest.raises(InvalidParameters, match=missing) as refused:
-        need_all(video_job(reference_mode=mode), pictures)
+        check_references(video_job(reference_mode=mode), pictures)
     assert refused.value.field == "reference_mode"
 
 
@@ -141,18 +141,18 @@ def grey(latents: torch.Tensor, level: float, step: int) -> torch.Tensor:
 
 
 def walk(
-    name: Solver, planned: Plan, known: torch.Tensor, noise: torch.Tensor, model: Model = grey
+    name: SolverName, planned: ReferencePlan, known: torch.Tensor, noise: torch.Tensor, model: Model = grey
 ) -> torch.Tensor:
-    levels = noise_levels(planned.steps, shift=5.0, start=planned.start)
+    levels = flow_sigmas(planned.steps, shift=5.0, start=planned.start)
     walking, steering = (
-        solver(name, {}, levels, torch.device("cpu")),
+        build_solver(name, {}, levels, torch.device("cpu")),
         ReferenceGuidance(planned, known, noise),
     )
-    latents = steering.begin(levels[0])
+    latents = steering.initial_latents(levels[0])
     for step, timestep in enumerate(walking.timesteps):
-        velocity = steering.velocity(model(latents, levels[step], step), step=step)
+        velocity = steering.fix_velocity(model(latents, levels[step], step), step=step)
         latents = walking.step(velocity, timestep, latents, return_dict=False)[0]
-        latents = steering.after(latents, step=step, level=levels[step + 1])
+        latents = steering.fix_latents(latents, step=step, sigma=levels[step + 1])
     return latents
 
 
@@ -169,10 +169,10 @@ def noise() -> torch.Tensor:
 @pytest.mark.parametrize("name", ["unipc", "dpm++"])
 @pytest.mark.parametrize("held", [(0,), (-1,), (0, -1)])
 def test_held_frames_end_exactly_on_what_is_known(
-    name: Solver, held: tuple[int, ...], known: torch.Tensor, noise: torch.Tensor
+    name: SolverName, held: tuple[int, ...], known: torch.Tensor, noise: torch.Tensor
 ) -> None:
     """And the frames between belong to the model, untouched by the solver's memory of the others."""
-    latents = walk(name, Plan("latent_replacement", 1.0, 6, held, 6), known, noise)
+    latents = walk(name, ReferencePlan("latent_replacement", 1.0, 6, held, 6), known, noise)
     at = [index % 4 for index in held]
     free = [index for index in range(4) if index not in at]
     assert torch.equal(latents[:, :, at], known[:, :, at])
@@ -181,7 +181,7 @@ def test_held_frames_end_exactly_on_what_is_known(
 
 @pytest.mark.parametrize("name", ["unipc", "dpm++"])
 def test_a_frame_that_is_let_go_goes_on_from_where_it_was_held(
-    name: Solver, known: torch.Tensor, noise: torch.Tensor
+    name: SolverName, known: torch.Tensor, noise: torch.Tensor
 ) -> None:
     """Nothing that was said of it while it was held may come back from the solver's memory.
 
@@ -193,33 +193,33 @@ def test_a_frame_that_is_let_go_goes_on_from_where_it_was_held(
             return grey(latents, level, step)
         return noise - (latents - level * noise) / (1 - level)
 
-    freed = walk(name, Plan("latent_replacement", 1.0, 8, (0,), 6), known, noise, model)[:, :, 0]
+    freed = walk(name, ReferencePlan("latent_replacement", 1.0, 8, (0,), 6), known, noise, model)[:, :, 0]
     assert torch.allclose(freed, torch.tensor(3.0), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["unipc", "dpm++"])
 def test_a_frame_that_is_let_go_is_the_model_s(
-    name: Solver, known: torch.Tensor, noise: torch.Tensor
+    name: SolverName, known: torch.Tensor, noise: torch.Tensor
 ) -> None:
     """Otherwise a strength above 0.5 would change nothing."""
-    freed = walk(name, Plan("latent_replacement", 1.0, 8, (0,), 7), known, noise)[:, :, 0]
-    never = walk(name, Plan("latent_replacement", 1.0, 8, (0,), 0), known, noise)[:, :, 0]
+    freed = walk(name, ReferencePlan("latent_replacement", 1.0, 8, (0,), 7), known, noise)[:, :, 0]
+    never = walk(name, ReferencePlan("latent_replacement", 1.0, 8, (0,), 0), known, noise)[:, :, 0]
     assert torch.allclose(never, torch.zeros(1), atol=1e-4)
     assert freed.abs().max() < 0.1
 
 
 def test_sdedit_begins_on_the_way_from_noise_to_picture(known: torch.Tensor, noise: torch.Tensor) -> None:
     """`(1 - level) * picture + level * noise`: the model was trained on exactly these mixtures."""
-    steering = ReferenceGuidance(Plan("sdedit", 0.8, 4, (0,), 4), known, noise)
-    assert torch.allclose(steering.begin(0.8), 0.2 * known + 0.8 * noise)
+    steering = ReferenceGuidance(ReferencePlan("sdedit", 0.8, 4, (0,), 4), known, noise)
+    assert torch.allclose(steering.initial_latents(0.8), 0.2 * known + 0.8 * noise)
 
 
 def test_without_references_nothing_is_touched(known: torch.Tensor, noise: torch.Tensor) -> None:
     """The same stairs serve plain jobs."""
-    steering = ReferenceGuidance(Plan(None, 1.0, 4), torch.zeros_like(known), noise)
-    assert torch.equal(steering.begin(1.0), noise)
-    assert torch.equal(steering.velocity(known.clone(), step=0), known)
-    assert torch.equal(steering.after(known.clone(), step=0, level=0.5), known)
+    steering = ReferenceGuidance(ReferencePlan(None, 1.0, 4), torch.zeros_like(known), noise)
+    assert torch.equal(steering.initial_latents(1.0), noise)
+    assert torch.equal(steering.fix_velocity(known.clone(), step=0), known)
+    assert torch.equal(steering.fix_latents(known.clone(), step=0, sigma=0.5), known)
 
 
 @pytest.mark.parametrize("mode", ["single", "start", "end", "both"])
@@ -231,21 +231,23 @@ def test_vace_does_the_same_to_the_latents_and_is_heard_less_the_more_may_change
     heard = []
     for tenth in range(11):
         job = video_job(reference_mode=mode, frames=frames, denoise_strength=tenth / 10, steps=25)
-        plain, vace = plan(job), plan(job, "vace")
-        assert (vace.start, vace.steps, vace.held, vace.held_steps) == (
+        plain, vace = plan_references(job), plan_references(job, "vace")
+        assert (vace.start, vace.steps, vace.held_frames, vace.held_steps) == (
             plain.start,
             plain.steps,
-            plain.held,
+            plain.held_frames,
             plain.held_steps,
         )
         assert (vace.reference_backend, plain.model, vace.model) == ("vace", "t2v", "vace")
-        heard.append(sum(vace.control_in(step) for step in range(vace.steps)) / vace.steps)
+        heard.append(sum(vace.control_scale_at(step) for step in range(vace.steps)) / vace.steps)
     assert heard == sorted(heard, reverse=True)
     assert (heard[0], heard[10]) == (1, 0)
 
 
 def test_without_references_vace_hears_that_all_is_to_be_made(video_job: MakeJob) -> None:
     """That is how it was trained on text alone; only a source makes it the method of a reference."""
-    plain, sourced = (plan(video_job(steps=4), "vace", sourced=given) for given in (False, True))
-    assert [plain.control_in(step) for step in range(4)] == [1.0] * 4
+    plain, sourced = (
+        plan_references(video_job(steps=4), "vace", has_source=given) for given in (False, True)
+    )
+    assert [plain.control_scale_at(step) for step in range(4)] == [1.0] * 4
     assert (plain.reference_backend, sourced.reference_backend) == (None, "vace")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ourvidz.pipelines.texts.stopping import StopStringFilter
+from ourvidz.pipelines.texts.stop_strings import StopStringFilter
 
 TEXTS = st.text("ab\n", max_size=12)
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=4)
@@ -14,7 +14,7 @@ STOPS = st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=4)
 
 def shown(text: str, stops: list[str], size: int) -> tuple[list[str], StopStringFilter]:
     screen = StopStringFilter(stops)
-    return [screen.show(text[at : at + size]) for at in range(0, len(text), size)], screen
+    return [screen.feed(text[at : at + size]) for at in range(0, len(text), size)], screen
 
 
 def first_stop(text: str, stops: list[str]) -> int | None:
@@ -33,8 +33,8 @@ def test_a_text_ends_before_its_first_stop_string_however_it_comes(
     whole = "".join(pieces)
     assert not any(stop in whole for stop in stops)
     assert text.startswith(whole)
-    if not screen.ended:
-        assert whole + screen.rest() == text
+    if not screen.stopped:
+        assert whole + screen.flush() == text
         assert first_stop(text, stops) is None
     else:
         assert any(text[len(whole) :].startswith(stop) for stop in stops)
@@ -43,28 +43,28 @@ def test_a_text_ends_before_its_first_stop_string_however_it_comes(
 def test_what_may_become_a_stop_string_is_kept_back_and_shown_when_it_does_not() -> None:
     """A follower of the stream must not see the half of what will be cut."""
     screen = StopStringFilter(["END", "\n\n"])
-    assert [screen.show(piece) for piece in ("a hill E", "N", "TER\n", "x")] == [
+    assert [screen.feed(piece) for piece in ("a hill E", "N", "TER\n", "x")] == [
         "a hill ",
         "",
         "ENTER",
         "\nx",
     ]
-    assert screen.show(" EN") == " "
-    assert screen.rest() == "EN"
-    assert screen.rest() == ""
+    assert screen.feed(" EN") == " "
+    assert screen.flush() == "EN"
+    assert screen.flush() == ""
 
 
 def test_nothing_comes_after_the_end() -> None:
     """Not even what came in the same piece."""
     screen = StopStringFilter(["."])
-    assert screen.show("One. Two.") == "One"
-    assert screen.ended
-    assert screen.show("Three") == ""
+    assert screen.feed("One. Two.") == "One"
+    assert screen.stopped
+    assert screen.feed("Three") == ""
 
 
 @pytest.mark.parametrize("text", ["", "a", "a\nb"])
 def test_without_stop_strings_everything_comes_at_once(text: str) -> None:
     """Most requests have none."""
     screen = StopStringFilter([])
-    assert screen.show(text) == text
-    assert screen.rest() == ""
+    assert screen.feed(text) == text
+    assert screen.flush() == ""

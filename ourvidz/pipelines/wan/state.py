@@ -1,0 +1,75 @@
+"""State of one Wan job: finished latents and frames, and the result that is built from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from ourvidz.jobs.job import VideoJob
+from ourvidz.pipelines.base import GeneratedVideo, ReferenceImages, SourceVideo
+from ourvidz.pipelines.oom_fallbacks import OomFallback
+from ourvidz.pipelines.progress import ProgressReporter
+from ourvidz.pipelines.sizes import RESIZE_POLICY
+from ourvidz.pipelines.wan.reference_guidance import ReferencePlan
+from ourvidz.pipelines.wan.vae import frames_to_generate
+
+
+@dataclass(slots=True)
+class GenerationState:
+    """One job and what is finished of it. Finished latents, (1, channels, latent frames, rows, columns), are
+    kept when the rest is repeated with the next OOM fallback.
+
+    `job` has the guidance scale in effect, `size` is the rendered width and height (px).
+    """
+
+    job: VideoJob
+    plan: ReferencePlan
+    size: tuple[int, int]
+    references: ReferenceImages
+    progress: ProgressReporter
+    source: SourceVideo | None = None
+    latents: torch.Tensor | None = None
+    frames: list[Image] = field(default_factory=list)
+
+    def result(self, fallback: OomFallback, seconds: float) -> GeneratedVideo:
+        """The result of the finished job, which `fallback` finished after `seconds` seconds."""
+        job, backend = self.job, self.plan.reference_backend
+        return GeneratedVideo(
+            frames=self.frames,
+            fps=job.fps,
+            seed=job.seed,
+            frames_generated=frames_to_generate(job.frames),
+            seconds=seconds,
+            negative_prompt_used=self._negative_prompt_used,
+            metadata={
+                "batch_size": 1,
+                "size_capped": self.size != (job.width, job.height),
+                "final_prompt_type": "string",
+                "compel_success": False,
+                **({} if fallback.name == "whole" else {"memory_rung": fallback.name}),
+                **({} if backend is None else {"reference_backend": backend}),
+            },
+            asset_metadata={
+                "steps": job.steps,
+                "effective_steps": self.plan.steps,
+                "guidance_scale": job.guidance_scale,
+                "batch_size": 1,
+                **({} if backend is None else self._reference_metadata()),
+            },
+        )
+
+    @property
+    def _negative_prompt_used(self) -> bool:
+        return bool(self.job.negative_prompt) and self.job.guidance_scale > 1
+
+    def _reference_metadata(self) -> dict[str, Any]:
+        """Asset metadata about the references."""
+        return {
+            "denoise_strength": self.job.denoise_strength,
+            "pipeline": "img2img" if self.job.frames == 1 else "image_to_video",
+            "resize_policy": RESIZE_POLICY,
+            "negative_prompt_used": self._negative_prompt_used,
+        }
