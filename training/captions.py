@@ -1,7 +1,7 @@
-"""What a scene or a clip is called, in several wordings.
+"""Captions of scenes and clips in several wordings.
 
-A caption tells the shape always and the rest often: what it leaves out may be anything in the picture, which
-is how a model learns that "red" alone means something. `complete` captions tell all that is measured.
+A caption always names the shape and often the other attributes. What it leaves out varies in the pictures, so
+that every word is learned on its own. `complete` captions name every attribute that the evaluation measures.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.world import Clip, Scene
+from training.scenes import Clip, Scene
 
-PLACES: dict[str, tuple[str, ...]] = {
+POSITION_PHRASES: dict[str, tuple[str, ...]] = {
     "left": ("on the left", "on the left side", "at the left"),
     "right": ("on the right", "on the right side", "at the right"),
     "top": ("at the top", "on top", "in the upper part"),
@@ -22,7 +22,7 @@ PLACES: dict[str, tuple[str, ...]] = {
 
 SIZE_WORDS: dict[str, tuple[str, ...]] = {"small": ("small", "little"), "big": ("big", "large")}
 
-MOTION_WORDS: dict[str, tuple[str, ...]] = {
+MOTION_PHRASES: dict[str, tuple[str, ...]] = {
     "left": ("moving left", "moving to the left", "sliding left"),
     "right": ("moving right", "moving to the right", "sliding right"),
     "up": ("moving up", "moving upwards", "rising"),
@@ -31,8 +31,8 @@ MOTION_WORDS: dict[str, tuple[str, ...]] = {
     "shrinking": ("shrinking", "getting smaller", "shrinking away"),
 }
 
-LEADS = ("a picture of", "an image of", "a drawing of", "a simple picture of", "an illustration of")
-TAILS = (
+PREFIXES = ("a picture of", "an image of", "a drawing of", "a simple picture of", "an illustration of")
+SUFFIXES = (
     "crisp edges",
     "flat design",
     "clean and simple",
@@ -44,93 +44,95 @@ TAILS = (
     "bold and clear",
 )
 
-TELL_SIZE = 0.5
-TELL_COLOUR = 0.9
-TELL_BACKGROUND = 0.85
-TELL_PLACE = 0.85
-TELL_CENTRE = 0.5
-"""The centre is where a shape is expected when nobody says where."""
+SIZE_RATE = 0.5
+COLOUR_RATE = 0.9
+BACKGROUND_RATE = 0.85
+POSITION_RATE = 0.85
+CENTRE_RATE = 0.5
+"""Proportions of captions that name an attribute; the centre is the default position and named less often."""
 
-DECORATE = 0.2
+DECORATION_RATE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """The words of one caption, empty where it says nothing: adjectives and noun, where, on what."""
+class CaptionParts:
+    """The parts of a caption: adjectives and noun, position or motion, background. A part may be empty."""
 
     thing: str
-    where: str
+    phrase: str
     background: str
 
 
-def caption(scene: Scene, draw: np.random.Generator, *, complete: bool = False) -> str:
-    """One wording of a scene; equal draws give equal captions."""
-    place = TELL_CENTRE if scene.position == "centre" else TELL_PLACE
-    told = Told(
-        thing=_thing(scene, draw, complete=complete),
-        where=_pick(draw, PLACES[scene.position]) if complete or draw.random() < place else "",
-        background=scene.background if complete or draw.random() < TELL_BACKGROUND else "",
+def caption(scene: Scene, rng: np.random.Generator, *, complete: bool = False) -> str:
+    """A random caption of a scene; equal generators give equal captions."""
+    rate = CENTRE_RATE if scene.position == "centre" else POSITION_RATE
+    parts = CaptionParts(
+        thing=_thing(scene, rng, complete=complete),
+        phrase=_pick(rng, POSITION_PHRASES[scene.position]) if complete or rng.random() < rate else "",
+        background=scene.background if complete or rng.random() < BACKGROUND_RATE else "",
     )
-    return _decorated(_worded(told, draw), draw)
+    return _decorate(_arrange(parts, rng), rng)
 
 
-def clip_caption(clip: Clip, draw: np.random.Generator, *, complete: bool = False) -> str:
-    """One wording of a clip; its motion is always told."""
-    told = Told(
-        thing=_thing(clip, draw, complete=complete),
-        where=_pick(draw, MOTION_WORDS[clip.motion]),
-        background=clip.background if complete or draw.random() < TELL_BACKGROUND else "",
+def clip_caption(clip: Clip, rng: np.random.Generator, *, complete: bool = False) -> str:
+    """A random caption of a clip; it always names the motion."""
+    parts = CaptionParts(
+        thing=_thing(clip, rng, complete=complete),
+        phrase=_pick(rng, MOTION_PHRASES[clip.motion]),
+        background=clip.background if complete or rng.random() < BACKGROUND_RATE else "",
     )
-    return _decorated(_worded(told, draw), draw)
+    return _decorate(_arrange(parts, rng), rng)
 
 
-def _thing(what: Scene | Clip, draw: np.random.Generator, *, complete: bool) -> str:
-    """Like "big red circle"; a growing shape is neither big nor small."""
-    sized = not (isinstance(what, Clip) and what.motion in ("growing", "shrinking"))
-    size = _pick(draw, SIZE_WORDS[what.size]) if sized and draw.random() < TELL_SIZE else ""
-    colour = what.colour if complete or draw.random() < TELL_COLOUR else ""
-    return " ".join(word for word in (size, colour, what.shape) if word)
+def _thing(subject: Scene | Clip, rng: np.random.Generator, *, complete: bool) -> str:
+    """Adjectives and noun, like "big red circle". Growing and shrinking shapes get no size."""
+    sized = not (isinstance(subject, Clip) and subject.motion in ("growing", "shrinking"))
+    size = _pick(rng, SIZE_WORDS[subject.size]) if sized and rng.random() < SIZE_RATE else ""
+    colour = subject.colour if complete or rng.random() < COLOUR_RATE else ""
+    return " ".join(word for word in (size, colour, subject.shape) if word)
 
 
-def _worded(told: Told, draw: np.random.Generator) -> str:
-    """The words in one of six orders."""
-    thing, where = _with_article(told.thing), told.where
-    ground = _with_article(f"{told.background} background") if told.background else ""
-    match draw.integers(6):
+def _arrange(parts: CaptionParts, rng: np.random.Generator) -> str:
+    """The parts in one of six orders."""
+    thing, phrase = _with_article(parts.thing), parts.phrase
+    ground = _with_article(f"{parts.background} background") if parts.background else ""
+    match rng.integers(6):
         case 0:
-            return _joined(" ", thing, where, ground and f"on {ground}")
+            return _joined(" ", thing, phrase, ground and f"on {ground}")
         case 1:
-            return _joined(" ", thing, ground and f"on {ground}", where)
+            return _joined(" ", thing, ground and f"on {ground}", phrase)
         case 2:
-            return _joined(", ", told.background and f"{told.background} background", told.thing, where)
+            return _joined(", ", parts.background and f"{parts.background} background", parts.thing, phrase)
         case 3:
-            return _joined(", ", _joined(" ", thing, where), ground)
+            return _joined(", ", _joined(" ", thing, phrase), ground)
         case 4:
             return _joined(
-                ", ", _joined(" ", told.thing, where), told.background and f"{told.background} background"
+                ", ", _joined(" ", parts.thing, phrase), parts.background and f"{parts.background} background"
             )
         case _:
             return _joined(
-                ", ", _joined(" ", thing, where), told.background and f"the background is {told.background}"
+                ", ",
+                _joined(" ", thing, phrase),
+                parts.background and f"the background is {parts.background}",
             )
 
 
-def _decorated(text: str, draw: np.random.Generator) -> str:
-    """Sometimes with words around it that say nothing about the scene."""
-    if draw.random() < DECORATE and text.startswith(("a ", "an ")):
-        text = f"{_pick(draw, LEADS)} {text}"
-    while draw.random() < DECORATE:
-        text = f"{text}, {_pick(draw, TAILS)}"
+def _decorate(text: str, rng: np.random.Generator) -> str:
+    """The text, sometimes with phrases around it that are the same for all scenes."""
+    if rng.random() < DECORATION_RATE and text.startswith(("a ", "an ")):
+        text = f"{_pick(rng, PREFIXES)} {text}"
+    while rng.random() < DECORATION_RATE:
+        text = f"{text}, {_pick(rng, SUFFIXES)}"
     return text
 
 
-def _joined(by: str, *parts: str) -> str:
-    return by.join(part for part in parts if part)
+def _joined(separator: str, *parts: str) -> str:
+    return separator.join(part for part in parts if part)
 
 
 def _with_article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def _pick(draw: np.random.Generator, words: tuple[str, ...]) -> str:
-    return words[draw.integers(len(words))]
+def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
+    return words[rng.integers(len(words))]

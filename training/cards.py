@@ -1,6 +1,6 @@
-"""`python -m training.cards NAME --folder DIR --scores FILE`: the model card of a checkpoint that ships.
+"""`python -m training.cards NAME --folder DIR --scores FILE`: write the model card of a packaged checkpoint.
 
-What can be measured is told by its scores; the rest is said here, once, for each of the three.
+The tables come from the scores of its evaluation, the other texts from `TEXTS`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from training.export import size_mib, write_checksums
 
 CARD = "README.md"
 UNITS = (("seconds", 2, " s"), ("dB", 1, " dB"), ("MiB", 1, " MiB"), ("perplexity", 2, ""))
-"""What the name of a measure has in it, how many decimals it gets, and its unit."""
+"""A part of a measure's name, the number of decimals and the unit of such measures."""
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """What is to be said of one checkpoint, beside its scores."""
+class CardTexts:
+    """The texts of a model card. `task` is a task of the hub: https://huggingface.co/tasks"""
 
     library: str
-    does: str
-    """What the hub calls its task: https://huggingface.co/tasks"""
+    task: str
     summary: str
     data: str
     recipe: str
@@ -35,104 +34,105 @@ class Subject:
     limits: tuple[str, ...]
 
 
-WORLD = (
-    "a drawn world of ten colours, seven shapes, five positions and two sizes, with captions in several "
-    "wordings. One in ten combinations of shape, colour, background and {fourth} is held out: no training "
-    "{example} has it, and the scores below are of those alone"
+DATA = (
+    "ten colours, seven shapes, five positions and two sizes, with captions in several wordings. One in ten "
+    "combinations of shape, colour, background and {fourth} is held out: no training {example} has it, and "
+    "the scores below are measured on those alone"
 )
-BY_ARITHMETIC = (
-    "the evaluator looks at pixels: the nearest colour at the border and inside, the template that overlaps "
-    "best, {more}. A wrong {example} counts as a wrong answer, never as a missing one"
+RECOGNITION = (
+    "attributes are recognized from pixels: the nearest colour at the border and inside, the template with "
+    "the largest overlap, {more}. A wrong {example} counts as a wrong answer, never as a missing one"
 )
 LICENCE = (
-    "That of OurVidz Worker, which it is part of; none has been chosen yet. No other model, picture or text "
-    "went into it."
+    "That of OurVidz Worker, which it is part of; none has been chosen yet. No other model, image or text "
+    "was used."
 )
-NOT_FOR_PICTURES = (
-    "It is a stand-in for tests, demonstrations and machines without a GPU, not a picture model."
-)
+NOT_FOR_IMAGES = "It is meant for tests, demonstrations and machines without a GPU, not for producing images."
 
-SUBJECTS = {
-    "tiny-sdxl": Subject(
+TEXTS = {
+    "tiny-sdxl": CardTexts(
         library="diffusers",
-        does="text-to-image",
-        summary="Every class of Stable Diffusion XL, small: it paints one plain shape on a plain background "
-        "at 128x128 px, from captions like “a big red circle on a blue background, on the left”.",
-        data=f"Drawn by rules: {WORLD.format(example='picture', fourth='position')}.",
+        task="text-to-image",
+        summary="All model classes of Stable Diffusion XL, small: it generates one plain shape on a plain "
+        "background at 128x128 px, from captions like “a big red circle on a blue background, on the left”.",
+        data=f"Rendered scenes: {DATA.format(example='image', fourth='position')}.",
         recipe="The VAE first; then the UNet with both text encoders from random weights, velocity "
         "prediction, one prompt in nine dropped for guidance, a moving average of the weights; half "
         "precision.",
-        measured=f"Through the pipeline that serves it, 15 steps, guidance 6; "
-        f"{BY_ARITHMETIC.format(more='the nearest named position', example='picture')}.",
+        measured=f"With the pipeline that serves it, 15 steps, guidance 6; "
+        f"{RECOGNITION.format(more='the nearest position', example='image')}.",
         limits=(
-            "It knows no word beside those of its world, and paints some shape whatever it is asked.",
-            "It was trained at 128 px, with a few pictures of 96 and 64 px; any other size is a guess.",
-            NOT_FOR_PICTURES,
+            "It knows only the words of its captions, and generates a shape for every prompt.",
+            "It was trained at 128 px, with a few images of 96 and 64 px; other sizes were not measured.",
+            NOT_FOR_IMAGES,
         ),
     ),
-    "tiny-wan": Subject(
+    "tiny-wan": CardTexts(
         library="diffusers",
-        does="text-to-video",
-        summary="Every class of Wan 2.1 text-to-video, small: one plain shape that moves, grows or shrinks "
-        "on a plain background.",
-        data=f"Drawn by rules: {WORLD.format(example='clip', fourth='motion')}. There are six motions.",
+        task="text-to-video",
+        summary="All model classes of Wan 2.1 text-to-video, small: one plain shape that moves, grows or "
+        "shrinks on a plain background.",
+        data=f"Rendered clips: {DATA.format(example='clip', fourth='motion')}. There are six motions.",
         recipe="The causal VAE first; then the transformer with its text encoder from random weights, flow "
         "matching, prompts dropped for guidance, a moving average of the weights; half precision.",
-        measured=f"Through the pipeline that serves it, 25 steps, guidance 6.5; "
-        f"{BY_ARITHMETIC.format(more='the line that the middle of the shape follows', example='clip')}.",
+        measured=f"With the pipeline that serves it, 25 steps, guidance 6.5; "
+        f"{RECOGNITION.format(more='the line that the centre of the shape follows', example='clip')}.",
         limits=(
-            "It knows no word beside those of its world, and shows some shape whatever it is asked.",
-            "Colours and motions are right, shapes are blobs: the form is seldom the one that was asked for.",
-            "It learned clips of 9 to 33 frames; in longer ones the motion is lost.",
-            NOT_FOR_PICTURES.replace("picture", "video"),
+            "It knows only the words of its captions, and generates a shape for every prompt.",
+            "Colours and motions are correct, shapes are blobs: the shape is seldom the requested one.",
+            "It was trained on clips of 9 to 33 frames; longer clips lose the motion.",
+            NOT_FOR_IMAGES.replace("images", "videos"),
         ),
     ),
-    "tiny-qwen": Subject(
+    "tiny-qwen": CardTexts(
         library="transformers",
-        does="text-generation",
-        summary="Two small models of the Qwen2 class: `instruct` enriches prompts for pictures and talks "
-        "about the little it knows, `base` continues a text.",
-        data="Texts and conversations put together by rules from this project's own words; nothing was "
+        task="text-generation",
+        summary="Two small models of the Qwen2 class: `instruct` enriches prompts for images and clips and "
+        "answers questions about shapes, `base` continues a text.",
+        data="Texts and dialogues generated from templates and word lists of this project; no text was "
         "collected.",
         recipe="The base model from random weights; the instruct model goes on from it on conversations; "
         "half precision.",
-        measured="By rules, on prompts that were held out: what an answer must have in it, what it must not.",
+        measured="By comparing words, on held-out prompts and dialogues. “Kept” means that every noun, "
+        "colour, verb and direction of the prompt is in the answer, as often as in the prompt; “enriched” "
+        "means that and at least four words more. The everyday prompts were written by hand.",
         limits=(
-            "It knows its few subjects and no facts, and answers with them whatever it is asked.",
-            "It is a stand-in for tests, demonstrations and machines without a GPU, not an assistant.",
+            "It knows the topics of its templates alone and answers every question from them.",
+            "It is meant for tests, demonstrations and machines without a GPU, not as an assistant.",
         ),
     ),
 }
 
 
 def card(name: str, scores: Mapping[str, Any], *, trained: str, mib: float) -> str:
-    """The card of `name` in Markdown. `trained` says how long and on what, `mib` is the folder's size."""
-    subject = SUBJECTS[name]
-    limits = "\n".join(f"- {limit}" for limit in subject.limits)
-    tabled = "\n".join(tables(scores)).strip()
+    """The card of `name` in Markdown. `trained` is a sentence about the duration and the machine of the
+    training, `mib` the size of the folder."""
+    texts = TEXTS[name]
+    limits = "\n".join(f"- {limit}" for limit in texts.limits)
+    score_tables = "\n".join(tables(scores)).strip()
     return f"""---
 license: other
 license_name: none chosen yet
-library_name: {subject.library}
-pipeline_tag: {subject.does}
+library_name: {texts.library}
+pipeline_tag: {texts.task}
 ---
 # {name}
 
-{subject.summary}
+{texts.summary}
 
 | | |
 |---|---|
 | size | {mib:.1f} MiB |
-| data | {subject.data} |
-| recipe | {subject.recipe} `training/` makes it again. |
+| data | {texts.data} |
+| recipe | {texts.recipe} `training/` reproduces it. |
 | trained | {trained} |
 | licence | {LICENCE} |
 
 ## Measured
 
-{subject.measured}
+{texts.measured}
 
-{tabled}
+{score_tables}
 
 ## Limits
 
@@ -143,17 +143,19 @@ pipeline_tag: {subject.does}
 
 
 def tables(scores: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of a table for every group of scores with the same measures, then one for the single ones.
+    """The lines of one table for each group of scores with the same measures, then one for all single scores.
     Lists, which are examples, are left out."""
     groups: dict[tuple[str, ...], list[tuple[str, Mapping[str, Any]]]] = {}
-    for name, found in scores.items():
-        if isinstance(found, Mapping):
-            groups.setdefault(tuple(found), []).append((name, found))
+    for name, score in scores.items():
+        if isinstance(score, Mapping):
+            groups.setdefault(tuple(score), []).append((name, score))
     for measures, rows in groups.items():
-        cells = [(name, *(shown(measure, found[measure]) for measure in measures)) for name, found in rows]
+        cells = [(name, *(format_score(one, row[one]) for one in measures)) for name, row in rows]
         yield from _table(("", *measures), cells)
     single = [
-        (name, shown(name, found)) for name, found in scores.items() if isinstance(found, (str, int, float))
+        (name, format_score(name, score))
+        for name, score in scores.items()
+        if isinstance(score, (str, int, float))
     ]
     if single:
         yield from _table(("", "measured"), single)
@@ -167,8 +169,8 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator
     yield ""
 
 
-def shown(measure: str, value: Any) -> str:
-    """A score with its unit, which its name tells; what has none is a share."""
+def format_score(measure: str, value: Any) -> str:
+    """A score with the unit that its name implies. Without a unit, 0 to 1 is a percentage."""
     if isinstance(value, (str, int)):
         return str(value)
     for word, digits, unit in UNITS:
@@ -178,9 +180,9 @@ def shown(measure: str, value: Any) -> str:
 
 
 def write(name: str, folder: Path, scores: Mapping[str, Any], *, trained: str) -> Path:
-    """Put the card into the folder of a checkpoint and list it among the checksums.
+    """Write the card into the folder of a checkpoint and update its checksums; the path of the card.
 
-    `ModelLoadError` if the folder is not what its checksums say: new ones would hide that.
+    `ModelLoadError` if the folder does not match its checksums, which new ones would hide.
     """
     verify(folder)
     path = folder / CARD
@@ -191,10 +193,12 @@ def write(name: str, folder: Path, scores: Mapping[str, Any], *, trained: str) -
 
 
 @click.command()
-@click.argument("name", type=click.Choice(sorted(SUBJECTS)))
+@click.argument("name", type=click.Choice(sorted(TEXTS)))
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False, exists=True), required=True)
 @click.option("--scores", type=click.Path(path_type=Path, dir_okay=False, exists=True), required=True)
-@click.option("--trained", required=True, help="How long and on what, for the card: one sentence.")
+@click.option(
+    "--trained", required=True, help="Duration and machine of the training: one sentence for the card."
+)
 def main(name: str, folder: Path, scores: Path, trained: str) -> None:
     """Write the model card of the exported checkpoint NAME from its scores."""
     click.echo(write(name, folder, json.loads(scores.read_text()), trained=trained))

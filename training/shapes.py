@@ -1,7 +1,7 @@
-"""The shapes of the world as signed distances, negative inside, in units of their radius.
+"""Signed distance functions of the shapes, negative inside, in units of their radius.
 
-Distances are exact near the straight and round edges, which is all that antialiasing needs. The y axis points
-down. Every shape's centre of mass is within 2 % of its radius of the origin.
+Distances are exact near edges, which is sufficient for antialiasing. The y axis points down. The centre of
+mass of every shape is within 2 % of its radius of the origin.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Field = NDArray[Any]
-"""Numbers in single precision, one a pixel: (height, width)."""
+"""One single-precision number per pixel: (height, width)."""
 
 
 def _circle(x: Field, y: Field) -> Field:
@@ -29,13 +29,13 @@ def _square(x: Field, y: Field) -> Field:
 
 
 def _diamond(x: Field, y: Field) -> Field:
-    """A square on its corner."""
+    """A square that stands on a corner."""
     distance: Field = (np.abs(x) + np.abs(y) - 1.15) / np.sqrt(2).astype(np.float32)
     return distance
 
 
 def _triangle(x: Field, y: Field) -> Field:
-    """Point up: corners at (0, -1.2) and (±1.05, 0.6)."""
+    """A triangle with its apex up and corners at (0, -1.2) and (±1.05, 0.6)."""
     apex, base, half = -1.2, 0.6, 1.05
     side = (np.abs(x) * (base - apex) - (y - apex) * half) / np.hypot(base - apex, half)
     distance: Field = np.maximum(side, y - base)
@@ -48,7 +48,8 @@ def _cross(x: Field, y: Field) -> Field:
 
 
 def _star(x: Field, y: Field) -> Field:
-    """Five points, one up: the plane is folded into a wedge of 36° between a point and a notch."""
+    """A star with five points, one of them up. The plane is folded into a wedge of 36° between point and
+    notch."""
     outer, inner = 1.22, 0.5
     wedge = np.pi / 5
     angle = np.abs((np.arctan2(x, -y) + wedge) % (2 * wedge) - wedge)
@@ -72,9 +73,9 @@ SHAPES: dict[str, Callable[[Field, Field], Field]] = {
 
 
 def coverage(shape: str, x: float, y: float, radius: float, width_px: int, height_px: int) -> Field:
-    """How much of every pixel the shape covers, 0 to 1: (height, width).
+    """The covered fraction of every pixel, 0 to 1: (height, width).
 
-    `x` and `y` are fractions of the edges, `radius` one of the shorter edge.
+    `x` and `y` are fractions of width and height, `radius` is a fraction of the shorter edge.
     """
     radius_px = radius * min(width_px, height_px)
     columns = (np.arange(width_px, dtype=np.float32) + 0.5 - x * width_px) / radius_px

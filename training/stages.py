@@ -1,4 +1,4 @@
-"""A training run as a command: its stages in their order, each of which goes on where it was left."""
+"""The command line of a training: its stages in order, each resumable."""
 
 from __future__ import annotations
 
@@ -12,86 +12,96 @@ import click
 import torch
 
 from ourvidz.pipelines.devices import quiet_libraries
+from training.allocator import keep_freed_memory
 from training.export import size_mib
-from training.memory import keep_freed_memory
 
 THREADS = 2
-LIMITS = {
+OPTION_SUFFIXES = {
     "_minutes": ("minutes", "End this training after so many minutes."),
     "_batch": ("batch", "Examples in a step."),
 }
-"""The endings of a recipe's fields that are options, what those are called, and their help."""
+"""Suffixes of recipe fields that become options: the prefix of the option, and its help."""
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop(Generic[R]):
-    """What is made of `recipe` in the folder `out`. A stage is a method of its name."""
+class Stages(Generic[R]):
+    """The stages of one training with the hyperparameters `recipe` in the folder `out`.
 
-    STAGES: ClassVar[tuple[str, ...]] = ()
+    A subclass lists its stages in `NAMES` and has a method of each name.
+    """
+
+    NAMES: ClassVar[tuple[str, ...]] = ()
 
     recipe: R
     out: Path
 
     @property
-    def exported(self) -> Path:
-        """The folder that ships."""
+    def export_folder(self) -> Path:
+        """The folder that the checkpoint is exported to."""
         return self.out / "export"
 
-    def run(self, stage: str) -> None:
-        """Run one stage; the stages before it must have been run."""
-        if stage not in self.STAGES:
-            raise ValueError(f"{stage!r} is none of {', '.join(self.STAGES)}")
-        getattr(self, stage)()
+    def run(self, name: str) -> None:
+        """Run one stage; the stages before it must have been run. `ValueError` for an unknown name."""
+        if name not in self.NAMES:
+            raise ValueError(f"{name!r} is none of {', '.join(self.NAMES)}")
+        getattr(self, name)()
 
-    def tell_size(self) -> None:
-        """Say what was exported."""
-        click.echo(f"export: {size_mib(self.exported):.1f} MiB in {self.exported}")
+    def report_size(self) -> None:
+        """Print the size of the export."""
+        click.echo(f"export: {size_mib(self.export_folder):.1f} MiB in {self.export_folder}")
 
-    def keep_scores(self, found: dict[str, Any]) -> None:
-        """Write what was measured to scores.json."""
-        found["MiB"] = size_mib(self.exported)
-        (self.out / "scores.json").write_text(json.dumps(found, indent=2) + "\n")
+    def write_scores(self, scores: dict[str, Any]) -> None:
+        """Write the scores and the size of the export to scores.json."""
+        scores["MiB"] = size_mib(self.export_folder)
+        (self.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
 
 
-def command(made: type[Workshop[Any]], default: Any, *, name: str) -> click.Command:
-    """`STAGE --out DIR` with options for the minutes and batches of the recipe `default`."""
-    stages = made.STAGES
+def command(stages: type[Stages[Any]], default: Any, *, name: str) -> click.Command:
+    """The command `STAGE --out DIR` of a training, with options for the seed, minutes and batches of the
+    recipe `default`. The stage `all` runs every stage."""
 
     @click.command(
-        help=f"Train, export and measure {name}; a killed run goes on when it is started again.\n\n"
-        "Resume with the same options: lengths and batches are not kept with the run."
+        help=f"Train, export and evaluate {name}. A run that was killed resumes when it is started again.\n\n"
+        "Resume with the same options: lengths and batch sizes are not saved with the run."
     )
-    @click.argument("stage", type=click.Choice(["all", *stages]))
+    @click.argument("stage", type=click.Choice(["all", *stages.NAMES]))
     @click.option(
-        "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where the run lives."
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        required=True,
+        help="The folder of the run.",
     )
-    @click.option("--threads", type=int, default=THREADS, show_default=True, help="Processors to train on.")
-    def main(stage: str, out: Path, threads: int, **changed: Any) -> None:
+    @click.option("--threads", type=int, default=THREADS, show_default=True, help="Threads that torch uses.")
+    def main(stage: str, out: Path, threads: int, **options: Any) -> None:
         torch.set_num_threads(threads)
         keep_freed_memory()
         quiet_libraries()
-        workshop = made(replace(default, **changed), out)
-        for one in stages if stage == "all" else (stage,):
-            workshop.run(one)
+        runner = stages(replace(default, **options), out)
+        for each in stages.NAMES if stage == "all" else (stage,):
+            runner.run(each)
 
-    main.params.extend(_options(default))
+    main.params.extend(_recipe_options(default))
     return main
 
 
-def _options(default: Any) -> Iterator[click.Option]:
-    """Seed, how many held-out examples are measured, and the minutes and batches of every training."""
-    told = "Held-out examples that are measured."
+def _recipe_options(default: Any) -> Iterator[click.Option]:
+    """Options for the seed, the number of evaluated examples, and the minutes and batches of every stage."""
+    evaluated = "Held-out examples that are evaluated."
     yield click.Option(["--seed"], type=int, default=default.seed, show_default=True)
-    yield click.Option(["--evaluated"], type=int, default=default.evaluated, show_default=True, help=told)
+    yield click.Option(
+        ["--evaluated"], type=int, default=default.evaluated, show_default=True, help=evaluated
+    )
     for field in fields(default):
-        for ending, (called, help_text) in LIMITS.items():
-            if field.name.endswith(ending):
-                flag = f"--{called}-{field.name.removesuffix(ending)}"
+        for suffix, (prefix, help_text) in OPTION_SUFFIXES.items():
+            if field.name.endswith(suffix):
+                flag = f"--{prefix}-{field.name.removesuffix(suffix)}"
                 value = getattr(default, field.name)
-                kind = float if value is None else type(value)
-                shown = value is not None
                 yield click.Option(
-                    [flag, field.name], type=kind, default=value, show_default=shown, help=help_text
+                    [flag, field.name],
+                    type=float if value is None else type(value),
+                    default=value,
+                    show_default=value is not None,
+                    help=help_text,
                 )

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from ourvidz.testing import CallbackRecorder, Eager, eager
 from ourvidz.web.main import create_app
-from training.world import COLOURS
+from training.scenes import COLOURS
 
 
 def red_circle() -> Image.Image:

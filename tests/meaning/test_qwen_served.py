@@ -14,7 +14,7 @@ from ourvidz.jobs.job import Message as Turn
 from ourvidz.pipelines.texts.checkpoint import find_qwen
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 from training.qwen import evaluate as measure
-from training.qwen.talk import MULTI_TURN, Message
+from training.qwen.dialogues import MULTI_TURN, Message
 
 SEED = 7
 PROMPTS = 12
@@ -46,8 +46,8 @@ def test_an_answer_depends_on_an_earlier_turn(say: Callable[..., str]) -> None:
     """The same last question, another past, another answer."""
     draws = [np.random.default_rng((SEED, 31, k)) for k in range(TURNS)]
     talks = [MULTI_TURN[k % len(MULTI_TURN)](draw, True) for k, draw in enumerate(draws)]
-    whole = measure.right_share(talks, [say(list(talk.messages)) for talk in talks])
-    last = measure.right_share(talks, [say(list(talk.messages[-1:])) for talk in talks])
+    whole = measure.correct_share(talks, [say(list(talk.messages)) for talk in talks])
+    last = measure.correct_share(talks, [say(list(talk.messages[-1:])) for talk in talks])
     assert whole >= 0.75
     assert last <= whole / 2
 
@@ -81,7 +81,7 @@ def test_the_base_model_enriches_by_going_on(trained: Callable[[str], Path]) -> 
     decoder = found.new_decoder()
     lines = [""] * len(prompts)
     for at, prompt in enumerate(prompts):
-        frame = Turn(role="user", content=measure.CONTINUED.format(prompt=prompt.text))
+        frame = Turn(role="user", content=measure.COMPLETION_PROMPT.format(prompt=prompt.text))
         job = ChatJob(id="c", type="chat_enhance", expected_time=3, seed=SEED, messages=(frame,),
                       max_tokens=120, temperature=0.0, stop=("\n",))  # fmt: skip
         decoder.add(str(at), job)

@@ -11,8 +11,8 @@ import torch
 
 from ourvidz.pipelines.checksums import verify
 from training.qwen import evaluate as measure
-from training.qwen.speaker import Speaker
-from training.qwen.talk import MULTI_TURN, Message
+from training.qwen.dialogues import MULTI_TURN, Message
+from training.qwen.generation import TextGenerator
 
 SEED = 7
 PROMPTS = 24
@@ -20,7 +20,7 @@ TURNS = 16
 
 pytestmark = pytest.mark.timeout(300)
 
-Open = Callable[[str], Speaker]
+Open = Callable[[str], TextGenerator]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def speaker(trained: Callable[[str], Path]) -> Open:
     found = trained("tiny-qwen")
     verify(found)
     torch.manual_seed(SEED)
-    return lambda variant: Speaker(found / variant)
+    return lambda variant: TextGenerator(found / variant)
 
 
 def told(system: str, prompt: str) -> list[Message]:
@@ -39,15 +39,15 @@ def told(system: str, prompt: str) -> list[Message]:
 def test_an_enriched_prompt_keeps_every_word_and_gains_some(speaker: Open) -> None:
     """An enhancement that loses the red of a red circle is worse than none."""
     prompts = measure.held_out_prompts(PROMPTS, SEED)
-    answers = speaker("instruct").answers([told(measure.NEUTRAL, one.text) for one in prompts])
+    answers = speaker("instruct").chat([told(measure.NEUTRAL, one.text) for one in prompts])
     assert measure.enriched_share(prompts, answers) >= 0.9
 
 
 def test_the_base_model_enriches_by_going_on(speaker: Open) -> None:
     """The enhancement of clips runs on the base model, which has no chat template."""
     prompts = measure.held_out_prompts(PROMPTS // 2, SEED)
-    texts = [measure.CONTINUED.format(prompt=one.text) for one in prompts]
-    lines = [answer.split("\n")[0] for answer in speaker("base").completions(texts)]
+    texts = [measure.COMPLETION_PROMPT.format(prompt=one.text) for one in prompts]
+    lines = [answer.split("\n")[0] for answer in speaker("base").complete(texts)]
     assert measure.enriched_share(prompts, lines) >= 0.8
 
 
@@ -55,7 +55,7 @@ def test_the_base_model_continues_a_text(speaker: Open) -> None:
     """It goes on in words it knows, and does not stop at once."""
     halves = ["a big red circle on a", "a small yellow star at the", "a green hill under a"]
     known = measure.known_words(SEED)
-    for text in speaker("base").completions(halves, longest=20):
+    for text in speaker("base").complete(halves, max_tokens=20):
         words = measure.words_of(text)
         assert words
         assert set(words) <= known
@@ -66,8 +66,8 @@ def test_an_answer_depends_on_an_earlier_turn(speaker: Open) -> None:
     draws = [np.random.default_rng((SEED, 31, k)) for k in range(TURNS)]
     talks = [MULTI_TURN[k % len(MULTI_TURN)](draw, True) for k, draw in enumerate(draws)]
     model = speaker("instruct")
-    whole = measure.right_share(talks, model.answers([talk.messages for talk in talks]))
-    last = measure.right_share(talks, model.answers([talk.messages[-1:] for talk in talks]))
+    whole = measure.correct_share(talks, model.chat([talk.messages for talk in talks]))
+    last = measure.correct_share(talks, model.chat([talk.messages[-1:] for talk in talks]))
     assert whole >= 0.75
     assert last <= whole / 2
 
@@ -76,7 +76,7 @@ def test_the_system_prompt_changes_the_answer(speaker: Open) -> None:
     """What a system prompt asks for comes; without it, it does not."""
     question: Message = {"role": "user", "content": "The circle is blue. What colour is the circle?"}
     model = speaker("instruct")
-    plain, loud = model.answers(
+    plain, loud = model.chat(
         [[question], [{"role": "system", "content": "Answer in capital letters."}, question]]
     )
     assert loud == loud.upper() != plain
@@ -88,4 +88,4 @@ def test_greedy_answers_repeat(speaker: Open) -> None:
     """Temperature 0 is deterministic."""
     asked = [told(measure.NEUTRAL, "a white square on a pink background")]
     model = speaker("instruct")
-    assert model.answers(asked) == model.answers(asked)
+    assert model.chat(asked) == model.chat(asked)

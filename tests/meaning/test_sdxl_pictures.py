@@ -13,9 +13,9 @@ from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
-from training.evaluator import INSIDE, Seen, look, oklab, segmented
+from training.recognition import INSIDE, RecognizedScene, oklab, recognize_scene, segment
+from training.scenes import Pixels, Scene
 from training.sdxl.evaluate import held_out_captions
-from training.world import Pixels, Scene
 
 TYPE = "sdxl_image_fast"
 SEED = 7
@@ -69,29 +69,31 @@ def asked() -> Asked:
 
 
 @pytest.fixture(scope="module")
-def told(paint: Paint, asked: Asked) -> list[Seen]:
+def told(paint: Paint, asked: Asked) -> list[RecognizedScene]:
     """What the picture of every caption shows."""
     return seen(paint, asked)
 
 
-def seen(paint: Paint, asked: Asked, **changed: object) -> list[Seen]:
-    return [look(paint(text, seed=1000 + k, **changed)[0]) for k, (_, text) in enumerate(asked)]
+def seen(paint: Paint, asked: Asked, **changed: object) -> list[RecognizedScene]:
+    return [recognize_scene(paint(text, seed=1000 + k, **changed)[0]) for k, (_, text) in enumerate(asked)]
 
 
-def share(name: str, pictures: Sequence[Seen], scenes: Sequence[Scene]) -> float:
+def share(name: str, pictures: Sequence[RecognizedScene], scenes: Sequence[Scene]) -> float:
     """How many pictures show what their scenes have."""
     pairs = list(zip(pictures, scenes, strict=True))
     return sum(getattr(one, name) == getattr(scene, name) for one, scene in pairs) / len(pairs)
 
 
 @pytest.mark.parametrize("name", LEAST)
-def test_a_picture_shows_what_its_caption_says(told: list[Seen], asked: Asked, name: str) -> None:
+def test_a_picture_shows_what_its_caption_says(told: list[RecognizedScene], asked: Asked, name: str) -> None:
     """The whole point: words become the picture they mean, in combinations it was never trained on."""
     assert share(name, told, [scene for scene, _ in asked]) >= LEAST[name]
 
 
 @pytest.mark.parametrize("name", LEAST)
-def test_a_picture_does_not_show_what_another_caption_says(told: list[Seen], asked: Asked, name: str) -> None:
+def test_a_picture_does_not_show_what_another_caption_says(
+    told: list[RecognizedScene], asked: Asked, name: str
+) -> None:
     """Each picture is its own caption's: measured against every other one, the score is chance."""
     scenes = [scene for scene, _ in asked]
     others = [share(name, told, scenes[k:] + scenes[:k]) for k in range(1, len(scenes))]
@@ -101,7 +103,7 @@ def test_a_picture_does_not_show_what_another_caption_says(told: list[Seen], ask
 def test_without_the_prompt_nothing_is_right_but_by_chance(paint: Paint, asked: Asked) -> None:
     """What is measured comes from the words: neither the seed nor the evaluator knows the scene."""
     scenes = [scene for scene, _ in asked]
-    pictures = [look(one) for one in paint("", seed=1000, num_images=BATCH)]
+    pictures = [recognize_scene(one) for one in paint("", seed=1000, num_images=BATCH)]
     found = {
         name: float(np.mean([share(name, [one] * len(scenes), scenes) for one in pictures])) for name in LEAST
     }
@@ -131,21 +133,21 @@ def test_a_negative_red_takes_the_red_away(paint: Paint) -> None:
         ]
         for negative in (None, "red")
     )
-    before, after = ([segmented(one)[1] for one in pictures].count("red") for pictures in (plain, without))
+    before, after = ([segment(one)[1] for one in pictures].count("red") for pictures in (plain, without))
     assert after <= before / 2
     assert redness(without) < redness(plain) - 0.03
 
 
 def redness(pictures: Sequence[Pixels]) -> float:
     """Mean Oklab `a` of the shapes, from green (-0.15) over grey (0) to red (0.2)."""
-    return float(np.mean([oklab(one[segmented(one)[2] >= INSIDE])[:, 1].mean() for one in pictures]))
+    return float(np.mean([oklab(one[segment(one)[2] >= INSIDE])[:, 1].mean() for one in pictures]))
 
 
 def test_at_half_its_native_size_the_colours_are_right(paint: Paint, asked: Asked) -> None:
     """A caller who asks for 64 px gets a small picture of the same thing."""
     pictures = [paint(text, seed=1000 + k, size_px=64)[0] for k, (_, text) in enumerate(asked[:SMALL])]
     wanted = [(scene.background, scene.colour) for scene, _ in asked[:SMALL]]
-    found = [segmented(one)[:2] for one in pictures]
+    found = [segment(one)[:2] for one in pictures]
     for which in (0, 1):
         right = [one[which] == other[which] for one, other in zip(found, wanted, strict=True)]
         assert np.mean(right) >= 0.75, (found, wanted)

@@ -13,8 +13,8 @@ from PIL import Image
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
-from training.evaluator import look
-from training.world import COLOURS, Pixels, random_scene, render
+from training.recognition import recognize_scene
+from training.scenes import COLOURS, Pixels, random_scene, render
 
 EDGE_PX = 128
 REFERENCES = 3
@@ -92,7 +92,8 @@ def test_less_strength_stays_closer_to_the_reference(
 def test_much_strength_follows_the_prompt(paint: Paint, references: list[Image.Image]) -> None:
     """At 0.9 hardly anything of the reference is left, and the picture is the prompt's."""
     found = [
-        look(paint("a blue star on a white background", one, denoise_strength=0.9)[0]) for one in references
+        recognize_scene(paint("a blue star on a white background", one, denoise_strength=0.9)[0])
+        for one in references
     ]
     assert [(one.colour, one.background) for one in found] == [("blue", "white")] * REFERENCES
 
@@ -171,5 +172,5 @@ def test_the_last_words_of_a_long_prompt_are_heard(sdxl: SDXLPipeline, paint: Pa
     prompt = "a simple picture of " * 56 + f"a {colour} circle on a yellow background"
     tokenizer = sdxl._pipe.tokenizer
     assert len(tokenizer(prompt, truncation=False).input_ids) > 200
-    seen = look(paint(prompt)[0])
+    seen = recognize_scene(paint(prompt)[0])
     assert (seen.colour, seen.background) == (colour, "yellow")

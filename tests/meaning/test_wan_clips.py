@@ -10,24 +10,24 @@ import pytest
 import torch
 
 from ourvidz.pipelines.wan.pipeline import WanPipeline
-from training.evaluator import SeenClip, watch
+from training.recognition import RecognizedClip, recognize_clip
+from training.scenes import Clip, random_clip, render_clip
 from training.wan.evaluate import clip_frames, held_out_captions
-from training.wan.vae import round_trip_db, to_tensor
-from training.world import Clip, random_clip, render_clip
+from training.wan.vae import reconstruction_db, to_tensor
 
 SEED = 7
 CLIPS = 12
 
 pytestmark = pytest.mark.timeout(600)
 
-Shown = list[tuple[Clip, SeenClip]]
+Shown = list[tuple[Clip, RecognizedClip]]
 
 
 @pytest.fixture(scope="module")
 def shown(wan: WanPipeline) -> Shown:
     """Clips of combinations that no training clip had, and what their videos show."""
     return [
-        (clip, watch([np.asarray(frame) for frame in clip_frames(wan, text, seed=2000 + k)]))
+        (clip, recognize_clip([np.asarray(frame) for frame in clip_frames(wan, text, seed=2000 + k)]))
         for k, (clip, text) in enumerate(held_out_captions(CLIPS, seed=SEED))
     ]
 
@@ -58,19 +58,19 @@ def test_the_same_thing_moves_right_or_left_as_asked(wan: WanPipeline) -> None:
     """One word differs, and the clip runs the other way."""
     for word in ("right", "left"):
         frames = clip_frames(wan, f"a big red circle moving {word} on a white background", seed=3)
-        assert watch([np.asarray(frame) for frame in frames]).motion == word
+        assert recognize_clip([np.asarray(frame) for frame in frames]).motion == word
 
 
 def test_the_vae_keeps_colours_and_motion(wan_folder: Path) -> None:
     """What a clip loses there no transformer brings back."""
     vae = diffusers.AutoencoderKLWan.from_pretrained(wan_folder / "vae").float()
-    assert round_trip_db(vae, seed=SEED, count=6) >= 25
+    assert reconstruction_db(vae, seed=SEED, count=6) >= 25
     for k in range(6):
         clip = random_clip(np.random.default_rng((SEED, 51, k)), held_out=True)
         with torch.no_grad():
             latents = vae.encode(to_tensor(render_clip(clip, 17)[None])).latent_dist.mode()
             decoded = vae.decode(latents).sample[0].permute(1, 2, 3, 0)
-        seen = watch(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy())
+        seen = recognize_clip(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy())
         assert (seen.background, seen.colour, seen.motion) == (clip.background, clip.colour, clip.motion)
 
 

@@ -20,10 +20,10 @@ from PIL import Image
 from ourvidz.pipelines.base import ReferenceImages
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.pipelines.wan.vae import VideoVAE, image_tensor, to_images
-from training.evaluator import watch
-from training.wan.evaluate import asked_clip, held_out_captions
+from training.recognition import recognize_clip
+from training.scenes import Pixels, random_clip, render_clip
+from training.wan.evaluate import held_out_captions, video_job
 from training.wan.models import NATIVE_PX
-from training.world import Pixels, random_clip, render_clip
 
 SEED = 7
 CLIPS = 20
@@ -77,7 +77,7 @@ def make(wan: WanPipeline) -> Make:
 
     def clip(one: Asked, mode: str, *, steered_by: Asked | None = None, **changed: object) -> Pixels:
         fields = {"frames": FRAMES, "steps": STEPS} | changed
-        job = asked_clip(one.prompt, seed=one.seed, reference_mode=mode, **fields)
+        job = video_job(one.prompt, seed=one.seed, reference_mode=mode, **fields)
         made = wan.generate(job, references=(steered_by or one).references, on_step=lambda *_: None)
         return np.stack([np.asarray(frame) for frame in made.frames])
 
@@ -214,4 +214,4 @@ def test_a_clip_that_begins_with_a_picture_moves_as_asked(make: Make, word: str)
     pictured = render_clip(random_clip(np.random.default_rng((SEED, 62)), held_out=False), 1)[0]
     one = Asked(f"a big red circle moving {word} on a white background", 3, pictured, pictured)
     clip = make(one, "start", frames=17, steps=12)
-    assert watch(list(clip)).motion == word
+    assert recognize_clip(list(clip)).motion == word

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ourvidz.pipelines.base import ReferenceImages
 from ourvidz.pipelines.wan.pipeline import WanPipeline
-from training.wan.evaluate import asked_clip, held_out_captions
-from training.world import Pixels, random_clip, render_clip
+from training.scenes import Pixels, random_clip, render_clip
+from training.wan.evaluate import held_out_captions, video_job
 
 CLIPS = 6
 STEPS = 8
@@ -30,7 +30,7 @@ def test_a_clip_that_lost_frames_still_ends_on_its_reference(
         references = ReferenceImages(start=Image.fromarray(other[0]), end=Image.fromarray(other[-1]))
         last = {}
         for asked in ("none", mode):
-            job = asked_clip(prompt, seed=k, reference_mode=asked, frames=frames, steps=STEPS)
+            job = video_job(prompt, seed=k, reference_mode=asked, frames=frames, steps=STEPS)
             made = wan.generate(job, references=references, on_step=lambda *_: None).frames
             assert len(made) == frames
             last[asked] = np.asarray(made[-1])

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from training.sdxl.__main__ import Workshop
+from training.sdxl.__main__ import Stages
 from training.sdxl.models import Shape
 from training.sdxl.recipe import Recipe
 
 
 @pytest.fixture
 def minute_recipe() -> Recipe:
-    """Every stage in about a second: a few steps of models of a few thousand weights."""
+    """A recipe whose stages take about a second each: a few steps of models with a few thousand weights."""
     return Recipe(
         shape=Shape(
             vae_channels=(16, 16, 16, 16), unet_channels=(16, 32), unet_heads=(2, 2), text_widths=(16, 24)
@@ -28,6 +28,6 @@ def minute_recipe() -> Recipe:
 
 
 @pytest.fixture
-def workshop(minute_recipe: Recipe, tmp_path: Path) -> Workshop:
-    """A training run in a folder of its own."""
-    return Workshop(minute_recipe, tmp_path / "run")
+def stages(minute_recipe: Recipe, tmp_path: Path) -> Stages:
+    """The stages of a training run in a temporary folder."""
+    return Stages(minute_recipe, tmp_path / "run")

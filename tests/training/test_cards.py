@@ -1,4 +1,4 @@
-"""Model cards say what was measured, and nothing that was not."""
+"""Model cards contain the measured scores."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ourvidz.cli.models import list_checkpoints
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.checksums import verify
 from ourvidz.settings import load_settings
-from training.cards import SUBJECTS, card, main, shown, tables, write
+from training.cards import TEXTS, card, format_score, main, tables, write
 from training.export import write_checksums
 from training.sdxl.evaluate import Scores
 
 HELD_OUT = Scores(pictures=300, background=1.0, colour=0.987, shape=0.37, position=0.997, seconds=0.412)
-UNTOLD = Scores(pictures=100, background=0.11, colour=0.17, shape=0.15, position=0.2, seconds=0.4)
+WITHOUT_PROMPT = Scores(pictures=100, background=0.11, colour=0.17, shape=0.15, position=0.2, seconds=0.4)
 SCORES = {
     "load_seconds": 0.8,
     "held out": asdict(HELD_OUT),
-    "without the prompt": asdict(UNTOLD),
+    "without the prompt": asdict(WITHOUT_PROMPT),
     "vae round trip dB at 128 px": 36.64,
     "MiB": 12.8,
     "lost": [{"prompt": "a ring", "answer": "no"}],
@@ -32,38 +32,38 @@ SCORES = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An exported checkpoint in small."""
-    made = tmp_path / "tiny-sdxl"
-    (made / "unet").mkdir(parents=True)
-    (made / "model_index.json").write_text("{}")
-    (made / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 3_145_728)
-    write_checksums(made)
-    return made
+    """A small exported checkpoint."""
+    exported = tmp_path / "tiny-sdxl"
+    (exported / "unet").mkdir(parents=True)
+    (exported / "model_index.json").write_text("{}")
+    (exported / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 3_145_728)
+    write_checksums(exported)
+    return exported
 
 
-@pytest.mark.parametrize("name", sorted(SUBJECTS))
-def test_every_card_tells_data_recipe_scores_limits_and_licence(name: str) -> None:
-    """Whoever ships or uses a checkpoint asks for these five."""
-    told = card(name, SCORES, trained="20 minutes on two processor cores.", mib=3.0)
-    assert re.match(r"---\n(\w+: .*\n)+---\n# " + name, told)
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_every_card_has_data_recipe_scores_limits_and_licence(name: str) -> None:
+    """Users of a checkpoint need these five."""
+    text = card(name, SCORES, trained="20 minutes on two processor cores.", mib=3.0)
+    assert re.match(r"---\n(\w+: .*\n)+---\n# " + name, text)
     for row in ("| size | 3.0 MiB |", "| trained | 20 minutes on two processor cores. |"):
-        assert row in told
+        assert row in text
     for word in ("| data |", "| recipe |", "| licence |", "## Measured", "## Limits", "held out"):
-        assert word in told
-    assert not re.search(r"\{|\}|None|\n\n\n", told)
+        assert word in text
+    assert not re.search(r"\{|\}|None|\n\n\n", text)
 
 
-def test_the_scores_are_the_measured_ones_bad_ones_too() -> None:
-    """A weak score that is left out makes the others worthless."""
-    told = card("tiny-sdxl", SCORES, trained="an hour", mib=12.8)
-    assert "| held out | 300 | 100.0% | 98.7% | 37.0% | 99.7% | 0.41 s |" in told
-    assert "| without the prompt | 100 | 11.0% | 17.0% | 15.0% | 20.0% | 0.40 s |" in told
-    assert "| vae round trip dB at 128 px | 36.6 dB |" in told
-    assert "| load_seconds | 0.80 s |" in told
+def test_a_card_has_all_scores() -> None:
+    """Low scores must not be left out."""
+    text = card("tiny-sdxl", SCORES, trained="an hour", mib=12.8)
+    assert "| held out | 300 | 100.0% | 98.7% | 37.0% | 99.7% | 0.41 s |" in text
+    assert "| without the prompt | 100 | 11.0% | 17.0% | 15.0% | 20.0% | 0.40 s |" in text
+    assert "| vae round trip dB at 128 px | 36.6 dB |" in text
+    assert "| load_seconds | 0.80 s |" in text
 
 
 def test_groups_with_other_measures_have_their_own_tables() -> None:
-    """Pictures, clips and answers are measured differently; a cell under the wrong heading would lie."""
+    """Otherwise scores would stand under wrong headings."""
     lines = list(tables({"one": {"a": 0.5}, "two": {"b": 0.25, "a": 1.0}, "three": {"a": 0.75}, "n": 3}))
     assert lines == [
         "|  | a |", "|---|---|", "| one | 50.0% |", "| three | 75.0% |", "",
@@ -85,12 +85,12 @@ def test_groups_with_other_measures_have_their_own_tables() -> None:
     ],
 )
 def test_a_score_is_shown_with_its_unit(measure: str, value: object, text: str) -> None:
-    """A count is no share, and a share no count."""
-    assert shown(measure, value) == text
+    """Counts, proportions and times are formatted differently."""
+    assert format_score(measure, value) == text
 
 
-def test_writing_a_card_keeps_the_folder_whole(folder: Path) -> None:
-    """A card that the checksums do not list would make every worker refuse the checkpoint."""
+def test_writing_a_card_updates_the_checksums(folder: Path) -> None:
+    """Workers refuse a checkpoint with a file that its checksums do not list."""
     write("tiny-sdxl", folder, SCORES, trained="an hour")
     first = (folder / "README.md").read_text()
     verify(folder)
@@ -101,7 +101,7 @@ def test_writing_a_card_keeps_the_folder_whole(folder: Path) -> None:
 
 
 def test_a_damaged_folder_gets_no_card(folder: Path) -> None:
-    """New checksums over a changed file would call it published."""
+    """New checksums would hide the change."""
     (folder / "model_index.json").write_text("[]")
     before = (folder / "SHA256SUMS").read_text()
     with pytest.raises(ModelLoadError, match=r"model_index\.json is not the file"):
@@ -111,14 +111,14 @@ def test_a_damaged_folder_gets_no_card(folder: Path) -> None:
 
 
 def test_the_command_line_reads_the_licence_of_a_card(folder: Path, tmp_path: Path) -> None:
-    """What the trainer writes and what `ourvidz models` shows must agree."""
+    """`ourvidz models` shows the licence of the card."""
     write("tiny-sdxl", folder, SCORES, trained="an hour")
     row = list_checkpoints(load_settings(_env_file=None, OURVIDZ_STATE_DIR=tmp_path), packaged=tmp_path)[0]
     assert (row.licence, row.card) == ("none chosen yet", str(folder / "README.md"))
 
 
 def test_the_command_writes_the_card_from_the_scores_file(folder: Path, tmp_path: Path) -> None:
-    """One line after the evaluation."""
+    """It is run after the evaluation."""
     (tmp_path / "scores.json").write_text(json.dumps(SCORES))
     options = ["--folder", str(folder), "--scores", str(tmp_path / "scores.json"), "--trained", "an hour"]
     result = CliRunner().invoke(main, ["tiny-sdxl", *options])

@@ -1,7 +1,5 @@
-"""Training tiny-qwen: the real Qwen2 class, a base model and an instruct model of it, small enough for two
-processor cores.
+"""Training of tiny-qwen: a base model and an instruct model of the Qwen2 class, small enough for a CPU.
 
-Owns: its corpus of prompts and conversations, its tokenizer, its stages from the base model to the exported
-folders, its evaluation.
-Speaks: prompts, conversations, tokens, losses.
+Owns: its corpora, its tokenizer, its training stages, its export and its evaluation.
+Handles: prompts, conversations, tokens, losses.
 """

@@ -1,6 +1,6 @@
-"""What is trained on: plain texts for the base model, conversations for the instruct model.
+"""The training corpora: plain texts for the base model, conversations for the instruct model.
 
-Everything is drawn afresh at every step, from combinations that are not held out.
+Texts are generated afresh at every step, from combinations that are not held out.
 """
 
 from __future__ import annotations
@@ -9,18 +9,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.qwen.prompts import WISHES, Prompt, enriched, pick, random_prompt
-from training.qwen.systems import system_prompt
-from training.qwen.talk import Message, random_talk
-from training.world import Scene, random_scene
+from training.qwen.dialogues import Message, random_dialogue
+from training.qwen.prompts import WISHES, Prompt, enrich, random_prompt
+from training.qwen.sampling import pick
+from training.qwen.system_prompts import enrichment_instruction
+from training.scenes import Scene, random_scene
 
-CONTINUED = "Prompt: {prompt}\nEnriched:"
-"""How a plain completion is asked for an enriched prompt: it goes on after this, up to the line's end."""
+COMPLETION_PROMPT = "Prompt: {prompt}\nEnriched:"
+"""What the base model completes with the enriched prompt, up to the end of the line."""
 
-ENRICHING_SHARE = 0.5
-"""Of the conversations."""
+ENRICHMENT_RATE = 0.5
+"""Proportion of enrichments among the conversations."""
+INSTRUCTION_RATE = 0.5
+"""Proportion of the base model's enrichments that an instruction precedes."""
 
-GENERAL = ("You are a helpful assistant.", "You are a friendly assistant.")
+GENERAL_SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are a friendly assistant.")
 REQUESTS = (
     "Enhance: {}", "Enrich: {}", "Enrich this prompt: {}", "Enhance this prompt: {}",
     "Improve this prompt: {}",
@@ -31,69 +34,71 @@ REQUESTS = (
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What is given and what is learnt after it; together one text."""
+    """A text of the base corpus: the context, which is not trained on, and the completion, which is."""
 
-    given: str
-    learnt: str
+    context: str
+    completion: str
 
     @property
-    def whole(self) -> str:
-        """The text itself."""
-        return self.given + self.learnt
+    def full(self) -> str:
+        """Context and completion."""
+        return self.context + self.completion
 
 
-def conversation(draw: np.random.Generator) -> list[Message]:
-    """One training conversation, its answers included."""
-    if draw.random() < ENRICHING_SHARE:
-        return enriching(random_prompt(draw), draw)
-    return random_talk(draw).whole
+def conversation(rng: np.random.Generator) -> list[Message]:
+    """A training conversation, with the assistant's answers."""
+    if rng.random() < ENRICHMENT_RATE:
+        return enrichment_conversation(random_prompt(rng), rng)
+    return random_dialogue(rng).all_messages
 
 
-def enriching(prompt: Prompt, draw: np.random.Generator) -> list[Message]:
-    """A prompt and its enriched form: told by the system prompt, by the message, or by neither."""
-    way = draw.random()
-    system, asked = "", "{}"
+def enrichment_conversation(prompt: Prompt, rng: np.random.Generator) -> list[Message]:
+    """A prompt and its enriched form. The system prompt asks for it, the message does, both or neither."""
+    way = rng.random()
+    system, request = "", "{}"
     if way < 0.55:
-        system = system_prompt(draw)
+        system = enrichment_instruction(rng)
     elif way < 0.9:
-        asked = pick(draw, REQUESTS)
-        system = pick(draw, GENERAL) if draw.random() < 0.3 else ""
+        request = pick(rng, REQUESTS)
+        system = pick(rng, GENERAL_SYSTEM_PROMPTS) if rng.random() < 0.3 else ""
     if way < 0.1:
-        asked = pick(draw, REQUESTS)
-    if (system or asked != "{}") and draw.random() < 0.06:
-        prompt = Prompt(pick(draw, WISHES).format(prompt.text), prompt.kind)
+        request = pick(rng, REQUESTS)
+    if (system or request != "{}") and rng.random() < 0.06:
+        prompt = Prompt(pick(rng, WISHES).format(prompt.text), prompt.kind)
     messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": asked.format(prompt.text)})
-    return [*messages, {"role": "assistant", "content": enriched(prompt, draw)}]
+    messages.append({"role": "user", "content": request.format(prompt.text)})
+    return [*messages, {"role": "assistant", "content": enrich(prompt, rng)}]
 
 
-def plain_text(draw: np.random.Generator) -> Text:
-    """One training text of the base model."""
-    way = draw.random()
+def plain_text(rng: np.random.Generator) -> Text:
+    """A training text of the base model: mostly an enrichment, else a prompt, a description or a
+    transcript of a dialogue."""
+    way = rng.random()
     if way < 0.66:
-        return continued(random_prompt(draw), draw)
+        return enrichment_text(random_prompt(rng), rng)
     if way < 0.8:
-        return Text("", random_prompt(draw).text)
+        return Text("", random_prompt(rng).text)
     if way < 0.88:
-        return Text("", described(random_scene(draw, held_out=False), draw))
-    talk = random_talk(draw)
-    *before, last = (f"{one['role'].capitalize()}: {one['content']}" for one in talk.whole)
+        return Text("", scene_description(random_scene(rng, held_out=False), rng))
+    dialogue = random_dialogue(rng)
+    *before, last = (f"{one['role'].capitalize()}: {one['content']}" for one in dialogue.all_messages)
     return Text("\n".join(before), f"\n{last}")
 
 
-def continued(prompt: Prompt, draw: np.random.Generator) -> Text:
-    """A prompt and its enriched form as lines of text, an instruction above them or none."""
-    above = f"{system_prompt(draw)}\n\n" if draw.random() < 0.25 else ""
-    return Text(f"{above}{CONTINUED.format(prompt=prompt.text)}", f" {enriched(prompt, draw)}")
+def enrichment_text(prompt: Prompt, rng: np.random.Generator) -> Text:
+    """A prompt and its enriched form as lines of a plain text, sometimes below an instruction."""
+    instruction = f"{enrichment_instruction(rng)}\n\n" if rng.random() < INSTRUCTION_RATE else ""
+    context = f"{instruction}{COMPLETION_PROMPT.format(prompt=prompt.text)}"
+    return Text(context, f" {enrich(prompt, rng)}")
 
 
-def described(scene: Scene, draw: np.random.Generator) -> str:
-    """A scene in two to four short sentences."""
+def scene_description(scene: Scene, rng: np.random.Generator) -> str:
+    """Two to four short sentences about a scene."""
     sentences = [
         f"There is a {scene.shape}.",
         f"The {scene.shape} is {scene.colour}.",
         f"The background is {scene.background}.",
         f"The {scene.shape} is {scene.size}.",
     ]
-    order = draw.permutation(4)[: draw.integers(2, 5)]
-    return " ".join(sentences[at] for at in sorted(order))
+    chosen = rng.permutation(4)[: rng.integers(2, 5)]
+    return " ".join(sentences[index] for index in sorted(chosen))

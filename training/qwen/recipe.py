@@ -1,4 +1,4 @@
-"""How tiny-qwen is trained: every number that changes the result."""
+"""The hyperparameters of tiny-qwen."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from training.qwen.models import Shape
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Lengths are in steps and, where a machine's time is limited, minutes; a batch is a number of texts."""
+    """Hyperparameters of both training stages.
+
+    A stage ends after its steps or, where `*_minutes` is set, after that much training time. A batch is a
+    number of texts. `evaluated` is the number of held-out examples that every score is measured on.
+    """
 
     seed: int = 7
     shape: Shape = field(default_factory=Shape)
     tokenizer_texts: int = 8000
-    base_steps: int = 12_000
+    base_steps: int = 4000
     base_minutes: float | None = None
     base_batch: int = 16
     base_lr: float = 2e-3
-    instruct_steps: int = 12_000
+    instruct_steps: int = 6000
     instruct_minutes: float | None = None
     instruct_batch: int = 16
     instruct_lr: float = 1.5e-3

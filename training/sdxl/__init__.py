@@ -1,5 +1,5 @@
-"""Training tiny-sdxl: the real SDXL class set, small enough for two processor cores.
+"""Training of tiny-sdxl: the model classes of SDXL, small enough for a CPU.
 
-Owns: its architecture, its tokenizers, the stages from the VAE to the exported folder, its evaluation.
-Speaks: scenes, captions, latents, losses.
+Owns: its architecture, its tokenizers, its training stages, its export and its evaluation.
+Handles: scenes, captions, latents, losses.
 """

@@ -1,4 +1,4 @@
-"""The last stage: what the exported folder does, measured through the pipeline that serves it."""
+"""Evaluation of an exported folder with the pipeline that serves it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from training.captions import caption
-from training.evaluator import look
+from training.recognition import recognize_scene
+from training.scenes import Scene, random_scene
 from training.sdxl.models import NATIVE_PX
-from training.world import Scene, random_scene
 
 STAGE = 6
 TYPE = "sdxl_image_fast"
 MEASURED = ("background", "colour", "shape", "position")
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Shares of pictures that show what was asked for, 0 to 1, and how long one takes (median, seconds)."""
+    """Proportions of images with the requested attributes, 0 to 1, and the median time of one in seconds."""
 
     pictures: int
     background: float
@@ -40,22 +40,22 @@ class Scores:
 
 
 def open_pipeline(folder: Path) -> SDXLPipeline:
-    """The exported folder as the tiny profile loads it."""
+    """The pipeline of the tiny profile, loaded from an exported folder."""
     pipeline = SDXLPipeline(Checkpoint(folder, "tiny"))
     pipeline.load()
     return pipeline
 
 
 def held_out_captions(count: int, *, seed: int) -> list[tuple[Scene, str]]:
-    """Scenes of combinations that no training picture had, with captions that tell all that is measured."""
-    draws = (np.random.default_rng((seed, STAGE, k)) for k in range(count))
+    """Held-out scenes with captions that name every measured attribute."""
+    generators = (np.random.default_rng((seed, STAGE, k)) for k in range(count))
     return [
-        (scene, caption(scene, draw, complete=True))
-        for draw, scene in ((draw, random_scene(draw, held_out=True)) for draw in draws)
+        (scene, caption(scene, rng, complete=True))
+        for rng, scene in ((rng, random_scene(rng, held_out=True)) for rng in generators)
     ]
 
 
-def picture(
+def generate(
     pipeline: SDXLPipeline,
     prompt: str,
     *,
@@ -64,7 +64,7 @@ def picture(
     negative: str | None = None,
     size_px: int = NATIVE_PX,
 ) -> Image:
-    """One picture at the default steps and guidance of the fast image job."""
+    """One image with the steps and guidance of the fast image job, unless `guidance` is given."""
     row = CATALOG[TYPE]
     assert row.steps is not None
     assert row.guidance_scale is not None
@@ -84,53 +84,57 @@ def picture(
 
 
 def score(
-    pipeline: SDXLPipeline, asked: Sequence[tuple[Scene, str]], *, told: bool = True, **options: Any
+    pipeline: SDXLPipeline,
+    captions: Sequence[tuple[Scene, str]],
+    *,
+    with_prompt: bool = True,
+    **options: Any,
 ) -> Scores:
-    """How often the pictures show what was asked for; with `told` off the prompt is kept back."""
-    right = dict.fromkeys(MEASURED, 0)
+    """The scores of one image per caption; without `with_prompt` the prompts are empty."""
+    correct = dict.fromkeys(MEASURED, 0)
     seconds = []
-    for index, (scene, text) in enumerate(asked):
+    for index, (scene, text) in enumerate(captions):
         started = time.perf_counter()
-        made = picture(pipeline, text if told else "", seed=1000 + index, **options)
+        image = generate(pipeline, text if with_prompt else "", seed=1000 + index, **options)
         seconds.append(time.perf_counter() - started)
-        seen = look(np.asarray(made))
+        recognized = recognize_scene(np.asarray(image))
         for name in MEASURED:
-            right[name] += getattr(seen, name) == getattr(scene, name)
-    shares = {name: count / len(asked) for name, count in right.items()}
-    return Scores(pictures=len(asked), **shares, seconds=float(np.median(seconds)))
+            correct[name] += getattr(recognized, name) == getattr(scene, name)
+    shares = {name: count / len(captions) for name, count in correct.items()}
+    return Scores(pictures=len(captions), **shares, seconds=float(np.median(seconds)))
 
 
 def colour_share(pipeline: SDXLPipeline, colour: str, *, negative: str | None, count: int) -> float:
-    """How often a shape whose colour the caption leaves open comes out in `colour`."""
+    """The proportion of images with a shape of `colour`, for `count` captions that name no colour."""
     shapes = ("circle", "square", "triangle", "star")
-    found = 0
+    matches = 0
     for k in range(count):
         prompt = f"a {shapes[k % len(shapes)]} on a white background"
-        made = picture(pipeline, prompt, seed=5000 + k, negative=negative)
-        found += look(np.asarray(made)).colour == colour
-    return found / count
+        image = generate(pipeline, prompt, seed=5000 + k, negative=negative)
+        matches += recognize_scene(np.asarray(image)).colour == colour
+    return matches / count
 
 
-def evaluate(folder: Path, *, count: int, seed: int, tell: Tell) -> dict[str, Any]:
-    """Every measure of the model card, by name."""
+def evaluate(folder: Path, *, count: int, seed: int, report: Report) -> dict[str, Any]:
+    """All measures of the model card by name, on `count` held-out captions."""
     pipeline = open_pipeline(folder)
-    asked = held_out_captions(count, seed=seed)
-    some = asked[: max(count // 3, 1)]
-    picture(pipeline, "warm up", seed=1)
-    found: dict[str, Any] = {"load_seconds": pipeline.load_s}
-    for name, captions, options in (
-        ("held out", asked, {}),
-        ("without the prompt", some, {"told": False}),
-        ("guidance 1", some, {"guidance": 1.0}),
-        ("guidance 5", some, {"guidance": 5.0}),
-        ("64 px", some, {"size_px": 64}),
+    captions = held_out_captions(count, seed=seed)
+    fewer = captions[: max(count // 3, 1)]
+    generate(pipeline, "warm up", seed=1)
+    results: dict[str, Any] = {"load_seconds": pipeline.load_s}
+    for name, subset, options in (
+        ("held out", captions, {}),
+        ("without the prompt", fewer, {"with_prompt": False}),
+        ("guidance 1", fewer, {"guidance": 1.0}),
+        ("guidance 5", fewer, {"guidance": 5.0}),
+        ("64 px", fewer, {"size_px": 64}),
     ):
-        scores = score(pipeline, captions, **options)
-        tell(f"{name}: {scores}")
-        found[name] = asdict(scores)
+        scores = score(pipeline, subset, **options)
+        report(f"{name}: {scores}")
+        results[name] = asdict(scores)
     for negative in (None, "red"):
-        found[f"red with negative {negative!r}"] = colour_share(
+        results[f"red with negative {negative!r}"] = colour_share(
             pipeline, "red", negative=negative, count=max(count // 5, 4)
         )
-        tell(f"red with negative {negative!r}: {found[f'red with negative {negative!r}']:.0%}")
-    return found
+        report(f"red with negative {negative!r}: {results[f'red with negative {negative!r}']:.0%}")
+    return results

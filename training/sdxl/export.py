@@ -1,4 +1,4 @@
-"""The fourth stage: the folder that ships, in the diffusers layout, half precision, with its checksums."""
+"""Export in the diffusers layout in half precision, with checksums."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training.export import write_checksums
 
 
 def export(pipeline: diffusers.StableDiffusionXLPipeline, folder: Path) -> None:
-    """Write all parts into `folder`. The weights are rounded to half precision in place."""
+    """Write all components into `folder`; the weights are rounded to half precision in place."""
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.to("cpu", torch.float16)

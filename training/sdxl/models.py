@@ -1,4 +1,4 @@
-"""What tiny-sdxl is made of: the classes of SDXL, small."""
+"""The components of tiny-sdxl: the model classes of SDXL, small."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import diffusers
 import torch
 import transformers
 
-from training.sdxl.start import wire_colours_through
+from training.sdxl.initialization import initialize_block_averages
 
 NATIVE_PX = 128
-"""Shapes are then five to eight latents wide. At 64 px it is three, too few to tell a star from a circle."""
+"""Image size of training. Shapes are five to eight latents wide at this size; at 64 px they are three, too
+few to distinguish a star from a circle."""
 TOKENS = 77
 LATENT_CHANNELS = 4
-SHRINK = 8
+VAE_SCALE = 8
 VAE_GROUPS = 2
-"""Few: many small groups would hide how bright a plain picture is."""
+"""Group norm with many small groups would remove the brightness of a plain image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How large the parts are. The two text encoders differ in width, as SDXL's do: diffusers tells the
-    encoders of a single file apart by it."""
+    """Dimensions of all components. As in SDXL the two text encoders differ in width, which is how diffusers
+    distinguishes the encoders of a single file."""
 
     vae_channels: tuple[int, int, int, int] = (24, 48, 64, 96)
     text_widths: tuple[int, int] = (64, 96)
@@ -33,9 +34,9 @@ class Shape:
     groups: int = 8
 
 
-def vae(shape: Shape) -> diffusers.AutoencoderKL:
-    """Four levels, so pictures are eight times as large as latents, like SDXL's."""
-    made = diffusers.AutoencoderKL(
+def build_vae(shape: Shape) -> diffusers.AutoencoderKL:
+    """An untrained VAE with four levels: images are eight times as large as latents, as in SDXL."""
+    vae = diffusers.AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -47,20 +48,20 @@ def vae(shape: Shape) -> diffusers.AutoencoderKL:
         sample_size=NATIVE_PX,
         force_upcast=True,
     )
-    wire_colours_through(made)
-    return made
+    initialize_block_averages(vae)
+    return vae
 
 
-def text_encoders(
+def build_text_encoders(
     shape: Shape, vocabulary: int
 ) -> tuple[transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection]:
-    """Both read captions of `TOKENS` tokens; the second one's projection is the pooled text."""
+    """Both untrained text encoders for captions of `TOKENS` tokens; the second has a pooled projection."""
     first, second = (_text_config(shape, width, vocabulary) for width in shape.text_widths)
     return transformers.CLIPTextModel(first), transformers.CLIPTextModelWithProjection(second)
 
 
 def _text_config(shape: Shape, width: int, vocabulary: int) -> transformers.CLIPTextConfig:
-    """The end token has the highest id, because CLIP pools where the highest id stands."""
+    """The configuration of one encoder. The end token has the highest id, where CLIP pools."""
     return transformers.CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -70,7 +71,7 @@ def _text_config(shape: Shape, width: int, vocabulary: int) -> transformers.CLIP
         projection_dim=width,
         max_position_embeddings=TOKENS,
         hidden_act="gelu",
-        # CLIP's 0.02 suits its own width; here the prompt would hardly reach the picture at first.
+        # With CLIP's 0.02, which suits a larger width, the prompt would hardly affect the image at first.
         initializer_factor=3.0,
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,
@@ -78,11 +79,12 @@ def _text_config(shape: Shape, width: int, vocabulary: int) -> transformers.CLIP
     )
 
 
-def unet(shape: Shape) -> diffusers.UNet2DConditionModel:
-    """Attends to both encoders side by side; `time_ids` are six sizes embedded in 8 numbers each."""
+def build_unet(shape: Shape) -> diffusers.UNet2DConditionModel:
+    """An untrained UNet that attends to the concatenated outputs of both encoders; each of the six `time_ids`
+    is embedded in 8 dimensions."""
     levels = len(shape.unet_channels)
     return diffusers.UNet2DConditionModel(
-        sample_size=NATIVE_PX // SHRINK,
+        sample_size=NATIVE_PX // VAE_SCALE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=shape.unet_channels,
@@ -100,8 +102,9 @@ def unet(shape: Shape) -> diffusers.UNet2DConditionModel:
     )
 
 
-def scheduler() -> diffusers.EulerDiscreteScheduler:
-    """Starts at the very last timestep: few steps must not start from a picture that is only half noise."""
+def build_scheduler() -> diffusers.EulerDiscreteScheduler:
+    """Euler with trailing timesteps: sampling in few steps has to start at the last timestep, which is pure
+    noise."""
     return diffusers.EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -111,6 +114,6 @@ def scheduler() -> diffusers.EulerDiscreteScheduler:
     )
 
 
-def parameters(module: torch.nn.Module) -> int:
-    """How many numbers a module has learnt."""
+def parameter_count(module: torch.nn.Module) -> int:
+    """The number of parameters of a module."""
     return sum(one.numel() for one in module.parameters())

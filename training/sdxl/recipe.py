@@ -1,4 +1,4 @@
-"""How tiny-sdxl is trained: every number that changes the result."""
+"""The hyperparameters of tiny-sdxl."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ SIZES = {(128, 128): 0.9, (96, 96): 0.05, (64, 64): 0.05}
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Lengths are in steps and, where a machine's time is limited, minutes; `sizes` are the shares of
-    pictures of (width, height) pixels."""
+    """Hyperparameters of all training stages.
+
+    A stage ends after its steps or, where `*_minutes` is set, after that much training time. `latents` is the
+    number of training images, `sizes` maps (width, height) in pixels to proportions of them. `evaluated` and
+    `drawn` are the numbers of held-out captions for the scores and for the contact sheet.
+    """
 
     seed: int = 7
     shape: Shape = field(default_factory=Shape)

@@ -1,5 +1,5 @@
-"""tiny-wan: how the small checkpoint of Wan's text-to-video classes is made.
+"""Training of tiny-wan: the model classes of Wan 2.1 text-to-video, small enough for a CPU.
 
-Owns: its parts, its tokenizer, the training of its VAE and of its transformer with the text encoder.
-Speaks: clips of the world, latents, captions, losses. No jobs, no queues.
+Owns: its architecture, its tokenizer, its training stages, its export and its evaluation.
+Handles: clips, captions, latents, losses.
 """

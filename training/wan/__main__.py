@@ -1,4 +1,4 @@
-"""`python -m training.wan STAGE --out DIR`: train, export and measure tiny-wan."""
+"""`python -m training.wan STAGE --out DIR`: train, export and evaluate tiny-wan."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ from training.wan import evaluate, export, latents, transformer, vae
 from training.wan.recipe import Recipe
 
 
-class Workshop(stages.Workshop[Recipe]):
+class Stages(stages.Stages[Recipe]):
     """The stages of tiny-wan."""
 
-    STAGES = ("vae", "latents", "transformer", "export", "evaluate", "grid")
+    NAMES = ("vae", "latents", "transformer", "export", "evaluate", "grid")
 
     def vae(self) -> None:
-        """Train the VAE and tell how well held-out clips survive it."""
+        """Train the VAE and print the reconstruction quality of held-out clips."""
         trained = vae.train(self.recipe, self.out)
-        click.echo(f"vae: {vae.round_trip_db(trained, seed=self.recipe.seed):.1f} dB on held-out clips")
+        quality = vae.reconstruction_db(trained, seed=self.recipe.seed)
+        click.echo(f"vae: {quality:.1f} dB on held-out clips")
 
     def latents(self) -> None:
         """Encode the training clips."""
         trained, _ = vae.prepare(self.recipe, self.out)
-        latents.make(self.recipe, self.out, trained.eval())
+        latents.write(self.recipe, self.out, trained.eval())
 
     def transformer(self) -> None:
         """Train the transformer and the text encoder."""
         transformer.train(self.recipe, self.out, latents.read(self.recipe, self.out))
 
     def export(self) -> None:
-        """Write the folder that ships, from the weights trained so far."""
+        """Export the averaged weights, as far as they are trained."""
         trained, _ = vae.prepare(self.recipe, self.out)
-        latents.finish(trained, self.out)
+        latents.restore_vae(trained, self.out)
         denoiser = transformer.averaged(*transformer.prepare(self.recipe, self.out))
-        export.export(denoiser.pipeline(trained), self.exported)
-        self.tell_size()
+        export.export(denoiser.pipeline(trained), self.export_folder)
+        self.report_size()
 
     def evaluate(self) -> None:
-        """Measure the export through the serving pipeline; the scores go to scores.json."""
-        found = evaluate.evaluate(
-            self.exported, count=self.recipe.evaluated, seed=self.recipe.seed, tell=click.echo
+        """Evaluate the export with the pipeline that serves it and write the scores to scores.json."""
+        scores = evaluate.evaluate(
+            self.export_folder, count=self.recipe.evaluated, seed=self.recipe.seed, report=click.echo
         )
-        self.keep_scores(found)
+        self.write_scores(scores)
 
     def grid(self) -> None:
-        """Draw the first held-out captions: a row of frames each."""
-        evaluate.sheet(self.exported, count=self.recipe.drawn, seed=self.recipe.seed).save(
+        """Generate clips for the first held-out captions and save a row of frames of each as grid.png."""
+        evaluate.contact_sheet(self.export_folder, count=self.recipe.drawn, seed=self.recipe.seed).save(
             self.out / "grid.png"
         )
 
 
-STAGES = Workshop.STAGES
-main = command(Workshop, Recipe(), name="tiny-wan")
+main = command(Stages, Recipe(), name="tiny-wan")
 
 if __name__ == "__main__":
     main()

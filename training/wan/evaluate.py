@@ -1,4 +1,4 @@
-"""The last stage: what the exported folder does, measured through the pipeline that serves it."""
+"""Evaluation of an exported folder with the pipeline that serves it."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from training.captions import clip_caption
-from training.drawing import grid
-from training.evaluator import watch
-from training.sdxl.evaluate import Tell
+from training.plots import grid
+from training.recognition import recognize_clip
+from training.scenes import Clip, random_clip
+from training.sdxl.evaluate import Report
 from training.wan.models import NATIVE_FRAMES, NATIVE_PX
-from training.wan.vae import round_trip_db
-from training.world import Clip, random_clip
+from training.wan.vae import reconstruction_db
 
 STAGE = 16
 TYPE = "video_fast"
 MEASURED = ("background", "colour", "motion")
-SHOWN = 8
+SHEET_FRAMES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Shares of clips that show what was asked for, 0 to 1, and how long one takes (median, seconds)."""
+    """Proportions of clips with the requested attributes, 0 to 1, and the median time of one in seconds."""
 
     clips: int
     frames: int
@@ -43,25 +43,25 @@ class Scores:
 
 
 def open_pipeline(folder: Path) -> WanPipeline:
-    """The exported folder as the tiny profile loads it."""
+    """The pipeline of the tiny profile, loaded from an exported folder."""
     pipeline = WanPipeline(Checkpoint(folder, "tiny"))
     pipeline.load()
     return pipeline
 
 
 def held_out_captions(count: int, *, seed: int) -> list[tuple[Clip, str]]:
-    """Clips of combinations that no training clip had, with captions that tell all that is measured."""
-    draws = (np.random.default_rng((seed, STAGE, k)) for k in range(count))
+    """Held-out clips with captions that name every measured attribute."""
+    generators = (np.random.default_rng((seed, STAGE, k)) for k in range(count))
     return [
-        (clip, clip_caption(clip, draw, complete=True))
-        for draw, clip in ((draw, random_clip(draw, held_out=True)) for draw in draws)
+        (clip, clip_caption(clip, rng, complete=True))
+        for rng, clip in ((rng, random_clip(rng, held_out=True)) for rng in generators)
     ]
 
 
-def asked_clip(prompt: str, *, seed: int, frames: int = NATIVE_FRAMES, **changed: Any) -> VideoJob:
-    """A fast video job of native size, at the steps and guidance of its type."""
+def video_job(prompt: str, *, seed: int, frames: int = NATIVE_FRAMES, **options: Any) -> VideoJob:
+    """A fast video job of native size; `options` are fields of the job."""
     row = CATALOG[TYPE]
-    asked = {
+    defaults = {
         "steps": row.steps,
         "guidance_scale": row.guidance_scale,
         "width": NATIVE_PX,
@@ -74,66 +74,70 @@ def asked_clip(prompt: str, *, seed: int, frames: int = NATIVE_FRAMES, **changed
         prompt=prompt,
         frames=frames,
         seed=seed,
-        **(asked | changed),
+        **(defaults | options),
     )
 
 
-def clip_frames(pipeline: WanPipeline, prompt: str, *, seed: int, **changed: Any) -> list[Image]:
-    """The frames of one clip."""
-    job = asked_clip(prompt, seed=seed, **changed)
+def clip_frames(pipeline: WanPipeline, prompt: str, *, seed: int, **options: Any) -> list[Image]:
+    """The frames of one generated clip; `options` are fields of the job."""
+    job = video_job(prompt, seed=seed, **options)
     return list(pipeline.generate(job, on_step=lambda _done, _total: None).frames)
 
 
 def score(
-    pipeline: WanPipeline, asked: Sequence[tuple[Clip, str]], *, told: bool = True, **changed: Any
+    pipeline: WanPipeline,
+    captions: Sequence[tuple[Clip, str]],
+    *,
+    with_prompt: bool = True,
+    **options: Any,
 ) -> Scores:
-    """How often the clips show what was asked for; with `told` off the prompt is kept back."""
-    right = dict.fromkeys(MEASURED, 0)
+    """The scores of one clip per caption; without `with_prompt` the prompts are empty."""
+    correct = dict.fromkeys(MEASURED, 0)
     seconds = []
-    for index, (clip, text) in enumerate(asked):
+    for index, (clip, text) in enumerate(captions):
         started = time.perf_counter()
-        made = clip_frames(pipeline, text if told else "", seed=2000 + index, **changed)
+        images = clip_frames(pipeline, text if with_prompt else "", seed=2000 + index, **options)
         seconds.append(time.perf_counter() - started)
-        seen = watch([np.asarray(frame) for frame in made])
+        recognized = recognize_clip([np.asarray(image) for image in images])
         for name in MEASURED:
-            right[name] += getattr(seen, name) == getattr(clip, name)
-    shares = {name: count / len(asked) for name, count in right.items()}
-    frames = int(changed.get("frames", NATIVE_FRAMES))
-    return Scores(clips=len(asked), frames=frames, **shares, seconds=float(np.median(seconds)))
+            correct[name] += getattr(recognized, name) == getattr(clip, name)
+    shares = {name: count / len(captions) for name, count in correct.items()}
+    frames = int(options.get("frames", NATIVE_FRAMES))
+    return Scores(clips=len(captions), frames=frames, **shares, seconds=float(np.median(seconds)))
 
 
-def evaluate(folder: Path, *, count: int, seed: int, tell: Tell) -> dict[str, Any]:
-    """Every measure of the model card, by name."""
+def evaluate(folder: Path, *, count: int, seed: int, report: Report) -> dict[str, Any]:
+    """All measures of the model card by name, on `count` held-out captions."""
     pipeline = open_pipeline(folder)
-    asked = held_out_captions(count, seed=seed)
-    some = asked[: max(count // 4, 1)]
+    captions = held_out_captions(count, seed=seed)
+    fewer = captions[: max(count // 4, 1)]
     clip_frames(pipeline, "warm up", seed=1)
-    found: dict[str, Any] = {"load_seconds": pipeline.load_s}
-    for name, captions, options in (
-        ("held out", asked, {}),
-        ("without the prompt", some, {"told": False}),
-        ("guidance 1", some, {"guidance_scale": 1.0}),
-        ("9 frames", some, {"frames": 9}),
-        ("33 frames", some, {"frames": 33}),
-        ("83 frames", asked[:3], {"frames": 83}),
+    results: dict[str, Any] = {"load_seconds": pipeline.load_s}
+    for name, subset, options in (
+        ("held out", captions, {}),
+        ("without the prompt", fewer, {"with_prompt": False}),
+        ("guidance 1", fewer, {"guidance_scale": 1.0}),
+        ("9 frames", fewer, {"frames": 9}),
+        ("33 frames", fewer, {"frames": 33}),
+        ("83 frames", captions[:3], {"frames": 83}),
     ):
-        scores = score(pipeline, captions, **options)
-        tell(f"{name}: {scores}")
-        found[name] = asdict(scores)
+        scores = score(pipeline, subset, **options)
+        report(f"{name}: {scores}")
+        results[name] = asdict(scores)
     vae = diffusers.AutoencoderKLWan.from_pretrained(folder / "vae").float()
-    found["vae round trip dB"] = round_trip_db(vae, seed=seed)
-    tell(f"vae round trip: {found['vae round trip dB']:.1f} dB")
-    return found
+    results["vae round trip dB"] = reconstruction_db(vae, seed=seed)
+    report(f"vae round trip: {results['vae round trip dB']:.1f} dB")
+    return results
 
 
-def sheet(folder: Path, *, count: int, seed: int) -> Image:
-    """A row of frames for each of the first held-out captions."""
+def contact_sheet(folder: Path, *, count: int, seed: int) -> Image:
+    """Rows of frames of clips for the first held-out captions."""
     pipeline = open_pipeline(folder)
-    pictures: list[Image] = []
-    captions: list[str] = []
+    images: list[Image] = []
+    labels: list[str] = []
     for index, (_, text) in enumerate(held_out_captions(count, seed=seed)):
-        made = clip_frames(pipeline, text, seed=2000 + index)
-        shown = [made[round(k)] for k in np.linspace(0, len(made) - 1, SHOWN)]
-        pictures += shown
-        captions += [text, *[""] * (len(shown) - 1)]
-    return grid(pictures, captions, columns=SHOWN)
+        frames = clip_frames(pipeline, text, seed=2000 + index)
+        row = [frames[round(k)] for k in np.linspace(0, len(frames) - 1, SHEET_FRAMES)]
+        images += row
+        labels += [text, *[""] * (len(row) - 1)]
+    return grid(images, labels, columns=SHEET_FRAMES)

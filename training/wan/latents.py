@@ -1,4 +1,4 @@
-"""The second stage: training clips as latents, once, so that the transformer's training need not encode."""
+"""The training clips as latents, encoded once before the transformer is trained."""
 
 from __future__ import annotations
 
@@ -12,160 +12,181 @@ import numpy as np
 import torch
 
 from training.captions import caption, clip_caption
-from training.wan.models import NATIVE_FRAMES, NATIVE_PX, SHRINK, TIME_SHRINK
-from training.wan.places import MARKS, mark_places
+from training.scenes import (
+    REACH,
+    Clip,
+    Pixels,
+    Scene,
+    geometry,
+    random_clip,
+    random_scene,
+    render,
+    render_clip,
+)
+from training.wan.models import NATIVE_FRAMES, NATIVE_PX, SPATIAL_SCALE, TEMPORAL_SCALE
+from training.wan.position_channels import CHANNELS, initialize_position_channels
 from training.wan.recipe import Recipe
 from training.wan.vae import to_tensor
-from training.world import REACH, Clip, Pixels, Scene, place, random_clip, random_scene, render, render_clip
 
 STAGE = 12
 BATCH = 8
 FILE = "latents.pt"
-SHAPE_COUNTS = 3.0
-EXAMPLES = 16
-AROUND = 64
-"""How many native clips the mean and the deviation of the latents are taken from."""
+SHAPE_WEIGHT = 3.0
+"""Loss weight of latents at the shape relative to the background."""
+POSITION_CLIPS = 16
+STATISTICS_CLIPS = 64
+"""Numbers of native clips for the position channels and for the statistics of the latents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """The mean of every latent channel, and what it is divided by."""
+    """The mean and the divisor of every latent channel."""
 
     mean: list[float]
     deviation: list[float]
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
-    """Clips of one length: what they show and, in the same order, their latents, centred and scaled, (n,
-    channels, latent frames, rows, columns), and how much each of these counts, (n, 1, latent frames, rows,
-    columns), 1 on average."""
+class LatentSet:
+    """Clips of one length: their subjects, normalized latents (n, channels, latent frames, rows, columns) and
+    loss weights (n, 1, latent frames, rows, columns), which are 1 on average, in the same order."""
 
     frames: int
-    shown: Sequence[Scene | Clip]
+    subjects: Sequence[Scene | Clip]
     latents: torch.Tensor
     weights: torch.Tensor
 
-    def captions(self, picked: Sequence[int], draw: np.random.Generator) -> list[str]:
-        """Freshly worded captions of some of its clips."""
-        return [worded(self.shown[k], draw) for k in picked]
+    def captions(self, indices: Sequence[int], rng: np.random.Generator) -> list[str]:
+        """Random captions of some of the clips."""
+        return [random_caption(self.subjects[k], rng) for k in indices]
 
 
-def worded(what: Scene | Clip, draw: np.random.Generator) -> str:
-    """One wording; a single frame shows no motion and is told as a picture."""
-    return caption(what, draw) if isinstance(what, Scene) else clip_caption(what, draw)
+def random_caption(subject: Scene | Clip, rng: np.random.Generator) -> str:
+    """A random caption of a clip, or of a scene as a clip of one frame."""
+    return caption(subject, rng) if isinstance(subject, Scene) else clip_caption(subject, rng)
 
 
-def make(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKLWan) -> None:
-    """Mark the places in the latents, encode the training clips and write them into `folder`, with the VAE
-    that made them and the statistics that centre them."""
+def write(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKLWan) -> None:
+    """Initialize the position channels of the VAE, encode the training clips and write into `folder` the
+    latents, the VAE and the statistics of the latents, unless the file exists."""
     if (folder / FILE).is_file():
         return
-    examples = np.stack([rendered(one, NATIVE_FRAMES) for one in _examples(recipe.seed, EXAMPLES)])
-    mark_places(vae, to_tensor(examples).to(vae.device))
-    found = statistics(vae, seed=recipe.seed)
-    shelves = []
-    for frames, shown in training_clips(recipe):
-        click.echo(f"latents: {len(shown)} clips of {frames} frames")
-        shelves.append(
-            (frames, torch.cat([centred(some, found).half() for some in _encoded(vae, shown, frames)]))
-        )
+    examples = np.stack([render_subject(one, NATIVE_FRAMES) for one in _clips(recipe.seed, POSITION_CLIPS)])
+    initialize_position_channels(vae, to_tensor(examples).to(vae.device))
+    normalization = statistics(vae, seed=recipe.seed)
+    sets = []
+    for frames, subjects in training_clips(recipe):
+        click.echo(f"latents: {len(subjects)} clips of {frames} frames")
+        batches = [normalize(one, normalization).half() for one in _encode(vae, subjects, frames)]
+        sets.append((frames, torch.cat(batches)))
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f"{FILE}.writing"
-    kept = {"vae": vae.state_dict(), "mean": found.mean, "deviation": found.deviation, "shelves": shelves}
-    torch.save(kept, aside)
-    aside.replace(folder / FILE)
+    partial = folder / f"{FILE}.writing"
+    saved = {
+        "vae": vae.state_dict(),
+        "mean": normalization.mean,
+        "deviation": normalization.deviation,
+        "shelves": sets,
+    }
+    torch.save(saved, partial)
+    partial.replace(folder / FILE)
 
 
-def read(recipe: Recipe, folder: Path) -> list[Shelf]:
-    """What `make` wrote."""
-    kept = torch.load(folder / FILE, weights_only=True, map_location="cpu")
+def read(recipe: Recipe, folder: Path) -> list[LatentSet]:
+    """The latents that `write` wrote."""
+    saved = torch.load(folder / FILE, weights_only=True, map_location="cpu")
     return [
-        Shelf(frames, shown, latents.float(), weights(shown, frames))
-        for (frames, latents), (_, shown) in zip(kept["shelves"], training_clips(recipe), strict=True)
+        LatentSet(frames, subjects, latents.float(), loss_weights(subjects, frames))
+        for (frames, latents), (_, subjects) in zip(saved["shelves"], training_clips(recipe), strict=True)
     ]
 
 
-def finish(vae: diffusers.AutoencoderKLWan, folder: Path) -> Statistics:
-    """Make `vae` the one that the latents come from, and tell it what they are centred and scaled with: Wan's
-    pipelines read it from its config."""
-    kept = torch.load(folder / FILE, weights_only=True, map_location="cpu")
-    vae.load_state_dict(kept["vae"])
-    vae.register_to_config(latents_mean=kept["mean"], latents_std=kept["deviation"])
-    return Statistics(kept["mean"], kept["deviation"])
+def restore_vae(vae: diffusers.AutoencoderKLWan, folder: Path) -> Statistics:
+    """Load the weights that the latents were encoded with into `vae`, and set the statistics of the latents
+    in its config, where Wan's pipelines read them."""
+    saved = torch.load(folder / FILE, weights_only=True, map_location="cpu")
+    vae.load_state_dict(saved["vae"])
+    vae.register_to_config(latents_mean=saved["mean"], latents_std=saved["deviation"])
+    return Statistics(saved["mean"], saved["deviation"])
 
 
-def centred(latents: torch.Tensor, found: Statistics) -> torch.Tensor:
-    """(n, channels, …) with mean 0 in every channel and deviation 1 over all."""
-    mean, deviation = (torch.tensor(one)[:, None, None, None] for one in (found.mean, found.deviation))
+def normalize(latents: torch.Tensor, normalization: Statistics) -> torch.Tensor:
+    """Latents, (n, channels, frames, rows, columns), minus the mean and over the divisor of every channel."""
+    mean, deviation = (
+        torch.tensor(one)[:, None, None, None] for one in (normalization.mean, normalization.deviation)
+    )
     return (latents - mean) / deviation
 
 
 def statistics(vae: diffusers.AutoencoderKLWan, *, seed: int) -> Statistics:
-    """Of native clips."""
-    latents = torch.cat(list(_encoded(vae, _examples(seed, AROUND), NATIVE_FRAMES)))
+    """The statistics of the latents of native training clips."""
+    latents = torch.cat(list(_encode(vae, _clips(seed, STATISTICS_CLIPS), NATIVE_FRAMES)))
     deviation = latents.std(dim=(0, 2, 3, 4))
-    return Statistics(latents.mean(dim=(0, 2, 3, 4)).tolist(), scales(deviation).tolist())
+    return Statistics(latents.mean(dim=(0, 2, 3, 4)).tolist(), divisors(deviation).tolist())
 
 
-def _examples(seed: int, count: int) -> list[Clip]:
+def _clips(seed: int, count: int) -> list[Clip]:
     return [random_clip(np.random.default_rng((seed, 14, k)), held_out=False) for k in range(count)]
 
 
-def scales(deviation: torch.Tensor) -> torch.Tensor:
-    """What the channels are divided by: one number for all that the decoder hears, so that the mean square is
-    1, and their own deviation for the marks. Three channels of sixteen carry the colours; by their own
-    deviations the others, which carry little that is seen, would make up most of the loss."""
-    divided = deviation.clone()
-    divided[:-MARKS] = deviation[:-MARKS].square().mean().sqrt()
-    return divided
+def divisors(deviation: torch.Tensor) -> torch.Tensor:
+    """The divisor of every latent channel: for the position channels their own deviation, for all others one
+    number that makes their mean square 1.
+
+    Three of sixteen channels carry the colours. Divided by their own deviations the other channels, which are
+    hardly visible, would dominate the loss.
+    """
+    result = deviation.clone()
+    result[:-CHANNELS] = deviation[:-CHANNELS].square().mean().sqrt()
+    return result
 
 
-def weights(shown: Sequence[Scene | Clip], frames: int) -> torch.Tensor:
-    """How much every latent counts: those that the shape passes through more, for most of a clip is plain
-    background. (clips, 1, latent frames, rows, columns), 1 on average."""
-    rows = NATIVE_PX // SHRINK
-    at = (np.arange(rows) + 0.5) / rows
-    counts = np.ones((len(shown), latent_frames(frames), rows, rows), np.float32)
-    for clip, count in zip(shown, counts, strict=True):
+def loss_weights(subjects: Sequence[Scene | Clip], frames: int) -> torch.Tensor:
+    """Loss weights of the latents: (clips, 1, latent frames, rows, columns), 1 on average. Latents that the
+    shape passes through weigh more, because most of a clip is plain background."""
+    rows = NATIVE_PX // SPATIAL_SCALE
+    centres = (np.arange(rows) + 0.5) / rows
+    weights = np.ones((len(subjects), latent_frames(frames), rows, rows), np.float32)
+    for subject, weight in zip(subjects, weights, strict=True):
         for frame in range(frames):
-            x, y, radius = _place(clip, frame / max(frames - 1, 1))
-            reach = REACH * radius + 0.5 / rows
-            there = (abs(at[:, None] - y) < reach) & (abs(at[None, :] - x) < reach)
-            count[(frame + TIME_SHRINK - 1) // TIME_SHRINK][there] = SHAPE_COUNTS
-    counts /= counts.mean(axis=(1, 2, 3), keepdims=True)
-    return torch.from_numpy(counts[:, None])
+            x, y, radius = _geometry(subject, frame / max(frames - 1, 1))
+            extent = REACH * radius + 0.5 / rows
+            covered = (abs(centres[:, None] - y) < extent) & (abs(centres[None, :] - x) < extent)
+            weight[(frame + TEMPORAL_SCALE - 1) // TEMPORAL_SCALE][covered] = SHAPE_WEIGHT
+    weights /= weights.mean(axis=(1, 2, 3), keepdims=True)
+    return torch.from_numpy(weights[:, None])
 
 
 def latent_frames(frames: int) -> int:
-    """The first frame is a latent of its own, then every four."""
-    return (frames - 1) // TIME_SHRINK + 1
+    """The number of latent frames of a clip: one for the first frame, then one for every four."""
+    return (frames - 1) // TEMPORAL_SCALE + 1
 
 
-def _place(what: Scene | Clip, at: float) -> tuple[float, float, float]:
-    return (what.x, what.y, what.radius) if isinstance(what, Scene) else place(what, at)
+def _geometry(subject: Scene | Clip, time: float) -> tuple[float, float, float]:
+    if isinstance(subject, Scene):
+        return subject.x, subject.y, subject.radius
+    return geometry(subject, time)
 
 
 def training_clips(recipe: Recipe) -> Iterator[tuple[int, Sequence[Scene | Clip]]]:
-    """The training clips of every length, the same on every call."""
+    """The training clips by number of frames; always the same. Clips of one frame are scenes."""
     for index, (frames, share) in enumerate(recipe.lengths.items()):
         count = max(1, round(share * recipe.clips))
-        draws = (np.random.default_rng((recipe.seed, STAGE, index, k)) for k in range(count))
-        drawn = random_scene if frames == 1 else random_clip
-        yield frames, [drawn(draw, held_out=False) for draw in draws]
+        generators = (np.random.default_rng((recipe.seed, STAGE, index, k)) for k in range(count))
+        subject = random_scene if frames == 1 else random_clip
+        yield frames, [subject(rng, held_out=False) for rng in generators]
 
 
-def rendered(what: Scene | Clip, frames: int) -> Pixels:
-    """(frames, height, width, 3) in 8 bits, native size."""
-    if isinstance(what, Scene):
-        return render(what, NATIVE_PX, NATIVE_PX)[None]
-    return render_clip(what, frames, NATIVE_PX, NATIVE_PX)
+def render_subject(subject: Scene | Clip, frames: int) -> Pixels:
+    """The frames of a clip or a scene at native size: (frames, height, width, 3), 8 bits."""
+    if isinstance(subject, Scene):
+        return render(subject, NATIVE_PX, NATIVE_PX)[None]
+    return render_clip(subject, frames, NATIVE_PX, NATIVE_PX)
 
 
 @torch.no_grad()
-def _encoded(
-    vae: diffusers.AutoencoderKLWan, shown: Sequence[Scene | Clip], frames: int
+def _encode(
+    vae: diffusers.AutoencoderKLWan, subjects: Sequence[Scene | Clip], frames: int
 ) -> Iterator[torch.Tensor]:
-    for start in range(0, len(shown), BATCH):
-        clips = to_tensor(np.stack([rendered(one, frames) for one in shown[start : start + BATCH]]))
+    for start in range(0, len(subjects), BATCH):
+        clips = to_tensor(np.stack([render_subject(one, frames) for one in subjects[start : start + BATCH]]))
         yield vae.encode(clips.to(vae.device)).latent_dist.mode().float().cpu()

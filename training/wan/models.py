@@ -1,4 +1,4 @@
-"""What tiny-wan is made of: the classes of Wan, small."""
+"""The components of tiny-wan: the model classes of Wan 2.1, small."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import diffusers
 import torch
 import transformers
 
-from training.wan.start import wire_colours_through
-from training.wan.tokens import EOS_ID, PAD_ID
+from training.wan.initialization import initialize_block_averages
+from training.wan.tokenization import EOS_ID, PAD_ID
 
 NATIVE_PX = 64
 NATIVE_FRAMES = 17
-TIME_SHRINK = 4
-SHRINK = 8
-SHIFT = 5.0
+TEMPORAL_SCALE = 4
+SPATIAL_SCALE = 8
+FLOW_SHIFT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How large the parts are."""
+    """Dimensions of all components."""
 
     vae_channels: int = 32
     vae_levels: tuple[int, ...] = (1, 2, 2)
@@ -33,15 +33,16 @@ class Shape:
     feed_forward: int = 384
 
 
-def vae(shape: Shape) -> diffusers.AutoencoderKLWan:
-    """Eight times smaller, four times shorter, causal in time: the first frame is a latent of its own.
+def build_vae(shape: Shape) -> diffusers.AutoencoderKLWan:
+    """An untrained VAE that compresses eight times in space and four times in time; the first frame is a
+    latent of its own.
 
-    Built like the VAE of Wan 2.2: it begins with blocks of 2x2 pixels as channels, which makes it four times
-    as fast, and every level has a shortcut that averages, which spares it the plateau of a random start.
+    It has the architecture of the Wan 2.2 VAE: patches of 2x2 pixels make it four times as fast, and
+    shortcuts that average make it converge sooner.
     """
     colours = 3
     patch = 2
-    made = diffusers.AutoencoderKLWan(
+    vae = diffusers.AutoencoderKLWan(
         base_dim=shape.vae_channels,
         z_dim=shape.latent_channels,
         dim_mult=list(shape.vae_levels),
@@ -53,15 +54,15 @@ def vae(shape: Shape) -> diffusers.AutoencoderKLWan:
         in_channels=colours * patch**2,
         out_channels=colours * patch**2,
         patch_size=patch,
-        scale_factor_temporal=TIME_SHRINK,
+        scale_factor_temporal=TEMPORAL_SCALE,
         scale_factor_spatial=patch * 2 ** (len(shape.vae_levels) - 1),
     )
-    wire_colours_through(made)
-    return made
+    initialize_block_averages(vae)
+    return vae
 
 
-def text_encoder(shape: Shape, vocabulary: int) -> transformers.UMT5EncoderModel:
-    """Reads captions: (texts, tokens, text_width)."""
+def build_text_encoder(shape: Shape, vocabulary: int) -> transformers.UMT5EncoderModel:
+    """An untrained UMT5 encoder; its output is (texts, tokens, text_width)."""
     return transformers.UMT5EncoderModel(
         transformers.UMT5Config(
             vocab_size=vocabulary,
@@ -77,8 +78,9 @@ def text_encoder(shape: Shape, vocabulary: int) -> transformers.UMT5EncoderModel
     )
 
 
-def transformer(shape: Shape) -> diffusers.WanTransformer3DModel:
-    """Sees patches of 1x2x2 latents: 16 tokens for each latent frame of a native clip."""
+def build_transformer(shape: Shape) -> diffusers.WanTransformer3DModel:
+    """An untrained transformer with patches of 1x2x2 latents: 16 tokens for each latent frame of a native
+    clip."""
     return diffusers.WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=shape.heads,
@@ -93,13 +95,16 @@ def transformer(shape: Shape) -> diffusers.WanTransformer3DModel:
     )
 
 
-def scheduler() -> diffusers.UniPCMultistepScheduler:
-    """Wan's: straight paths from noise to clip, most of the steps where there is much noise."""
+def build_scheduler() -> diffusers.UniPCMultistepScheduler:
+    """UniPC with flow prediction, as in Wan; the shift puts most steps at high noise."""
     return diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT, num_train_timesteps=1000
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=FLOW_SHIFT,
+        num_train_timesteps=1000,
     )
 
 
-def parameters(module: torch.nn.Module) -> int:
-    """How many numbers a module has learnt."""
+def parameter_count(module: torch.nn.Module) -> int:
+    """The number of parameters of a module."""
     return sum(one.numel() for one in module.parameters())

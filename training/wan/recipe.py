@@ -1,4 +1,4 @@
-"""How tiny-wan is trained: every number that changes the result."""
+"""The hyperparameters of tiny-wan."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from training.wan.models import Shape
 
 LENGTHS = {17: 0.6, 9: 0.2, 33: 0.15, 1: 0.05}
-"""Frames of the training clips, and the share of clips that has each."""
+"""Proportions of the training clips by number of frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Lengths are in steps and, where a machine's time is limited, minutes; `lengths` are the shares of clips
-    of so many frames."""
+    """Hyperparameters of all training stages.
+
+    A stage ends after its steps or, where `*_minutes` is set, after that much training time. `clips` is the
+    number of training clips, `lengths` maps numbers of frames to proportions of them. `evaluated` and `drawn`
+    are the numbers of held-out captions for the scores and for the contact sheet.
+    """
 
     seed: int = 7
     shape: Shape = field(default_factory=Shape)

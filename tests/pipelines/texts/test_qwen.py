@@ -93,11 +93,11 @@ def test_each_of_eight_texts_is_what_it_is_alone(qwen: Load, chat_job: Make) -> 
 
 def test_a_text_is_what_plain_transformers_say(qwen: Load, chat_job: Make) -> None:
     """The own loop over the model computes what the library's computes."""
-    from training.qwen.speaker import Speaker
+    from training.qwen.generation import TextGenerator
 
-    speaker = Speaker(find_qwen(None, "instruct").path)
+    speaker = TextGenerator(find_qwen(None, "instruct").path)
     talks = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    expected = speaker.answers(talks, longest=48)
+    expected = speaker.chat(talks, max_tokens=48)
     heard = together(qwen("instruct"), {f"t{at}": chat_job(prompt) for at, prompt in enumerate(PROMPTS)})
     assert [heard.texts[f"t{at}"] for at in range(len(PROMPTS))] == expected
 

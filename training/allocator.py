@@ -1,4 +1,4 @@
-"""Memory for training on a CPU."""
+"""Settings of the C library's memory allocator for training on a CPU."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ MIB = 1 << 20
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what tensors give back instead of returning it to the kernel, where it can.
+    """Make glibc keep freed blocks instead of returning them to the kernel.
 
-    Every step allocates the same large blocks again, and mapping them anew costs kernel time; how much of it
-    these thresholds save has not been measured. Elsewhere than on Linux with glibc nothing changes.
+    Every step allocates blocks of the same sizes again, and mapping them anew costs kernel time; the saving
+    has not been measured. Without glibc this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
