@@ -94,10 +94,10 @@ def test_the_exported_config_undoes_the_normalization_of_the_latents(stages: Sta
         )
     normalized = latents.read(stages.recipe, stages.out)[0].latents[0]
     mean, deviation = (
-        torch.tensor(config[name])[:, None, None, None] for name in ("encodedmean", "encodedstd")
+        torch.tensor(config[name])[:, None, None, None] for name in ("latents_mean", "latents_std")
     )
     torch.testing.assert_close(normalized * deviation + mean, encoded[0], rtol=5e-3, atol=5e-3)
-    assert config["encodedmean"] == pytest.approx(statistics.mean)
+    assert config["latents_mean"] == pytest.approx(statistics.mean)
 
 
 @pytest.mark.parametrize("name", ["vae", "transformer"])
