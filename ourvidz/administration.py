@@ -1,6 +1,6 @@
-"""What operators ask of the whole installation, over HTTP or as a job: a name in, plain data out.
+"""Administrative operations on the whole installation, for the HTTP route and for administration jobs.
 
-It needs the ledger and the broker, and no worker but for what a worker alone can do.
+They need the ledger and the broker; only flushing caches needs a worker.
 """
 
 from __future__ import annotations
@@ -17,31 +17,34 @@ from ourvidz.wiring import control
 
 
 def administer(operation: str) -> dict[str, Any]:
-    """Carry out an operation. `InvalidParameters` names those there are; `WorkerUnavailable` without a
-    ledger."""
-    known = OPERATIONS.get(operation)
-    if known is None:
+    """Carry out an operation by name and return its result.
+
+    Raises `InvalidParameters` with the names that exist, `WorkerUnavailable` when the ledger cannot be
+    reached.
+    """
+    function = OPERATIONS.get(operation)
+    if function is None:
         rule = f"one of {', '.join(OPERATIONS)}"
         message = f"operation must be {rule}, not {operation!r}."
         raise InvalidParameters(message, field="operation", rule=rule, value=operation)
-    return known()
+    return function()
 
 
 def status() -> dict[str, Any]:
-    """Queues and workers."""
+    """Return the queues and the workers."""
     return queues() | workers()
 
 
 def queues() -> dict[str, Any]:
-    """How many jobs wait in each queue, whether it is paused, and how many workers are at work for it."""
+    """Return each queue's number of queued jobs, whether it is paused, and its number of online workers."""
     ledger = control.current().ledger
-    paused, here = ledger.paused_queues(), [worker.queue for worker in _here()]
+    paused, occupied = ledger.paused(), [worker.queue for worker in _online_workers()]
     return {
         "queues": {
             queue: {
-                "depth": ledger.queue_depth(queue),
+                "depth": ledger.depth(queue),
                 "paused": queue in paused,
-                "workers": here.count(queue),
+                "workers": occupied.count(queue),
             }
             for queue in QUEUES.values()
         }
@@ -49,27 +52,27 @@ def queues() -> dict[str, Any]:
 
 
 def workers() -> dict[str, Any]:
-    """Everybody who was seen in the last day."""
-    return {"workers": [_seen(worker) for worker in control.current().ledger.workers()]}
+    """Return all workers seen in the last day."""
+    return {"workers": [_worker_row(worker) for worker in control.current().ledger.workers()]}
 
 
 def models() -> dict[str, Any]:
-    """What each worker said of its models when it had loaded them."""
+    """Return the models of each online worker, as it described them after loading."""
     return {
         "models": [
             {"worker": worker.id, "name": name, "info": info}
-            for worker in _here()
+            for worker in _online_workers()
             for name, info in worker.detail.get("info", {}).items()
         ]
     }
 
 
 def flush_caches() -> dict[str, Any]:
-    """Forget what this process keeps of tokenizers, and ask every worker that holds models to give back the
-    memory it keeps for later. Each does that after its job; `asked` are those whose message was sent."""
+    """Drop the tokenizers that this process caches, and tell every GPU worker to free its cached memory after
+    its current job. `asked` lists the workers whose message was sent."""
     encoders.read_encoders.cache_clear()
-    holders = [worker.id for worker in _here() if worker.family in QUEUES]
-    return {"flushed": ["tokenizers"], "asked": [each for each in holders if dispatch.flush(each)]}
+    gpu_workers = [worker.id for worker in _online_workers() if worker.family in QUEUES]
+    return {"flushed": ["tokenizers"], "asked": [each for each in gpu_workers if dispatch.flush(each)]}
 
 
 OPERATIONS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -77,11 +80,11 @@ OPERATIONS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def _here() -> list[Worker]:
+def _online_workers() -> list[Worker]:
     return [worker for worker in control.current().ledger.workers() if worker.state != "offline"]
 
 
-def _seen(worker: Worker) -> dict[str, Any]:
+def _worker_row(worker: Worker) -> dict[str, Any]:
     return {
         "id": worker.id,
         "family": worker.family,

@@ -139,7 +139,7 @@ class Eager:
 
     callbacks: CallbackRecorder
     storage: Path
-    control: control.Control
+    control: control.ControlPlane
 
     def submit(self, payload: Mapping[str, Any]) -> Admission:
         """Submit a payload and run it to its end before returning. Raises `CallerError` if it is refused."""

@@ -1,8 +1,9 @@
 """Job factories and recording test doubles, each defined once: `from tests.factories import image_job`.
 
 `image_job`, `video_job`, `chat_job` build small valid jobs; keyword arguments replace fields. `RecordingRun`
-implements the workflows' `Run`, `RecordingItem` their `BatchItem`. `STAND_IN_GATE` is a safety gate over two
-harmless terms. `ManualClock` is a clock that only the test moves. `publishing_to` switches the broker.
+implements the workflows' `Run`, `RecordingItem` their `BatchItem`, `QueuedItems` their `JobSource`.
+`STAND_IN_GATE` is a safety gate over two harmless terms. `ManualClock` is a clock that only the test moves.
+`publishing_to` switches the broker.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Worker
 from ourvidz.net.client import RequestFailure
-from ourvidz.pipelines.base import PreviewRenderer
+from ourvidz.pipelines.base import PreviewRenderer, Snapshot
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
 from ourvidz.workflows.services import Services
 
-STAND_IN_GATE = Gate(Terms(minor=frozenset({"quokka"}), sexual=frozenset({"marmalade"})))
+STAND_IN_TERMS = Terms(minor=frozenset({"quokka"}), sexual=frozenset({"marmalade"}))
+"""Harmless terms in place of the real ones."""
+STAND_IN_GATE = Gate(STAND_IN_TERMS)
 """Refuses texts that contain both words, and no other text."""
 REFUSED_TEXT = "quokka marmalade"
 """A text that `STAND_IN_GATE` refuses."""
@@ -162,7 +165,7 @@ class RecordingRun:
     stop_with: Exception = field(default_factory=lambda: Cancelled("enough"))
     unreachable: int = 0
     before_put: Callable[[str], None] = lambda key: None
-    wording: dict[str, Any] | None = None
+    enhancement_result: dict[str, Any] | None = None
     steps: list[tuple[int, int]] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     puts: list[tuple[str, str]] = field(default_factory=list)
@@ -174,17 +177,17 @@ class RecordingRun:
         if done == self.stop_at:
             raise self.stop_with
 
-    def say(self, text: str, done: int, total: int) -> bool:
+    def stream_text(self, text: str, tokens: int, max_tokens: int) -> bool:
         if self.unreachable:
             self.unreachable -= 1
             return False
         self.pieces.append(text)
-        if self.stop_at is not None and done >= self.stop_at:
+        if self.stop_at is not None and tokens >= self.stop_at:
             raise self.stop_with
         return True
 
-    def preview(self, take: Callable[[], PreviewRenderer]) -> None:
-        self.previews.append(take())
+    def preview(self, snapshot: Snapshot) -> None:
+        self.previews.append(snapshot())
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         self.before_put(key)
@@ -218,3 +221,19 @@ class RecordingItem:
     def _assert_open(self) -> None:
         assert self.outcome is None
         assert self.error is None
+
+
+@dataclass
+class QueuedItems:
+    """A `JobSource` whose items join together, after `after` calls; `batch_sizes` records the calls."""
+
+    items: list[RecordingItem] = field(default_factory=list)
+    after: int = 0
+    batch_sizes: list[int] = field(default_factory=list)
+
+    def next_items(self, first: ChatJob, *, batch_size: int) -> list[RecordingItem]:
+        self.batch_sizes.append(batch_size)
+        if len(self.batch_sizes) <= self.after:
+            return []
+        joined, self.items = self.items, []
+        return joined

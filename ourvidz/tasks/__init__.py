@@ -1,7 +1,7 @@
-"""The doors of the workers: one Celery task each.
+"""The Celery tasks: one entry point for each kind of work.
 
-Owns: task names, the one ladder that decides how a job ends.
-Speaks: messages in, endings out. What happens inside a job is told in the workflows.
+Owns: task names, and the retry policy that decides how an attempt ends.
+Speaks: messages in, committed outcomes out. What happens inside a job is in the workflows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,6 @@ from ourvidz.celery_settings import imports
 
 
 def load() -> None:
-    """Import every task module into this process, as a worker does on its own."""
+    """Import every task module into this process, as a worker does at start."""
     for name in imports:
         import_module(name)

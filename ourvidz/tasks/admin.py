@@ -1,4 +1,4 @@
-"""The door of administration."""
+"""The tasks of administration jobs and of freeing memory."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from ourvidz.workflows.services import Run, Services
 _log = log.get(__name__)
 
 
-def operate(job: AdminJob, run: Run, use: Services) -> Outcome:  # noqa: ARG001
-    """What an operation finds out, as the job's one asset."""
+def run_operation(job: AdminJob, run: Run, services: Services) -> Outcome:  # noqa: ARG001
+    """Carry out an administrative operation; its result is the job's one asset."""
     run.step(0, 1)
     began = time.monotonic()
     result = administer(job.operation)
-    found = {"result": result, "operation": job.operation, "format": "json", "asset_index": 0}
+    metadata = {"result": result, "operation": job.operation, "format": "json", "asset_index": 0}
     return Outcome(
         status="completed",
-        assets=(Asset(type="json", metadata=found),),
+        assets=(Asset(type="json", metadata=metadata),),
         metadata={"generation_time": round(time.monotonic() - began, 3), "worker_version": __version__},
     )
 
 
 @app.task(name="ourvidz.admin.run", base=GenerationTask, bind=True, family="chat")
 def run(self: GenerationTask, message: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one administration job and return what became of it."""
-    return self.run_job(message, operate)
+    """Carry out one administration job. Returns its id and status."""
+    return self.run_job(message, run_operation)
 
 
 @app.task(name=FLUSH_TASK, acks_late=False, ignore_result=True)
 def flush() -> None:
-    """Give back what this process keeps for later. Sent to one worker's own queue."""
+    """Free the cached device memory of this process. Sent to one worker's own queue."""
     models = loading.loaded(settings().worker or "")
     if models is not None:
         models.flush()

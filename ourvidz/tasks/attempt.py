@@ -1,4 +1,4 @@
-"""The one ladder that decides how an attempt ends: done, again, or failed with a code."""
+"""The retry policy: the one place that decides how an attempt ends."""
 
 from __future__ import annotations
 
@@ -16,17 +16,27 @@ from ourvidz.wiring import control, loading
 from ourvidz.workflows.run import FenceLost, LeasedRun
 from ourvidz.workflows.services import Services
 
-COMMIT_PATIENCE_S = 60.0
-"""How long a finished attempt waits for a ledger that is away."""
-COMMIT_PAUSE_S = 0.5
+COMMIT_TIMEOUT_S = 60.0
+"""How long the commit of a finished attempt is tried while the ledger is away."""
+COMMIT_RETRY_DELAY_S = 0.5
 
-Ending = Literal["done", "again", "failed"]
+Ending = Literal["completed", "retry", "failed"]
+"""How an attempt ended: committed as completed, given back to the queue, or committed as failed."""
 
 _log = log.get(__name__)
 
 
-def told(error: OurvidzError) -> OurvidzError:
-    """What a caller may hear: an operator's errors name paths of this machine, which are for our log."""
+def to_job_error(error: Exception, job_id: str) -> OurvidzError:
+    """Return the error itself if it is one of ours; log any other and return an `InternalError`."""
+    if isinstance(error, OurvidzError):
+        return error
+    _log.error("internal_error", job_id=job_id, exc_info=error)
+    return InternalError("the worker failed; the operators have the details")
+
+
+def public_error(error: OurvidzError) -> OurvidzError:
+    """Return the error that the caller may see: the messages of operator errors name paths of this host, so
+    they are replaced."""
     if isinstance(error, SettingsError):
         return InternalError("the worker is not set up; its operators have the details")
     if isinstance(error, OperatorError):
@@ -34,29 +44,22 @@ def told(error: OurvidzError) -> OurvidzError:
     return error
 
 
-def known(error: Exception, job_id: str) -> OurvidzError:
-    """The error of the tree that an attempt failed with; what is none of ours is logged and told as such."""
-    if isinstance(error, OurvidzError):
-        return error
-    _log.error("internal_error", job_id=job_id, exc_info=error)
-    return InternalError("the worker failed; the operators have the details")
-
-
 def services(family: str) -> Services:
-    """What the workflows of this worker are given. Builds its models on first use."""
-    at = control.current()
+    """Return the services of this worker's workflows. Builds its models on first use."""
+    app = control.current()
     return Services(
-        models=loading.models(at.settings, family),
-        store=at.store,
-        gate=at.gate,
-        references=at.references,
-        signer=at.signer,
-        moderation=at.moderation,
+        models=loading.models(app.settings, family),
+        store=app.store,
+        gate=app.gate,
+        references=app.references,
+        signer=app.signer,
+        moderation=app.moderation,
     )
 
 
 class Attempt:
-    """One won claim, from its lease to its ending. A lost fence is `FenceLost`: nothing may change then."""
+    """One claimed attempt, from its lease to its commit. Every method raises `FenceLost` once another worker
+    has the job."""
 
     def __init__(self, claim: Claim, family: str) -> None:
         self.claim = claim
@@ -64,25 +67,25 @@ class Attempt:
 
     @contextmanager
     def running(self) -> Iterator[LeasedRun]:
-        """Keep the lease while this lasts."""
-        at, job_id = control.current(), self.claim.job_id
+        """Renew the lease inside this context; yields the run for the workflow."""
+        app, job_id = control.current(), self.claim.job_id
         with LeasedRun(
             self.claim,
-            at.ledger,
-            lease_s=at.settings.lease_s,
+            app.ledger,
+            lease_s=app.settings.lease_s,
             limit_s=dispatch.time_limit_s(self.claim.job.type),
-            on_told=partial(dispatch.deliver, job_id) if at.settings.progress_callbacks else None,
-            previews=at.settings.previews,
+            on_progress_event=partial(dispatch.deliver, job_id) if app.settings.progress_callbacks else None,
+            previews=app.settings.previews,
         ) as run:
             yield run
 
-    def finish(self, outcome: Outcome) -> None:
-        """Commit how the job ended, however long the ledger takes to come back within a minute."""
+    def commit(self, outcome: Outcome) -> None:
+        """Commit the outcome; while the ledger is away, try again for a minute."""
         claim, ledger = self.claim, control.current().ledger
-        patience_ends = time.monotonic() + COMMIT_PATIENCE_S
+        deadline = time.monotonic() + COMMIT_TIMEOUT_S
         while True:
             try:
-                kept = ledger.end(
+                committed = ledger.end(
                     claim.job_id,
                     run=claim.run,
                     fence=claim.fence,
@@ -91,44 +94,47 @@ class Attempt:
                 )
                 break
             except WorkerUnavailable:
-                if time.monotonic() > patience_ends:
+                if time.monotonic() > deadline:
                     _log.error("commit_given_up", job_id=claim.job_id)
                     raise FenceLost(claim.job_id) from None
-                time.sleep(COMMIT_PAUSE_S)
-        if not kept:
+                time.sleep(COMMIT_RETRY_DELAY_S)
+        if not committed:
             raise FenceLost(claim.job_id)
 
-    def settle(
-        self, error: OurvidzError, *, retry_delay_s: float, instead: Outcome | None = None
-    ) -> Literal["again", "failed", "done"]:
-        """Give the job back to the queue if this error may be tried again, else commit the failure, or what
-        the job can end with `instead`. Publishes nothing."""
+    def end_with_error(
+        self, error: OurvidzError, *, retry_delay_s: float, fallback: Outcome | None = None
+    ) -> Ending:
+        """End the attempt after an error: release the job for a retry in `retry_delay_s` seconds if the error
+        class allows another attempt, else commit `fallback` if there is one, else the failure.
+
+        Publishes nothing.
+        """
         claim = self.claim
         tried = claim.record.failures.get(error.code, 0) + 1
         _log.warning(
             "attempt_failed", job_id=claim.job_id, code=error.code, tried=tried, reason=error.message
         )
-        if error.scope == "job" and tried < error.attempts and self._repeatable():
+        if error.scope == "job" and tried < error.attempts and self._is_repeatable():
             if not control.current().ledger.release(claim, code=error.code, due_in_s=retry_delay_s):
                 raise FenceLost(claim.job_id)
-            return "again"
-        if instead is not None:
-            self.finish(instead)
-            return "done"
-        self.finish(Outcome.failure(told(error), **self._known()))
+            return "retry"
+        if fallback is not None:
+            self.commit(fallback)
+            return "completed"
+        self.commit(Outcome.failure(public_error(error), **self._metadata()))
         return "failed"
 
-    def _repeatable(self) -> bool:
-        """Whether another attempt may follow: a caller who reads along has read nothing yet."""
+    def _is_repeatable(self) -> bool:
+        """Whether another attempt may follow: no part of a streamed answer has been sent yet."""
         record = self.claim.record
         return not record.one_shot or (control.current().ledger.get(record.job_id) or record).repeatable
 
-    def _known(self) -> dict[str, Any]:
-        """What a failed job's callback tells besides the error."""
-        known: dict[str, Any] = {"worker_version": __version__}
+    def _metadata(self) -> dict[str, Any]:
+        """The metadata of a failed job's callback: worker version, and the GPU memory if it can be read."""
+        metadata: dict[str, Any] = {"worker_version": __version__}
         models = loading.loaded(self._family)
         try:
-            return known | (models.memory() if models else {})
+            return metadata | (models.memory() if models else {})
         except Exception:  # noqa: BLE001  a broken GPU must not keep its job from ending
             _log.exception("memory_unknown")
-            return known
+            return metadata

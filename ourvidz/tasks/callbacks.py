@@ -1,4 +1,4 @@
-"""The door of the callback worker."""
+"""The task of the callback worker."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from ourvidz.wiring import control
 
 @app.task(name=DELIVER_TASK, acks_late=False, ignore_result=True)
 def deliver(job_id: str) -> None:
-    """Tell a job's caller what is due. Acknowledged early: the outbox, not the message, must not get lost."""
-    control.current().courier.deliver(job_id)
+    """Send the due callbacks of a job. Acknowledged early: the outbox, not the message, is durable."""
+    control.current().callback_sender.deliver(job_id)

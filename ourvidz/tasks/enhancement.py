@@ -1,4 +1,4 @@
-"""The door of the enhancement of Wan prompts, on the chat worker."""
+"""The task that enhances the prompt of a Wan job, on the chat worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ourvidz.ledger.record import Enhancement
 from ourvidz.tasks.attempt import services
 from ourvidz.wiring import control
 from ourvidz.workflows import enhancement
-from ourvidz.workflows.enhancing import LeasedEnhancement
+from ourvidz.workflows.enhancement import EnhancementLease
 from ourvidz.workflows.run import FenceLost
 
 REQUEST = "ourvidz.tasks.request:RedactedRequest"
@@ -26,33 +26,34 @@ _log = log.get(__name__)
 
 @app.task(name=ENHANCE_TASK, acks_late=True, ignore_result=True, Request=REQUEST)
 def enhance(message: dict[str, Any]) -> dict[str, Any]:
-    """Find the words of one Wan job. Its generation comes next in the chain.
+    """Enhance the prompt of one Wan job and record the result; its generation is next in the chain.
 
-    `Ignore`, which ends the chain, when the words are not this message's to find: then the generation's
-    message comes from whoever found them, gave them up, or cancelled.
+    Raises `Ignore`, which ends the chain, when another worker has the enhancement or it is not wanted any
+    more: then whoever ended it publishes the generation.
     """
-    at = control.current()
+    ledger, lease_s = control.current().ledger, control.current().settings.lease_s
     try:
-        held = at.ledger.begin_enhancement(
-            message["id"], message["run"], lease_s=at.settings.lease_s, token=uuid.uuid4().hex
+        claimed = ledger.begin_enhancing(
+            message["id"], message["run"], lease_s=lease_s, token=uuid.uuid4().hex
         )
-        if held is None or not at.ledger.end_enhancement(held, result=_words(held)):
+        if claimed is None or not ledger.end_enhancing(claimed, wording=_enhance(claimed)):
             raise Ignore
-    except (FenceLost, Cancelled, WorkerUnavailable) as lost:
-        _log.warning("enhancement_let_go", job_id=message["id"], reason=type(lost).__name__)
+    except (FenceLost, Cancelled, WorkerUnavailable) as error:
+        _log.warning("enhancement_let_go", job_id=message["id"], reason=type(error).__name__)
         raise Ignore from None
-    return {"job_id": held.job_id}
+    return {"job_id": claimed.job_id}
 
 
-def _words(held: Enhancement) -> dict[str, Any]:
-    at = control.current()
-    lease = LeasedEnhancement(held, at.ledger, lease_s=at.settings.lease_s)
-    now = at.ledger.now()
-    waited_s = now - (held.record.published_at or now)
+def _enhance(claimed: Enhancement) -> dict[str, Any]:
+    """Run the enhancement under its lease. Returns the document for the ledger."""
+    ledger, settings = control.current().ledger, control.current().settings
+    lease = EnhancementLease(claimed, ledger, lease_s=settings.lease_s)
+    now = ledger.now()
+    waited_s = now - (claimed.record.published_at or now)
     return enhancement.enhance(
-        cast(VideoJob, held.job),
+        cast(VideoJob, claimed.job),
         lambda: services("chat"),
-        system_prompt=at.settings.enhance_system_prompt,
-        hear=lease.hear,
-        limit_s=at.settings.enhance_within_s - waited_s,
+        system_prompt=settings.enhance_system_prompt,
+        check_lease=lease.check,
+        limit_s=settings.enhance_within_s - waited_s,
     )

@@ -1,4 +1,4 @@
-"""The door of the keeper."""
+"""The task of the keeper."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ _log = log.get(__name__)
 
 @app.task(name=SWEEP_TASK, acks_late=False, ignore_result=True)
 def sweep_ledger() -> None:
-    """Bring back what got lost."""
-    at = control.current()
-    done = {
-        what: count for what, count in asdict(sweep(at.ledger, Broker(), at.sweep_options)).items() if count
-    }
-    if done:
-        _log.info("swept", **done)
+    """Run one sweep: recover lost attempts and messages, start due deliveries, purge old records."""
+    ledger, rules = control.current().ledger, control.current().rules
+    counts = {name: count for name, count in asdict(sweep(ledger, Broker(), rules)).items() if count}
+    if counts:
+        _log.info("swept", **counts)

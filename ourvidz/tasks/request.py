@@ -1,4 +1,4 @@
-"""How a worker holds a message: with its arguments out of sight."""
+"""Celery's request class with redacted arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from ourvidz.dispatch import REDACTED
 
 
 class RedactedRequest(Request):  # type: ignore[misc]
-    """Shows no arguments in events, logs or Flower, whatever the publisher put into the headers."""
+    """A request whose arguments are redacted in events, logs and Flower, whatever the publisher put into the
+    headers."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -18,5 +19,5 @@ class RedactedRequest(Request):  # type: ignore[misc]
         self._kwargsrepr = "{}"
 
     def info(self, safe: bool = False) -> dict[str, Any]:
-        """What `inspect active` shows: never the arguments themselves."""
+        """Return what `inspect active` shows, with redacted arguments."""
         return dict(super().info(safe=safe) | {"args": REDACTED, "kwargs": "{}"})

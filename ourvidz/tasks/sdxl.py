@@ -1,4 +1,4 @@
-"""The door of the SDXL worker."""
+"""The task of the SDXL worker."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from ourvidz.workflows.image import generate_images
 
 @app.task(name="ourvidz.sdxl.generate", base=GenerationTask, bind=True, family="sdxl")
 def generate(self: GenerationTask, message: dict[str, Any]) -> dict[str, Any]:
-    """Generate the images of one SDXL job and return what became of it."""
+    """Generate and store the images of one SDXL job. Returns its id and status."""
     return self.run_job(message, generate_images)

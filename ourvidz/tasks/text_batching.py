@@ -1,4 +1,4 @@
-"""The jobs that one running task decodes together: its own, and companions it claims from the ledger."""
+"""The jobs of one text batch: the task's own, and companions claimed from the ledger while it runs."""
 
 from __future__ import annotations
 
@@ -12,133 +12,138 @@ from ourvidz.errors import CallerError, OurvidzError, OutOfMemory, WorkerUnavail
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Record
-from ourvidz.tasks.attempt import Attempt, known
+from ourvidz.tasks.attempt import Attempt, Ending, to_job_error
 from ourvidz.tasks.base import PUBLISH_SLACK_S, RETRY_DELAY_S
 from ourvidz.wiring import control
-from ourvidz.workflows.chat import FAILED, unenhanced
+from ourvidz.workflows.chat import ENHANCEMENT_FAILED, fallback_outcome
 from ourvidz.workflows.run import FenceLost, LeasedRun
 
-LOOK_EVERY_S = 0.02
-"""How often the ledger is asked who waits: a fraction of what a token takes."""
+POLL_INTERVAL_S = 0.02
+"""Shortest time between two reads of the queue while texts are decoded: a fraction of a token's time."""
 ADMISSION_WINDOW_S = 30.0
-"""How long a task takes companions in: then the next message gets its turn, whatever it is for."""
+"""How long a batch admits companions: after that the next message starts, whichever job it is for."""
 
 _log = log.get(__name__)
 
 
-class ClaimedTurn:
-    """One claimed text job; implements the workflow's `Turn`."""
+class ClaimedItem:
+    """One claimed text job; implements the workflow's `BatchItem`. Its lease is renewed until it ends."""
 
     def __init__(self, claim: Claim, family: str, *, retry_delay_s: float) -> None:
         self._attempt = Attempt(claim, family)
         self._retry_delay_s = retry_delay_s
         self._lease = ExitStack()
-        self.ending: Literal["done", "again", "failed", "lost"] | None = None
+        self.ending: Ending | Literal["lost"] | None = None
+        """How the attempt ended; `lost` when its fence was, None while it is open."""
         self.error: OurvidzError | None = None
         self.run: LeasedRun = self._lease.enter_context(self._attempt.running())
 
     @property
     def job(self) -> ChatJob:
-        """What was asked for."""
+        """The job."""
         return cast(ChatJob, self._attempt.claim.job)
 
     def end(self, outcome: Outcome) -> None:
-        """Commit the outcome and have it delivered."""
+        """Commit the outcome and queue the delivery of its callback."""
         with self._lease:
             try:
-                self._attempt.finish(outcome)
+                self._attempt.commit(outcome)
             except FenceLost as lost:
-                self._let_go(lost)
+                self._abandon(lost)
             else:
-                self.ending = "done"
-        self._deliver()
-
-    def fail(self, error: Exception) -> None:
-        """Have the job run again, or commit its failure and have that delivered."""
-        with self._lease:
-            if isinstance(error, FenceLost):
-                self._let_go(error)
-                return
-            self.error = known(error, self.job.id)
-            try:
-                self.ending = self._attempt.settle(
-                    self.error, retry_delay_s=self._retry_delay_s, instead=self._instead(self.error)
-                )
-            except (FenceLost, WorkerUnavailable) as lost:
-                self._let_go(lost)
-                return
-        if self.ending == "again":
-            dispatch.publish(self._attempt.claim.record, delay_s=self._retry_delay_s + PUBLISH_SLACK_S)
-        self._deliver()
-
-    def _instead(self, error: OurvidzError) -> Outcome | None:
-        """An enhancement that cannot be had is the original prompt, unless its caller must hear of it."""
-        if self.job.type != "chat_enhance" or isinstance(error, CallerError):
-            return None
-        return unenhanced(self.job, FAILED, {"worker_version": __version__})
-
-    def _let_go(self, why: Exception) -> None:
-        _log.warning("fence_lost", job_id=self.job.id, reason=type(why).__name__)
-        self.ending = "lost"
-
-    def _deliver(self) -> None:
+                self.ending = "completed"
         dispatch.deliver(self.job.id)
 
+    def fail(self, error: Exception) -> None:
+        """End the attempt with an error: publish the retry, or queue the delivery of the committed ending."""
+        with self._lease:
+            if isinstance(error, FenceLost):
+                self._abandon(error)
+                return
+            self.error = to_job_error(error, self.job.id)
+            try:
+                self.ending = self._attempt.end_with_error(
+                    self.error, retry_delay_s=self._retry_delay_s, fallback=self._fallback(self.error)
+                )
+            except (FenceLost, WorkerUnavailable) as lost:
+                self._abandon(lost)
+                return
+        if self.ending == "retry":
+            dispatch.publish(self._attempt.claim.record, delay_s=self._retry_delay_s + PUBLISH_SLACK_S)
+        dispatch.deliver(self.job.id)
 
-class ClaimedCompany:
-    """Who is decoded together; implements the workflow's `JobSource`. `limit` texts at a time, 1 for none."""
+    def _fallback(self, error: OurvidzError) -> Outcome | None:
+        """The outcome in place of a failure: the original prompt for an enhancement, except for errors that
+        the caller must see."""
+        if self.job.type != "chat_enhance" or isinstance(error, CallerError):
+            return None
+        return fallback_outcome(self.job, ENHANCEMENT_FAILED, {"worker_version": __version__})
+
+    def _abandon(self, reason: Exception) -> None:
+        _log.warning("fence_lost", job_id=self.job.id, reason=type(reason).__name__)
+        self.ending = "lost"
+
+
+class ClaimedJobs:
+    """The jobs of one batch; implements the workflow's `JobSource`.
+
+    `limit` is the largest batch size. No companions are claimed in eager mode, nor for a job that ran out of
+    memory before.
+    """
 
     def __init__(self, claim: Claim, family: str, *, limit: int, eager: bool) -> None:
         self._family = family
         self._worker_id = claim.record.worker_id or ""
         self._limit = limit
         self._retry_delay_s = 0.0 if eager else RETRY_DELAY_S
-        self._look_at = 0.0
-        self._until = time.monotonic() + ADMISSION_WINDOW_S
-        self.first = ClaimedTurn(claim, family, retry_delay_s=self._retry_delay_s)
-        self._turns = [self.first]
+        self._next_poll_at = 0.0
+        self._admits_until = time.monotonic() + ADMISSION_WINDOW_S
+        self.first = ClaimedItem(claim, family, retry_delay_s=self._retry_delay_s)
+        self._items = [self.first]
         if eager or OutOfMemory.code in claim.record.failures:
-            self._until = 0.0
+            self._admits_until = 0.0
 
-    def joining(self, first: ChatJob, *, present: int) -> list[ClaimedTurn]:
-        """The next waiting jobs for the same model, up to the first that is something else: it must not be
-        overtaken for ever."""
+    def next_items(self, first: ChatJob, *, batch_size: int) -> list[ClaimedItem]:
+        """Claim the next queued jobs for the same model, up to the first job that does not fit: it must not
+        be overtaken for long."""
         now = time.monotonic()
-        if present >= self._limit or now > self._until or (present and now < self._look_at):
+        polled = batch_size > 0 and now < self._next_poll_at
+        if batch_size >= self._limit or now > self._admits_until or polled:
             return []
-        self._look_at = now + LOOK_EVERY_S
-        before = len(self._turns)
+        self._next_poll_at = now + POLL_INTERVAL_S
+        before = len(self._items)
         try:
-            self._take(first, room=self._limit - present)
+            self._claim_companions(first, limit=self._limit - batch_size)
         except WorkerUnavailable:
-            # Every look at a ledger that is away takes seconds, in which no text grows.
-            self._until = 0.0
+            # Every call to a ledger that is away takes seconds, in which no text is decoded.
+            self._admits_until = 0.0
             _log.warning("company_unknown", job_id=first.id)
-        except Exception:  # noqa: BLE001  a neighbour that cannot be read must not end the texts that grow
-            self._until = 0.0
+        except Exception:  # noqa: BLE001  a queued job that cannot be read must not end the running texts
+            self._admits_until = 0.0
             _log.exception("company_unreadable", job_id=first.id)
-        return self._turns[before:]
+        return self._items[before:]
 
-    def fail(self, failure: Exception) -> None:
-        """What ends all that are still open."""
-        for turn in self._turns:
-            if turn.ending is None:
-                turn.fail(failure)
+    def fail_open(self, error: Exception) -> None:
+        """Fail every job that has not ended."""
+        for item in self._items:
+            if item.ending is None:
+                item.fail(error)
 
-    def _take(self, first: ChatJob, *, room: int) -> None:
+    def _claim_companions(self, first: ChatJob, *, limit: int) -> None:
         ledger = control.current().ledger
-        for record in ledger.queued(first.queue, limit=room):
+        for record in ledger.waiting(first.queue, limit=limit):
             if record.cancel_requested or record.due_at > ledger.now():
                 continue
             claim = claim_companion(record, worker_id=self._worker_id) if self._fits(record, first) else None
             if claim is None:
-                # Paused, drained, taken by somebody else, or not for this batch: let the messages decide.
-                self._until = 0.0
+                # Paused, drained, claimed elsewhere, or not for this batch: its own message decides.
+                self._admits_until = 0.0
                 return
-            self._turns.append(ClaimedTurn(claim, self._family, retry_delay_s=self._retry_delay_s))
+            self._items.append(ClaimedItem(claim, self._family, retry_delay_s=self._retry_delay_s))
             dispatch.deliver(record.job_id)
 
     def _fits(self, record: Record, first: ChatJob) -> bool:
+        """Whether a queued job may join: a text job for the same model that never ran out of memory."""
         job = control.current().ledger.job(record.job_id)
-        alone = OutOfMemory.code in record.failures
-        return isinstance(job, ChatJob) and job.model == first.model and not alone
+        out_of_memory = OutOfMemory.code in record.failures
+        return isinstance(job, ChatJob) and job.model == first.model and not out_of_memory

@@ -1,4 +1,4 @@
-"""The door of the Wan worker."""
+"""The task of the Wan worker."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from ourvidz.workflows.video import generate_video
 
 @app.task(name="ourvidz.wan.generate", base=GenerationTask, bind=True, family="wan")
 def generate(self: GenerationTask, message: dict[str, Any]) -> dict[str, Any]:
-    """Generate the clip or the picture of one Wan job and return what became of it."""
+    """Generate and store the clip or image of one Wan job. Returns its id and status."""
     return self.run_job(message, generate_video)

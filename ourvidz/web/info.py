@@ -16,9 +16,9 @@ from ourvidz.jobs import ranges
 from ourvidz.jobs.catalog import QUEUES, Family, of_family
 from ourvidz.jobs.chats import MODELS
 from ourvidz.ledger.record import Worker
+from ourvidz.pipelines.checkpoints import PACKAGED
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
-from ourvidz.wiring.wording import PACKAGED
 
 router = APIRouter(tags=["health"])
 protected_router = APIRouter(tags=["health"])

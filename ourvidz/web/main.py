@@ -22,7 +22,7 @@ from ourvidz.web.inbox import Inbox
 from ourvidz.web.limits import BodyLimitMiddleware
 from ourvidz.web.problems import ErrorMiddleware, on_http_exception, on_invalid_request
 from ourvidz.wiring import control
-from ourvidz.wiring.control import Control
+from ourvidz.wiring.control import ControlPlane
 
 
 class _App(FastAPI):
@@ -32,7 +32,7 @@ class _App(FastAPI):
         return self.openapi_schema
 
 
-def create_app(services: Control | None = None) -> FastAPI:
+def create_app(services: ControlPlane | None = None) -> FastAPI:
     """The shim's application. With `services`, the whole process uses them while the application runs, and
     the caller closes them; without, the application uses and closes the process's own."""
     settings = (services or control.current()).settings
@@ -85,7 +85,7 @@ def _middleware(settings: Settings, keyring: Keyring) -> list[Middleware]:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI, services: Control | None) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI, services: ControlPlane | None) -> AsyncIterator[None]:
     with ExitStack() as resources:
         if services is not None:
             resources.enter_context(control.using(services))

@@ -15,7 +15,7 @@ from ourvidz.prompts.encoders import TextEncoders
 from ourvidz.prompts.weights import Strategy, WeightedPrompt, read
 from ourvidz.web.body import read_json
 from ourvidz.web.problems import documented
-from ourvidz.wiring import control, wording
+from ourvidz.wiring import control
 
 router = APIRouter(tags=["prompts"])
 
@@ -97,7 +97,7 @@ def _inspect(body: object) -> Inspection:
     reading = read(prompt, weights, weighted=True)
     is_weighted = reading.strategy == "compel"
     negative_prompt = None if negative is None else read(negative, weighted=is_weighted).prompt
-    encoders = wording.encoders(control.current().settings)
+    encoders = control.text_encoders(control.current().settings)
     return Inspection(
         **dict(_analysis(reading.prompt, encoders)),
         negative_prompt=None if negative_prompt is None else _analysis(negative_prompt, encoders),

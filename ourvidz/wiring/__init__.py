@@ -1,5 +1,5 @@
-"""Introducing the rooms to each other: which implementation stands behind each seam.
+"""Wiring: which implementation stands behind each interface.
 
 Owns: building the ledger, storage, gate and models from the settings.
-Speaks: settings in, objects out. No story of a job is told here.
+Speaks: settings in, objects out. No job is run here.
 """

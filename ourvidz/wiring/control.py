@@ -1,6 +1,6 @@
-"""Everything a process needs that is not a model: ledger, storage, gate, references, and where callbacks go.
+"""The control plane of a process: ledger, storage, gate, references, callbacks, and the text side of prompts.
 
-No torch is reachable from here; the front door imports it.
+It imports no torch, so that every process can build it; the models are built in `wiring.models`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from ourvidz import __version__
@@ -22,6 +23,8 @@ from ourvidz.media.credentials import Signer
 from ourvidz.net.client import HttpClient
 from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.net.fetch import Fetcher
+from ourvidz.pipelines.checkpoints import PACKAGED
+from ourvidz.prompts.encoders import TextEncoders, read_encoders
 from ourvidz.references.resolve import Limits, References
 from ourvidz.safety.gate import Gate, load_terms
 from ourvidz.safety.moderation import TIMEOUT_S, Moderation
@@ -32,14 +35,15 @@ from ourvidz.storage.store import Store
 from ourvidz.wiring import signing
 
 SDXL_SIZE = (1024, 1024)
+"""Default width and height of SDXL jobs (px)."""
 WAN_SIZE = (480, 832)
 TINY_SDXL_SIZE = (128, 128)
 TINY_WAN_SIZE = (64, 64)
 
 
 @dataclass(frozen=True)
-class Control:
-    """The torch-free half of a process."""
+class ControlPlane:
+    """Everything that a process uses except models, built from its settings."""
 
     settings: Settings
     ledger: Ledger
@@ -50,99 +54,118 @@ class Control:
     availability: WorkerAvailability
 
     @cached_property
-    def courier(self) -> CallbackSender:
-        """Delivers callbacks; one a process, because its lanes count what is under way."""
+    def callback_sender(self) -> CallbackSender:
+        """The sender of callbacks; one per process, because it limits the deliveries per host."""
         return CallbackSender(self.ledger, self.target)
 
     @cached_property
     def references(self) -> References:
-        """Reads what jobs refer to: out of this storage, or from hosts that may be called."""
-        chosen = self.settings
-        networks = [entry for entry in chosen.fetch_allowed_hosts if "/" in entry]
-        hosts = [entry for entry in chosen.fetch_allowed_hosts if "/" not in entry]
-        limits = Limits(max_bytes=chosen.reference_max_bytes, max_pixels=chosen.reference_max_px)
-        fetcher = Fetcher(
-            EgressPolicy(hosts, networks), timeout_s=chosen.fetch_timeout_s, max_bytes=limits.max_bytes
-        )
+        """Resolves the references of jobs: from this storage, or from hosts that may be called."""
+        settings = self.settings
+        networks = [entry for entry in settings.fetch_allowed_hosts if "/" in entry]
+        hosts = [entry for entry in settings.fetch_allowed_hosts if "/" not in entry]
+        limits = Limits(max_bytes=settings.reference_max_bytes, max_pixels=settings.reference_max_px)
+        policy = EgressPolicy(hosts, networks)
+        fetcher = Fetcher(policy, timeout_s=settings.fetch_timeout_s, max_bytes=limits.max_bytes)
         return References(fetcher.get, self.store.get, limits)
 
     @cached_property
     def signer(self) -> Signer | None:
-        """Signs what is made here; None without a certificate. `SettingsError` when it cannot sign."""
+        """Signs generated files; None without a certificate. Raises `SettingsError` when it cannot sign."""
         return signing.signer(self.settings)
 
     @cached_property
     def moderation(self) -> Moderation | None:
-        """The operator's own judge of texts; None where none is configured."""
+        """The operator's moderation service; None where none is configured."""
         url = self.settings.moderation_url
         if url is None:
             return None
         return Moderation(url, self.settings.moderation_key, HttpClient(timeout_s=TIMEOUT_S))
 
     @cached_property
-    def sweep_options(self) -> SweepOptions:
-        """The times that the sweep uses."""
-        chosen = self.settings
-        return SweepOptions(
-            interval_s=chosen.sweep_s,
-            lease_s=chosen.lease_s,
-            empty_s=chosen.empty_queue_s,
-            unclaimed_s=chosen.unclaimed_s,
-            retention_s=chosen.retention_s,
-            enhance_within_s=chosen.enhance_within_s,
+    def rules(self) -> Rules:
+        """The time limits of the sweep."""
+        settings = self.settings
+        return Rules(
+            interval_s=settings.sweep_s,
+            lease_s=settings.lease_s,
+            empty_s=settings.empty_queue_s,
+            unclaimed_s=settings.unclaimed_s,
+            retention_s=settings.retention_s,
+            enhance_within_s=settings.enhance_within_s,
         )
 
 
-def callback_hosts(chosen: Settings) -> frozenset[str]:
-    """The hosts a payload may name in `callback_url`: the allow-list and the default receiver's own."""
-    own = {urlsplit(url).netloc for url in (chosen.default_callback_url, chosen.supabase_url) if url}
-    return frozenset(host.lower() for host in (*chosen.callback_allow, *own))
+def callback_hosts(settings: Settings) -> frozenset[str]:
+    """Return the hosts that a payload may name in `callback_url`: the allow-list and the default receiver."""
+    defaults = {urlsplit(url).netloc for url in (settings.default_callback_url, settings.supabase_url) if url}
+    return frozenset(host.lower() for host in (*settings.callback_allow, *defaults))
 
 
-def defaults(chosen: Settings) -> Defaults:
-    """What the door fills in: the native size of the tiny checkpoints, or the production sizes."""
-    production = chosen.profile == "production"
+def defaults(settings: Settings) -> Defaults:
+    """Return what submission fills in: the native sizes of the tiny checkpoints or the production sizes, and
+    the operator's own defaults."""
+    production = settings.profile == "production"
     return Defaults(
-        sdxl_size=SDXL_SIZE if chosen.sdxl_model or production else TINY_SDXL_SIZE,
-        wan_size=WAN_SIZE if chosen.wan_model or production else TINY_WAN_SIZE,
-        wan_frame_pixels=wan_frame_pixels(chosen, tiny=not (chosen.wan_model or production)),
-        callback_hosts=callback_hosts(chosen),
-        negative_prompt=chosen.negative_prompt,
-        loras=lora_weights(chosen),
+        sdxl_size=SDXL_SIZE if settings.sdxl_model or production else TINY_SDXL_SIZE,
+        wan_size=WAN_SIZE if settings.wan_model or production else TINY_WAN_SIZE,
+        wan_frame_pixels=wan_frame_pixels(settings, tiny=not (settings.wan_model or production)),
+        callback_hosts=callback_hosts(settings),
+        negative_prompt=settings.negative_prompt,
+        loras=lora_weights(settings),
     )
 
 
-def lora_weights(chosen: Settings) -> dict[str, float]:
-    """The LoRA names that jobs may use, each with its usual weight."""
-    written = (entry.partition("=") for entry in chosen.sdxl_job_loras)
-    return {name: float(rest.partition("@")[2] or 1.0) for name, _, rest in written}
+def lora_weights(settings: Settings) -> dict[str, float]:
+    """Return the default weight of each LoRA file that jobs may name."""
+    entries = (entry.partition("=") for entry in settings.sdxl_job_loras)
+    return {name: float(rest.partition("@")[2] or 1.0) for name, _, rest in entries}
 
 
-def wan_frame_pixels(chosen: Settings, size: tuple[int, int] = WAN_SIZE, *, tiny: bool = False) -> int | None:
-    """How many pixels the frames of a clip may have together: as it is set, else the most frames that anybody
-    may ask for, at `size`. None, any number, for the tiny checkpoint: it scales what is asked for down."""
-    if tiny or chosen.wan_max_frame_pixels is not None:
-        return chosen.wan_max_frame_pixels
+def wan_frame_pixels(
+    settings: Settings, size: tuple[int, int] = WAN_SIZE, *, tiny: bool = False
+) -> int | None:
+    """Return the most pixels that the frames of one clip may have together: the configured number, else the
+    most frames of a job at `size`. None, no limit, for the tiny checkpoint: it scales requests down."""
+    if tiny or settings.wan_max_frame_pixels is not None:
+        return settings.wan_max_frame_pixels
     return int(FRAMES.high) * size[0] * size[1]
 
 
-def target(chosen: Settings) -> Target:
-    """Where callbacks go and what signs them."""
+def target(settings: Settings) -> Target:
+    """Return where callbacks go and how they are signed."""
     return Target(
-        default_url=chosen.default_callback_url,
-        service_key=chosen.supabase_service_key,
-        callback_secrets=chosen.callback_secrets,
-        webhook_secrets=chosen.webhook_secrets,
-        assets_as=chosen.callback_assets,
-        timeout_s=chosen.callback_timeout_s,
-        window_s=chosen.callback_window_s,
-        allowed_hosts=callback_hosts(chosen),
+        default_url=settings.default_callback_url,
+        service_key=settings.supabase_service_key,
+        callback_secrets=settings.callback_secrets,
+        webhook_secrets=settings.webhook_secrets,
+        assets_as=settings.callback_assets,
+        timeout_s=settings.callback_timeout_s,
+        window_s=settings.callback_window_s,
+        allowed_hosts=callback_hosts(settings),
         worker_version=__version__,
     )
 
 
-def build(settings: Settings, *, ledger: Ledger | None = None, store: Store | None = None) -> Control:
-    """Return the control half for these settings; `ledger` and `store` replace the configured ones."""
+def text_encoders(settings: Settings, *, packaged: Path = PACKAGED) -> TextEncoders | None:
+    """Return the tokenizers and widths of the SDXL checkpoint's text encoders; None where this host has no
+    checkpoint. Raises `ModelLoadError` naming a damaged file."""
+    folder = text_encoder_folder(settings, packaged=packaged)
+    return None if folder is None else read_encoders(folder)
+
+
+def text_encoder_folder(settings: Settings, *, packaged: Path = PACKAGED) -> Path | None:
+    """Return the folder of the tokenizers and configs that an SDXL worker with these settings would load.
+    None where it does not exist: the shim may run on a host without models."""
+    if settings.sdxl_model is None and settings.profile == "production":
+        return None
+    model = settings.sdxl_model or packaged / "tiny-sdxl"
+    folder = model.with_name(f"{model.stem}.config") if model.suffix == ".safetensors" else model
+    return folder if folder.is_dir() else None
+
+
+def build(settings: Settings, *, ledger: Ledger | None = None, store: Store | None = None) -> ControlPlane:
+    """Return the control plane for these settings; `ledger` and `store` replace the configured ones."""
     if ledger is None:
         ledger = Ledger(
             settings.redis_url,
@@ -151,7 +174,7 @@ def build(settings: Settings, *, ledger: Ledger | None = None, store: Store | No
             retention_s=settings.retention_s,
             retry_window_s=settings.retry_window_s,
         )
-    return Control(
+    return ControlPlane(
         settings=settings,
         ledger=ledger,
         store=store or LocalStore(settings.storage_dir, public_url=settings.public_url),
@@ -162,11 +185,11 @@ def build(settings: Settings, *, ledger: Ledger | None = None, store: Store | No
     )
 
 
-_current: Control | None = None
+_current: ControlPlane | None = None
 
 
-def current() -> Control:
-    """This process's control half, built from the settings on first use."""
+def current() -> ControlPlane:
+    """Return the control plane of this process, built from its settings on first use."""
     global _current
     if _current is None:
         _current = build(process_settings())
@@ -174,11 +197,11 @@ def current() -> Control:
 
 
 @contextmanager
-def using(control: Control) -> Iterator[Control]:
-    """Let `current()` answer `control` for a while: eager mode and tests."""
+def using(control_plane: ControlPlane) -> Iterator[ControlPlane]:
+    """Let `current()` return this control plane inside the context: for eager mode and tests."""
     global _current
-    before, _current = _current, control
+    before, _current = _current, control_plane
     try:
-        yield control
+        yield control_plane
     finally:
         _current = before

@@ -1,4 +1,4 @@
-"""Who signs what is made here: the certificate that the settings name."""
+"""The signer of generated files, built from the certificate that the settings name."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ from ourvidz.settings import Settings
 CERTIFICATE, KEY = "OURVIDZ_C2PA_CERTIFICATE", "OURVIDZ_C2PA_KEY"
 
 
-def signer(chosen: Settings) -> Signer | None:
-    """The signer that these settings name, tried on a small picture; None where they name none.
+def signer(settings: Settings) -> Signer | None:
+    """Return the signer that the settings configure, after signing a small test image; None where they
+    configure none.
 
-    `SettingsError` names the variable that keeps it from signing.
+    Raises `SettingsError` with the variable that keeps it from signing.
     """
-    if chosen.c2pa_certificate is None or chosen.c2pa_key is None:
+    if settings.c2pa_certificate is None or settings.c2pa_key is None:
         return None
     _require_library()
-    certificate = _pem(CERTIFICATE, chosen.c2pa_certificate, "CERTIFICATE", "a PEM certificate")
-    key = _pem(KEY, chosen.c2pa_key, "PRIVATE KEY", "an unencrypted PEM key in PKCS#8")
-    made = Signer(certificate, key, algorithm=chosen.c2pa_algorithm, timestamp_url=chosen.c2pa_timestamp_url)
+    certificate = _read_pem(CERTIFICATE, settings.c2pa_certificate, "CERTIFICATE", "a PEM certificate")
+    key = _read_pem(KEY, settings.c2pa_key, "PRIVATE KEY", "an unencrypted PEM key in PKCS#8")
+    signer = Signer(
+        certificate, key, algorithm=settings.c2pa_algorithm, timestamp_url=settings.c2pa_timestamp_url
+    )
     try:
-        made.check()
+        signer.check()
     except InternalError as error:
         raise SettingsError(
             f"{CERTIFICATE} and {KEY} cannot sign: {error.__cause__}", field=CERTIFICATE
         ) from error
-    return made
+    return signer
 
 
 def _require_library() -> None:
+    """Raise `SettingsError` with the install command where c2pa-python is missing."""
     try:
         load_c2pa()
     except (ImportError, OSError) as missing:
@@ -41,11 +45,12 @@ def _require_library() -> None:
         ) from missing
 
 
-def _pem(variable: str, path: Path, label: str, wanted: str) -> bytes:
+def _read_pem(variable: str, path: Path, label: str, description: str) -> bytes:
+    """Read a PEM file that must have a block of that label. Raises `SettingsError` naming the variable."""
     try:
         text = path.read_bytes()
     except OSError as error:
         raise SettingsError(f"{variable}: {path} cannot be read: {error.strerror}", field=variable) from error
     if f"-----BEGIN {label}-----".encode() not in text:
-        raise SettingsError(f"{variable}: {path} does not hold {wanted}", field=variable)
+        raise SettingsError(f"{variable}: {path} does not hold {description}", field=variable)
     return text

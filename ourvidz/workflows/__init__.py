@@ -1,5 +1,5 @@
-"""The stories: what happens in one job, told without Celery, Redis or torch.
+"""The workflows: the stages of one job, without Celery, Redis or torch.
 
-Owns: the order of things within a job.
-Speaks: jobs, references, pictures, assets, outcomes.
+Owns: the order of the stages within a job, and what its outcome reports.
+Speaks: jobs, references, images, assets, outcomes.
 """

@@ -1,4 +1,4 @@
-"""Storing what a job made."""
+"""Storing of generated images and clips, each with a thumbnail."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ from ourvidz.errors import InvalidParameters, StorageError, ThumbnailGenerationE
 from ourvidz.jobs.job import ImageJob, VideoJob
 from ourvidz.jobs.outcome import Asset
 from ourvidz.media.images import encode_png
-from ourvidz.media.thumbnails import thumbnail
-from ourvidz.pipelines.base import GeneratedImages
+from ourvidz.media.thumbnails import clip_thumbnail, thumbnail
+from ourvidz.media.video import encode_mp4
+from ourvidz.pipelines.base import GeneratedImages, GeneratedVideo
 from ourvidz.storage.keys import asset_key, thumbnail_key
 from ourvidz.storage.store import Store
 from ourvidz.workflows.services import Run
-from ourvidz.workflows.signing import Credentials, File, told
+from ourvidz.workflows.signing import AssetFile, AssetSigner, signature_metadata
 
 _log = log.get(__name__)
 
-AT_ONCE = 4
-"""Pictures encoded and stored at a time: encoding takes one processor, storage far away mostly waiting."""
+UPLOAD_THREADS = 4
+"""Images of one job that are encoded and stored at a time: encoding takes one processor, a remote storage
+mostly waiting."""
 
-StoringJob = ImageJob | VideoJob
-"""A job that puts files into storage."""
+MediaJob = ImageJob | VideoJob
+"""A job that stores files."""
 
 
 class AssetUploader:
-    """Stores the pictures of one job while others are still being made.
+    """Stores the images of one job while others are still being decoded.
 
-    Some threads each take one picture: they encode, sign and put it, and its thumbnail after it. `Run.put`
-    checks the fence and tries again there as it does anywhere. Leaving the context waits for what is being
-    put and drops the rest: nothing is stored once the attempt is over.
+    Each image is encoded, signed and stored on a thread of a pool, followed by its thumbnail. `Run.put`
+    checks the fence and retries on these threads too. Leaving the context waits for running uploads and drops
+    the queued ones: nothing is stored once the attempt is over.
     """
 
-    def __init__(self, job: StoringJob, run: Run, store: Store, credentials: Credentials) -> None:
+    def __init__(self, job: MediaJob, run: Run, store: Store, signer: AssetSigner) -> None:
         self._job = job
         self._run = run
         self._store = store
-        self._credentials = credentials
-        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=f"keep-{job.id}")
-        self._kept: dict[int, Future[Asset]] = {}
+        self._signer = signer
+        self._pool = ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix=f"upload-{job.id}")
+        self._uploads: dict[int, Future[Asset]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -54,80 +56,112 @@ class AssetUploader:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def take(self, index: int, image: Image) -> None:
-        """Store picture `index` from now on. Raises what an earlier one has failed of: the others need not
-        be made then."""
-        for kept in self._kept.values():
-            if kept.done():
-                kept.result()
-        self._kept[index] = self._pool.submit(self._keep, index, image)
+    def upload(self, index: int, image: Image) -> None:
+        """Begin to store image `index`. Raises the error of an earlier upload that has failed: the remaining
+        images need not be generated then."""
+        for upload in self._uploads.values():
+            if upload.done():
+                upload.result()
+        self._uploads[index] = self._pool.submit(self._upload, index, image)
 
-    def assets(self, pictures: GeneratedImages) -> tuple[Asset, ...]:
-        """The assets in the order of their seeds, when all pictures are stored, also those that `take` was
-        not given before."""
-        for index, image in enumerate(pictures.images):
-            if index not in self._kept:
-                self.take(index, image)
-        kept = [self._kept[index].result() for index in range(len(pictures.images))]
+    def finish(self, result: GeneratedImages) -> tuple[Asset, ...]:
+        """Store the images that were not passed to `upload`, wait for all, and return the assets in the order
+        of their seeds. Raises the error of an upload that failed."""
+        for index, image in enumerate(result.images):
+            if index not in self._uploads:
+                self.upload(index, image)
+        assets = [self._uploads[index].result() for index in range(len(result.images))]
         return tuple(
-            asset.model_copy(update={"metadata": pictures.asset_metadata | {"seed": seed} | asset.metadata})
-            for asset, seed in zip(kept, pictures.seeds, strict=True)
+            asset.model_copy(update={"metadata": result.asset_metadata | {"seed": seed} | asset.metadata})
+            for asset, seed in zip(assets, result.seeds, strict=True)
         )
 
-    def _keep(self, index: int, image: Image) -> Asset:
-        source, sign = self._credentials.source, self._credentials.on
-        file = sign(encode_png(image, source=source), "image/png")
-        return keep_file(
-            file,
+    def _upload(self, index: int, image: Image) -> Asset:
+        source, sign = self._signer.source, self._signer.sign
+        return _store_file(
+            sign(encode_png(image, source=source), "image/png"),
             "png",
             {"width": image.width, "height": image.height},
             self._job,
             self._run,
             self._store,
             index=index,
-            small=lambda: sign(thumbnail(image, source=source), "image/webp"),
+            make_thumbnail=lambda: sign(thumbnail(image, source=source), "image/webp"),
         )
 
 
-def keep_pictures(
-    pictures: GeneratedImages, job: StoringJob, run: Run, store: Store, credentials: Credentials
+def upload_images(
+    result: GeneratedImages, job: MediaJob, run: Run, store: Store, signer: AssetSigner
 ) -> tuple[Asset, ...]:
-    """Store pictures that are all made, and their thumbnails; the assets in the order of their seeds."""
-    with AssetUploader(job, run, store, credentials) as keeper:
-        return keeper.assets(pictures)
+    """Store images that are all generated, and their thumbnails; return the assets in the order of their
+    seeds."""
+    with AssetUploader(job, run, store, signer) as uploader:
+        return uploader.finish(result)
 
 
-def keep_file(
-    file: File,
-    ending: Literal["png", "mp4"],
-    known: dict[str, Any],
-    job: StoringJob,
+def upload_video(
+    result: GeneratedVideo, job: VideoJob, run: Run, store: Store, signer: AssetSigner
+) -> tuple[Asset, ...]:
+    """Store a clip and its thumbnail: as PNG for the job types that make one image, else as MP4."""
+    if job.row.output == "png":
+        images = GeneratedImages(
+            images=result.frames,
+            seeds=[result.seed],
+            seconds=result.seconds,
+            asset_metadata=result.asset_metadata,
+        )
+        return upload_images(images, job, run, store, signer)
+    width, height = result.frames[0].size
+    metadata = result.asset_metadata | {
+        "seed": result.seed,
+        "width": width,
+        "height": height,
+        "fps": result.fps,
+        "frames": len(result.frames),
+        "frames_generated": result.frames_generated,
+        "duration_seconds": round(len(result.frames) / result.fps, 3),
+    }
+    mp4 = signer.sign(encode_mp4(result.frames, fps=result.fps, source=signer.source), "video/mp4")
+
+    def make_thumbnail() -> AssetFile:
+        return signer.sign(clip_thumbnail(result.frames, source=signer.source), "image/webp")
+
+    return (_store_file(mp4, "mp4", metadata, job, run, store, make_thumbnail=make_thumbnail),)
+
+
+def _store_file(
+    file: AssetFile,
+    extension: Literal["png", "mp4"],
+    metadata: dict[str, Any],
+    job: MediaJob,
     run: Run,
     store: Store,
     *,
-    small: Callable[[], File],
+    make_thumbnail: Callable[[], AssetFile],
     index: int = 0,
 ) -> Asset:
-    """Store one file and its thumbnail, the WEBP that `small` makes.
+    """Store one file and its WEBP thumbnail; return the asset with `metadata` and what is known of the file.
 
-    The thumbnail may be missing afterwards; then the metadata says why.
+    A thumbnail that fails is left out, and the metadata says so.
     """
-    kind: Literal["image", "video"] = "image" if ending == "png" else "video"
-    key = asset_key(job.bucket, _owner(job), job.id, index, ending)
-    run.put(store, key, file.data, f"{kind}/{ending}")
-    metadata = known | {"format": ending, "file_size_bytes": len(file.data), "asset_index": index}
-    small_key = thumbnail_key(job.bucket, _owner(job), job.id, index)
+    kind: Literal["image", "video"] = "image" if extension == "png" else "video"
+    user_id = _user_id(job)
+    key = asset_key(job.bucket, user_id, job.id, index, extension)
+    run.put(store, key, file.data, f"{kind}/{extension}")
+    metadata = metadata | {"format": extension, "file_size_bytes": len(file.data), "asset_index": index}
+    small_key = thumbnail_key(job.bucket, user_id, job.id, index)
     try:
-        thumb = small()
-        run.put(store, small_key, thumb.data, "image/webp")
+        small = make_thumbnail()
+        run.put(store, small_key, small.data, "image/webp")
     except (ThumbnailGenerationError, StorageError) as error:
         _log.warning("thumbnail_failed", job_id=job.id, asset_index=index, error=error.message)
-        failed = {"thumbnail_error": ThumbnailGenerationError.code}
-        return Asset(type=kind, key=key, metadata=metadata | told(file) | failed)
-    return Asset(type=kind, key=key, thumbnail_key=small_key, metadata=metadata | told(file, thumb))
+        failure = {"thumbnail_error": ThumbnailGenerationError.code}
+        return Asset(type=kind, key=key, metadata=metadata | signature_metadata(file) | failure)
+    signatures = signature_metadata(file, small)
+    return Asset(type=kind, key=key, thumbnail_key=small_key, metadata=metadata | signatures)
 
 
-def _owner(job: StoringJob) -> str:
+def _user_id(job: MediaJob) -> str:
     if job.user_id is None:
-        raise InvalidParameters("A job that stores pictures needs a user.", field="user_id")
+        raise InvalidParameters("A job that stores files needs a user.", field="user_id")
     return job.user_id

@@ -1,4 +1,4 @@
-"""The story of texts: one job's, and those of the jobs that join it while it grows."""
+"""The workflow of text jobs: several are decoded as one batch, and each ends as soon as its text does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-from ourvidz import __version__, log
+from ourvidz import log
 from ourvidz.errors import CallerError, Cancelled, JobTimeout, OurvidzError, PolicyViolation
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Asset, Outcome
@@ -14,245 +14,248 @@ from ourvidz.pipelines.base import BatchDecoder, TextDelta
 from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Run, Services
 
-SAY_EVERY_S = 0.05
-"""A growing text is told to its followers, and its cancel flag heard, this often: with every token it would
-cost more than the token."""
-SPEAKING_SHARE = 10
-"""And seldom enough that all texts together take one part in so many for it, and again for judging what is
-said: for a long conversation that takes long, and its cancel flag is heard in between."""
-VARIANTS = {"qwen_instruct": "instruct", "qwen_base": "base"}
-"""What callbacks and answers call the models."""
+FLUSH_INTERVAL_S = 0.05
+"""Shortest time between two flushes of one text: a round trip to the ledger for every token would cost more
+than the token."""
+DECODE_TIME_RATIO = 10
+"""All flushes of a batch together take at most one part in so many of the time, and so do all checks: the
+next one of a text comes this many times its duration later, times the number of texts."""
+MODEL_TYPES = {"qwen_instruct": "instruct", "qwen_base": "base"}
+"""The names of the language models in callbacks and answers (`active_model_type`)."""
 
-FAILED = "The enhancement failed: the prompt is returned as it is."
+ENHANCEMENT_FAILED = "The enhancement failed: the prompt is returned as it is."
+ENHANCEMENT_TIMED_OUT = "The enhancement took too long: the prompt is returned as it is."
+ENHANCEMENT_EMPTY = "The model had nothing to say: the prompt is returned as it is."
 
-Finish = Literal["stop", "length", "timeout"]
+FinishReason = Literal["stop", "length", "timeout"]
 
 _log = log.get(__name__)
 
 
-class Turn(Protocol):
-    """One text job that this worker has the right to run. Neither way to end it raises anything."""
+class BatchItem(Protocol):
+    """One claimed text job. `end` and `fail` raise nothing, and one of them is called once."""
 
     @property
     def job(self) -> ChatJob:
-        """What was asked for."""
+        """The job."""
 
     @property
     def run(self) -> Run:
         """The running attempt."""
 
     def end(self, outcome: Outcome) -> None:
-        """The job is done."""
+        """Commit the outcome of the job."""
 
     def fail(self, error: Exception) -> None:
-        """The attempt has failed: the job runs again or fails, as the error says; nothing happens when
-        somebody else has the job by now."""
+        """End the attempt: the job is retried or fails, as the error class says. No effect when another
+        worker has the job by now."""
 
 
 class JobSource(Protocol):
-    """The jobs that wait and could be decoded together with the first."""
+    """The queued jobs that may be decoded together with the first one of a batch."""
 
-    def joining(self, first: ChatJob, *, present: int) -> Sequence[Turn]:
-        """Those that join now, in the order in which they would have started; `present` are decoded already.
-        Each has to be ended. When none are, and nobody joins, the batch is over."""
+    def next_items(self, first: ChatJob, *, batch_size: int) -> Sequence[BatchItem]:
+        """Return the jobs that join a batch of `batch_size` texts now, in queue order. Each must be ended."""
 
 
-def converse(first: Turn, company: JobSource, use: Services) -> None:
-    """Decode a text to its end, together with those that come while it grows.
+def run_text_batch(first: BatchItem, source: JobSource, services: Services) -> None:
+    """Decode a text job to its end, together with the jobs from `source` that join while it is decoded.
 
-    Each turn is ended as soon as its own text is; what this raises concerns all that are still open.
+    Each item is ended as soon as its own text is complete. An exception raised here concerns all items that
+    are still open.
     """
-    table = _Table(use, first.job)
-    table.seat(first)
+    batch = TextBatch(services, first.job)
+    batch.add(first)
     while True:
-        for turn in company.joining(first.job, present=table.occupied):
-            table.seat(turn)
-        if not table.occupied:
+        for item in source.next_items(first.job, batch_size=batch.size):
+            batch.add(item)
+        if not batch.size:
             return
-        table.step()
+        batch.step()
 
 
-class _Text:
-    """One text as it grows. `judged` characters of it may be shown, `said` have been."""
+class TextBatch:
+    """The texts that are decoded together, all on the model of the first job."""
 
-    def __init__(self, turn: Turn, use: Services, prompt_tokens: int) -> None:
-        self.turn = turn
-        self.text = ""
-        self.tokens = 0
-        self.prompt_tokens = prompt_tokens
-        self.finish: Finish | None = None
-        self.error: OurvidzError | None = None
-        self.started = time.monotonic()
-        self._use = use
-        self._said = 0
-        self._judged = 0
-        self._next_at = 0.0
-        self._judge_at = 0.0
-        self._moderated = turn.job.sfw_mode and use.moderation is not None
-
-    def add(self, piece: TextDelta) -> None:
-        """Take what a step gave."""
-        self.text += piece.text
-        self.tokens = piece.tokens_generated
-        self.finish = piece.finish_reason
-        self.error = piece.error
-        if piece.prompt_tokens is not None:
-            self.prompt_tokens = piece.prompt_tokens
-
-    @property
-    def due(self) -> bool:
-        """Whether it is time to speak: at the first word, then now and then, and at the end."""
-        first_word = bool(self.text) and not self._judged and not self._moderated
-        over = self.finish is not None or self.error is not None
-        return over or first_word or time.monotonic() >= self._next_at
-
-    def speak(self, among: int) -> None:
-        """Judge what is new and say it, as one of so many texts. `PolicyViolation`, `Cancelled`,
-        `JobTimeout`, a lost fence, or why this text cannot go on."""
-        if self.error is not None:
-            raise self.error
-        begun = time.monotonic()
-        in_time = not self._moderated and (not self._judged or begun >= self._judge_at)
-        if in_time or self.finish is not None:
-            self.judge()
-        judged = time.monotonic()
-        self._judge_at = max(self._judge_at, begun + SPEAKING_SHARE * among * (judged - begun))
-        fresh = self.text[self._said : self._judged]
-        if self.turn.run.say(fresh, self.tokens, self.turn.job.max_tokens):
-            self._said += len(fresh)
-        spoken_s = time.monotonic() - judged
-        self._next_at = begun + max(SAY_EVERY_S, SPEAKING_SHARE * among * spoken_s)
-
-    def judge(self) -> None:
-        """Pass the text so far through the gate, and where its job wants that through moderation."""
-        if self._judged == len(self.text):
-            return
-        self._use.gate.judge(self.turn.job, self.text)
-        if self._moderated and self._use.moderation is not None:
-            self._use.moderation.judge(self.text)
-        self._judged = len(self.text)
-
-
-class _Table:
-    """The texts that are decoded together."""
-
-    def __init__(self, use: Services, first: ChatJob) -> None:
-        pipeline = use.models.texts(first.model)
-        self._use = use
+    def __init__(self, services: Services, first: ChatJob) -> None:
+        pipeline = services.models.texts(first.model)
+        self._services = services
         self._decoder: BatchDecoder = pipeline.new_decoder()
         self._info = pipeline.info()
-        self._variant = VARIANTS[first.model]
+        self._model_type = MODEL_TYPES[first.model]
         self._texts: dict[str, _Text] = {}
 
     @property
-    def occupied(self) -> int:
-        """How many texts are growing."""
+    def size(self) -> int:
+        """How many texts are being decoded."""
         return len(self._texts)
 
-    def seat(self, turn: Turn) -> None:
-        """Take one more text in, or end it here."""
-        job = turn.job
+    def add(self, item: BatchItem) -> None:
+        """Add a job to the batch. A job that is refused or cannot start is ended here."""
+        job, moderation = item.job, self._services.moderation
         try:
-            self._use.check(job)
-            if job.sfw_mode and self._use.moderation is not None:
-                self._use.moderation.judge("\n".join(job.texts()))
-            turn.run.step(0, job.max_tokens)
-            self._texts[job.id] = _Text(turn, self._use, self._decoder.add(job.id, job))
-        except Exception as failure:  # noqa: BLE001  one text's failure must not disturb the others
-            self._failed(turn, failure)
+            self._services.check(job)
+            if job.sfw_mode and moderation is not None:
+                moderation.judge("\n".join(job.texts()))
+            item.run.step(0, job.max_tokens)
+            self._texts[job.id] = _Text(item, self._services, self._decoder.add(job.id, job))
+        except Exception as error:  # noqa: BLE001  one text's failure must not disturb the others
+            self._fail(item, error)
 
     def step(self) -> None:
-        """One token more for each, and the end of those that are finished."""
-        for piece in self._decoder.step():
-            if piece.key in self._texts:
-                self._texts[piece.key].add(piece)
-        for text in [text for text in self._texts.values() if text.due]:
-            if self._over(text):
-                del self._texts[text.turn.job.id]
-                self._decoder.remove(text.turn.job.id)
+        """Decode one token for every text; flush the texts that are due and end those that are complete."""
+        for delta in self._decoder.step():
+            if delta.key in self._texts:
+                self._texts[delta.key].append(delta)
+        for text in [text for text in self._texts.values() if text.is_due]:
+            if self._flush(text):
+                del self._texts[text.job.id]
+                self._decoder.remove(text.job.id)
 
-    def _over(self, text: _Text) -> bool:
-        """Let one text speak. Whether that was its end."""
+    def _flush(self, text: _Text) -> bool:
+        """Flush one text. Returns whether its job has ended with that."""
         try:
-            text.speak(self.occupied)
+            text.flush(self.size)
         except JobTimeout:
-            self._timed_out(text)
-        except Exception as failure:  # noqa: BLE001  one text's failure must not disturb the others
-            self._failed(text.turn, failure)
+            self._end_timed_out(text)
+        except Exception as error:  # noqa: BLE001  one text's failure must not disturb the others
+            self._fail(text.item, error)
         else:
-            if text.finish is None:
+            if text.finish_reason is None:
                 return False
-            text.turn.end(self._outcome(text))
+            text.item.end(self._outcome(text))
         return True
 
-    def _timed_out(self, text: _Text) -> None:
-        """Time is up: the text so far is the answer, if it may be shown."""
+    def _end_timed_out(self, text: _Text) -> None:
+        """End a job at its time limit with the text so far, if that passes the checks."""
         try:
-            text.judge()
+            text.check()
         except OurvidzError as refused:
-            self._failed(text.turn, refused)
+            self._fail(text.item, refused)
             return
-        # One whose last token came too late is whole all the same.
-        text.finish = text.finish or "timeout"
-        text.turn.end(self._outcome(text))
+        # A text whose last token came too late is complete all the same.
+        text.finish_reason = text.finish_reason or "timeout"
+        text.item.end(self._outcome(text))
 
-    def _failed(self, turn: Turn, failure: Exception) -> None:
-        """An enhancement that fails is the original prompt, unless its caller is to hear of the failure."""
-        heard = isinstance(failure, (Cancelled, FenceLost, CallerError))
-        refused_answer = isinstance(failure, PolicyViolation) and turn.job.id in self._texts
-        if turn.job.type != "chat_enhance" or (heard and not refused_answer):
-            turn.fail(failure)
+    def _fail(self, item: BatchItem, error: Exception) -> None:
+        """End a failed job. A failed enhancement completes with the original prompt, except for errors that
+        the caller must see."""
+        visible = isinstance(error, (Cancelled, FenceLost, CallerError))
+        refused_answer = isinstance(error, PolicyViolation) and item.job.id in self._texts
+        if item.job.type != "chat_enhance" or (visible and not refused_answer):
+            item.fail(error)
             return
-        _log.warning("enhancement_failed", job_id=turn.job.id, error=type(failure).__name__)
-        turn.end(self._fallback(turn.job, FAILED))
+        _log.warning("enhancement_failed", job_id=item.job.id, error=type(error).__name__)
+        item.end(fallback_outcome(item.job, ENHANCEMENT_FAILED, self._metadata()))
 
     def _outcome(self, text: _Text) -> Outcome:
-        job = text.turn.job
-        found = self._found() | {
-            "generation_time": round(time.monotonic() - text.started, 3),
+        job = text.job
+        metadata = self._metadata() | {
+            "generation_time": round(time.monotonic() - text.started_at, 3),
             "tokens_generated": text.tokens,
             "prompt_tokens": text.prompt_tokens,
-            "finish_reason": text.finish,
+            "finish_reason": text.finish_reason,
         }
         if job.type != "chat_enhance":
-            return _written(text.text, found)
-        if text.finish == "timeout":
-            return self._fallback(
-                job, "The enhancement took too long: the prompt is returned as it is.", found
-            )
+            return _text_outcome(text.text, metadata)
+        if text.finish_reason == "timeout":
+            return fallback_outcome(job, ENHANCEMENT_TIMED_OUT, metadata)
         if not text.text.strip():
-            return self._fallback(
-                job, "The model had nothing to say: the prompt is returned as it is.", found
-            )
-        enhanced = {
+            return fallback_outcome(job, ENHANCEMENT_EMPTY, metadata)
+        enhancement = {
             "enhancement_strategy": "qwen",
             "enhancement_source": job.model,
             "enhancement_model": self._info["name"],
         }
-        return _written(text.text, found | enhanced, enhanced=True)
+        return _text_outcome(text.text, metadata | enhancement, enhanced=True)
 
-    def _fallback(self, job: ChatJob, why: str, found: dict[str, Any] | None = None) -> Outcome:
-        return unenhanced(job, why, found or self._found())
-
-    def _found(self) -> dict[str, Any]:
-        """What the worker found out about any of its texts."""
-        return {
-            **self._use.models.memory(),
+    def _metadata(self) -> dict[str, Any]:
+        """The metadata that all texts of the batch share."""
+        return self._services.metadata() | {
             "model_name": self._info["name"],
             "inference_engine": self._info["inference_engine"],
-            "active_model_type": self._variant,
-            "worker_version": __version__,
+            "active_model_type": self._model_type,
         }
 
 
-def unenhanced(job: ChatJob, why: str, found: dict[str, Any]) -> Outcome:
-    """The prompt of an enhancement as it came, with the reason and what else is known."""
-    told = {"enhancement_strategy": "fallback", "enhancement_reason": why, "enhancement_source": None}
-    return _written(job.asked, found | told, enhanced=True)
+class _Text:
+    """The state of one text in a batch.
+
+    The first `_checked` characters have passed the gate, the first `_flushed` are in the job's stream.
+    """
+
+    def __init__(self, item: BatchItem, services: Services, prompt_tokens: int) -> None:
+        self.item = item
+        self.job = item.job
+        self.text = ""
+        self.tokens = 0
+        self.prompt_tokens = prompt_tokens
+        self.finish_reason: FinishReason | None = None
+        self.error: OurvidzError | None = None
+        self.started_at = time.monotonic()
+        self._services = services
+        self._flushed = 0
+        self._checked = 0
+        self._next_flush_at = 0.0
+        self._next_check_at = 0.0
+        self._moderated = item.job.sfw_mode and services.moderation is not None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to flush now: for the first characters, after the interval, and at the end."""
+        first = bool(self.text) and not self._checked and not self._moderated
+        complete = self.finish_reason is not None or self.error is not None
+        return complete or first or time.monotonic() >= self._next_flush_at
+
+    def append(self, delta: TextDelta) -> None:
+        """Append what one decoding step added."""
+        self.text += delta.text
+        self.tokens = delta.tokens_generated
+        self.finish_reason = delta.finish_reason
+        self.error = delta.error
+        if delta.prompt_tokens is not None:
+            self.prompt_tokens = delta.prompt_tokens
+
+    def flush(self, batch_size: int) -> None:
+        """Check new text and append it to the job's stream.
+
+        A moderated text is not streamed: it is checked once, when it is complete. Raises `PolicyViolation`,
+        `Cancelled`, `JobTimeout`, `FenceLost`, or the error with which the decoder ended this text.
+        """
+        if self.error is not None:
+            raise self.error
+        began = time.monotonic()
+        check_due = not self._moderated and (not self._checked or began >= self._next_check_at)
+        if check_due or self.finish_reason is not None:
+            self.check()
+        checked = time.monotonic()
+        pause_s = DECODE_TIME_RATIO * batch_size * (checked - began)
+        self._next_check_at = max(self._next_check_at, began + pause_s)
+        new_text = self.text[self._flushed : self._checked]
+        if self.item.run.stream_text(new_text, self.tokens, self.job.max_tokens):
+            self._flushed += len(new_text)
+        pause_s = DECODE_TIME_RATIO * batch_size * (time.monotonic() - checked)
+        self._next_flush_at = began + max(FLUSH_INTERVAL_S, pause_s)
+
+    def check(self) -> None:
+        """Pass the text so far through the gate, and through moderation where the job wants that."""
+        if self._checked == len(self.text):
+            return
+        self._services.gate.judge(self.job, self.text)
+        if self._moderated and self._services.moderation is not None:
+            self._services.moderation.judge(self.text)
+        self._checked = len(self.text)
 
 
-def _written(text: str, metadata: dict[str, Any], *, enhanced: bool = False) -> Outcome:
-    """A text needs no storage: it stands in its asset."""
+def fallback_outcome(job: ChatJob, reason: str, metadata: dict[str, Any]) -> Outcome:
+    """The outcome of an enhancement that returns the original prompt; `reason` is a sentence for the
+    caller."""
+    fallback = {"enhancement_strategy": "fallback", "enhancement_reason": reason, "enhancement_source": None}
+    return _text_outcome(job.asked, metadata | fallback, enhanced=True)
+
+
+def _text_outcome(text: str, metadata: dict[str, Any], *, enhanced: bool = False) -> Outcome:
+    """A completed outcome whose one asset carries the text inline; nothing is stored."""
     asset = Asset(type="text", metadata={"text": text, "format": "text", "asset_index": 0})
     return Outcome(
         status="completed",

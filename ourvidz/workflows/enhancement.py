@@ -1,7 +1,8 @@
-"""Which words a Wan job is generated from when it asks that a language model enhance its prompt.
+"""The workflow of prompt enhancement: a language model rewrites the prompt of a Wan job before generation.
 
-Told on two workers: a chat worker finds the words (`enhance`), the Wan worker takes them (`wording`). In
-between they wait in the ledger, as a small JSON document.
+It runs on two workers. A chat worker enhances the prompt (`enhance`) under a lease (`EnhancementLease`), the
+Wan worker reads the result (`resolve_prompt`). In between the result is kept in the ledger, as a small JSON
+document with either `prompt`, `source`, `model`, `system_prompt` and `seconds`, or `reason`.
 """
 
 from __future__ import annotations
@@ -12,140 +13,145 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ourvidz import log
-from ourvidz.errors import Cancelled, JobTimeout, PolicyViolation
+from ourvidz.errors import Cancelled, JobTimeout, PolicyViolation, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob, Message, VideoJob
+from ourvidz.ledger.record import Enhancement, Verdict
+from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import BatchDecoder
 from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Run, Services
 
 MODEL = "qwen_base"
-CONTINUED = "{system}\n\nPrompt: {prompt}\nEnriched:"
-"""What the base model goes on from, to the end of the line: it knows no chat template."""
+COMPLETION_TEMPLATE = "{system}\n\nPrompt: {prompt}\nEnriched:"
+"""The text that the base model continues to the end of the line; it has no chat template."""
 
-LATE = "The enhancement of the prompt took too long: it was used as it is."
+TIMED_OUT = "The enhancement of the prompt took too long: it was used as it is."
 FAILED = "The enhancement of the prompt failed: it was used as it is."
 REFUSED = "The enhanced prompt could not be used: the prompt was used as it is."
 EMPTY = "The model had nothing to say to the prompt: it was used as it is."
-UNASKED = "The prompt was not enhanced before its job began: it was used as it is."
+NOT_STARTED = "The prompt was not enhanced before its job began: it was used as it is."
 
-Hear = Callable[[], None]
-"""Called before every token; stops the enhancement by what it raises, `Cancelled` or `FenceLost`."""
+RENEWAL_INTERVAL_S = 0.25
+"""Shortest time between two renewals of the lease; a token takes a fraction of it."""
 
 _log = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
-    """The prompt that the pipeline is given, and `told`, what the callback's metadata says about it.
+class ResolvedPrompt:
+    """The prompt that a Wan job is generated from, and the callback metadata about its enhancement.
 
-    `enhanced_prompt` is the callback's field of that name; None when nobody asked for an enhancement.
+    `enhanced_prompt` is the callback's field of that name; None for a job without enhancement.
     """
 
     prompt: str
     enhanced_prompt: str | None = None
-    told: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def wording(job: VideoJob, run: Run) -> Wording:
-    """The words that were found for the job, or its own and why none were found."""
+def resolve_prompt(job: VideoJob, run: Run) -> ResolvedPrompt:
+    """Return the enhanced prompt of a job, or its original one and why it was not enhanced."""
     if not job.enhance_prompt:
-        return Wording(job.prompt)
-    found = run.wording or {"reason": UNASKED}
-    if "prompt" not in found:
-        return Wording(job.prompt, enhanced_prompt=job.prompt, told=_fallback(found["reason"]))
-    told = {
+        return ResolvedPrompt(job.prompt)
+    result = run.enhancement_result or {"reason": NOT_STARTED}
+    if "prompt" not in result:
+        metadata = {
+            "enhancement_strategy": "fallback",
+            "enhancement_reason": result["reason"],
+            "enhancement_source": None,
+            "system_prompt_used": "none",
+        }
+        return ResolvedPrompt(job.prompt, enhanced_prompt=job.prompt, metadata=metadata)
+    metadata = {
         "enhancement_strategy": "qwen",
         "enhancement_source": MODEL,
-        # Documents of version 0.1.0 name the checkpoint as `source`.
-        "enhancement_model": found.get("model", found["source"]),
-        "enhancement_time": found["seconds"],
-        "system_prompt_used": found["system_prompt"],
+        # A document without `model` is of an older release, whose `source` is the checkpoint.
+        "enhancement_model": result.get("model", result["source"]),
+        "enhancement_time": result["seconds"],
+        "system_prompt_used": result["system_prompt"],
     }
-    return Wording(found["prompt"], enhanced_prompt=found["prompt"], told=told)
-
-
-def _fallback(reason: str) -> dict[str, Any]:
-    return {
-        "enhancement_strategy": "fallback",
-        "enhancement_reason": reason,
-        "enhancement_source": None,
-        "system_prompt_used": "none",
-    }
+    return ResolvedPrompt(result["prompt"], enhanced_prompt=result["prompt"], metadata=metadata)
 
 
 def enhance(
     job: VideoJob,
-    use: Callable[[], Services],
+    open_services: Callable[[], Services],
     *,
     system_prompt: str,
-    hear: Hear,
+    check_lease: Callable[[], None],
     limit_s: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """Have the language model enhance a job's prompt; the document that `wording` reads.
+    """Enhance a job's prompt; return the document for the ledger.
 
-    `system_prompt` stands in where the job brings none, `use` opens the services, `limit_s` counts from now.
-    Whatever goes wrong is a reason in the document, for the job goes on; only what `hear` raises is raised.
+    `system_prompt` is used where the job has none, `limit_s` counts from now. `check_lease` is called before
+    every token and stops the enhancement by raising `Cancelled` or `FenceLost`, which are raised here. Every
+    other failure becomes a `reason` in the document, because the job goes on without enhancement.
     """
-    ends = clock() + limit_s
+    deadline = clock() + limit_s
     try:
-        return _found(job, use(), system_prompt, hear, lambda: clock() > ends)
+        return _enhance(job, open_services(), system_prompt, check_lease, lambda: clock() > deadline)
     except (Cancelled, FenceLost):
         raise
     except JobTimeout:
-        return {"reason": LATE}
+        return {"reason": TIMED_OUT}
     except PolicyViolation:
         return {"reason": REFUSED}
-    except Exception:  # noqa: BLE001  a job is not to fail for want of better words
+    except Exception:  # noqa: BLE001  a job must not fail because its prompt could not be enhanced
         _log.exception("enhancement_failed", job_id=job.id)
         return {"reason": FAILED}
 
 
-def _found(
-    job: VideoJob, use: Services, system_prompt: str, hear: Hear, late: Callable[[], bool]
+def _enhance(
+    job: VideoJob,
+    services: Services,
+    system_prompt: str,
+    check_lease: Callable[[], None],
+    is_late: Callable[[], bool],
 ) -> dict[str, Any]:
-    """What the model makes of the prompt. `JobTimeout`, or `PolicyViolation` when it may not be used."""
-    hear()
-    texts = use.models.texts(MODEL)
-    decoder, began = texts.new_decoder(), time.monotonic()
-    decoder.add(job.id, _asked(job, system_prompt))
+    """Decode and check the enhanced prompt. Raises `JobTimeout`, or `PolicyViolation` for a refused text."""
+    check_lease()
+    pipeline = services.models.texts(MODEL)
+    decoder, began = pipeline.new_decoder(), time.monotonic()
+    decoder.add(job.id, _completion_job(job, system_prompt))
     try:
-        line = _decoded(decoder, hear, late)
+        line = _first_line(decoder, check_lease, is_late)
     finally:
         decoder.remove(job.id)
     if not line:
         return {"reason": EMPTY}
-    use.gate.judge(job, line)
-    if job.flags.get("sfw_mode") and use.moderation is not None:
-        use.moderation.judge(line)
+    services.gate.judge(job, line)
+    if job.flags.get("sfw_mode") and services.moderation is not None:
+        services.moderation.judge(line)
     return {
         "prompt": line,
         "source": MODEL,
-        "model": texts.info()["name"],
+        "model": pipeline.info()["name"],
         "system_prompt": "custom" if job.system_prompt else "default",
         "seconds": round(time.monotonic() - began, 3),
     }
 
 
-def _decoded(decoder: BatchDecoder, hear: Hear, late: Callable[[], bool]) -> str:
-    """What the model says up to the end of the first line that is not blank."""
+def _first_line(decoder: BatchDecoder, check_lease: Callable[[], None], is_late: Callable[[], bool]) -> str:
+    """Decode up to the end of the first line that is not blank; return it without surrounding spaces."""
     text = ""
     while True:
-        hear()
-        if late():
+        check_lease()
+        if is_late():
             raise JobTimeout("the enhancement took too long")
-        for piece in decoder.step():
-            if piece.error is not None:
-                raise piece.error
-            text = (text + piece.text).lstrip()
-            if piece.finish_reason is not None or "\n" in text:
+        for delta in decoder.step():
+            if delta.error is not None:
+                raise delta.error
+            text = (text + delta.text).lstrip()
+            if delta.finish_reason is not None or "\n" in text:
                 return text.partition("\n")[0].rstrip()
 
 
-def _asked(job: VideoJob, system_prompt: str) -> ChatJob:
-    """The text to be completed. Line breaks of the prompt are spaces in it: a line's end is the answer's."""
+def _completion_job(job: VideoJob, system_prompt: str) -> ChatJob:
+    """The text job that is decoded. Line breaks in the prompt become spaces, because a line break ends the
+    answer."""
     prompt = " ".join(job.prompt.split())
-    text = CONTINUED.format(system=job.system_prompt or system_prompt, prompt=prompt)
+    text = COMPLETION_TEMPLATE.format(system=job.system_prompt or system_prompt, prompt=prompt)
     return ChatJob(
         id=job.id,
         type="chat_enhance",
@@ -157,3 +163,42 @@ def _asked(job: VideoJob, system_prompt: str) -> ChatJob:
         temperature=job.enhance_temperature,
         seed=job.seed,
     )
+
+
+class EnhancementLease:
+    """The lease on one enhancement, renewed between tokens.
+
+    A lease that runs out, as while a model is being loaded, is renewed all the same unless another worker has
+    begun the enhancement in the meantime.
+    """
+
+    def __init__(
+        self,
+        enhancement: Enhancement,
+        ledger: Ledger,
+        *,
+        lease_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._enhancement = enhancement
+        self._ledger = ledger
+        self._lease_s = lease_s
+        self._clock = clock
+        self._next_renewal_at = clock()
+
+    def check(self) -> None:
+        """Renew the lease if it is time to. Raises `Cancelled`, or `FenceLost` when another worker has the
+        enhancement or it is not wanted any more. A ledger that is away stops nothing."""
+        now = self._clock()
+        if now < self._next_renewal_at:
+            return
+        self._next_renewal_at = now + min(RENEWAL_INTERVAL_S, self._lease_s / 3)
+        try:
+            verdict = self._ledger.keep_enhancing(self._enhancement, lease_s=self._lease_s)
+        except WorkerUnavailable:
+            _log.warning("ledger_away", job_id=self._enhancement.job_id)
+            return
+        if verdict is Verdict.LOST:
+            raise FenceLost(self._enhancement.job_id)
+        if verdict is Verdict.CANCEL:
+            raise Cancelled("the job was cancelled")

@@ -1,99 +1,73 @@
-"""The story of an image job."""
+"""The workflow of SDXL jobs: images from a prompt, with or without a reference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
 
 from PIL.Image import Image
 
-from ourvidz import __version__
 from ourvidz.errors import FallbackError, I2IPipelineError, ReferenceFrameError
 from ourvidz.jobs.job import ImageJob
-from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.media.provenance import DigitalSourceType
+from ourvidz.jobs.outcome import Outcome
 from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.workflows.assets import AssetUploader
 from ourvidz.workflows.services import Run, Services
-from ourvidz.workflows.signing import Credentials
+from ourvidz.workflows.signing import AssetSigner, source_type
 
 
-def generate_images(job: ImageJob, run: Run, use: Services) -> Outcome:
-    """Look at the job once more, fetch its reference, generate its pictures, and store them."""
-    use.check(job)
-    made = _generate(job, run, use)
-    return Outcome(status="completed", assets=made.assets, metadata=_findings(made.pictures, use))
+def generate_images(job: ImageJob, run: Run, services: Services) -> Outcome:
+    """Check the texts, resolve the reference, generate the images and store them.
 
-
-class _Made(NamedTuple):
-    """Pictures, and the assets they are stored as."""
-
-    pictures: GeneratedImages
-    assets: tuple[Asset, ...]
-
-
-def _generate(job: ImageJob, run: Run, use: Services) -> _Made:
-    """The pictures of the job; of its prompt alone where its reference is of no use."""
+    A reference that cannot be used is reported in the metadata, and the images are generated from the prompt
+    alone. Raises that `FallbackError` for a job without a prompt, `ReferenceForbidden` for another user's
+    reference.
+    """
+    services.check(job)
     if job.reference is None:
-        return _painted(job, None, run, use)
-    made = _with_reference(job, job.reference, run, use)
-    # The error has been let go of by now: its traceback held what the failed pass had on the device.
-    return _without_reference(job, made, run, use) if isinstance(made, FallbackError) else made
+        return _generate(job, None, run, services)
+    outcome = _with_reference(job, job.reference, run, services)
+    # Outside the `except` block: the traceback would keep the failed pass's tensors on the device.
+    return _without_reference(job, outcome, run, services) if isinstance(outcome, FallbackError) else outcome
 
 
-def _painted(
+def _with_reference(job: ImageJob, reference: str, run: Run, services: Services) -> Outcome | FallbackError:
+    """Generate from the reference. Returns the error when it cannot be used."""
+    try:
+        image = services.references.resolve(reference, user_id=job.user_id)
+        return _generate(job, image, run, services)
+    except (ReferenceFrameError, I2IPipelineError) as error:
+        return error.with_traceback(None)
+
+
+def _without_reference(job: ImageJob, error: FallbackError, run: Run, services: Services) -> Outcome:
+    """Generate from the prompt alone; the metadata says that the reference was not used, and why."""
+    if not job.prompt:
+        raise error
+
+    def report_fallback(result: GeneratedImages) -> GeneratedImages:
+        return result.without_reference(
+            error, denoise_strength=job.denoise_strength, pipeline="text_to_image"
+        )
+
+    text_only = job.model_copy(update={"reference": None})
+    return _generate(text_only, None, run, services, report=report_fallback)
+
+
+def _generate(
     job: ImageJob,
     reference: Image | None,
     run: Run,
-    use: Services,
+    services: Services,
     *,
-    told: Callable[[GeneratedImages], GeneratedImages] = lambda pictures: pictures,
-) -> _Made:
-    """Generate pictures and store each as soon as it is finished. `told` completes what is said of them."""
-    credentials = Credentials(use.signer, _source(reference), job_id=job.id)
-    with AssetUploader(job, run, use.store, credentials) as keeper:
-        pictures = use.models.images().generate(
-            job, reference=reference, on_step=run.step, on_preview=run.preview, on_image=keeper.take
+    report: Callable[[GeneratedImages], GeneratedImages] = lambda result: result,
+) -> Outcome:
+    """Generate the images and store each as soon as it is decoded. `report` may change the result's
+    metadata."""
+    signer = AssetSigner(services.signer, source_type(reference is not None), job_id=job.id)
+    with AssetUploader(job, run, services.store, signer) as uploader:
+        result = services.models.images().generate(
+            job, reference=reference, on_step=run.step, on_preview=run.preview, on_image=uploader.upload
         )
-        pictures = told(pictures)
-        return _Made(pictures, keeper.assets(pictures))
-
-
-def _with_reference(job: ImageJob, written: str, run: Run, use: Services) -> _Made | FallbackError:
-    """The pictures, or why the reference could not be used.
-
-    `ReferenceForbidden` when it belongs to somebody else: that job fails.
-    """
-    try:
-        return _painted(job, use.references.resolve(written, user_id=job.user_id), run, use)
-    except (ReferenceFrameError, I2IPipelineError) as failed:
-        return failed.with_traceback(None)
-
-
-def _without_reference(job: ImageJob, why: FallbackError, run: Run, use: Services) -> _Made:
-    """What the prompt alone makes, with the reason. Raises it when there is no prompt to fall back to."""
-    if not job.prompt:
-        raise why
-    plain = job.model_copy(update={"reference": None})
-    return _painted(plain, None, run, use, told=partial(_fallen_back, job=job, why=why))
-
-
-def _fallen_back(pictures: GeneratedImages, *, job: ImageJob, why: FallbackError) -> GeneratedImages:
-    """The pictures of a job whose reference was of no use, with the reason."""
-    return pictures.without_reference(why, denoise_strength=job.denoise_strength, pipeline="text_to_image")
-
-
-def _source(reference: Image | None) -> DigitalSourceType:
-    """Made by the model alone, or from somebody's picture."""
-    return "trainedAlgorithmicMedia" if reference is None else "compositeWithTrainedAlgorithmicMedia"
-
-
-def _findings(pictures: GeneratedImages, use: Services) -> dict[str, Any]:
-    """What the worker found out about the job."""
-    return {
-        **pictures.metadata,
-        **use.models.memory(),
-        "generation_time": round(pictures.seconds, 3),
-        "worker_version": __version__,
-    }
+        result = report(result)
+        assets = uploader.finish(result)
+    return Outcome(status="completed", assets=assets, metadata=services.result_metadata(result))

@@ -1,4 +1,4 @@
-"""Unfinished pictures for the followers of one attempt, drawn where they hold up nothing."""
+"""Previews of unfinished images, rendered on a thread of their own so that denoising never waits."""
 
 from __future__ import annotations
 
@@ -11,61 +11,66 @@ from typing import Any, Literal
 
 from ourvidz import log
 from ourvidz.media.thumbnails import thumbnail
-from ourvidz.pipelines.base import PreviewRenderer
+from ourvidz.pipelines.base import PreviewRenderer, Snapshot
 
-PREVIEW_EVERY_S = 0.5
+PREVIEW_INTERVAL_S = 0.5
 
 _log = log.get(__name__)
 
-Item = tuple[Literal["preview"], dict[str, Any]]
+PreviewItem = tuple[Literal["preview"], dict[str, Any]]
+"""A preview as an item of the job's stream: `webp` (base64), `width`, `height` (px)."""
 
 
 class Previews:
-    """At most one preview at a time is drawn, on one thread; what is offered before it was fetched is
-    dropped. After the first failure there are no more. Any thread may fetch; nothing here raises or waits."""
+    """The previews of one attempt: at most one is being rendered, and at most two a second begin.
+
+    A snapshot offered before the last preview was collected is dropped. After the first failure there are no
+    more previews. Any thread may collect; no method raises or blocks.
+    """
 
     def __init__(self, job_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._job_id = job_id
         self._clock = clock
-        self._due_at = clock()
+        self._next_at = clock()
         self._failed = False
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"preview-{job_id}")
-        self._drawing: Future[Item] | None = None
-        self._fetching = threading.Lock()
+        self._rendering: Future[PreviewItem] | None = None
+        self._lock = threading.Lock()
 
-    def offer(self, take: Callable[[], PreviewRenderer]) -> None:
-        """Have what `take` copies drawn, if it is time and the last one was fetched."""
+    def offer(self, snapshot: Snapshot) -> None:
+        """Take the snapshot and render it on the thread, if a preview is due and the last one was
+        collected."""
         now = self._clock()
-        if self._failed or self._drawing is not None or now < self._due_at:
+        if self._failed or self._rendering is not None or now < self._next_at:
             return
-        self._due_at = now + PREVIEW_EVERY_S
+        self._next_at = now + PREVIEW_INTERVAL_S
         try:
-            self._drawing = self._pool.submit(_item, take())
-        except Exception:  # noqa: BLE001  whatever a preview fails of, the job goes on
-            self._give_up()
+            self._rendering = self._pool.submit(_render, snapshot())
+        except Exception:  # noqa: BLE001  a failed preview must not fail the job
+            self._disable()
 
-    def drawn(self) -> list[Item]:
-        """What was drawn since the last call: one item of the job's stream, or none."""
-        with self._fetching:
-            if self._drawing is None or not self._drawing.done():
+    def collect(self) -> list[PreviewItem]:
+        """Return the preview that was rendered since the last call: one item, or none."""
+        with self._lock:
+            if self._rendering is None or not self._rendering.done():
                 return []
-            finished, self._drawing = self._drawing, None
+            finished, self._rendering = self._rendering, None
         try:
             return [finished.result()]
-        except Exception:  # noqa: BLE001  whatever a preview fails of, the job goes on
-            self._give_up()
+        except Exception:  # noqa: BLE001  a failed preview must not fail the job
+            self._disable()
             return []
 
     def close(self) -> None:
-        """Draw no more. One that is being drawn is forgotten, not waited for."""
+        """Render no more; do not wait for a preview that is being rendered."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _give_up(self) -> None:
+    def _disable(self) -> None:
         self._failed = True
         _log.exception("previews_off", job_id=self._job_id)
 
 
-def _item(look: PreviewRenderer) -> Item:
-    small = look()
-    webp = base64.b64encode(thumbnail(small)).decode()
-    return "preview", {"webp": webp, "width": small.width, "height": small.height}
+def _render(renderer: PreviewRenderer) -> PreviewItem:
+    image = renderer()
+    webp = base64.b64encode(thumbnail(image)).decode()
+    return "preview", {"webp": webp, "width": image.width, "height": image.height}

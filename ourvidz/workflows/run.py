@@ -1,4 +1,4 @@
-"""The running attempt: its lease, its deadline, its cancel flag."""
+"""The running attempt: its lease, its time limit, its cancel flag."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from ourvidz import log
 from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
 from ourvidz.ledger.record import Claim, Verdict
 from ourvidz.ledger.store import Ledger
-from ourvidz.pipelines.base import PreviewRenderer
+from ourvidz.pipelines.base import Snapshot
 from ourvidz.storage.store import Store
 from ourvidz.workflows.previews import Previews
 
-PUT_PAUSE_S = 0.5
-"""Before the second try of a put; four times longer before each further one."""
-TELL_EVERY_S = 1.0
-"""The caller hears of progress at most this often, where progress callbacks are on."""
-RUNNING_SHARE = 99.0
-"""Progress while the pictures are not stored yet; 100 comes with the commit."""
+PUT_BACKOFF_S = 0.5
+"""Pause before the second try of a put; four times longer before each further one."""
+PROGRESS_CALLBACK_INTERVAL_S = 1.0
+"""Shortest time between two progress callbacks, where these are on."""
+GENERATION_PROGRESS = 99.0
+"""Progress (percent) when generation is complete; 100 comes with the commit."""
 
 _log = log.get(__name__)
 
 
 class FenceLost(Exception):
-    """Somebody else has this job now: whatever this attempt still does must change nothing."""
+    """Another worker has this job, or it has ended: this attempt must change nothing any more."""
 
 
 class LeasedRun:
-    """One attempt. As a context manager it keeps the lease alive from a thread of its own.
+    """One attempt; implements `Run`. As a context manager it renews the lease from a thread of its own.
 
-    The deadline starts with the first step, so that loading a model does not count. A ledger that is
-    away for a while does not stop the work: the commit decides. `on_told` is called after a progress
-    callback was written down; without it none is. `previews`: whether followers see unfinished pictures.
+    The time limit starts with the first step, so that loading a model does not count. A ledger that is away
+    for a while does not stop the work: the commit decides. `on_progress_event` is called after a progress
+    callback was recorded; without it none is. `previews`: whether previews are rendered for followers.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class LeasedRun:
         *,
         lease_s: float,
         limit_s: float,
-        on_told: Callable[[], None] | None = None,
+        on_progress_event: Callable[[], None] | None = None,
         previews: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -56,12 +56,12 @@ class LeasedRun:
         self._limit_s = limit_s
         self._clock = clock
         self._sleep = sleep
-        self._on_told = on_told
-        self._tell_at = clock() + TELL_EVERY_S
+        self._on_progress_event = on_progress_event
+        self._next_progress_at = clock() + PROGRESS_CALLBACK_INTERVAL_S
         self._previews = Previews(claim.job_id, clock=clock) if previews else None
         self._deadline: float | None = None
-        self._lost = threading.Event()
-        self._over = threading.Event()
+        self._fence_lost = threading.Event()
+        self._closed = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name=f"lease-{claim.job_id}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -71,49 +71,48 @@ class LeasedRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._closed.set()
         if self._previews is not None:
             self._previews.close()
 
     @property
-    def wording(self) -> dict[str, Any] | None:
-        """What was found for the job's prompt before this attempt began."""
-        return self._claim.record.enhancement_result
+    def enhancement_result(self) -> dict[str, Any] | None:
+        """The document that `enhancement.enhance` returned for this job; None where none was recorded."""
+        return self._claim.record.wording
 
     def step(self, done: int, total: int) -> None:
         """Report a finished step. Raises `Cancelled`, `JobTimeout` or `FenceLost`."""
         now = self._clock()
         if self._deadline is None:
             self._deadline = now + self._limit_s
-        telling = self._on_told is not None and now >= self._tell_at and 0 < done < total
-        heard = self._hear(progress=RUNNING_SHARE * done / total if total else None, tell=telling)
-        if telling and heard and self._on_told is not None:
-            self._tell_at = now + TELL_EVERY_S
-            self._on_told()
+        add_event = self._on_progress_event is not None and now >= self._next_progress_at and 0 < done < total
+        reached = self._report(progress=_progress(done, total), add_event=add_event)
+        if add_event and reached and self._on_progress_event is not None:
+            self._next_progress_at = now + PROGRESS_CALLBACK_INTERVAL_S
+            self._on_progress_event()
         if now > self._deadline:
-            raise self._late()
+            raise self._timeout()
 
-    def say(self, text: str, done: int, total: int) -> bool:
-        """Stream a piece of text, which may be empty, and report progress. False when the ledger is away:
-        say it again. Raises what `step` raises."""
+    def stream_text(self, text: str, tokens: int, max_tokens: int) -> bool:
+        """Append text, which may be empty, to the job's stream, and report progress. Returns False when the
+        ledger could not be reached: the text must be sent again. Raises what `step` raises."""
         now = self._clock()
-        progress = RUNNING_SHARE * done / total if total else None
-        heard = self._hear(progress=progress, text=text, tokens=done)
+        reached = self._report(progress=_progress(tokens, max_tokens), text=text, tokens=tokens)
         if self._deadline is not None and now > self._deadline:
-            raise self._late()
-        return heard
+            raise self._timeout()
+        return reached
 
-    def preview(self, take: Callable[[], PreviewRenderer]) -> None:
-        """Have what `take` copies drawn on a thread of its own, at most twice a second; followers of the job
-        get it with the next word to the ledger. Raises nothing: a job does not fail for it."""
+    def preview(self, snapshot: Snapshot) -> None:
+        """Render a preview of the snapshot on another thread, at most twice a second. It is sent to followers
+        with the next report to the ledger. Raises nothing."""
         if self._previews is not None:
-            self._previews.offer(take)
+            self._previews.offer(snapshot)
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
-        """Store one file. The fence is checked before every try; raises what `step` raises, or
-        `StorageError` after the last try."""
+        """Store one file. The fence is checked before every try. Raises what `step` raises, or `StorageError`
+        after the last try."""
         for attempt in range(1, StorageError.attempts + 1):
-            self._hear()
+            self._report()
             try:
                 store.put(key, data, content_type=content_type)
                 return
@@ -121,38 +120,44 @@ class LeasedRun:
                 if attempt == StorageError.attempts:
                     raise
                 _log.warning("put_failed", job_id=self._claim.job_id, error=error.message)
-                self._sleep(PUT_PAUSE_S * 4 ** (attempt - 1))
+                self._sleep(PUT_BACKOFF_S * 4 ** (attempt - 1))
 
-    def _late(self) -> JobTimeout:
+    def _timeout(self) -> JobTimeout:
         return JobTimeout(f"the job took longer than its time limit of {self._limit_s:g} seconds")
 
-    def _hear(
-        self, progress: float | None = None, *, tell: bool = False, text: str = "", tokens: int = 0
+    def _report(
+        self, progress: float | None = None, *, add_event: bool = False, text: str = "", tokens: int = 0
     ) -> bool:
-        """Whether the ledger has heard; raises what it says."""
+        """Send progress, text and previews to the ledger. Returns whether it was reached. Raises `Cancelled`
+        or `FenceLost` as the ledger answers."""
         verdict = None
         items: list[tuple[Literal["preview", "token"], dict[str, Any]]] = []
         if self._previews is not None:
-            items += self._previews.drawn()
+            items += self._previews.collect()
         if text:
             items.append(("token", {"text": text, "tokens": tokens}))
         try:
-            verdict = self._ledger.step(self._claim, progress=progress, items=items, add_event=tell)
+            verdict = self._ledger.step(self._claim, progress=progress, items=items, tell=add_event)
         except WorkerUnavailable:
             _log.warning("ledger_away", job_id=self._claim.job_id)
-        if verdict is Verdict.LOST or self._lost.is_set():
+        if verdict is Verdict.LOST or self._fence_lost.is_set():
             raise FenceLost(self._claim.job_id)
         if verdict is Verdict.CANCEL:
             raise Cancelled("the job was cancelled")
         return verdict is not None
 
     def _renew(self) -> None:
-        while not self._over.wait(self._lease_s / 3):
+        while not self._closed.wait(self._lease_s / 3):
             try:
                 if not self._ledger.renew(self._claim, lease_s=self._lease_s):
-                    self._lost.set()
+                    self._fence_lost.set()
                     return
             except WorkerUnavailable:
                 _log.warning("lease_not_renewed", job_id=self._claim.job_id)
             except Exception:  # noqa: BLE001  a thread that ends here would give a healthy attempt away
                 _log.exception("lease_not_renewed", job_id=self._claim.job_id)
+
+
+def _progress(done: int, total: int) -> float | None:
+    """Progress of the job in percent while it generates; None where the total is unknown."""
+    return GENERATION_PROGRESS * done / total if total else None

@@ -1,16 +1,16 @@
-"""What a workflow may use. Each seam is a protocol; wiring decides what stands behind it."""
+"""What a workflow depends on, each as a protocol; `wiring` supplies the implementations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from PIL.Image import Image
 
+from ourvidz import __version__
 from ourvidz.jobs.job import BaseJob
 from ourvidz.media.provenance import DigitalSourceType
-from ourvidz.pipelines.base import ImagePipeline, PreviewRenderer, TextPipeline, VideoPipeline
+from ourvidz.pipelines.base import GenerationResult, ImagePipeline, Snapshot, TextPipeline, VideoPipeline
 from ourvidz.safety.gate import Gate
 from ourvidz.storage.store import Store
 
@@ -19,80 +19,79 @@ class Run(Protocol):
     """The running attempt, as a workflow sees it."""
 
     @property
-    def wording(self) -> dict[str, Any] | None:
-        """What was found for the job's prompt before this attempt began: see `enhancement.wording`."""
+    def enhancement_result(self) -> dict[str, Any] | None:
+        """The document that `enhancement.enhance` returned for this job; None where none was recorded."""
 
     def step(self, done: int, total: int) -> None:
         """Report a finished step. Raises `Cancelled`, `JobTimeout`, or stops an attempt whose fence is
         lost."""
 
-    def preview(self, take: Callable[[], PreviewRenderer]) -> None:
-        """Show followers of the job what `take` copies of the unfinished work, if it is time for one. Drawn
-        elsewhere: costs the job no more than the copy. Raises nothing."""
+    def preview(self, snapshot: Snapshot) -> None:
+        """Offer a snapshot of the latents for a preview, which is rendered on another thread if one is due.
+        Raises nothing."""
 
-    def say(self, text: str, done: int, total: int) -> bool:
-        """Stream a piece of text, which may be empty, and report progress. False when nobody could be told:
-        say it again. Raises what `step` raises."""
+    def stream_text(self, text: str, tokens: int, max_tokens: int) -> bool:
+        """Append text, which may be empty, to the job's stream, and report progress. Returns False when it
+        could not be appended and must be sent again. Raises what `step` raises."""
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
-        """Store one file of this attempt: checks the fence first, retries storage failures."""
+        """Store one file of this attempt, with retries. The fence is checked first."""
 
 
 class Models(Protocol):
-    """The warm pipelines of this worker."""
+    """The loaded pipelines of a worker."""
 
     def warm(self) -> None:
-        """Load what this worker serves. `ModelLoadError` says what is wrong."""
+        """Load all models of this worker. Raises `ModelLoadError`."""
 
     def images(self) -> ImagePipeline:
-        """The pipeline for SDXL jobs, loaded."""
+        """Return the loaded pipeline for SDXL jobs."""
 
     def videos(self) -> VideoPipeline:
-        """The pipeline for Wan jobs, loaded."""
+        """Return the loaded pipeline for Wan jobs."""
 
     def texts(self, model: str) -> TextPipeline:
-        """The language model of a text job, `qwen_instruct` or `qwen_base`, loaded."""
+        """Return the loaded language model of that name: `qwen_instruct` or `qwen_base`."""
 
     def reload(self) -> None:
-        """Drop everything and load it again, once, after a failed load."""
+        """Unload all models and load them again."""
 
     def flush(self) -> None:
-        """Give memory that is kept for later, and that nothing refers to, back to the device."""
+        """Free cached device memory that no model uses."""
 
     def info(self) -> dict[str, Any]:
-        """What is loaded, where, and the memory it takes (MiB)."""
+        """Return what is loaded, by name: device, memory (MiB), and what else the pipelines report."""
 
     def memory(self) -> dict[str, Any]:
-        """`vram_used`, `vram_total` (MiB), `vram_utilization` (0 to 1), `vram_used_gb`, `vram_total_gb`
-        (GiB);
-        zeros where there is no GPU."""
+        """Return `vram_used`, `vram_total` (MiB), `vram_utilization` (0 to 1), `vram_used_gb`,
+        `vram_total_gb` (GiB); zeros where there is no GPU."""
 
 
 class References(Protocol):
-    """The pictures that jobs refer to."""
+    """The reference images of jobs."""
 
     def resolve(self, reference: str, *, user_id: str | None) -> Image:
-        """What a job of `user_id` refers to, as an upright RGB picture. Raises `ReferenceForbidden` for
-        somebody else's storage path, `ReferenceFrameError` when there is no picture to be had."""
+        """Return the upright RGB image that a job of `user_id` refers to. Raises `ReferenceForbidden` for
+        another user's storage path, `ReferenceFrameError` when the image cannot be fetched or decoded."""
 
 
 class Signer(Protocol):
-    """Who vouches for what is made here."""
+    """Signs files with C2PA manifests."""
 
     def sign(self, data: bytes, mime: str, source: DigitalSourceType) -> bytes:
-        """The file with a signed C2PA manifest inside. `InternalError` when it cannot be signed."""
+        """Return the file with a signed manifest inside. Raises `InternalError` when it cannot be signed."""
 
 
 class Moderation(Protocol):
-    """An operator's own judge of texts, for the jobs that ask for it (`sfw_mode`)."""
+    """The operator's moderation service, for jobs with `sfw_mode`."""
 
     def judge(self, text: str) -> None:
-        """Raise `PolicyViolation` for a text that may not pass."""
+        """Raise `PolicyViolation` for a text that is refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything a workflow is given besides the job and its run."""
+    """Everything that a workflow uses besides the job and its run."""
 
     models: Models
     store: Store
@@ -101,8 +100,17 @@ class Services:
     signer: Signer | None = None
     """None where no certificate is configured."""
     moderation: Moderation | None = None
-    """None where none is configured."""
+    """None where no service is configured."""
 
     def check(self, job: BaseJob) -> None:
-        """The safety gate's second look, in the worker. Raises `PolicyViolation`."""
+        """Check a job's texts in the worker, after the check at submission. Raises `PolicyViolation`."""
         self.gate.judge(job)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the job metadata of this worker: its GPU memory and its version."""
+        return self.models.memory() | {"worker_version": __version__}
+
+    def result_metadata(self, result: GenerationResult) -> dict[str, Any]:
+        """Return the job metadata of a finished generation: what the pipeline reports, the seconds it took,
+        and the worker's."""
+        return result.metadata | self.metadata() | {"generation_time": round(result.seconds, 3)}

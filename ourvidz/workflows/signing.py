@@ -1,4 +1,4 @@
-"""Signing what a job made, where a certificate is configured."""
+"""Signing of a job's files with C2PA manifests, where a certificate is configured."""
 
 from __future__ import annotations
 
@@ -14,42 +14,48 @@ _log = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class File:
-    """A file as it will be stored. `signed` is None where nothing was to sign it."""
+class AssetFile:
+    """A file as it will be stored. `signed` is None where no certificate is configured."""
 
     data: bytes
     signed: bool | None = None
 
 
-class Credentials:
-    """Signs the files of one job, all of one source. What cannot be signed stays as it is: it is paid for.
+class AssetSigner:
+    """Signs the files of one job, all of one source type. A file that cannot be signed is stored unsigned.
 
-    After a failure the job's other files are not tried, those aside that are being signed by then: an
-    authority that does not answer takes half a minute for each of them, while the GPU waits.
+    After a failure the job's other files are not tried, except those being signed by other threads: a time
+    stamp authority that does not answer costs half a minute for each file, while the GPU waits.
     """
 
     def __init__(self, signer: Signer | None, source: DigitalSourceType, *, job_id: str) -> None:
         self.source = source
         self._signer = signer
         self._job_id = job_id
-        self._broken = False
+        self._failed = False
 
-    def on(self, data: bytes, mime: str) -> File:
-        """The file, signed if that can be done."""
+    def sign(self, data: bytes, mime: str) -> AssetFile:
+        """Return the file with a manifest if it can be signed, else as it is."""
         if self._signer is None:
-            return File(data)
-        if self._broken:
-            return File(data, signed=False)
+            return AssetFile(data)
+        if self._failed:
+            return AssetFile(data, signed=False)
         try:
-            return File(self._signer.sign(data, mime, self.source), signed=True)
+            return AssetFile(self._signer.sign(data, mime, self.source), signed=True)
         except InternalError as error:
-            self._broken = True
+            self._failed = True
             _log.error("signing_failed", job_id=self._job_id, mime=mime, reason=error.message)
-            return File(data, signed=False)
+            return AssetFile(data, signed=False)
 
 
-def told(*files: File) -> dict[str, Any]:
-    """What an asset's metadata says of its files' signatures; nothing where nothing was to sign them."""
+def source_type(has_reference: bool) -> DigitalSourceType:
+    """Return the IPTC source type: made by a model alone, or composed with a reference."""
+    return "compositeWithTrainedAlgorithmicMedia" if has_reference else "trainedAlgorithmicMedia"
+
+
+def signature_metadata(*files: AssetFile) -> dict[str, Any]:
+    """Return the asset metadata about the signatures of its files; empty where no certificate is
+    configured."""
     if any(file.signed is False for file in files):
         return {"c2pa": False, "c2pa_error": InternalError.code}
     return {"c2pa": True} if any(file.signed for file in files) else {}

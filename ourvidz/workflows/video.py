@@ -1,77 +1,61 @@
-"""The story of a Wan job: a clip, or one picture."""
+"""The workflow of Wan jobs: a clip, or a single image."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from ourvidz import __version__
 from ourvidz.errors import ReferenceFrameError
 from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.jobs.videos import NEEDS
-from ourvidz.media.provenance import DigitalSourceType
 from ourvidz.pipelines.base import GeneratedVideo, ReferenceImages
-from ourvidz.workflows.clips import keep_clip
-from ourvidz.workflows.enhancement import wording
+from ourvidz.workflows.assets import upload_video
+from ourvidz.workflows.enhancement import resolve_prompt
 from ourvidz.workflows.services import Run, Services
-from ourvidz.workflows.signing import Credentials
+from ourvidz.workflows.signing import AssetSigner, source_type
 
 
-def generate_video(job: VideoJob, run: Run, use: Services) -> Outcome:
-    """Look at the job once more, word its prompt, fetch its references, generate its clip, and store it."""
-    use.check(job)
-    words = wording(job, run)
-    job = job.model_copy(update={"prompt": words.prompt})
-    references = _references(job, use)
+def generate_video(job: VideoJob, run: Run, services: Services) -> Outcome:
+    """Check the texts, take the enhanced prompt, resolve the references, generate the clip and store it.
+
+    References that cannot be used are reported in the metadata, and the clip is generated from the prompt
+    alone. Raises `ReferenceForbidden` for another user's reference.
+    """
+    services.check(job)
+    resolved = resolve_prompt(job, run)
+    job = job.model_copy(update={"prompt": resolved.prompt})
+    references = _resolve_references(job, services)
     if isinstance(references, ReferenceFrameError):
-        clip = _without_references(job, references, run, use)
+        result = _generate_without_references(job, references, run, services)
     else:
-        clip = use.models.videos().generate(
+        result = services.models.videos().generate(
             job, references=references, on_step=run.step, on_preview=run.preview
         )
-    assets = keep_clip(clip, job, run, use.store, Credentials(use.signer, _source(clip), job_id=job.id))
+    has_reference = result.metadata.get("reference_backend") is not None
+    signer = AssetSigner(services.signer, source_type(has_reference), job_id=job.id)
     return Outcome(
         status="completed",
-        assets=assets,
-        metadata=_findings(clip, use) | words.told,
-        enhanced_prompt=words.enhanced_prompt,
+        assets=upload_video(result, job, run, services.store, signer),
+        metadata=services.result_metadata(result) | resolved.metadata,
+        enhanced_prompt=resolved.enhanced_prompt,
     )
 
 
-def _references(job: VideoJob, use: Services) -> ReferenceImages | ReferenceFrameError:
-    """The pictures the job's mode needs, or why one of them cannot be used.
-
-    `ReferenceForbidden` when one belongs to somebody else: that job fails.
-    """
-    wanted = {name: getattr(job, f"{name}_reference") for name in NEEDS[job.reference_mode]}
+def _resolve_references(job: VideoJob, services: Services) -> ReferenceImages | ReferenceFrameError:
+    """Resolve the references that the job's mode needs. Returns the error when one cannot be used."""
     try:
-        found = {
-            name: use.references.resolve(written, user_id=job.user_id) for name, written in wanted.items()
+        images = {
+            name: services.references.resolve(getattr(job, f"{name}_reference"), user_id=job.user_id)
+            for name in NEEDS[job.reference_mode]
         }
-    except ReferenceFrameError as unusable:
-        return unusable
-    return ReferenceImages(**found)
+    except ReferenceFrameError as error:
+        return error
+    return ReferenceImages(**images)
 
 
-def _without_references(job: VideoJob, why: ReferenceFrameError, run: Run, use: Services) -> GeneratedVideo:
-    """What the prompt alone makes, with the reason."""
-    plain = job.model_copy(update={"reference_mode": "none"})
-    clip = use.models.videos().generate(plain, on_step=run.step, on_preview=run.preview)
+def _generate_without_references(
+    job: VideoJob, error: ReferenceFrameError, run: Run, services: Services
+) -> GeneratedVideo:
+    """Generate from the prompt alone; the metadata says that the references were not used, and why."""
+    text_only = job.model_copy(update={"reference_mode": "none"})
+    result = services.models.videos().generate(text_only, on_step=run.step, on_preview=run.preview)
     pipeline = "text_to_image" if job.frames == 1 else "text_to_video"
-    return clip.without_reference(why, denoise_strength=job.denoise_strength, pipeline=pipeline)
-
-
-def _source(clip: GeneratedVideo) -> DigitalSourceType:
-    """Made by the model alone, or from somebody's picture."""
-    steered = clip.metadata.get("reference_backend") is not None
-    return "compositeWithTrainedAlgorithmicMedia" if steered else "trainedAlgorithmicMedia"
-
-
-def _findings(clip: GeneratedVideo, use: Services) -> dict[str, Any]:
-    """What the worker found out about the job."""
-    return {
-        **clip.metadata,
-        **use.models.memory(),
-        "generation_time": round(clip.seconds, 3),
-        "worker_version": __version__,
-    }
+    return result.without_reference(error, denoise_strength=job.denoise_strength, pipeline=pipeline)

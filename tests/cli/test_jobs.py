@@ -28,8 +28,8 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def at(tmp_path: Path, make_ledger: Callable[..., Any]) -> Iterator[control.Control]:
-    """A control half; messages go to a broker in this process."""
+def at(tmp_path: Path, make_ledger: Callable[..., Any]) -> Iterator[control.ControlPlane]:
+    """A control plane; messages go to a broker in this process."""
     before = celery.conf.broker_url
     celery.conf.broker_url = "memory://"
     celery._after_fork()
@@ -42,7 +42,7 @@ def at(tmp_path: Path, make_ledger: Callable[..., Any]) -> Iterator[control.Cont
 
 
 @pytest.fixture
-def url(at: control.Control) -> Iterator[str]:
+def url(at: control.ControlPlane) -> Iterator[str]:
     """A running shim."""
     with socket.create_server(("127.0.0.1", 0)) as bound:
         config = uvicorn.Config(create_app(at), log_config=None, timeout_graceful_shutdown=1)
@@ -65,13 +65,13 @@ def run(url: str) -> Run:
     return invoke
 
 
-def claimed(at: control.Control, job_id: str = "job-1") -> Claim:
+def claimed(at: control.ControlPlane, job_id: str = "job-1") -> Claim:
     claim = at.ledger.claim(job_id, 1, worker_id="sdxl@test", lease_s=60, token=job_id)
     assert claim is not None
     return claim
 
 
-def end(at: control.Control, outcome: Outcome) -> None:
+def end(at: control.ControlPlane, outcome: Outcome) -> None:
     claim = claimed(at)
     at.ledger.step(claim, progress=40.0, items=[("progress", {"progress": 40.0})])
     assert at.ledger.end("job-1", run=1, fence=claim.fence, outcome=outcome)
@@ -83,7 +83,7 @@ COMPLETED = Outcome(
 FAILED = Outcome.failure(WorkerLost("the worker went away"))
 
 
-def test_the_options_make_the_payload_that_they_say(run: Run, at: control.Control) -> None:
+def test_the_options_make_the_payload_that_they_say(run: Run, at: control.ControlPlane) -> None:
     """What a person types is what the worker gets."""
     result = run(
         "submit", "--prompt", "a red circle", "--id", "job-1", "--steps", "9", "--size", "96x64",
@@ -133,7 +133,7 @@ def test_a_wrong_key_and_a_shim_that_is_away_are_one_line_each(run: Run) -> None
     assert "nothing answers at http://127.0.0.1:9" in away.stderr
 
 
-def test_watching_ends_with_the_job_and_its_pictures(run: Run, at: control.Control) -> None:
+def test_watching_ends_with_the_job_and_its_pictures(run: Run, at: control.ControlPlane) -> None:
     """Exit status 0 means: the picture is there."""
     run("submit", "--prompt", "a hill", "--id", "job-1")
     end(at, COMPLETED)
@@ -143,7 +143,7 @@ def test_watching_ends_with_the_job_and_its_pictures(run: Run, at: control.Contr
     assert ASSET in result.stdout
 
 
-def test_watching_sees_what_happens_while_it_happens(run: Run, at: control.Control) -> None:
+def test_watching_sees_what_happens_while_it_happens(run: Run, at: control.ControlPlane) -> None:
     """The bar moves with the job, not after it."""
     run("submit", "--prompt", "a hill", "--id", "job-1")
     worker = threading.Timer(0.3, end, (at, COMPLETED))
@@ -160,7 +160,7 @@ TEXT = "Tides are moving water."
 
 @pytest.mark.parametrize("pieces", [("Tides are ", "moving water."), ()])
 def test_watching_a_conversation_shows_its_text_once(
-    run: Run, at: control.Control, pieces: tuple[str, ...]
+    run: Run, at: control.ControlPlane, pieces: tuple[str, ...]
 ) -> None:
     """Word by word where it is streamed, at the end where nobody read along."""
     run("submit", "--prompt", "What is a tide?", "--type", "chat_conversation", "--id", "job-1")
@@ -176,7 +176,7 @@ def test_watching_a_conversation_shows_its_text_once(
     assert run("show", "job-1").stdout.count(TEXT) == 1
 
 
-def test_an_administration_job_shows_what_it_found(run: Run, at: control.Control) -> None:
+def test_an_administration_job_shows_what_it_found(run: Run, at: control.ControlPlane) -> None:
     """Not just that it found something."""
     payload = {"id": "job-1", "type": "admin_utilities", "operation": "queues"}
     run("submit", "-", input=json.dumps(payload))
@@ -185,7 +185,7 @@ def test_an_administration_job_shows_what_it_found(run: Run, at: control.Control
     assert '"depth": 3' in run("show", "job-1").stdout
 
 
-def test_a_job_that_failed_is_exit_status_one(run: Run, at: control.Control) -> None:
+def test_a_job_that_failed_is_exit_status_one(run: Run, at: control.ControlPlane) -> None:
     """Scripts branch on it, and the person reads the code."""
     run("submit", "--prompt", "a hill", "--id", "job-1")
     end(at, FAILED)
@@ -202,7 +202,7 @@ def test_a_job_that_is_not_there_is_not_waited_for(run: Run) -> None:
     assert "NOT_FOUND" in result.stderr
 
 
-def test_a_job_can_be_cancelled_retried_and_deleted(run: Run, at: control.Control) -> None:
+def test_a_job_can_be_cancelled_retried_and_deleted(run: Run, at: control.ControlPlane) -> None:
     """The verbs of the routes, one command each; what does not fit the state is a conflict."""
     run("submit", "--prompt", "a hill", "--id", "job-1")
     assert run("cancel", "job-1").exit_code == 0

@@ -22,9 +22,9 @@ PRIORITIES = (0, 3, 6, 9)
 
 @dataclass
 class Installation:
-    """The control half of a process, and a view of the broker's queues."""
+    """The control plane of a process, and a view of the broker's queues."""
 
-    app: control.Control
+    app: control.ControlPlane
     broker: redis.Redis
 
     @property

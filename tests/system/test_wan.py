@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ourvidz.media.video import probe
-from ourvidz.workflows.run import RUNNING_SHARE
+from ourvidz.workflows.run import GENERATION_PROGRESS
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -43,7 +43,7 @@ def start_long(house: Any, job_id: str, *, progress: float = 10) -> dict[str, An
 
 def steps_reported(house: Any, job_id: str) -> int:
     """How many steps of a long clip the ledger knows of."""
-    return round(house.record(job_id).progress / RUNNING_SHARE * LONG["steps"])
+    return round(house.record(job_id).progress / GENERATION_PROGRESS * LONG["steps"])
 
 
 def files_of(house: Any, job_id: str) -> dict[str, bytes]:

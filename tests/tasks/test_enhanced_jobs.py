@@ -1,4 +1,4 @@
-"""Wan jobs whose prompt is enhanced first: the chain of two messages, and what its caller hears."""
+"""Wan jobs with prompt enhancement, from payload to callback, in one process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ourvidz.errors import ModelLoadError, OutOfMemory
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.tasks import enhancement, wan
 from ourvidz.testing import Eager
-from ourvidz.workflows.enhancement import wording
+from ourvidz.workflows.enhancement import resolve_prompt
 
 JOB = {
     "id": "a",
@@ -22,21 +22,21 @@ JOB = {
     "user_id": "me",
     "config": {"steps": 1, "seed": 3},
 }
-WAN = "ourvidz.wan.generate"
-QUEUES = ("chat_queue", "wan_queue")
 
 
-class TestInOneProcess:
+class TestEnhancedJobs:
     """Eager mode, on the models that ship."""
 
-    def test_the_caller_hears_of_one_job_and_gets_the_words(self, ourvidz_eager: Eager) -> None:
-        """One `processing` and one ending for both steps; the words are the prompt's and more."""
+    def test_the_caller_gets_the_callbacks_of_one_job_and_the_enhanced_prompt(
+        self, ourvidz_eager: Eager
+    ) -> None:
+        """One `processing` and one ending for both tasks; the enhanced prompt begins with the original."""
         ourvidz_eager.submit(JOB)
         assert ourvidz_eager.callbacks.statuses("a") == ["processing", "completed"]
-        told = ourvidz_eager.callbacks.of("a")[-1].payload
-        assert told["enhancedPrompt"].startswith(JOB["prompt"])
-        assert told["enhancedPrompt"] != JOB["prompt"]
-        metadata = told["metadata"]
+        callback = ourvidz_eager.callbacks.of("a")[-1].payload
+        assert callback["enhancedPrompt"].startswith(JOB["prompt"])
+        assert callback["enhancedPrompt"] != JOB["prompt"]
+        metadata = callback["metadata"]
         assert (metadata["enhancement_strategy"], metadata["system_prompt_used"]) == ("qwen", "default")
         assert metadata["enhancement_source"] == "qwen_base"
         assert metadata["enhancement_model"].startswith("tiny-qwen")
@@ -44,67 +44,67 @@ class TestInOneProcess:
         record = ourvidz_eager.record("a")
         assert (record.attempt, record.stage, record.enhancement) == (1, None, "over")
 
-    def test_the_pipeline_is_given_the_words(
+    def test_the_enhanced_prompt_is_the_one_that_is_generated_from(
         self, ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What the callback shows as enhanced is what was generated from, in every attempt."""
+        """In every attempt."""
         used: list[str] = []
 
-        def story(job: Any, run: Any, use: Any) -> Outcome:
-            used.append(wording(job, run).prompt)
+        def workflow(job: Any, run: Any, services: Any) -> Outcome:
+            used.append(resolve_prompt(job, run).prompt)
             if len(used) == 1:
                 raise OutOfMemory("no room")
             return Outcome(status="completed")
 
-        monkeypatch.setattr(wan, "generate_video", story)
+        monkeypatch.setattr(wan, "generate_video", workflow)
         ourvidz_eager.submit(JOB)
-        found = ourvidz_eager.record("a").enhancement_result
-        assert found is not None
-        assert used == [found["prompt"]] * 2
+        result = ourvidz_eager.record("a").wording
+        assert result is not None
+        assert used == [result["prompt"]] * 2
 
-    def test_a_worker_without_the_model_costs_the_words_alone(
+    def test_a_worker_without_the_model_falls_back_to_the_original_prompt(
         self, ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The job completes with the prompt as it was sent, and says why."""
+        """The job completes, and the metadata gives the reason."""
 
-        def broken(family: str) -> Any:
+        def fail(family: str) -> Any:
             raise ModelLoadError(f"no models for {family}")
 
-        monkeypatch.setattr(enhancement, "services", broken)
+        monkeypatch.setattr(enhancement, "services", fail)
         ourvidz_eager.submit(JOB)
-        told = ourvidz_eager.callbacks.of("a")[-1].payload
-        assert (told["status"], told["enhancedPrompt"]) == ("completed", JOB["prompt"])
-        assert told["metadata"]["enhancement_strategy"] == "fallback"
-        assert "failed" in told["metadata"]["enhancement_reason"]
+        callback = ourvidz_eager.callbacks.of("a")[-1].payload
+        assert (callback["status"], callback["enhancedPrompt"]) == ("completed", JOB["prompt"])
+        assert callback["metadata"]["enhancement_strategy"] == "fallback"
+        assert "failed" in callback["metadata"]["enhancement_reason"]
 
     def test_a_job_cancelled_while_it_is_enhanced_never_runs(
         self, ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Its caller hears of the cancel and of nothing else."""
+        """Its caller gets the callback of the cancel and no other."""
         monkeypatch.setattr(enhancement.enhancement, "enhance", cancelling(enhancement.enhancement.enhance))
         ourvidz_eager.submit(JOB)
         record = ourvidz_eager.record("a")
         assert (record.status, record.attempt, record.enhancement_result) == ("cancelled", 0, None)
         assert ourvidz_eager.callbacks.statuses("a") == ["failed"]
 
-    def test_a_prompt_that_is_used_as_it_is_needs_no_chat_worker(self, ourvidz_eager: Eager) -> None:
-        """The enhanced types can be told not to."""
+    def test_enhancement_can_be_switched_off_in_the_payload(self, ourvidz_eager: Eager) -> None:
+        """For the enhanced job types too."""
         ourvidz_eager.submit(JOB | {"config": {"steps": 1, "enhance_prompt": False}})
-        told = ourvidz_eager.callbacks.of("a")[-1].payload
-        assert (told["enhancedPrompt"], told["metadata"]["enhancement_strategy"]) == (None, "none")
+        callback = ourvidz_eager.callbacks.of("a")[-1].payload
+        assert (callback["enhancedPrompt"], callback["metadata"]["enhancement_strategy"]) == (None, "none")
 
 
 def cancelling(enhance: Any) -> Any:
-    """The enhancement, with a caller who cancels just before it begins."""
+    """The enhancement of a job that is cancelled just before it begins."""
 
-    def run(job: Any, use: Any, **options: Any) -> Any:
+    def run(job: Any, open_services: Any, **options: Any) -> Any:
         dispatch.cancel(job.id)
-        return enhance(job, use, **options)
+        return enhance(job, open_services, **options)
 
     return run
 
 
-def test_the_enhancement_is_no_generation() -> None:
-    """Else the signals around tasks would claim the job for it."""
+def test_the_enhancement_is_no_generation_task() -> None:
+    """Else the signal handlers would claim the job for it."""
     assert ENHANCE_TASK not in GENERATION_TASKS
     assert app.conf.task_routes[ENHANCE_TASK] == {"queue": "chat_queue"}

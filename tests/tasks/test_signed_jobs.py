@@ -1,4 +1,4 @@
-"""Signed assets from the settings to the callback, in one process."""
+"""Signed assets, from the settings to the callback, in one process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JOB: dict[str, Any] = {
 def test_a_configured_certificate_signs_what_a_job_makes(
     tmp_path: Path, ourvidz_callbacks: CallbackRecorder, make_chain: Any
 ) -> None:
-    """Two variables are all that an operator sets. Several threads sign the pictures of a batch."""
+    """An operator sets two variables. Several threads sign the images of a batch."""
     from c2pa import Reader
 
     with eager(tmp_path, ourvidz_callbacks, **make_chain().variables(tmp_path)) as system:
@@ -33,18 +33,18 @@ def test_a_configured_certificate_signs_what_a_job_makes(
     for file in stored:
         with Reader("image/png", io.BytesIO(file)) as reader:
             assert reader.get_validation_state() == "Valid"
-            said = reader.json()
-        assert "hill" not in said, "a manifest says nothing of the prompt"
-        assert '"me"' not in said, "a manifest says nothing of the user"
+            manifest = reader.json()
+        assert "hill" not in manifest, "the prompt is in the manifest"
+        assert '"me"' not in manifest, "the user id is in the manifest"
 
 
-def test_a_certificate_that_cannot_sign_fails_the_job_before_it_is_made(
+def test_a_certificate_that_cannot_sign_fails_the_job_before_generation(
     tmp_path: Path, ourvidz_callbacks: CallbackRecorder, make_chain: Any
 ) -> None:
-    """Callers hear that the worker is not set up, and nothing of its files."""
+    """The caller sees that the worker is not set up, and no paths."""
     variables = make_chain(days=9).variables(tmp_path)
     with eager(tmp_path, ourvidz_callbacks, **variables) as system:
         system.submit(JOB)
-        told = system.callbacks.of("one")[-1].payload
-    assert told["status"] == "failed"
-    assert "OURVIDZ_C2PA" not in str(told)
+        callback = system.callbacks.of("one")[-1].payload
+    assert callback["status"] == "failed"
+    assert "OURVIDZ_C2PA" not in str(callback)

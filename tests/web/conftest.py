@@ -31,7 +31,7 @@ USER = "3f0c2a54-6f0a-4d0e-9a3b-0d3a4c1f7b11"
 class Shim:
     """A running application with its ledger and store; also acts as a worker on its jobs."""
 
-    def __init__(self, client: TestClient, services: control.Control) -> None:
+    def __init__(self, client: TestClient, services: control.ControlPlane) -> None:
         self.client = client
         self.ledger: Ledger = services.ledger
         self.store = services.store

@@ -1,4 +1,4 @@
-"""What the control half is made of."""
+"""The control plane: references and defaults, as the settings shape them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ourvidz.settings import load_settings
 from ourvidz.wiring import control
 
 
-def test_references_are_read_out_of_the_same_storage(tmp_path: Path) -> None:
+def test_references_are_read_from_the_same_storage(tmp_path: Path) -> None:
     """A result can be the next job's reference, within the limits an operator has set."""
     variables = {"OURVIDZ_STATE_DIR": tmp_path, "OURVIDZ_REFERENCE_LIMIT_PIXELS": 4096}
     built = control.build(load_settings(_env_file=None, **variables))
@@ -29,15 +29,15 @@ def test_references_are_read_out_of_the_same_storage(tmp_path: Path) -> None:
         built.references.resolve("workspace-temp/user-1/job/small.png", user_id="user-2")
 
 
-def test_a_clip_may_have_the_most_frames_at_the_native_size(tmp_path: Path) -> None:
-    """What the contract lets callers ask for passes; an operator can set less or more. The tiny checkpoint,
-    which scales down what is asked for, has the limit that is set and no other."""
+def test_the_largest_clip_is_the_most_frames_at_the_native_size(tmp_path: Path) -> None:
+    """Everything that the contract allows is accepted; an operator can set another limit. For the tiny
+    checkpoint, which scales requests down, there is only a configured limit."""
 
-    def most(**variables: str) -> int | None:
-        chosen = load_settings(_env_file=None, OURVIDZ_STATE_DIR=tmp_path, **variables)
-        return control.defaults(chosen).wan_frame_pixels
+    def limit(**variables: str) -> int | None:
+        settings = load_settings(_env_file=None, OURVIDZ_STATE_DIR=tmp_path, **variables)
+        return control.defaults(settings).wan_frame_pixels
 
-    assert most() is None
-    assert most(OURVIDZ_WAN_MAX_FRAME_PIXELS="5") == 5
-    assert most(OURVIDZ_WAN_MODEL="/w") == 161 * 480 * 832
-    assert most(OURVIDZ_WAN_MODEL="/w", OURVIDZ_WAN_MAX_FRAME_PIXELS="5000000") == 5_000_000
+    assert limit() is None
+    assert limit(OURVIDZ_WAN_MAX_FRAME_PIXELS="5") == 5
+    assert limit(OURVIDZ_WAN_MODEL="/w") == 161 * 480 * 832
+    assert limit(OURVIDZ_WAN_MODEL="/w", OURVIDZ_WAN_MAX_FRAME_PIXELS="5000000") == 5_000_000

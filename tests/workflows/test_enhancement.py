@@ -1,3 +1,5 @@
+"""The workflow of prompt enhancement, and its lease."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -8,54 +10,49 @@ import pytest
 
 from ourvidz.errors import Cancelled, InvalidParameters, ModelLoadError, OutOfMemory, PolicyViolation
 from ourvidz.jobs.job import ChatJob, VideoJob
-from ourvidz.ledger.record import Enhancement
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import BatchDecoder, TextDelta, TextPipeline
 from ourvidz.pipelines.texts.checkpoint import find_qwen
 from ourvidz.pipelines.texts.qwen import QwenPipeline
-from ourvidz.safety.gate import Gate, Terms
 from ourvidz.settings import Settings
-from ourvidz.workflows.enhancement import REFUSED, enhance, wording
-from ourvidz.workflows.enhancing import LeasedEnhancement
+from ourvidz.workflows.enhancement import (
+    EMPTY,
+    FAILED,
+    NOT_STARTED,
+    REFUSED,
+    TIMED_OUT,
+    EnhancementLease,
+    ResolvedPrompt,
+    enhance,
+    resolve_prompt,
+)
 from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Services
+from tests import factories
+from tests.factories import STAND_IN_GATE, RecordingRun
 
-GATE = Gate(Terms(minor=frozenset({"quokka"}), sexual=frozenset({"marmalade"})))
-"""Neutral stand-ins; only both together are refused."""
-SYSTEM = Settings.model_fields["enhance_system_prompt"].default
+SYSTEM_PROMPT = Settings.model_fields["enhance_system_prompt"].default
 
 
-def job(**changed: Any) -> VideoJob:
-    fields: dict[str, Any] = {
-        "id": "job-1",
-        "type": "video7b_fast_enhanced",
-        "user_id": "user-1",
-        "expected_time": 180,
-        "prompt": "a kite over dunes",
-        "steps": 2,
-        "guidance_scale": 6.5,
-        "width": 32,
-        "height": 48,
-        "frames": 5,
-        "seed": 100,
-        "enhance_prompt": True,
-    }
-    return VideoJob(**(fields | changed))
+def job(**changes: Any) -> VideoJob:
+    """A Wan job whose prompt is to be enhanced."""
+    fields = {"type": "video7b_fast_enhanced", "prompt": "a kite over dunes", "enhance_prompt": True}
+    return factories.video_job(**{"seed": 100, **fields, **changes})
 
 
 @dataclass
-class Script:
-    """A language model that says what it is told to, a piece a step; implements `TextPipeline`."""
+class ScriptedPipeline:
+    """A `TextPipeline` and its decoder that return the given deltas, one a step, and raise given errors."""
 
-    pieces: list[TextDelta | Exception]
-    asked: list[ChatJob] = field(default_factory=list)
-    inside: set[str] = field(default_factory=set)
+    deltas: list[TextDelta | Exception]
+    jobs: list[ChatJob] = field(default_factory=list)
+    decoding: set[str] = field(default_factory=set)
 
     def load(self) -> None:
-        """Always loaded."""
+        """Do nothing."""
 
     def unload(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing."""
 
     def info(self) -> dict[str, Any]:
         return {"name": "script"}
@@ -64,48 +61,46 @@ class Script:
         return self
 
     def add(self, key: str, job: ChatJob) -> int:
-        self.asked.append(job)
-        self.inside.add(key)
+        self.jobs.append(job)
+        self.decoding.add(key)
         return 1
 
     def step(self) -> list[TextDelta]:
-        piece = self.pieces.pop(0)
-        if isinstance(piece, Exception):
-            raise piece
-        return [piece]
+        delta = self.deltas.pop(0)
+        if isinstance(delta, Exception):
+            raise delta
+        return [delta]
 
     def remove(self, key: str) -> None:
-        self.inside.discard(key)
+        self.decoding.discard(key)
 
 
-def says(*texts: str) -> Script:
-    """A model that says these pieces and then ends."""
+def scripted(*texts: str) -> ScriptedPipeline:
+    """A pipeline whose answer is these pieces."""
     last = len(texts) - 1
-    return Script(
-        [TextDelta("job-1", text, at + 1, "stop" if at == last else None) for at, text in enumerate(texts)]
+    return ScriptedPipeline(
+        [TextDelta("job-1", text, n + 1, "stop" if n == last else None) for n, text in enumerate(texts)]
     )
 
 
 @dataclass
 class OneModel:
-    """The models of a chat worker that has just this one."""
+    """The models of a chat worker with one language model."""
 
     pipeline: TextPipeline
-    opened: list[str] = field(default_factory=list)
 
     def texts(self, model: str) -> TextPipeline:
-        self.opened.append(model)
         return self.pipeline
 
 
 def services(pipeline: TextPipeline) -> Services:
-    return Services(models=OneModel(pipeline), store=None, gate=GATE, references=None)  # type: ignore[arg-type]
+    return Services(models=OneModel(pipeline), store=None, gate=STAND_IN_GATE, references=None)  # type: ignore[arg-type]
 
 
-def words(pipeline: TextPipeline, given: VideoJob | None = None, **options: Any) -> dict[str, Any]:
-    """The document of an enhancement that hears nothing and has a minute."""
-    chosen = {"system_prompt": SYSTEM, "hear": lambda: None, "limit_s": 60.0} | options
-    return enhance(given or job(), lambda: services(pipeline), **chosen)
+def run(pipeline: TextPipeline, requested: VideoJob | None = None, **options: Any) -> dict[str, Any]:
+    """Run an enhancement within a minute, under a lease that holds; return its document."""
+    defaults = {"system_prompt": SYSTEM_PROMPT, "check_lease": lambda: None, "limit_s": 60.0}
+    return enhance(requested or job(), lambda: services(pipeline), **(defaults | options))
 
 
 def ticking(seconds: Iterable[float]) -> Callable[[], float]:
@@ -113,97 +108,109 @@ def ticking(seconds: Iterable[float]) -> Callable[[], float]:
     return lambda: next(times)
 
 
-@dataclass
-class Brought:
-    """A run that brings what was found."""
-
-    wording: dict[str, Any] | None
-
-
-class TestWording:
-    def test_a_job_that_wants_no_enhancement_is_told_nothing_about_it(self) -> None:
+class TestResolvePrompt:
+    def test_a_job_without_enhancement_has_no_metadata_about_it(self) -> None:
         """`enhancedPrompt` stays null, whatever the type is called."""
-        said = wording(job(enhance_prompt=False), Brought({"prompt": "other words"}))
-        assert (said.prompt, said.enhanced_prompt, said.told) == ("a kite over dunes", None, {})
-
-    def test_what_was_found_is_used_and_told(self) -> None:
-        """The pipeline gets the model's words, the caller learns whose they are."""
-        said = wording(job(), Brought(words(says(" a kite over dunes, soft light"))))
-        assert said.prompt == said.enhanced_prompt == "a kite over dunes, soft light"
-        assert said.told["enhancement_strategy"] == "qwen"
-        assert (said.told["enhancement_source"], said.told["enhancement_model"]) == ("qwen_base", "script")
-        assert said.told["system_prompt_used"] == "default"
-        assert said.told["enhancement_time"] >= 0
-
-    @pytest.mark.parametrize("found", [None, {"reason": "too late"}])
-    def test_without_any_the_prompt_is_used_as_it_is_and_that_is_said(
-        self, found: dict[str, Any] | None
-    ) -> None:
-        """The job goes on; its caller learns that the words are its own and no system prompt was read."""
-        said = wording(job(system_prompt="be brief"), Brought(found))
-        assert said.prompt == said.enhanced_prompt == "a kite over dunes"
-        assert said.told["enhancement_strategy"] == "fallback"
-        assert said.told["enhancement_reason"] == (
-            "too late" if found else "The prompt was not enhanced before its job began: it was used as it is."
+        resolved = resolve_prompt(
+            job(enhance_prompt=False), RecordingRun(enhancement_result={"prompt": "another prompt"})
         )
-        assert (said.told["enhancement_source"], said.told["system_prompt_used"]) == (None, "none")
+        assert resolved == ResolvedPrompt("a kite over dunes")
+
+    def test_an_enhanced_prompt_is_used_and_reported(self) -> None:
+        """The pipeline gets the enhanced prompt, and the callback names the model."""
+        result = run(scripted(" a kite over dunes, soft light"))
+        resolved = resolve_prompt(job(), RecordingRun(enhancement_result=result))
+        assert resolved.prompt == resolved.enhanced_prompt == "a kite over dunes, soft light"
+        assert resolved.metadata.pop("enhancement_time") >= 0
+        assert resolved.metadata == {
+            "enhancement_strategy": "qwen",
+            "enhancement_source": "qwen_base",
+            "enhancement_model": "script",
+            "system_prompt_used": "default",
+        }
+
+    def test_a_document_of_an_older_release_names_the_checkpoint_as_source(self) -> None:
+        """Workers are updated one after the other."""
+        result = {"prompt": "a kite", "source": "qwen-3b", "seconds": 1.5, "system_prompt": "custom"}
+        metadata = resolve_prompt(job(), RecordingRun(enhancement_result=result)).metadata
+        assert (metadata["enhancement_source"], metadata["enhancement_model"]) == ("qwen_base", "qwen-3b")
+
+    @pytest.mark.parametrize("result", [None, {"reason": "too late"}])
+    def test_without_an_enhanced_prompt_the_original_is_used(self, result: dict[str, Any] | None) -> None:
+        """The metadata gives the reason, and says that no system prompt was used."""
+        run = RecordingRun(enhancement_result=result)
+        resolved = resolve_prompt(job(system_prompt="be brief"), run)
+        assert resolved.prompt == resolved.enhanced_prompt == "a kite over dunes"
+        assert resolved.metadata == {
+            "enhancement_strategy": "fallback",
+            "enhancement_reason": "too late" if result else NOT_STARTED,
+            "enhancement_source": None,
+            "system_prompt_used": "none",
+        }
 
 
-class TestAsking:
-    def test_the_base_model_is_asked_to_go_on(self) -> None:
-        """As the contract has it: 512 tokens, temperature 0.7, the job's own seed, no conversation."""
-        model = says(" x")
-        words(model, job(system_prompt="Say more.", prompt="a kite\nover dunes"))
-        (asked,) = model.asked
-        (message,) = asked.messages
+class TestDecoding:
+    def test_the_base_model_continues_the_template(self) -> None:
+        """As the contract says: 512 tokens, temperature 0.7, the job's own seed, no conversation."""
+        pipeline = scripted(" x")
+        run(pipeline, job(system_prompt="Say more.", prompt="a kite\nover dunes"))
+        (text_job,) = pipeline.jobs
+        (message,) = text_job.messages
         assert message.content == "Say more.\n\nPrompt: a kite over dunes\nEnriched:"
-        assert (asked.model, asked.max_tokens, asked.temperature, asked.seed) == ("qwen_base", 512, 0.7, 100)
+        assert (text_job.model, text_job.max_tokens) == ("qwen_base", 512)
+        assert (text_job.temperature, text_job.seed) == (0.7, 100)
 
     def test_a_caller_may_choose_length_and_temperature(self) -> None:
-        """A bolder model, or a shorter one."""
-        model = says(" x")
-        words(model, job(enhance_tokens=64, enhance_temperature=0.0))
-        assert (model.asked[0].max_tokens, model.asked[0].temperature) == (64, 0.0)
+        """With `config.enhance_tokens` and `config.enhance_temperature`."""
+        pipeline = scripted(" x")
+        run(pipeline, job(enhance_tokens=64, enhance_temperature=0.0))
+        assert (pipeline.jobs[0].max_tokens, pipeline.jobs[0].temperature) == (64, 0.0)
 
-    def test_without_a_system_prompt_the_operators_stands_above_it(self) -> None:
-        """And the callback tells which it was."""
-        model = says(" x")
-        assert words(model)["system_prompt"] == "default"
-        assert model.asked[0].messages[0].content.startswith(f"{SYSTEM}\n\nPrompt: ")
-        assert words(says(" x"), job(system_prompt="Say more."))["system_prompt"] == "custom"
+    def test_without_a_system_prompt_the_operators_is_used(self) -> None:
+        """And the document says which one it was."""
+        pipeline = scripted(" x")
+        assert run(pipeline)["system_prompt"] == "default"
+        assert pipeline.jobs[0].messages[0].content.startswith(f"{SYSTEM_PROMPT}\n\nPrompt: ")
+        assert run(scripted(" x"), job(system_prompt="Say more."))["system_prompt"] == "custom"
 
     def test_the_answer_is_the_first_line_that_is_not_blank(self) -> None:
-        """A base model goes on with the next example, which is nobody's prompt."""
-        model = says("\n", " a ki", "te\nPro", "mpt: a lake")
-        assert words(model)["prompt"] == "a kite"
-        assert len(model.pieces) == 1
-        assert model.inside == set()
+        """A base model goes on with another example after it; decoding stops before that."""
+        pipeline = scripted("\n", " a ki", "te\nPro", "mpt: a lake")
+        assert run(pipeline)["prompt"] == "a kite"
+        assert len(pipeline.deltas) == 1
+        assert pipeline.decoding == set()
 
 
-class TestFallingBack:
-    """Whatever goes wrong, the job goes on with its own words and says why."""
+class TestFallback:
+    """Whatever fails, the job goes on with its original prompt, and the document gives the reason."""
 
     def test_moderation_where_the_job_asks_for_it(self) -> None:
-        """An operator's own judge hears the words before they are used, and only of jobs that want that."""
+        """The operator's service checks enhanced prompts too, of jobs with `sfw_mode`."""
 
-        class Judge:
+        class Moderation:
             def judge(self, text: str) -> None:
                 raise PolicyViolation(f"not {text}")
 
-        def judged(given: VideoJob) -> dict[str, Any]:
-            use = replace(services(says(" a kite")), moderation=Judge())
-            return enhance(given, lambda: use, system_prompt=SYSTEM, hear=lambda: None, limit_s=60.0)
+        def moderated(requested: VideoJob) -> dict[str, Any]:
+            with_moderation = replace(services(scripted(" a kite")), moderation=Moderation())
+            return enhance(
+                requested,
+                lambda: with_moderation,
+                system_prompt=SYSTEM_PROMPT,
+                check_lease=lambda: None,
+                limit_s=60.0,
+            )
 
-        assert judged(job(flags={"sfw_mode": True}))["reason"] == REFUSED
-        assert judged(job())["prompt"] == "a kite"
+        assert moderated(job(flags={"sfw_mode": True}))["reason"] == REFUSED
+        assert moderated(job())["prompt"] == "a kite"
 
     @pytest.mark.parametrize("texts", [("",), (" ", "\n"), ("\n\n",)])
     def test_an_empty_answer(self, texts: tuple[str, ...]) -> None:
-        """An empty prompt would make noise."""
-        assert "nothing to say" in words(says(*texts))["reason"]
+        """An empty prompt would generate noise."""
+        assert run(scripted(*texts)) == {"reason": EMPTY}
 
     @pytest.mark.parametrize(
-        "failure",
+        "error",
         [
             OutOfMemory("no room"),
             InvalidParameters("the prompt is too long"),
@@ -211,49 +218,48 @@ class TestFallingBack:
             RuntimeError("a secret path /home/x"),
         ],
     )
-    def test_a_model_that_fails(self, failure: Exception) -> None:
-        """Of the failure itself the caller hears nothing: it is in the log."""
-        found = words(Script([TextDelta("job-1", "a", 1), failure]))
-        assert found == {"reason": "The enhancement of the prompt failed: it was used as it is."}
+    def test_a_model_that_fails(self, error: Exception) -> None:
+        """The error itself is logged; the caller does not see it."""
+        assert run(ScriptedPipeline([TextDelta("job-1", "a", 1), error])) == {"reason": FAILED}
 
     def test_a_worker_without_the_model(self) -> None:
-        """Services that cannot even be built are no reason to fail either."""
+        """Services that cannot be built do not fail the job either."""
 
-        def broken() -> Services:
+        def fail() -> Services:
             raise ModelLoadError("there is no checkpoint")
 
-        found = enhance(job(), broken, system_prompt=SYSTEM, hear=lambda: None, limit_s=60)
-        assert "failed" in found["reason"]
+        document = enhance(job(), fail, system_prompt=SYSTEM_PROMPT, check_lease=lambda: None, limit_s=60)
+        assert document == {"reason": FAILED}
 
-    def test_time_is_up(self) -> None:
-        """The generation must not wait for a model that is slow."""
-        found = words(says("a ", "b ", "c"), limit_s=1.0, clock=ticking([0.0, 0.5, 1.5]))
-        assert "too long" in found["reason"]
+    def test_the_time_limit(self) -> None:
+        """The generation must not wait for a slow model."""
+        document = run(scripted("a ", "b ", "c"), limit_s=1.0, clock=ticking([0.0, 0.5, 1.5]))
+        assert document == {"reason": TIMED_OUT}
 
     def test_a_text_that_the_gate_refuses(self) -> None:
-        """Judged together with what the caller wrote: a signal of each kind anywhere is a hit."""
-        asked = job(prompt="a quokka on a hill")
-        assert "could not be used" in words(says(" a quokka and marmalade"), asked)["reason"]
-        assert "could not be used" in words(says(" marmalade"), asked)["reason"]
-        assert words(says(" marmalade"))["prompt"] == "marmalade"
+        """It is checked together with the caller's texts: one term of each kind anywhere is a hit."""
+        requested = job(prompt="a quokka on a hill")
+        assert run(scripted(" a quokka and marmalade"), requested) == {"reason": REFUSED}
+        assert run(scripted(" marmalade"), requested) == {"reason": REFUSED}
+        assert run(scripted(" marmalade"))["prompt"] == "marmalade"
 
 
 class TestStopping:
-    @pytest.mark.parametrize("stop", [Cancelled("enough"), FenceLost("job-1")])
-    def test_a_lost_lease_or_a_cancel_ends_it_before_the_next_token(self, stop: Exception) -> None:
-        """Nobody waits for these words any more: there is nothing to go on with."""
-        model = says("a ", "b ", "c")
-        heard: list[int] = []
+    @pytest.mark.parametrize("error", [Cancelled("enough"), FenceLost("job-1")])
+    def test_a_cancel_or_a_lost_lease_stops_it_before_the_next_token(self, error: Exception) -> None:
+        """Its result is not wanted any more."""
+        pipeline = scripted("a ", "b ", "c")
+        remaining: list[int] = []
 
-        def hear() -> None:
-            heard.append(len(model.pieces))
-            if len(heard) == 3:
-                raise stop
+        def check_lease() -> None:
+            remaining.append(len(pipeline.deltas))
+            if len(remaining) == 3:
+                raise error
 
-        with pytest.raises(type(stop)):
-            words(model, hear=hear)
-        assert heard == [3, 3, 2]
-        assert model.inside == set()
+        with pytest.raises(type(error)):
+            run(pipeline, check_lease=check_lease)
+        assert remaining == [3, 3, 2]
+        assert pipeline.decoding == set()
 
 
 class TestLease:
@@ -264,40 +270,41 @@ class TestLease:
         self.now = 1000.0
         return make_ledger(clock=lambda: self.now)
 
-    def held(self, ledger: Ledger) -> Enhancement:
+    @pytest.fixture
+    def lease(self, ledger: Ledger) -> EnhancementLease:
+        """The lease of an enhancement that has just begun."""
         ledger.register(job(), priority=6)
-        held = ledger.begin_enhancement("job-1", 1, lease_s=10, token="e1")
-        assert held is not None
-        return held
+        claimed = ledger.begin_enhancing("job-1", 1, lease_s=10, token="e1")
+        assert claimed is not None
+        return EnhancementLease(claimed, ledger, lease_s=10, clock=lambda: self.now)
 
-    def test_it_is_renewed_while_tokens_come(self, ledger: Ledger) -> None:
-        """And not with every token: most of them cost no word to the ledger."""
-        lease = LeasedEnhancement(self.held(ledger), ledger, lease_s=10, clock=lambda: self.now)
+    def test_it_is_renewed_while_tokens_come(self, ledger: Ledger, lease: EnhancementLease) -> None:
+        """It outlives its ten seconds as long as it is checked."""
         for _ in range(200):
             self.now += 0.1
-            lease.hear()
-        assert ledger.begin_enhancement("job-1", 1, lease_s=10, token="e2") is None
+            lease.check()
+        assert ledger.begin_enhancing("job-1", 1, lease_s=10, token="e2") is None
 
-    def test_a_cancel_is_heard(self, ledger: Ledger) -> None:
-        """A cancelled job must not keep the model busy."""
-        lease = LeasedEnhancement(self.held(ledger), ledger, lease_s=10, clock=lambda: self.now)
+    def test_a_cancelled_job_stops_the_enhancement(self, ledger: Ledger, lease: EnhancementLease) -> None:
+        """It must not keep the model busy."""
         ledger.request_cancel("job-1")
         with pytest.raises(Cancelled):
-            lease.hear()
+            lease.check()
 
-    def test_a_sweep_that_gave_up_is_heard(self, ledger: Ledger) -> None:
-        """Generation has been published without the words."""
-        lease = LeasedEnhancement(self.held(ledger), ledger, lease_s=10, clock=lambda: self.now)
-        ledger.skip_enhancement("job-1", run=1, reason="too late")
+    def test_an_enhancement_that_the_sweep_gave_up_is_stopped(
+        self, ledger: Ledger, lease: EnhancementLease
+    ) -> None:
+        """The generation has been published without it."""
+        ledger.give_up_enhancing("job-1", run=1, reason="too late")
         with pytest.raises(FenceLost):
-            lease.hear()
+            lease.check()
 
 
-def test_the_models_words_keep_the_prompts_words() -> None:
-    """The real thing: the base model that ships goes on with the prompt and adds to it."""
-    found = words(
+def test_the_base_model_that_ships_keeps_the_prompt_and_adds_to_it() -> None:
+    """No scripted pipeline here."""
+    document = run(
         QwenPipeline(find_qwen(None, "base"), "base"), job(prompt="a red circle on a blue background")
     )
-    assert found["model"].startswith("tiny-qwen")
-    assert found["prompt"].startswith("a red circle on a blue background")
-    assert len(found["prompt"].split()) > 8
+    assert document["model"].startswith("tiny-qwen")
+    assert document["prompt"].startswith("a red circle on a blue background")
+    assert len(document["prompt"].split()) > 8

@@ -1,3 +1,5 @@
+"""The workflow of SDXL jobs on a real pipeline."""
+
 from __future__ import annotations
 
 import io
@@ -5,7 +7,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,49 +27,21 @@ from ourvidz.errors import (
 from ourvidz.jobs.job import ImageJob
 from ourvidz.media.images import encode_png
 from ourvidz.media.provenance import read_source_type
-from ourvidz.net.egress_policy import EgressPolicy
-from ourvidz.net.fetch import Fetcher
-from ourvidz.pipelines.base import GeneratedImages, ImagePipeline, OnStep, PreviewRenderer
+from ourvidz.pipelines.base import GeneratedImages, ImagePipeline, OnStep
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
-from ourvidz.references.resolve import Limits, References
-from ourvidz.safety.gate import Gate, Terms
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
 from ourvidz.wiring.models import WarmModels
 from ourvidz.workflows import assets
 from ourvidz.workflows.image import generate_images
 from ourvidz.workflows.services import Services
-
-GATE = Gate(Terms(minor=frozenset({"quokka"}), sexual=frozenset({"marmalade"})))
-"""Neutral stand-ins; only both together are refused."""
-
-
-@dataclass
-class RecordingRun:
-    """A run that writes down what it hears and stores for real."""
-
-    attempt: int = 1
-    steps: list[tuple[int, int]] = field(default_factory=list)
-    puts: list[tuple[str, str]] = field(default_factory=list)
-    previews: list[PreviewRenderer] = field(default_factory=list)
-    cancel_at: int | None = None
-
-    def step(self, done: int, total: int) -> None:
-        self.steps.append((done, total))
-        if done == self.cancel_at:
-            raise Cancelled("enough")
-
-    def preview(self, take: Callable[[], PreviewRenderer]) -> None:
-        self.previews.append(take())
-
-    def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
-        self.puts.append((key, content_type))
-        store.put(key, data, content_type=content_type)
+from tests import factories
+from tests.factories import RecordingRun
 
 
 @pytest.fixture(scope="module")
-def warm(untrained_sdxl: Path) -> WarmModels:
+def models(untrained_sdxl: Path) -> WarmModels:
     """The tiny profile's models."""
     models = WarmModels(SDXLPipeline(Checkpoint(untrained_sdxl, "tiny"), cap=128))
     models.warm()
@@ -75,60 +49,50 @@ def warm(untrained_sdxl: Path) -> WarmModels:
 
 
 @pytest.fixture
-def use(warm: WarmModels, tmp_path: Path) -> Services:
+def services(models: WarmModels, tmp_path: Path) -> Services:
     """Real models, a real directory, a gate with stand-in terms."""
-    store = LocalStore(tmp_path / "assets")
-    limits = Limits(max_bytes=1 << 20, max_pixels=1 << 20)
-    references = References(Fetcher(EgressPolicy(), timeout_s=1.0, max_bytes=1 << 20).get, store.get, limits)
-    return Services(models=warm, store=store, gate=GATE, references=references)
+    return factories.services(models, tmp_path)
 
 
-def job(**changed: Any) -> ImageJob:
-    fields: dict[str, Any] = {
-        "id": "job-1",
-        "type": "sdxl_image_high",
-        "user_id": "user-1",
-        "expected_time": 42,
-        "prompt": "a lighthouse above the sea",
-        "steps": 2,
-        "guidance_scale": 7.5,
-        "width": 64,
-        "height": 64,
-        "seed": 100,
-    }
-    return ImageJob(**(fields | changed))
+def job(**changes: Any) -> ImageJob:
+    """An SDXL job whose prompt does not occur in the files."""
+    fields = {"type": "sdxl_image_high", "prompt": "a lighthouse above the sea", "guidance_scale": 7.5}
+    return factories.image_job(**{"seed": 100, **fields, **changes})
 
 
-def opened(store: Store, key: str) -> Image.Image:
-    picture = Image.open(io.BytesIO(store.get(key)))
-    picture.load()
-    return picture
+def read_image(store: Store, key: str) -> Image.Image:
+    image = Image.open(io.BytesIO(store.get(key)))
+    image.load()
+    return image
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_every_picture_is_stored_with_its_thumbnail(use: Services, count: int) -> None:
+def test_every_image_is_stored_with_its_thumbnail(services: Services, count: int) -> None:
     """A completed callback may only name files that can be read."""
     run = RecordingRun()
-    outcome = generate_images(job(num_images=count, width=320, height=640), run, use)
+    outcome = generate_images(job(num_images=count, width=320, height=640), run, services)
     assert outcome.status == "completed"
     assert [(asset.key, asset.thumbnail_key) for asset in outcome.assets] == [
         (f"workspace-temp/user-1/job-1/{k}.png", f"workspace-temp/user-1/job-1/{k}.thumb.webp")
         for k in range(count)
     ]
     for asset in outcome.assets:
-        picture, small = opened(use.store, asset.key), opened(use.store, asset.thumbnail_key)
-        assert (picture.format, picture.size) == ("PNG", (64, 128))
+        image, small = (
+            read_image(services.store, asset.key),
+            read_image(services.store, asset.thumbnail_key),
+        )
+        assert (image.format, image.size) == ("PNG", (64, 128))
         assert (small.format, small.size) == ("WEBP", (64, 128))
     assert {kind for key, kind in run.puts if key.endswith(".png")} == {"image/png"}
     assert {kind for key, kind in run.puts if key.endswith(".webp")} == {"image/webp"}
     assert len(run.puts) == 2 * count
     assert run.steps == [(0, 2), (1, 2), (2, 2)]
-    assert [look().size for look in run.previews] == [(64, 128)]
+    assert [render().size for render in run.previews] == [(64, 128)]
 
 
-def test_each_asset_describes_its_own_picture(use: Services) -> None:
-    """Callers show and sort pictures by these fields."""
-    outcome = generate_images(job(num_images=3), RecordingRun(), use)
+def test_each_asset_describes_its_own_image(services: Services) -> None:
+    """Callers show and sort images by these fields."""
+    outcome = generate_images(job(num_images=3), RecordingRun(), services)
     for k, asset in enumerate(outcome.assets):
         assert asset.type == "image"
         assert asset.metadata == {
@@ -140,16 +104,16 @@ def test_each_asset_describes_its_own_picture(use: Services) -> None:
             "effective_steps": 2,
             "guidance_scale": 7.5,
             "seed": 100 + k,
-            "file_size_bytes": len(use.store.get(asset.key)),
+            "file_size_bytes": len(services.store.get(asset.key)),
             "asset_index": k,
         }
 
 
-def test_the_outcome_says_what_the_worker_found_out(use: Services) -> None:
+def test_the_outcome_reports_what_the_worker_measured(services: Services) -> None:
     """The rest of the callback's metadata comes from the job itself."""
-    metadata = generate_images(job(width=1024, height=576), RecordingRun(), use).metadata
+    metadata = generate_images(job(width=1024, height=576), RecordingRun(), services).metadata
     assert metadata.pop("generation_time") > 0
-    memory = use.models.memory()
+    memory = services.models.memory()
     assert {name: metadata.pop(name) for name in memory}.keys() == memory.keys()
     assert metadata == {
         "batch_size": 1,
@@ -161,82 +125,82 @@ def test_the_outcome_says_what_the_worker_found_out(use: Services) -> None:
     }
 
 
-def test_every_stored_file_says_that_a_machine_made_it(use: Services) -> None:
-    """Marking is not an option of the caller."""
+def test_every_stored_file_is_marked_as_machine_made(services: Services) -> None:
+    """The mark is not an option of the caller."""
     run = RecordingRun()
-    generate_images(job(), run, use)
-    marks = {read_source_type(use.store.get(key)) for key, _ in run.puts}
+    generate_images(job(), run, services)
+    marks = {read_source_type(services.store.get(key)) for key, _ in run.puts}
     assert marks == {"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"}
 
 
-def test_no_stored_file_holds_the_prompt_or_the_user(use: Services) -> None:
-    """Files are handed on; who asked for what is nobody else's business."""
+def test_no_stored_file_holds_the_prompt_or_the_user(services: Services) -> None:
+    """Files are passed on; prompts and user ids are private."""
     run = RecordingRun()
-    generate_images(job(), run, use)
+    generate_images(job(), run, services)
     for key, _ in run.puts:
-        data = use.store.get(key)
+        data = services.store.get(key)
         assert b"lighthouse" not in data
         assert b"user-1" not in data
 
 
-def test_a_second_attempt_writes_the_same_files(use: Services) -> None:
-    """Whichever attempt wins, its callback names files that are there and right."""
-    first, second = RecordingRun(attempt=1), RecordingRun(attempt=2)
-    generate_images(job(num_images=3), first, use)
-    generate_images(job(num_images=3), second, use)
+def test_a_second_attempt_writes_the_same_files(services: Services) -> None:
+    """Whichever attempt commits, its callback names the right files."""
+    first, second = RecordingRun(), RecordingRun()
+    generate_images(job(num_images=3), first, services)
+    generate_images(job(num_images=3), second, services)
     assert sorted(first.puts) == sorted(second.puts)
 
 
-def test_what_the_gate_refuses_never_reaches_the_model(use: Services) -> None:
-    """The door may be older than the worker: the worker looks again."""
+def test_what_the_gate_refuses_never_reaches_the_model(services: Services) -> None:
+    """The shim may run an older release than the worker, so the worker checks again."""
     run = RecordingRun()
     with pytest.raises(PolicyViolation):
-        generate_images(job(prompt="a quokka by the sea", negative_prompt="marmalade"), run, use)
+        generate_images(job(prompt="a quokka by the sea", negative_prompt="marmalade"), run, services)
     assert (run.steps, run.puts) == ([], [])
 
 
-def test_a_cancelled_job_stores_nothing(use: Services) -> None:
-    """Half a batch would look like a result."""
-    run = RecordingRun(cancel_at=1)
+def test_a_cancelled_job_stores_nothing(services: Services) -> None:
+    """A part of a batch would look like a result."""
+    run = RecordingRun(stop_at=1)
     with pytest.raises(Cancelled):
-        generate_images(job(), run, use)
+        generate_images(job(), run, services)
     assert run.puts == []
 
 
-def test_a_storage_failure_ends_the_attempt(use: Services, tmp_path: Path) -> None:
-    """A job whose picture was not kept is not completed."""
+def test_a_storage_failure_ends_the_attempt(services: Services, tmp_path: Path) -> None:
+    """A job whose image was not stored is not completed."""
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError):
-        generate_images(job(), RecordingRun(), replace(use, store=LocalStore(tmp_path / "file")))
+        generate_images(job(), RecordingRun(), replace(services, store=LocalStore(tmp_path / "file")))
 
 
-def test_a_job_without_a_user_has_nowhere_to_store(use: Services) -> None:
-    """Keys begin with the user; making one up would mix people's files."""
+def test_a_job_without_a_user_cannot_store(services: Services) -> None:
+    """Keys begin with the user id; a made-up one would mix users' files."""
     with pytest.raises(InvalidParameters) as refused:
-        generate_images(job(user_id=None), RecordingRun(), use)
+        generate_images(job(user_id=None), RecordingRun(), services)
     assert refused.value.field == "user_id"
 
 
-HILLS = "reference_images/user-1/hills.png"
+GRADIENT = "reference_images/user-1/gradient.png"
 
 
 @pytest.fixture
-def hills(use: Services) -> str:
+def gradient(services: Services) -> str:
     """The storage path of a reference."""
     file = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(file, "PNG")
-    use.store.put(HILLS, file.getvalue(), content_type="image/png")
-    return HILLS
+    services.store.put(GRADIENT, file.getvalue(), content_type="image/png")
+    return GRADIENT
 
 
 @contextmanager
-def broken_encoder(use: Services) -> Iterator[None]:
-    """A reference's way into the model fails, as a driver or a library may make it."""
+def broken_vae_encoder(services: Services) -> Iterator[None]:
+    """Make the VAE fail when it encodes a reference, as a driver or a library may."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("shapes do not match")
 
-    encoder = use.models.images()._pipe.vae.encoder  # type: ignore[attr-defined]
+    encoder = services.models.images()._pipe.vae.encoder  # type: ignore[attr-defined]
     hook = encoder.register_forward_pre_hook(fail)
     try:
         yield
@@ -244,102 +208,102 @@ def broken_encoder(use: Services) -> Iterator[None]:
         hook.remove()
 
 
-def test_a_reference_shapes_the_picture(use: Services, hills: str) -> None:
-    """The main road: the prompt alone would make another picture, and nothing says fallback."""
+def test_a_reference_steers_the_image(services: Services, gradient: str) -> None:
+    """The prompt alone makes another image, and the metadata reports no fallback."""
     run = RecordingRun()
-    outcome = generate_images(job(reference=hills, steps=4, denoise_strength=0.5), run, use)
-    plain = generate_images(job(id="job-2", steps=4), RecordingRun(), use)
-    assert use.store.get(outcome.assets[0].key) != use.store.get(plain.assets[0].key)
+    outcome = generate_images(job(reference=gradient, steps=4, denoise_strength=0.5), run, services)
+    plain = generate_images(job(id="job-2", steps=4), RecordingRun(), services)
+    assert services.store.get(outcome.assets[0].key) != services.store.get(plain.assets[0].key)
     assert outcome.metadata["reference_backend"] == "img2img"
     assert "reference_fallback" not in outcome.metadata
     assert outcome.assets[0].metadata["pipeline"] == "img2img"
     assert run.steps == [(0, 2), (1, 2), (2, 2)]
 
 
-def test_a_picture_made_from_a_reference_says_so(use: Services, hills: str) -> None:
-    """What began with somebody's picture is marked as composed, in the picture and its thumbnail."""
+def test_an_image_made_from_a_reference_is_marked_as_composed(services: Services, gradient: str) -> None:
+    """In the image and in its thumbnail."""
     run = RecordingRun()
-    generate_images(job(reference=hills), run, use)
-    marks = {read_source_type(use.store.get(key)) for key, _ in run.puts}
+    generate_images(job(reference=gradient), run, services)
+    marks = {read_source_type(services.store.get(key)) for key, _ in run.puts}
     assert marks == {"http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"}
 
 
-def test_an_exact_copy_without_strength_is_the_reference(use: Services, hills: str) -> None:
-    """Nothing is painted, and everything is delivered and told as usual."""
-    copied = job(
-        reference=hills, prompt="", exact_copy_mode=True, denoise_strength=0.0, steps=6, guidance_scale=1.0
+def test_an_exact_copy_without_strength_is_the_reference(services: Services, gradient: str) -> None:
+    """No step runs; the result is stored and reported as usual."""
+    exact_copy = job(
+        reference=gradient, prompt="", exact_copy_mode=True, denoise_strength=0.0, steps=6, guidance_scale=1.0
     )
-    outcome = generate_images(copied, RecordingRun(), use)
+    outcome = generate_images(exact_copy, RecordingRun(), services)
     expected = Image.linear_gradient("L").convert("RGB").resize((64, 64), Image.Resampling.LANCZOS)
-    assert opened(use.store, outcome.assets[0].key).tobytes() == expected.tobytes()
+    assert read_image(services.store, outcome.assets[0].key).tobytes() == expected.tobytes()
     assert outcome.assets[0].metadata["effective_steps"] == 0
 
 
-def test_an_unusable_reference_falls_back_to_the_prompt_and_says_so(use: Services) -> None:
-    """The caller gets a picture and learns that the reference did not shape it."""
+def test_an_unusable_reference_falls_back_to_the_prompt(services: Services) -> None:
+    """The caller gets an image, and the metadata says that the reference was not used."""
     missing = job(reference="reference_images/user-1/gone.png", negative_prompt="fog", denoise_strength=0.4)
-    outcome = generate_images(missing, RecordingRun(), use)
-    plain = generate_images(job(id="job-2", negative_prompt="fog"), RecordingRun(), use)
-    assert use.store.get(outcome.assets[0].key) == use.store.get(plain.assets[0].key)
+    outcome = generate_images(missing, RecordingRun(), services)
+    plain = generate_images(job(id="job-2", negative_prompt="fog"), RecordingRun(), services)
+    assert services.store.get(outcome.assets[0].key) == services.store.get(plain.assets[0].key)
     assert outcome.metadata["reference_fallback"] is True
     assert outcome.metadata["reference_error"] == "REFERENCE_FRAME_ERROR"
     assert outcome.metadata["reference_error_reason"]
     assert outcome.metadata["reference_backend"] is None
-    described = outcome.assets[0].metadata
-    assert (described["denoise_strength"], described["pipeline"]) == (0.4, "text_to_image")
-    assert (described["resize_policy"], described["negative_prompt_used"]) == (None, True)
-    assert (described["steps"], described["effective_steps"]) == (2, 2)
+    metadata = outcome.assets[0].metadata
+    assert (metadata["denoise_strength"], metadata["pipeline"]) == (0.4, "text_to_image")
+    assert (metadata["resize_policy"], metadata["negative_prompt_used"]) == (None, True)
+    assert (metadata["steps"], metadata["effective_steps"]) == (2, 2)
     assert not {"denoise_strength", "pipeline", "resize_policy", "negative_prompt_used"} & set(
         plain.assets[0].metadata
     )
 
 
-def test_a_fallback_tells_of_the_negative_prompt_as_it_was_used(use: Services) -> None:
-    """Without guidance no model reads it."""
+def test_a_fallback_reports_whether_the_negative_prompt_was_used(services: Services) -> None:
+    """Without guidance the model does not get it."""
     missing = job(reference="reference_images/user-1/gone.png", negative_prompt="fog", guidance_scale=1.0)
-    outcome = generate_images(missing, RecordingRun(), use)
+    outcome = generate_images(missing, RecordingRun(), services)
     assert outcome.assets[0].metadata["negative_prompt_used"] is False
 
 
-def test_a_failing_pass_falls_back_to_the_prompt_and_says_so(use: Services, hills: str) -> None:
-    """A model that cannot begin with a picture can still begin without one."""
-    with broken_encoder(use):
-        outcome = generate_images(job(reference=hills), RecordingRun(), use)
+def test_a_failing_img2img_pass_falls_back_to_the_prompt(services: Services, gradient: str) -> None:
+    """Text-to-image may work where encoding the reference does not."""
+    with broken_vae_encoder(services):
+        outcome = generate_images(job(reference=gradient), RecordingRun(), services)
     assert outcome.status == "completed"
     assert outcome.metadata["reference_fallback"] is True
     assert outcome.metadata["reference_error"] == "I2I_PIPELINE_ERROR"
     assert outcome.assets[0].metadata["pipeline"] == "text_to_image"
 
 
-def test_without_a_prompt_there_is_nothing_to_fall_back_to(use: Services, hills: str) -> None:
-    """A picture of nothing in particular would be worse than an error; the code says what went wrong."""
+def test_without_a_prompt_there_is_nothing_to_fall_back_to(services: Services, gradient: str) -> None:
+    """An image of nothing in particular would be worse than an error with a code."""
     copied = {"prompt": "", "exact_copy_mode": True, "denoise_strength": 0.05, "steps": 10}
     run = RecordingRun()
     with pytest.raises(ReferenceFrameError):
-        generate_images(job(reference="reference_images/user-1/gone.png", **copied), run, use)
-    with broken_encoder(use), pytest.raises(I2IPipelineError):
-        generate_images(job(reference=hills, **copied), run, use)
+        generate_images(job(reference="reference_images/user-1/gone.png", **copied), run, services)
+    with broken_vae_encoder(services), pytest.raises(I2IPipelineError):
+        generate_images(job(reference=gradient, **copied), run, services)
     assert (run.steps, run.puts) == ([], [])
 
 
-def test_somebody_else_s_reference_fails_the_job(use: Services) -> None:
-    """Falling back would hide an attempt to read what is not one's own."""
+def test_another_users_reference_fails_the_job(services: Services) -> None:
+    """A fallback would hide an attempt to read another user's files."""
     run = RecordingRun()
     with pytest.raises(ReferenceForbidden):
-        generate_images(job(reference="reference_images/user-2/hills.png"), run, use)
+        generate_images(job(reference="reference_images/user-2/gradient.png"), run, services)
     assert (run.steps, run.puts) == ([], [])
 
 
 class Unshrinkable(Image.Image):
-    """A picture that can be written as it is but not converted."""
+    """An image that can be encoded as it is but not converted."""
 
     def convert(self, *_: Any, **__: Any) -> Image.Image:
         raise OSError("broken pixels")
 
 
 @dataclass
-class LastPictureBroken:
-    """The real models, except that the last picture of a batch has no small version."""
+class LastImageBroken:
+    """The real models, except that the last image of a batch cannot be shrunk."""
 
     models: WarmModels
 
@@ -350,15 +314,15 @@ class LastPictureBroken:
         return self.models.memory()
 
     def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> GeneratedImages:
-        made = self.models.images().generate(job, on_step=on_step)
-        made.images[-1].__class__ = Unshrinkable
-        return made
+        result = self.models.images().generate(job, on_step=on_step)
+        result.images[-1].__class__ = Unshrinkable
+        return result
 
 
-def test_a_missing_thumbnail_is_noted_and_the_job_completes(use: Services, warm: WarmModels) -> None:
-    """The picture is what was asked for; its thumbnail is a courtesy."""
+def test_a_missing_thumbnail_is_noted_and_the_job_completes(services: Services, models: WarmModels) -> None:
+    """The image is what was requested; a thumbnail is an extra."""
     run = RecordingRun()
-    outcome = generate_images(job(num_images=3), run, replace(use, models=LastPictureBroken(warm)))
+    outcome = generate_images(job(num_images=3), run, replace(services, models=LastImageBroken(models)))
     assert outcome.status == "completed"
     assert [asset.thumbnail_key is not None for asset in outcome.assets] == [True, True, False]
     assert [asset.metadata.get("thumbnail_error") for asset in outcome.assets] == [
@@ -366,12 +330,12 @@ def test_a_missing_thumbnail_is_noted_and_the_job_completes(use: Services, warm:
         None,
         "THUMBNAIL_GENERATION_ERROR",
     ]
-    assert opened(use.store, outcome.assets[2].key).size == (64, 64)
+    assert read_image(services.store, outcome.assets[2].key).size == (64, 64)
     assert len(run.puts) == 5
 
 
-class NoSmallOnes(LocalStore):
-    """A storage that has room for pictures and none for thumbnails."""
+class NoThumbnails(LocalStore):
+    """A store that refuses thumbnails."""
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
         if key.endswith(".webp"):
@@ -379,32 +343,32 @@ class NoSmallOnes(LocalStore):
         super().put(key, data, content_type=content_type)
 
 
-def test_a_thumbnail_that_cannot_be_stored_costs_no_picture(use: Services, tmp_path: Path) -> None:
-    """The caller has paid for the picture."""
-    outcome = generate_images(job(), RecordingRun(), replace(use, store=NoSmallOnes(tmp_path / "small")))
+def test_a_thumbnail_that_cannot_be_stored_fails_no_job(services: Services, tmp_path: Path) -> None:
+    """The image is already there."""
+    outcome = generate_images(job(), RecordingRun(), replace(services, store=NoThumbnails(tmp_path / "b")))
     assert outcome.status == "completed"
     assert outcome.assets[0].key == "workspace-temp/user-1/job-1/0.png"
     assert outcome.assets[0].thumbnail_key is None
     assert outcome.assets[0].metadata["thumbnail_error"] == "THUMBNAIL_GENERATION_ERROR"
 
 
-class Slow(LocalStore):
-    """A storage whose first put waits until another picture has been encoded."""
+class SlowStore(LocalStore):
+    """A store whose first put waits until another image has been encoded."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.encoded = threading.Event()
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
-        assert self.encoded.wait(30), "nothing was encoded while the first picture was being stored"
+        assert self.encoded.wait(30), "no image was encoded while the first one was being stored"
         super().put(key, data, content_type=content_type)
 
 
-def test_pictures_are_encoded_while_others_are_stored(
-    use: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_images_are_encoded_while_others_are_stored(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Storage far away takes its time, and the pipeline waits for the end of all of it."""
-    store = Slow(tmp_path / "slow")
+    """A remote storage is slow, and the pipeline waits until everything is stored."""
+    store = SlowStore(tmp_path / "slow")
     encoded: list[int] = []
 
     def counting(image: Image.Image, **options: Any) -> bytes:
@@ -415,15 +379,15 @@ def test_pictures_are_encoded_while_others_are_stored(
         return file
 
     monkeypatch.setattr(assets, "encode_png", counting)
-    outcome = generate_images(job(num_images=3), RecordingRun(), replace(use, store=store))
+    outcome = generate_images(job(num_images=3), RecordingRun(), replace(services, store=store))
     assert [asset.metadata["seed"] for asset in outcome.assets] == [100, 101, 102]
 
 
 @contextmanager
-def decoding(use: Services, before: Callable[[int], None]) -> Iterator[None]:
-    """Calls `before` with the number of every decoding, from 1."""
+def watched_decoding(services: Services, before: Callable[[int], None]) -> Iterator[None]:
+    """Call `before` with the number of each VAE decoding, from 1."""
     calls = itertools.count(1)
-    decoder = use.models.images()._pipe.vae.decoder  # type: ignore[attr-defined]
+    decoder = services.models.images()._pipe.vae.decoder  # type: ignore[attr-defined]
     hook = decoder.register_forward_pre_hook(lambda *_: before(next(calls)))
     try:
         yield
@@ -431,11 +395,11 @@ def decoding(use: Services, before: Callable[[int], None]) -> Iterator[None]:
         hook.remove()
 
 
-def test_a_picture_is_stored_while_the_next_ones_are_decoded(use: Services, tmp_path: Path) -> None:
-    """The pipeline and the storage work at the same time."""
+def test_an_image_is_stored_while_the_next_ones_are_decoded(services: Services, tmp_path: Path) -> None:
+    """The GPU does not wait for the storage."""
     store = LocalStore(tmp_path / "early")
 
-    class Early(RecordingRun):
+    class EarlyRun(RecordingRun):
         stored = threading.Event()
 
         def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
@@ -443,29 +407,30 @@ def test_a_picture_is_stored_while_the_next_ones_are_decoded(use: Services, tmp_
             if key.endswith("/0.png"):
                 self.stored.set()
 
-    def wait_for_the_first(call: int) -> None:
-        assert call == 1 or Early.stored.wait(30), "the first picture is not stored before the last is there"
+    def wait_for_first(call: int) -> None:
+        assert call == 1 or EarlyRun.stored.wait(30), "the first image was not stored in time"
 
-    with decoding(use, wait_for_the_first):
-        outcome = generate_images(job(num_images=3), Early(), replace(use, store=store))
+    with watched_decoding(services, wait_for_first):
+        outcome = generate_images(job(num_images=3), EarlyRun(), replace(services, store=store))
     assert [asset.metadata["seed"] for asset in outcome.assets] == [100, 101, 102]
 
 
-def test_a_fallback_replaces_what_was_stored_before_it(use: Services, hills: str, tmp_path: Path) -> None:
-    """A pass that fails at its last picture has stored the first ones: none of them may stay, nor their
-    mark."""
+def test_a_fallback_replaces_what_was_stored_before_it(
+    services: Services, gradient: str, tmp_path: Path
+) -> None:
+    """A pass that fails at its last image has stored the first ones: they and their marks are overwritten."""
 
     def fail(call: int) -> None:
         if call == 2:
             raise RuntimeError("shapes do not match")
 
     expected = LocalStore(tmp_path / "plain")
-    generate_images(job(num_images=3), RecordingRun(), replace(use, store=expected))
+    generate_images(job(num_images=3), RecordingRun(), replace(services, store=expected))
     run = RecordingRun()
-    with decoding(use, fail):
-        outcome = generate_images(job(num_images=3, reference=hills, denoise_strength=0.9), run, use)
+    with watched_decoding(services, fail):
+        outcome = generate_images(job(num_images=3, reference=gradient, denoise_strength=0.9), run, services)
     assert outcome.metadata["reference_error"] == "I2I_PIPELINE_ERROR"
     assert len(outcome.assets) == 3
     for asset in outcome.assets:
-        assert use.store.get(asset.key) == expected.get(asset.key)
-        assert use.store.get(asset.thumbnail_key) == expected.get(asset.thumbnail_key)
+        assert services.store.get(asset.key) == expected.get(asset.key)
+        assert services.store.get(asset.thumbnail_key) == expected.get(asset.thumbnail_key)

@@ -1,4 +1,4 @@
-"""The running attempt hears the cancel flag, keeps its deadline, and stops when its fence is lost."""
+"""The running attempt: progress, cancel flag, time limit, lease, puts and previews."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import pytest
 from PIL import Image
 
 from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
-from ourvidz.jobs.job import ImageJob
 from ourvidz.ledger.record import Claim, Verdict
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import PreviewRenderer
 from ourvidz.storage.local import LocalStore
 from ourvidz.workflows.run import FenceLost, LeasedRun
+from tests.factories import image_job
 
 
-class Away(Ledger):
-    """A ledger whose server can be switched off."""
+class SwitchableLedger(RedisLedger):
+    """A ledger whose `step` fails while `away` is set."""
 
     away = False
 
@@ -34,8 +34,8 @@ class Away(Ledger):
         return super().step(*args, **kwargs)
 
 
-class Failing(LocalStore):
-    """A store whose first puts fail."""
+class FailingStore(LocalStore):
+    """A store whose first `failures` puts fail."""
 
     failures = 0
 
@@ -47,38 +47,26 @@ class Failing(LocalStore):
 
 
 @pytest.fixture
-def ledger(make_ledger: Callable[..., Any]) -> Away:
-    return make_ledger(Away)  # type: ignore[no-any-return]
+def ledger(make_ledger: Callable[..., Any]) -> SwitchableLedger:
+    return make_ledger(SwitchableLedger)  # type: ignore[no-any-return]
 
 
 @pytest.fixture
-def claim(ledger: Away) -> Claim:
-    job = ImageJob(
-        id="a",
-        type="sdxl_image_fast",
-        user_id="u",
-        prompt="a lake",
-        steps=4,
-        guidance_scale=6,
-        width=64,
-        height=64,
-        seed=1,
-        expected_time=30,
-    )
-    ledger.register(job, priority=6)
+def claim(ledger: SwitchableLedger) -> Claim:
+    ledger.register(image_job("a", user_id="u", steps=4), priority=6)
     claim = ledger.claim("a", 1, worker_id="w", lease_s=10, token="t")
     assert claim is not None
     return claim
 
 
 @contextmanager
-def running(ledger: Away, claim: Claim, **changed: Any) -> Iterator[LeasedRun]:
-    with LeasedRun(claim, ledger, **({"lease_s": 10.0, "limit_s": 100.0} | changed)) as run:
+def running(ledger: SwitchableLedger, claim: Claim, **changes: Any) -> Iterator[LeasedRun]:
+    with LeasedRun(claim, ledger, **({"lease_s": 10.0, "limit_s": 100.0} | changes)) as run:
         yield run
 
 
-def test_steps_become_progress_and_leave_the_rest_for_storing(ledger: Away, claim: Claim) -> None:
-    """100 percent is the commit's to say."""
+def test_steps_are_reported_as_progress_below_100_percent(ledger: SwitchableLedger, claim: Claim) -> None:
+    """100 percent comes with the commit, after everything is stored."""
     with running(ledger, claim) as run:
         run.step(2, 4)
         assert ledger.get("a").progress == pytest.approx(49.5)  # type: ignore[union-attr]
@@ -86,8 +74,8 @@ def test_steps_become_progress_and_leave_the_rest_for_storing(ledger: Away, clai
     assert ledger.get("a").progress == pytest.approx(99)  # type: ignore[union-attr]
 
 
-def test_a_cancelled_run_stops_at_its_next_step(ledger: Away, claim: Claim) -> None:
-    """The GPU belongs to the next job the moment the caller says so."""
+def test_a_cancelled_run_stops_at_its_next_step(ledger: SwitchableLedger, claim: Claim) -> None:
+    """The GPU is free for the next job at once."""
     with running(ledger, claim) as run:
         run.step(1, 4)
         ledger.request_cancel("a")
@@ -95,8 +83,10 @@ def test_a_cancelled_run_stops_at_its_next_step(ledger: Away, claim: Claim) -> N
             run.step(2, 4)
 
 
-def test_a_lost_fence_stops_the_run_and_its_puts(ledger: Away, claim: Claim, tmp_path: Path) -> None:
-    """A frozen worker that wakes up must not write over its successor's work."""
+def test_a_lost_fence_stops_the_run_and_its_puts(
+    ledger: SwitchableLedger, claim: Claim, tmp_path: Path
+) -> None:
+    """A worker that was frozen must not overwrite its successor's files."""
     store = LocalStore(tmp_path)
     with running(ledger, claim) as run:
         ledger.rescue("a", fence=claim.fence)
@@ -107,8 +97,8 @@ def test_a_lost_fence_stops_the_run_and_its_puts(ledger: Away, claim: Claim, tmp
     assert not store.exists("workspace-temp/u/a/0.png")
 
 
-def test_the_deadline_counts_from_the_first_step(ledger: Away, claim: Claim) -> None:
-    """Loading a model for minutes is not the job's fault."""
+def test_the_time_limit_counts_from_the_first_step(ledger: SwitchableLedger, claim: Claim) -> None:
+    """Loading a model may take minutes and does not count."""
     now = [0.0]
     with running(ledger, claim, limit_s=120.0, clock=lambda: now[0]) as run:
         now[0] = 1000.0
@@ -120,8 +110,8 @@ def test_the_deadline_counts_from_the_first_step(ledger: Away, claim: Claim) -> 
             run.step(2, 4)
 
 
-def test_a_ledger_that_is_away_does_not_stop_the_work(ledger: Away, claim: Claim) -> None:
-    """Minutes of GPU time must survive seconds of a restarting server."""
+def test_a_ledger_that_is_away_does_not_stop_the_run(ledger: SwitchableLedger, claim: Claim) -> None:
+    """A server that restarts must not cost minutes of GPU time."""
     with running(ledger, claim) as run:
         ledger.away = True
         run.step(1, 4)
@@ -130,24 +120,24 @@ def test_a_ledger_that_is_away_does_not_stop_the_work(ledger: Away, claim: Claim
     assert ledger.get("a").progress == pytest.approx(49.5)  # type: ignore[union-attr]
 
 
-def test_the_lease_is_renewed_while_a_step_takes_long(ledger: Away, claim: Claim) -> None:
+def test_the_lease_is_renewed_while_a_step_takes_long(ledger: SwitchableLedger, claim: Claim) -> None:
     """A step may take longer than a lease."""
     renewed = threading.Event()
-    plain = ledger.renew
+    original = ledger.renew
 
     def renew(claim: Claim, *, lease_s: float) -> bool:
-        kept = plain(claim, lease_s=lease_s)
+        renewed_lease = original(claim, lease_s=lease_s)
         renewed.set()
-        return kept
+        return renewed_lease
 
     ledger.renew = renew  # type: ignore[method-assign]
     with running(ledger, claim, lease_s=0.15):
         assert renewed.wait(5)
 
 
-def test_a_put_is_tried_three_times(ledger: Away, claim: Claim, tmp_path: Path) -> None:
-    """The pictures are made: a hiccup of the storage must not cost the generation."""
-    store = Failing(tmp_path)
+def test_a_put_is_tried_three_times(ledger: SwitchableLedger, claim: Claim, tmp_path: Path) -> None:
+    """The images are generated: a short storage failure must not cost them."""
+    store = FailingStore(tmp_path)
     store.failures = 2
     pauses: list[float] = []
     with running(ledger, claim, sleep=pauses.append) as run:
@@ -156,28 +146,30 @@ def test_a_put_is_tried_three_times(ledger: Away, claim: Claim, tmp_path: Path) 
     assert pauses == [0.5, 2.0]
 
 
-def test_a_put_that_keeps_failing_is_a_storage_error(ledger: Away, claim: Claim, tmp_path: Path) -> None:
-    """An operator must hear of a full disk."""
-    store = Failing(tmp_path)
+def test_a_put_that_keeps_failing_is_a_storage_error(
+    ledger: SwitchableLedger, claim: Claim, tmp_path: Path
+) -> None:
+    """A full disk fails the job, with its code."""
+    store = FailingStore(tmp_path)
     store.failures = 9
     with running(ledger, claim, sleep=lambda _: None) as run, pytest.raises(StorageError):
         run.put(store, "workspace-temp/u/a/0.png", b"x", "image/png")
     assert store.failures == 6
 
 
-def test_progress_callbacks_come_at_most_once_a_second(ledger: Away, claim: Claim) -> None:
-    """A caller's backend must not drown in what a page shows anyway."""
-    now, told = [0.0], []
-    with running(ledger, claim, on_told=lambda: told.append(now[0]), clock=lambda: now[0]) as run:
+def test_progress_callbacks_come_at_most_once_a_second(ledger: SwitchableLedger, claim: Claim) -> None:
+    """The receiver must not be flooded."""
+    now, events = [0.0], []
+    with running(ledger, claim, on_progress_event=lambda: events.append(now[0]), clock=lambda: now[0]) as run:
         for done in range(9):
             now[0] = done * 0.4
             run.step(done, 8)
-    assert told == pytest.approx([1.2, 2.4])
-    rows = [event for event in ledger.list_events("pending") if event.metadata]
+    assert events == pytest.approx([1.2, 2.4])
+    rows = [event for event in ledger.letters("pending") if event.metadata]
     assert [(row.kind, row.metadata["progress"]) for row in rows] == [("processing", pytest.approx(74.25))]
 
 
-def test_without_progress_callbacks_none_is_written(ledger: Away, claim: Claim) -> None:
+def test_without_progress_callbacks_no_event_is_recorded(ledger: SwitchableLedger, claim: Claim) -> None:
     """They are off by default."""
     now = [0.0]
     with running(ledger, claim, clock=lambda: now[0]) as run:
@@ -187,47 +179,47 @@ def test_without_progress_callbacks_none_is_written(ledger: Away, claim: Claim) 
     assert not [event for event in ledger.list_events("pending") if event.metadata]
 
 
-def test_a_fence_known_to_be_lost_stops_the_run_also_while_the_ledger_is_away(
-    ledger: Away, claim: Claim
+def test_a_lost_lease_stops_the_run_also_while_the_ledger_is_away(
+    ledger: SwitchableLedger, claim: Claim
 ) -> None:
-    """The lease thread has heard it; the step that gets no answer must not go on regardless."""
-    heard = threading.Event()
-    plain = ledger.renew
+    """The renewing thread has learned it; a step without an answer must not go on."""
+    lost = threading.Event()
+    original = ledger.renew
 
     def renew(claim: Claim, *, lease_s: float) -> bool:
-        kept = plain(claim, lease_s=lease_s)
-        if not kept:
-            heard.set()
-        return kept
+        renewed_lease = original(claim, lease_s=lease_s)
+        if not renewed_lease:
+            lost.set()
+        return renewed_lease
 
     ledger.renew = renew  # type: ignore[method-assign]
     with running(ledger, claim, lease_s=0.15) as run:
-        ledger.rescue("a", fence=claim.fence)
-        assert heard.wait(5)
+        ledger.lose("a", fence=claim.fence)
+        assert lost.wait(5)
         ledger.away = True
         run._renewer.join(5)
         with pytest.raises(FenceLost):
             run.step(1, 4)
 
 
-def previews(ledger: Away) -> list[dict[str, Any]]:
+def previews(ledger: SwitchableLedger) -> list[dict[str, Any]]:
     return [item.data for item in ledger.stream("a") if item.kind == "preview"]
 
 
-def offer(run: LeasedRun, look: PreviewRenderer) -> None:
-    """Offer a preview and wait until it is drawn, or has failed."""
-    run.preview(lambda: look)
+def offer(run: LeasedRun, renderer: PreviewRenderer) -> None:
+    """Offer a snapshot and wait until its preview is rendered or has failed."""
+    run.preview(lambda: renderer)
     assert run._previews is not None
-    if run._previews._drawing is not None:
-        wait([run._previews._drawing], timeout=10)
+    if run._previews._rendering is not None:
+        wait([run._previews._rendering], timeout=10)
 
 
 def green() -> Image.Image:
     return Image.new("RGB", (128, 64), "green")
 
 
-def test_a_preview_goes_out_with_the_next_step(ledger: Away, claim: Claim) -> None:
-    """Followers see the picture grow, at no extra word with the ledger."""
+def test_a_preview_is_sent_with_the_next_step(ledger: SwitchableLedger, claim: Claim) -> None:
+    """Followers see the image develop, without extra round trips to the ledger."""
     with running(ledger, claim, previews=True) as run:
         offer(run, green)
         assert previews(ledger) == []
@@ -238,17 +230,19 @@ def test_a_preview_goes_out_with_the_next_step(ledger: Away, claim: Claim) -> No
         assert (small.format, small.size) == ("WEBP", (sent["width"], sent["height"]))
 
 
-def test_a_preview_that_is_being_drawn_holds_up_neither_steps_nor_the_end(ledger: Away, claim: Claim) -> None:
-    """The worker is free for the next job; the preview of this one is forgotten."""
+def test_a_preview_that_is_being_rendered_delays_neither_steps_nor_the_end(
+    ledger: SwitchableLedger, claim: Claim
+) -> None:
+    """The worker is free for the next job; this preview is dropped."""
     begun, release = threading.Event(), threading.Event()
 
-    def look() -> Image.Image:
+    def render() -> Image.Image:
         begun.set()
         release.wait(10)
         return green()
 
     with running(ledger, claim, previews=True) as run:
-        run.preview(lambda: look)
+        run.preview(lambda: render)
         assert begun.wait(10)
         run.step(1, 4)
         run.step(2, 4)
@@ -258,22 +252,22 @@ def test_a_preview_that_is_being_drawn_holds_up_neither_steps_nor_the_end(ledger
     assert ledger.get("a").progress == pytest.approx(49.5)  # type: ignore[union-attr]
 
 
-def test_previews_can_be_switched_off(ledger: Away, claim: Claim) -> None:
-    """Then nothing is copied or drawn either."""
+def test_previews_can_be_switched_off(ledger: SwitchableLedger, claim: Claim) -> None:
+    """Then no snapshot is taken either."""
     with running(ledger, claim) as run:
-        run.preview(lambda: pytest.fail("looked"))
+        run.preview(lambda: pytest.fail("a snapshot was taken"))
         run.step(1, 4)
     assert previews(ledger) == []
 
 
-def test_a_preview_that_fails_costs_nothing(ledger: Away, claim: Claim) -> None:
-    """It is a courtesy: the job goes on, and so does its progress."""
+def test_a_preview_that_fails_does_not_fail_the_job(ledger: SwitchableLedger, claim: Claim) -> None:
+    """Its progress goes on too."""
 
-    def look() -> Image.Image:
+    def fail() -> Image.Image:
         raise RuntimeError("no colours")
 
     with running(ledger, claim, previews=True) as run:
-        offer(run, look)
+        offer(run, fail)
         run.step(2, 4)
     assert previews(ledger) == []
     assert ledger.get("a").progress == pytest.approx(49.5)  # type: ignore[union-attr]

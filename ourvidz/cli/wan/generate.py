@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from ourvidz.errors import ModelLoadError, OutOfMemory, ReferenceFrameError, Sto
 from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.pipelines import devices
-from ourvidz.pipelines.base import GeneratedVideo, PreviewRenderer, SourceVideo
+from ourvidz.pipelines.base import GeneratedVideo, Snapshot, SourceVideo
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.pipelines.wan.placement import Placement
@@ -63,7 +62,7 @@ class SourceVideoPipeline(WanPipeline):
 class TerminalRun:
     """A run without a ledger: shows a progress bar and stores files directly. Implements `Run`."""
 
-    wording: dict[str, Any] | None = None
+    enhancement_result: dict[str, Any] | None = None
 
     def __init__(self) -> None:
         self._resources = ExitStack()
@@ -86,11 +85,11 @@ class TerminalRun:
         self._bar.update(done - self._done)
         self._done = done
 
-    def preview(self, take: Callable[[], PreviewRenderer]) -> None:
-        """Ignore the preview."""
+    def preview(self, snapshot: Snapshot) -> None:
+        """Nobody is watching."""
 
-    def say(self, text: str, done: int, total: int) -> bool:  # noqa: ARG002
-        """Ignore the text: a Wan job streams none."""
+    def stream_text(self, text: str, tokens: int, max_tokens: int) -> bool:  # noqa: ARG002
+        """No clip speaks."""
         return True
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:

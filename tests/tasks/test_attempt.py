@@ -1,4 +1,4 @@
-"""The one ladder: which error retries, which fails, and what the caller is told."""
+"""The retry policy: which error is retried, which fails the job, and what the caller sees."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ from ourvidz.workflows.services import Services
 
 JOB = {"id": "a", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me", "config": {"steps": 1}}
 
-Story = Callable[[Any, Any, Services], Outcome]
+Workflow = Callable[[Any, Any, Services], Outcome]
+Replace = Callable[[Workflow], None]
 
 
 @pytest.fixture
-def story(monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
-    """Replace what happens inside the job, and nothing around it."""
-    return lambda told: monkeypatch.setattr(sdxl, "generate_images", told)
+def replace_workflow(monkeypatch: pytest.MonkeyPatch) -> Replace:
+    """Replace the workflow of SDXL jobs, and nothing around it."""
+    return lambda workflow: monkeypatch.setattr(sdxl, "generate_images", workflow)
 
 
-def failing(errors: list[Exception]) -> Story:
-    """Fails with one error after the other, then works."""
+def failing(errors: list[Exception]) -> Workflow:
+    """A workflow that raises one error after the other, then completes."""
 
-    def tell(job: Any, run: Any, use: Services) -> Outcome:
+    def workflow(job: Any, run: Any, services: Services) -> Outcome:
         if errors:
             raise errors.pop(0)
         return Outcome(status="completed")
 
-    return tell
+    return workflow
 
 
 @pytest.mark.parametrize(
@@ -57,11 +58,11 @@ def failing(errors: list[Exception]) -> Story:
     ],
 )
 def test_each_error_gets_its_attempts_and_then_fails(
-    ourvidz_eager: Eager, story: Callable[[Story], None], error: Exception, attempts: int
+    ourvidz_eager: Eager, replace_workflow: Replace, error: Exception, attempts: int
 ) -> None:
-    """How often a job is tried again stands on the error class and nowhere else."""
+    """The number of attempts is an attribute of the error class."""
     left = [error] * 9
-    story(failing(left))
+    replace_workflow(failing(left))
     ourvidz_eager.submit(JOB)
     record = ourvidz_eager.record("a")
     assert record.status == "failed"
@@ -72,84 +73,82 @@ def test_each_error_gets_its_attempts_and_then_fails(
     assert last["assets"] == []
 
 
-def test_a_retry_that_works_completes(ourvidz_eager: Eager, story: Callable[[Story], None]) -> None:
-    """One processing for each attempt, the second with its number, and one terminal callback."""
-    story(failing([OutOfMemory("no room")]))
+def test_a_retry_that_works_completes(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
+    """One `processing` for each attempt, the second with its number, and one terminal callback."""
+    replace_workflow(failing([OutOfMemory("no room")]))
     ourvidz_eager.submit(JOB)
     assert ourvidz_eager.callbacks.statuses("a") == ["processing", "processing", "completed"]
-    told = [one.payload["metadata"].get("attempt") for one in ourvidz_eager.callbacks.of("a")[:2]]
-    assert told == [None, 2]
-    assert [one.payload["sequence"] for one in ourvidz_eager.callbacks.of("a")] == [1, 2, 3]
+    attempts = [each.payload["metadata"].get("attempt") for each in ourvidz_eager.callbacks.of("a")[:2]]
+    assert attempts == [None, 2]
+    assert [each.payload["sequence"] for each in ourvidz_eager.callbacks.of("a")] == [1, 2, 3]
 
 
-def test_an_unknown_failure_tells_the_caller_no_internals(
-    ourvidz_eager: Eager, story: Callable[[Story], None]
+def test_an_unknown_error_shows_the_caller_no_internals(
+    ourvidz_eager: Eager, replace_workflow: Replace
 ) -> None:
-    """Paths and tracebacks are for our log."""
-    story(failing([RuntimeError("a secret path /home/x")]))
+    """Paths and tracebacks are logged only."""
+    replace_workflow(failing([RuntimeError("a secret path /home/x")]))
     ourvidz_eager.submit(JOB)
     assert "/home" not in str(ourvidz_eager.callbacks.of("a")[-1].payload)
 
 
-def test_an_operators_error_names_nothing_of_this_machine(
-    ourvidz_eager: Eager, story: Callable[[Story], None]
-) -> None:
-    """Callers need not know where the models lie."""
-    story(failing([ModelLoadError("/secret/path is missing")] * 2))
+def test_an_operator_error_shows_the_caller_no_paths(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
+    """Callers do not need to know where the models are."""
+    replace_workflow(failing([ModelLoadError("/secret/path is missing")] * 2))
     ourvidz_eager.submit(JOB)
     last = ourvidz_eager.callbacks.of("a")[-1].payload
     assert last["error"]["code"] == "MODEL_LOAD_ERROR"
     assert "/secret" not in str(last)
 
 
-def test_a_lost_fence_commits_nothing(ourvidz_eager: Eager, story: Callable[[Story], None]) -> None:
-    """Somebody else has the job: this attempt has no say."""
+def test_a_lost_fence_commits_nothing(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
+    """Another worker has the job: this attempt must change nothing."""
 
-    def lose(job: Any, run: Any, use: Services) -> Outcome:
+    def lose(job: Any, run: Any, services: Services) -> Outcome:
         record = ourvidz_eager.record("a")
         ourvidz_eager.control.ledger.rescue("a", fence=record.fence)
         raise FenceLost("a")
 
-    story(lose)
+    replace_workflow(lose)
     ourvidz_eager.submit(JOB)
     assert ourvidz_eager.record("a").status == "queued"
     assert ourvidz_eager.callbacks.statuses("a") == ["processing"]
 
 
-def test_a_late_result_changes_nothing(ourvidz_eager: Eager, story: Callable[[Story], None]) -> None:
-    """A worker that froze through its lease and then finishes must not overwrite its successor."""
+def test_a_late_result_changes_nothing(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
+    """A worker that was frozen past its lease must not overwrite its successor's outcome."""
 
-    def late(job: Any, run: Any, use: Services) -> Outcome:
-        ourvidz_eager.control.ledger.rescue("a", fence=ourvidz_eager.record("a").fence)
+    def late(job: Any, run: Any, services: Services) -> Outcome:
+        ourvidz_eager.control.ledger.lose("a", fence=ourvidz_eager.record("a").fence)
         return Outcome(status="completed", metadata={"late": True})
 
-    story(late)
+    replace_workflow(late)
     ourvidz_eager.submit(JOB)
     assert ourvidz_eager.record("a").status == "queued"
     assert "completed" not in ourvidz_eager.callbacks.statuses("a")
 
 
-def test_a_cancel_during_the_run_ends_cancelled(ourvidz_eager: Eager, story: Callable[[Story], None]) -> None:
-    """On the record it is cancelled, to the caller failed with CANCELLED; a retry of it runs."""
+def test_a_cancel_during_the_run_ends_cancelled(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
+    """The record is cancelled, the callback failed with CANCELLED; a retry runs."""
 
-    def cancelled(job: Any, run: Any, use: Services) -> Outcome:
+    def cancelled(job: Any, run: Any, services: Services) -> Outcome:
         dispatch.cancel("a")
         run.step(1, 2)
         raise AssertionError("the step should have stopped this run")
 
-    story(cancelled)
+    replace_workflow(cancelled)
     ourvidz_eager.submit(JOB)
     assert ourvidz_eager.record("a").status == "cancelled"
     last = ourvidz_eager.callbacks.of("a")[-1].payload
     assert (last["status"], last["error"]["code"]) == ("failed", "CANCELLED")
-    story(failing([]))
+    replace_workflow(failing([]))
     dispatch.retry("a")
     assert (ourvidz_eager.record("a").status, ourvidz_eager.record("a").run) == ("completed", 2)
 
 
-def test_the_same_id_twice_is_one_job(ourvidz_eager: Eager, story: Callable[[Story], None]) -> None:
+def test_the_same_id_twice_is_one_job(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
     """A caller that repeats a request after a timeout must not pay twice."""
-    story(failing([]))
+    replace_workflow(failing([]))
     assert ourvidz_eager.submit(JOB).created
     assert not ourvidz_eager.submit(JOB).created
     assert ourvidz_eager.callbacks.statuses("a") == ["processing", "completed"]
@@ -157,32 +156,32 @@ def test_the_same_id_twice_is_one_job(ourvidz_eager: Eager, story: Callable[[Sto
         ourvidz_eager.submit(JOB | {"prompt": "another hill"})
 
 
-def test_a_message_of_a_finished_job_is_ignored(ourvidz_eager: Eager, story: Callable[[Story], None]) -> None:
+def test_the_message_of_a_finished_job_is_ignored(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
     """The sweep may publish a message too many."""
-    story(failing([]))
+    replace_workflow(failing([]))
     ourvidz_eager.submit(JOB)
     dispatch.publish(ourvidz_eager.record("a"))
     assert ourvidz_eager.callbacks.statuses("a") == ["processing", "completed"]
 
 
-def test_deleting_a_failed_job_forgets_what_it_had_stored(
-    ourvidz_eager: Eager, story: Callable[[Story], None]
+def test_deleting_a_failed_job_deletes_the_files_of_its_attempts(
+    ourvidz_eager: Eager, replace_workflow: Replace
 ) -> None:
-    """The picture of an attempt that failed half-way is nobody's outcome, but it is the job's file."""
+    """A file of an attempt that failed half-way is in no outcome, but it is the job's."""
 
-    def half_way(job: Any, run: Any, use: Services) -> Outcome:
-        run.put(use.store, "workspace-temp/me/a/0.png", b"half", "image/png")
+    def half_way(job: Any, run: Any, services: Services) -> Outcome:
+        run.put(services.store, "workspace-temp/me/a/0.png", b"half", "image/png")
         raise StorageError("the disk is full")
 
-    story(half_way)
+    replace_workflow(half_way)
     ourvidz_eager.submit(JOB)
     assert (ourvidz_eager.storage / "workspace-temp/me/a/0.png").is_file()
     dispatch.delete("a")
     assert not (ourvidz_eager.storage / "workspace-temp/me/a").exists()
 
 
-def test_deleting_forgets_the_job_and_its_files(ourvidz_eager: Eager) -> None:
-    """The caller has copied what it wants."""
+def test_deleting_a_completed_job_deletes_its_record_and_its_files(ourvidz_eager: Eager) -> None:
+    """The caller has copied what it needs."""
     ourvidz_eager.submit(JOB)
     stored = ourvidz_eager.storage / "workspace-temp/me/a/0.png"
     assert stored.is_file()
