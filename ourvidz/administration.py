@@ -38,11 +38,11 @@ def status() -> dict[str, Any]:
 def queues() -> dict[str, Any]:
     """Return each queue's number of queued jobs, whether it is paused, and its number of online workers."""
     ledger = control.current().ledger
-    paused, occupied = ledger.paused(), [worker.queue for worker in _online_workers()]
+    paused, occupied = ledger.paused_queues(), [worker.queue for worker in ledger.online_workers()]
     return {
         "queues": {
             queue: {
-                "depth": ledger.depth(queue),
+                "depth": ledger.queue_depth(queue),
                 "paused": queue in paused,
                 "workers": occupied.count(queue),
             }
@@ -61,7 +61,7 @@ def models() -> dict[str, Any]:
     return {
         "models": [
             {"worker": worker.id, "name": name, "info": info}
-            for worker in _online_workers()
+            for worker in control.current().ledger.online_workers()
             for name, info in worker.detail.get("info", {}).items()
         ]
     }
@@ -71,17 +71,15 @@ def flush_caches() -> dict[str, Any]:
     """Drop the tokenizers that this process caches, and tell every GPU worker to free its cached memory after
     its current job. `asked` lists the workers whose message was sent."""
     encoders.read_encoders.cache_clear()
-    gpu_workers = [worker.id for worker in _online_workers() if worker.family in QUEUES]
+    gpu_workers = [
+        worker.id for worker in control.current().ledger.online_workers() if worker.family in QUEUES
+    ]
     return {"flushed": ["tokenizers"], "asked": [each for each in gpu_workers if dispatch.flush(each)]}
 
 
 OPERATIONS: dict[str, Callable[[], dict[str, Any]]] = {
     operation.__name__: operation for operation in (status, queues, workers, models, flush_caches)
 }
-
-
-def _online_workers() -> list[Worker]:
-    return [worker for worker in control.current().ledger.workers() if worker.state != "offline"]
 
 
 def _worker_row(worker: Worker) -> dict[str, Any]:

@@ -129,7 +129,6 @@ def _enhancement_obstacle() -> str | None:
     if celery_app.conf.task_always_eager:
         return None if ENHANCE_TASK in celery_app.tasks else NO_CHAT_WORKER
     ledger, queue = control.current().ledger, QUEUES["chat"]
-    if queue in ledger.paused_queues():
-        return CHAT_QUEUE_PAUSED
-    workers = [worker for worker in ledger.workers() if worker.queue == queue and not worker.draining]
-    return None if any(worker.state != "offline" for worker in workers) else NO_CHAT_WORKER
+    if ledger.active_workers(queue=queue):
+        return None
+    return CHAT_QUEUE_PAUSED if queue in ledger.paused_queues() else NO_CHAT_WORKER

@@ -49,8 +49,7 @@ def resume(queue: str) -> None:
 
 def wake(queue: str) -> None:
     """Tell the workers of a queue, except draining ones, to consume it. Those that do already go on."""
-    workers = control.current().ledger.workers()
-    recipients = [worker.id for worker in workers if worker.queue == queue and not worker.draining]
+    recipients = [worker.id for worker in control.current().ledger.active_workers(queue=queue)]
     if recipients:
         celery_app.control.add_consumer(queue, destination=recipients)
 

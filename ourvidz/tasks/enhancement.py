@@ -33,10 +33,10 @@ def enhance(message: dict[str, Any]) -> dict[str, Any]:
     """
     ledger, lease_s = control.current().ledger, control.current().settings.lease_s
     try:
-        claimed = ledger.begin_enhancing(
+        claimed = ledger.begin_enhancement(
             message["id"], message["run"], lease_s=lease_s, token=uuid.uuid4().hex
         )
-        if claimed is None or not ledger.end_enhancing(claimed, wording=_enhance(claimed)):
+        if claimed is None or not ledger.end_enhancement(claimed, result=_enhance(claimed)):
             raise Ignore
     except (FenceLost, Cancelled, WorkerUnavailable) as error:
         _log.warning("enhancement_let_go", job_id=message["id"], reason=type(error).__name__)

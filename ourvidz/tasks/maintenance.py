@@ -17,7 +17,7 @@ _log = log.get(__name__)
 @app.task(name=SWEEP_TASK, acks_late=False, ignore_result=True)
 def sweep_ledger() -> None:
     """Run one sweep: recover lost attempts and messages, start due deliveries, purge old records."""
-    ledger, rules = control.current().ledger, control.current().rules
-    counts = {name: count for name, count in asdict(sweep(ledger, Broker(), rules)).items() if count}
+    ledger, options = control.current().ledger, control.current().sweep_options
+    counts = {name: count for name, count in asdict(sweep(ledger, Broker(), options)).items() if count}
     if counts:
         _log.info("swept", **counts)

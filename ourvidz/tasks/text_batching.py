@@ -131,7 +131,7 @@ class ClaimedJobs:
 
     def _claim_companions(self, first: ChatJob, *, limit: int) -> None:
         ledger = control.current().ledger
-        for record in ledger.waiting(first.queue, limit=limit):
+        for record in ledger.queued(first.queue, limit=limit):
             if record.cancel_requested or record.due_at > ledger.now():
                 continue
             claim = claim_companion(record, worker_id=self._worker_id) if self._fits(record, first) else None

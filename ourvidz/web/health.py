@@ -96,7 +96,7 @@ class ModelInfo(BaseModel):
 def health(request: Request) -> Health:
     """Read the health of the installation. If keys are configured, only callers with one see the workers."""
     try:
-        live = _live_workers()
+        live = control.current().ledger.online_workers()
     except WorkerUnavailable:
         live = []
     gpu_workers = [worker for worker in live if worker.family in QUEUES]
@@ -125,7 +125,10 @@ async def live() -> dict[str, str]:
 def ready() -> dict[str, str]:
     """Readiness: the broker responds, and a worker with its models loaded is live."""
     control.current().ledger.ping()
-    if not any(w.family in QUEUES and w.state != "starting" and w.models for w in _live_workers()):
+    if not any(
+        w.family in QUEUES and w.state != "starting" and w.models
+        for w in control.current().ledger.online_workers()
+    ):
         raise WorkerUnavailable("No worker is ready.")
     return {"status": "ready"}
 
@@ -134,7 +137,9 @@ def ready() -> dict[str, str]:
 def status(worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
     """Read what the image worker can do, or the video worker, or the chat worker."""
     rows = [row for row in of_family(worker_type) if row.kind != "admin"]
-    names = (_model_field(w, "name") for w in _live_workers() if w.family == worker_type)
+    names = (
+        _model_field(w, "name") for w in control.current().ledger.online_workers() if w.family == worker_type
+    )
     settings = control.current().settings
     models = {"sdxl": settings.sdxl_model, "wan": settings.wan_model, "chat": settings.qwen_model}
     configured = models[worker_type]
@@ -165,7 +170,7 @@ def model_info() -> ModelInfo:
     return ModelInfo(
         models=[
             LoadedModel(family=worker.family, queue=worker.queue, state=worker.state, info=info)
-            for worker in _live_workers()
+            for worker in control.current().ledger.online_workers()
             for info in _model_infos(worker)
         ]
     )
@@ -211,10 +216,6 @@ def _snapshot() -> metrics.Snapshot:
         workers=tuple((worker.family, worker.state) for worker in ledger.workers()),
         outbox_pending=len(ledger.list_events("pending", MAX_PENDING)),
     )
-
-
-def _live_workers() -> list[Worker]:
-    return [worker for worker in control.current().ledger.workers() if worker.state != "offline"]
 
 
 def _model_field(worker: Worker, field: str) -> str | None:

@@ -107,13 +107,13 @@ class Environment(BaseModel):
 @router.get("/enhancement/info", responses=documented(503))
 def enhancement_info() -> EnhancementInfo:
     """Read which models enhance prompts, and what they can do."""
-    return EnhancementInfo(**_text_models(_live_chat_workers()))
+    return EnhancementInfo(**_text_models(control.current().ledger.online_workers(family=FAMILY)))
 
 
 @router.get("/worker/info", responses=documented(503))
 def worker_info() -> WorkerInfo:
     """Read what the chat workers serve."""
-    workers = _live_chat_workers()
+    workers = control.current().ledger.online_workers(family=FAMILY)
     return WorkerInfo(
         **_text_models(workers),
         worker_version=__version__,
@@ -127,7 +127,10 @@ def worker_info() -> WorkerInfo:
 def chat_health() -> ChatHealth:
     """Read whether a chat worker would take a request now."""
     try:
-        workers, depth = _live_chat_workers(), control.current().ledger.queue_depth(QUEUES[FAMILY])
+        workers, depth = (
+            control.current().ledger.online_workers(family=FAMILY),
+            control.current().ledger.queue_depth(QUEUES[FAMILY]),
+        )
     except WorkerUnavailable:
         return ChatHealth(status="degraded", qwen_model_loaded=False, workers=0, queue_depth=None)
     loaded = any(FAMILY in worker.models for worker in workers)
@@ -166,10 +169,6 @@ def _text_models(workers: list[Worker]) -> dict[str, Any]:
             **reported,
         ),
     }
-
-
-def _live_chat_workers() -> list[Worker]:
-    return [w for w in control.current().ledger.workers() if w.family == FAMILY and w.state != "offline"]
 
 
 def _version(library: str) -> str | None:

@@ -170,10 +170,7 @@ async def model(request: Request) -> ModelCard:
 
 
 def _model_cards() -> list[ModelCard]:
-    workers = control.current().ledger.workers()
-    started_at = [
-        worker.started_at for worker in workers if worker.family == "chat" and worker.state != "offline"
-    ]
+    started_at = [worker.started_at for worker in control.current().ledger.online_workers(family="chat")]
     return [ModelCard(id=name, created=int(min(started_at, default=0))) for name in MODELS]
 
 

@@ -229,14 +229,10 @@ class _JobFollower:
     def _obstacle(self) -> str | None:
         """Why no worker can claim the job now; None when one can."""
         queue = self._job.queue
-        if queue in self._ledger.paused_queues():
-            return f"{queue} is paused."
-        if any(
-            worker.queue == queue and worker.state != "offline" and not worker.draining
-            for worker in self._ledger.workers()
-        ):
+        if self._ledger.active_workers(queue=queue):
             return None
-        return f"No worker of {queue} is at work."
+        paused = queue in self._ledger.paused_queues()
+        return f"{queue} is paused." if paused else f"No worker of {queue} is at work."
 
     def _partial_result(self) -> TextResult:
         """The text up to the deadline. Raises `WorkerUnavailable` or `JobTimeout` when there is none."""

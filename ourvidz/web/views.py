@@ -100,7 +100,7 @@ def eta_s(record: Record, position: int | None, ledger: Ledger) -> float | None:
             ahead.callback_metadata.get("expected_time") or 0.0
             for ahead in ledger.queued(record.queue, min(position, SAMPLE_SIZE))
         ]
-        live = sum(worker.queue == record.queue and worker.state != "offline" for worker in ledger.workers())
+        live = sum(worker.queue == record.queue for worker in ledger.online_workers())
         ahead_s = position * (sum(sample) / len(sample) if sample else own_s) / max(1, live)
     return round(ahead_s + own_s, 1)
 

@@ -17,7 +17,6 @@ from ourvidz.callbacks.delivery import CallbackSender, Target
 from ourvidz.jobs.dialects import Defaults
 from ourvidz.jobs.ranges import FRAMES
 from ourvidz.ledger.store import Ledger
-from ourvidz.ledger.sweep import SweepOptions
 from ourvidz.liveness.availability import WorkerAvailability
 from ourvidz.media.credentials import Signer
 from ourvidz.net.client import HttpClient
@@ -83,10 +82,10 @@ class ControlPlane:
         return Moderation(url, self.settings.moderation_key, HttpClient(timeout_s=TIMEOUT_S))
 
     @cached_property
-    def rules(self) -> Rules:
-        """The time limits of the sweep."""
+    def sweep_options(self) -> SweepOptions:
+        """The intervals and time limits of the sweep."""
         settings = self.settings
-        return Rules(
+        return SweepOptions(
             interval_s=settings.sweep_s,
             lease_s=settings.lease_s,
             empty_s=settings.empty_queue_s,

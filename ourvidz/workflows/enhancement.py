@@ -194,7 +194,7 @@ class EnhancementLease:
             return
         self._next_renewal_at = now + min(RENEWAL_INTERVAL_S, self._lease_s / 3)
         try:
-            verdict = self._ledger.keep_enhancing(self._enhancement, lease_s=self._lease_s)
+            verdict = self._ledger.renew_enhancement(self._enhancement, lease_s=self._lease_s)
         except WorkerUnavailable:
             _log.warning("ledger_away", job_id=self._enhancement.job_id)
             return

@@ -78,7 +78,7 @@ class LeasedRun:
     @property
     def enhancement_result(self) -> dict[str, Any] | None:
         """The document that `enhancement.enhance` returned for this job; None where none was recorded."""
-        return self._claim.record.wording
+        return self._claim.record.enhancement_result
 
     def step(self, done: int, total: int) -> None:
         """Report a finished step. Raises `Cancelled`, `JobTimeout` or `FenceLost`."""
@@ -137,7 +137,7 @@ class LeasedRun:
         if text:
             items.append(("token", {"text": text, "tokens": tokens}))
         try:
-            verdict = self._ledger.step(self._claim, progress=progress, items=items, tell=add_event)
+            verdict = self._ledger.step(self._claim, progress=progress, items=items, add_event=add_event)
         except WorkerUnavailable:
             _log.warning("ledger_away", job_id=self._claim.job_id)
         if verdict is Verdict.LOST or self._fence_lost.is_set():

@@ -58,7 +58,7 @@ class TestEnhancedJobs:
 
         monkeypatch.setattr(wan, "generate_video", workflow)
         ourvidz_eager.submit(JOB)
-        result = ourvidz_eager.record("a").wording
+        result = ourvidz_eager.record("a").enhancement_result
         assert result is not None
         assert used == [result["prompt"]] * 2
 

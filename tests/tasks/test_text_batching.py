@@ -152,7 +152,7 @@ def test_no_job_of_a_paused_queue_joins(
     """A pause holds for companions too."""
     queue("a"), queue("b")
     jobs = start("a")
-    ourvidz_eager.control.ledger.pause("chat_queue", True)
+    ourvidz_eager.control.ledger.set_paused("chat_queue", True)
     assert join(jobs) == []
     close(jobs.first)
 
@@ -190,7 +190,7 @@ def test_a_stopping_worker_claims_no_companions(
     """Under a steady load its batch would go on for half a minute, and be killed in the middle."""
     queue("a"), queue("b")
     jobs = start("a")
-    ourvidz_eager.control.ledger.beat(worker("chat", id=WORKER, state="busy"))
+    ourvidz_eager.control.ledger.heartbeat(worker("chat", id=WORKER, state="busy"))
     monkeypatch.setattr("ourvidz.signals.settings", lambda: SimpleNamespace(worker="chat"))
     celery_signals.worker_shutting_down.send(sender=WORKER, sig="SIGTERM", how="Warm", exitcode=0)
     for thread in threading.enumerate():
@@ -292,7 +292,7 @@ def test_an_item_whose_fence_is_lost_changes_nothing(
     """Another worker may have the job by now."""
     queue("a")
     jobs = start("a")
-    assert ourvidz_eager.control.ledger.lose("a", fence=ourvidz_eager.record("a").fence)
+    assert ourvidz_eager.control.ledger.rescue("a", fence=ourvidz_eager.record("a").fence)
     jobs.first.end(DONE)
     assert jobs.first.ending == "lost"
     record = ourvidz_eager.record("a")

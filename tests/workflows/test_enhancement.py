@@ -274,7 +274,7 @@ class TestLease:
     def lease(self, ledger: Ledger) -> EnhancementLease:
         """The lease of an enhancement that has just begun."""
         ledger.register(job(), priority=6)
-        claimed = ledger.begin_enhancing("job-1", 1, lease_s=10, token="e1")
+        claimed = ledger.begin_enhancement("job-1", 1, lease_s=10, token="e1")
         assert claimed is not None
         return EnhancementLease(claimed, ledger, lease_s=10, clock=lambda: self.now)
 
@@ -283,7 +283,7 @@ class TestLease:
         for _ in range(200):
             self.now += 0.1
             lease.check()
-        assert ledger.begin_enhancing("job-1", 1, lease_s=10, token="e2") is None
+        assert ledger.begin_enhancement("job-1", 1, lease_s=10, token="e2") is None
 
     def test_a_cancelled_job_stops_the_enhancement(self, ledger: Ledger, lease: EnhancementLease) -> None:
         """It must not keep the model busy."""
@@ -295,7 +295,7 @@ class TestLease:
         self, ledger: Ledger, lease: EnhancementLease
     ) -> None:
         """The generation has been published without it."""
-        ledger.give_up_enhancing("job-1", run=1, reason="too late")
+        ledger.skip_enhancement("job-1", run=1, reason="too late")
         with pytest.raises(FenceLost):
             lease.check()
 

@@ -23,7 +23,7 @@ from ourvidz.workflows.run import FenceLost, LeasedRun
 from tests.factories import image_job
 
 
-class SwitchableLedger(RedisLedger):
+class SwitchableLedger(Ledger):
     """A ledger whose `step` fails while `away` is set."""
 
     away = False
@@ -165,7 +165,7 @@ def test_progress_callbacks_come_at_most_once_a_second(ledger: SwitchableLedger,
             now[0] = done * 0.4
             run.step(done, 8)
     assert events == pytest.approx([1.2, 2.4])
-    rows = [event for event in ledger.letters("pending") if event.metadata]
+    rows = [event for event in ledger.list_events("pending") if event.metadata]
     assert [(row.kind, row.metadata["progress"]) for row in rows] == [("processing", pytest.approx(74.25))]
 
 
@@ -194,7 +194,7 @@ def test_a_lost_lease_stops_the_run_also_while_the_ledger_is_away(
 
     ledger.renew = renew  # type: ignore[method-assign]
     with running(ledger, claim, lease_s=0.15) as run:
-        ledger.lose("a", fence=claim.fence)
+        ledger.rescue("a", fence=claim.fence)
         assert lost.wait(5)
         ledger.away = True
         run._renewer.join(5)

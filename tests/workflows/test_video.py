@@ -144,7 +144,7 @@ def test_the_outcome_reports_what_the_worker_measured(services: Services) -> Non
         "compel_success": False,
         "worker_version": __version__,
     }
-    merged = requested.facts() | metadata
+    merged = requested.callback_metadata() | metadata
     assert (merged["frame_num"], merged["wan_task"], merged["reference_mode"]) == (3, "t2v-1.3B", "none")
 
 
@@ -261,7 +261,7 @@ def test_an_unusable_reference_falls_back_to_the_prompt(
         None,
     )
     assert metadata["negative_prompt_used"] is False
-    assert (requested.facts() | outcome.metadata)["reference_mode"] == mode
+    assert (requested.callback_metadata() | outcome.metadata)["reference_mode"] == mode
 
 
 def test_another_users_reference_fails_the_job(services: Services) -> None:
