@@ -1,7 +1,7 @@
 """Submission of jobs, and the messages that go to the broker.
 
-Owns: submitting, recording and publishing jobs; cancel, retry, delete; pausing queues, draining workers.
-Speaks: payloads in, records out; messages that carry an id. What a task does is in `tasks`.
+Owns submitting, recording and publishing jobs; cancel, retry, delete; pausing queues, draining workers.
+Handles payloads, records, and messages that carry an id; what a task does is in `tasks`.
 """
 
 from ourvidz.dispatch.lifecycle import cancel, delete, retry

@@ -1,7 +1,7 @@
 """The Celery tasks: one entry point for each kind of work.
 
-Owns: task names, and the retry policy that decides how an attempt ends.
-Speaks: messages in, committed outcomes out. What happens inside a job is in the workflows.
+Owns task names, and the retry policy that decides how an attempt ends.
+Handles messages, claims and outcomes; what happens inside a job is in `workflows`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Wiring: which implementation stands behind each interface.
 
-Owns: building the ledger, storage, gate and models from the settings.
-Speaks: settings in, objects out. No job is run here.
+Owns building the ledger, storage, gate and models from the settings.
+Handles settings and the objects built from them; runs no job.
 """

@@ -17,6 +17,7 @@ from ourvidz.callbacks.delivery import CallbackSender, Target
 from ourvidz.jobs.dialects import Defaults
 from ourvidz.jobs.ranges import FRAMES
 from ourvidz.ledger.store import Ledger
+from ourvidz.ledger.sweep import SweepOptions
 from ourvidz.liveness.availability import WorkerAvailability
 from ourvidz.media.credentials import Signer
 from ourvidz.net.client import HttpClient
