@@ -125,10 +125,8 @@ async def live() -> dict[str, str]:
 def ready() -> dict[str, str]:
     """Readiness: the broker responds, and a worker with its models loaded is live."""
     control.current().ledger.ping()
-    if not any(
-        w.family in QUEUES and w.state != "starting" and w.models
-        for w in control.current().ledger.online_workers()
-    ):
+    online = control.current().ledger.online_workers()
+    if not any(w.family in QUEUES and w.state != "starting" and w.models for w in online):
         raise WorkerUnavailable("No worker is ready.")
     return {"status": "ready"}
 
@@ -137,9 +135,8 @@ def ready() -> dict[str, str]:
 def status(worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
     """Read what the image worker can do, or the video worker, or the chat worker."""
     rows = [row for row in of_family(worker_type) if row.kind != "admin"]
-    names = (
-        _model_field(w, "name") for w in control.current().ledger.online_workers() if w.family == worker_type
-    )
+    workers = control.current().ledger.online_workers(family=worker_type)
+    names = (_model_field(worker, "name") for worker in workers)
     settings = control.current().settings
     models = {"sdxl": settings.sdxl_model, "wan": settings.wan_model, "chat": settings.qwen_model}
     configured = models[worker_type]

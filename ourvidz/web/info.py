@@ -127,10 +127,8 @@ def worker_info() -> WorkerInfo:
 def chat_health() -> ChatHealth:
     """Read whether a chat worker would take a request now."""
     try:
-        workers, depth = (
-            control.current().ledger.online_workers(family=FAMILY),
-            control.current().ledger.queue_depth(QUEUES[FAMILY]),
-        )
+        ledger = control.current().ledger
+        workers, depth = ledger.online_workers(family=FAMILY), ledger.queue_depth(QUEUES[FAMILY])
     except WorkerUnavailable:
         return ChatHealth(status="degraded", qwen_model_loaded=False, workers=0, queue_depth=None)
     loaded = any(FAMILY in worker.models for worker in workers)
