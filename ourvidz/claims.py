@@ -51,7 +51,7 @@ def claim_for(request: Context, argument: Any) -> Claim | None:
     if not state.decided:
         worker_id = settings().worker_id("eager") if request.is_eager else request.hostname
         if state.candidates is None:
-            state.candidates = _candidates(request, _message(argument))
+            state.candidates = _candidates(request, argument)
         claims = (
             claim(each["id"], each["run"], worker_id=worker_id, token=state.token)
             for each in state.candidates
@@ -86,18 +86,20 @@ def _state(request: Context) -> RequestClaim:
     return state
 
 
-def _message(argument: Any) -> dict[str, Any]:
-    """Return the message of the job that a task was given; a payload is submitted."""
-    if dispatch.is_message(argument):
-        return dict(argument)
-    return dispatch.message(dispatch.submit(argument, in_worker=True).record)
+def _candidates(request: Context, argument: Any) -> list[dict[str, Any]]:
+    """Return the messages that a request may start, in order of preference; a payload is submitted first.
 
-
-def _candidates(request: Context, message: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the messages that a request may start, in order of preference.
-
-    Messages published in the same moment arrive in any order; text jobs start in the order of their records.
+    A payload of another task's type is published for that task, and there is nothing to start here. Messages
+    published in the same moment arrive in any order; text jobs start in the order of their records.
     """
+    message = argument
+    if not dispatch.is_message(argument):
+        admission = dispatch.submit(argument, in_worker=True)
+        if CATALOG[admission.record.type].task != request.task:
+            if admission.created:
+                dispatch.publish(admission.record)
+            return []
+        message = dispatch.message(admission.record)
     if request.task != TEXT_TASK or request.is_eager:
         return [message]
     ledger = control.current().ledger

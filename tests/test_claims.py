@@ -144,3 +144,18 @@ def test_a_payload_in_a_message_is_recorded_once(ledger: Ledger) -> None:
     assert claims.claim_for(second, payload) is None
     with pytest.raises(Conflict):
         claims.claim_for(request(IMAGE_TASK), payload | {"prompt": "a lake"})
+
+
+def test_a_payload_sent_to_the_wrong_task_is_published_for_the_right_one(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker has only the models of its family."""
+    published: list[Record] = []
+    monkeypatch.setattr(dispatch, "publish", lambda record: published.append(record) or True)
+    payload = {"id": "a", "type": "video_fast", "prompt": "a hill", "user_id": "me"}
+    assert claims.claim_for(request(IMAGE_TASK), payload) is None
+    assert claims.claim_for(request(IMAGE_TASK), payload) is None
+    assert [record.queue for record in published] == ["wan_queue"]
+    record = ledger.get("a")
+    assert record is not None
+    assert (record.status, record.attempt) == ("queued", 0)
