@@ -43,7 +43,7 @@ def test_nothing_set_is_the_tiny_profile_on_loopback(read: Any) -> None:
 
 
 def test_the_production_profile_has_the_production_sizes(read: Any) -> None:
-    """The door fixes the sizes, so it must not need the model's path to know them."""
+    """Submission fixes the sizes, so it must not need the model's path to know them."""
     sizes = control.defaults(read(**PRODUCTION))
     assert (sizes.sdxl_size, sizes.wan_size) == ((1024, 1024), (480, 832))
 

@@ -88,4 +88,4 @@ def test_without_the_library_a_certificate_is_refused_with_the_way_to_get_it(
     one = str(tmp_path / "one.pem")
     error = refusal(OURVIDZ_C2PA_CERTIFICATE=one, OURVIDZ_C2PA_KEY=one)
     assert error.message.startswith("OURVIDZ_C2PA_CERTIFICATE: ")
-    assert "pip install 'ourvidz[c2pa]'" in wrong.message
+    assert "pip install 'ourvidz[c2pa]'" in error.message
