@@ -10,7 +10,7 @@ import pytest
 
 from ourvidz.cli import model_checks
 from ourvidz.settings import Settings
-from training.untrained.wan_pictures import build_vace
+from training.untrained.wan_image_models import build_vace
 
 MakeSettings = Callable[..., Settings]
 Variables = dict[str, str]
@@ -48,7 +48,7 @@ def test_the_vace_checkpoint_is_checked_with_the_wan_checkpoint(
     make_settings: MakeSettings, tmp_path: Path, untrained_wan: Path
 ) -> None:
     """The worker loads both; the reason names both paths."""
-    build_vace(tmp_path / "vace", beside=untrained_wan)
+    build_vace(tmp_path / "vace", text_to_video=untrained_wan)
     variables = {"OURVIDZ_WAN_MODEL": untrained_wan, "OURVIDZ_WAN_VACE_MODEL": tmp_path / "vace"}
     both = model_checks.check_wan_checkpoint(make_settings(**variables))
     assert both.status == "ok"

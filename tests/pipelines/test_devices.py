@@ -1,3 +1,5 @@
+"""Recognition of out-of-memory errors, and torch's threads."""
+
 from __future__ import annotations
 
 import pytest
@@ -26,6 +28,16 @@ from ourvidz.pipelines import devices
     ],
     ids=lambda value: str(value)[:48] if isinstance(value, Exception) else "",
 )
-def test_running_out_of_memory_is_known_by_its_words(error: Exception, out_of_memory: bool) -> None:
-    """torch, cuBLAS and cuDNN each say it in their own way; another failure must not be tried again."""
+def test_out_of_memory_errors_are_recognised_by_type_or_message(
+    error: Exception, out_of_memory: bool
+) -> None:
+    """torch, cuBLAS and cuDNN have different messages; other errors must not be retried."""
     assert devices.is_out_of_memory(error) is out_of_memory
+
+
+def test_torch_threads_restores_the_previous_number() -> None:
+    """Other models in the process use all of them."""
+    previous = torch.get_num_threads()
+    with devices.torch_threads(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == previous

@@ -13,7 +13,7 @@ from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.settings import Settings, load_settings
 from ourvidz.wiring.models import TINY_CAP_PX, TINY_WAN_CAP_PX, build, sdxl_options, wan_options
-from training.untrained.wan_pictures import build_vace
+from training.untrained.wan_image_models import build_vace
 
 PRODUCTION = {
     "OURVIDZ_PROFILE": "production",
@@ -242,7 +242,7 @@ def test_wan_runs_as_its_settings_say(settings: Settings) -> None:
 def test_vace_stands_beside_wan_where_it_is_configured(settings: Settings, tmp_path: Path) -> None:
     """And another model in either place is refused at start, not with the first job."""
     text = find_wan(None).path
-    build_vace(tmp_path / "vace", beside=text)
+    build_vace(tmp_path / "vace", text_to_video=text)
     chosen = load_settings(OURVIDZ_WAN_VACE_MODEL=str(tmp_path / "vace"))
     models = build(chosen, "wan")
     models.warm()

@@ -1,7 +1,7 @@
-"""The SDXL class set with random weights.
+"""The SDXL class set with random weights from a fixed seed.
 
-The same classes and the same folder layout as the real one, 64×64 px native, under a million
-parameters in the UNet. It is built from a fixed seed.
+The same classes and folder layout as a real checkpoint, with a native size of 64×64 px and about a million
+parameters in the UNet.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from ourvidz.pipelines import devices
 
 SEED = 20240716
 WIDTHS = (24, 40)
-"""Widths of the two text encoders; the UNet attends to both side by side. They differ, like the real ones':
-diffusers tells the encoders of a single file apart by their width."""
+"""Widths of the two text encoders, whose outputs are concatenated. They differ as in the real checkpoint:
+diffusers identifies the encoders of a single file by their width."""
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
 def build(folder: Path) -> None:
-    """Write the checkpoint into `folder` in the diffusers layout. Equal files on every call."""
+    """Write the checkpoint to `folder` in the diffusers layout. Every call writes equal files and leaves
+    torch's random state unchanged."""
     devices.quiet_libraries()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -42,16 +43,19 @@ def build(folder: Path) -> None:
 
 
 def _tokenizer(pad_token: str) -> transformers.CLIPTokenizer:
-    """Byte by byte: every byte inside a word, every byte that ends one, and no merges to learn."""
+    """One token per byte: each byte has one token inside a word and one at its end; there are no merges."""
     letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(letter + "</w>" for letter in letters), BOS, EOS]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), BOS, EOS]
     return transformers.CLIPTokenizer(
-        vocab={word: at for at, word in enumerate(words)}, merges=[], model_max_length=77, pad_token=pad_token
+        vocab={token: token_id for token_id, token in enumerate(tokens)},
+        merges=[],
+        model_max_length=77,
+        pad_token=pad_token,
     )
 
 
 def _text_config(width: int) -> transformers.CLIPTextConfig:
-    """EOS has the highest id because CLIP pools where the highest id stands."""
+    """EOS has the highest id, because CLIP pools at the position of the highest id."""
     return transformers.CLIPTextConfig(
         vocab_size=514,
         hidden_size=width,
@@ -61,7 +65,7 @@ def _text_config(width: int) -> transformers.CLIPTextConfig:
         projection_dim=width,
         max_position_embeddings=77,
         hidden_act="gelu",
-        # Wider than CLIP's 0.02: at this depth the prompt would hardly reach the picture.
+        # Larger than CLIP's default: at this depth the prompt would hardly affect the image.
         initializer_factor=5.0,
         bos_token_id=512,
         eos_token_id=513,
@@ -70,7 +74,7 @@ def _text_config(width: int) -> transformers.CLIPTextConfig:
 
 
 def _unet() -> diffusers.UNet2DConditionModel:
-    """`time_ids` are six sizes embedded in 8 numbers each, beside the pooled text."""
+    """The added embedding has six `time_ids` of 8 numbers each, and the pooled text."""
     return diffusers.UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -91,7 +95,7 @@ def _unet() -> diffusers.UNet2DConditionModel:
 
 
 def _vae() -> diffusers.AutoencoderKL:
-    """Four levels, so pictures are eight times as large as latents, like the real one's."""
+    """Four levels, so that a latent is 8 px wide, as in the real VAE."""
     return diffusers.AutoencoderKL(
         in_channels=3,
         out_channels=3,

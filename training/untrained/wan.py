@@ -1,7 +1,7 @@
-"""The Wan class set with random weights.
+"""The Wan class set with random weights from a fixed seed.
 
-The same classes and the same folder layout as the real one: a causal VAE that is eight times smaller and
-four times shorter, a T5 text encoder, a video transformer. It is built from a fixed seed.
+The same classes and folder layout as a real checkpoint: a causal VAE that scales by 8 in space and 4 in time,
+a UMT5 text encoder, a video transformer.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ LATENT_CHANNELS = 16
 TEXT_WIDTH = 32
 LETTERS = string.ascii_letters + string.digits + string.punctuation
 SPECIAL = ("<pad>", "</s>", "<unk>")
-"""T5's own order: their ids are 0, 1 and 2."""
+"""In T5's order: their ids are 0, 1 and 2."""
 
 
 def build(folder: Path) -> None:
-    """Write the checkpoint into `folder` in the diffusers layout. Equal files on every call."""
+    """Write the checkpoint to `folder` in the diffusers layout. Every call writes equal files and leaves
+    torch's random state unchanged."""
     devices.quiet_libraries()
     tokenizer = _tokenizer()
     with torch.random.fork_rng(devices=[]):
@@ -40,13 +41,13 @@ def build(folder: Path) -> None:
 
 
 def _tokenizer() -> transformers.T5Tokenizer:
-    """Letter by letter; the mark in front of every word is a piece too."""
+    """One token per character; the mark before each word is a token too."""
     pieces = [(name, 0.0) for name in SPECIAL] + [(letter, -2.0) for letter in ("▁", *LETTERS)]
     return transformers.T5Tokenizer(vocab=pieces, extra_ids=0)
 
 
 def _text_config(vocabulary: int) -> transformers.UMT5Config:
-    """`initializer_factor`: with T5's 1.0 the prompt would hardly reach the clip at this depth."""
+    """`initializer_factor` is larger than T5's 1.0: at this depth the prompt would hardly affect the clip."""
     return transformers.UMT5Config(
         vocab_size=vocabulary,
         d_model=TEXT_WIDTH,
@@ -62,14 +63,14 @@ def _text_config(vocabulary: int) -> transformers.UMT5Config:
 
 
 def _vae() -> diffusers.AutoencoderKLWan:
-    """Three halvings of the edges, two of the time, like the real one's."""
+    """Halves the edges three times and the number of frames twice, as the real VAE."""
     return diffusers.AutoencoderKLWan(
         base_dim=4,
         z_dim=LATENT_CHANNELS,
         dim_mult=[1, 1, 2, 2],
         num_res_blocks=1,
         temperal_downsample=[False, True, True],
-        # About what the random encoder gives; not 0 and 1, so that a forgotten normalisation shows.
+        # About the statistics of the random encoder; not 0 and 1, so that a missing normalization shows.
         latents_mean=[-0.05] * LATENT_CHANNELS,
         latents_std=[0.12] * LATENT_CHANNELS,
     )
@@ -91,7 +92,7 @@ def _transformer() -> diffusers.WanTransformer3DModel:
 
 
 def _scheduler() -> diffusers.UniPCMultistepScheduler:
-    """The shift is the 480p conversion's; a job brings its own."""
+    """The shift of the 480p conversion; every job sets its own."""
     return diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )

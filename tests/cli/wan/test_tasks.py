@@ -18,7 +18,7 @@ from ourvidz.cli.wan.command import command
 from ourvidz.cli.wan.tasks import TASKS
 from ourvidz.media.video import encode_mp4, probe, read_frames
 from ourvidz.settings import settings
-from training.untrained.wan_pictures import build_image_to_video, build_vace
+from training.untrained.wan_image_models import build_image_to_video, build_vace
 
 PROMPT = "--prompt=a hill in the rain"
 QUICK = (PROMPT, "--sample_steps=1", "--base_seed=7", "--size=64*48", "--json")
@@ -29,10 +29,10 @@ ENDS = ("--first_frame=hill.png", "--last_frame=pond.png")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory, untrained_wan: Path) -> Path:
     """One checkpoint of every model. Those of the 14B tasks have 40 layers, and are small otherwise."""
     root = tmp_path_factory.mktemp("checkpoints")
-    build_vace(root / "vace", beside=untrained_wan)
-    build_vace(root / "vace14", beside=untrained_wan, layers=40)
+    build_vace(root / "vace", text_to_video=untrained_wan)
+    build_vace(root / "vace14", text_to_video=untrained_wan, layers=40)
     build_image_to_video(root / "i2v", layers=40)
-    build_image_to_video(root / "flf2v", pictures=2, layers=40)
+    build_image_to_video(root / "flf2v", images=2, layers=40)
     return root
 
 

@@ -1,7 +1,9 @@
+"""SDXL jobs with a reference image: modifications and exact copies."""
+
 from __future__ import annotations
 
-from collections.abc import Callable
 from shutil import copytree
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -15,243 +17,204 @@ from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
-
-MakeJob = Callable[..., ImageJob]
-LEVELS = 2
-"""How far the 8-bit levels of two equal pictures may lie apart: batches round differently."""
+from tests.factories import image_job
+from tests.pipelines.helpers import (
+    MAX_DIFFERENCE,
+    batch_sizes,
+    difference,
+    image_levels,
+    no_progress,
+    raising,
+)
 
 
 @pytest.fixture(scope="module")
-def hills() -> Image.Image:
-    """A picture wider than high: sky, hills, and a lake in the middle."""
+def landscape() -> Image.Image:
+    """A wide image, 120x60 px: gradients, and a blue rectangle in the middle."""
     rows, columns = np.mgrid[0:60, 0:120]
-    levels = np.stack([rows * 4, columns * 2, 255 - rows * 3], axis=-1).astype(np.uint8)
-    levels[20:40, 40:80] = (20, 60, 200)
-    return Image.fromarray(levels)
+    pixels = np.stack([rows * 4, columns * 2, 255 - rows * 3], axis=-1).astype(np.uint8)
+    pixels[20:40, 40:80] = (20, 60, 200)
+    return Image.fromarray(pixels)
 
 
-@pytest.fixture(scope="module")
-def modify(image_job: MakeJob) -> MakeJob:
-    """Jobs that change a reference."""
-    return lambda **changed: image_job(
-        **({"reference": "u/p.png", "denoise_strength": 0.5, "steps": 4} | changed)
-    )
+def modification(**changes: Any) -> ImageJob:
+    """A job that modifies its reference."""
+    return image_job(**({"reference": "u/p.png", "denoise_strength": 0.5, "steps": 4} | changes))
 
 
-@pytest.fixture(scope="module")
-def copy(image_job: MakeJob) -> MakeJob:
-    """Exact copies as the door makes them."""
-
-    def make(denoise: float, **changed: object) -> ImageJob:
-        fixed = {"prompt": "", "exact_copy_mode": True, "reference": "u/p.png", "guidance_scale": 1.0}
-        steps = {"denoise_strength": denoise, "steps": round(6 + 4 * denoise / 0.05)}
-        return image_job(**(fixed | steps | changed))
-
-    return make
+def exact_copy(strength: float, **changes: Any) -> ImageJob:
+    """An exact copy as job parsing builds it."""
+    fixed = {"prompt": "", "exact_copy_mode": True, "reference": "u/p.png", "guidance_scale": 1.0}
+    steps = {"denoise_strength": strength, "steps": round(6 + 4 * strength / 0.05)}
+    return image_job(**(fixed | steps | changes))
 
 
-def made(sdxl: SDXLPipeline, job: ImageJob, reference: Image.Image) -> GeneratedImages:
-    return sdxl.generate(job, reference=reference, on_step=lambda *_: None)
-
-
-def levels(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture).astype(int)
-
-
-def far(one: Image.Image, other: Image.Image) -> int:
-    return int(np.abs(levels(one) - levels(other)).max())
-
-
-def runs(sdxl: SDXLPipeline, generate: Callable[[], GeneratedImages]) -> tuple[list[int], GeneratedImages]:
-    """How many rows the UNet was given in every pass, and what came of it."""
-    rows: list[int] = []
-    hook = sdxl._pipe.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    try:
-        return rows, generate()
-    finally:
-        hook.remove()
+def generate(sdxl: SDXLPipeline, job: ImageJob, reference: Image.Image) -> GeneratedImages:
+    return sdxl.generate(job, reference=reference, on_step=no_progress)
 
 
 @pytest.mark.parametrize(
-    ("steps", "denoise", "run"), [(10, 0.5, 5), (25, 0.15, 3), (4, 0.15, 1), (3, 0.0, 1), (2, 1.0, 2)]
+    ("steps", "strength", "effective"),
+    [(10, 0.5, 5), (25, 0.15, 3), (4, 0.15, 1), (3, 0.0, 1), (2, 1.0, 2)],
 )
-def test_a_modification_runs_its_share_of_the_steps(
-    sdxl: SDXLPipeline, modify: MakeJob, hills: Image.Image, steps: int, denoise: float, run: int
+def test_a_modification_runs_steps_times_strength_steps(
+    sdxl: SDXLPipeline, landscape: Image.Image, steps: int, strength: float, effective: int
 ) -> None:
-    """Steps times strength, at least one; both numbers are reported."""
-    job = modify(steps=steps, denoise_strength=denoise)
-    rows, found = runs(sdxl, lambda: made(sdxl, job, hills))
-    assert rows == [2] * run
-    told = found.asset_metadata
-    assert (told["steps"], told["effective_steps"], told["denoise_strength"]) == (steps, run, denoise)
+    """At least one step runs; both numbers are reported."""
+    job = modification(steps=steps, denoise_strength=strength)
+    with batch_sizes(sdxl._pipe.unet) as sizes:
+        metadata = generate(sdxl, job, landscape).asset_metadata
+    assert sizes == [2] * effective
+    reported = (metadata["steps"], metadata["effective_steps"], metadata["denoise_strength"])
+    assert reported == (steps, effective, strength)
 
 
-@pytest.mark.parametrize(("denoise", "run"), [(0.05, 10), (0.025, 8), (0.001, 6)])
-def test_an_exact_copy_really_runs_its_steps(
-    sdxl: SDXLPipeline, copy: MakeJob, hills: Image.Image, denoise: float, run: int
+@pytest.mark.parametrize(("strength", "steps"), [(0.05, 10), (0.025, 8), (0.001, 6)])
+def test_an_exact_copy_runs_all_its_steps(
+    sdxl: SDXLPipeline, landscape: Image.Image, strength: float, steps: int
 ) -> None:
-    """One pass of the UNet a step: without guidance there is no second one."""
-    rows, found = runs(sdxl, lambda: made(sdxl, copy(denoise), hills))
-    assert rows == [1] * run
-    assert found.asset_metadata["effective_steps"] == run
-    assert found.asset_metadata["guidance_scale"] == 1.0
-    assert found.asset_metadata["negative_prompt_used"] is False
+    """One UNet pass per step, without guidance."""
+    with batch_sizes(sdxl._pipe.unet) as sizes:
+        metadata = generate(sdxl, exact_copy(strength), landscape).asset_metadata
+    assert sizes == [1] * steps
+    assert metadata["effective_steps"] == steps
+    assert metadata["guidance_scale"] == 1.0
+    assert metadata["negative_prompt_used"] is False
 
 
-def test_an_exact_copy_without_strength_is_the_reference_itself(
-    sdxl: SDXLPipeline, copy: MakeJob, hills: Image.Image
+def test_an_exact_copy_of_strength_0_is_the_resized_reference(
+    sdxl: SDXLPipeline, landscape: Image.Image
 ) -> None:
-    """No pass of the UNet or the VAE: only the size changes."""
-    rows, found = runs(sdxl, lambda: made(sdxl, copy(0.0, num_images=3), hills))
-    expected = hills.crop((30, 0, 90, 60)).resize((64, 64), Image.Resampling.LANCZOS)
-    assert rows == []
-    assert [far(image, expected) <= 1 for image in found.images] == [True] * 3
-    assert (found.seeds, found.asset_metadata["effective_steps"]) == ([7, 8, 9], 0)
+    """Neither the UNet nor the VAE runs."""
+    with batch_sizes(sdxl._pipe.unet) as sizes, batch_sizes(sdxl._pipe.vae.decoder) as decoded:
+        result = generate(sdxl, exact_copy(0.0, num_images=3), landscape)
+    expected = landscape.crop((30, 0, 90, 60)).resize((64, 64), Image.Resampling.LANCZOS)
+    assert sizes == decoded == []
+    assert [difference(image, expected) <= 1 for image in result.images] == [True] * 3
+    assert (result.seeds, result.asset_metadata["effective_steps"]) == ([7, 8, 9], 0)
+    assert result.batch_size == 3
 
 
-def test_an_exact_copy_of_hardly_any_strength_is_a_copy(
-    sdxl: SDXLPipeline, copy: MakeJob, hills: Image.Image
-) -> None:
-    """A strength that single precision takes for none is above 0 all the same, and no black picture."""
-    [expected], [found] = (made(sdxl, copy(denoise), hills).images for denoise in (1e-9, 5e-324))
-    assert far(expected, found) <= 1
+def test_an_exact_copy_of_a_tiny_strength_is_a_copy(sdxl: SDXLPipeline, landscape: Image.Image) -> None:
+    """A strength that is 0 in float32 must not become a division by zero, and so a black image."""
+    one, other = (image_levels(sdxl, exact_copy(strength), landscape) for strength in (1e-9, 5e-324))
+    assert difference(one, other) <= 1
 
 
-def test_the_middle_of_the_reference_is_used(sdxl: SDXLPipeline, modify: MakeJob, hills: Image.Image) -> None:
-    """A wide reference is cut, not squeezed: what lies outside the middle changes nothing."""
-    painted_over = hills.copy()
-    painted_over.paste((255, 0, 0), (0, 0, 20, 60))
-    painted_over.paste((255, 0, 0), (100, 0, 120, 60))
-    one, other = made(sdxl, modify(), hills), made(sdxl, modify(), painted_over)
-    assert far(one.images[0], other.images[0]) <= LEVELS
+def test_the_centre_of_the_reference_is_used(sdxl: SDXLPipeline, landscape: Image.Image) -> None:
+    """A wide reference is cropped, not distorted: what lies outside the centre has no effect."""
+    changed = landscape.copy()
+    changed.paste((255, 0, 0), (0, 0, 20, 60))
+    changed.paste((255, 0, 0), (100, 0, 120, 60))
+    one, other = (generate(sdxl, modification(), reference) for reference in (landscape, changed))
+    assert difference(one.images[0], other.images[0]) <= MAX_DIFFERENCE
     assert one.asset_metadata["resize_policy"] == "center_crop"
 
 
-def test_the_reference_and_the_prompt_both_shape_the_picture(
-    sdxl: SDXLPipeline, modify: MakeJob, hills: Image.Image
-) -> None:
-    """Otherwise one of them was taken for nothing."""
-    plain = made(sdxl, modify(), hills).images[0]
-    mirrored = made(sdxl, modify(), hills.rotate(180)).images[0]
-    assert far(plain, mirrored) > LEVELS
-    for changed in ({"prompt": "a blue square"}, {"seed": 8}, {"denoise_strength": 0.9}, {"steps": 8}):
-        assert far(plain, made(sdxl, modify(**changed), hills).images[0]) > LEVELS, changed
+def test_reference_and_parameters_change_the_image(sdxl: SDXLPipeline, landscape: Image.Image) -> None:
+    """Otherwise one of them would be ignored."""
+    default = image_levels(sdxl, modification(), landscape)
+    assert difference(default, image_levels(sdxl, modification(), landscape.rotate(180))) > MAX_DIFFERENCE
+    for changes in ({"prompt": "a blue square"}, {"seed": 8}, {"denoise_strength": 0.9}, {"steps": 8}):
+        changed = image_levels(sdxl, modification(**changes), landscape)
+        assert difference(default, changed) > MAX_DIFFERENCE, changes
 
 
 @pytest.mark.parametrize("count", [3, 6])
-def test_a_batch_is_its_single_pictures(
-    sdxl: SDXLPipeline, modify: MakeJob, hills: Image.Image, count: int
+def test_each_image_of_a_batch_equals_the_single_image_of_its_seed(
+    sdxl: SDXLPipeline, landscape: Image.Image, count: int
 ) -> None:
-    """Callers pick one picture of a batch and ask for it again by its seed."""
-    batch = made(sdxl, modify(num_images=count), hills)
-    singles = [made(sdxl, modify(seed=7 + k), hills).images[0] for k in range(count)]
-    assert all(far(one, other) <= LEVELS for one, other in zip(batch.images, singles, strict=True))
+    """Callers pick one image of a batch and request it again by its seed."""
+    batch = image_levels(sdxl, modification(num_images=count), landscape)
+    singles = [image_levels(sdxl, modification(seed=7 + k), landscape)[0] for k in range(count)]
+    assert difference(batch, np.stack(singles)) <= MAX_DIFFERENCE
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 2])
 def test_a_cancelled_job_stops_before_the_next_step(
-    sdxl: SDXLPipeline, modify: MakeJob, hills: Image.Image, stop_at: int
+    sdxl: SDXLPipeline, landscape: Image.Image, stop_at: int
 ) -> None:
-    """It ends as cancelled: an image-to-image failure would fall back and paint on."""
+    """It ends as cancelled: an image-to-image error would make the workflow fall back to the prompt."""
 
     def on_step(done: int, _: int) -> None:
         if done == stop_at:
             raise Cancelled("enough")
 
-    def cancelled() -> GeneratedImages:
-        with pytest.raises(Cancelled):
-            sdxl.generate(modify(), reference=hills, on_step=on_step)
-        return GeneratedImages(images=[], seeds=[], seconds=0.0)
-
-    rows, _ = runs(sdxl, cancelled)
-    assert len(rows) == stop_at
+    with batch_sizes(sdxl._pipe.unet) as sizes, pytest.raises(Cancelled):
+        sdxl.generate(modification(), reference=landscape, on_step=on_step)
+    assert len(sizes) == stop_at
 
 
-class Stopped(Exception):
-    """Something only the listener knows."""
+class UnknownError(Exception):
+    """An exception that the pipeline does not know."""
 
 
-def test_whatever_the_listener_raises_comes_through(
-    sdxl: SDXLPipeline, modify: MakeJob, hills: Image.Image
-) -> None:
-    """An attempt whose lease is lost must end as that, whatever the pipeline knows of leases."""
+def test_any_exception_of_on_step_is_raised_unchanged(sdxl: SDXLPipeline, landscape: Image.Image) -> None:
+    """An attempt whose lease is lost must end as such, though the pipeline knows nothing of leases."""
 
     def on_step(done: int, total: int) -> None:
-        raise Stopped
+        raise UnknownError
 
-    with pytest.raises(Stopped):
-        sdxl.generate(modify(), reference=hills, on_step=on_step)
-
-
-def test_the_tiny_profile_caps_references_too(tiny: Checkpoint, modify: MakeJob, hills: Image.Image) -> None:
-    """A laptop renders a production request small, keeps its aspect and says so."""
-    found = made(SDXLPipeline(tiny, cap=64), modify(width=1024, height=512), hills)
-    assert found.images[0].size == (64, 32)
-    assert found.metadata["size_capped"] is True
+    with pytest.raises(UnknownError):
+        sdxl.generate(modification(), reference=landscape, on_step=on_step)
 
 
-def test_a_second_order_scheduler_begins_at_a_whole_step(
-    tiny: Checkpoint, modify: MakeJob, hills: Image.Image
+def test_the_size_cap_applies_with_a_reference(sdxl_checkpoint: Checkpoint, landscape: Image.Image) -> None:
+    """The tiny profile renders a production request small, keeps its aspect ratio and reports that."""
+    sdxl = SDXLPipeline(sdxl_checkpoint, cap=64)
+    result = generate(sdxl, modification(width=1024, height=512), landscape)
+    assert result.images[0].size == (64, 32)
+    assert result.metadata["size_capped"] is True
+
+
+def test_a_second_order_scheduler_starts_at_a_whole_step(
+    sdxl_checkpoint: Checkpoint, landscape: Image.Image
 ) -> None:
     """Its timesteps come in pairs."""
-    sdxl = SDXLPipeline(tiny, options=SDXLOptions(scheduler="heun"))
-    heard: list[tuple[int, int]] = []
-    sdxl.generate(modify(), reference=hills, on_step=lambda done, total: heard.append((done, total)))
-    assert heard == [(done, 3) for done in range(4)]
+    sdxl = SDXLPipeline(sdxl_checkpoint, options=SDXLOptions(scheduler="heun"))
+    reported: list[tuple[int, int]] = []
+    sdxl.generate(
+        modification(), reference=landscape, on_step=lambda done, total: reported.append((done, total))
+    )
+    assert reported == [(done, 3) for done in range(4)]
 
 
-def test_a_failing_pass_is_named_and_leaves_the_pipeline_in_order(
-    sdxl: SDXLPipeline, modify: MakeJob, hills: Image.Image
-) -> None:
-    """The caller of the pipeline falls back on this error alone."""
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("shapes do not match")
-
-    hook = sdxl._pipe.vae.encoder.register_forward_pre_hook(fail)
-    try:
-        with pytest.raises(I2IPipelineError) as raised:
-            made(sdxl, modify(), hills)
-    finally:
-        hook.remove()
+def test_a_failing_pass_raises_i2i_pipeline_error(sdxl: SDXLPipeline, landscape: Image.Image) -> None:
+    """The workflow falls back to the prompt on this error alone. The pipeline stays usable."""
+    with (
+        raising(sdxl._pipe.vae.encoder, RuntimeError("shapes do not match")),
+        pytest.raises(I2IPipelineError) as raised,
+    ):
+        generate(sdxl, modification(), landscape)
     assert "shapes" not in raised.value.message
     assert raised.value.__context__ is None, "the first error's traceback would keep its tensors alive"
-    assert made(sdxl, modify(), hills)
+    assert generate(sdxl, modification(), landscape)
 
 
-def test_running_out_of_memory_is_not_a_reason_to_fall_back(
-    sdxl: SDXLPipeline, modify: MakeJob, hills: Image.Image
+def test_out_of_memory_is_no_i2i_pipeline_error(sdxl: SDXLPipeline, landscape: Image.Image) -> None:
+    """All OOM fallbacks are tried; after that another attempt may have more memory."""
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    with raising(sdxl._pipe.vae.encoder, error), pytest.raises(OutOfMemory):
+        generate(sdxl, modification(), landscape)
+
+
+def test_a_reference_must_be_given_exactly_when_the_job_names_one(
+    sdxl: SDXLPipeline, landscape: Image.Image
 ) -> None:
-    """The ladder is climbed, and then another attempt may have more room."""
-
-    def fail(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    hook = sdxl._pipe.vae.encoder.register_forward_pre_hook(fail)
-    try:
-        with pytest.raises(OutOfMemory):
-            made(sdxl, modify(), hills)
-    finally:
-        hook.remove()
-
-
-def test_a_job_and_its_reference_belong_together(
-    sdxl: SDXLPipeline, image_job: MakeJob, modify: MakeJob, hills: Image.Image
-) -> None:
-    """Ignoring a reference would deliver a picture that only looks like an answer."""
+    """Ignoring a reference would deliver an image that only looks like a result."""
     with pytest.raises(InvalidParameters, match="reference"):
-        made(sdxl, image_job(), hills)
+        generate(sdxl, image_job(), landscape)
     with pytest.raises(InvalidParameters, match="reference"):
-        sdxl.generate(modify(), on_step=lambda *_: None)
+        sdxl.generate(modification(), on_step=no_progress)
 
 
-def test_what_was_done_with_the_reference_is_described(
-    sdxl: SDXLPipeline, modify: MakeJob, image_job: MakeJob, hills: Image.Image
+def test_the_metadata_describes_how_the_reference_was_used(
+    sdxl: SDXLPipeline, landscape: Image.Image
 ) -> None:
-    """Callbacks are built from these fields, and jobs without a reference have none of them."""
-    found = made(sdxl, modify(negative_prompt="fog"), hills)
-    assert found.metadata["reference_backend"] == "img2img"
-    assert found.asset_metadata == {
+    """Callbacks are built from these fields; jobs without a reference have none of them."""
+    result = generate(sdxl, modification(negative_prompt="fog"), landscape)
+    assert result.metadata["reference_backend"] == "img2img"
+    assert result.asset_metadata == {
         "steps": 4,
         "effective_steps": 2,
         "guidance_scale": 6.0,
@@ -261,17 +224,17 @@ def test_what_was_done_with_the_reference_is_described(
         "resize_policy": "center_crop",
         "negative_prompt_used": True,
     }
-    plain = sdxl.generate(image_job(), on_step=lambda *_: None)
+    plain = sdxl.generate(image_job(), on_step=no_progress)
     assert "reference_backend" not in plain.metadata
     assert not {"denoise_strength", "pipeline", "resize_policy"} & set(plain.asset_metadata)
 
 
 @pytest.fixture(scope="module")
-def distilled(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> SDXLPipeline:
-    """A tiny pipeline whose UNet is told the guidance instead of being asked twice."""
+def guidance_distilled(sdxl_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> SDXLPipeline:
+    """A pipeline whose UNet takes the guidance scale as an input."""
     folder = tmp_path_factory.mktemp("distilled") / "checkpoint"
-    copytree(tiny.path, folder)
-    config = diffusers.UNet2DConditionModel.load_config(tiny.path / "unet")
+    copytree(sdxl_checkpoint.path, folder)
+    config = diffusers.UNet2DConditionModel.load_config(sdxl_checkpoint.path / "unet")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         unet = diffusers.UNet2DConditionModel.from_config(config, time_cond_proj_dim=16)
@@ -279,25 +242,27 @@ def distilled(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> SDX
     return SDXLPipeline(Checkpoint(folder, "folder"), cap=128)
 
 
-def test_a_negative_prompt_that_no_model_read_is_not_told_as_used(
-    distilled: SDXLPipeline, sdxl: SDXLPipeline, modify: MakeJob, hills: Image.Image
+def test_a_negative_prompt_that_no_model_read_is_not_reported_as_used(
+    guidance_distilled: SDXLPipeline, sdxl: SDXLPipeline, landscape: Image.Image
 ) -> None:
-    """UNets that take the guidance as a number never see the negative prompt, however high it is."""
-    job = modify(negative_prompt="fog", guidance_scale=6.0)
-    distilled.load()
-    rows, found = runs(distilled, lambda: made(distilled, job, hills))
-    assert rows == [1, 1]
-    assert found.asset_metadata["guidance_scale"] == 6.0
-    assert (found.asset_metadata["negative_prompt_used"], found.negative_prompt_used) == (False, False)
-    assert made(sdxl, job, hills).asset_metadata["negative_prompt_used"] is True
+    """A UNet that takes the guidance scale as an input never receives the negative prompt."""
+    job = modification(negative_prompt="fog", guidance_scale=6.0)
+    guidance_distilled.load()
+    with batch_sizes(guidance_distilled._pipe.unet) as sizes:
+        result = generate(guidance_distilled, job, landscape)
+    assert sizes == [1, 1]
+    assert result.asset_metadata["guidance_scale"] == 6.0
+    assert (result.asset_metadata["negative_prompt_used"], result.negative_prompt_used) == (False, False)
+    assert generate(sdxl, job, landscape).asset_metadata["negative_prompt_used"] is True
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m_karras", "euler_a", "lcm"])
-def test_an_exact_copy_runs_whatever_scheduler_paints(
-    tiny: Checkpoint, copy: MakeJob, hills: Image.Image, scheduler: str
+def test_an_exact_copy_works_with_every_selected_scheduler(
+    sdxl_checkpoint: Checkpoint, landscape: Image.Image, scheduler: str
 ) -> None:
-    """Its own steps are Euler's: what the chosen scheduler is told with a step must not reach them."""
-    sdxl = SDXLPipeline(tiny, options=SDXLOptions(scheduler=scheduler))
+    """A copy always uses Euler; arguments for the selected scheduler's steps must not reach it."""
+    sdxl = SDXLPipeline(sdxl_checkpoint, options=SDXLOptions(scheduler=scheduler))
     sdxl.load()
-    rows, _ = runs(sdxl, lambda: made(sdxl, copy(0.001), hills))
-    assert rows == [1] * 6
+    with batch_sizes(sdxl._pipe.unet) as sizes:
+        generate(sdxl, exact_copy(0.001), landscape)
+    assert sizes == [1] * 6

@@ -1,71 +1,72 @@
+"""LoRA files of the common trainers, merged into the weights when a checkpoint is loaded."""
+
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from ourvidz.errors import ModelLoadError
-from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.lora import LoraFile
 from ourvidz.pipelines.sdxl.options import SDXLOptions, parse_lora
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
-
-MakeJob = Callable[..., ImageJob]
+from tests.factories import image_job
+from tests.pipelines.helpers import MAX_DIFFERENCE, difference, image_levels
 
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"
-TRAINERS = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_q"
+KOHYA_LAYER = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_q"
 RANK = 2
 
 
-def matrices(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    drawn = torch.Generator().manual_seed(3)
-    return torch.randn(RANK, columns, generator=drawn), torch.randn(rows, RANK, generator=drawn)
+def random_matrices(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`down` (rank, columns) and `up` (rows, rank)."""
+    generator = torch.Generator().manual_seed(3)
+    down = torch.randn(RANK, columns, generator=generator)
+    return down, torch.randn(rows, RANK, generator=generator)
 
 
-def weights_of(sdxl: SDXLPipeline, layer: str = f"unet.{LAYER}") -> torch.Tensor:
-    part, _, inner = layer.partition(".")
-    return getattr(sdxl._pipe, part).get_submodule(inner).weight.detach().clone()
+def weight_of(sdxl: SDXLPipeline, layer: str = f"unet.{LAYER}") -> torch.Tensor:
+    component, _, inner = layer.partition(".")
+    return getattr(sdxl._pipe, component).get_submodule(inner).weight.detach().clone()
 
 
-def loaded(tiny: Checkpoint, *loras: LoraFile) -> SDXLPipeline:
-    sdxl = SDXLPipeline(tiny, options=SDXLOptions(loras=loras))
+def load(checkpoint: Checkpoint, *loras: LoraFile) -> SDXLPipeline:
+    sdxl = SDXLPipeline(checkpoint, options=SDXLOptions(loras=loras))
     sdxl.load()
     return sdxl
 
 
 @pytest.mark.parametrize(
-    ("names", "factor"),
+    ("keys", "factor"),
     [
         ((f"unet.{LAYER}.lora_A.weight", f"unet.{LAYER}.lora_B.weight", None), 1.0),
         ((f"unet.{LAYER}.lora.down.weight", f"unet.{LAYER}.lora.up.weight", None), 1.0),
-        ((f"{TRAINERS}.lora_down.weight", f"{TRAINERS}.lora_up.weight", f"{TRAINERS}.alpha"), 0.5),
+        ((f"{KOHYA_LAYER}.lora_down.weight", f"{KOHYA_LAYER}.lora_up.weight", f"{KOHYA_LAYER}.alpha"), 0.5),
     ],
 )
-@pytest.mark.parametrize("weight", [1.0, -0.5])
-def test_a_lora_file_is_added_to_the_weights(
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+def test_a_lora_is_added_to_the_weights(
     sdxl: SDXLPipeline,
-    tiny: Checkpoint,
+    sdxl_checkpoint: Checkpoint,
     tmp_path: Path,
-    names: tuple[str, str, str | None],
+    keys: tuple[str, str, str | None],
     factor: float,
-    weight: float,
+    scale: float,
 ) -> None:
-    """Whichever of the known trainers wrote it; alpha over rank scales it as it did in training."""
-    before = weights_of(sdxl)
-    down, up = matrices(*before.shape)
-    tensors = {names[0]: down, names[1]: up}
-    if names[2]:
-        tensors[names[2]] = torch.tensor(RANK * factor)
+    """In the formats of peft, diffusers and kohya-ss, scaled by alpha / rank."""
+    original = weight_of(sdxl)
+    down, up = random_matrices(*original.shape)
+    tensors = {keys[0]: down, keys[1]: up}
+    if keys[2]:
+        tensors[keys[2]] = torch.tensor(RANK * factor)
     save_file(tensors, tmp_path / "hills.safetensors")
-    merged = loaded(tiny, LoraFile("hills", tmp_path / "hills.safetensors", weight))
-    assert torch.allclose(weights_of(merged), before + weight * factor * (up @ down), atol=1e-5)
-    assert merged.info()["loras"] == [f"hills@{weight:g}"]
+    merged = load(sdxl_checkpoint, LoraFile("hills", tmp_path / "hills.safetensors", scale))
+    assert torch.allclose(weight_of(merged), original + scale * factor * (up @ down), atol=1e-5)
+    assert merged.info()["loras"] == [f"hills@{scale:g}"]
 
 
 @pytest.mark.parametrize(
@@ -77,56 +78,51 @@ def test_a_lora_file_is_added_to_the_weights(
         ({"text_encoder.lora_alpha": 8}, 1.0),
     ],
 )
-def test_a_file_by_peft_is_as_strong_as_it_was_in_training(
-    sdxl: SDXLPipeline, tiny: Checkpoint, tmp_path: Path, header: dict[str, object], factor: float
+def test_peft_s_alpha_is_read_from_the_file_header(
+    sdxl: SDXLPipeline, sdxl_checkpoint: Checkpoint, tmp_path: Path, header: dict[str, object], factor: float
 ) -> None:
-    """Its alpha is no tensor beside the others: it stands in the file's header."""
-    before = weights_of(sdxl)
-    down, up = matrices(*before.shape)
+    """Peft stores it there and not as a tensor."""
+    original = weight_of(sdxl)
+    down, up = random_matrices(*original.shape)
     tensors = {f"unet.{LAYER}.lora_A.weight": down, f"unet.{LAYER}.lora_B.weight": up}
     save_file(tensors, tmp_path / "h.safetensors", {"lora_adapter_metadata": json.dumps(header)})
-    merged = loaded(tiny, LoraFile("hills", tmp_path / "h.safetensors"))
-    assert torch.allclose(weights_of(merged), before + factor * (up @ down), atol=1e-5)
+    merged = load(sdxl_checkpoint, LoraFile("hills", tmp_path / "h.safetensors"))
+    assert torch.allclose(weight_of(merged), original + factor * (up @ down), atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ["text_encoder", "text_encoder_2"])
 @pytest.mark.parametrize(
-    "written", ["{0}.text_model.encoder.layers.0.self_attn.q_proj.{1}", "lora_{2}_{3}.{4}"]
+    "key_format", ["{0}.text_model.encoder.layers.0.self_attn.q_proj.{1}", "lora_{2}_{3}.{4}"]
 )
-def test_a_lora_reaches_the_text_encoders(
-    sdxl: SDXLPipeline, tiny: Checkpoint, tmp_path: Path, encoder: str, written: str
+def test_a_lora_can_change_the_text_encoders(
+    sdxl: SDXLPipeline, sdxl_checkpoint: Checkpoint, tmp_path: Path, encoder: str, key_format: str
 ) -> None:
-    """By both kinds of names, which are older than those of today's encoders."""
-    model = getattr(sdxl._pipe, encoder)
-    [ours] = [f"{encoder}.{n}" for n, _ in model.named_modules() if n.endswith("layers.0.self_attn.q_proj")]
-    before = weights_of(sdxl, ours)
-    down, up = matrices(*before.shape)
+    """In two formats; both have a `text_model` level that present text encoders lack."""
+    names = [name for name, _ in getattr(sdxl._pipe, encoder).named_modules()]
+    [layer] = [f"{encoder}.{name}" for name in names if name.endswith("layers.0.self_attn.q_proj")]
+    original = weight_of(sdxl, layer)
+    down, up = random_matrices(*original.shape)
     short = {"text_encoder": "te1", "text_encoder_2": "te2"}[encoder]
     path = "text_model_encoder_layers_0_self_attn_q_proj"
     tensors = {
-        written.format(encoder, "lora_A.weight", short, path, "lora_down.weight"): down,
-        written.format(encoder, "lora_B.weight", short, path, "lora_up.weight"): up,
+        key_format.format(encoder, "lora_A.weight", short, path, "lora_down.weight"): down,
+        key_format.format(encoder, "lora_B.weight", short, path, "lora_up.weight"): up,
     }
-    if written.startswith("lora"):
-        tensors[written.format("", "", short, path, "alpha")] = torch.tensor(float(RANK))
+    if key_format.startswith("lora"):
+        tensors[key_format.format("", "", short, path, "alpha")] = torch.tensor(float(RANK))
     save_file(tensors, tmp_path / "words.safetensors")
-    merged = loaded(tiny, LoraFile("words", tmp_path / "words.safetensors"))
-    assert torch.allclose(weights_of(merged, ours), before + up @ down, atol=1e-5)
+    merged = load(sdxl_checkpoint, LoraFile("words", tmp_path / "words.safetensors"))
+    assert torch.allclose(weight_of(merged, layer), original + up @ down, atol=1e-5)
 
 
-def test_a_lora_changes_the_picture(
-    sdxl: SDXLPipeline, tiny: Checkpoint, tmp_path: Path, image_job: MakeJob
-) -> None:
-    """Weights that nothing reads would be loaded as well."""
-    down, up = matrices(*weights_of(sdxl).shape)
+def test_a_lora_changes_the_image(sdxl: SDXLPipeline, sdxl_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The changed weights are in use."""
+    down, up = random_matrices(*weight_of(sdxl).shape)
     tensors = {f"unet.{LAYER}.lora_A.weight": down, f"unet.{LAYER}.lora_B.weight": up}
     save_file(tensors, tmp_path / "hills.safetensors")
-    merged = loaded(tiny, LoraFile("hills", tmp_path / "hills.safetensors", 3.0))
-    one, other = (
-        np.asarray(each.generate(image_job(), on_step=lambda *_: None).images[0]).astype(int)
-        for each in (sdxl, merged)
-    )
-    assert np.abs(one - other).max() > 2
+    merged = load(sdxl_checkpoint, LoraFile("hills", tmp_path / "hills.safetensors", 3.0))
+    one, other = (image_levels(pipeline, image_job()) for pipeline in (sdxl, merged))
+    assert difference(one, other) > MAX_DIFFERENCE
 
 
 @pytest.mark.parametrize(
@@ -155,40 +151,43 @@ def test_a_lora_changes_the_picture(
         ),
         (
             {
-                f"{TRAINERS}.lora_down.weight": torch.ones(2, 4),
-                f"{TRAINERS}.lora_up.weight": torch.ones(4, 2),
-                f"{TRAINERS}.dora_scale": torch.ones(1, 4),
+                f"{KOHYA_LAYER}.lora_down.weight": torch.ones(2, 4),
+                f"{KOHYA_LAYER}.lora_up.weight": torch.ones(4, 2),
+                f"{KOHYA_LAYER}.dora_scale": torch.ones(1, 4),
             },
             "dora_scale is no part",
         ),
-        ({f"{TRAINERS}.lokr_w1": torch.ones(4, 2)}, f"LoRA odd: odd.safetensors cannot .*{TRAINERS}.lokr_w1"),
+        (
+            {f"{KOHYA_LAYER}.lokr_w1": torch.ones(4, 2)},
+            f"LoRA odd: odd.safetensors cannot .*{KOHYA_LAYER}.lokr_w1",
+        ),
     ],
 )
-def test_a_file_that_does_not_fit_is_a_load_error(
-    tiny: Checkpoint, tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
+def test_a_file_that_does_not_match_the_checkpoint_is_a_load_error(
+    sdxl_checkpoint: Checkpoint, tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
 ) -> None:
-    """An operator reads which file and what of it, before any job runs without it."""
+    """The message names the file and the weight, before any job runs without it."""
     save_file(tensors, tmp_path / "odd.safetensors")
     with pytest.raises(ModelLoadError, match=message):
-        loaded(tiny, LoraFile("odd", tmp_path / "odd.safetensors"))
+        load(sdxl_checkpoint, LoraFile("odd", tmp_path / "odd.safetensors"))
 
 
-def test_a_missing_file_is_a_load_error(tiny: Checkpoint, tmp_path: Path) -> None:
-    """And a pickle is as good as missing: it can run code."""
+def test_a_missing_file_is_a_load_error(sdxl_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """So is a pickle, which can run code."""
     (tmp_path / "hills.pt").touch()
     for name in ("gone.safetensors", "hills.pt"):
         with pytest.raises(ModelLoadError, match=name):
-            loaded(tiny, LoraFile("hills", tmp_path / name))
+            load(sdxl_checkpoint, LoraFile("hills", tmp_path / name))
 
 
-def test_a_damaged_file_is_named(tiny: Checkpoint, tmp_path: Path) -> None:
-    """A download that broke off, among a checkpoint's many files."""
+def test_a_truncated_file_is_named(sdxl_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A checkpoint may be loaded with several files."""
     (tmp_path / "half.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
     with pytest.raises(ModelLoadError, match=r"LoRA hills: half\.safetensors cannot be read"):
-        loaded(tiny, LoraFile("hills", tmp_path / "half.safetensors"))
+        load(sdxl_checkpoint, LoraFile("hills", tmp_path / "half.safetensors"))
 
 
-def test_a_lora_is_written_with_its_name_and_weight() -> None:
-    """As the settings have it."""
+def test_parse_lora_reads_name_path_and_weight() -> None:
+    """The format of the settings."""
     assert parse_lora("hills=/m/hills.safetensors") == LoraFile("hills", Path("/m/hills.safetensors"), 1.0)
     assert parse_lora("hills=/m/h.safetensors@-0.5") == LoraFile("hills", Path("/m/h.safetensors"), -0.5)

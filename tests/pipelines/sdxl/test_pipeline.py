@@ -1,7 +1,8 @@
+"""The SDXL pipeline: text-to-image, progress, errors, loading."""
+
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,183 +11,152 @@ import torch
 from PIL import Image
 
 from ourvidz.errors import Cancelled, InvalidParameters, ModelLoadError, OutOfMemory
-from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
-
-MakeJob = Callable[..., ImageJob]
-
-LEVELS = 2
-"""How far the 8-bit levels of two equal pictures may lie apart: batches round differently."""
-
-
-def pictures(sdxl: SDXLPipeline, job: ImageJob) -> list[np.ndarray]:
-    made = sdxl.generate(job, on_step=lambda done, total: None)
-    return [np.asarray(image).astype(int) for image in made.images]
-
-
-def far(one: np.ndarray, other: np.ndarray) -> int:
-    return int(np.abs(one - other).max())
+from tests.factories import image_job
+from tests.pipelines.helpers import (
+    MAX_DIFFERENCE,
+    batch_sizes,
+    before_forward,
+    difference,
+    image_levels,
+    levels,
+    no_progress,
+    raising,
+)
 
 
-def test_a_seed_means_one_picture(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
-    """A retried job must deliver the picture that its first attempt would have."""
-    first, again = pictures(sdxl, image_job())[0], pictures(sdxl, image_job())[0]
-    assert far(first, again) <= LEVELS
+def test_a_seed_determines_the_image(sdxl: SDXLPipeline) -> None:
+    """A retried job must deliver the image that its first attempt would have delivered."""
+    first, second = image_levels(sdxl, image_job()), image_levels(sdxl, image_job())
+    assert difference(first, second) <= MAX_DIFFERENCE
 
 
-@pytest.mark.parametrize("guidance", [1.0, 6.0])
-def test_a_plain_picture_is_the_one_that_diffusers_makes(
-    sdxl: SDXLPipeline, image_job: MakeJob, guidance: float
-) -> None:
-    """A checkpoint's authors have tried it there; our own loop must not be another way to sample."""
+@pytest.mark.parametrize("guidance_scale", [1.0, 6.0])
+def test_an_image_equals_the_one_that_diffusers_generates(sdxl: SDXLPipeline, guidance_scale: float) -> None:
+    """Checkpoints are made for diffusers; our own denoising loop must not sample differently."""
     noise = torch.randn((1, 4, 8, 16), generator=torch.Generator().manual_seed(7))
-    theirs = sdxl._pipe(
+    expected = sdxl._pipe(
         prompt=image_job().prompt,
         latents=noise,
         width=128,
         height=64,
         num_inference_steps=4,
-        guidance_scale=guidance,
-    ).images[0]
-    ours = pictures(sdxl, image_job(width=128, steps=4, guidance_scale=guidance))[0]
-    assert far(ours, np.asarray(theirs).astype(int)) <= LEVELS
+        guidance_scale=guidance_scale,
+    ).images
+    job = image_job(width=128, steps=4, guidance_scale=guidance_scale)
+    assert difference(image_levels(sdxl, job), levels(expected)) <= MAX_DIFFERENCE
 
 
-def test_another_seed_means_another_picture(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
-    """Otherwise the six pictures of a batch would be one."""
-    assert far(pictures(sdxl, image_job(seed=1))[0], pictures(sdxl, image_job(seed=2))[0]) > 50
+def test_different_seeds_give_different_images(sdxl: SDXLPipeline) -> None:
+    """Otherwise the six images of a batch would be one."""
+    one, other = (image_levels(sdxl, image_job(seed=seed)) for seed in (1, 2))
+    assert difference(one, other) > 50
 
 
 @pytest.mark.parametrize("count", [3, 6])
-def test_a_batch_is_its_single_pictures(sdxl: SDXLPipeline, image_job: MakeJob, count: int) -> None:
-    """Callers pick one picture of a batch and ask for it again by its seed."""
-    batch = pictures(sdxl, image_job(num_images=count, seed=100))
-    singles = [pictures(sdxl, image_job(seed=100 + k))[0] for k in range(count)]
+def test_each_image_of_a_batch_equals_the_single_image_of_its_seed(sdxl: SDXLPipeline, count: int) -> None:
+    """Callers pick one image of a batch and request it again by its seed."""
+    batch = image_levels(sdxl, image_job(num_images=count, seed=100))
+    singles = [image_levels(sdxl, image_job(seed=100 + k))[0] for k in range(count)]
     assert len(batch) == count
-    assert all(far(one, other) <= LEVELS for one, other in zip(batch, singles, strict=True))
+    assert difference(batch, np.stack(singles)) <= MAX_DIFFERENCE
 
 
-def test_the_seeds_after_the_last_one_begin_again(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
-    """Every seed that is reported can be asked for alone, and is the same picture then."""
-    batch = sdxl.generate(image_job(num_images=3, seed=2147483646), on_step=lambda *_: None)
+def test_seeds_wrap_around_after_the_largest_one(sdxl: SDXLPipeline) -> None:
+    """Every seed that is reported can be requested alone, and gives the same image."""
+    batch = sdxl.generate(image_job(num_images=3, seed=2147483646), on_step=no_progress)
     assert batch.seeds == [2147483646, 2147483647, 0]
-    alone = pictures(sdxl, image_job(seed=0))[0]
-    assert far(np.asarray(batch.images[2]).astype(int), alone) <= LEVELS
+    single = image_levels(sdxl, image_job(seed=0))[0]
+    assert difference(batch.images[2], single) <= MAX_DIFFERENCE
 
 
-def test_a_batch_is_its_single_pictures_with_a_scheduler_that_adds_noise(
-    tiny: Checkpoint, image_job: MakeJob
-) -> None:
-    """Ancestral schedulers draw between the steps; those draws must follow each picture's seed as well."""
+def test_a_scheduler_that_adds_noise_draws_it_from_each_image_s_seed(sdxl_checkpoint: Checkpoint) -> None:
+    """Ancestral schedulers draw noise between steps; an image must not depend on the rest of its batch."""
     from diffusers import EulerAncestralDiscreteScheduler
 
-    sdxl = SDXLPipeline(tiny)
+    sdxl = SDXLPipeline(sdxl_checkpoint)
     sdxl.load()
     sdxl._pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(sdxl._pipe.scheduler.config)
-    batch = pictures(sdxl, image_job(num_images=3))
-    assert far(batch[2], pictures(sdxl, image_job(seed=9))[0]) <= LEVELS
+    batch = image_levels(sdxl, image_job(num_images=3))
+    assert difference(batch[2], image_levels(sdxl, image_job(seed=9))[0]) <= MAX_DIFFERENCE
 
 
-def test_on_step_counts_every_step_of_a_second_order_scheduler(tiny: Checkpoint, image_job: MakeJob) -> None:
-    """Progress must never pass 100 % because a scheduler looks twice at each step."""
+def test_on_step_counts_the_unet_calls_of_a_second_order_scheduler(sdxl_checkpoint: Checkpoint) -> None:
+    """Progress must never exceed 100 % because a scheduler calls the UNet twice per step."""
     from diffusers import HeunDiscreteScheduler
 
-    sdxl = SDXLPipeline(tiny)
+    sdxl = SDXLPipeline(sdxl_checkpoint)
     sdxl.load()
     sdxl._pipe.scheduler = HeunDiscreteScheduler.from_config(sdxl._pipe.scheduler.config)
-    heard: list[tuple[int, int]] = []
-    sdxl.generate(image_job(steps=3), on_step=lambda done, total: heard.append((done, total)))
-    assert heard == [(done, 5) for done in range(6)]
+    reported: list[tuple[int, int]] = []
+    sdxl.generate(image_job(steps=3), on_step=lambda done, total: reported.append((done, total)))
+    assert reported == [(done, 5) for done in range(6)]
 
 
-def test_the_prompt_the_negative_prompt_and_guidance_each_change_the_picture(
-    sdxl: SDXLPipeline, image_job: MakeJob
-) -> None:
+def test_every_parameter_changes_the_image(sdxl: SDXLPipeline) -> None:
     """What the caller sends must reach the model."""
-    plain = pictures(sdxl, image_job())[0]
-    for changed in (
+    default = image_levels(sdxl, image_job())
+    for changes in (
         {"prompt": "a blue square"},
         {"negative_prompt": "clouds over hills"},
         {"guidance_scale": 2.0},
         {"guidance_scale": 1.0},
         {"steps": 3},
     ):
-        assert far(plain, pictures(sdxl, image_job(**changed))[0]) > LEVELS, changed
+        assert difference(default, image_levels(sdxl, image_job(**changes))) > MAX_DIFFERENCE, changes
 
 
-def test_the_negative_prompt_is_idle_without_guidance(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
-    """Guidance of 1 or less runs the UNet once a step, on the prompt alone."""
-    rows: list[int] = []
-    hook = sdxl._pipe.unet.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0]))
-    try:
-        plain = pictures(sdxl, image_job(guidance_scale=1.0))[0]
-        negative = pictures(sdxl, image_job(guidance_scale=1.0, negative_prompt="hills"))[0]
-        pictures(sdxl, image_job(guidance_scale=2.0, num_images=3))
-    finally:
-        hook.remove()
-    assert far(plain, negative) <= LEVELS
-    assert rows == [1, 1, 1, 1, 6, 6]
+def test_without_guidance_the_negative_prompt_is_not_used(sdxl: SDXLPipeline) -> None:
+    """At a guidance scale of 1 or less the UNet runs once per step, on the prompt alone."""
+    with batch_sizes(sdxl._pipe.unet) as sizes:
+        plain = image_levels(sdxl, image_job(guidance_scale=1.0))
+        negative = image_levels(sdxl, image_job(guidance_scale=1.0, negative_prompt="hills"))
+        image_levels(sdxl, image_job(guidance_scale=2.0, num_images=3))
+    assert difference(plain, negative) <= MAX_DIFFERENCE
+    assert sizes == [1, 1, 1, 1, 6, 6]
 
 
-def test_on_step_hears_every_step_before_and_after(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
-    """The deadline starts with the first call and progress comes from the others."""
-    heard: list[tuple[int, int]] = []
-    sdxl.generate(image_job(steps=3), on_step=lambda done, total: heard.append((done, total)))
-    assert heard == [(0, 3), (1, 3), (2, 3), (3, 3)]
+def test_on_step_is_called_before_the_first_and_after_every_step(sdxl: SDXLPipeline) -> None:
+    """The first call starts the deadline, the others report progress."""
+    reported: list[tuple[int, int]] = []
+    sdxl.generate(image_job(steps=3), on_step=lambda done, total: reported.append((done, total)))
+    assert reported == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 3])
-def test_a_cancelled_job_stops_before_the_next_step(
-    sdxl: SDXLPipeline, image_job: MakeJob, stop_at: int
-) -> None:
-    """Cancelling frees the GPU at once, and the next job finds the pipeline in order."""
-    expected = pictures(sdxl, image_job())[0]
-    ran: list[int] = []
+def test_a_cancelled_job_stops_before_the_next_step(sdxl: SDXLPipeline, stop_at: int) -> None:
+    """Cancelling frees the GPU at once, and the pipeline stays usable."""
+    expected = image_levels(sdxl, image_job())
 
     def on_step(done: int, total: int) -> None:
         if done == stop_at:
             raise Cancelled("enough")
 
-    hook = sdxl._pipe.unet.register_forward_pre_hook(lambda *_: ran.append(1))
-    try:
-        with pytest.raises(Cancelled):
-            sdxl.generate(image_job(steps=5), on_step=on_step)
-    finally:
-        hook.remove()
-    assert len(ran) == stop_at
-    assert far(expected, pictures(sdxl, image_job())[0]) <= LEVELS
+    with batch_sizes(sdxl._pipe.unet) as sizes, pytest.raises(Cancelled):
+        sdxl.generate(image_job(steps=5), on_step=on_step)
+    assert len(sizes) == stop_at
+    assert difference(expected, image_levels(sdxl, image_job())) <= MAX_DIFFERENCE
 
 
 @pytest.mark.parametrize("reference", [None, Image.new("RGB", (64, 64), "green")])
-def test_whoever_is_handed_a_picture_can_stop_the_rest(
-    sdxl: SDXLPipeline, image_job: MakeJob, reference: Image.Image | None
-) -> None:
-    """A batch that was cancelled while its first pictures were stored is not decoded to the end, and never
-    looks like a failed reference."""
-    decoded: list[int] = []
+def test_on_image_can_stop_the_job(sdxl: SDXLPipeline, reference: Image.Image | None) -> None:
+    """A batch that is cancelled while its first images are stored is not decoded to the end, and is not
+    reported as a failed reference."""
 
-    def stop(index: int, _: Image.Image) -> None:
+    def on_image(index: int, _: Image.Image) -> None:
         raise Cancelled(f"enough at {index}")
 
-    named = {} if reference is None else {"reference": "u/p.png", "denoise_strength": 0.9}
-    hook = sdxl._pipe.vae.decoder.register_forward_pre_hook(lambda *_: decoded.append(1))
-    try:
-        with pytest.raises(Cancelled, match="at 0"):
-            sdxl.generate(
-                image_job(num_images=6, **named),
-                reference=reference,
-                on_step=lambda *_: None,
-                on_image=stop,
-            )
-    finally:
-        hook.remove()
+    fields = {} if reference is None else {"reference": "u/p.png", "denoise_strength": 0.9}
+    job = image_job(num_images=6, **fields)
+    with batch_sizes(sdxl._pipe.vae.decoder) as decoded, pytest.raises(Cancelled, match="at 0"):
+        sdxl.generate(job, reference=reference, on_step=no_progress, on_image=on_image)
     assert len(decoded) == 1
-    assert pictures(sdxl, image_job())
+    assert len(image_levels(sdxl, image_job())) == 1
 
 
 @pytest.mark.parametrize(
-    ("asked", "made", "is_capped"),
+    ("requested", "rendered", "is_capped"),
     [
         ((64, 64), (64, 64), False),
         ((128, 64), (128, 64), False),
@@ -195,58 +165,58 @@ def test_whoever_is_handed_a_picture_can_stop_the_rest(
         ((2048, 64), (128, 16), True),
     ],
 )
-def test_the_tiny_profile_renders_at_most_its_cap(
-    sdxl: SDXLPipeline,
-    image_job: MakeJob,
-    asked: tuple[int, int],
-    made: tuple[int, int],
-    is_capped: bool,
+def test_the_size_cap_keeps_the_aspect_ratio(
+    sdxl: SDXLPipeline, requested: tuple[int, int], rendered: tuple[int, int], is_capped: bool
 ) -> None:
-    """A laptop renders a production request small, keeps its aspect and says so."""
-    result = sdxl.generate(image_job(width=asked[0], height=asked[1]), on_step=lambda *_: None)
-    assert result.images[0].size == made
+    """The tiny profile renders a production request small and reports that."""
+    result = sdxl.generate(image_job(width=requested[0], height=requested[1]), on_step=no_progress)
+    assert result.images[0].size == rendered
     assert result.images[0].mode == "RGB"
     assert result.metadata["size_capped"] is is_capped
 
 
-def test_without_a_cap_the_size_is_as_asked(tiny: Checkpoint, image_job: MakeJob) -> None:
-    """In production an explicit size is honoured exactly."""
-    result = SDXLPipeline(tiny).generate(image_job(width=200, height=136), on_step=lambda *_: None)
+def test_without_a_cap_the_size_is_the_requested_one(sdxl_checkpoint: Checkpoint) -> None:
+    """In production an explicit size is rendered exactly."""
+    result = SDXLPipeline(sdxl_checkpoint).generate(image_job(width=200, height=136), on_step=no_progress)
     assert result.images[0].size == (200, 136)
     assert result.metadata["size_capped"] is False
 
 
-def test_a_size_the_vae_cannot_make_is_refused(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
-    """Rounding it silently would deliver a picture nobody asked for."""
-    with pytest.raises(InvalidParameters, match="100x64"):
-        sdxl.generate(image_job(width=100), on_step=lambda *_: None)
+@pytest.mark.parametrize("field", ["width", "height"])
+def test_a_size_that_is_no_multiple_of_8_is_refused(sdxl: SDXLPipeline, field: str) -> None:
+    """Rounding it silently would deliver an image that nobody requested."""
+    with pytest.raises(InvalidParameters, match="not a multiple of 8") as refused:
+        sdxl.generate(image_job(**{field: 100}), on_step=no_progress)
+    assert (refused.value.field, refused.value.value) == (field, 100)
 
 
-def test_what_was_made_is_described(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
+def test_the_result_has_the_metadata_of_the_callback(sdxl: SDXLPipeline) -> None:
     """Callbacks are built from these fields."""
-    made = sdxl.generate(image_job(num_images=3, steps=2), on_step=lambda *_: None)
-    assert made.seeds == [7, 8, 9]
-    assert 0 < made.seconds < 30
-    assert made.metadata == {
+    result = sdxl.generate(image_job(num_images=3, steps=2), on_step=no_progress)
+    assert result.seeds == [7, 8, 9]
+    assert 0 < result.seconds < 30
+    assert result.metadata == {
         "batch_size": 3,
         "size_capped": False,
         "final_prompt_type": "string",
         "compel_success": False,
         "enhancement_strategy": "none",
     }
-    assert made.asset_metadata == {"steps": 2, "effective_steps": 2, "guidance_scale": 6.0, "batch_size": 3}
+    assert result.asset_metadata == {"steps": 2, "effective_steps": 2, "guidance_scale": 6.0, "batch_size": 3}
 
 
-def test_weights_reach_the_picture_and_the_callback(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
-    """A caller who sends prompt weights sees them at work, and is told so."""
-    plain = sdxl.generate(image_job(), on_step=lambda *_: None)
+def test_prompt_weights_change_the_image_and_the_metadata(sdxl: SDXLPipeline) -> None:
+    """A caller who sends prompt weights sees their effect and is told that they were applied."""
     job = image_job(compel_enabled=True, compel_weights="(bright:1.3)")
-    weighted = sdxl.generate(job, on_step=lambda *_: None)
-    told = {name: weighted.metadata[name] for name in ("enhancement_strategy", "compel_success")}
-    assert told == {"enhancement_strategy": "compel", "compel_success": True}
-    assert weighted.metadata["final_prompt_type"] == "conditioning_tensor"
+    weighted = sdxl.generate(job, on_step=no_progress)
+    expected = {
+        "enhancement_strategy": "compel",
+        "compel_success": True,
+        "final_prompt_type": "conditioning_tensor",
+    }
+    assert {name: weighted.metadata[name] for name in expected} == expected
     assert "compel_reason" not in weighted.metadata
-    assert far(np.asarray(plain.images[0]).astype(int), np.asarray(weighted.images[0]).astype(int)) > LEVELS
+    assert difference(image_levels(sdxl, image_job()), levels(weighted.images)) > MAX_DIFFERENCE
 
 
 @pytest.mark.parametrize(
@@ -257,76 +227,53 @@ def test_weights_reach_the_picture_and_the_callback(sdxl: SDXLPipeline, image_jo
         MemoryError(),
     ],
 )
-@pytest.mark.parametrize("part", ["unet", "vae.decoder", "text_encoder"])
-def test_running_out_of_memory_is_an_error_of_ours(
-    sdxl: SDXLPipeline, image_job: MakeJob, part: str, error: Exception
-) -> None:
-    """Wherever it happens, it becomes one retryable code and the next job runs."""
-
-    def fail(*_: object) -> None:
-        raise error
-
-    model, _, inner = part.partition(".")
-    hook = getattr(sdxl._pipe, model).get_submodule(inner).register_forward_pre_hook(fail)
-    try:
-        with pytest.raises(OutOfMemory, match="Not enough memory for 1 of 64x64") as raised:
-            sdxl.generate(image_job(), on_step=lambda *_: None)
-    finally:
-        hook.remove()
+@pytest.mark.parametrize("component", ["unet", "vae.decoder", "text_encoder"])
+def test_every_out_of_memory_error_becomes_ours(sdxl: SDXLPipeline, component: str, error: Exception) -> None:
+    """Wherever it happens, it becomes one retryable code, and the next job runs."""
+    model, _, inner = component.partition(".")
+    with (
+        raising(getattr(sdxl._pipe, model).get_submodule(inner), error),
+        pytest.raises(OutOfMemory, match="Not enough memory for 1 of 64x64") as raised,
+    ):
+        sdxl.generate(image_job(), on_step=no_progress)
     assert raised.value.__context__ is None, "the first error's traceback would keep its tensors alive"
-    assert pictures(sdxl, image_job())
+    assert len(image_levels(sdxl, image_job())) == 1
 
 
-def test_out_of_memory_lets_go_of_the_job_s_tensors(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
-    """The second attempt needs their room while the first one's error is still being reported."""
-    held: list[weakref.ref[torch.Tensor]] = []
+def test_each_fallback_starts_without_the_tensors_of_the_last_one(sdxl: SDXLPipeline) -> None:
+    """It needs their memory, also while the first error is still being reported."""
+    tensors: list[weakref.ref[torch.Tensor]] = []
 
-    def fail(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
-        assert all(tensor() is None for tensor in held), "the next try found the last one's tensors"
-        held.append(weakref.ref(inputs[0]))
+    def fail(tensor: torch.Tensor) -> None:
+        assert all(earlier() is None for earlier in tensors), "tensors of an earlier attempt are alive"
+        tensors.append(weakref.ref(tensor))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    hook = sdxl._pipe.unet.register_forward_pre_hook(fail)
-    try:
-        with pytest.raises(OutOfMemory) as raised:
-            sdxl.generate(image_job(), on_step=lambda *_: None)
-    finally:
-        hook.remove()
+    with before_forward(sdxl._pipe.unet, fail), pytest.raises(OutOfMemory) as raised:
+        sdxl.generate(image_job(), on_step=no_progress)
     assert raised.value.retryable
-    assert [tensor() for tensor in held] == [None] * len(held)
+    assert [tensor() for tensor in tensors] == [None] * len(tensors)
 
 
-def test_a_real_allocation_that_is_too_large_is_out_of_memory(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
-    """The CPU allocator's own words must be recognised, not only those we remember."""
-    hook = sdxl._pipe.unet.register_forward_pre_hook(
-        lambda *_: torch.empty(1 << 60, dtype=torch.uint8) and None
-    )
-    try:
-        with pytest.raises(OutOfMemory):
-            sdxl.generate(image_job(), on_step=lambda *_: None)
-    finally:
-        hook.remove()
+def test_a_real_allocation_failure_is_out_of_memory(sdxl: SDXLPipeline) -> None:
+    """The present message of the CPU allocator must be recognised, not only those in our list."""
+    allocate = before_forward(sdxl._pipe.unet, lambda _: torch.empty(1 << 60, dtype=torch.uint8))
+    with allocate, pytest.raises(OutOfMemory):
+        sdxl.generate(image_job(), on_step=no_progress)
 
 
-def test_other_errors_of_the_model_stay_what_they_are(sdxl: SDXLPipeline, image_job: MakeJob) -> None:
-    """Calling every failure a lack of memory would retry what cannot succeed."""
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("shapes do not match")
-
-    hook = sdxl._pipe.unet.register_forward_pre_hook(fail)
-    try:
-        with pytest.raises(RuntimeError, match="shapes do not match"):
-            sdxl.generate(image_job(), on_step=lambda *_: None)
-    finally:
-        hook.remove()
+def test_other_errors_of_the_model_are_raised_unchanged(sdxl: SDXLPipeline) -> None:
+    """Treating every failure as a lack of memory would retry what cannot succeed."""
+    error = RuntimeError("shapes do not match")
+    with raising(sdxl._pipe.unet, error), pytest.raises(RuntimeError, match="shapes do not match"):
+        sdxl.generate(image_job(), on_step=no_progress)
 
 
-def test_unloading_lets_go_of_the_weights(tiny: Checkpoint, image_job: MakeJob) -> None:
-    """A neighbour on the GPU waits for this memory."""
-    sdxl = SDXLPipeline(tiny)
+def test_unloading_frees_the_weights(sdxl_checkpoint: Checkpoint) -> None:
+    """Another process on the GPU waits for this memory."""
+    sdxl = SDXLPipeline(sdxl_checkpoint)
     sdxl.load()
-    sdxl.generate(image_job(), on_step=lambda *_: None)
+    sdxl.generate(image_job(), on_step=no_progress)
     unet = weakref.ref(sdxl._pipe.unet)
     assert sdxl.info()["loaded"] is True
     sdxl.unload()
@@ -336,15 +283,15 @@ def test_unloading_lets_go_of_the_weights(tiny: Checkpoint, image_job: MakeJob) 
     assert sdxl.info()["memory_mib"] == 0
 
 
-def test_loading_twice_keeps_the_weights(sdxl: SDXLPipeline) -> None:
-    """A warm worker reads its checkpoint once."""
-    before = sdxl._pipe
+def test_loading_is_idempotent(sdxl: SDXLPipeline) -> None:
+    """A worker reads its checkpoint once."""
+    loaded = sdxl._pipe
     sdxl.load()
-    assert sdxl._pipe is before
+    assert sdxl._pipe is loaded
 
 
-def test_info_tells_where_and_what(sdxl: SDXLPipeline) -> None:
-    """The health page and the doctor print it."""
+def test_info_describes_the_checkpoint_and_where_it_is_loaded(sdxl: SDXLPipeline) -> None:
+    """`/model/info` and `doctor` show it."""
     info = sdxl.info()
     assert (info["name"], info["kind"], info["native_size"]) == (sdxl.checkpoint.name, "tiny", 64)
     assert info["device"] in ("cpu", "cuda")
@@ -352,22 +299,22 @@ def test_info_tells_where_and_what(sdxl: SDXLPipeline) -> None:
     assert info["load_seconds"] > 0
 
 
-def test_an_unreadable_checkpoint_is_a_load_error(tiny: Checkpoint, tmp_path: Path) -> None:
-    """An operator reads which folder and why."""
+def test_an_unreadable_checkpoint_is_a_load_error(sdxl_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The message names the folder and the reason."""
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "model_index.json").write_bytes((tiny.path / "model_index.json").read_bytes())
+    (broken / "model_index.json").write_bytes((sdxl_checkpoint.path / "model_index.json").read_bytes())
     with pytest.raises(ModelLoadError, match="broken could not be loaded"):
         SDXLPipeline(Checkpoint(broken, "folder")).load()
 
 
-def test_pickled_weights_are_never_opened(tiny: Checkpoint, tmp_path: Path) -> None:
-    """A pickle runs whatever its author wrote."""
+def test_pickled_weights_are_never_loaded(sdxl_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A pickle can run any code."""
     from shutil import copytree
 
     import safetensors.torch
 
-    pickled = copytree(tiny.path, tmp_path / "pickled")
+    pickled = copytree(sdxl_checkpoint.path, tmp_path / "pickled")
     weights = pickled / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(safetensors.torch.load_file(weights), weights.with_suffix(".bin"))
     weights.unlink()

@@ -1,4 +1,4 @@
-"""Characters from tokens, with the tokenizer that ships."""
+"""Incremental detokenization with the packaged tokenizer."""
 
 from __future__ import annotations
 
@@ -16,33 +16,37 @@ def tokenizer() -> transformers.Qwen2Tokenizer:
     return transformers.Qwen2Tokenizer.from_pretrained(find_qwen(None, "instruct").path)
 
 
+def detokenize(tokenizer: transformers.Qwen2Tokenizer, tokens: list[int]) -> list[str]:
+    """The characters that each token completes."""
+    detokenizer = IncrementalDetokenizer(ByteVocabulary(tokenizer))
+    return [detokenizer.decode(token) for token in tokens]
+
+
 @pytest.mark.parametrize("text", TEXTS)
-def test_tokens_spell_the_text_they_were_made_of(tokenizer: transformers.Qwen2Tokenizer, text: str) -> None:
-    """TextDelta by piece it is the same text as all at once."""
-    speller = IncrementalDetokenizer(ByteVocabulary(tokenizer))
-    assert "".join(speller.decode(token) for token in tokenizer(text).input_ids) == text
+def test_decoding_token_by_token_gives_the_tokenized_text(
+    tokenizer: transformers.Qwen2Tokenizer, text: str
+) -> None:
+    """The same as decoding all tokens at once."""
+    assert "".join(detokenize(tokenizer, tokenizer(text).input_ids)) == text
 
 
-def test_half_a_character_is_never_shown(tokenizer: transformers.Qwen2Tokenizer) -> None:
-    """A stream of text must be valid text at any moment."""
+def test_an_incomplete_character_is_never_returned(tokenizer: transformers.Qwen2Tokenizer) -> None:
+    """A streamed text must be valid at any moment."""
     tokens = tokenizer("🦊").input_ids
-    speller = IncrementalDetokenizer(ByteVocabulary(tokenizer))
     assert len(tokens) > 1
-    assert [speller.decode(token) for token in tokens] == ["", *[""] * (len(tokens) - 2), "🦊"]
+    assert detokenize(tokenizer, tokens) == [*[""] * (len(tokens) - 1), "🦊"]
 
 
-def test_special_tokens_and_padded_numbers_spell_nothing(tokenizer: transformers.Qwen2Tokenizer) -> None:
-    """They are the model's, not the text's; a model may have more numbers than its tokenizer."""
-    alphabet = ByteVocabulary(tokenizer)
-    assert [alphabet.bytes_of(token) for token in (*tokenizer.all_special_ids, len(tokenizer) + 7)] == [
-        b""
-    ] * 4
+def test_special_tokens_and_padding_ids_have_no_bytes(tokenizer: transformers.Qwen2Tokenizer) -> None:
+    """A model may have more token ids than its tokenizer."""
+    vocabulary = ByteVocabulary(tokenizer)
+    token_ids = (*tokenizer.all_special_ids, len(tokenizer) + 7)
+    assert [vocabulary.bytes_of(token_id) for token_id in token_ids] == [b""] * 4
 
 
-def test_bytes_that_are_no_character_read_as_one_that_says_so(tokenizer: transformers.Qwen2Tokenizer) -> None:
-    """What follows them is still readable."""
-    half = tokenizer("🦊").input_ids[0]
-    speller = IncrementalDetokenizer(ByteVocabulary(tokenizer))
-    spelt = speller.decode(half) + speller.decode(tokenizer("a").input_ids[0])
-    assert spelt.endswith("a")
-    assert "\ufffd" in spelt
+def test_invalid_bytes_become_the_replacement_character(tokenizer: transformers.Qwen2Tokenizer) -> None:
+    """The text after them is decoded."""
+    half, letter = tokenizer("🦊").input_ids[0], tokenizer("a").input_ids[0]
+    text = "".join(detokenize(tokenizer, [half, letter]))
+    assert text.endswith("a")
+    assert "\ufffd" in text

@@ -1,9 +1,8 @@
-"""What is asked of a server that speaks the OpenAI API, and what its answers mean."""
+"""Requests to and responses from a server with the OpenAI API."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from ourvidz.errors import (
     OurvidzError,
     WorkerUnavailable,
 )
-from ourvidz.jobs.job import ChatJob
 from ourvidz.pipelines.texts.openai_protocol import (
     StreamEvent,
     build_request,
@@ -24,15 +22,14 @@ from ourvidz.pipelines.texts.openai_protocol import (
     parse_event,
     parse_models,
 )
-
-Make = Callable[..., ChatJob]
-
-
-def event(job: ChatJob, said: Any) -> StreamEvent:
-    return parse_event(json.dumps(said).encode(), job)
+from tests.factories import chat_job
 
 
-def test_a_conversation_goes_as_messages_with_everything_the_job_says(chat_job: Make) -> None:
+def parse(content: Any) -> StreamEvent:
+    return parse_event(json.dumps(content).encode(), chat_job())
+
+
+def test_a_chat_request_has_the_messages_and_all_sampling_parameters() -> None:
     """The server samples as this worker would."""
     job = chat_job("Hills?", system="Be brief.", temperature=0.4, top_p=0.8, frequency_penalty=0.5,
                    presence_penalty=-0.5, stop=("\n",))  # fmt: skip
@@ -53,33 +50,30 @@ def test_a_conversation_goes_as_messages_with_everything_the_job_says(chat_job: 
     }
 
 
-def test_a_base_model_is_given_the_plain_text(chat_job: Make) -> None:
-    """It has no roles, and an empty list of stop strings is refused by some servers."""
+def test_a_base_model_gets_the_plain_text() -> None:
+    """It has no roles. Without stop strings the field is omitted: some servers refuse an empty list."""
     path, body = build_request(chat_job("Hills?", system="Be brief."), "large", plain=True)
     assert (path, body["prompt"]) == ("/completions", "Be brief.\n\nHills?")
     assert not {"messages", "stop"} & set(body)
 
 
-def test_events_of_both_kinds_are_read(chat_job: Make) -> None:
-    """Text, an end and counts come in separate events, or together."""
-    job = chat_job()
-    assert event(job, {"choices": [{"delta": {"role": "assistant", "content": ""}}]}) == StreamEvent()
-    assert event(job, {"choices": [{"delta": {"content": "Hi"}, "finish_reason": None}]}) == StreamEvent("Hi")
-    assert event(job, {"choices": [{"text": "Hi", "finish_reason": "length"}]}) == StreamEvent("Hi", "length")
-    assert event(job, {"choices": [{"delta": {}, "finish_reason": "stop"}]}) == StreamEvent(
-        finish_reason="stop"
-    )
-    assert event(job, {"choices": [{"delta": {}, "finish_reason": "eos"}]}) == StreamEvent(
-        finish_reason="stop"
-    )
+def test_events_of_chat_and_text_completions_are_parsed() -> None:
+    """Text, finish reason and token counts come in separate events or together."""
+    assert parse({"choices": [{"delta": {"role": "assistant", "content": ""}}]}) == StreamEvent()
+    assert parse({"choices": [{"delta": {"content": "Hi"}, "finish_reason": None}]}) == StreamEvent("Hi")
+    assert parse({"choices": [{"text": "Hi", "finish_reason": "length"}]}) == StreamEvent("Hi", "length")
+    for finish_reason in ("stop", "eos"):
+        event = parse({"choices": [{"delta": {}, "finish_reason": finish_reason}]})
+        assert event == StreamEvent(finish_reason="stop")
     usage = {"prompt_tokens": 9, "completion_tokens": 4}
-    assert event(job, {"choices": [], "usage": usage}) == StreamEvent(tokens_generated=4, prompt_tokens=9)
-    assert event(job, {"choices": [{"delta": {"content": "x"}}], "usage": None}) == StreamEvent("x")
+    expected = StreamEvent(tokens_generated=4, prompt_tokens=9)
+    assert parse({"choices": [], "usage": usage}) == expected
+    assert parse({"choices": [{"delta": {"content": "x"}}], "usage": None}) == StreamEvent("x")
 
 
-def test_half_a_character_is_no_text(chat_job: Make) -> None:
-    """JSON can write one, and neither the ledger nor a callback could."""
-    assert event(chat_job(), {"choices": [{"delta": {"content": "a\ud83d"}}]}) == StreamEvent("a?")
+def test_lone_surrogates_are_replaced() -> None:
+    """JSON can contain them; neither the ledger nor a callback can."""
+    assert parse({"choices": [{"delta": {"content": "a\ud83d"}}]}) == StreamEvent("a?")
 
 
 @pytest.mark.parametrize(
@@ -97,15 +91,15 @@ def test_half_a_character_is_no_text(chat_job: Make) -> None:
         (503, b"", WorkerUnavailable),
     ],
 )
-def test_a_refusal_says_who_must_act(
-    chat_job: Make, status: int, body: bytes, expected: type[OurvidzError]
+def test_the_error_type_of_a_status_tells_who_must_act(
+    status: int, body: bytes, expected: type[OurvidzError]
 ) -> None:
-    """The caller for what is too long, the operator for keys and names, nobody for what passes."""
+    """The caller for a text that is too long, the operator for keys and names, nobody for an outage."""
     assert type(error_for_status(status, body, chat_job())) is expected
 
 
-def test_a_text_that_is_too_long_is_named_with_rule_and_value(chat_job: Make) -> None:
-    """As when the own model refuses it; what was written is not repeated."""
+def test_the_error_for_a_long_text_has_rule_and_value() -> None:
+    """As the error of a local model. It does not quote the text."""
     error = error_for_status(400, b"context", chat_job("secret hill", max_tokens=2000))
     assert error.field == "messages"
     assert "context" in str(error.rule)
@@ -114,7 +108,7 @@ def test_a_text_that_is_too_long_is_named_with_rule_and_value(chat_job: Make) ->
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("data", "expected"),
     [
         (b"no json", WorkerUnavailable),
         (b"[]", WorkerUnavailable),
@@ -122,23 +116,21 @@ def test_a_text_that_is_too_long_is_named_with_rule_and_value(chat_job: Make) ->
         (b'{"error": {"code": 400, "message": "context"}}', InvalidParameters),
     ],
 )
-def test_an_error_in_the_stream_is_an_error(
-    chat_job: Make, said: bytes, expected: type[OurvidzError]
-) -> None:
-    """Servers that have begun to answer cannot change the status any more."""
+def test_an_error_event_raises_the_error_of_its_code(data: bytes, expected: type[OurvidzError]) -> None:
+    """A server that has begun to stream cannot change the HTTP status any more."""
     with pytest.raises(expected):
-        parse_event(said, chat_job())
+        parse_event(data, chat_job())
 
 
-def test_the_context_is_found_where_servers_tell_it() -> None:
-    """They have no common name for it."""
-    told = [{"id": "a", "max_model_len": 4096}, {"id": "b", "meta": {"n_ctx_train": 2048}}, {"id": "c"}]
-    models = parse_models(json.dumps({"data": told}).encode())
+def test_the_context_length_is_read_from_the_fields_of_known_servers() -> None:
+    """There is no standard name for it."""
+    listing = [{"id": "a", "max_model_len": 4096}, {"id": "b", "meta": {"n_ctx_train": 2048}}, {"id": "c"}]
+    models = parse_models(json.dumps({"data": listing}).encode())
     assert [context_length(models, name) for name in "abcd"] == [4096, 2048, None, None]
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"data": 1}', b'{"data": ["a"]}', b"<html>"])
-def test_what_is_no_list_of_models_is_none(body: bytes) -> None:
-    """A wrong URL often answers with a page."""
+def test_a_malformed_list_of_models_is_a_value_error(body: bytes) -> None:
+    """The server at a wrong URL often answers with an HTML page."""
     with pytest.raises(ValueError, match=r"models|Expecting"):
         parse_models(body)

@@ -1,4 +1,4 @@
-"""Texts from a real server on this machine that speaks the OpenAI API; behind it is the model that ships."""
+"""Texts from a server with the OpenAI API; the tests start one that runs the packaged model."""
 
 from __future__ import annotations
 
@@ -16,59 +16,65 @@ import pytest
 from ourvidz.errors import InvalidParameters, ModelLoadError, OurvidzError, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob, Message
 from ourvidz.pipelines.base import BatchDecoder, TextDelta
+from ourvidz.pipelines.texts.checkpoint import QwenVariant
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 from ourvidz.pipelines.texts.remote import RemoteTextPipeline, TextServer
+from tests.factories import chat_job
 
-Load = Callable[[str], QwenPipeline]
-Make = Callable[..., ChatJob]
+LoadQwen = Callable[[QwenVariant], QwenPipeline]
 
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 KEY = "key-of-the-server"
-ASKED = ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "seed")
+PARAMETERS = ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "seed")
 
 
-class Inference(ThreadingHTTPServer):
-    """Serves a pipeline. `hold` keeps streams after their first token, `gone` counts those hung up on."""
+class OpenAIServer(ThreadingHTTPServer):
+    """Serves a pipeline. While `hold` is set, streams stop after their first token. `disconnects` counts
+    closed connections. `error_status` answers every completion with that status."""
 
     daemon_threads = True
 
     def __init__(self, pipeline: QwenPipeline) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.pipeline = pipeline
-        self.one = threading.Lock()
+        self.lock = threading.Lock()
         self.hold = threading.Event()
-        self.gone = threading.Semaphore(0)
-        self.broken: int | None = None
+        self.disconnects = threading.Semaphore(0)
+        self.error_status: int | None = None
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+
+StartServer = Callable[[QwenVariant], OpenAIServer]
 
 
 class _Handler(BaseHTTPRequestHandler):
     @property
-    def at(self) -> Inference:
-        return cast(Inference, self.server)
+    def openai_server(self) -> OpenAIServer:
+        return cast(OpenAIServer, self.server)
 
     def log_message(self, *_: object) -> None:
-        """Nothing to a test's output."""
+        """Write nothing to the test's output."""
 
     def do_GET(self) -> None:
         if self.headers.get("Authorization") != f"Bearer {KEY}":
-            self._answer(401, {"error": {"message": "no key"}})
+            self._respond(401, {"error": {"message": "no key"}})
         elif self.path == "/v1/models":
-            self._answer(200, {"object": "list", "data": [{"id": "tiny", "max_model_len": 2048}]})
+            self._respond(200, {"object": "list", "data": [{"id": "tiny", "max_model_len": 2048}]})
         else:
-            self._answer(404, {})
+            self._respond(404, {})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.at.broken:
-            self._answer(self.at.broken, {"error": {"message": "broken"}})
+        server = self.openai_server
+        if server.error_status:
+            self._respond(server.error_status, {"error": {"message": "broken"}})
             return
         try:
-            job = self._job(body)
-            decoder = self.at.pipeline.new_decoder()
+            job = self._parse_job(body)
+            decoder = server.pipeline.new_decoder()
             prompt_tokens = decoder.add("k", job)
-        except InvalidParameters as refused:
-            self._answer(400, {"error": {"message": f"context length: {refused}", "code": 400}})
+        except InvalidParameters as error:
+            self._respond(400, {"error": {"message": f"context length: {error}", "code": 400}})
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -76,28 +82,28 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._stream(decoder, prompt_tokens)
         except OSError:
-            self.at.gone.release()
+            server.disconnects.release()
 
     def _stream(self, decoder: BatchDecoder, prompt_tokens: int) -> None:
-        tokens, finish = 0, None
-        while finish is None:
-            with self.at.one:
-                (piece,) = decoder.step()
-            tokens, finish = piece.tokens_generated, piece.finish_reason
-            self._event({"choices": [self._choice(piece)], "usage": None})
-            while self.at.hold.is_set():
-                self._line(b": still there\n\n")
+        tokens_generated, finish_reason = 0, None
+        while finish_reason is None:
+            with self.openai_server.lock:
+                (delta,) = decoder.step()
+            tokens_generated, finish_reason = delta.tokens_generated, delta.finish_reason
+            self._send_event({"choices": [self._choice(delta)], "usage": None})
+            while self.openai_server.hold.is_set():
+                self._send(b": keep-alive\n\n")
                 time.sleep(0.01)
-        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens}
-        self._event({"choices": [], "usage": usage})
-        self._line(b"data: [DONE]\n\n")
+        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens_generated}
+        self._send_event({"choices": [], "usage": usage})
+        self._send(b"data: [DONE]\n\n")
 
-    def _choice(self, piece: TextDelta) -> dict[str, Any]:
-        chat = self.path.endswith("/chat/completions")
-        said = {"delta": {"content": piece.text}} if chat else {"text": piece.text}
-        return said | {"index": 0, "finish_reason": piece.finish_reason}
+    def _choice(self, delta: TextDelta) -> dict[str, Any]:
+        is_chat = self.path.endswith("/chat/completions")
+        content = {"delta": {"content": delta.text}} if is_chat else {"text": delta.text}
+        return content | {"index": 0, "finish_reason": delta.finish_reason}
 
-    def _job(self, body: dict[str, Any]) -> ChatJob:
+    def _parse_job(self, body: dict[str, Any]) -> ChatJob:
         assert body["stream"] is True
         assert body["model"] == "tiny"
         messages = body.get("messages") or [{"role": "user", "content": body["prompt"]}]
@@ -107,18 +113,18 @@ class _Handler(BaseHTTPRequestHandler):
             expected_time=1,
             messages=tuple(Message(**message) for message in messages),
             stop=tuple(body.get("stop", ())),
-            **{name: body[name] for name in ASKED},
+            **{name: body[name] for name in PARAMETERS},
         )
 
-    def _event(self, said: dict[str, Any]) -> None:
-        self._line(b"data: " + json.dumps(said).encode() + b"\n\n")
+    def _send_event(self, content: dict[str, Any]) -> None:
+        self._send(b"data: " + json.dumps(content).encode() + b"\n\n")
 
-    def _line(self, line: bytes) -> None:
-        self.wfile.write(line)
+    def _send(self, data: bytes) -> None:
+        self.wfile.write(data)
         self.wfile.flush()
 
-    def _answer(self, status: int, said: dict[str, Any]) -> None:
-        body = json.dumps(said).encode()
+    def _respond(self, status: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -126,12 +132,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def serve(qwen: Load) -> Iterator[Callable[[str], Inference]]:
-    """Start servers for a variant; they end with the test."""
-    started: list[tuple[Inference, threading.Thread]] = []
+def start_server(qwen: LoadQwen) -> Iterator[StartServer]:
+    """Starts servers for a variant, and stops them after the test."""
+    started: list[tuple[OpenAIServer, threading.Thread]] = []
 
-    def start(variant: str) -> Inference:
-        server = Inference(qwen(variant))
+    def start(variant: QwenVariant) -> OpenAIServer:
+        server = OpenAIServer(qwen(variant))
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         started.append((server, thread))
@@ -145,204 +151,198 @@ def serve(qwen: Load) -> Iterator[Callable[[str], Inference]]:
         thread.join()
 
 
-def remote(server: Inference, variant: Any = "instruct", **changed: Any) -> RemoteTextPipeline:
-    return RemoteTextPipeline(TextServer(**({"url": server.url, "key": KEY} | changed)), variant)
+def connect(server: OpenAIServer, variant: QwenVariant = "instruct", **changes: Any) -> RemoteTextPipeline:
+    return RemoteTextPipeline(TextServer(**({"url": server.url, "key": KEY} | changes)), variant)
 
 
-def follow(decoder: BatchDecoder, *keys: str) -> dict[str, list[TextDelta]]:
-    """Every piece of these texts, to their ends."""
-    pieces: dict[str, list[TextDelta]] = {key: [] for key in keys}
-    until = time.monotonic() + PATIENCE_S
-    while not all(found and (found[-1].finish_reason or found[-1].error) for found in pieces.values()):
-        assert time.monotonic() < until
-        for piece in decoder.step():
-            pieces[piece.key].append(piece)
-    return pieces
+def decode(decoder: BatchDecoder, *keys: str) -> dict[str, list[TextDelta]]:
+    """All deltas of these texts, to their ends."""
+    deltas: dict[str, list[TextDelta]] = {key: [] for key in keys}
+    deadline = time.monotonic() + TIMEOUT_S
+    while not all(text and (text[-1].finish_reason or text[-1].error) for text in deltas.values()):
+        assert time.monotonic() < deadline
+        for delta in decoder.step():
+            deltas[delta.key].append(delta)
+    return deltas
 
 
-def text_of(pieces: list[TextDelta]) -> str:
-    return "".join(piece.text for piece in pieces)
+def text_of(deltas: list[TextDelta]) -> str:
+    return "".join(delta.text for delta in deltas)
 
 
 def error_of(decoder: BatchDecoder, job: ChatJob) -> OurvidzError:
+    """The error that ends the text of a job."""
     decoder.add("a", job)
-    error = follow(decoder, "a")["a"][-1].error
+    error = decode(decoder, "a")["a"][-1].error
     assert error is not None
     return error
 
 
-def alone(pipeline: QwenPipeline, job: ChatJob) -> str:
+def decode_locally(pipeline: QwenPipeline, job: ChatJob) -> str:
     decoder = pipeline.new_decoder()
     decoder.add("k", job)
-    return text_of(follow(decoder, "k")["k"])
+    return text_of(decode(decoder, "k")["k"])
 
 
 @pytest.mark.parametrize("variant", ["instruct", "base"])
-def test_a_text_is_the_same_as_from_the_own_model(
-    serve: Callable[[str], Inference], qwen: Load, chat_job: Make, variant: str
+def test_a_remote_text_equals_the_local_one(
+    start_server: StartServer, qwen: LoadQwen, variant: QwenVariant
 ) -> None:
-    """Whoever moves the model to another machine gets the same words, pieces, counts and ends."""
-    decoder = remote(serve(variant), variant).new_decoder()
+    """Moving the model to another machine changes neither texts nor counts nor finish reasons."""
+    decoder = connect(start_server(variant), variant).new_decoder()
     jobs = {
         "greedy": chat_job("a small star", system="Be brief."),
-        "drawn": chat_job("a fox in the forest", temperature=0.9, seed=3, frequency_penalty=0.4),
+        "sampled": chat_job("a fox in the forest", temperature=0.9, seed=3, frequency_penalty=0.4),
         "cut": chat_job("a hill under a cloud", max_tokens=4),
         "stopped": chat_job("a yellow square", stop=(",",)),
     }
     for key, job in jobs.items():
         assert decoder.add(key, job) == 0
-    pieces = follow(decoder, *jobs)
+    deltas = decode(decoder, *jobs)
     for key, job in jobs.items():
-        own = qwen(variant).new_decoder()
-        prompt_tokens = own.add("k", job)
-        expected = follow(own, "k")["k"]
-        assert text_of(pieces[key]) == text_of(expected)
-        last = pieces[key][-1]
-        assert (last.finish_reason, last.tokens_generated) == (
-            expected[-1].finish_reason,
-            expected[-1].tokens_generated,
-        )
+        local = qwen(variant).new_decoder()
+        prompt_tokens = local.add("k", job)
+        expected = decode(local, "k")["k"]
+        assert text_of(deltas[key]) == text_of(expected)
+        last = deltas[key][-1]
+        assert last.finish_reason == expected[-1].finish_reason
+        assert last.tokens_generated == expected[-1].tokens_generated
         assert last.prompt_tokens == prompt_tokens
     assert decoder.step() == []
 
 
-def test_text_is_streamed(serve: Callable[[str], Inference], chat_job: Make) -> None:
-    """The first words are there while the rest is still being made."""
-    server = serve("instruct")
+def test_text_is_streamed(start_server: StartServer) -> None:
+    """The first delta arrives while the rest is being generated."""
+    server = start_server("instruct")
     server.hold.set()
-    decoder = remote(server).new_decoder()
+    decoder = connect(server).new_decoder()
     decoder.add("a", chat_job())
-    until = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not (first := decoder.step()):
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
     assert first[0].text
     assert first[0].finish_reason is None
     server.hold.clear()
-    assert follow(decoder, "a")["a"][-1].finish_reason == "stop"
+    assert decode(decoder, "a")["a"][-1].finish_reason == "stop"
 
 
-def test_a_step_without_news_comes_back(serve: Callable[[str], Inference], chat_job: Make) -> None:
-    """Cancels and deadlines are heard between two steps."""
-    server = serve("instruct")
+def test_a_step_returns_without_deltas_if_none_arrive(start_server: StartServer) -> None:
+    """The caller checks cancellations and deadlines between steps."""
+    server = start_server("instruct")
     server.hold.set()
-    decoder = remote(server).new_decoder()
+    decoder = connect(server).new_decoder()
     decoder.add("a", chat_job())
-    until = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while decoder.step():
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
 
 
-@pytest.mark.parametrize("how", ["leave", "drop"])
-def test_the_server_learns_that_nobody_listens(
-    serve: Callable[[str], Inference], chat_job: Make, how: str
-) -> None:
-    """To hang up is how such servers are told to stop, also when a whole batch is dropped."""
-    server = serve("instruct")
+@pytest.mark.parametrize("how", ["remove", "drop"])
+def test_removing_a_text_or_dropping_the_decoder_disconnects(start_server: StartServer, how: str) -> None:
+    """A closed connection stops the server's generation."""
+    server = start_server("instruct")
     server.hold.set()
-    decoder = remote(server).new_decoder()
+    decoder = connect(server).new_decoder()
     decoder.add("a", chat_job())
     while not decoder.step():
         pass
-    if how == "leave":
+    if how == "remove":
         decoder.remove("a")
         decoder.remove("a")
         assert decoder.step() == []
     else:
         del decoder
         gc.collect()
-    assert server.gone.acquire(timeout=PATIENCE_S)
+    assert server.disconnects.acquire(timeout=TIMEOUT_S)
 
 
-def test_leaving_one_text_leaves_the_others(
-    serve: Callable[[str], Inference], qwen: Load, chat_job: Make
-) -> None:
-    """Each has its own connection; a name is free again at once."""
-    decoder = remote(serve("instruct")).new_decoder()
+def test_removing_a_text_does_not_affect_the_others(start_server: StartServer, qwen: LoadQwen) -> None:
+    """Each has its own connection. Its key can be used again at once."""
+    decoder = connect(start_server("instruct")).new_decoder()
     decoder.add("a", chat_job())
     decoder.add("b", chat_job("a small star"))
     with pytest.raises(ValueError, match="a is in"):
         decoder.add("a", chat_job())
     decoder.remove("a")
     decoder.add("a", chat_job("a fox in the forest"))
-    pieces = follow(decoder, "a", "b")
-    assert text_of(pieces["a"]) == alone(qwen("instruct"), chat_job("a fox in the forest"))
-    assert text_of(pieces["b"]) == alone(qwen("instruct"), chat_job("a small star"))
+    deltas = decode(decoder, "a", "b")
+    assert text_of(deltas["a"]) == decode_locally(qwen("instruct"), chat_job("a fox in the forest"))
+    assert text_of(deltas["b"]) == decode_locally(qwen("instruct"), chat_job("a small star"))
 
 
-def test_a_text_that_does_not_fit_is_refused_alone(serve: Callable[[str], Inference], chat_job: Make) -> None:
-    """The server counts; the caller hears which field it is about, and others go on."""
-    decoder = remote(serve("instruct")).new_decoder()
+def test_a_text_that_exceeds_the_context_fails_alone(start_server: StartServer) -> None:
+    """The server checks the limit; the error names the field."""
+    decoder = connect(start_server("instruct")).new_decoder()
     decoder.add("fits", chat_job())
     decoder.add("long", chat_job(max_tokens=2048))
-    pieces = follow(decoder, "fits", "long")
-    error = pieces["long"][-1].error
+    deltas = decode(decoder, "fits", "long")
+    error = deltas["long"][-1].error
     assert isinstance(error, InvalidParameters)
     assert error.field == "messages"
-    assert pieces["fits"][-1].finish_reason == "stop"
+    assert deltas["fits"][-1].finish_reason == "stop"
 
 
-def test_a_broken_server_is_an_error_that_passes(serve: Callable[[str], Inference], chat_job: Make) -> None:
-    """The same request may well succeed later."""
-    server = serve("instruct")
-    decoder = remote(server).new_decoder()
-    server.broken = 500
+def test_a_server_error_is_a_retryable_error(start_server: StartServer) -> None:
+    """The same request may succeed later."""
+    server = start_server("instruct")
+    decoder = connect(server).new_decoder()
+    server.error_status = 500
     assert isinstance(error_of(decoder, chat_job()), WorkerUnavailable)
-    server.broken = None
+    server.error_status = None
     decoder.add("a", chat_job())
-    assert follow(decoder, "a")["a"][-1].finish_reason == "stop"
+    assert decode(decoder, "a")["a"][-1].finish_reason == "stop"
 
 
-def test_a_server_that_is_gone_or_hangs_up_is_an_error_that_passes(chat_job: Make) -> None:
-    """Half a text must not look like a whole one."""
+def test_a_lost_connection_is_a_retryable_error() -> None:
+    """A partial text must not look complete."""
 
-    def serve_once(answer: bytes) -> None:
+    def serve_once(response: bytes) -> None:
         connection, _ = listener.accept()
         with connection:
             connection.recv(1 << 16)
-            connection.sendall(answer)
+            connection.sendall(response)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        texts = RemoteTextPipeline(
-            TextServer(f"http://127.0.0.1:{listener.getsockname()[1]}", "tiny"), "instruct"
-        )
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        pipeline = RemoteTextPipeline(TextServer(url, "tiny"), "instruct")
         listing = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{"data": []}'
-        half = b'HTTP/1.1 200 OK\r\n\r\ndata: {"choices": [{"delta": {"content": "a"}}]}\n\n'
-        for answer in (listing, half):
-            threading.Thread(target=serve_once, args=(answer,), daemon=True).start()
-            if answer == listing:
-                decoder = texts.new_decoder()
+        partial = b'HTTP/1.1 200 OK\r\n\r\ndata: {"choices": [{"delta": {"content": "a"}}]}\n\n'
+        for response in (listing, partial):
+            threading.Thread(target=serve_once, args=(response,), daemon=True).start()
+            if response == listing:
+                decoder = pipeline.new_decoder()
         decoder.add("a", chat_job())
-        pieces = follow(decoder, "a")["a"]
-    assert text_of(pieces) == "a"
-    assert isinstance(pieces[-1].error, WorkerUnavailable)
-    gone = error_of(decoder, chat_job())
-    assert isinstance(gone, WorkerUnavailable)
-    assert "reached" in gone.message
+        deltas = decode(decoder, "a")["a"]
+    assert text_of(deltas) == "a"
+    assert isinstance(deltas[-1].error, WorkerUnavailable)
+    error = error_of(decoder, chat_job())
+    assert isinstance(error, WorkerUnavailable)
+    assert "reached" in error.message
 
 
-def test_the_server_tells_what_it_has(serve: Callable[[str], Inference]) -> None:
-    """An operator sees where texts come from, and never the key."""
-    server = serve("instruct")
-    texts = remote(server)
-    assert (texts.info()["loaded"], texts.info()["name"]) == (False, None)
-    texts.load()
-    texts.load()
-    info = texts.info()
+def test_info_shows_the_server_s_model_and_not_the_key(start_server: StartServer) -> None:
+    """An operator sees where texts come from."""
+    server = start_server("instruct")
+    pipeline = connect(server)
+    assert (pipeline.info()["loaded"], pipeline.info()["name"]) == (False, None)
+    pipeline.load()
+    pipeline.load()
+    info = pipeline.info()
     assert (info["loaded"], info["name"], info["context_length"]) == (True, "tiny", 2048)
     assert (info["inference_engine"], info["device"]) == ("openai", f"127.0.0.1:{server.server_port}")
     assert KEY not in str(info)
-    texts.unload()
-    assert texts.info()["loaded"] is False
+    pipeline.unload()
+    assert pipeline.info()["loaded"] is False
 
 
-def test_what_cannot_be_asked_is_said_before_the_first_job(serve: Callable[[str], Inference]) -> None:
-    """A wrong key, a wrong URL, nobody there."""
-    server = serve("instruct")
+def test_a_wrong_key_or_url_is_reported_before_the_first_job(start_server: StartServer) -> None:
+    """And so is a server that does not run."""
+    server = start_server("instruct")
     with pytest.raises(ModelLoadError, match="401"):
-        remote(server, key="wrong").load()
+        connect(server, key="wrong").load()
     with pytest.raises(ModelLoadError, match="404"):
-        remote(server, url=server.url + "/elsewhere").load()
+        connect(server, url=server.url + "/elsewhere").load()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        free = listener.getsockname()[1]
+        free_port = listener.getsockname()[1]
     with pytest.raises(WorkerUnavailable, match="reached"):
-        remote(server, url=f"http://127.0.0.1:{free}/v1").load()
+        connect(server, url=f"http://127.0.0.1:{free_port}/v1").load()

@@ -1,4 +1,4 @@
-"""The next token of several texts, each by its own rules."""
+"""Sampling the next tokens of several texts, each with its own parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 MANY = 4000
 
 
-def choices(**changed: Any) -> SamplingState:
+def sampling_state(**changes: Any) -> SamplingState:
     fields: dict[str, Any] = {
         "temperature": 1.0,
         "top_p": 1.0,
@@ -24,97 +24,88 @@ def choices(**changed: Any) -> SamplingState:
         "presence_penalty": 0.0,
         "uniforms": torch.rand(MANY, generator=torch.Generator().manual_seed(1)).tolist(),
     }
-    return SamplingState(**(fields | changed))
+    return SamplingState(**(fields | changes))
 
 
-def drawn(count: int = MANY, **changed: Any) -> list[int]:
-    text = choices(**changed)
-    sampler = Sampler([text], CPU)
+def greedy_state(**changes: Any) -> SamplingState:
+    return sampling_state(temperature=0.0, uniforms=[], **changes)
+
+
+def sample(state: SamplingState, count: int = MANY, logits: torch.Tensor = LOGITS[None]) -> list[int]:
+    """The first `count` tokens of a text whose logits never change."""
+    sampler = Sampler([state], CPU)
     for _ in range(count):
-        sampler.sample(LOGITS[None])
-    return text.tokens
+        sampler.sample(logits)
+    return state.tokens
 
 
-def shares(tokens: list[int]) -> list[float]:
-    counted = Counter(tokens)
-    return [counted[token] / len(tokens) for token in range(4)]
+def frequencies(tokens: list[int]) -> list[float]:
+    counts = Counter(tokens)
+    return [counts[token] / len(tokens) for token in range(4)]
 
 
-def test_tokens_come_as_often_as_they_are_likely() -> None:
-    """At temperature 1 without top p the model's own distribution is drawn from."""
-    assert shares(drawn()) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
+def test_tokens_have_the_frequencies_of_their_probabilities() -> None:
+    """At temperature 1 without top-p."""
+    assert frequencies(sample(sampling_state())) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
 
 
-def test_temperature_sharpens_and_flattens() -> None:
-    """Probabilities go with the power 1 / temperature."""
-    weights = [0.25, 0.09, 0.0225, 0.0025]
-    assert shares(drawn(temperature=0.5)) == pytest.approx([w / sum(weights) for w in weights], abs=0.03)
-    assert shares(drawn(temperature=2.0))[3] > 0.08
+def test_temperature_sharpens_and_flattens_the_distribution() -> None:
+    """Probabilities are raised to the power of 1 / temperature."""
+    powers = [0.25, 0.09, 0.0225, 0.0025]
+    expected = [power / sum(powers) for power in powers]
+    assert frequencies(sample(sampling_state(temperature=0.5))) == pytest.approx(expected, abs=0.03)
+    assert frequencies(sample(sampling_state(temperature=2.0)))[3] > 0.08
 
 
 @pytest.mark.parametrize("top_p", [0.5, 0.95, 1.0])
-def test_a_vocabulary_in_part_or_in_whole_gives_the_same(
+def test_sorting_only_the_top_candidates_does_not_change_the_result(
     top_p: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How many tokens are sorted is a matter of speed alone."""
+    """It only saves time."""
     logits = torch.randn(1, 500, generator=torch.Generator().manual_seed(3)) * 2
-
-    def said() -> list[int]:
-        text = choices(top_p=top_p)
-        sampler = Sampler([text], CPU)
-        for _ in range(300):
-            sampler.sample(logits)
-        return text.tokens
-
-    part = said()
+    tokens = sample(sampling_state(top_p=top_p), 300, logits)
     monkeypatch.setattr(sampling, "TOP_CANDIDATES", 500)
-    assert said() == part
-    assert len(set(part)) > 10
+    assert sample(sampling_state(top_p=top_p), 300, logits) == tokens
+    assert len(set(tokens)) > 10
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(0.4, {0}), (0.5, {0}), (0.6, {0, 1}), (0.9, {0, 1, 2})])
-def test_top_p_keeps_the_fewest_tokens_that_hold_it(top_p: float, kept: set[int]) -> None:
-    """The most likely one always stays."""
-    tokens = drawn(top_p=top_p)
+def test_top_p_keeps_the_smallest_set_of_tokens_with_that_probability(top_p: float, kept: set[int]) -> None:
+    """The most likely token is always kept."""
+    tokens = sample(sampling_state(top_p=top_p))
     assert set(tokens) == kept
-    assert shares(tokens)[0] == pytest.approx(0.5 / sum((0.5, 0.3, 0.15)[: len(kept)]), abs=0.03)
+    assert frequencies(tokens)[0] == pytest.approx(0.5 / sum((0.5, 0.3, 0.15)[: len(kept)]), abs=0.03)
 
 
-def test_temperature_zero_takes_the_likeliest_whatever_the_rest_says() -> None:
-    """Greedy needs no random numbers."""
-    assert drawn(5, temperature=0.0, uniforms=[]) == [0] * 5
+def test_temperature_0_is_greedy() -> None:
+    """It needs no random numbers."""
+    assert sample(greedy_state(), 5) == [0] * 5
 
 
-def test_penalties_follow_what_was_generated() -> None:
-    """0.5 against 0.3 is 0.51 in logits: one penalty of 0.6 turns them, a frequency penalty goes on."""
-    presence = drawn(4, temperature=0.0, uniforms=[], presence_penalty=0.6)
-    assert presence == [0, 1, 0, 0]
-    frequency = drawn(6, temperature=0.0, uniforms=[], frequency_penalty=0.6)
-    assert frequency == [0, 1, 0, 1, 0, 2]
-    assert drawn(3, temperature=0.0, uniforms=[], frequency_penalty=-2.0) == [0, 0, 0]
+def test_penalties_depend_on_the_generated_tokens() -> None:
+    """The two most likely tokens differ by a logit of 0.51: a presence penalty of 0.6 swaps them once, a
+    frequency penalty repeatedly."""
+    assert sample(greedy_state(presence_penalty=0.6), 4) == [0, 1, 0, 0]
+    assert sample(greedy_state(frequency_penalty=0.6), 6) == [0, 1, 0, 1, 0, 2]
+    assert sample(greedy_state(frequency_penalty=-2.0), 3) == [0, 0, 0]
 
 
-def test_a_text_chooses_the_same_in_company() -> None:
-    """Others' temperatures, penalties and random numbers are theirs."""
-    alone = drawn(40, temperature=1.3, top_p=0.95, frequency_penalty=0.2)
-    text = choices(temperature=1.3, top_p=0.95, frequency_penalty=0.2)
-    others = [
-        choices(temperature=0.0, uniforms=[]),
-        choices(uniforms=[0.1] * 40),
-        choices(presence_penalty=2.0),
-    ]
+def test_a_text_gets_the_same_tokens_alone_and_in_a_batch() -> None:
+    """The parameters and random numbers of other texts do not affect it."""
+    parameters = {"temperature": 1.3, "top_p": 0.95, "frequency_penalty": 0.2}
+    alone = sample(sampling_state(**parameters), 40)
+    text = sampling_state(**parameters)
+    others = [greedy_state(), sampling_state(uniforms=[0.1] * 40), sampling_state(presence_penalty=2.0)]
     sampler = Sampler([others[0], text, *others[1:]], CPU)
     for _ in range(40):
         sampler.sample(LOGITS.repeat(4, 1))
     assert text.tokens == alone
 
 
-def test_a_new_sampler_remembers_what_its_texts_said() -> None:
-    """A batch changes while texts grow: penalties must not start again."""
-    whole = drawn(12, temperature=0.0, uniforms=[], frequency_penalty=0.3)
-    text = choices(temperature=0.0, uniforms=[], frequency_penalty=0.3)
+def test_a_new_sampler_counts_the_tokens_generated_before() -> None:
+    """A batch changes while texts are generated; penalties must not start again."""
+    expected = sample(greedy_state(frequency_penalty=0.3), 12)
+    text = greedy_state(frequency_penalty=0.3)
     for _ in range(4):
-        sampler = Sampler([text], CPU)
-        for _ in range(3):
-            sampler.sample(LOGITS[None])
-    assert text.tokens == whole
+        sample(text, 3)
+    assert text.tokens == expected

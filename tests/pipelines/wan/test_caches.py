@@ -14,6 +14,7 @@ from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.caches import CACHES, CacheName, StepCache
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
+from tests.factories import video_job
 
 MakeJob = Callable[..., VideoJob]
 LEVELS = 2
@@ -60,9 +61,7 @@ def work(wan: WanPipeline) -> Iterator[list[str]]:
             hook.remove()
 
 
-def test_a_cache_computes_less_and_makes_another_clip(
-    cached: WanPipeline, wan: WanPipeline, video_job: MakeJob
-) -> None:
+def test_a_cache_computes_less_and_makes_another_clip(cached: WanPipeline, wan: WanPipeline) -> None:
     """A setting that changed nothing would be a cache that does not work on this model."""
     job = video_job(steps=STEPS)
     with work(wan) as all_of_it:
@@ -74,7 +73,7 @@ def test_a_cache_computes_less_and_makes_another_clip(
     assert far(plain, reused) > 0
 
 
-def test_a_second_job_is_the_first_one_again(cached: WanPipeline, video_job: MakeJob) -> None:
+def test_a_second_job_is_the_first_one_again(cached: WanPipeline) -> None:
     """What a cache has seen of one job must never show in the next."""
     first = clip(cached, video_job(steps=STEPS))
     clip(cached, video_job(steps=5, seed=8, frames=1, guidance_scale=1.0))
@@ -82,7 +81,7 @@ def test_a_second_job_is_the_first_one_again(cached: WanPipeline, video_job: Mak
 
 
 @pytest.mark.parametrize("end", ["done", "cancelled"])
-def test_a_cache_is_gone_with_its_job(cached: WanPipeline, video_job: MakeJob, end: str) -> None:
+def test_a_cache_is_gone_with_its_job(cached: WanPipeline, end: str) -> None:
     """Also when a job stops half-way: its tensors would stay on the GPU."""
     transformer = cached.components.pipe.transformer
 
@@ -110,9 +109,7 @@ class Nothing:
     [{"steps": 1}, {"steps": 3}, {"frames": 1}, {"guidance_scale": 1.0}, {"width": 48}],
     ids=lambda changed: next(iter(changed)),
 )
-def test_every_job_runs_with_a_cache(
-    cached: WanPipeline, video_job: MakeJob, changed: dict[str, int]
-) -> None:
+def test_every_job_runs_with_a_cache(cached: WanPipeline, changed: dict[str, int]) -> None:
     """Few steps, one frame, no guidance: none of them is what caches were written for."""
     made = clip(cached, video_job(**{"steps": 6} | changed))
     assert made.shape[:3] == (changed.get("frames", 5), 32, changed.get("width", 32))
@@ -120,7 +117,7 @@ def test_every_job_runs_with_a_cache(
 
 @pytest.mark.parametrize(("name", "asked"), [("pab", [2, 2]), ("faster", [2, 1]), ("first_block", [1] * 4)])
 def test_caches_that_know_no_prompts_get_both_in_one_batch(
-    wan_checkpoint: Checkpoint, video_job: MakeJob, name: CacheName, asked: list[int]
+    wan_checkpoint: Checkpoint, name: CacheName, asked: list[int]
 ) -> None:
     """They would give the negative prompt what they remember of the other. One leaves it out now and then."""
     pipeline = WanPipeline(wan_checkpoint, options=WanOptions(cache=name, previews=False))
@@ -134,7 +131,7 @@ def test_caches_that_know_no_prompts_get_both_in_one_batch(
 
 
 def test_one_batch_of_both_prompts_is_what_two_passes_are(
-    wan: WanPipeline, wan_checkpoint: Checkpoint, video_job: MakeJob
+    wan: WanPipeline, wan_checkpoint: Checkpoint
 ) -> None:
     """Until there is something to reuse, nothing may change."""
     pipeline = WanPipeline(wan_checkpoint, options=WanOptions(cache="pab", previews=False))
@@ -169,9 +166,7 @@ def test_a_transformer_that_a_cache_does_not_fit_is_left_alone(
     assert told == (["on", "off"] if caches else [])
 
 
-def test_what_mag_learns_is_kept_for_the_next_worker(
-    wan_checkpoint: Checkpoint, video_job: MakeJob, tmp_path: Path
-) -> None:
+def test_what_mag_learns_is_kept_for_the_next_worker(wan_checkpoint: Checkpoint, tmp_path: Path) -> None:
     """A restart costs no second calibration, and makes the same clips."""
     options = WanOptions(cache="mag", threshold=0.5, calibrations=tmp_path / "kept", previews=False)
     first, second = (WanPipeline(wan_checkpoint, cap=64, options=options) for _ in range(2))

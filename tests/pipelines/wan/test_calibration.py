@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.base import ReferenceImages
 from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.wan import calibration, reference_guidance
@@ -88,7 +86,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None
     assert load_or_measure(tmp_path / "file" / "below", "one", lambda: KNOWN) == KNOWN
 
 
-def test_other_weights_have_another_fingerprint(wan: WanPipeline, video_job: Callable[..., VideoJob]) -> None:
+def test_other_weights_have_another_fingerprint(wan: WanPipeline) -> None:
     """What was learned of one checkpoint must not be used on another."""
     transformer = wan.components.pipe.transformer
     before = fingerprint(transformer)

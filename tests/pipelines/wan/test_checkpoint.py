@@ -1,4 +1,4 @@
-"""Which of Wan's models a folder is, from its names and its JSON alone."""
+"""Wan checkpoints on disk: layouts, missing files, and which model a folder is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines.checkpoints import PACKAGED
+from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint
 from ourvidz.pipelines.wan.checkpoint import (
     WanModelInfo,
     find_wan,
@@ -19,11 +19,33 @@ from ourvidz.pipelines.wan.checkpoint import (
 )
 
 
-def diffusers_folder(folder: Path, config: dict[str, Any]) -> Path:
+def write_diffusers_folder(folder: Path, config: dict[str, Any]) -> Path:
+    """A diffusers folder with nothing but the transformer's config."""
     (folder / "transformer").mkdir(parents=True)
     (folder / "model_index.json").write_text("{}")
     (folder / "transformer/config.json").write_text(json.dumps(config))
     return folder
+
+
+def test_the_packaged_checkpoint_is_the_default(tmp_path: Path) -> None:
+    """Another folder can be given in the settings."""
+    for folder in (tmp_path / "tiny-wan", tmp_path / "other"):
+        folder.mkdir()
+        (folder / "model_index.json").write_text("{}")
+    assert find_wan(None, packaged=tmp_path) == Checkpoint(tmp_path / "tiny-wan", "tiny")
+    assert find_wan(tmp_path / "other", packaged=tmp_path) == Checkpoint(tmp_path / "other", "folder")
+
+
+def test_the_error_names_the_folder_without_a_checkpoint(tmp_path: Path) -> None:
+    """An operator must see which folder was searched, and for what."""
+    (tmp_path / "empty").mkdir()
+    for model, message in (
+        (None, "There is no checkpoint folder .*tiny-wan"),
+        (tmp_path / "none", "There is no checkpoint folder .*none"),
+        (tmp_path / "empty", "empty has no model_index.json"),
+    ):
+        with pytest.raises(ModelLoadError, match=message):
+            find_wan(model, packaged=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -36,17 +58,17 @@ def diffusers_folder(folder: Path, config: dict[str, Any]) -> Path:
         ({"in_channels": 16, "vace_layers": [0, 2]}, "vace"),
     ],
 )
-def test_a_diffusers_folder_tells_by_its_transformer(
+def test_the_model_of_a_diffusers_folder_follows_from_the_transformer_s_config(
     tmp_path: Path, config: dict[str, Any], model: str
 ) -> None:
-    """The name of the pipeline class does not tell first-and-last-frame from image-to-video."""
-    folder = diffusers_folder(tmp_path / "one", {"num_layers": 30} | config)
+    """The pipeline class is the same for first-and-last-frame and image-to-video."""
+    folder = write_diffusers_folder(tmp_path / "one", {"num_layers": 30} | config)
     assert read_model_info(folder) == WanModelInfo(model, 30)
 
 
 @pytest.mark.parametrize("model", ["t2v", "i2v", "flf2v", "vace"])
-def test_the_release_tells_by_its_config(tmp_path: Path, model: str) -> None:
-    """It has the model's name in it."""
+def test_the_config_of_the_release_names_the_model(tmp_path: Path, model: str) -> None:
+    """As `model_type`."""
     (tmp_path / "Wan2.1_VAE.pth").touch()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model, "num_layers": 40}))
     assert read_model_info(tmp_path) == WanModelInfo(model, 40)
@@ -54,9 +76,9 @@ def test_the_release_tells_by_its_config(tmp_path: Path, model: str) -> None:
 
 @pytest.mark.parametrize("config", ["{", "[]", '{"num_layers": "many", "model_type": "t2v"}', "{}"])
 @pytest.mark.parametrize("original", [True, False])
-def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, config: str, original: bool) -> None:
-    """The one file an operator has to look at."""
-    folder = diffusers_folder(tmp_path / "one", {})
+def test_an_unreadable_config_is_named(tmp_path: Path, config: str, original: bool) -> None:
+    """It is the one file that an operator has to look at."""
+    folder = write_diffusers_folder(tmp_path / "one", {})
     file = folder / "transformer/config.json"
     if original:
         (folder / "model_index.json").unlink()
@@ -67,10 +89,10 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, config: str, orig
         read_model_info(folder)
 
 
-def test_what_the_index_promises_and_is_not_there_is_named(tmp_path: Path) -> None:
-    """All of it at once: a download that broke off lacks several."""
-    folder = diffusers_folder(tmp_path / "one", {"num_layers": 2})
-    promised = {
+def test_all_missing_files_of_a_diffusers_folder_are_named(tmp_path: Path) -> None:
+    """An interrupted download lacks several."""
+    folder = write_diffusers_folder(tmp_path / "one", {"num_layers": 2})
+    index = {
         "_class_name": "WanPipeline",
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
         "tokenizer": ["transformers", "T5Tokenizer"],
@@ -79,7 +101,7 @@ def test_what_the_index_promises_and_is_not_there_is_named(tmp_path: Path) -> No
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "boundary_ratio": None,
     }
-    (folder / "model_index.json").write_text(json.dumps(promised))
+    (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "text_encoder").mkdir()
     (folder / "text_encoder/config.json").touch()
     (folder / "text_encoder/model.safetensors.index.json").write_text(
@@ -95,14 +117,14 @@ def test_what_the_index_promises_and_is_not_there_is_named(tmp_path: Path) -> No
         find_wan(folder)
 
 
-def test_the_packaged_checkpoint_is_whole_and_for_text() -> None:
-    """What ships must pass its own check."""
+def test_the_packaged_checkpoint_is_complete_and_text_to_video() -> None:
+    """It must pass its own check."""
     assert find_wan(None, expected="t2v").kind == "tiny"
     assert missing_diffusers_files(PACKAGED / "tiny-wan") == []
 
 
-def test_an_index_without_weights_is_refused(tmp_path: Path) -> None:
-    """Nothing would be loaded, and nothing said."""
+def test_an_index_without_weights_is_an_error(tmp_path: Path) -> None:
+    """No weights would be loaded, without a message."""
     (tmp_path / "w.safetensors.index.json").write_text("{}")
     with pytest.raises(ModelLoadError, match="lists no weights"):
         weight_files(tmp_path, "w.safetensors")

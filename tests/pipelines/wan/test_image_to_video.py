@@ -18,7 +18,8 @@ from ourvidz.pipelines.base import ReferenceImages
 from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.pipelines.wan.placement import Placement
-from training.untrained.wan_pictures import build_image_to_video
+from tests.factories import video_job
+from training.untrained.wan_image_models import build_image_to_video
 
 MakeJob = Callable[..., VideoJob]
 PX = 32
@@ -37,7 +38,7 @@ def ends_too(tmp_path_factory: pytest.TempPathFactory) -> WanPipeline:
 
 
 def _built(folder: Path, pictures: int) -> WanPipeline:
-    build_image_to_video(folder, pictures=pictures)
+    build_image_to_video(folder, images=pictures)
     return WanPipeline(find_wan(folder))
 
 
@@ -57,7 +58,7 @@ def clip(wan: WanPipeline, job: VideoJob, references: ReferenceImages) -> np.nda
 
 @pytest.mark.parametrize("pictures", [1, 2])
 def test_the_clip_is_the_one_that_diffusers_makes(
-    begins: WanPipeline, ends_too: WanPipeline, video_job: MakeJob, pictures: int
+    begins: WanPipeline, ends_too: WanPipeline, pictures: int
 ) -> None:
     """The same weights, pictures and seed mean the same clip in the library that the weights come with."""
     wan, mode = ((begins, "start"), (ends_too, "both"))[pictures - 1]
@@ -86,7 +87,7 @@ def test_the_clip_is_the_one_that_diffusers_makes(
     assert np.abs(ours - np.round(expected * 255)).max() <= 1
 
 
-def test_the_pictures_are_heard(begins: WanPipeline, ends_too: WanPipeline, video_job: MakeJob) -> None:
+def test_the_pictures_are_heard(begins: WanPipeline, ends_too: WanPipeline) -> None:
     """Another picture makes another clip, the last one too."""
     start = video_job(reference_mode="start")
     one, other = (clip(begins, start, ReferenceImages(start=picture)) for picture in (START, END))
@@ -97,9 +98,7 @@ def test_the_pictures_are_heard(begins: WanPipeline, ends_too: WanPipeline, vide
 
 
 @pytest.mark.parametrize("mode", ["none", "single", "end"])
-def test_a_mode_that_the_checkpoint_does_not_know_is_refused(
-    begins: WanPipeline, video_job: MakeJob, mode: str
-) -> None:
+def test_a_mode_that_the_checkpoint_does_not_know_is_refused(begins: WanPipeline, mode: str) -> None:
     """It cannot do without its picture."""
     pictures = ReferenceImages(single=START, end=END)
     with pytest.raises(InvalidParameters, match="of the mode start alone") as refused:
@@ -107,7 +106,7 @@ def test_a_mode_that_the_checkpoint_does_not_know_is_refused(
     assert (refused.value.field, refused.value.value) == ("reference_mode", mode)
 
 
-def test_the_image_encoder_is_loaded_counted_and_offloaded(begins: WanPipeline, video_job: MakeJob) -> None:
+def test_the_image_encoder_is_loaded_counted_and_offloaded(begins: WanPipeline) -> None:
     """It stays in single precision, and waits in the host's memory like every other part."""
     halved = WanPipeline(begins.checkpoint, dtype=torch.bfloat16, placement=Placement(offload=True))
     made = clip(halved, video_job(reference_mode="start"), ReferenceImages(start=START))

@@ -16,6 +16,7 @@ from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.pipelines.wan.vae import VideoVAE, image_tensor, tiling
+from tests.factories import video_job
 
 MakeJob = Callable[..., VideoJob]
 LEVELS = 2
@@ -51,9 +52,7 @@ def failing(module: torch.nn.Module, times: int) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("part", ["text_encoder", "transformer", "vae.decoder"])
 @pytest.mark.parametrize(("failures", "rung"), [(0, None), (1, "freed"), (2, "tiled")])
-def test_every_rung_delivers_the_clip(
-    wan: WanPipeline, video_job: MakeJob, part: str, failures: int, rung: str | None
-) -> None:
+def test_every_rung_delivers_the_clip(wan: WanPipeline, part: str, failures: int, rung: str | None) -> None:
     """A caller gets what was ordered, however hard it was to make, and the callback tells how hard. A clip
     of the size of one tile has no seams."""
     job = video_job()
@@ -68,7 +67,7 @@ def test_every_rung_delivers_the_clip(
     assert far(found, expected) <= LEVELS
 
 
-def test_what_is_denoised_is_not_denoised_again_for_the_vae(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_what_is_denoised_is_not_denoised_again_for_the_vae(wan: WanPipeline) -> None:
     """Denoising takes minutes; the VAE comes last, and its failure must not cost them again."""
     ran: list[int] = []
     handle = wan.components.pipe.transformer.register_forward_pre_hook(lambda *_: ran.append(1))
@@ -81,7 +80,7 @@ def test_what_is_denoised_is_not_denoised_again_for_the_vae(wan: WanPipeline, vi
     assert len(ran) == 3
 
 
-def test_memory_that_never_suffices_is_an_error_of_ours(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_memory_that_never_suffices_is_an_error_of_ours(wan: WanPipeline) -> None:
     """A silently smaller or shorter clip is no answer; the next job runs as if nothing had been."""
     with (
         failing(wan.components.pipe.transformer, 99) as tried,
@@ -92,7 +91,7 @@ def test_memory_that_never_suffices_is_an_error_of_ours(wan: WanPipeline, video_
     assert "memory_rung" not in made(wan, video_job()).metadata
 
 
-def test_the_vae_works_in_tiles_only_while_it_has_to(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_the_vae_works_in_tiles_only_while_it_has_to(wan: WanPipeline) -> None:
     """Tiles cost time and blend seams, for pictures that go in as well as for clips that come out."""
     job = video_job(width=64, height=64, reference_mode="start")
     hills = ReferenceImages(start=Image.new("RGB", (64, 64), "olive"))
@@ -112,7 +111,7 @@ def test_the_vae_works_in_tiles_only_while_it_has_to(wan: WanPipeline, video_job
     assert set(decoded) == {8}
 
 
-def test_an_operator_can_have_tiles_always(wan_checkpoint: Checkpoint, video_job: MakeJob) -> None:
+def test_an_operator_can_have_tiles_always(wan_checkpoint: Checkpoint) -> None:
     """Where it is known that the VAE does not fit, the first rungs are for nothing."""
     wan = WanPipeline(wan_checkpoint, options=WanOptions(tiled=True, previews=False))
     wan.load()
@@ -141,7 +140,7 @@ def test_tiles_are_nearly_what_the_whole_is() -> None:
     assert (again - latents).abs().mean() < 0.1 * latents.std()
 
 
-def test_the_vae_has_its_own_tiles_back_after_a_failure(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_the_vae_has_its_own_tiles_back_after_a_failure(wan: WanPipeline) -> None:
     """Tiles that went on shrinking would end in seams everywhere."""
     before = (
         wan.components.pipe.vae.tile_sample_min_width,
@@ -156,7 +155,7 @@ def test_the_vae_has_its_own_tiles_back_after_a_failure(wan: WanPipeline, video_
     assert not wan.components.pipe.vae.use_tiling
 
 
-def test_a_listener_without_memory_is_not_tried_again(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_a_listener_without_memory_is_not_tried_again(wan: WanPipeline) -> None:
     """What stops a job must end it, and never look like a failure of the model."""
     heard: list[int] = []
 

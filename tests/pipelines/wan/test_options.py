@@ -14,6 +14,7 @@ from ourvidz.pipelines.base import ReferenceImages
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
+from tests.factories import video_job
 
 MakeJob = Callable[..., VideoJob]
 LEVELS = 2
@@ -34,7 +35,7 @@ def far(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def test_the_chosen_attention_is_the_transformer_s_alone(
-    wan: WanPipeline, wan_checkpoint: Checkpoint, video_job: MakeJob
+    wan: WanPipeline, wan_checkpoint: Checkpoint
 ) -> None:
     """The fast kernels know neither the VAE's shapes nor the text encoder's: jobs would fail on a GPU."""
     chosen = pipeline(wan_checkpoint, attention="math")
@@ -66,7 +67,6 @@ def test_the_chosen_attention_is_the_transformer_s_alone(
 def test_blocks_are_compiled_once_for_all_jobs(
     wan: WanPipeline,
     wan_checkpoint: Checkpoint,
-    video_job: MakeJob,
     monkeypatch: pytest.MonkeyPatch,
     cache: str | None,
 ) -> None:
@@ -90,9 +90,7 @@ def test_blocks_are_compiled_once_for_all_jobs(
     assert len(graphs) == once
 
 
-def test_a_few_step_checkpoint_runs_without_guidance(
-    wan: WanPipeline, wan_checkpoint: Checkpoint, video_job: MakeJob
-) -> None:
+def test_a_few_step_checkpoint_runs_without_guidance(wan: WanPipeline, wan_checkpoint: Checkpoint) -> None:
     """Its guidance is built in; assets tell what was used, not what was asked for."""
     few = pipeline(wan_checkpoint, few_steps=True)
     made = few.generate(video_job(guidance_scale=6.5, negative_prompt="fog"), on_step=lambda *_: None)
@@ -100,7 +98,7 @@ def test_a_few_step_checkpoint_runs_without_guidance(
     assert far(clip(few, video_job()), clip(wan, video_job(guidance_scale=1.0))) <= LEVELS
 
 
-def test_half_precision_is_chosen_by_name(wan_checkpoint: Checkpoint, video_job: MakeJob) -> None:
+def test_half_precision_is_chosen_by_name(wan_checkpoint: Checkpoint) -> None:
     """Also where the device would take another; the VAE stays in single."""
     half = pipeline(wan_checkpoint, dtype="bfloat16")
     clip(half, video_job(steps=1))
@@ -124,7 +122,7 @@ def test_group_offload_without_a_gpu_is_refused(wan_checkpoint: Checkpoint) -> N
 
 
 def test_what_is_moved_in_groups_makes_the_same_clip(
-    wan: WanPipeline, wan_checkpoint: Checkpoint, video_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+    wan: WanPipeline, wan_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Moved from the CPU to the CPU here: the hooks are real, and so are step caches on top of them."""
     monkeypatch.setattr(WanOptions, "check", lambda *_: None)

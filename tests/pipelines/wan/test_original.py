@@ -20,7 +20,8 @@ from ourvidz.pipelines.base import ReferenceImages, SourceVideo
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.pipeline import WanPipeline
-from training.untrained.wan_pictures import build_vace
+from tests.factories import video_job
+from training.untrained.wan_image_models import build_vace
 
 Weights = dict[str, torch.Tensor]
 MakeJob = Callable[..., VideoJob]
@@ -152,7 +153,7 @@ def clip(wan: WanPipeline, job: VideoJob, references: ReferenceImages | None = N
 
 
 def test_the_release_makes_the_clip_of_the_diffusers_folder(
-    folder: Path, pipe: diffusers.WanPipeline, tmp_path: Path, video_job: MakeJob
+    folder: Path, pipe: diffusers.WanPipeline, tmp_path: Path
 ) -> None:
     """Many have only these files; every weight must be found, offline, in one file or in several."""
     write_release(pipe, tmp_path / "sharded", shards=3)
@@ -182,10 +183,10 @@ def test_in_half_precision_the_same_weights_stay_single(folder: Path) -> None:
 
 
 def test_vace_in_the_release_s_layout_is_read_too(
-    folder: Path, pipe: diffusers.WanPipeline, tmp_path: Path, video_job: MakeJob
+    folder: Path, pipe: diffusers.WanPipeline, tmp_path: Path
 ) -> None:
     """As the checkpoint of its own tasks, and beside one for text."""
-    build_vace(tmp_path / "vace", beside=folder / "diffusers")
+    build_vace(tmp_path / "vace", text_to_video=folder / "diffusers")
     theirs = diffusers.WanVACEPipeline.from_pretrained(tmp_path / "vace", local_files_only=True)
     write_release(theirs, tmp_path / "release", model="vace")
     job, source = video_job(frames=5), SourceVideo()

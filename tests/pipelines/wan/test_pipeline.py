@@ -21,6 +21,7 @@ from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
+from tests.factories import video_job
 
 MakeJob = Callable[..., VideoJob]
 
@@ -63,7 +64,7 @@ def passes(wan: WanPipeline) -> Iterator[list[int]]:
         hook.remove()
 
 
-def test_a_plain_clip_is_the_one_that_diffusers_makes(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_a_plain_clip_is_the_one_that_diffusers_makes(wan: WanPipeline) -> None:
     """The same weights, seed and settings mean the same clip in the library that the weights come with."""
     job = video_job(width=48, height=32, frames=9, steps=3, shift=5.0, negative_prompt="fog")
     theirs = diffusers.WanPipeline(**wan.components.pipe.components)
@@ -85,7 +86,7 @@ def test_a_plain_clip_is_the_one_that_diffusers_makes(wan: WanPipeline, video_jo
 
 @pytest.mark.parametrize(("asked", "generated"), [(1, 1), (2, 5), (5, 5), (6, 9)])
 def test_a_clip_has_exactly_the_frames_that_were_asked_for(
-    wan: WanPipeline, video_job: MakeJob, asked: int, generated: int
+    wan: WanPipeline, asked: int, generated: int
 ) -> None:
     """The model makes 4n + 1 of them; the surplus is cut off and owned up to."""
     made = wan.generate(video_job(frames=asked, steps=1), on_step=lambda *_: None)
@@ -93,21 +94,19 @@ def test_a_clip_has_exactly_the_frames_that_were_asked_for(
     assert {(frame.mode, frame.size) for frame in made.frames} == {("RGB", (32, 32))}
 
 
-def test_a_shorter_clip_is_the_beginning_of_the_one_that_was_generated(
-    wan: WanPipeline, video_job: MakeJob
-) -> None:
+def test_a_shorter_clip_is_the_beginning_of_the_one_that_was_generated(wan: WanPipeline) -> None:
     """What is cut off is the end."""
     assert far(clip(wan, video_job(frames=3)), clip(wan, video_job(frames=5))[:3]) <= LEVELS
 
 
 @pytest.mark.parametrize("solver", ["unipc", "dpm++"])
-def test_a_seed_means_one_clip(wan: WanPipeline, video_job: MakeJob, solver: str) -> None:
+def test_a_seed_means_one_clip(wan: WanPipeline, solver: str) -> None:
     """A retried job must deliver the clip that its first attempt would have."""
     first, again = clip(wan, video_job(solver=solver)), clip(wan, video_job(solver=solver))
     assert far(first, again) <= LEVELS
 
 
-def test_what_the_caller_sets_reaches_the_model(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_what_the_caller_sets_reaches_the_model(wan: WanPipeline) -> None:
     """Each of these is in the payload because it changes the clip."""
     plain = clip(wan, video_job(steps=3))
     for changed in (
@@ -123,14 +122,14 @@ def test_what_the_caller_sets_reaches_the_model(wan: WanPipeline, video_job: Mak
         assert far(plain, clip(wan, video_job(**{"steps": 3} | changed))) > LEVELS, changed
 
 
-def test_no_negative_prompt_is_the_empty_one(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_no_negative_prompt_is_the_empty_one(wan: WanPipeline) -> None:
     """Guidance needs something to lead away from, and nothing is invented."""
     assert far(clip(wan, video_job()), clip(wan, video_job(negative_prompt=""))) <= LEVELS
 
 
 @pytest.mark.parametrize(("guidance", "expected"), [(0.0, 2), (1.0, 2), (1.5, 4)])
 def test_only_guidance_above_one_asks_the_model_twice_a_step(
-    wan: WanPipeline, video_job: MakeJob, guidance: float, expected: int
+    wan: WanPipeline, guidance: float, expected: int
 ) -> None:
     """At 1 the negative prompt has no weight, and half of the work would be for nothing."""
     with passes(wan) as seen:
@@ -138,7 +137,7 @@ def test_only_guidance_above_one_asks_the_model_twice_a_step(
     assert seen == [1] * expected
 
 
-def test_a_long_prompt_counts_up_to_512_tokens(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_a_long_prompt_counts_up_to_512_tokens(wan: WanPipeline) -> None:
     """Enhanced prompts are long; the last of 512 tokens is the end mark, and what follows is cut off."""
 
     def words(tokens: int, last: str) -> torch.Tensor:
@@ -151,7 +150,7 @@ def test_a_long_prompt_counts_up_to_512_tokens(wan: WanPipeline, video_job: Make
         assert torch.equal(words(513, "b"), words(513, "c"))
 
 
-def test_on_step_hears_every_step_before_and_after(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_on_step_hears_every_step_before_and_after(wan: WanPipeline) -> None:
     """The deadline starts with the first call and progress comes from the others."""
     heard: list[tuple[int, int]] = []
     wan.generate(video_job(steps=3), on_step=lambda done, total: heard.append((done, total)))
@@ -159,9 +158,7 @@ def test_on_step_hears_every_step_before_and_after(wan: WanPipeline, video_job: 
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 4])
-def test_a_cancelled_job_stops_before_the_next_step(
-    wan: WanPipeline, video_job: MakeJob, stop_at: int
-) -> None:
+def test_a_cancelled_job_stops_before_the_next_step(wan: WanPipeline, stop_at: int) -> None:
     """Cancelling frees the GPU at once, and the next job finds the pipeline in order."""
     expected = clip(wan, video_job())
 
@@ -187,7 +184,6 @@ def test_a_cancelled_job_stops_before_the_next_step(
 )
 def test_the_tiny_profile_renders_at_most_its_cap(
     wan: WanPipeline,
-    video_job: MakeJob,
     asked: tuple[int, int],
     made: tuple[int, int],
     is_capped: bool,
@@ -201,16 +197,14 @@ def test_the_tiny_profile_renders_at_most_its_cap(
 
 
 @pytest.mark.parametrize(("changed", "field"), [({"width": 40}, "width"), ({"height": 200}, "height")])
-def test_what_cannot_be_rendered_is_refused(
-    wan: WanPipeline, video_job: MakeJob, changed: dict[str, float], field: str
-) -> None:
+def test_what_cannot_be_rendered_is_refused(wan: WanPipeline, changed: dict[str, float], field: str) -> None:
     """Rounding it silently would deliver a clip nobody asked for."""
     with pytest.raises(InvalidParameters) as refused:
         wan.generate(video_job(**changed), on_step=lambda *_: None)
     assert (refused.value.field, refused.value.value) == (field, changed[field])
 
 
-def test_a_mode_without_its_reference_is_refused(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_a_mode_without_its_reference_is_refused(wan: WanPipeline) -> None:
     """Before any weight is moved."""
     with pytest.raises(InvalidParameters, match="start reference"):
         wan.generate(video_job(reference_mode="start"), on_step=lambda *_: None)
@@ -248,7 +242,6 @@ def climbed(
 @pytest.mark.parametrize("strength", [0.15, 0.5])
 def test_a_clip_begins_on_its_reference(
     wan: WanPipeline,
-    video_job: MakeJob,
     references: ReferenceImages,
     solver: str,
     mode: str,
@@ -265,7 +258,7 @@ def test_a_clip_begins_on_its_reference(
 @pytest.mark.parametrize("solver", ["unipc", "dpm++"])
 @pytest.mark.parametrize("mode", ["end", "both"])
 def test_a_clip_ends_on_its_reference(
-    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, solver: str, mode: str
+    wan: WanPipeline, references: ReferenceImages, solver: str, mode: str
 ) -> None:
     """Its last latent frame is that of a still clip of the reference."""
     from ourvidz.pipelines.wan.vae import VideoVAE, image_tensor
@@ -279,7 +272,7 @@ def test_a_clip_ends_on_its_reference(
 
 @pytest.mark.parametrize("mode", ["start", "end", "both", "single"])
 def test_a_reference_changes_what_is_not_held_too(
-    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
+    wan: WanPipeline, references: ReferenceImages, mode: str
 ) -> None:
     """The model sees the held frames and goes on from them; else it would be a cut, not a clip."""
     plain, _ = climbed(wan, video_job(frames=9), references)
@@ -289,7 +282,7 @@ def test_a_reference_changes_what_is_not_held_too(
 
 @pytest.mark.parametrize("mode", ["start", "end", "both", "single"])
 def test_at_full_strength_the_prompt_alone_decides(
-    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
+    wan: WanPipeline, references: ReferenceImages, mode: str
 ) -> None:
     """A strength of 1 lets go of everything."""
     job = video_job(reference_mode=mode, denoise_strength=1.0)
@@ -298,7 +291,7 @@ def test_at_full_strength_the_prompt_alone_decides(
 
 @pytest.mark.parametrize("mode", ["start", "single"])
 def test_above_one_half_the_first_frame_is_let_go(
-    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
+    wan: WanPipeline, references: ReferenceImages, mode: str
 ) -> None:
     """Then it may move away from its reference, which it holds on to up to there."""
     job = video_job(reference_mode=mode, denoise_strength=0.8, steps=5)
@@ -318,7 +311,6 @@ def test_above_one_half_the_first_frame_is_let_go(
 )
 def test_sdedit_takes_its_share_of_the_steps(
     wan: WanPipeline,
-    video_job: MakeJob,
     references: ReferenceImages,
     changed: dict[str, float],
     steps: int,
@@ -335,7 +327,7 @@ def test_sdedit_takes_its_share_of_the_steps(
 
 @pytest.mark.parametrize("mode", ["single", "start", "end", "both"])
 def test_more_strength_takes_a_picture_further_from_its_reference(
-    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
+    wan: WanPipeline, references: ReferenceImages, mode: str
 ) -> None:
     """From the reference itself to what the prompt alone would give."""
     first = "end" if mode == "end" else "start"
@@ -349,7 +341,7 @@ def test_more_strength_takes_a_picture_further_from_its_reference(
 
 
 def test_a_job_with_references_leaves_nothing_for_the_next(
-    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages
+    wan: WanPipeline, references: ReferenceImages
 ) -> None:
     """A stranger's picture must never shine through somebody else's clip."""
     before = clip(wan, video_job())
@@ -357,7 +349,7 @@ def test_a_job_with_references_leaves_nothing_for_the_next(
     assert far(before, clip(wan, video_job())) <= LEVELS
 
 
-def test_what_was_made_is_described(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_what_was_made_is_described(wan: WanPipeline) -> None:
     """Callbacks are built from these fields."""
     made = wan.generate(video_job(fps=12), on_step=lambda *_: None)
     assert (made.seed, made.fps) == (7, 12)
@@ -381,7 +373,6 @@ def test_what_was_made_is_described(wan: WanPipeline, video_job: MakeJob) -> Non
 )
 def test_how_references_were_used_is_described(
     wan: WanPipeline,
-    video_job: MakeJob,
     references: ReferenceImages,
     frames: int,
     mode: str,
@@ -407,7 +398,7 @@ def test_how_references_were_used_is_described(
     ],
 )
 def test_running_out_of_memory_is_an_error_of_ours(
-    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, part: str, error: Exception
+    wan: WanPipeline, references: ReferenceImages, part: str, error: Exception
 ) -> None:
     """Wherever it happens, it becomes one retryable code and the next job runs."""
 
@@ -428,7 +419,7 @@ def test_running_out_of_memory_is_an_error_of_ours(
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_out_of_memory_in_the_vae_lets_go_of_its_caches(
-    wan: WanPipeline, video_job: MakeJob, references: ReferenceImages, part: str
+    wan: WanPipeline, references: ReferenceImages, part: str
 ) -> None:
     """It keeps the frames it has seen on itself; the second attempt needs their room."""
     held: list[weakref.ref[torch.Tensor]] = []
@@ -451,7 +442,7 @@ def test_out_of_memory_in_the_vae_lets_go_of_its_caches(
     assert {kept() for kept in held} == {None}
 
 
-def test_other_errors_of_the_model_stay_what_they_are(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_other_errors_of_the_model_stay_what_they_are(wan: WanPipeline) -> None:
     """Calling every failure a lack of memory would retry what cannot succeed."""
 
     def fail(*_: object) -> None:
@@ -465,9 +456,7 @@ def test_other_errors_of_the_model_stay_what_they_are(wan: WanPipeline, video_jo
         hook.remove()
 
 
-def test_the_vae_stays_in_single_precision(
-    wan_checkpoint: Checkpoint, video_job: MakeJob, references: ReferenceImages
-) -> None:
+def test_the_vae_stays_in_single_precision(wan_checkpoint: Checkpoint, references: ReferenceImages) -> None:
     """On a GPU the rest runs in half; a reference must come back as it was all the same."""
     halved = WanPipeline(wan_checkpoint, dtype=torch.bfloat16)
     halved.load()
@@ -478,7 +467,7 @@ def test_the_vae_stays_in_single_precision(
     assert torch.allclose(frames[0], round_trip(halved, job, references.start)[0], atol=1e-4)
 
 
-def test_unloading_lets_go_of_the_weights(wan_checkpoint: Checkpoint, video_job: MakeJob) -> None:
+def test_unloading_lets_go_of_the_weights(wan_checkpoint: Checkpoint) -> None:
     """A neighbour on the GPU waits for this memory."""
     wan = WanPipeline(wan_checkpoint)
     clip(wan, video_job(steps=1, frames=1))

@@ -14,12 +14,13 @@ from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.pipelines.wan.vae import VideoVAE
+from tests.factories import video_job
 
 MakeJob = Callable[..., VideoJob]
 
 
 @pytest.mark.parametrize("frames", [1, 9])
-def test_every_step_but_the_last_can_be_looked_at(wan: WanPipeline, video_job: MakeJob, frames: int) -> None:
+def test_every_step_but_the_last_can_be_looked_at(wan: WanPipeline, frames: int) -> None:
     """After the last one the clip itself is on its way."""
     order: list[object] = []
     wan.generate(
@@ -30,7 +31,7 @@ def test_every_step_but_the_last_can_be_looked_at(wan: WanPipeline, video_job: M
     assert order == [0, (64, 128), 1, (64, 128), 2, 3]
 
 
-def test_a_look_shows_the_step_it_was_taken_after(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_a_look_shows_the_step_it_was_taken_after(wan: WanPipeline) -> None:
     """It is drawn later, by another thread, while the latents go on."""
     looks: list[PreviewRenderer] = []
     at_once: list[bytes] = []
@@ -73,7 +74,7 @@ def test_a_preview_shows_the_middle_frame_of_the_clip_to_come() -> None:
     assert near < distance(looks[-1], made.frames[16])
 
 
-def test_a_job_with_previews_learns_nothing(wan: WanPipeline, video_job: MakeJob) -> None:
+def test_a_job_with_previews_learns_nothing(wan: WanPipeline) -> None:
     """Between two steps there is no time for it: the colours are learned with the loading."""
     encoded: list[int] = []
     hook = wan.components.pipe.vae.encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
@@ -84,9 +85,7 @@ def test_a_job_with_previews_learns_nothing(wan: WanPipeline, video_job: MakeJob
     assert encoded == []
 
 
-def test_colours_are_not_learned_where_nobody_may_look(
-    wan_checkpoint: Checkpoint, video_job: MakeJob
-) -> None:
+def test_colours_are_not_learned_where_nobody_may_look(wan_checkpoint: Checkpoint) -> None:
     """A preview that is not wanted costs nothing."""
     wan = WanPipeline(wan_checkpoint, options=WanOptions(previews=False))
     wan.load()
@@ -95,7 +94,7 @@ def test_colours_are_not_learned_where_nobody_may_look(
 
 
 def test_a_vae_whose_colours_cannot_be_learned_is_of_use_without_them(
-    wan_checkpoint: Checkpoint, video_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+    wan_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs run without previews, and none of them tries again."""
     asked: list[int] = []

@@ -19,6 +19,7 @@ from ourvidz.pipelines.wan.reference_guidance import (
     plan_references,
 )
 from ourvidz.pipelines.wan.solvers import SolverName, build_solver, flow_sigmas
+from tests.factories import video_job
 
 MakeJob = Callable[..., VideoJob]
 
@@ -37,9 +38,7 @@ MakeJob = Callable[..., VideoJob]
         ("single", 1.0, ReferencePlan("sdedit", 1.0, 25, (0,), 0)),
     ],
 )
-def test_a_clip_is_planned_by_mode_and_strength(
-    video_job: MakeJob, mode: str, strength: float, planned: ReferencePlan
-) -> None:
+def test_a_clip_is_planned_by_mode_and_strength(mode: str, strength: float, planned: ReferencePlan) -> None:
     """These are the contract's numbers: who holds which frame how long, and where SDEdit starts."""
     found = plan_references(video_job(reference_mode=mode, denoise_strength=strength, steps=25))
     assert (found.backend, found.steps, found.held_frames, found.held_steps) == (
@@ -55,9 +54,7 @@ def test_a_clip_is_planned_by_mode_and_strength(
 @pytest.mark.parametrize(
     ("strength", "steps"), [(0.0, 1), (0.02, 1), (0.15, 3), (0.29, 7), (0.5, 12), (1.0, 25)]
 )
-def test_one_frame_is_sdedit_at_its_strength(
-    video_job: MakeJob, mode: str, strength: float, steps: int
-) -> None:
+def test_one_frame_is_sdedit_at_its_strength(mode: str, strength: float, steps: int) -> None:
     """Holding the only frame would return the reference itself, whatever the prompt says."""
     found = plan_references(video_job(frames=1, reference_mode=mode, denoise_strength=strength, steps=25))
     assert (found.backend, found.steps, found.held_frames) == ("sdedit", steps, ())
@@ -69,7 +66,7 @@ def test_one_frame_is_sdedit_at_its_strength(
     [(5, (0, -1)), (81, (0, -1)), (84, (0, -1)), (83, (0, -2, -1)), (82, (0, -2, -1)), (2, (0, -1))],
 )
 def test_a_transition_whose_last_frames_are_cut_off_still_ends_on_its_picture(
-    video_job: MakeJob, frames: int, held: tuple[int, ...]
+    frames: int, held: tuple[int, ...]
 ) -> None:
     """The first frames of a latent frame are not yet its picture, and the usual 83 frames leave two of four.
     Two or three frames have no latent frame between the ends."""
@@ -86,9 +83,7 @@ def test_a_transition_whose_last_frames_are_cut_off_still_ends_on_its_picture(
         ("end", 1.0, [0, 1, 2, 3, 4, 5]),
     ],
 )
-def test_the_surplus_is_cut_where_no_reference_is(
-    video_job: MakeJob, mode: str, strength: float, kept: list[int]
-) -> None:
+def test_the_surplus_is_cut_where_no_reference_is(mode: str, strength: float, kept: list[int]) -> None:
     """A clip that is to end on a picture must not lose it; at full strength it is the prompt's own clip."""
     job = video_job(reference_mode=mode, denoise_strength=strength, frames=6)
     assert cut_surplus_frames(job, plan_references(job), torch.arange(9)).tolist() == kept
@@ -121,9 +116,7 @@ def test_more_strength_never_holds_longer(steps: int) -> None:
         ("both", ("end",), "start"),
     ],
 )
-def test_a_mode_without_its_reference_is_refused(
-    video_job: MakeJob, mode: str, given: tuple[str, ...], missing: str
-) -> None:
+def test_a_mode_without_its_reference_is_refused(mode: str, given: tuple[str, ...], missing: str) -> None:
     """Ignoring it would deliver a clip that only looks like an answer."""
     pictures = ReferenceImages(**{name: Image.new("RGB", (8, 8)) for name in given})
     with pytest.raises(InvalidParameters, match=missing) as refused:
@@ -225,7 +218,7 @@ def test_without_references_nothing_is_touched(known: torch.Tensor, noise: torch
 @pytest.mark.parametrize("mode", ["single", "start", "end", "both"])
 @pytest.mark.parametrize("frames", [1, 9])
 def test_vace_does_the_same_to_the_latents_and_is_heard_less_the_more_may_change(
-    video_job: MakeJob, mode: str, frames: int
+    mode: str, frames: int
 ) -> None:
     """The contract's numbers hold whatever the method is called."""
     heard = []
@@ -244,7 +237,7 @@ def test_vace_does_the_same_to_the_latents_and_is_heard_less_the_more_may_change
     assert (heard[0], heard[10]) == (1, 0)
 
 
-def test_without_references_vace_hears_that_all_is_to_be_made(video_job: MakeJob) -> None:
+def test_without_references_vace_hears_that_all_is_to_be_made() -> None:
     """That is how it was trained on text alone; only a source makes it the method of a reference."""
     plain, sourced = (
         plan_references(video_job(steps=4), "vace", has_source=given) for given in (False, True)

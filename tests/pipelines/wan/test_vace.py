@@ -23,7 +23,8 @@ from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.pipelines.wan.vae import VideoVAE, image_tensor
-from training.untrained.wan_pictures import build_vace
+from tests.factories import video_job
+from training.untrained.wan_image_models import build_vace
 
 MakeJob = Callable[..., VideoJob]
 MODES = ("single", "start", "end", "both")
@@ -35,7 +36,7 @@ LEVELS = 2
 def vace_folder(wan_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A VACE checkpoint on the untrained one's weights, whose further blocks say something at random."""
     folder = tmp_path_factory.mktemp("vace") / "tiny-vace"
-    build_vace(folder, beside=wan_checkpoint.path)
+    build_vace(folder, text_to_video=wan_checkpoint.path)
     return folder
 
 
@@ -58,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> WanPipeline:
     """VACE on the weights of the trained checkpoint that ships, with further blocks that add nothing."""
     text = find_wan(None)
     folder = tmp_path_factory.mktemp("trained") / "tiny-vace"
-    build_vace(folder, beside=text.path, speaking=False)
+    build_vace(folder, text_to_video=text.path, zero_blocks=True)
     return WanPipeline(text, vace=find_wan(folder), cap=64)
 
 
@@ -104,7 +105,6 @@ def round_trip(wan: WanPipeline, picture: Image.Image, side: int) -> np.ndarray:
 def test_vace_serves_every_mode_and_hears_the_reference(
     wan: WanPipeline,
     both: WanPipeline,
-    video_job: MakeJob,
     references: ReferenceImages,
     mode: str,
     frames: int,
@@ -120,7 +120,7 @@ def test_vace_serves_every_mode_and_hears_the_reference(
 
 @pytest.mark.parametrize("frames", [9, 1])
 def test_a_clip_that_vace_makes_can_be_looked_at(
-    both: WanPipeline, video_job: MakeJob, references: ReferenceImages, frames: int
+    both: WanPipeline, references: ReferenceImages, frames: int
 ) -> None:
     """Its followers see unfinished pictures as those of any other job do."""
     looks: list[Image.Image] = []
@@ -135,9 +135,7 @@ def test_a_clip_that_vace_makes_can_be_looked_at(
     assert len({look.tobytes() for look in looks}) == 4
 
 
-def test_a_job_without_references_is_not_vace_s(
-    wan: WanPipeline, both: WanPipeline, video_job: MakeJob
-) -> None:
+def test_a_job_without_references_is_not_vace_s(wan: WanPipeline, both: WanPipeline) -> None:
     """Text alone is what the other checkpoint is for, and its clips must not change."""
     made = both.generate(video_job(), on_step=lambda *_: None)
     assert "reference_backend" not in made.metadata
@@ -145,9 +143,7 @@ def test_a_job_without_references_is_not_vace_s(
 
 
 @pytest.mark.parametrize("mode", ["single", "start", "both"])
-def test_the_first_frame_is_pinned(
-    both: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
-) -> None:
+def test_the_first_frame_is_pinned(both: WanPipeline, references: ReferenceImages, mode: str) -> None:
     """A mask of one frame leaves no trace at the size of the latents: VACE alone would only be near it."""
     made = clip(both, video_job(reference_mode=mode, steps=3), references)
     assert far(made[0], round_trip(both, references.start, 32).astype(int)) <= LEVELS
@@ -155,7 +151,7 @@ def test_the_first_frame_is_pinned(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_at_full_strength_the_prompt_alone_decides(
-    wan: WanPipeline, both: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
+    wan: WanPipeline, both: WanPipeline, references: ReferenceImages, mode: str
 ) -> None:
     """Then VACE's blocks are not heard either: its others are those of the checkpoint for text here."""
     job = video_job(reference_mode=mode, denoise_strength=1.0)
@@ -163,7 +159,7 @@ def test_at_full_strength_the_prompt_alone_decides(
 
 
 def test_vace_whose_blocks_add_nothing_is_the_checkpoint_for_text(
-    trained: WanPipeline, video_job: MakeJob, references: ReferenceImages
+    trained: WanPipeline, references: ReferenceImages
 ) -> None:
     """The same weights in the other class: to the last bit of the same steering."""
     plain = WanPipeline(find_wan(None), cap=64)
@@ -173,7 +169,7 @@ def test_vace_whose_blocks_add_nothing_is_the_checkpoint_for_text(
 
 
 def test_references_steer_the_trained_checkpoint_through_vace(
-    trained: WanPipeline, video_job: MakeJob, references: ReferenceImages
+    trained: WanPipeline, references: ReferenceImages
 ) -> None:
     """A start is met, an end is come nearer to, a single picture keeps the whole clip near."""
     shape = {"prompt": "a red star moving right", "width": 64, "height": 64, "frames": 9, "steps": 8}
@@ -194,9 +190,7 @@ def fitted_image(picture: Image.Image) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_more_strength_never_brings_the_clip_closer(
-    trained: WanPipeline, video_job: MakeJob, mode: str
-) -> None:
+def test_more_strength_never_brings_the_clip_closer(trained: WanPipeline, mode: str) -> None:
     """From the reference to what the prompt alone makes; a frame that was let go is its own."""
     red = Image.new("RGB", (64, 64), "green")
     red.paste("red", (20, 20, 44, 44))
@@ -217,7 +211,7 @@ def test_more_strength_never_brings_the_clip_closer(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_picture_moves_away_from_its_reference_with_the_strength(
-    trained: WanPipeline, video_job: MakeJob, references: ReferenceImages, mode: str
+    trained: WanPipeline, references: ReferenceImages, mode: str
 ) -> None:
     """One frame is SDEdit, and VACE is heard the less the more may change."""
     aim = np.asarray(fitted_image(references.end if mode == "end" else references.start))
@@ -237,7 +231,7 @@ def test_a_picture_moves_away_from_its_reference_with_the_strength(
     assert nearness == sorted(nearness, reverse=True)
 
 
-def test_a_clip_from_a_clip_is_the_one_that_diffusers_makes(alone: WanPipeline, video_job: MakeJob) -> None:
+def test_a_clip_from_a_clip_is_the_one_that_diffusers_makes(alone: WanPipeline) -> None:
     """Frames, masks and pictures mean the same as in the library that the weights come with."""
     frames = {at: noise_picture(at) for at in range(9)}
     masks = {
@@ -269,7 +263,7 @@ def test_a_clip_from_a_clip_is_the_one_that_diffusers_makes(alone: WanPipeline, 
     assert far(ours, np.round(expected * 255).astype(int)) <= 1
 
 
-def test_a_source_is_said_to_have_been_followed(alone: WanPipeline, video_job: MakeJob) -> None:
+def test_a_source_is_said_to_have_been_followed(alone: WanPipeline) -> None:
     """And without one, the further blocks are told that everything is to be made."""
     source = SourceVideo({0: noise_picture(1)})
     made = alone.generate(video_job(frames=2), source=source, on_step=lambda *_: None)
@@ -277,9 +271,7 @@ def test_a_source_is_said_to_have_been_followed(alone: WanPipeline, video_job: M
     assert "reference_backend" not in alone.generate(video_job(), on_step=lambda *_: None).metadata
 
 
-def test_a_cancelled_job_stops_before_the_next_step(
-    both: WanPipeline, video_job: MakeJob, references: ReferenceImages
-) -> None:
+def test_a_cancelled_job_stops_before_the_next_step(both: WanPipeline, references: ReferenceImages) -> None:
     """As on the other checkpoint."""
     heard: list[int] = []
 

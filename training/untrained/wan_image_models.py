@@ -1,7 +1,7 @@
-"""Those of Wan's class sets that are given pictures, with random weights: VACE and image-to-video.
+"""The class sets of Wan's models with image inputs, with random weights: VACE and image-to-video.
 
-VACE can stand on a text-to-video checkpoint: with its weights, and further blocks that do not speak yet, it
-makes that one's clips.
+A VACE checkpoint can share the weights of a text-to-video checkpoint; if its additional blocks output zeros,
+it generates the same clips.
 """
 
 from __future__ import annotations
@@ -16,23 +16,28 @@ from ourvidz.pipelines import devices
 from training.untrained.wan import build
 
 SEED = 20250314
-IMAGE_WIDTH = 16
+EMBED_WIDTH = 16
 IMAGE_PX = 24
 PATCH_PX = 8
 TOKENS = 1 + (IMAGE_PX // PATCH_PX) ** 2
-"""What the image encoder says of a picture: of the whole, and of every patch."""
+"""Embeddings per image: one of the whole image and one per patch."""
 
 
-def build_vace(folder: Path, *, beside: Path | None = None, speaking: bool = True, layers: int = 0) -> None:
-    """Write a VACE checkpoint into `folder`. `beside` is a text-to-video checkpoint to share all weights with
-    but those of the further blocks; without one it is the untrained one. Unless `speaking` these blocks add
-    nothing. `layers` is the number of the others, the same as there unless given."""
+def build_vace(
+    folder: Path, *, text_to_video: Path | None = None, zero_blocks: bool = False, layers: int = 0
+) -> None:
+    """Write a VACE checkpoint to `folder`.
+
+    All weights but those of VACE's additional blocks are those of the checkpoint `text_to_video`; the default
+    is one with random weights. `zero_blocks` makes the additional blocks output zeros. `layers` is the number
+    of transformer blocks; the default is that of `text_to_video`.
+    """
     devices.quiet_libraries()
-    if beside is None:
+    if text_to_video is None:
         build(folder)
-        beside = folder
-    pipe = diffusers.WanPipeline.from_pretrained(beside, local_files_only=True, use_safetensors=True)
-    shape = {name: pipe.transformer.config[name] for name in _SHAPE}
+        text_to_video = folder
+    pipe = diffusers.WanPipeline.from_pretrained(text_to_video, local_files_only=True, use_safetensors=True)
+    shape = {name: pipe.transformer.config[name] for name in _SHARED_CONFIG}
     shape["num_layers"] = layers or shape["num_layers"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -42,19 +47,19 @@ def build_vace(folder: Path, *, beside: Path | None = None, speaking: bool = Tru
             vace_in_channels=2 * shape["in_channels"] + pipe.vae.config.scale_factor_spatial**2,
         )
     transformer.load_state_dict(pipe.transformer.state_dict(), strict=False)
-    if not speaking:
+    if zero_blocks:
         for block in transformer.vace_blocks:
             torch.nn.init.zeros_(block.proj_out.weight)
             torch.nn.init.zeros_(block.proj_out.bias)
-    parts = {name: getattr(pipe, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")}
-    diffusers.WanVACEPipeline(**parts, transformer=transformer).save_pretrained(folder)
+    components = {name: getattr(pipe, name) for name in _SHARED_COMPONENTS}
+    diffusers.WanVACEPipeline(**components, transformer=transformer).save_pretrained(folder)
 
 
-def build_image_to_video(folder: Path, *, pictures: int = 1, layers: int = 2) -> None:
-    """Write a checkpoint that begins with a picture into `folder`; with two it ends on the second."""
+def build_image_to_video(folder: Path, *, images: int = 1, layers: int = 2) -> None:
+    """Write an image-to-video checkpoint to `folder`; with two `images`, one for first and last frame."""
     build(folder)
     pipe = diffusers.WanPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    shape = {name: pipe.transformer.config[name] for name in _SHAPE}
+    shape = {name: pipe.transformer.config[name] for name in _SHARED_CONFIG}
     width = shape["num_attention_heads"] * shape["attention_head_dim"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -63,22 +68,22 @@ def build_image_to_video(folder: Path, *, pictures: int = 1, layers: int = 2) ->
             | {
                 "in_channels": 2 * shape["in_channels"] + 4,
                 "num_layers": layers,
-                "image_dim": IMAGE_WIDTH,
+                "image_dim": EMBED_WIDTH,
                 "added_kv_proj_dim": width,
-                "pos_embed_seq_len": None if pictures == 1 else pictures * TOKENS,
+                "pos_embed_seq_len": None if images == 1 else images * TOKENS,
             }
         )
         encoder = transformers.CLIPVisionModel(_image_config())
-    parts = {name: getattr(pipe, name) for name in ("tokenizer", "text_encoder", "vae", "scheduler")}
+    components = {name: getattr(pipe, name) for name in _SHARED_COMPONENTS}
     diffusers.WanImageToVideoPipeline(
-        **parts, transformer=transformer, image_encoder=encoder, image_processor=_image_processor()
+        **components, transformer=transformer, image_encoder=encoder, image_processor=_image_processor()
     ).save_pretrained(folder)
 
 
 def _image_config() -> transformers.CLIPVisionConfig:
     return transformers.CLIPVisionConfig(
-        hidden_size=IMAGE_WIDTH,
-        intermediate_size=2 * IMAGE_WIDTH,
+        hidden_size=EMBED_WIDTH,
+        intermediate_size=2 * EMBED_WIDTH,
         num_hidden_layers=3,
         num_attention_heads=2,
         image_size=IMAGE_PX,
@@ -92,7 +97,8 @@ def _image_processor() -> transformers.CLIPImageProcessorPil:
     return transformers.CLIPImageProcessorPil(size={"shortest_edge": IMAGE_PX}, crop_size=side)
 
 
-_SHAPE = (
+_SHARED_COMPONENTS = ("tokenizer", "text_encoder", "vae", "scheduler")
+_SHARED_CONFIG = (
     "patch_size",
     "num_attention_heads",
     "attention_head_dim",
@@ -107,4 +113,4 @@ _SHAPE = (
     "eps",
     "rope_max_seq_len",
 )
-"""What both kinds of transformers have of their text-to-video one."""
+"""The config fields that all of Wan's transformers share."""
