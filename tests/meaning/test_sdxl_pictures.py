@@ -20,7 +20,7 @@ from training.sdxl.evaluate import held_out_captions
 TYPE = "sdxl_image_fast"
 SEED = 7
 CAPTIONS = 24
-STARS_AMONG = 40
+STARS_AMONG = 24
 """Captions of which the stars are tried without guidance and with it."""
 SMALL = 10
 """Captions that are tried at half the native size."""

@@ -27,9 +27,9 @@ from training.wan.models import NATIVE_PX
 
 SEED = 7
 CLIPS = 20
-SWEPT = 10
+SWEPT = 6
 """Clips at every strength."""
-STRENGTHS = (0.0, 0.15, 0.4, 0.6, 0.8, 1.0)
+STRENGTHS = (0.0, 0.4, 0.7, 1.0)
 HELD = 0.4
 """Up to one half, frames are held to the end: nothing lies between such strengths."""
 FRAMES = 5
@@ -38,7 +38,7 @@ SWEEP_STEPS = 25
 """Those of the fast types. In eight, a frame that is let go late overshoots and lands beyond the prompt's own
 clip, which has nothing of the reference either."""
 WAVER_DB = 0.25
-"""Where nothing of a reference is left the mean over ten clips still wavers."""
+"""Where nothing of a reference is left the mean over six clips still wavers."""
 
 Decibels = Callable[[Pixels, Pixels], float]
 Make = Callable[..., Pixels]
@@ -177,7 +177,7 @@ def test_frames_that_are_held_to_the_end_leave_little_strength_nothing_to_do(
 ) -> None:
     """Neither closer nor further: the same clip."""
     first, *others = (
-        make(asked[0], mode, denoise_strength=strength) for strength in STRENGTHS if strength <= HELD
+        make(asked[0], mode, denoise_strength=strength) for strength in (0.0, 0.15, HELD)
     )
     assert all(np.array_equal(first, other) for other in others)
 
