@@ -35,19 +35,19 @@ CHANCE_AT_MOST = {"background": 0.25, "colour": 0.25, "shape": 0.35, "position":
 OPEN = ("a circle on a white background", "a square on a white background")
 """Captions that leave the colour to the model."""
 
-Paint = Callable[..., list[Pixels]]
-Asked = list[tuple[Scene, str]]
+Generate = Callable[..., list[Pixels]]
+CaptionedScenes = list[tuple[Scene, str]]
 
 
 @pytest.fixture(scope="module")
-def paint(trained: Callable[[str], Path]) -> Paint:
+def generate(trained: Callable[[str], Path]) -> Generate:
     """Makes the pictures of one prompt, by default one, with the numbers of the type and the native size."""
     pipeline = SDXLPipeline(Checkpoint(trained("tiny-sdxl"), "tiny"))
     pipeline.load()
-    return partial(painted, pipeline)
+    return partial(generate_with, pipeline)
 
 
-def painted(
+def generate_with(
     pipeline: SDXLPipeline, prompt: str, *, seed: int, size_px: int = 0, **changed: object
 ) -> list[Pixels]:
     row = CATALOG[TYPE]
@@ -58,24 +58,26 @@ def painted(
         "width": edge,
         "height": edge,
     } | changed
-    job = ImageJob(id="asked", type=TYPE, expected_time=30, prompt=prompt, seed=seed, **fields)
+    job = ImageJob(id="job-1", type=TYPE, expected_time=30, prompt=prompt, seed=seed, **fields)
     return [np.asarray(image) for image in pipeline.generate(job, on_step=lambda *_: None).images]
 
 
 @pytest.fixture(scope="module")
-def asked() -> Asked:
+def captioned() -> CaptionedScenes:
     """Scenes of combinations that no training picture had, and their captions."""
     return held_out_captions(CAPTIONS, seed=SEED)
 
 
 @pytest.fixture(scope="module")
-def told(paint: Paint, asked: Asked) -> list[RecognizedScene]:
+def recognized(generate: Generate, captioned: CaptionedScenes) -> list[RecognizedScene]:
     """What the picture of every caption shows."""
-    return seen(paint, asked)
+    return seen(generate, captioned)
 
 
-def seen(paint: Paint, asked: Asked, **changed: object) -> list[RecognizedScene]:
-    return [recognize_scene(paint(text, seed=1000 + k, **changed)[0]) for k, (_, text) in enumerate(asked)]
+def seen(generate: Generate, captioned: CaptionedScenes, **changed: object) -> list[RecognizedScene]:
+    return [
+        recognize_scene(generate(text, seed=1000 + k, **changed)[0]) for k, (_, text) in enumerate(captioned)
+    ]
 
 
 def share(name: str, pictures: Sequence[RecognizedScene], scenes: Sequence[Scene]) -> float:
@@ -85,32 +87,36 @@ def share(name: str, pictures: Sequence[RecognizedScene], scenes: Sequence[Scene
 
 
 @pytest.mark.parametrize("name", LEAST)
-def test_a_picture_shows_what_its_caption_says(told: list[RecognizedScene], asked: Asked, name: str) -> None:
+def test_a_picture_shows_what_its_caption_says(
+    recognized: list[RecognizedScene], captioned: CaptionedScenes, name: str
+) -> None:
     """The whole point: words become the picture they mean, in combinations it was never trained on."""
-    assert share(name, told, [scene for scene, _ in asked]) >= LEAST[name]
+    assert share(name, recognized, [scene for scene, _ in captioned]) >= LEAST[name]
 
 
 @pytest.mark.parametrize("name", LEAST)
 def test_a_picture_does_not_show_what_another_caption_says(
-    told: list[RecognizedScene], asked: Asked, name: str
+    recognized: list[RecognizedScene], captioned: CaptionedScenes, name: str
 ) -> None:
     """Each picture is its own caption's: measured against every other one, the score is chance."""
-    scenes = [scene for scene, _ in asked]
-    others = [share(name, told, scenes[k:] + scenes[:k]) for k in range(1, len(scenes))]
+    scenes = [scene for scene, _ in captioned]
+    others = [share(name, recognized, scenes[k:] + scenes[:k]) for k in range(1, len(scenes))]
     assert float(np.mean(others)) <= CHANCE_AT_MOST[name]
 
 
-def test_without_the_prompt_nothing_is_right_but_by_chance(paint: Paint, asked: Asked) -> None:
+def test_without_the_prompt_nothing_is_right_but_by_chance(
+    generate: Generate, captioned: CaptionedScenes
+) -> None:
     """What is measured comes from the words: neither the seed nor the evaluator knows the scene."""
-    scenes = [scene for scene, _ in asked]
-    pictures = [recognize_scene(one) for one in paint("", seed=1000, num_images=BATCH)]
-    found = {
+    scenes = [scene for scene, _ in captioned]
+    pictures = [recognize_scene(one) for one in generate("", seed=1000, num_images=BATCH)]
+    shown = {
         name: float(np.mean([share(name, [one] * len(scenes), scenes) for one in pictures])) for name in LEAST
     }
-    assert {name: value for name, value in found.items() if value > CHANCE_AT_MOST[name]} == {}
+    assert {name: value for name, value in shown.items() if value > CHANCE_AT_MOST[name]} == {}
 
 
-def test_guidance_makes_the_picture_follow_the_prompt(paint: Paint) -> None:
+def test_guidance_makes_the_picture_follow_the_prompt(generate: Generate) -> None:
     """Guidance 1 runs the model on the prompt alone; the default pulls away from everything else as well. It
     shows in stars, the shape that takes most."""
     stars = [
@@ -118,18 +124,18 @@ def test_guidance_makes_the_picture_follow_the_prompt(paint: Paint) -> None:
     ]
     scenes = [scene for scene, _ in stars]
     weak, strong = (
-        share("shape", seen(paint, stars, **how), scenes) for how in ({"guidance_scale": 1.0}, {})
+        share("shape", seen(generate, stars, **how), scenes) for how in ({"guidance_scale": 1.0}, {})
     )
     assert strong >= weak + 0.15
 
 
-def test_a_negative_red_takes_the_red_away(paint: Paint) -> None:
+def test_a_negative_red_takes_the_red_away(generate: Generate) -> None:
     """With equal seeds, a word in the negative prompt moves the pictures away from what it means."""
     plain, without = (
         [
             picture
             for k, caption in enumerate(OPEN)
-            for picture in paint(caption, seed=5000 + 1000 * k, num_images=BATCH, negative_prompt=negative)
+            for picture in generate(caption, seed=5000 + 1000 * k, num_images=BATCH, negative_prompt=negative)
         ]
         for negative in (None, "red")
     )
@@ -143,11 +149,13 @@ def redness(pictures: Sequence[Pixels]) -> float:
     return float(np.mean([oklab(one[segment(one)[2] >= INSIDE])[:, 1].mean() for one in pictures]))
 
 
-def test_at_half_its_native_size_the_colours_are_right(paint: Paint, asked: Asked) -> None:
+def test_at_half_its_native_size_the_colours_are_right(
+    generate: Generate, captioned: CaptionedScenes
+) -> None:
     """A caller who asks for 64 px gets a small picture of the same thing."""
-    pictures = [paint(text, seed=1000 + k, size_px=64)[0] for k, (_, text) in enumerate(asked[:SMALL])]
-    wanted = [(scene.background, scene.colour) for scene, _ in asked[:SMALL]]
-    found = [segment(one)[:2] for one in pictures]
+    pictures = [generate(text, seed=1000 + k, size_px=64)[0] for k, (_, text) in enumerate(captioned[:SMALL])]
+    expected = [(scene.background, scene.colour) for scene, _ in captioned[:SMALL]]
+    shown = [segment(one)[:2] for one in pictures]
     for which in (0, 1):
-        right = [one[which] == other[which] for one, other in zip(found, wanted, strict=True)]
-        assert np.mean(right) >= 0.75, (found, wanted)
+        right = [one[which] == other[which] for one, other in zip(shown, expected, strict=True)]
+        assert np.mean(right) >= 0.75, (shown, expected)

@@ -22,7 +22,7 @@ HELD_OUT = 8
 LEVELS = 2
 """How far the 8-bit levels of two equal pictures may lie apart: batches round differently."""
 
-Paint = Callable[..., list[Pixels]]
+Generate = Callable[..., list[Pixels]]
 Decibels = Callable[[Pixels | Image.Image, Pixels | Image.Image], float]
 
 
@@ -35,7 +35,7 @@ def sdxl(trained: Callable[[str], Path]) -> SDXLPipeline:
 
 
 @pytest.fixture(scope="module")
-def paint(sdxl: SDXLPipeline) -> Paint:
+def generate(sdxl: SDXLPipeline) -> Generate:
     """Makes the pictures of one prompt, by default one, from a reference if there is one."""
 
     def pictures(prompt: str, reference: Image.Image | None = None, **changed: object) -> list[Pixels]:
@@ -47,7 +47,7 @@ def paint(sdxl: SDXLPipeline) -> Paint:
             "seed": 7,
             "reference": None if reference is None else "u/p.png",
         } | changed
-        job = ImageJob(id="asked", type="sdxl_image_fast", expected_time=30, prompt=prompt, **fields)
+        job = ImageJob(id="job-1", type="sdxl_image_fast", expected_time=30, prompt=prompt, **fields)
         made = sdxl.generate(job, reference=reference, on_step=lambda *_: None)
         return [np.asarray(image) for image in made.images]
 
@@ -63,45 +63,45 @@ def references() -> list[Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def copied_pictures(references: list[Image.Image], paint: Paint) -> list[Image.Image]:
-    """The references, some of combinations that no training picture had, and one that the model painted."""
+def copied_pictures(references: list[Image.Image], generate: Generate) -> list[Image.Image]:
+    """The references, some of combinations that no training picture had, and one that the model generated."""
     draw = np.random.default_rng(1234)
     scenes = [random_scene(draw, held_out=True) for _ in range(HELD_OUT)]
     drawn = [Image.fromarray(render(scene, EDGE_PX, EDGE_PX)) for scene in scenes]
-    return [*references, *drawn, Image.fromarray(paint("a big green star on a pink background")[0])]
+    return [*references, *drawn, Image.fromarray(generate("a big green star on a pink background")[0])]
 
 
 def copied(denoise: float) -> dict[str, object]:
-    """The numbers of an exact copy, as the door fixes them."""
+    """The numbers of an exact copy, as submission fixes them."""
     steps = round(6 + 4 * denoise / 0.05)
     return {"exact_copy_mode": True, "guidance_scale": 1.0, "denoise_strength": denoise, "steps": steps}
 
 
 def test_less_strength_stays_closer_to_the_reference(
-    paint: Paint, references: list[Image.Image], decibels: Decibels
+    generate: Generate, references: list[Image.Image], decibels: Decibels
 ) -> None:
     """That is what strength is for: the default keeps the picture, 0.6 goes far towards the prompt."""
     for reference in references:
         near, far = (
-            paint("a blue star on a white background", reference, denoise_strength=strength)[0]
+            generate("a blue star on a white background", reference, denoise_strength=strength)[0]
             for strength in (0.15, 0.6)
         )
         assert decibels(near, reference) > decibels(far, reference) + 1
 
 
-def test_much_strength_follows_the_prompt(paint: Paint, references: list[Image.Image]) -> None:
+def test_much_strength_follows_the_prompt(generate: Generate, references: list[Image.Image]) -> None:
     """At 0.9 hardly anything of the reference is left, and the picture is the prompt's."""
-    found = [
-        recognize_scene(paint("a blue star on a white background", one, denoise_strength=0.9)[0])
+    recognized = [
+        recognize_scene(generate("a blue star on a white background", one, denoise_strength=0.9)[0])
         for one in references
     ]
-    assert [(one.colour, one.background) for one in found] == [("blue", "white")] * REFERENCES
+    assert [(one.colour, one.background) for one in recognized] == [("blue", "white")] * REFERENCES
 
 
 @pytest.mark.parametrize("denoise", [0.05, 0.02, 0.001])
 def test_an_exact_copy_is_what_the_vae_makes_of_the_reference(
     sdxl: SDXLPipeline,
-    paint: Paint,
+    generate: Generate,
     copied_pictures: list[Image.Image],
     decibels: Decibels,
     denoise: float,
@@ -110,54 +110,58 @@ def test_an_exact_copy_is_what_the_vae_makes_of_the_reference(
     codec = sdxl._model.vae
     for reference in copied_pictures:
         best = decibels(codec.decode(codec.encode(reference)), reference)
-        assert decibels(paint("", reference, **copied(denoise))[0], reference) > best - 1.5
+        assert decibels(generate("", reference, **copied(denoise))[0], reference) > best - 1.5
 
 
 def test_less_strength_is_a_closer_copy(
-    paint: Paint, references: list[Image.Image], decibels: Decibels
+    generate: Generate, references: list[Image.Image], decibels: Decibels
 ) -> None:
     """Otherwise a copy's strength would mean nothing."""
     near, far = (
-        np.mean([decibels(paint("", one, **copied(denoise))[0], one) for one in references])
+        np.mean([decibels(generate("", one, **copied(denoise))[0], one) for one in references])
         for denoise in (0.005, 0.05)
     )
     assert near > far + 0.2
 
 
 def test_an_exact_copy_shows_no_difference(
-    paint: Paint, references: list[Image.Image], decibels: Decibels
+    generate: Generate, references: list[Image.Image], decibels: Decibels
 ) -> None:
     """30 dB is where people begin to see one; even a small modification is far below."""
     for reference in references:
-        copy = decibels(paint("", reference, **copied(0.05))[0], reference)
-        changed = paint("a blue star on a white background", reference, denoise_strength=0.15)[0]
+        copy = decibels(generate("", reference, **copied(0.05))[0], reference)
+        changed = generate("a blue star on a white background", reference, denoise_strength=0.15)[0]
         assert copy > max(35, decibels(changed, reference) + 6)
 
 
-def test_an_exact_copy_without_strength_is_the_reference(paint: Paint, references: list[Image.Image]) -> None:
+def test_an_exact_copy_without_strength_is_the_reference(
+    generate: Generate, references: list[Image.Image]
+) -> None:
     """To the last pixel: not even the VAE sees it."""
-    made = paint("", references[0], **copied(0.0))[0]
+    made = generate("", references[0], **copied(0.0))[0]
     assert (made == np.asarray(references[0])).all()
 
 
-def test_a_batch_from_a_reference_is_its_single_pictures(paint: Paint, references: list[Image.Image]) -> None:
+def test_a_batch_from_a_reference_is_its_single_pictures(
+    generate: Generate, references: list[Image.Image]
+) -> None:
     """Callers pick one picture of a batch and ask for it again by its seed."""
-    asked = {"denoise_strength": 0.5, "steps": 8}
-    batch = paint("a red circle", references[0], num_images=3, **asked)
+    fields = {"denoise_strength": 0.5, "steps": 8}
+    batch = generate("a red circle", references[0], num_images=3, **fields)
     for k in (0, 2):
-        alone = paint("a red circle", references[0], seed=7 + k, **asked)[0]
+        alone = generate("a red circle", references[0], seed=7 + k, **fields)[0]
         assert np.abs(batch[k].astype(int) - alone).max() <= LEVELS
     assert np.abs(batch[0].astype(int) - batch[2]).max() > 20
 
 
 @pytest.mark.parametrize("other", ["blue", "green"])
-def test_more_weight_on_red_makes_it_redder(paint: Paint, other: str) -> None:
+def test_more_weight_on_red_makes_it_redder(generate: Generate, other: str) -> None:
     """Between two colours the weight decides, and never in the wrong direction. Once the circle is all red,
     its level still wavers by a hundredth: that much down is allowed."""
     redness = []
     for weight in (0.4, 0.8, 1.2, 1.6):
         prompt = f"a (red:{weight}) {other} circle on a white background"
-        middle = paint(prompt, compel_enabled=True)[0][56:72, 56:72].reshape(-1, 3).mean(axis=0)
+        middle = generate(prompt, compel_enabled=True)[0][56:72, 56:72].reshape(-1, 3).mean(axis=0)
         toward = np.subtract(COLOURS["red"], COLOURS[other])
         redness.append(float((middle - COLOURS[other]) @ toward / (toward @ toward)))
     assert all(later > earlier - 0.02 for earlier, later in pairwise(redness))
@@ -166,11 +170,11 @@ def test_more_weight_on_red_makes_it_redder(paint: Paint, other: str) -> None:
 
 
 @pytest.mark.parametrize("colour", ["red", "blue", "purple", "green", "orange"])
-def test_the_last_words_of_a_long_prompt_are_heard(sdxl: SDXLPipeline, paint: Paint, colour: str) -> None:
+def test_the_last_words_of_a_long_prompt_count(sdxl: SDXLPipeline, generate: Generate, colour: str) -> None:
     """Text encoders read 77 tokens; what comes after them is as much part of the prompt. Here the last words
     open the fourth chunk: deep inside one, behind fifty others, this small model mixes up their colours."""
     prompt = "a simple picture of " * 56 + f"a {colour} circle on a yellow background"
     tokenizer = sdxl._pipe.tokenizer
     assert len(tokenizer(prompt, truncation=False).input_ids) > 200
-    seen = recognize_scene(paint(prompt)[0])
+    seen = recognize_scene(generate(prompt)[0])
     assert (seen.colour, seen.background) == (colour, "yellow")

@@ -46,7 +46,7 @@ Clips = Callable[[str], list[Pixels]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptCase:
     """A prompt, and two pictures of something else that lie some frames apart."""
 
     prompt: str
@@ -62,32 +62,34 @@ class Asked:
 
 
 @pytest.fixture(scope="module")
-def asked() -> list[Asked]:
+def cases() -> list[PromptCase]:
     """Captions of clips that no training clip was, and references that show other clips."""
     made = []
     for k, (_, prompt) in enumerate(held_out_captions(CLIPS, seed=SEED)):
         other = render_clip(random_clip(np.random.default_rng((SEED, 61, k)), held_out=False), FRAMES)
-        made.append(Asked(prompt, 3000 + k, other[0], other[-1]))
+        made.append(PromptCase(prompt, 3000 + k, other[0], other[-1]))
     return made
 
 
 @pytest.fixture(scope="module")
 def make(wan: WanPipeline) -> Make:
-    """Makes one clip: (frames, rows, columns, 3)."""
+    """Generate one clip: (frames, rows, columns, 3)."""
 
-    def clip(one: Asked, mode: str, *, steered_by: Asked | None = None, **changed: object) -> Pixels:
+    def clip(
+        case: PromptCase, mode: str, *, steered_by: PromptCase | None = None, **changed: object
+    ) -> Pixels:
         fields = {"frames": FRAMES, "steps": STEPS} | changed
-        job = video_job(one.prompt, seed=one.seed, reference_mode=mode, **fields)
-        made = wan.generate(job, references=(steered_by or one).references, on_step=lambda *_: None)
+        job = video_job(case.prompt, seed=case.seed, reference_mode=mode, **fields)
+        made = wan.generate(job, references=(steered_by or case).references, on_step=lambda *_: None)
         return np.stack([np.asarray(frame) for frame in made.frames])
 
     return clip
 
 
 @pytest.fixture(scope="module")
-def clips(make: Make, asked: list[Asked]) -> Clips:
-    """The clips of all prompts in one mode, at the default strength."""
-    return cache(lambda mode: [make(one, mode) for one in asked])
+def clips(make: Make, cases: list[PromptCase]) -> Clips:
+    """The clips of all cases in one mode, at the default strength; each mode is generated once."""
+    return cache(lambda mode: [make(case, mode) for case in cases])
 
 
 @pytest.fixture(scope="module")
@@ -105,35 +107,39 @@ def round_trip(wan_folder: Path) -> Callable[[Pixels], Pixels]:
 
 @pytest.mark.parametrize("mode", ["start", "both"])
 def test_a_clip_begins_with_its_start_reference(
-    clips: Clips, asked: list[Asked], round_trip: Callable[[Pixels], Pixels], decibels: Decibels, mode: str
+    clips: Clips,
+    cases: list[PromptCase],
+    round_trip: Callable[[Pixels], Pixels],
+    decibels: Decibels,
+    mode: str,
 ) -> None:
-    """Every one of them: at 30 dB people begin to see a difference."""
-    for one, clip in zip(asked, clips(mode), strict=True):
-        assert decibels(clip[0], round_trip(one.first)) >= 30
+    """In every case: from about 30 dB on, people see no difference."""
+    for case, clip in zip(cases, clips(mode), strict=True):
+        assert decibels(clip[0], round_trip(case.first)) >= 30
 
 
 @pytest.mark.parametrize("mode", ["end", "both"])
 def test_a_clip_ends_closer_to_its_end_reference(
-    clips: Clips, asked: list[Asked], decibels: Decibels, mode: str
+    clips: Clips, cases: list[PromptCase], decibels: Decibels, mode: str
 ) -> None:
     """3 dB are half of what differed. Exact it cannot be: the last frame is decoded with those before it."""
     gains = [
-        decibels(steered[-1], one.last) - decibels(free[-1], one.last)
-        for one, steered, free in zip(asked, clips(mode), clips("none"), strict=True)
+        decibels(steered[-1], case.last) - decibels(free[-1], case.last)
+        for case, steered, free in zip(cases, clips(mode), clips("none"), strict=True)
     ]
     assert np.mean(gains) >= 3
 
 
 def test_a_clip_from_a_single_reference_keeps_its_content(
-    clips: Clips, asked: list[Asked], decibels: Decibels
+    clips: Clips, cases: list[PromptCase], decibels: Decibels
 ) -> None:
     """Not its first frame alone: on average every frame is closer to it than the prompt's own."""
     gains = np.array(
         [
-            [decibels(seen, one.first) - decibels(free_frame, one.first) for seen, free_frame in frames]
-            for one, frames in (
-                (one, zip(steered, free, strict=True))
-                for one, steered, free in zip(asked, clips("single"), clips("none"), strict=True)
+            [decibels(seen, case.first) - decibels(free_frame, case.first) for seen, free_frame in frames]
+            for case, frames in (
+                (case, zip(steered, free, strict=True))
+                for case, steered, free in zip(cases, clips("single"), clips("none"), strict=True)
             )
         ]
     )
@@ -143,26 +149,26 @@ def test_a_clip_from_a_single_reference_keeps_its_content(
 
 @pytest.mark.parametrize("mode", ["single", "start", "end", "both"])
 def test_another_reference_makes_another_clip(
-    make: Make, clips: Clips, asked: list[Asked], mode: str
+    make: Make, clips: Clips, cases: list[PromptCase], mode: str
 ) -> None:
     """With the same seed, prompt and numbers; and the same reference makes the same clip."""
     made = clips(mode)[0]
-    assert np.abs(make(asked[0], mode, steered_by=asked[1]).astype(float) - made).mean() > 10
-    assert np.array_equal(make(asked[0], mode), made)
+    assert np.abs(make(cases[0], mode, steered_by=cases[1]).astype(float) - made).mean() > 10
+    assert np.array_equal(make(cases[0], mode), made)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mode", ["single", "start", "end", "both"])
 def test_more_strength_never_brings_a_clip_closer(
-    make: Make, asked: list[Asked], decibels: Decibels, mode: str
+    make: Make, cases: list[PromptCase], decibels: Decibels, mode: str
 ) -> None:
     """Callers turn it up to get away from the reference."""
     strengths = [strength for strength in STRENGTHS if mode == "single" or strength >= HELD]
     closeness = [
         np.mean(
             [
-                close(mode, make(one, mode, denoise_strength=strength, steps=SWEEP_STEPS), one, decibels)
-                for one in asked[:SWEPT]
+                close(mode, make(case, mode, denoise_strength=strength, steps=SWEEP_STEPS), case, decibels)
+                for case in cases[:SWEPT]
             ]
         )
         for strength in strengths
@@ -173,33 +179,32 @@ def test_more_strength_never_brings_a_clip_closer(
 
 @pytest.mark.parametrize("mode", ["start", "end", "both"])
 def test_frames_that_are_held_to_the_end_leave_little_strength_nothing_to_do(
-    make: Make, asked: list[Asked], mode: str
+    make: Make, cases: list[PromptCase], mode: str
 ) -> None:
     """Neither closer nor further: the same clip."""
-    first, *others = (
-        make(asked[0], mode, denoise_strength=strength) for strength in (0.0, 0.15, HELD)
-    )
+    first, *others = (make(cases[0], mode, denoise_strength=strength) for strength in (0.0, 0.15, HELD))
     assert all(np.array_equal(first, other) for other in others)
 
 
-def close(mode: str, clip: Pixels, one: Asked, decibels: Decibels) -> float:
+def close(mode: str, clip: Pixels, case: PromptCase, decibels: Decibels) -> float:
     """How close the frames that the mode speaks of come to their references."""
-    ends = {"start": [(0, one.first)], "end": [(-1, one.last)], "both": [(0, one.first), (-1, one.last)]}
-    wanted = ends.get(mode) or [(k, one.first) for k in range(len(clip))]
-    return float(np.mean([decibels(clip[at], picture) for at, picture in wanted]))
+    ends = {"start": [(0, case.first)], "end": [(-1, case.last)], "both": [(0, case.first), (-1, case.last)]}
+    compared = ends.get(mode) or [(k, case.first) for k in range(len(clip))]
+    return float(np.mean([decibels(clip[at], picture) for at, picture in compared]))
 
 
 def test_more_strength_never_brings_a_picture_closer(
-    make: Make, asked: list[Asked], decibels: Decibels
+    make: Make, cases: list[PromptCase], decibels: Decibels
 ) -> None:
     """Image jobs take references as well, and follow the same rule over their whole range."""
     closeness = [
         np.mean(
             [
                 decibels(
-                    make(one, "single", frames=1, denoise_strength=strength, steps=SWEEP_STEPS)[0], one.first
+                    make(case, "single", frames=1, denoise_strength=strength, steps=SWEEP_STEPS)[0],
+                    case.first,
                 )
-                for one in asked[:SWEPT]
+                for case in cases[:SWEPT]
             ]
         )
         for strength in STRENGTHS
@@ -212,6 +217,6 @@ def test_more_strength_never_brings_a_picture_closer(
 def test_a_clip_that_begins_with_a_picture_moves_as_asked(make: Make, word: str) -> None:
     """The picture says where it begins, and the words what happens then."""
     pictured = render_clip(random_clip(np.random.default_rng((SEED, 62)), held_out=False), 1)[0]
-    one = Asked(f"a big red circle moving {word} on a white background", 3, pictured, pictured)
-    clip = make(one, "start", frames=17, steps=12)
+    case = PromptCase(f"a big red circle moving {word} on a white background", 3, pictured, pictured)
+    clip = make(case, "start", frames=17, steps=12)
     assert recognize_clip(list(clip)).motion == word

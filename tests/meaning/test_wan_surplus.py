@@ -29,10 +29,10 @@ def test_a_clip_that_lost_frames_still_ends_on_its_reference(
         other = render_clip(random_clip(np.random.default_rng((7, 61, k)), held_out=False), 2)
         references = ReferenceImages(start=Image.fromarray(other[0]), end=Image.fromarray(other[-1]))
         last = {}
-        for asked in ("none", mode):
-            job = video_job(prompt, seed=k, reference_mode=asked, frames=frames, steps=STEPS)
+        for requested in ("none", mode):
+            job = video_job(prompt, seed=k, reference_mode=requested, frames=frames, steps=STEPS)
             made = wan.generate(job, references=references, on_step=lambda *_: None).frames
             assert len(made) == frames
-            last[asked] = np.asarray(made[-1])
+            last[requested] = np.asarray(made[-1])
         gains.append(decibels(last[mode], other[-1]) - decibels(last["none"], other[-1]))
     assert np.mean(gains) >= 3
