@@ -1,5 +1,5 @@
-"""Telling the caller how a job goes.
+"""Callbacks: builds, signs and delivers the events of jobs.
 
-Owns: the payload, its signatures, who may be told and with which secrets, when to try again, delivery.
-Speaks: outbox rows, bytes, headers, status codes, attempts, due times. No pictures, no models, no Celery.
+Owns the payload, its signatures, the list of allowed receivers, the retry schedule, and delivery.
+Handles outbox events, bytes, headers, status codes and due times; knows no images, models or Celery.
 """

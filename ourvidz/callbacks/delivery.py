@@ -1,4 +1,4 @@
-"""The courier: takes outbox rows of a job in order, posts them, and notes in the ledger how it went."""
+"""Delivery: posts the outbox events of a job in order and records each result in the ledger."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from uuid import uuid4
 
 from ourvidz import log
 from ourvidz.callbacks import payload, signing
-from ourvidz.callbacks.lanes import PerHostLimiter
-from ourvidz.callbacks.retry import Again, Delivered, Rng, decide, retry_after_s
+from ourvidz.callbacks.limiter import PerHostLimiter
+from ourvidz.callbacks.retry import Delivered, Retry, Rng, decide, parse_retry_after
 from ourvidz.callbacks.target import Target
 from ourvidz.ledger.record import OutboxEvent
 from ourvidz.ledger.store import Ledger
@@ -20,36 +20,42 @@ from ourvidz.net.egress_policy import EgressPolicy
 __all__ = ["CallbackSender", "Target"]
 
 LEASE_MARGIN_S = 5.0
-"""What a taken row is held beyond the longest post, for building it and for noting how it went."""
+"""How much longer than the request timeout an event is leased: time to build it and to record the result."""
 
 _log = log.get(__name__)
 
 
 class CallbackSender:
-    """Delivers callbacks. Safe to share between threads; one a process, because its lanes count what is
-    under way."""
+    """Delivers callbacks. Safe to share between threads; use one per process, as its limiter counts the
+    deliveries of this process."""
 
     def __init__(
-        self, ledger: Ledger, target: Target, *, lanes: PerHostLimiter | None = None, rng: Rng | None = None
+        self,
+        ledger: Ledger,
+        target: Target,
+        *,
+        limiter: PerHostLimiter | None = None,
+        rng: Rng | None = None,
     ) -> None:
         self._ledger = ledger
         self._target = target
-        self._lanes = lanes or PerHostLimiter()
+        self._limiter = limiter or PerHostLimiter()
         self._rng = rng or random.SystemRandom()
         self._client = HttpClient(timeout_s=target.timeout_s, connector=EgressPolicy(target.hosts))
 
     def deliver(self, job_id: str) -> None:
-        """Post what is due of this job, oldest first, until nothing is.
+        """Post the due events of a job, oldest first, until none is due.
 
-        Returns at once when the receiver's host is busy enough: a thread that is done there goes on with
-        this job. Raises only what the ledger raises; what becomes of a post is written there.
+        Returns at once if the receiver's host is at its concurrency limit; a thread that finishes there then
+        continues with this job. The result of each post goes into the ledger, not to the caller. Raises only
+        what the ledger raises.
         """
         head = self._ledger.next_event(job_id)
         if head is not None:
-            lane = self._target.lane(self._target.url(head.callback_url))
-            self._lanes.run(lane, job_id, self._drain)
+            host = self._target.limiter_key(self._target.url(head.callback_url))
+            self._limiter.run(host, job_id, self._deliver_due)
 
-    def _drain(self, job_id: str) -> None:
+    def _deliver_due(self, job_id: str) -> None:
         lease_s = self._target.timeout_s + LEASE_MARGIN_S
         while event := self._ledger.lease_event(job_id, lease_s=lease_s, token=uuid4().hex):
             self._send(event)
@@ -58,23 +64,24 @@ class CallbackSender:
         target = self._target
         url = target.url(event.callback_url)
         if refused := target.refusal(url):
-            self._bury(event, status=None, error=refused)
+            self._give_up(event, status=None, error=refused)
             return
         try:
-            told = payload.build(event, worker_version=target.worker_version, assets_as=target.assets_as)
-            body = payload.encode(told)
-        except (TypeError, ValueError) as broken:
-            # A row that cannot be told would come back for ever; a dead letter is seen.
-            self._bury(event, status=None, error=f"the payload cannot be written: {type(broken).__name__}")
+            document = payload.build(event, worker_version=target.worker_version, assets_as=target.assets_as)
+            body = payload.encode(document)
+        except (TypeError, ValueError) as error:
+            # Raised on, it would be raised again at every delivery; a dead letter is visible.
+            reason = f"the payload cannot be written: {type(error).__name__}"
+            self._give_up(event, status=None, error=reason)
             return
         now = datetime.fromtimestamp(self._ledger.now(), UTC)
-        self._settle(event, self._post(event, str(url), body, now), now)
+        self._record(event, self._post(event, str(url), body, now), now)
 
     def _post(
         self, event: OutboxEvent, url: str, body: bytes, now: datetime
     ) -> HttpResponse | RequestFailure:
         target = self._target
-        signed = signing.headers(
+        signatures = signing.signed_headers(
             body,
             event_id=event.event_id,
             at=now,
@@ -82,42 +89,41 @@ class CallbackSender:
             callback_secrets=target.callback_secrets,
             webhook_secrets=target.webhook_secrets,
         )
-        spoken = {"Content-Type": "application/json", "User-Agent": f"ourvidz/{target.worker_version}"}
-        return self._client.post(url, body=body, headers=spoken | signed)
+        headers = {"Content-Type": "application/json", "User-Agent": f"ourvidz/{target.worker_version}"}
+        return self._client.post(url, body=body, headers=headers | signatures)
 
-    def _settle(self, event: OutboxEvent, answer: HttpResponse | RequestFailure, now: datetime) -> None:
-        status, asked = (
-            (answer.status, answer.headers.get("retry-after"))
-            if isinstance(answer, HttpResponse)
-            else (None, None)
-        )
-        error = answer.reason if isinstance(answer, RequestFailure) else f"HTTP {status}"
+    def _record(self, event: OutboxEvent, result: HttpResponse | RequestFailure, now: datetime) -> None:
+        """Decide by the retry policy what follows from a post, and record it."""
+        status = result.status if isinstance(result, HttpResponse) else None
+        retry_after = result.headers.get("retry-after") if isinstance(result, HttpResponse) else None
+        error = result.reason if isinstance(result, RequestFailure) else f"HTTP {status}"
         decision = decide(
             event.kind,
             deliveries=event.deliveries,
             age_s=now.timestamp() - event.at,
             status=status,
-            retry_after_s=retry_after_s(asked, now=now),
+            retry_after_s=parse_retry_after(retry_after, now=now),
             window_s=self._target.window_s,
             rng=self._rng,
         )
         if isinstance(decision, Delivered) and status is not None:
             self._ledger.mark_delivered(event, status=status)
-            _log.info("callback_delivered", **_about(event), http_status=status)
-        elif isinstance(decision, Again):
+            _log.info("callback_delivered", **_log_fields(event), http_status=status)
+        elif isinstance(decision, Retry):
             self._ledger.postpone(event, due_in_s=decision.due_in_s, status=status, error=error)
-            _log.info(
-                "callback_postponed", **_about(event), error=error, due_in_s=round(decision.due_in_s, 1)
-            )
+            due_in_s = round(decision.due_in_s, 1)
+            _log.info("callback_postponed", **_log_fields(event), error=error, due_in_s=due_in_s)
         else:
-            self._bury(event, status=status, error=error)
+            self._give_up(event, status=status, error=error)
 
-    def _bury(self, event: OutboxEvent, *, status: int | None, error: str) -> None:
+    def _give_up(self, event: OutboxEvent, *, status: int | None, error: str) -> None:
+        """Make a terminal event a dead letter; drop a `processing` event."""
         self._ledger.dead_letter(event, status=status, error=error)
-        _log.warning("callback_dead" if event.terminal else "callback_dropped", **_about(event), error=error)
+        name = "callback_dead" if event.terminal else "callback_dropped"
+        _log.warning(name, **_log_fields(event), error=error)
 
 
-def _about(event: OutboxEvent) -> dict[str, Any]:
+def _log_fields(event: OutboxEvent) -> dict[str, Any]:
     return {
         "job_id": event.job_id,
         "event_id": event.event_id,

@@ -1,4 +1,4 @@
-"""When a callback is tried again: pure arithmetic over status codes and seconds."""
+"""The retry policy of callbacks: pure arithmetic over status codes and seconds."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Protocol
 
-BASE_S = 1.0
-CAP_S = 900.0
-RETRY_AFTER_CAP_S = 3600.0
+BASE_DELAY_S = 1.0
+MAX_DELAY_S = 900.0
+MAX_RETRY_AFTER_S = 3600.0
 MIN_DELIVERIES = 10
-"""What an event gets even when it is older than the window: a replayed one, or one that waited for us."""
+"""Deliveries of an event even after its window: it was replayed, or waited while no worker ran."""
 
-RETRIED = frozenset({408, 409, 425, 429})
+RETRIED_STATUSES = frozenset({408, 409, 425, 429})
+"""The retried ones below 500; all from 500 on are retried too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The receiver took it."""
+    """The receiver accepted the event."""
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
-    """Try again in `due_in_s` seconds."""
+class Retry:
+    """Deliver again in `due_in_s` seconds."""
 
     due_in_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Dead:
-    """Give up."""
+class GiveUp:
+    """Do not deliver again."""
 
 
-Decision = Delivered | Again | Dead
+Decision = Delivered | Retry | GiveUp
 
 
 class Rng(Protocol):
-    """Where the jitter comes from; `random.Random` is one."""
+    """The source of jitter; `random.Random` is one."""
 
     def uniform(self, a: float, b: float) -> float:
-        """A number between a and b."""
+        """A random number between a and b."""
 
 
 def decide(
@@ -53,36 +54,42 @@ def decide(
     window_s: float,
     rng: Rng,
 ) -> Decision:
-    """What follows from one delivery. `deliveries` counts it, `age_s` is the event's, `status` None means
-    that nobody answered. The last try of an event falls on the end of its window."""
+    """Decide how an event continues after a delivery.
+
+    `kind` is the event's: `processing` events are delivered once and never retried. `deliveries` includes
+    this one. `age_s` is the time since the event, `window_s` how long terminal events are retried. `status`
+    is None if there was no response; `retry_after_s` is the response's `Retry-After`. The last delivery of
+    an event is due at the end of its window.
+    """
     if status is not None and 200 <= status < 300:
         return Delivered()
-    if kind == "processing" or not retried(status):
-        return Dead()
+    if kind == "processing" or not is_retryable(status):
+        return GiveUp()
     left_s = window_s - age_s
     if left_s <= 0 and deliveries >= MIN_DELIVERIES:
-        return Dead()
-    asked_s = min(max(retry_after_s or 0.0, 0.0), RETRY_AFTER_CAP_S)
-    wait_s = asked_s + rng.uniform(0.0, ceiling_s(deliveries, age_s))
-    return Again(min(wait_s, left_s) if left_s > 0 else wait_s)
+        return GiveUp()
+    requested_s = min(max(retry_after_s or 0.0, 0.0), MAX_RETRY_AFTER_S)
+    delay_s = requested_s + rng.uniform(0.0, max_backoff_s(deliveries, age_s))
+    return Retry(min(delay_s, left_s) if left_s > 0 else delay_s)
 
 
-def retried(status: int | None) -> bool:
-    """Whether the same request may succeed later."""
-    return status is None or status in RETRIED or status >= 500
+def is_retryable(status: int | None) -> bool:
+    """Whether the same request may succeed later; None means that there was no response."""
+    return status is None or status in RETRIED_STATUSES or status >= 500
 
 
-def ceiling_s(deliveries: int, age_s: float) -> float:
-    """The longest backoff after so many deliveries, for full jitter below it.
+def max_backoff_s(deliveries: int, age_s: float) -> float:
+    """The upper bound of the backoff in seconds; with full jitter the delay is uniform between 0 and this.
 
-    Besides doubling, it never exceeds the event's age: a receiver that was away for a short time is not
-    made to wait for a long one. https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+    It doubles with each delivery up to 900 s, and never exceeds the event's age: after a short outage of the
+    receiver the next delivery comes soon.
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
-    return min(CAP_S, BASE_S * 2.0 ** min(max(deliveries, 1) - 1, 20), max(BASE_S, age_s))
+    return min(MAX_DELAY_S, BASE_DELAY_S * 2.0 ** min(max(deliveries, 1) - 1, 20), max(BASE_DELAY_S, age_s))
 
 
-def retry_after_s(header: str | None, *, now: datetime) -> float | None:
-    """Seconds from a `Retry-After` header, which is a number or an HTTP date; None when it is neither."""
+def parse_retry_after(header: str | None, *, now: datetime) -> float | None:
+    """Seconds from a `Retry-After` header (a number or an HTTP date); None if it is absent or malformed."""
     if header is None:
         return None
     text = header.strip()

@@ -1,7 +1,7 @@
-"""The headers that let a receiver trust a callback, and the same check for our own receiver.
+"""Signatures of callbacks: the headers of a delivery, and their verification by our own receiver.
 
-`X-Callback-Signature` is what receivers in the field verify; the three `webhook-*` headers follow
-https://www.standardwebhooks.com and bind the body to an id and a time.
+`X-Callback-Signature` is an HMAC of the body, which the receivers in the field verify. The three `webhook-*`
+headers follow https://www.standardwebhooks.com and bind the body to an event id and a time.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from ourvidz.errors import SettingsError
 Check = Literal["absent", "valid", "invalid"]
 
 TOLERANCE = timedelta(minutes=5)
+"""How far a webhook timestamp may be from the receiver's clock."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
-    """What became of each signature. `ok`: at least one holds and none is wrong."""
+class Verification:
+    """The result of verifying a request: one check for each signature."""
 
     callback: Check
     webhook: Check
 
     @property
     def ok(self) -> bool:
+        """Whether at least one signature is valid and none is invalid."""
         checks = (self.callback, self.webhook)
         return "valid" in checks and "invalid" not in checks
 
 
-def headers(
+def signed_headers(
     body: bytes,
     *,
     event_id: str,
@@ -46,36 +48,40 @@ def headers(
     webhook_secrets: Sequence[str] = (),
     traceparent: str | None = None,
 ) -> dict[str, str]:
-    """The headers of one delivery, made at `at` (aware). A header whose secret is not given is left out.
+    """The headers of one delivery that is made at `at`, which must be timezone-aware.
 
-    The first of `callback_secrets` signs; all of `webhook_secrets` do, because that header has room for
-    several. `SettingsError` for a webhook secret that is not base64.
+    A header whose secret is missing is left out. The first of `callback_secrets` signs; all of
+    `webhook_secrets` do, as that header holds several signatures. Without a `traceparent` one is derived
+    from the event. Raises `SettingsError` for a webhook secret that is not base64.
     """
-    made = {"traceparent": traceparent or trace_parent(event_id, at)}
+    headers = {"traceparent": traceparent or derive_traceparent(event_id, at)}
     if service_key:
-        made["Authorization"] = f"Bearer {service_key}"
+        headers["Authorization"] = f"Bearer {service_key}"
     if callback_secrets:
-        made["X-Callback-Signature"] = _callback_signature(callback_secrets[0], body)
+        headers["X-Callback-Signature"] = _callback_signature(callback_secrets[0], body)
     if webhook_secrets:
         moment = at.astimezone(UTC)
         text = body.decode()
-        made["webhook-id"] = event_id
-        made["webhook-timestamp"] = str(int(moment.timestamp()))
-        made["webhook-signature"] = " ".join(
-            webhook(secret).sign(event_id, moment, text) for secret in webhook_secrets
+        headers["webhook-id"] = event_id
+        headers["webhook-timestamp"] = str(int(moment.timestamp()))
+        headers["webhook-signature"] = " ".join(
+            webhook_signer(secret).sign(event_id, moment, text) for secret in webhook_secrets
         )
-    return made
+    return headers
 
 
-def trace_parent(event_id: str, at: datetime) -> str:
-    """A W3C trace parent: one trace an event, one span a delivery. https://www.w3.org/TR/trace-context/"""
+def derive_traceparent(event_id: str, at: datetime) -> str:
+    """A W3C trace parent with one trace per event and one span per delivery.
+
+    https://www.w3.org/TR/trace-context/
+    """
     trace_id = hashlib.sha256(event_id.encode()).hexdigest()[:32]
     span_id = hashlib.sha256(f"{event_id}\0{at.timestamp()}".encode()).hexdigest()[:16]
     return f"00-{trace_id}-{span_id}-01"
 
 
-def webhook(secret: str) -> Webhook:
-    """The signer of a Standard Webhooks secret (`whsec_` + base64). `SettingsError` when it is none."""
+def webhook_signer(secret: str) -> Webhook:
+    """The signer for a Standard Webhooks secret, `whsec_` and base64. Raises `SettingsError` if malformed."""
     try:
         return Webhook(secret)
     except (ValueError, binascii.Error, EmptyWebhookSecretError):
@@ -91,13 +97,15 @@ def verify(
     webhook_secrets: Sequence[str] = (),
     tolerance: timedelta = TOLERANCE,
     now: datetime | None = None,
-) -> Verified:
-    """Check what a request carries, in constant time. Never raises for anything a sender may write; a
-    signature without a secret to check it with is invalid."""
-    given = {name.lower(): value for name, value in headers.items()}
-    return Verified(
-        callback=_check_callback(body, given, callback_secrets),
-        webhook=_check_webhook(body, given, webhook_secrets, tolerance, now or datetime.now(UTC)),
+) -> Verification:
+    """Verify the signatures of a request with any of the secrets, in constant time.
+
+    A signature for which there is no secret is invalid. No content of a request raises an exception.
+    """
+    lowered = {name.lower(): value for name, value in headers.items()}
+    return Verification(
+        callback=_check_callback(body, lowered, callback_secrets),
+        webhook=_check_webhook(body, lowered, webhook_secrets, tolerance, now or datetime.now(UTC)),
     )
 
 
@@ -105,17 +113,17 @@ def _callback_signature(secret: str, body: bytes) -> str:
     return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
 
 
-def _check_callback(body: bytes, given: Mapping[str, str], secrets: Sequence[str]) -> Check:
-    signature = given.get("x-callback-signature")
+def _check_callback(body: bytes, headers: Mapping[str, str], secrets: Sequence[str]) -> Check:
+    signature = headers.get("x-callback-signature")
     if signature is None:
         return "absent"
     return _any_equal([_callback_signature(secret, body) for secret in secrets], [signature])
 
 
 def _check_webhook(
-    body: bytes, given: Mapping[str, str], secrets: Sequence[str], tolerance: timedelta, now: datetime
+    body: bytes, headers: Mapping[str, str], secrets: Sequence[str], tolerance: timedelta, now: datetime
 ) -> Check:
-    id_, stamp, signatures = (given.get(f"webhook-{part}") for part in ("id", "timestamp", "signature"))
+    id_, stamp, signatures = (headers.get(f"webhook-{part}") for part in ("id", "timestamp", "signature"))
     if id_ is None and stamp is None and signatures is None:
         return "absent"
     if not (id_ and stamp and signatures) or not (stamp.isascii() and stamp.isdigit() and len(stamp) <= 11):
@@ -127,15 +135,15 @@ def _check_webhook(
     except UnicodeDecodeError:
         return "invalid"
     moment = datetime.fromtimestamp(int(stamp), UTC)
-    # The library's own verify has a fixed tolerance and lets binascii's errors through.
-    expected = [webhook(secret).sign(id_, moment, text) for secret in secrets]
+    # The library's own verify has a fixed tolerance and raises binascii.Error for malformed signatures.
+    expected = [webhook_signer(secret).sign(id_, moment, text) for secret in secrets]
     return _any_equal(expected, signatures.split(" "))
 
 
-def _any_equal(expected: Sequence[str], found: Sequence[str]) -> Check:
-    pairs = [
-        hmac.compare_digest(ours.encode(), theirs.encode("utf-8", "replace"))
-        for ours in expected
-        for theirs in found
+def _any_equal(expected: Sequence[str], signatures: Sequence[str]) -> Check:
+    matches = [
+        hmac.compare_digest(valid.encode(), signature.encode("utf-8", "replace"))
+        for valid in expected
+        for signature in signatures
     ]
-    return "valid" if any(pairs) else "invalid"
+    return "valid" if any(matches) else "invalid"

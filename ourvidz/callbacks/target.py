@@ -1,4 +1,4 @@
-"""Whom callbacks go to, and which secrets may go with them."""
+"""Which URLs callbacks may go to, and which secrets may be sent to each."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ourvidz.callbacks.payload import AssetsAs
-from ourvidz.callbacks.signing import webhook
+from ourvidz.callbacks.signing import webhook_signer
 from ourvidz.errors import SettingsError
 from ourvidz.net.urls import Origin, origin
 
 NO_URL = "no callback URL is configured"
-NOT_PLAIN = "the callback URL is not a plain http(s) URL"
+INVALID_URL = "the callback URL is not a plain http(s) URL"
 NOT_ALLOWED = "the callback URL's host is not on the allow-list"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where callbacks go and what signs them.
+    """The delivery settings of an installation: the default receiver, allowed hosts, secrets and limits.
 
-    `allowed_hosts` (`host` or `host:port`) may be named by a job besides the default URL's own host.
-    The service key opens the caller's whole backend: it goes to the default URL alone, and to
-    `key_hosts` if an operator names any. Signatures go to everyone: they give nothing away.
+    A job may name a URL on the host of `default_url` or on one of `allowed_hosts` (`host` or `host:port`).
+    The service key gives access to the caller's whole backend, so it is sent to `default_url` alone, and to
+    `key_hosts` if an operator lists any. Signatures are sent to every receiver: they reveal nothing.
+    `timeout_s` bounds one delivery, `window_s` the time for which a terminal event is retried.
+
+    Raises `SettingsError` for a malformed `default_url` or webhook secret.
     """
 
     default_url: str | None
@@ -40,41 +43,42 @@ class Target:
             name = "OURVIDZ_CALLBACK_URL"
             raise SettingsError(f"{name}: must be an http(s) URL without a user name", field=name)
         for secret in self.webhook_secrets:
-            webhook(secret)
+            webhook_signer(secret)
 
-    def url(self, named: str | None) -> str | None:
-        """Where to post for a job that named this URL, or none."""
-        return named or self.default_url
+    def url(self, job_url: str | None) -> str | None:
+        """The URL to post to for a job with this `callback_url`: its own, else the default."""
+        return job_url or self.default_url
 
     def refusal(self, url: str | None) -> str | None:
-        """Why a URL is not called, or None. Asked at each delivery: the allow-list may have changed since
-        the job was taken."""
+        """Why a URL must not be called, or None. Checked at each delivery: the allow-list may have changed
+        since the job was submitted."""
         if url is None:
             return NO_URL
-        where = origin(url)
-        if where is None:
-            return NOT_PLAIN
-        if where == self._default_origin or where.is_among(self.allowed_hosts):
+        destination = origin(url)
+        if destination is None:
+            return INVALID_URL
+        if destination == self._default_origin or destination.is_among(self.allowed_hosts):
             return None
         return NOT_ALLOWED
 
     def service_key_for(self, url: str) -> str | None:
-        """The service key, if this URL may see it: another path of the same backend may do other things."""
-        where = origin(url)
-        if where is not None and (url == self.default_url or where.is_among(self.key_hosts)):
+        """The service key if it may be sent to this URL, else None. Other paths of the default host do not
+        get it: another function of the same backend may have another owner."""
+        destination = origin(url)
+        if destination is not None and (url == self.default_url or destination.is_among(self.key_hosts)):
             return self.service_key
         return None
 
-    def lane(self, url: str | None) -> str:
-        """The name under which deliveries to this URL are counted."""
-        where = origin(url) if url else None
-        return where.netloc if where else ""
+    def limiter_key(self, url: str | None) -> str:
+        """`host:port` of a URL, by which concurrent deliveries are limited; empty for an invalid URL."""
+        destination = origin(url) if url else None
+        return destination.netloc if destination else ""
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """Every host that callbacks may go to. An operator has named each of them, so they may be private."""
-        own = self._default_origin
-        return (*self.allowed_hosts, own.netloc) if own else tuple(self.allowed_hosts)
+        """Every host that callbacks may go to. An operator listed each of them, so they may be private."""
+        default = self._default_origin
+        return (*self.allowed_hosts, default.netloc) if default else tuple(self.allowed_hosts)
 
     @property
     def _default_origin(self) -> Origin | None:

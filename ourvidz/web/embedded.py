@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
-from ourvidz.callbacks.signing import Verified, verify
+from ourvidz.callbacks.signing import Verification, verify
 from ourvidz.errors import InvalidParameters, NotFound, StorageError, Unauthorized
 from ourvidz.jobs.catalog import lookup
 from ourvidz.jobs.fields import IDENTIFIER
@@ -149,7 +149,7 @@ def _check_sender(body: bytes, request: Request, settings: Settings) -> bool:
 
     Raises `Unauthorized` when one is missing or wrong.
     """
-    signatures: Verified = verify(
+    signatures: Verification = verify(
         body,
         request.headers,
         callback_secrets=settings.callback_secrets,

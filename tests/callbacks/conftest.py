@@ -1,4 +1,4 @@
-"""A real receiver, a clock that tests move, and jobs to tell of."""
+"""HTTP receivers on loopback, a clock that tests advance, jobs and outbox events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE_S = 10.0
 
 @dataclass
 class Post:
-    """One request a receiver got."""
+    """One request that a receiver got."""
 
     path: str
     headers: dict[str, str]
@@ -27,13 +27,17 @@ class Post:
 
     @property
     def payload(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.body)
-        return found
+        document: dict[str, Any] = json.loads(self.body)
+        return document
 
 
 @dataclass
 class Receiver:
-    """An HTTP server that answers from a script, then 200. `hold` keeps it from answering while it is set."""
+    """An HTTP server. It answers each request with the next of `script`, then with 200.
+
+    While `hold` is set, requests wait for `released`. `max_active` is the largest number of concurrent
+    requests so far.
+    """
 
     port: int
     script: list[tuple[int, dict[str, str]]] = field(default_factory=list)
@@ -41,8 +45,8 @@ class Receiver:
     hold: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
     changed: threading.Condition = field(default_factory=threading.Condition)
-    under_way: int = 0
-    most_under_way: int = 0
+    active: int = 0
+    max_active: int = 0
 
     @property
     def host(self) -> str:
@@ -54,33 +58,33 @@ class Receiver:
 
     @property
     def statuses(self) -> list[tuple[str, str]]:
-        """What was told of which job, in order."""
+        """Job id and status of each post, in order."""
         return [(post.payload["job_id"], post.payload["status"]) for post in self.posts]
 
     def wait_for(self, posts: int) -> None:
-        """Until so many posts have arrived."""
+        """Wait until that many posts have arrived."""
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.posts) >= posts, PATIENCE_S), self.posts
 
-    def take(self, post: Post) -> tuple[int, dict[str, str]]:
+    def handle(self, post: Post) -> tuple[int, dict[str, str]]:
         with self.changed:
             self.posts.append(post)
-            self.under_way += 1
-            self.most_under_way = max(self.most_under_way, self.under_way)
+            self.active += 1
+            self.max_active = max(self.max_active, self.active)
             answer = self.script.pop(0) if self.script else (200, {})
             self.changed.notify_all()
         if self.hold.is_set():
             self.released.wait(PATIENCE_S)
         with self.changed:
-            self.under_way -= 1
+            self.active -= 1
         return answer
 
 
-def _handler(take: Callable[[Post], tuple[int, dict[str, str]]]) -> type[BaseHTTPRequestHandler]:
+def _handler(handle: Callable[[Post], tuple[int, dict[str, str]]]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            status, headers = take(Post(self.path, dict(self.headers.items()), body))
+            status, headers = handle(Post(self.path, dict(self.headers.items()), body))
             try:
                 self.send_response(status)
                 for name, value in {"Content-Length": "2", **headers}.items():
@@ -91,29 +95,29 @@ def _handler(take: Callable[[Post], tuple[int, dict[str, str]]]) -> type[BaseHTT
                 self.close_connection = True
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Keep test output quiet."""
+            """Write nothing to the output of tests."""
 
     return Handler
 
 
 @pytest.fixture
 def make_receiver() -> Iterator[Callable[[], Receiver]]:
-    """Start real HTTP servers on free ports."""
+    """Start receivers on free ports."""
     servers: list[ThreadingHTTPServer] = []
-    made: list[Receiver] = []
+    receivers: list[Receiver] = []
 
     def make() -> Receiver:
         receiver = Receiver(port=0)
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(receiver.take))
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(receiver.handle))
         server.daemon_threads = True
         receiver.port = server.server_address[1]
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         servers.append(server)
-        made.append(receiver)
+        receivers.append(receiver)
         return receiver
 
     yield make
-    for receiver in made:
+    for receiver in receivers:
         receiver.released.set()
     for server in servers:
         server.shutdown()
@@ -122,20 +126,20 @@ def make_receiver() -> Iterator[Callable[[], Receiver]]:
 
 @pytest.fixture
 def receiver(make_receiver: Callable[[], Receiver]) -> Receiver:
-    """One of them."""
+    """One receiver."""
     return make_receiver()
 
 
 @dataclass
 class Clock:
-    """Unix seconds that pass when a test says so."""
+    """A clock in Unix seconds that only `advance` moves."""
 
     at: float = 1_800_000_000.0
 
     def __call__(self) -> float:
         return self.at
 
-    def pass_(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.at += seconds
 
 
@@ -147,10 +151,10 @@ def clock() -> Clock:
 
 @pytest.fixture
 def make_job() -> Callable[..., ImageJob]:
-    """An image job; anything may be chosen."""
+    """Make an image job; keyword arguments replace its fields."""
 
-    def make(id: str = "job-1", **chosen: Any) -> ImageJob:
-        given: dict[str, Any] = {
+    def make(id: str = "job-1", **fields: Any) -> ImageJob:
+        defaults: dict[str, Any] = {
             "id": id,
             "type": "sdxl_image_high",
             "user_id": "user-1",
@@ -162,17 +166,17 @@ def make_job() -> Callable[..., ImageJob]:
             "height": 64,
             "seed": 12345,
         }
-        return ImageJob(**given | chosen)
+        return ImageJob(**defaults | fields)
 
     return make
 
 
 @pytest.fixture
 def make_event(make_job: Callable[..., ImageJob]) -> Callable[..., OutboxEvent]:
-    """An outbox row of an image job; anything may be chosen."""
+    """Make an outbox event of an image job; keyword arguments replace its fields."""
 
-    def make(**chosen: Any) -> OutboxEvent:
-        given: dict[str, Any] = {
+    def make(**fields: Any) -> OutboxEvent:
+        defaults: dict[str, Any] = {
             "event_id": "msg_0123456789abcdef",
             "job_id": "job-1",
             "run": 1,
@@ -190,6 +194,6 @@ def make_event(make_job: Callable[..., ImageJob]) -> Callable[..., OutboxEvent]:
             "due_at": 1_800_000_016.11,
             "deliveries": 1,
         }
-        return OutboxEvent(**given | chosen)
+        return OutboxEvent(**defaults | fields)
 
     return make

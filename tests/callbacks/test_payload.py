@@ -1,4 +1,4 @@
-"""The payload is the contract's, field by field, for every kind of event."""
+"""Payloads have the documented fields for every kind of event."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ METADATA = [
     "worker_version",
 ]
 
-FOUND = {
+MEASURED = {
     "generation_time": 15.5,
     "vram_used": 8192,
     "vram_total": 49140,
@@ -71,7 +71,7 @@ FOUND = {
     "enhancement_strategy": "compel",
     "final_prompt_type": "conditioning_tensor",
 }
-PICTURE = Asset(
+IMAGE = Asset(
     type="image",
     key="workspace-temp/user-1/job-1/0.png",
     thumbnail_key="workspace-temp/user-1/job-1/0.thumb.webp",
@@ -80,8 +80,8 @@ PICTURE = Asset(
 CLIP = Asset(type="video", key="video_fast/user-1/job-1/0.mp4", metadata={"fps": 16, "frames": 83})
 
 
-def completed(**chosen: Any) -> Outcome:
-    return Outcome(**{"status": "completed", "assets": (PICTURE,), "metadata": FOUND, **chosen})
+def completed(**fields: Any) -> Outcome:
+    return Outcome(**{"status": "completed", "assets": (IMAGE,), "metadata": MEASURED, **fields})
 
 
 OUTCOMES = {
@@ -95,21 +95,21 @@ OUTCOMES = {
 @pytest.mark.parametrize("assets_as", ["objects", "urls"])
 @pytest.mark.parametrize("kind", OUTCOMES)
 def test_every_payload_has_every_field(make_event: MakeEvent, kind: str, assets_as: Any) -> None:
-    """A receiver may read any field of the contract without asking what kind of event it got."""
-    told = build(make_event(kind=kind, outcome=OUTCOMES[kind]), worker_version="1", assets_as=assets_as)
-    assert list(told) == TOP
-    assert set(METADATA) <= set(told["metadata"])
-    assert json.loads(encode(told)) == told
+    """A receiver can read any documented field without looking at the kind of event first."""
+    payload = build(make_event(kind=kind, outcome=OUTCOMES[kind]), worker_version="1", assets_as=assets_as)
+    assert list(payload) == TOP
+    assert set(METADATA) <= set(payload["metadata"])
+    assert json.loads(encode(payload)) == payload
 
 
-def test_a_completed_job_reads_like_the_contract(make_event: MakeEvent) -> None:
-    """The example of the contract, number by number."""
-    told = build(make_event(kind="completed", outcome=completed()), worker_version="0.1.0")
-    assert told["status"] == "completed"
-    assert told["worker_id"] == "sdxl@host-gpu0"
-    assert told["sequence"] == 2
-    assert told["error"] is None
-    assert told["error_message"] is None
+def test_a_completed_job_has_its_times_sizes_and_settings(make_event: MakeEvent) -> None:
+    """The documented example, value by value."""
+    payload = build(make_event(kind="completed", outcome=completed()), worker_version="0.1.0")
+    assert payload["status"] == "completed"
+    assert payload["worker_id"] == "sdxl@host-gpu0"
+    assert payload["sequence"] == 2
+    assert payload["error"] is None
+    assert payload["error_message"] is None
     expected = {
         "job_type": "sdxl_image_high",
         "content_type": "image",
@@ -131,33 +131,33 @@ def test_a_completed_job_reads_like_the_contract(make_event: MakeEvent) -> None:
         "original_prompt": "a lighthouse on a hill",
         "worker_version": "0.1.0",
     }
-    assert {name: told["metadata"][name] for name in expected} == expected
-    assert "error_type" not in told["metadata"]
-    assert "attempt" not in told["metadata"]
+    assert {name: payload["metadata"][name] for name in expected} == expected
+    assert "error_type" not in payload["metadata"]
+    assert "attempt" not in payload["metadata"]
 
 
-def test_an_asset_is_told_with_its_storage_paths(make_event: MakeEvent) -> None:
-    """Callers make their own signed URLs from the paths."""
-    told = build(make_event(kind="completed", outcome=completed()), worker_version="1")
-    assert told["assets"] == [
+def test_an_asset_has_its_storage_paths(make_event: MakeEvent) -> None:
+    """Callers derive signed URLs from the paths."""
+    payload = build(make_event(kind="completed", outcome=completed()), worker_version="1")
+    assert payload["assets"] == [
         {
             "type": "image",
             "url": "workspace-temp/user-1/job-1/0.png",
             "thumbnail_url": "workspace-temp/user-1/job-1/0.thumb.webp",
-            "metadata": PICTURE.metadata,
+            "metadata": IMAGE.metadata,
         }
     ]
 
 
 def test_the_url_form_is_a_plain_list(make_event: MakeEvent) -> None:
-    """Receivers of the July generation read strings."""
-    event = make_event(kind="completed", outcome=completed(assets=(PICTURE, CLIP)))
-    assert build(event, worker_version="1", assets_as="urls")["assets"] == [PICTURE.key, CLIP.key]
+    """Older receivers read strings."""
+    event = make_event(kind="completed", outcome=completed(assets=(IMAGE, CLIP)))
+    assert build(event, worker_version="1", assets_as="urls")["assets"] == [IMAGE.key, CLIP.key]
 
 
 @pytest.mark.parametrize("assets_as", ["objects", "urls"])
-def test_a_text_arrives_in_either_form(make_event: MakeEvent, assets_as: Any) -> None:
-    """A text has no URL; a plain list of URLs must not lose it."""
+def test_a_text_is_in_either_form_of_the_payload(make_event: MakeEvent, assets_as: Any) -> None:
+    """A text has no URL; in the form with URLs the metadata holds it."""
     job = ChatJob(
         id="job-1",
         type="chat_conversation",
@@ -168,77 +168,77 @@ def test_a_text_arrives_in_either_form(make_event: MakeEvent, assets_as: Any) ->
     )
     outcome = Outcome(status="completed", assets=(Asset(type="text", metadata={"text": "good day"}),))
     event = make_event(kind="completed", outcome=outcome, callback_metadata=job.callback_metadata())
-    told = build(event, worker_version="1", assets_as=assets_as)
+    payload = build(event, worker_version="1", assets_as=assets_as)
     if assets_as == "objects":
-        assert told["assets"] == [
+        assert payload["assets"] == [
             {"type": "text", "url": None, "thumbnail_url": None, "metadata": {"text": "good day"}}
         ]
-        assert "text" not in told["metadata"]
+        assert "text" not in payload["metadata"]
     else:
-        assert told["assets"] == []
-        assert told["metadata"]["text"] == "good day"
-    assert told["metadata"]["content_type"] == "text"
+        assert payload["assets"] == []
+        assert payload["metadata"]["text"] == "good day"
+    assert payload["metadata"]["content_type"] == "text"
 
 
-def test_an_enhanced_prompt_comes_back(make_event: MakeEvent) -> None:
-    """The caller shows what the enhancement made of the prompt."""
+def test_an_enhanced_prompt_is_in_the_payload(make_event: MakeEvent) -> None:
+    """Callers show it to their users."""
     outcome = completed(enhanced_prompt="a tall lighthouse, evening light")
-    told = build(make_event(kind="completed", outcome=outcome), worker_version="1")
-    assert told["enhancedPrompt"] == "a tall lighthouse, evening light"
+    payload = build(make_event(kind="completed", outcome=outcome), worker_version="1")
+    assert payload["enhancedPrompt"] == "a tall lighthouse, evening light"
 
 
-def test_a_failed_job_says_why_and_what_is_known(make_event: MakeEvent) -> None:
-    """An error without its job would be useless to the caller."""
+def test_a_failed_job_has_its_error_and_what_is_known_of_the_job(make_event: MakeEvent) -> None:
+    """Callers file the error under the job's type and settings."""
     event = make_event(kind="failed", outcome=OUTCOMES["failed"])
-    told = build(event, worker_version="1")
-    assert told["status"] == "failed"
-    assert told["assets"] == []
-    assert told["error_message"] == "not enough GPU memory"
-    assert told["error"] == {"code": "OOM_ERROR", "message": "not enough GPU memory", "retryable": True}
-    assert told["metadata"]["error_type"] == "OOM_ERROR"
-    assert told["metadata"]["error_timestamp"] == "2027-01-15T08:00:16.110Z"
-    assert told["metadata"]["job_type"] == "sdxl_image_high"
-    assert told["metadata"]["vram_used"] == 8192
+    payload = build(event, worker_version="1")
+    assert payload["status"] == "failed"
+    assert payload["assets"] == []
+    assert payload["error_message"] == "not enough GPU memory"
+    assert payload["error"] == {"code": "OOM_ERROR", "message": "not enough GPU memory", "retryable": True}
+    assert payload["metadata"]["error_type"] == "OOM_ERROR"
+    assert payload["metadata"]["error_timestamp"] == "2027-01-15T08:00:16.110Z"
+    assert payload["metadata"]["job_type"] == "sdxl_image_high"
+    assert payload["metadata"]["vram_used"] == 8192
 
 
-def test_a_cancelled_job_is_a_failure_on_the_wire(make_event: MakeEvent) -> None:
-    """Receivers in the field know three statuses; the code tells the fourth."""
+def test_a_cancelled_job_has_the_status_failed(make_event: MakeEvent) -> None:
+    """Receivers in the field know three statuses; the code distinguishes the fourth."""
     event = make_event(kind="cancelled", outcome=OUTCOMES["cancelled"], claimed_at=None, worker_id=None)
-    told = build(event, worker_version="1")
-    assert told["status"] == "failed"
-    assert told["error"]["code"] == "CANCELLED"
-    assert told["worker_id"] is None
-    assert told["metadata"]["queue_time"] is None
-    assert told["metadata"]["processing_time"] is None
+    payload = build(event, worker_version="1")
+    assert payload["status"] == "failed"
+    assert payload["error"]["code"] == "CANCELLED"
+    assert payload["worker_id"] is None
+    assert payload["metadata"]["queue_time"] is None
+    assert payload["metadata"]["processing_time"] is None
 
 
 @pytest.mark.parametrize(("kind", "code"), [("failed", "INTERNAL_ERROR"), ("cancelled", "CANCELLED")])
-def test_a_failure_without_a_reason_still_has_a_code(make_event: MakeEvent, kind: str, code: str) -> None:
-    """Callers branch on the code; it is never missing."""
-    told = build(make_event(kind=kind, outcome=Outcome(status=kind)), worker_version="1")  # type: ignore[arg-type]
-    assert told["error"]["code"] == code
+def test_a_failure_without_an_error_still_has_a_code(make_event: MakeEvent, kind: str, code: str) -> None:
+    """Callers branch on the code, so it is never missing."""
+    payload = build(make_event(kind=kind, outcome=Outcome(status=kind)), worker_version="1")  # type: ignore[arg-type]
+    assert payload["error"]["code"] == code
 
 
-@pytest.mark.parametrize(("attempt", "told_attempt"), [(1, None), (2, 2), (3, 3)])
+@pytest.mark.parametrize(("attempt", "expected"), [(1, None), (2, 2), (3, 3)])
 def test_processing_names_the_attempt_from_the_second_on(
-    make_event: MakeEvent, attempt: int, told_attempt: int | None
+    make_event: MakeEvent, attempt: int, expected: int | None
 ) -> None:
-    """The caller can tell a retried job from a fresh one."""
-    told = build(make_event(attempt=attempt), worker_version="1")
-    assert told["metadata"].get("attempt") == told_attempt
-    assert told["status"] == "processing"
-    assert told["metadata"]["processing_time"] is None
-    assert told["metadata"]["queue_time"] == 0.01
+    """Callers can distinguish a retry from the first attempt."""
+    payload = build(make_event(attempt=attempt), worker_version="1")
+    assert payload["metadata"].get("attempt") == expected
+    assert payload["status"] == "processing"
+    assert payload["metadata"]["processing_time"] is None
+    assert payload["metadata"]["queue_time"] == 0.01
 
 
-def test_progress_travels_in_the_metadata(make_event: MakeEvent) -> None:
-    """A progress callback is a processing callback that says how far."""
-    told = build(make_event(metadata={"progress": 40.0}), worker_version="1")
-    assert told["metadata"]["progress"] == 40.0
+def test_progress_is_in_the_metadata(make_event: MakeEvent) -> None:
+    """A progress callback is a `processing` callback with a percentage."""
+    payload = build(make_event(metadata={"progress": 40.0}), worker_version="1")
+    assert payload["metadata"]["progress"] == 40.0
 
 
-def test_what_the_worker_found_wins_over_what_the_job_asked(make_event: MakeEvent) -> None:
-    """A clip that was trimmed reports its own length."""
+def test_measured_values_replace_those_of_the_job(make_event: MakeEvent) -> None:
+    """A trimmed clip reports its delivered length, not the requested one."""
     job = VideoJob(
         id="job-1",
         type="video_fast",
@@ -252,16 +252,16 @@ def test_what_the_worker_found_wins_over_what_the_job_asked(make_event: MakeEven
         seed=1,
     )
     outcome = Outcome(status="completed", assets=(CLIP,), metadata={"frame_num": 82})
-    told = build(
+    payload = build(
         make_event(kind="completed", outcome=outcome, callback_metadata=job.callback_metadata()),
         worker_version="1",
     )
-    assert told["metadata"]["frame_num"] == 82
-    assert told["metadata"]["wan_task"] == "t2v-1.3B"
+    assert payload["metadata"]["frame_num"] == 82
+    assert payload["metadata"]["wan_task"] == "t2v-1.3B"
 
 
-def test_carried_fields_come_back(make_event: MakeEvent, make_job: Callable[..., ImageJob]) -> None:
-    """The caller finds its own row by the ids it sent along."""
+def test_carried_fields_are_returned(make_event: MakeEvent, make_job: Callable[..., ImageJob]) -> None:
+    """Callers find their own records by the ids they sent."""
     metadata = make_job(carried={"image_id": "row-7"}).callback_metadata()
     assert (
         build(make_event(callback_metadata=metadata), worker_version="1")["metadata"]["image_id"] == "row-7"
@@ -269,13 +269,13 @@ def test_carried_fields_come_back(make_event: MakeEvent, make_job: Callable[...,
 
 
 def test_a_clock_set_back_gives_no_negative_times(make_event: MakeEvent) -> None:
-    """Dashboards choke on negative durations."""
+    """Dashboards reject negative durations."""
     event = make_event(kind="completed", outcome=completed(), claimed_at=1_800_000_020.0)
     assert build(event, worker_version="1")["metadata"]["processing_time"] == 0.0
 
 
-def test_building_changes_nothing(make_event: MakeEvent) -> None:
-    """The same row is built again for every delivery, and must read the same."""
+def test_building_does_not_change_the_event(make_event: MakeEvent) -> None:
+    """Each delivery builds the payload again, and its bytes must not change."""
     event = make_event(kind="completed", outcome=completed())
     first = encode(build(event, worker_version="1"))
     build(event, worker_version="1")["assets"][0]["metadata"]["width"] = 0
@@ -283,6 +283,6 @@ def test_building_changes_nothing(make_event: MakeEvent) -> None:
 
 
 def test_the_bytes_are_compact_utf8() -> None:
-    """What is signed is what is sent; a prompt in any script stays readable."""
+    """These bytes are signed and sent; prompts in any script stay readable."""
     assert encode({"a": ["é", 1]}) == '{"a":["é",1]}'.encode()
     assert encode({"a": "\ud800"}) == b'{"a":"?"}'

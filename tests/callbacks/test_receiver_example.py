@@ -1,4 +1,4 @@
-"""The receiver example, under the runtime it is written for, against what we sign."""
+"""The example receiver in Deno accepts what the project signs, and rejects everything else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ourvidz.callbacks.payload import build, encode
-from ourvidz.callbacks.signing import headers
+from ourvidz.callbacks.signing import signed_headers
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.ledger.record import OutboxEvent
 
@@ -33,22 +33,22 @@ NEW, OLD, FOREIGN = (
 def deno() -> str:
     """The Deno binary: $DENO_BIN, the path, or what scripts/install-deno installed."""
     installed = ROOT / ".venv" / "deno" / "node_modules" / ".bin" / "deno"
-    found = (
+    binary = (
         os.environ.get("DENO_BIN") or shutil.which("deno") or (str(installed) if installed.exists() else None)
     )
-    if found is None:
+    if binary is None:
         message = "Deno is not installed: run scripts/install-deno"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
-    return found
+    return binary
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A Deno of its own, that asks nobody for anything."""
-    where = tmp_path_factory.mktemp("deno")
-    return {"DENO_DIR": str(where), "DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1", "PATH": os.environ["PATH"]}
+    """The environment of a Deno with an empty cache that makes no requests of its own."""
+    folder = tmp_path_factory.mktemp("deno")
+    return {"DENO_DIR": str(folder), "DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1", "PATH": os.environ["PATH"]}
 
 
 StartReceiver = Callable[..., int]
@@ -56,7 +56,7 @@ StartReceiver = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def start(deno: str, cache: dict[str, str]) -> Iterator[StartReceiver]:
-    """Start the example with some secrets; its port."""
+    """Start the example with these secrets in its environment and return its port."""
     running: list[subprocess.Popen[str]] = []
 
     def run(**secrets: str) -> int:
@@ -78,7 +78,7 @@ def start(deno: str, cache: dict[str, str]) -> Iterator[StartReceiver]:
 
 @pytest.fixture(scope="module")
 def port(start: StartReceiver) -> int:
-    """A receiver that knows all three kinds of secret, while they rotate."""
+    """The port of a receiver with all three kinds of secret, two each of the signing ones."""
     return start(
         SUPABASE_SERVICE_ROLE_KEY="the key",
         JOB_CALLBACK_SECRET="new,old",
@@ -88,41 +88,41 @@ def port(start: StartReceiver) -> int:
 
 @pytest.fixture
 def body(make_event: Callable[..., OutboxEvent]) -> bytes:
-    """What we tell of a finished job."""
+    """The payload of a completed job."""
     asset = Asset(type="image", key="workspace-temp/u/j/0.png")
     event = make_event(kind="completed", outcome=Outcome(status="completed", assets=(asset,)))
     return encode(build(event, worker_version="1"))
 
 
-def signed(body: bytes, event_id: str, *, age_s: float = 0, **chosen: Any) -> dict[str, str]:
-    given: dict[str, Any] = {
+def signed(body: bytes, event_id: str, *, age_s: float = 0, **arguments: Any) -> dict[str, str]:
+    defaults: dict[str, Any] = {
         "at": datetime.now(UTC) - timedelta(seconds=age_s),
         "service_key": "the key",
         "callback_secrets": ("new",),
         "webhook_secrets": (NEW,),
     }
-    return headers(body, event_id=event_id, **given | chosen)
+    return signed_headers(body, event_id=event_id, **defaults | arguments)
 
 
-def post(port: int, body: bytes, sent: dict[str, str]) -> tuple[int, dict[str, Any]]:
+def post(port: int, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("POST", "/functions/v1/job-callback", body, sent)
-    answer = connection.getresponse()
-    found = json.loads(answer.read())
+    connection.request("POST", "/functions/v1/job-callback", body, headers)
+    response = connection.getresponse()
+    document = json.loads(response.read())
     connection.close()
-    return answer.status, found
+    return response.status, document
 
 
-def test_the_example_is_sound(deno: str, cache: dict[str, str]) -> None:
-    """It is what people copy: it must type-check."""
+def test_the_example_type_checks(deno: str, cache: dict[str, str]) -> None:
+    """People copy it into their own projects."""
     checked = subprocess.run(
         [deno, "check", str(EXAMPLE)], env=cache, capture_output=True, text=True, timeout=60
     )
     assert checked.returncode == 0, checked.stderr
 
 
-def test_the_example_takes_what_we_sign(port: int, body: bytes) -> None:
-    """All three headers hold, and the answer has the fields of the live receiver."""
+def test_the_example_accepts_signed_callbacks(port: int, body: bytes) -> None:
+    """All three signatures are valid, and the answer has the fields of the live receiver."""
     status, answer = post(port, body, signed(body, "msg_valid"))
     assert status == 200
     assert answer["success"] is True
@@ -141,7 +141,7 @@ def test_the_example_takes_what_we_sign(port: int, body: bytes) -> None:
 
 
 def test_the_example_handles_an_event_once(port: int, body: bytes) -> None:
-    """Deliveries repeat; a second one is answered and not handled."""
+    """Deliveries repeat; a second one is answered with 200 and not handled again."""
     first = post(port, body, signed(body, "msg_twice"))
     second = post(port, body, signed(body, "msg_twice"))
     assert first[1]["message"] == "job completed"
@@ -150,7 +150,7 @@ def test_the_example_handles_an_event_once(port: int, body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "chosen",
+    "arguments",
     [
         {"callback_secrets": ("old",)},
         {"webhook_secrets": (OLD,)},
@@ -160,15 +160,15 @@ def test_the_example_handles_an_event_once(port: int, body: bytes) -> None:
     ],
     ids=["old callback secret", "old webhook secret", "sender rotates", "both rotate", "four minutes old"],
 )
-def test_the_example_goes_along_with_rotation(
-    port: int, body: bytes, chosen: dict[str, Any], request: pytest.FixtureRequest
+def test_the_example_accepts_old_and_new_secrets_during_rotation(
+    port: int, body: bytes, arguments: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     """No callback is lost while secrets change."""
-    assert post(port, body, signed(body, f"msg_{request.node.name}", **chosen))[0] == 200
+    assert post(port, body, signed(body, f"msg_{request.node.name}", **arguments))[0] == 200
 
 
 @pytest.mark.parametrize(
-    ("chosen", "header"),
+    ("arguments", "header"),
     [
         ({"service_key": "another"}, "Authorization"),
         ({"service_key": None}, "Authorization"),
@@ -180,17 +180,17 @@ def test_the_example_goes_along_with_rotation(
         ({"age_s": -3600}, "webhook-signature"),
     ],
 )
-def test_the_example_refuses_what_does_not_hold(
-    port: int, body: bytes, chosen: dict[str, Any], header: str
+def test_the_example_rejects_invalid_signatures(
+    port: int, body: bytes, arguments: dict[str, Any], header: str
 ) -> None:
-    """Each check counts on its own: wrong secret, no header, old and future timestamps."""
-    status, answer = post(port, body, signed(body, "msg_refused", **chosen))
+    """Each check fails on its own: wrong secret, missing header, old and future timestamps."""
+    status, answer = post(port, body, signed(body, "msg_refused", **arguments))
     assert status == 401
     assert answer == {"success": False, "message": f"{header} is missing or wrong"}
 
 
-def test_the_example_refuses_a_changed_body(start: StartReceiver, port: int, body: bytes) -> None:
-    """One byte is enough, for each signature alone."""
+def test_the_example_rejects_a_changed_body(start: StartReceiver, port: int, body: bytes) -> None:
+    """One changed byte breaks each signature."""
     changed = body.replace(b"completed", b"complete!", 1)
     assert post(port, changed, signed(body, "msg_changed"))[0] == 401
     only_webhook = start(OURVIDZ_WEBHOOK_SECRET=NEW)
@@ -210,17 +210,17 @@ def test_the_example_refuses_a_changed_body(start: StartReceiver, port: int, bod
         ("webhook-id", "msg_other"),
     ],
 )
-def test_the_example_refuses_malformed_headers(port: int, body: bytes, name: str, value: str) -> None:
-    """A stranger's header is a 401, never a crash."""
+def test_the_example_rejects_malformed_headers(port: int, body: bytes, name: str, value: str) -> None:
+    """Anybody can send them; the answer is 401, not an exception."""
     assert post(port, body, signed(body, "msg_malformed") | {name: value})[0] == 401
 
 
-def test_the_example_without_secrets_refuses_everything(start: StartReceiver, body: bytes) -> None:
-    """A forgotten setting must not open the door."""
+def test_the_example_without_secrets_rejects_everything(start: StartReceiver, body: bytes) -> None:
+    """A forgotten setting must not disable all checks."""
     assert post(start(), body, signed(body, "msg_open"))[0] == 500
 
 
-def test_the_example_says_no_to_what_is_no_callback(port: int) -> None:
-    """A signed body may still be wrong: a dead letter, not a retry."""
+def test_the_example_rejects_signed_bodies_that_are_no_callbacks(port: int) -> None:
+    """The 400 makes the event a dead letter; a 5xx would be retried for a day."""
     for body in (b"not json", b"[]", b"null", b'{"job_id":"j","status":"odd"}'):
         assert post(port, body, signed(body, "msg_odd"))[0] == 400

@@ -1,4 +1,4 @@
-"""When a callback is tried again."""
+"""The retry policy: which events are delivered again, and after what delay."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ourvidz.callbacks.retry import (
-    CAP_S,
+    MAX_DELAY_S,
+    MAX_RETRY_AFTER_S,
     MIN_DELIVERIES,
-    RETRY_AFTER_CAP_S,
-    Again,
-    Dead,
     Decision,
     Delivered,
+    GiveUp,
+    Retry,
     decide,
-    retry_after_s,
+    parse_retry_after,
 )
 
 NOW = datetime(2027, 1, 15, 8, 0, tzinfo=UTC)
@@ -26,8 +26,8 @@ DAY_S = 86_400.0
 WINDOW_S = 26 * 3600.0
 
 
-def decided(kind: str = "completed", **chosen: object) -> Decision:
-    given_: dict[str, object] = {
+def decision_for(kind: str = "completed", **arguments: object) -> Decision:
+    defaults: dict[str, object] = {
         "deliveries": 1,
         "age_s": 0.0,
         "status": None,
@@ -35,88 +35,92 @@ def decided(kind: str = "completed", **chosen: object) -> Decision:
         "window_s": WINDOW_S,
         "rng": random.Random(1),
     }
-    return decide(kind, **given_ | chosen)  # type: ignore[arg-type]
+    return decide(kind, **defaults | arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["processing", "completed", "failed", "cancelled"])
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 def test_any_2xx_is_delivered(kind: str, status: int) -> None:
-    """Receivers choose their own yes."""
-    assert decided(kind, status=status) == Delivered()
+    """Receivers differ in which of them they send."""
+    assert decision_for(kind, status=status) == Delivered()
 
 
 @pytest.mark.parametrize("kind", ["completed", "failed", "cancelled"])
 @pytest.mark.parametrize("status", [None, 408, 409, 425, 429, 500, 502, 503, 504, 599])
 def test_a_terminal_event_is_retried_where_it_may_help(kind: str, status: int | None) -> None:
-    """These say: not now."""
-    assert isinstance(decided(kind, status=status), Again)
+    """These statuses mean that the same request may succeed later."""
+    assert isinstance(decision_for(kind, status=status), Retry)
 
 
 @pytest.mark.parametrize("status", [101, 300, 301, 302, 304, 307, 308, 400, 401, 403, 404, 410, 413, 422])
-def test_any_other_answer_is_a_dead_letter(status: int) -> None:
-    """These say: never like this. A redirect is a wrong address, not a way."""
-    assert decided(status=status) == Dead()
+def test_any_other_status_is_given_up(status: int) -> None:
+    """The same request would fail again. A redirect could lead a signed body to any host."""
+    assert decision_for(status=status) == GiveUp()
 
 
 @pytest.mark.parametrize("status", [None, 302, 400, 429, 503])
 def test_processing_gets_one_attempt(status: int | None) -> None:
-    """It must not hold up the terminal event behind it."""
-    assert decided("processing", status=status, retry_after_s=1.0) == Dead()
+    """A retry would delay the terminal event behind it."""
+    assert decision_for("processing", status=status, retry_after_s=1.0) == GiveUp()
 
 
 @given(
     deliveries=st.integers(1, 5000),
     age_s=st.floats(0, 2 * WINDOW_S),
     seed=st.integers(),
-    asked=st.none() | st.floats(0, 1e9),
+    requested=st.none() | st.floats(0, 1e9),
 )
-def test_no_delay_leaves_its_bounds(deliveries: int, age_s: float, seed: int, asked: float | None) -> None:
-    """Never negative, never beyond the cap and what was asked for, never beyond the window."""
-    decision = decided(deliveries=deliveries, age_s=age_s, retry_after_s=asked, rng=random.Random(seed))
+def test_delays_stay_within_their_bounds(
+    deliveries: int, age_s: float, seed: int, requested: float | None
+) -> None:
+    """Never negative, never above the maximum plus `Retry-After`, never beyond the window."""
+    decision = decision_for(
+        deliveries=deliveries, age_s=age_s, retry_after_s=requested, rng=random.Random(seed)
+    )
     if age_s >= WINDOW_S and deliveries >= MIN_DELIVERIES:
-        assert decision == Dead()
+        assert decision == GiveUp()
         return
-    assert isinstance(decision, Again)
-    assert 0 <= decision.due_in_s <= CAP_S + min(asked or 0, RETRY_AFTER_CAP_S)
+    assert isinstance(decision, Retry)
+    assert 0 <= decision.due_in_s <= MAX_DELAY_S + min(requested or 0, MAX_RETRY_AFTER_S)
     if age_s < WINDOW_S:
         assert age_s + decision.due_in_s <= WINDOW_S * (1 + 1e-9)
 
 
-@given(asked=st.floats(0, RETRY_AFTER_CAP_S), deliveries=st.integers(1, 100), seed=st.integers())
-def test_retry_after_is_honoured(asked: float, deliveries: int, seed: int) -> None:
-    """A receiver that names a time is not asked before it."""
-    decision = decided(
-        status=429, deliveries=deliveries, age_s=60.0, retry_after_s=asked, rng=random.Random(seed)
+@given(requested=st.floats(0, MAX_RETRY_AFTER_S), deliveries=st.integers(1, 100), seed=st.integers())
+def test_retry_after_is_honoured(requested: float, deliveries: int, seed: int) -> None:
+    """No request is sent before the time that the receiver named."""
+    decision = decision_for(
+        status=429, deliveries=deliveries, age_s=60.0, retry_after_s=requested, rng=random.Random(seed)
     )
-    assert isinstance(decision, Again)
-    assert decision.due_in_s >= asked
+    assert isinstance(decision, Retry)
+    assert decision.due_in_s >= requested
 
 
 def test_the_jitter_is_full() -> None:
-    """Delays spread from nothing to the ceiling, so that receivers do not get bursts."""
+    """Delays are spread from 0 to the upper bound, so that receivers do not get bursts."""
     rng = random.Random(7)
-    delays = [decided(deliveries=6, age_s=1000.0, rng=rng).due_in_s for _ in range(500)]  # type: ignore[union-attr]
+    delays = [decision_for(deliveries=6, age_s=1000.0, rng=rng).due_in_s for _ in range(500)]  # type: ignore[union-attr]
     assert min(delays) < 2
     assert 30 < max(delays) <= 32
 
 
 @given(seed=st.integers(), down_s=st.floats(0.1, 30))
-def test_a_receiver_that_was_down_for_seconds_waits_for_seconds(seed: int, down_s: float) -> None:
-    """Ten seconds down, and the callback is there within thirty: no wait exceeds what has already passed."""
+def test_after_a_short_outage_the_next_delivery_is_soon(seed: int, down_s: float) -> None:
+    """The delay never exceeds the time that has passed since the event."""
     rng, age_s, deliveries = random.Random(seed), 0.0, 1
     while age_s < down_s:
-        decision = decided(deliveries=deliveries, age_s=age_s, rng=rng)
-        assert isinstance(decision, Again)
+        decision = decision_for(deliveries=deliveries, age_s=age_s, rng=rng)
+        assert isinstance(decision, Retry)
         age_s, deliveries = age_s + decision.due_in_s, deliveries + 1
         if deliveries > 1000:
             return
     assert age_s - down_s <= max(1.0, down_s)
 
 
-def test_an_event_is_tried_for_a_day() -> None:
-    """A receiver that is down for a day still gets its callback, without thousands of tries."""
+def test_an_event_is_retried_for_a_day() -> None:
+    """A receiver that is down for a day still gets its callback, after fewer than 500 deliveries."""
     rng, age_s, deliveries = random.Random(3), 0.0, 1
-    while isinstance(decision := decided(deliveries=deliveries, age_s=age_s, rng=rng), Again):
+    while isinstance(decision := decision_for(deliveries=deliveries, age_s=age_s, rng=rng), Retry):
         last_s = age_s
         age_s, deliveries = age_s + decision.due_in_s, deliveries + 1
     assert last_s >= DAY_S
@@ -125,9 +129,9 @@ def test_an_event_is_tried_for_a_day() -> None:
 
 
 def test_an_old_event_is_not_given_up_at_the_first_failure() -> None:
-    """A replayed dead letter gets a handful of tries although its window is long over."""
-    assert isinstance(decided(age_s=10 * DAY_S, deliveries=1), Again)
-    assert decided(age_s=10 * DAY_S, deliveries=MIN_DELIVERIES) == Dead()
+    """A replayed dead letter gets ten deliveries although its window is over."""
+    assert isinstance(decision_for(age_s=10 * DAY_S, deliveries=1), Retry)
+    assert decision_for(age_s=10 * DAY_S, deliveries=MIN_DELIVERIES) == GiveUp()
 
 
 @pytest.mark.parametrize(
@@ -148,12 +152,12 @@ def test_an_old_event_is_not_given_up_at_the_first_failure() -> None:
     ],
 )
 def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
-    """Both forms of the standard, and nothing else."""
-    assert retry_after_s(header, now=NOW) == seconds
+    """Both forms of the standard are read, and nothing else."""
+    assert parse_retry_after(header, now=NOW) == seconds
 
 
 @given(st.text())
 def test_any_retry_after_header_is_read_without_an_exception(header: str) -> None:
-    """A receiver's header is not ours to trust."""
-    found = retry_after_s(header, now=NOW)
-    assert found is None or found >= 0
+    """The receiver controls this header."""
+    seconds = parse_retry_after(header, now=NOW)
+    assert seconds is None or seconds >= 0

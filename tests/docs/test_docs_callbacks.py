@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ourvidz.callbacks import payload, signing
-from ourvidz.callbacks.retry import RETRIED, ceiling_s
+from ourvidz.callbacks.retry import RETRIED_STATUSES, max_backoff_s
 from ourvidz.errors import Cancelled
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.testing import Eager
@@ -109,14 +109,16 @@ def test_the_waits_are_those_between_deliveries(page: OpenPage) -> None:
     rows = page(CALLBACKS).rows("after delivery")
     for number, ceiling in ((re.match(r"\d+", row[0]), float(row[1])) for row in rows):
         assert number
-        assert ceiling == ceiling_s(int(number[0]), age_s=1e9)
-    assert ceiling_s(len(rows), age_s=1e9) == ceiling_s(1000, age_s=1e9), "the last row holds for all later"
+        assert ceiling == max_backoff_s(int(number[0]), age_s=1e9)
+    assert max_backoff_s(len(rows), age_s=1e9) == max_backoff_s(1000, age_s=1e9), (
+        "the last row holds for all later"
+    )
 
 
 def test_the_statuses_that_are_tried_again_are_documented(page: OpenPage) -> None:
     """The author of a receiver chooses its status by this table."""
     again = next(row[0] for row in page(CALLBACKS).rows("your answer") if "again" in row[2])
-    assert {int(status) for status in re.findall(r"\b\d{3}\b", again)} == RETRIED
+    assert {int(status) for status in re.findall(r"\b\d{3}\b", again)} == RETRIED_STATUSES
     assert "5xx" in again
 
 
@@ -127,7 +129,7 @@ def test_the_verification_in_the_page_works(page: OpenPage) -> None:
     old, new = "whsec_b2xkZXIgc2VjcmV0", "whsec_bmV3ZXIgc2VjcmV0"
 
     def signed(at: datetime) -> dict[str, str]:
-        return signing.headers(
+        return signing.signed_headers(
             b'{"job_id":"one"}', event_id="msg_1", at=at, callback_secrets=("s",), webhook_secrets=(new, old)
         )
 

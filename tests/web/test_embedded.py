@@ -21,7 +21,7 @@ CALLBACK = {
 
 
 def signed(body: bytes, **secrets: Any) -> dict[str, str]:
-    return signing.headers(body, event_id="msg_1", at=datetime.now(UTC), **(SECRETS | secrets))
+    return signing.signed_headers(body, event_id="msg_1", at=datetime.now(UTC), **(SECRETS | secrets))
 
 
 @pytest.fixture

@@ -1,0 +1,81 @@
+"""Limits concurrent deliveries per host without blocking threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class _Host:
+    active: int = 0
+    backlog: dict[str, None] = field(default_factory=dict)
+
+
+class PerHostLimiter:
+    """Runs at most `max_active` items per host at a time. Safe to share between threads.
+
+    If the host is at its limit, the item is queued in that host's backlog (at most `max_backlog` items, each
+    once), and a thread that finishes an item of the host continues with it, for `time_slice_s` seconds at
+    most. The backlog exists in this process only: what is lost with it is still due in the outbox.
+    """
+
+    def __init__(self, *, max_active: int = 4, max_backlog: int = 1000, time_slice_s: float = 30.0) -> None:
+        self._max_active = max_active
+        self._max_backlog = max_backlog
+        self._time_slice_s = time_slice_s
+        self._lock = threading.Lock()
+        self._hosts: dict[str, _Host] = {}
+
+    def run(self, host: str, item: str, work: Callable[[str], None]) -> bool:
+        """Call `work(item)`, then `work` for the items of the host's backlog.
+
+        Returns False, without calling `work`, if the host is at its limit; the item is then in the backlog,
+        or dropped if that is full. An exception of `work` ends the loop and is raised.
+        """
+        if not self._admit(host, item):
+            return False
+        until = time.monotonic() + self._time_slice_s
+        current: str | None = item
+        try:
+            while current is not None:
+                work(current)
+                current = self._next(host, leave=time.monotonic() >= until)
+        except BaseException:
+            self._next(host, leave=True)
+            raise
+        return True
+
+    def backlog_size(self, host: str) -> int:
+        """The number of items in the backlog of a host."""
+        with self._lock:
+            return len(self._hosts[host].backlog) if host in self._hosts else 0
+
+    def _admit(self, name: str, item: str) -> bool:
+        with self._lock:
+            host = self._hosts.setdefault(name, _Host())
+            if host.active < self._max_active:
+                host.active += 1
+                host.backlog.pop(item, None)
+                return True
+            if len(host.backlog) < self._max_backlog:
+                host.backlog[item] = None
+            return False
+
+    def _next(self, name: str, *, leave: bool) -> str | None:
+        """Take the oldest item of the backlog, or give up the thread's slot and return None.
+
+        Both happen under one lock, so no item is queued behind a thread that has already decided to leave.
+        """
+        with self._lock:
+            host = self._hosts[name]
+            if host.backlog and not leave:
+                item = next(iter(host.backlog))
+                del host.backlog[item]
+                return item
+            host.active -= 1
+            if not host.active and not host.backlog:
+                del self._hosts[name]
+            return None
