@@ -86,7 +86,7 @@ def test_a_claim_whose_reply_was_lost_is_found_again(
 
 
 def test_a_request_carries_one_typed_object(register: Register) -> None:
-    """What is kept between handler and body has one place, and a misspelt field fails."""
+    """State between handler and body is in one place, and a misspelt field fails."""
     one = request()
     before = set(vars(one))
     claims.claim_for(one, dispatch.message(register("a")))

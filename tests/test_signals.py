@@ -332,7 +332,7 @@ class TestStopping:
     def test_a_stopped_worker_is_offline(
         self, ledger: Ledger, heartbeat: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """At once, not after the presence time; a parent without a heartbeat speaks for its child."""
+        """At once, not after the presence time; a parent without a heartbeat marks its child."""
         signals.stop_heartbeat(sender=SimpleNamespace(hostname=WORKER))
         assert heartbeat.states == ["stopped"]
         monkeypatch.setattr(signals, "_heartbeat", None)

@@ -75,7 +75,7 @@ def test_a_retry_is_the_next_run(installation: Installation) -> None:
 
 
 def test_a_deleted_job_takes_its_files_with_it(installation: Installation) -> None:
-    """Not before its caller was told: the last callback names the files."""
+    """Not before its last callback was delivered, which names the files."""
     dispatch.submit(JOB)
     with pytest.raises(Conflict):
         dispatch.delete("a")

@@ -30,7 +30,7 @@ def body(message: dict[str, Any]) -> Any:
 
 
 def test_a_message_carries_the_id_and_the_run(installation: Installation) -> None:
-    """A payload in the broker would be a second truth, and would show prompts to whoever reads the queue."""
+    """A payload in the broker would be a second copy of the job, and would expose prompts."""
     record = installation.ledger.register(image_job("a"), priority=6).record
     assert dispatch.message(record) == {"v": 1, "id": "a", "run": 1}
     assert dispatch.publish(record)
@@ -126,8 +126,8 @@ def test_with_a_chat_worker_the_prompt_is_enhanced_first(installation: Installat
 def test_without_a_chat_worker_the_generation_is_published_alone(
     installation: Installation, absence: str, reason: str
 ) -> None:
-    """The job does not wait a minute for a worker that is not there, and its caller is told why: a paused
-    queue is another matter than an absent worker."""
+    """The job does not wait a minute for a worker that is not there, and the reason given to its caller tells
+    a paused queue from an absent worker."""
     ledger = installation.ledger
     if absence != "none":
         ledger.heartbeat(worker("chat", queue="sdxl_queue" if absence == "another queue" else "chat_queue"))

@@ -1,4 +1,4 @@
-"""Whether anybody has been at work for a queue lately."""
+"""Whether a queue has had a live worker within the grace period."""
 
 from __future__ import annotations
 
@@ -9,76 +9,71 @@ import pytest
 
 from ourvidz.ledger.store import Ledger
 from ourvidz.liveness.availability import WorkerAvailability
+from tests.factories import ManualClock
 
 MakeLedger = Callable[..., Any]
 
 
-class Clock:
-    """A time that tests set."""
+class CountingLedger(Ledger):
+    """A ledger that counts the reads; `seen_at` is what it returns."""
 
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Counted(Ledger):
-    """Knows how often it was asked; `seen_at` is its only answer."""
-
-    asked = 0
+    reads = 0
     seen_at: float | None = None
 
     def queue_seen_at(self, queue: str) -> float | None:
-        self.asked += 1
+        self.reads += 1
         return self.seen_at
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
-def test_a_young_shim_misses_nobody(clock: Clock, make_ledger: MakeLedger) -> None:
-    """Its own start is where counting begins, and nothing is asked."""
-    ledger = make_ledger(Counted, clock=clock)
-    availability = WorkerAvailability(ledger, 900, clock=clock)
-    clock.now += 899
-    assert not availability.is_missing("sdxl_queue")
-    assert ledger.asked == 0
-
-
-def test_a_queue_that_was_never_served_is_missed_after_the_grace_time(
-    clock: Clock, make_ledger: MakeLedger
+def test_no_queue_is_missing_a_worker_right_after_the_start(
+    clock: ManualClock, make_ledger: MakeLedger
 ) -> None:
-    """Then submitting to it helps nobody."""
-    ledger = make_ledger(Counted, clock=clock)
+    """The grace period starts with the process, and the ledger is not read before its end."""
+    ledger = make_ledger(CountingLedger, clock=clock)
     availability = WorkerAvailability(ledger, 900, clock=clock)
-    clock.now += 901
+    clock.advance(899)
+    assert not availability.is_missing("sdxl_queue")
+    assert ledger.reads == 0
+
+
+def test_a_queue_that_never_had_a_worker_is_missing_one_after_the_grace_period(
+    clock: ManualClock, make_ledger: MakeLedger
+) -> None:
+    """Then its jobs would only wait."""
+    ledger = make_ledger(CountingLedger, clock=clock)
+    availability = WorkerAvailability(ledger, 900, clock=clock)
+    clock.advance(901)
     assert availability.is_missing("sdxl_queue")
 
 
-def test_a_worker_that_comes_back_is_noticed_at_once(clock: Clock, make_ledger: MakeLedger) -> None:
-    """The refusal lasts no longer than the absence."""
-    ledger = make_ledger(Counted, clock=clock)
+def test_a_worker_that_comes_back_is_noticed_at_once(clock: ManualClock, make_ledger: MakeLedger) -> None:
+    """Refusals end with the absence."""
+    ledger = make_ledger(CountingLedger, clock=clock)
     availability = WorkerAvailability(ledger, 900, clock=clock)
-    clock.now += 901
+    clock.advance(901)
     assert availability.is_missing("sdxl_queue")
     ledger.seen_at = clock.now
     assert not availability.is_missing("sdxl_queue")
 
 
-def test_the_ledger_is_asked_only_when_its_answer_has_run_out(clock: Clock, make_ledger: MakeLedger) -> None:
-    """A thousand submissions a second must not ask a thousand times."""
-    ledger = make_ledger(Counted, clock=clock)
+def test_the_ledger_is_read_only_when_its_last_answer_is_too_old(
+    clock: ManualClock, make_ledger: MakeLedger
+) -> None:
+    """A thousand submissions a second must not read it a thousand times."""
+    ledger = make_ledger(CountingLedger, clock=clock)
     availability = WorkerAvailability(ledger, 900, clock=clock)
-    clock.now += 1000
+    clock.advance(1000)
     ledger.seen_at = clock.now - 100
     for _ in range(50):
         assert not availability.is_missing("sdxl_queue")
-    assert ledger.asked == 1
-    clock.now += 799
+    assert ledger.reads == 1
+    clock.advance(799)
     assert not availability.is_missing("sdxl_queue")
-    clock.now += 2
+    clock.advance(2)
     assert availability.is_missing("sdxl_queue")
-    assert ledger.asked == 2
+    assert ledger.reads == 2
