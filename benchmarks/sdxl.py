@@ -71,7 +71,7 @@ def main() -> None:
 def measure(system: Eager, *, rounds: int, size_px: int) -> dict[str, Taken]:
     """Median seconds of each of the three, taking turns."""
     job(system, "warm", size_px)
-    pipe = bare_pipeline()
+    pipe = bare_pipeline(system)
     contenders: dict[str, Callable[[int], object]] = {
         "our job of six": lambda k: job(system, f"job-{k}", size_px),
         "diffusers, one batch of six": lambda _: call(pipe, size_px, PICTURES),
@@ -90,7 +90,7 @@ def measure(system: Eager, *, rounds: int, size_px: int) -> dict[str, Taken]:
 def stages(system: Eager, *, rounds: int, size_px: int) -> tuple[dict[str, Taken], dict[str, Taken]]:
     """What the stages of our job take, and those of the bare call, taking turns."""
     job(system, "warm", size_px)
-    pipe = bare_pipeline()
+    pipe = bare_pipeline(system)
     call(pipe, size_px, PICTURES)
     ours, bare = Stopwatch(), Stopwatch()
     with ours.watching(*our_stages(system)):
@@ -146,9 +146,9 @@ def job(system: Eager, name: str, size_px: int) -> None:
         raise RuntimeError(f"the job ended otherwise: {system.record(name)}")
 
 
-def bare_pipeline() -> Any:
+def bare_pipeline(system: Eager) -> Any:
     """The diffusers pipeline that our job ran on."""
-    models: Any = loading.loaded("sdxl")
+    models: Any = loading.loaded(system.control.settings, "sdxl")
     pipe = models.images()._pipe
     pipe.set_progress_bar_config(disable=True)
     return pipe

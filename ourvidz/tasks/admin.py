@@ -41,7 +41,7 @@ def run(self: GenerationTask, message: dict[str, Any]) -> dict[str, Any]:
 @app.task(name=FLUSH_TASK, acks_late=False, ignore_result=True)
 def flush() -> None:
     """Free the cached device memory of this process. Sent to one worker's own queue."""
-    models = loading.loaded(settings().worker or "")
+    models = loading.loaded(settings(), settings().worker or "")
     if models is not None:
         models.flush()
         _log.info("caches_flushed")

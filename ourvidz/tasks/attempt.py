@@ -132,7 +132,7 @@ class Attempt:
     def _metadata(self) -> dict[str, Any]:
         """The metadata of a failed job's callback: worker version, and the GPU memory if it can be read."""
         metadata: dict[str, Any] = {"worker_version": __version__}
-        models = loading.loaded(self._family)
+        models = loading.loaded(control.current().settings, self._family)
         try:
             return metadata | (models.memory() if models else {})
         except Exception:  # noqa: BLE001  a broken GPU must not keep its job from ending

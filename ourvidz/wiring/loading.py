@@ -1,38 +1,64 @@
-"""The models half of a worker's child, named as a string so that nothing else reaches torch."""
+"""The models of this process, built by a builder that the settings name: no other module reaches torch.
+
+Models are cached per family and per value of the settings that shape them, so that jobs of one process that
+run under different settings, as in tests, each get their own models.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from importlib import import_module
-from typing import cast
+from typing import Any, cast
 
 from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings
 from ourvidz.workflows.services import Models
 
-_loaded: dict[str, Models] = {}
+CACHE_SIZE = 6
+"""How many sets of models are kept; the least recently used one is dropped. A worker has one."""
+PREFIXES = {"sdxl": ("sdxl_", "ip_adapter"), "wan": ("wan_",), "chat": ("qwen_",)}
+"""The settings that shape the models of a family, by the beginning of their names."""
+SHARED = ("profile", "models", "previews")
+"""The settings that shape the models of every family."""
+
+_Key = tuple[str, tuple[Any, ...]]
+_cache: OrderedDict[_Key, Models] = OrderedDict()
 
 
-def models(chosen: Settings, family: str) -> Models:
-    """This process's pipelines of one family, built on first use."""
-    if family not in _loaded:
-        _loaded[family] = _build(chosen, family)
-    return _loaded[family]
+def models(settings: Settings, family: str) -> Models:
+    """Return the models of a family under these settings, built on first use and not loaded yet.
+
+    Raises `SettingsError` when `OURVIDZ_MODELS` names no builder, and what the builder raises.
+    """
+    key = cache_key(settings, family)
+    if key not in _cache:
+        _cache[key] = _build(settings, family)
+        if len(_cache) > CACHE_SIZE:
+            _cache.popitem(last=False)
+    _cache.move_to_end(key)
+    return _cache[key]
 
 
-def loaded(family: str) -> Models | None:
-    """The pipelines of a family if they have been built here."""
-    return _loaded.get(family)
+def loaded(settings: Settings, family: str) -> Models | None:
+    """Return the models of a family if they have been built under these settings."""
+    return _cache.get(cache_key(settings, family))
 
 
-def forget() -> None:
-    """Drop what was built: the next call builds again."""
-    _loaded.clear()
+def cache_key(settings: Settings, family: str) -> _Key:
+    """Return the family and the values of the settings that shape its models."""
+    prefixes = PREFIXES.get(family, ())
+    names = [name for name in type(settings).model_fields if name in SHARED or name.startswith(prefixes)]
+    values = [getattr(settings, name) for name in names]
+    if family == "wan" and settings.wan_cache is not None:
+        # The folder of the calibrations; without a cache nothing is written there.
+        values.append(settings.state_dir)
+    return family, tuple(values)
 
 
-def _build(chosen: Settings, family: str) -> Models:
-    module, _, name = chosen.models.partition(":")
+def _build(settings: Settings, family: str) -> Models:
+    module, _, name = settings.models.partition(":")
     try:
         builder = getattr(import_module(module), name)
     except (ImportError, AttributeError) as missing:
-        raise SettingsError(f"OURVIDZ_MODELS: cannot load {chosen.models!r}: {missing}") from missing
-    return cast(Models, builder(chosen, family))
+        raise SettingsError(f"OURVIDZ_MODELS: cannot load {settings.models!r}: {missing}") from missing
+    return cast(Models, builder(settings, family))

@@ -20,7 +20,6 @@ from ourvidz.errors import InvalidParameters, StorageError
 from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.storage.local import LocalStore
 from ourvidz.testing import CallbackRecorder, Eager, eager
-from ourvidz.wiring import loading
 from ourvidz.workflows import run
 from ourvidz.workflows.assets import UPLOAD_THREADS
 
@@ -180,9 +179,7 @@ def test_a_job_that_is_cancelled_between_its_images_ends_as_cancelled(
 
 
 @pytest.fixture
-def with_lora(
-    tmp_path: Path, ourvidz_callbacks: CallbackRecorder, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Eager]:
+def with_lora(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> Iterator[Eager]:
     """An installation whose jobs may name the LoRA file `hills`; its default weight is 2."""
     layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     with safe_open(find_sdxl(None).path / "unet/diffusion_pytorch_model.safetensors", "pt") as file:
@@ -192,8 +189,6 @@ def with_lora(
         f"{layer}.lora_B.weight": torch.ones(rows, 1),
     }
     save_file(weights, tmp_path / "hills.safetensors")
-    # Models that were built for another test do not have the file.
-    monkeypatch.setattr(loading, "_loaded", {})
     entry = f"hills={tmp_path / 'hills.safetensors'}@2"
     with eager(tmp_path / "state", ourvidz_callbacks, OURVIDZ_SDXL_JOB_LORAS=(entry,)) as running:
         yield running
