@@ -1,5 +1,5 @@
 """The command line, and the processes it starts.
 
-Owns: the `ourvidz` command, the embedded Redis-protocol server, the supervisor of one machine's processes.
-Speaks: commands, processes, logs, exit codes; jobs only as HTTP. No torch, not even indirectly.
+Owns the `ourvidz` command, the embedded Redis-protocol server, and the supervisor of one machine's processes.
+Handles commands, processes, logs and exit statuses; jobs only over HTTP. Only `wan_generate.py` loads torch.
 """

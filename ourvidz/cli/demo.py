@@ -1,4 +1,4 @@
-"""`ourvidz demo`: a whole stack, some pictures, and a look at everything that should have happened."""
+"""`ourvidz demo`: starts a stack, makes some images, and checks assets, thumbnails and callbacks."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ourvidz.cli.console import print_json, print_note, spinner
-from ourvidz.cli.stack import PYTHON_M, findable
+from ourvidz.cli.stack import PYTHON_M, with_package_path
 from ourvidz.settings import environment
 from ourvidz.subprocesses import dying_with_parent
 
 if TYPE_CHECKING:
     from ourvidz.cli.shim import Shim
 
-READY_S = 180.0
-JOB_S = 120.0
-CALLBACKS_S = 15.0
-STOP_S = 30.0
+READY_TIMEOUT_S = 180.0
+JOB_TIMEOUT_S = 120.0
+CALLBACKS_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 30.0
 POLL_S = 0.1
-THUMBNAIL_PX = 256
-EXPECTED = ["processing", "completed"]
-PICTURES = Path("ourvidz-demo")
-GRID = "grid.png"
+MAX_THUMBNAIL_PX = 256
+EXPECTED_CALLBACKS = ["processing", "completed"]
+OUTPUT_DIR = Path("ourvidz-demo")
+CONTACT_SHEET = "grid.png"
 SQUARE = (128, 128)
 WIDE = (128, 96)
-"""Not square: a picture with its sides exchanged would be noticed."""
+"""Not square, so that exchanged width and height are found."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """One picture of the demo; `size` is width and height in pixels."""
+class DemoImage:
+    """One image of the demo; `size` is width and height in pixels."""
 
     prompt: str
     seed: int
     size: tuple[int, int] = SQUARE
 
     def payload(self, job_id: str) -> dict[str, Any]:
-        """The job that makes it."""
+        """The payload of the job that makes it."""
         width, height = self.size
         return {
             "id": job_id,
@@ -61,18 +61,18 @@ class Wanted:
         }
 
 
-WANTED = (
-    Wanted("a big red circle on a blue background", 7),
-    Wanted("a small yellow star on a green background, at the top", 8),
-    Wanted("a big purple square on a white background, on the left", 9),
-    Wanted("a small white cross on a black background, on the right", 10),
-    Wanted("a big orange triangle on a cyan background, at the bottom", 11),
-    Wanted("a big green diamond on a pink background, in the centre", 12, WIDE),
+IMAGES = (
+    DemoImage("a big red circle on a blue background", 7),
+    DemoImage("a small yellow star on a green background, at the top", 8),
+    DemoImage("a big purple square on a white background, on the left", 9),
+    DemoImage("a small white cross on a black background, on the right", 10),
+    DemoImage("a big orange triangle on a cyan background, at the bottom", 11),
+    DemoImage("a big green diamond on a pink background, in the centre", 12, WIDE),
 )
 
 
 class DemoFailed(click.ClickException):
-    """Something that the demo promises did not happen."""
+    """A check of the demo failed."""
 
 
 @click.command(short_help="Start everything, make some pictures, show them.")
@@ -85,62 +85,65 @@ class DemoFailed(click.ClickException):
 )
 def demo(as_json: bool, keep: bool, state_dir: Path | None) -> None:
     """Start everything, make some pictures, show them in one. Exit status 0 only if all of it worked."""
-    began = time.monotonic()
-    with _directory(state_dir) as folder, _stack(folder, flower=keep) as (ready, process):
-        # Only now: requests and Pillow load while the stack starts.
+    started_at = time.monotonic()
+    with _state_directory(state_dir) as folder, _stack(folder, flower=keep) as (ready, process):
+        # Imported here: requests and Pillow load while the stack starts.
         from ourvidz.cli.shim import Shim
 
         shim = Shim(ready["shim"], ready["api_key"])
-        told = make_pictures(shim, began)
+        result = make_images(shim, started_at)
         if as_json:
-            print_json(told)
+            print_json(result)
         else:
-            _show(told)
+            _print_result(result)
         if keep:
-            _keep(ready, process, as_json)
+            _wait_for_interrupt(ready, process, as_json)
 
 
-def make_pictures(shim: Shim, began: float) -> dict[str, Any]:
-    """Run all jobs and check everything about them; `DemoFailed` says what was not as it should be.
-    `seconds` counts from `began` (monotonic) to the first picture, `total_seconds` to the end."""
-    jobs = {f"demo-{uuid.uuid4()}": wanted for wanted in WANTED}
-    for job_id, wanted in jobs.items():
-        shim.post("/jobs", wanted.payload(job_id))
-    pictures: list[dict[str, Any]] = []
+def make_images(shim: Shim, started_at: float) -> dict[str, Any]:
+    """Run all jobs, check their assets and callbacks, and save the files. Raises `DemoFailed`.
+
+    `started_at` is a time of the monotonic clock. Returns the JSON result; its `seconds` end with the first
+    image, its `total_seconds` with the last callback.
+    """
+    jobs = {f"demo-{uuid.uuid4()}": image for image in IMAGES}
+    for job_id, image in jobs.items():
+        shim.post("/jobs", image.payload(job_id))
+    results: list[dict[str, Any]] = []
     seconds = None
-    with spinner("making the first picture") as show:
-        for job_id, wanted in jobs.items():
-            asset = _finished(shim, job_id)["result"]["assets"][0]
-            seconds = seconds or round(time.monotonic() - began, 2)
-            pictures.append(_fetched(shim, job_id, wanted, asset))
-            show(f"{len(pictures)} of {len(jobs)} pictures")
-    grid = _keep_grid([(Path(picture["file"]), picture["prompt"]) for picture in pictures])
+    with spinner("making the first picture") as update:
+        for job_id, image in jobs.items():
+            asset = _wait_for_job(shim, job_id)["result"]["assets"][0]
+            seconds = seconds or round(time.monotonic() - started_at, 2)
+            results.append(_download(shim, job_id, image, asset))
+            update(f"{len(results)} of {len(jobs)} pictures")
+    sheet = _save_contact_sheet([(Path(result["file"]), result["prompt"]) for result in results])
     with spinner("waiting for the callbacks"):
-        callbacks = [_callbacks(shim, job_id) for job_id in jobs]
+        callbacks = [_wait_for_callbacks(shim, job_id) for job_id in jobs]
     return {
-        "job_id": pictures[0]["job_id"],
+        "job_id": results[0]["job_id"],
         "status": "completed",
-        "assets": [picture["url"] for picture in pictures],
-        "thumbnails": [picture["thumbnail_url"] for picture in pictures],
+        "assets": [result["url"] for result in results],
+        "thumbnails": [result["thumbnail_url"] for result in results],
         "callbacks": callbacks[0],
         "seconds": seconds,
-        "total_seconds": round(time.monotonic() - began, 2),
-        "files": [file for picture in pictures for file in (picture["file"], picture["thumbnail"])],
-        "grid": str(grid),
-        "pictures": pictures,
+        "total_seconds": round(time.monotonic() - started_at, 2),
+        "files": [file for result in results for file in (result["file"], result["thumbnail"])],
+        "grid": str(sheet),
+        "pictures": results,
     }
 
 
-def _fetched(shim: Shim, job_id: str, wanted: Wanted, asset: Mapping[str, Any]) -> dict[str, Any]:
-    """Fetch, check and keep one picture and its thumbnail."""
-    picture, thumbnail = (_image(shim, asset[name]) for name in ("url", "thumbnail_url"))
-    found = _size(picture)
-    _expect(found == wanted.size, f"the picture is {found} pixels instead of {wanted.size}")
-    _expect(max(_size(thumbnail)) <= THUMBNAIL_PX, f"the thumbnail is {_size(thumbnail)} pixels")
-    files = _keep_files(job_id, picture=picture, thumbnail=thumbnail)
+def _download(shim: Shim, job_id: str, image: DemoImage, asset: Mapping[str, Any]) -> dict[str, Any]:
+    """Download, check and save an image and its thumbnail; returns URLs and file names."""
+    data, thumbnail = (_fetch_asset(shim, asset[name]) for name in ("url", "thumbnail_url"))
+    size = _size_px(data)
+    _require(size == image.size, f"the picture is {size} pixels instead of {image.size}")
+    _require(max(_size_px(thumbnail)) <= MAX_THUMBNAIL_PX, f"the thumbnail is {_size_px(thumbnail)} pixels")
+    files = _save(job_id, image=data, thumbnail=thumbnail)
     return {
         "job_id": job_id,
-        "prompt": wanted.prompt,
+        "prompt": image.prompt,
         "url": asset["url"],
         "thumbnail_url": asset["thumbnail_url"],
         "file": str(files[0]),
@@ -148,23 +151,24 @@ def _fetched(shim: Shim, job_id: str, wanted: Wanted, asset: Mapping[str, Any]) 
     }
 
 
-def _finished(shim: Shim, job_id: str) -> dict[str, Any]:
-    ends = time.monotonic() + JOB_S
+def _wait_for_job(shim: Shim, job_id: str) -> dict[str, Any]:
+    """Follow a job's events to its end; returns the job. Raises `DemoFailed` unless it completed in time."""
+    deadline = time.monotonic() + JOB_TIMEOUT_S
     for _ in shim.events(job_id):
-        _expect(time.monotonic() < ends, f"the job took longer than {JOB_S:g} s")
+        _require(time.monotonic() < deadline, f"the job took longer than {JOB_TIMEOUT_S:g} s")
     job = shim.job(job_id)
     error = job.get("error") or {}
-    _expect(
+    _require(
         job["status"] == "completed", f"the job {job['status']}: {error.get('code')} {error.get('message')}"
     )
     return job
 
 
-def _image(shim: Shim, key: str) -> bytes:
+def _fetch_asset(shim: Shim, key: str) -> bytes:
     return shim.fetch(key if "://" in key else f"/assets/{key}")
 
 
-def _size(image: bytes) -> tuple[int, int]:
+def _size_px(image: bytes) -> tuple[int, int]:
     from io import BytesIO
 
     from PIL import Image
@@ -172,108 +176,114 @@ def _size(image: bytes) -> tuple[int, int]:
     return Image.open(BytesIO(image)).size
 
 
-def _callbacks(shim: Shim, job_id: str) -> list[str]:
-    """The statuses that the inbox has got for a job, in order; every signature must have been right."""
-    ends = time.monotonic() + CALLBACKS_S
+def _wait_for_callbacks(shim: Shim, job_id: str) -> list[str]:
+    """Wait for the terminal callback in the shim's inbox; returns the statuses of all, in their order.
+
+    Raises `DemoFailed` for other statuses than expected, and for an invalid signature.
+    """
+    deadline = time.monotonic() + CALLBACKS_TIMEOUT_S
     while True:
         items = shim.get("/inbox", job_id=job_id)["items"]
         statuses = [item["payload"]["status"] for item in items]
-        if EXPECTED[-1] in statuses or time.monotonic() > ends:
+        if EXPECTED_CALLBACKS[-1] in statuses or time.monotonic() > deadline:
             break
         time.sleep(POLL_S)
-    _expect(statuses == EXPECTED, f"the callbacks were {statuses} instead of {EXPECTED}")
-    _expect(all(item["verified"] for item in items), "a callback's signature was not right")
+    _require(statuses == EXPECTED_CALLBACKS, f"the callbacks were {statuses} instead of {EXPECTED_CALLBACKS}")
+    _require(all(item["verified"] for item in items), "a callback's signature was not right")
     return statuses
 
 
-def _keep_files(job_id: str, *, picture: bytes, thumbnail: bytes) -> list[Path]:
-    PICTURES.mkdir(exist_ok=True)
-    files = [PICTURES.absolute() / f"{job_id}.{ending}" for ending in ("png", "thumb.webp")]
-    for file, content in zip(files, (picture, thumbnail), strict=True):
-        file.write_bytes(content)
+def _save(job_id: str, *, image: bytes, thumbnail: bytes) -> list[Path]:
+    OUTPUT_DIR.mkdir(exist_ok=True)
+    files = [OUTPUT_DIR.absolute() / f"{job_id}.{extension}" for extension in ("png", "thumb.webp")]
+    for file, data in zip(files, (image, thumbnail), strict=True):
+        file.write_bytes(data)
     return files
 
 
-def _keep_grid(pictures: list[tuple[Path, str]]) -> Path:
+def _save_contact_sheet(images: list[tuple[Path, str]]) -> Path:
+    """`images` are pairs of file and caption."""
     from ourvidz.cli.contact_sheet import contact_sheet
 
-    grid = PICTURES.absolute() / GRID
-    contact_sheet([file.read_bytes() for file, _ in pictures], [text for _, text in pictures]).save(grid)
-    return grid
+    sheet = OUTPUT_DIR.absolute() / CONTACT_SHEET
+    contact_sheet([file.read_bytes() for file, _ in images], [caption for _, caption in images]).save(sheet)
+    return sheet
 
 
-def _expect(fine: bool, otherwise: str) -> None:
-    if not fine:
-        raise DemoFailed(otherwise)
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise DemoFailed(message)
 
 
 @contextlib.contextmanager
-def _directory(chosen: Path | None) -> Iterator[Path]:
-    if chosen is not None:
-        yield chosen.absolute()
+def _state_directory(folder: Path | None) -> Iterator[Path]:
+    """The given directory, else a temporary one, which is deleted unless the demo fails."""
+    if folder is not None:
+        yield folder.absolute()
         return
-    folder = Path(tempfile.mkdtemp(prefix="ourvidz-demo-"))
+    temporary = Path(tempfile.mkdtemp(prefix="ourvidz-demo-"))
     try:
-        yield folder
+        yield temporary
     except BaseException:
-        print_note(f"logs of the processes: {folder / 'logs'}")
+        print_note(f"logs of the processes: {temporary / 'logs'}")
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _stack(folder: Path, *, flower: bool) -> Iterator[tuple[dict[str, Any], subprocess.Popen[bytes]]]:
-    """`ourvidz up` as a child, ready; stopped in the end."""
+    """Run `ourvidz up` as a child: yields its ready line and its process, stops it afterwards."""
     argv = [*PYTHON_M, "ourvidz.cli.main", "up", "--state-dir", str(folder)]
     print_note(f"starting everything in {folder}")
-    # Its own group: on Ctrl-C this process stops it, and waits.
+    # In its own process group: on Ctrl-C this process stops it, and waits.
     process = subprocess.Popen(
         argv if flower else [*argv, "--no-flower", "--workers", "sdxl"],
         stdout=subprocess.PIPE,
-        env=findable(environment()),
+        env=with_package_path(environment()),
         process_group=0,
         preexec_fn=dying_with_parent(signal.SIGTERM),
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        yield _ready(process), process
+        yield _read_ready_line(process), process
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(STOP_S)
+            process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
-def _ready(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+def _read_ready_line(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     assert process.stdout is not None
-    too_long = threading.Timer(READY_S, process.terminate)
-    too_long.start()
+    timeout = threading.Timer(READY_TIMEOUT_S, process.terminate)
+    timeout.start()
     try:
         line = process.stdout.readline()
     finally:
-        too_long.cancel()
+        timeout.cancel()
     if not line:
         raise DemoFailed("the stack did not become ready")
     ready: dict[str, Any] = json.loads(line)
     return ready
 
 
-def _show(told: dict[str, Any]) -> None:
-    for picture in told["pictures"]:
+def _print_result(result: dict[str, Any]) -> None:
+    for picture in result["pictures"]:
         click.echo(f"{picture['file']}  {picture['prompt']}")
     click.echo(
-        f"The first picture after {told['seconds']} s, everything after {told['total_seconds']} s; "
-        f"the callbacks of each: {' and '.join(told['callbacks'])}."
+        f"The first picture after {result['seconds']} s, everything after {result['total_seconds']} s; "
+        f"the callbacks of each: {' and '.join(result['callbacks'])}."
     )
-    click.echo(f"All of them in one: {told['grid']}")
+    click.echo(f"All of them in one: {result['grid']}")
 
 
-def _keep(ready: dict[str, Any], process: subprocess.Popen[bytes], as_json: bool) -> None:
-    show: Callable[[str], None] = print_note if as_json else click.echo
+def _wait_for_interrupt(ready: dict[str, Any], process: subprocess.Popen[bytes], as_json: bool) -> None:
+    """Print the URLs of the running stack, and wait for Ctrl-C or its end."""
+    output: Callable[[str], None] = print_note if as_json else click.echo
     for name in ("shim", "inbox", "flower"):
-        show(f"{name}: {ready[name]}")
-    show("Ctrl-C stops everything.")
+        output(f"{name}: {ready[name]}")
+    output("Ctrl-C stops everything.")
     with contextlib.suppress(KeyboardInterrupt):
         process.wait()

@@ -1,4 +1,4 @@
-"""`ourvidz jobs`: submit, watch and manage jobs of a shim."""
+"""`ourvidz jobs`: submits, lists, follows and changes jobs over HTTP."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TYPES = click.Choice([*CATALOG, *ALIASES])
 Command = Callable[..., None]
 
 
-def _talking(command: Command) -> Command:
-    """The options of every command: which shim, which key, JSON or not."""
+def _shim_options(command: Command) -> Command:
+    """Decorator: add the options of every command, `--url`, `--api-key` and `--json`."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option("--api-key", "key", help="The shim's key; default $OURVIDZ_API_KEY."),
@@ -32,7 +32,7 @@ def _talking(command: Command) -> Command:
 
 
 def _connect(url: str | None, key: str | None) -> Shim:
-    # requests takes as long to import as everything else here; --help does without.
+    # Imported here: `--help` does not need requests, which takes as long to import as all other modules.
     from ourvidz.cli.shim import connect
 
     return connect(url, key)
@@ -54,7 +54,7 @@ def jobs() -> None:
 @click.option("--user", default="cli", show_default=True, help="Whose job it is.")
 @click.option("--id", "job_id", help="The job's id; a new one by default.")
 @click.option("--watch", "follow", is_flag=True, help="Wait for its end, as `jobs watch` does.")
-@_talking
+@_shim_options
 def submit(file: IO[bytes] | None, prompt: str | None, type_name: str, steps: int | None, size: str | None,
            num_images: int | None, seed: int | None, user: str, job_id: str | None, follow: bool,
            url: str | None, key: str | None, as_json: bool) -> None:  # fmt: skip
@@ -62,9 +62,9 @@ def submit(file: IO[bytes] | None, prompt: str | None, type_name: str, steps: in
     if (file is None) == (prompt is None):
         raise click.UsageError("give a FILE or a --prompt")
     if file is not None:
-        payload = _read(file)
+        payload = _read_json(file)
     else:
-        config = {"steps": steps, "num_images": num_images, "seed": seed, **_size(size)}
+        config = {"steps": steps, "num_images": num_images, "seed": seed, **_parse_size(size)}
         payload = {
             "id": job_id or str(uuid.uuid4()),
             "type": type_name,
@@ -73,22 +73,22 @@ def submit(file: IO[bytes] | None, prompt: str | None, type_name: str, steps: in
             "config": {name: value for name, value in config.items() if value is not None},
         }
     shim = _connect(url, key)
-    answer = shim.post("/jobs", payload)
+    response = shim.post("/jobs", payload)
     if follow:
-        _watch(shim, answer["job_id"], as_json)
+        _watch(shim, response["job_id"], as_json)
     elif as_json:
-        print_json(answer)
+        print_json(response)
     else:
-        print_note(f"{answer['status']} in {answer.get('queue')}, {answer.get('position')} before it")
-        click.echo(answer["job_id"])
+        print_note(f"{response['status']} in {response.get('queue')}, {response.get('position')} before it")
+        click.echo(response["job_id"])
 
 
 @jobs.command()
 @click.argument("job_id")
-@_talking
+@_shim_options
 def show(job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
-    """Show how a job stands."""
-    _present(_connect(url, key).job(job_id), as_json)
+    """Show the status, the assets and the error of a job."""
+    _print_job(_connect(url, key).job(job_id), as_json)
 
 
 @jobs.command("list")
@@ -97,7 +97,7 @@ def show(job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
 @click.option("--status", type=click.Choice(["queued", "processing", "completed", "failed", "cancelled"]))
 @click.option("--cursor", help="Go on where a page ended.")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
-@_talking
+@_shim_options
 def list_(user: str | None, type_name: str | None, status: str | None, cursor: str | None, limit: int,
           url: str | None, key: str | None, as_json: bool) -> None:  # fmt: skip
     """List jobs, newest first."""
@@ -123,128 +123,130 @@ def list_(user: str | None, type_name: str | None, status: str | None, cursor: s
 
 @jobs.command()
 @click.argument("job_id")
-@_talking
+@_shim_options
 def cancel(job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
     """Cancel a job: a queued one never runs, a running one stops before its next step."""
-    _act(_connect(url, key).post(_path(job_id, "cancel")), "cancelled", job_id, as_json)
+    _print_change(_connect(url, key).post(_path(job_id, "cancel")), "cancelled", job_id, as_json)
 
 
 @jobs.command()
 @click.argument("job_id")
-@_talking
+@_shim_options
 def retry(job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
     """Run a failed or cancelled job again."""
-    _act(_connect(url, key).post(_path(job_id, "retry")), "queued again", job_id, as_json)
+    _print_change(_connect(url, key).post(_path(job_id, "retry")), "queued again", job_id, as_json)
 
 
 @jobs.command()
 @click.argument("job_id")
-@_talking
+@_shim_options
 def delete(job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
-    """Forget a finished job and its assets."""
-    answer = _connect(url, key).delete(_path(job_id))
-    _act(answer or {"job_id": job_id, "deleted": True}, "deleted", job_id, as_json)
+    """Delete a finished job and its assets."""
+    response = _connect(url, key).delete(_path(job_id))
+    _print_change(response or {"job_id": job_id, "deleted": True}, "deleted", job_id, as_json)
 
 
 @jobs.command()
 @click.argument("job_id")
-@_talking
+@_shim_options
 def watch(job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
     """Follow a job to its end. Exit status 0 when it completed, else 1."""
     _watch(_connect(url, key), job_id, as_json)
 
 
 def _watch(shim: Shim, job_id: str, as_json: bool) -> None:
+    """Print the events of a job until it ends, then the job. A streamed text is printed only once."""
     from rich.console import Console
     from rich.progress import Progress
 
     shim.job(job_id)
-    heard = ""
+    printed = ""
     with Progress(console=Console(stderr=True), transient=True) as bar:
         line = bar.add_task(job_id, total=100.0)
         for event in shim.events(job_id):
             bar.update(line, completed=progress_of(event), description=description_of(event))
             if as_json and event.kind != "preview":
                 print_json({"event": event.kind, **event.data})
-            elif not as_json and (event.kind == "token" or heard):
+            elif not as_json and (event.kind == "token" or printed):
                 bar.stop()
-                heard = _read_on(event, heard)
-    _present(shim.job(job_id), as_json, heard)
+                printed = _print_text(event, printed)
+    _print_job(shim.job(job_id), as_json, printed)
 
 
-def _read_on(event: Event, heard: str) -> str:
-    """Print what an event adds to a text that grows; what has been heard by then. Another attempt begins
-    it anew."""
+def _print_text(event: Event, printed: str) -> str:
+    """Print the text of a token event; returns all text that was printed so far, empty after the start of
+    another attempt."""
     if event.kind == "token":
         click.echo(event.data["text"], nl=False)
-        return heard + str(event.data["text"])
+        return printed + str(event.data["text"])
     if event.kind in ("state", "done"):
         click.echo()
-    return "" if event.kind == "state" else heard
+    return "" if event.kind == "state" else printed
 
 
 def progress_of(event: Event) -> float | None:
-    """How far the job is by this event (0 to 100); None when it does not say."""
+    """The progress (0 to 100) that an event reports; None when it reports none."""
     if event.kind == "done" and event.data.get("status") == "completed":
         return 100.0
-    said = event.data.get("progress")
-    return float(said) if isinstance(said, int | float) else None
+    progress = event.data.get("progress")
+    return float(progress) if isinstance(progress, int | float) else None
 
 
 def description_of(event: Event) -> str | None:
-    """What the job is doing by this event; None when it does not say."""
-    said = event.data.get("stage") or event.data.get("status")
-    return str(said) if said else None
+    """The stage or status that an event reports; None when it reports neither."""
+    description = event.data.get("stage") or event.data.get("status")
+    return str(description) if description else None
 
 
-def _present(job: dict[str, Any], as_json: bool, heard: str = "") -> None:
-    """Show a job, but not the text that was `heard` already; a failed or cancelled one is exit status 1."""
+def _print_job(job: dict[str, Any], as_json: bool, printed: str = "") -> None:
+    """Print a job, without a text that was `printed` before. Exit status 1 if it failed or was cancelled."""
     if as_json:
         print_json(job)
     else:
         click.echo(f"{job['job_id']}  {job['status']}  {job.get('progress', 0):.0f} %")
         for asset in (job.get("result") or {}).get("assets", ()):
-            shown = asset if isinstance(asset, str) else _shown(asset)
-            if shown != heard:
-                click.echo(shown)
+            text = asset if isinstance(asset, str) else _format_asset(asset)
+            if text != printed:
+                click.echo(text)
         if job.get("error"):
             print_note(f"{job['error'].get('code')}: {job['error'].get('message')}")
     if job["status"] in ("failed", "cancelled"):
         raise click.exceptions.Exit(1)
 
 
-def _shown(asset: dict[str, Any]) -> str:
-    """Where an asset is; what it says, where it is a text or a document."""
-    told = asset.get("metadata") or {}
+def _format_asset(asset: dict[str, Any]) -> str:
+    """The text of a text asset, the document of a JSON asset, else the asset's URL or type."""
+    metadata = asset.get("metadata") or {}
     if asset["type"] == "text":
-        return str(told["text"])
+        return str(metadata["text"])
     if asset["type"] == "json":
-        return json.dumps(told["result"], indent=2)
+        return json.dumps(metadata["result"], indent=2)
     return str(asset.get("url") or asset["type"])
 
 
-def _act(answer: Any, done: str, job_id: str, as_json: bool) -> None:
+def _print_change(response: Any, change: str, job_id: str, as_json: bool) -> None:
     if as_json:
-        print_json(answer)
+        print_json(response)
     else:
-        click.echo(f"{job_id}  {done}")
+        click.echo(f"{job_id}  {change}")
 
 
 def _path(job_id: str, *more: str) -> str:
     return "/".join(("/jobs", quote(job_id, safe=""), *more))
 
 
-def _read(file: IO[bytes]) -> Any:
+def _read_json(file: IO[bytes]) -> Any:
     try:
         return json.loads(file.read())
-    except ValueError as broken:
-        raise click.UsageError(f"{file.name} holds no JSON: {broken}") from None
+    except ValueError as error:
+        raise click.UsageError(f"{file.name} holds no JSON: {error}") from None
 
 
-def _size(text: str | None) -> dict[str, int]:
+def _parse_size(text: str | None) -> dict[str, int]:
+    """`width` and `height` in pixels, from WIDTHxHEIGHT; empty without a text."""
     if text is None:
         return {}
-    width, found, height = text.lower().partition("x")
-    if not (found and width.isdigit() and height.isdigit()):
+    width, separator, height = text.lower().partition("x")
+    if not (separator and width.isdigit() and height.isdigit()):
         raise click.UsageError("--size is WIDTHxHEIGHT, for example 1024x1024")
     return {"width": int(width), "height": int(height)}

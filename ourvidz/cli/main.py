@@ -1,4 +1,4 @@
-"""The `ourvidz` command. A subcommand's module is imported when it is used, so `--help` stays fast."""
+"""The `ourvidz` command. A subcommand's module is imported only to run it, so `--help` stays fast."""
 
 from __future__ import annotations
 
@@ -13,55 +13,53 @@ from ourvidz.errors import OurvidzError, SettingsError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("ourvidz.cli.up:up", "Start everything on this machine and keep it running."),
-    "demo": ("ourvidz.cli.demo:demo", "Start everything, make one picture, show where it went."),
-    "worker": ("ourvidz.cli.worker:worker", "Be one process: web, sdxl, wan, chat, io, keeper or clock."),
+    "demo": ("ourvidz.cli.demo:demo", "Start everything, make some pictures, show them."),
+    "worker": ("ourvidz.cli.worker:worker", "Run one process: web, sdxl, wan, chat, io, keeper or clock."),
     "jobs": ("ourvidz.cli.jobs:jobs", "Submit, watch and manage jobs over HTTP."),
     "callbacks": ("ourvidz.cli.callbacks:callbacks", "List, show and replay callbacks."),
     "models": ("ourvidz.cli.models:models", "List and verify the checkpoints."),
     "doctor": ("ourvidz.cli.doctor:doctor", "Check that this machine has what it needs."),
 }
-"""Name → where it is, and its line in the help."""
+"""Name → (module:attribute, line in the help)."""
+USES_RUNNING_STACK = frozenset({"callbacks"})
+"""Commands that use the Redis server of the running `ourvidz up`."""
 
 
-BESIDE_UP = frozenset({"callbacks"})
-"""Commands that talk to the ledger of the running `ourvidz up`."""
-
-
-class _WrongSetting(click.ClickException):
+class _SettingsFailure(click.ClickException):
     exit_code = 2
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command only to run it, and shows our errors as one line."""
+    """A click group that imports a command only to run it, and prints an `OurvidzError` as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """The names, in the order of the table."""
+        """The names of the commands, in the order of `COMMANDS`."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import a command by name."""
+        """Import a command by name; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name in BESIDE_UP:
-            # Before the import: Celery's settings are read with the module.
+        if cmd_name in USES_RUNNING_STACK:
+            # Before the import: the module imports the Celery app, which reads the settings.
             from ourvidz.cli.state import use_running_stack
 
             use_running_stack()
         module, _, name = COMMANDS[cmd_name][0].partition(":")
-        found: click.Command = getattr(import_module(module), name)
-        return found
+        command: click.Command = getattr(import_module(module), name)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """The help of every command, without importing any."""
+        """Write the commands section of the help, without importing any command."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error of ours is one line, exit status 2 for a setting and 1 for the rest."""
+        """Run the command. An `OurvidzError` becomes one line; exit status 2 if a `SettingsError`, else 1."""
         try:
             return super().invoke(ctx)
         except OurvidzError as error:
-            raise (_WrongSetting if isinstance(error, SettingsError) else click.ClickException)(
+            raise (_SettingsFailure if isinstance(error, SettingsError) else click.ClickException)(
                 error.message
             ) from None
 
@@ -73,7 +71,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The entry point of the `ourvidz` script. Standard output is for results: the log goes elsewhere."""
+    """Entry point of the `ourvidz` script. Results go to standard output, the log to standard error."""
     if not {"-h", "--help", "--version"} & set(sys.argv):
         from ourvidz import log
 

@@ -1,4 +1,4 @@
-"""A small client of the shim's HTTP routes."""
+"""An HTTP client of the shim, for the commands."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from ourvidz.cli.state import StateDir
 from ourvidz.net.sse import LineTooLong, parse_events
 from ourvidz.settings import settings
 
-CONNECT_S = 5.0
-READ_S = 30.0
-SILENCE_S = 60.0
-"""An event stream that says nothing for this long, not even a keep-alive, is opened again."""
-AGAIN_S = 0.5
-ENDED = frozenset({"completed", "failed", "cancelled"})
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 30.0
+STREAM_TIMEOUT_S = 60.0
+"""An event stream is opened again when nothing arrives for this long, not even a keep-alive comment."""
+RECONNECT_DELAY_S = 0.5
+TERMINAL_STATUSES = frozenset({"completed", "failed", "cancelled"})
 
 
-class Refused(click.ClickException):
-    """The shim said no, or did not answer. One line, exit status 1."""
+class ShimError(click.ClickException):
+    """The shim refused a request, or did not answer. click prints one line and exits with status 1.
+
+    status: the HTTP status, None without a response. code: the error code of the problem document.
+    """
 
     def __init__(self, message: str, *, status: int | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -35,7 +38,7 @@ class Refused(click.ClickException):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of a job's stream."""
+    """One event of a job's stream. `kind` is its SSE type, `id` resumes the stream after it."""
 
     id: str | None
     kind: str
@@ -43,115 +46,128 @@ class Event:
 
 
 class Shim:
-    """One shim. Every failure is a `Refused`."""
+    """A client of one shim. Paths are relative to its URL. Every method raises `ShimError` on failure."""
 
-    def __init__(self, url: str, key: str | None, *, read_s: float = READ_S) -> None:
+    def __init__(self, url: str, key: str | None, *, read_timeout_s: float = READ_TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
-        self._read_s = read_s
+        self._read_timeout_s = read_timeout_s
         self._session = requests.Session()
-        # A proxy for the outside world does not know this machine's loopback.
+        # No proxy from the environment: it cannot reach the loopback of this machine.
         self._session.trust_env = False
         if key:
             self._session.headers["Authorization"] = f"Bearer {key}"
 
     def get(self, path: str, **query: Any) -> Any:
-        """Read a JSON document."""
-        return self._ask(
-            "GET", path, params={name: value for name, value in query.items() if value is not None}
-        )
+        """GET a JSON document. Query parameters that are None are left out."""
+        parameters = {name: value for name, value in query.items() if value is not None}
+        return self._request_json("GET", path, params=parameters)
 
     def post(self, path: str, document: Any = None) -> Any:
-        """Send a JSON document, read one back."""
-        return self._ask("POST", path, json=document)
+        """POST a JSON document; returns the JSON response."""
+        return self._request_json("POST", path, json=document)
 
     def delete(self, path: str) -> Any:
-        """Delete what stands there."""
-        return self._ask("DELETE", path)
+        """DELETE a resource; returns the JSON response, None if it is empty."""
+        return self._request_json("DELETE", path)
 
     def fetch(self, url: str) -> bytes:
-        """The bytes at a URL of the shim."""
-        return bytes(self._send("GET", url if "://" in url else self.url + url).content)
+        """GET the bytes at a path of the shim, or at an absolute URL."""
+        return bytes(self._request("GET", url if "://" in url else self.url + url).content)
 
-    def ready(self) -> bool:
-        """Whether the shim, the broker behind it and a worker answer."""
+    def is_ready(self) -> bool:
+        """Whether the shim, its Redis server and a worker are ready (`/health/ready`)."""
         try:
             self.get("/health/ready")
-        except Refused:
+        except ShimError:
             return False
         return True
 
+    def has_page(self, path: str) -> bool:
+        """Whether the shim serves something at a path: it answers with another status than 404."""
+        try:
+            self.fetch(path)
+        except ShimError as error:
+            return error.status not in (None, 404)
+        return True
+
     def job(self, job_id: str) -> dict[str, Any]:
-        """How a job stands."""
-        found: dict[str, Any] = self.get(f"/jobs/{quote(job_id, safe='')}")
-        return found
+        """The document of a job."""
+        document: dict[str, Any] = self.get(f"/jobs/{quote(job_id, safe='')}")
+        return document
 
     def events(self, job_id: str) -> Iterator[Event]:
-        """What happens to a job, until it is over; a stream that breaks off is taken up where it ended."""
-        last: str | None = None
+        """Yield the events of a job until it ends. A broken stream is resumed after the last event."""
+        last_id: str | None = None
         while True:
             try:
-                for event in self._stream(job_id, last):
-                    last = event.id or last
+                for event in self._stream(job_id, last_id):
+                    last_id = event.id or last_id
                     yield event
                     if event.kind == "done":
                         return
             except requests.RequestException:
                 click.echo("the event stream broke off; trying again", err=True)
-            except LineTooLong as failed:
-                raise Refused(f"{self.url}: {failed}") from None
-            if self.job(job_id)["status"] in ENDED:
+            except LineTooLong as error:
+                raise ShimError(f"{self.url}: {error}") from None
+            if self.job(job_id)["status"] in TERMINAL_STATUSES:
                 return
-            time.sleep(AGAIN_S)
+            time.sleep(RECONNECT_DELAY_S)
 
-    def _stream(self, job_id: str, last: str | None) -> Iterator[Event]:
-        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
+    def _stream(self, job_id: str, last_id: str | None) -> Iterator[Event]:
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
         url = f"{self.url}/jobs/{quote(job_id, safe='')}/events"
-        with self._session.get(url, headers=headers, stream=True, timeout=(CONNECT_S, SILENCE_S)) as answer:
-            _check(answer)
-            for event in parse_events(answer.iter_content(chunk_size=1)):
+        timeout = (CONNECT_TIMEOUT_S, STREAM_TIMEOUT_S)
+        with self._session.get(url, headers=headers, stream=True, timeout=timeout) as response:
+            _raise_for_status(response)
+            for event in parse_events(response.iter_content(chunk_size=1)):
                 yield Event(event.id, event.event, json.loads(event.data))
 
-    def _ask(self, method: str, path: str, **content: Any) -> Any:
-        answer = self._send(method, self.url + path, **content)
-        if not answer.content:
+    def _request_json(self, method: str, path: str, **content: Any) -> Any:
+        response = self._request(method, self.url + path, **content)
+        if not response.content:
             return None
         try:
-            return answer.json()
+            return response.json()
         except ValueError:
-            raise Refused(f"{self.url} is no OurVidz shim: {path} answered no JSON") from None
+            raise ShimError(f"{self.url} is no OurVidz shim: {path} answered no JSON") from None
 
-    def _send(self, method: str, url: str, **content: Any) -> requests.Response:
+    def _request(self, method: str, url: str, **content: Any) -> requests.Response:
+        timeout = (CONNECT_TIMEOUT_S, self._read_timeout_s)
         try:
-            answer = self._session.request(method, url, timeout=(CONNECT_S, self._read_s), **content)
+            response = self._session.request(method, url, timeout=timeout, **content)
         except requests.ConnectionError:
-            raise Refused(f"nothing answers at {self.url}; is `ourvidz up` running?") from None
-        except requests.RequestException as failed:
-            raise Refused(f"{self.url}: {failed}") from None
-        _check(answer)
-        return answer
+            raise ShimError(f"nothing answers at {self.url}; is `ourvidz up` running?") from None
+        except requests.RequestException as error:
+            raise ShimError(f"{self.url}: {error}") from None
+        _raise_for_status(response)
+        return response
 
 
 def connect(url: str | None, key: str | None) -> Shim:
-    """The shim that is meant: the one named, `OURVIDZ_URL`, the running `ourvidz up`, or the usual port."""
-    chosen = settings()
-    running = StateDir(chosen.state_dir).read_ready() or {}
-    found = url or chosen.shim_url or running.get("shim") or f"http://127.0.0.1:{chosen.ports[0]}"
-    # The key of the local stack is not for a stranger.
-    own = running.get("api_key") if found == running.get("shim") else None
-    return Shim(found, key or chosen.shim_key or own)
+    """A client of the shim at `url`, else `OURVIDZ_URL`, the running `ourvidz up`, or the default port.
+
+    The API key of the running stack is sent only to that stack.
+    """
+    current = settings()
+    running = StateDir(current.state_dir).read_ready() or {}
+    shim_url = url or current.shim_url or running.get("shim") or f"http://127.0.0.1:{current.ports[0]}"
+    stack_key = running.get("api_key") if shim_url == running.get("shim") else None
+    return Shim(shim_url, key or current.shim_key or stack_key)
 
 
-def _check(answer: requests.Response) -> None:
-    if answer.ok:
+def _raise_for_status(response: requests.Response) -> None:
+    if response.ok:
         return
     try:
-        problem = answer.json()
+        problem = response.json()
     except ValueError:
         problem = {}
-    raise Refused(_line(answer, problem), status=answer.status_code, code=problem.get("code"))
+    message = _format_problem(response, problem)
+    raise ShimError(message, status=response.status_code, code=problem.get("code"))
 
 
-def _line(answer: requests.Response, problem: dict[str, Any]) -> str:
-    detail = problem.get("detail") or problem.get("error") or problem.get("title") or answer.reason
-    code = problem.get("code") or answer.status_code
+def _format_problem(response: requests.Response, problem: dict[str, Any]) -> str:
+    """`CODE: detail` of a problem document, with the HTTP status and reason in their absence."""
+    detail = problem.get("detail") or problem.get("error") or problem.get("title") or response.reason
+    code = problem.get("code") or response.status_code
     return f"{code}: {detail}"

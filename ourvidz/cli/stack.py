@@ -1,4 +1,4 @@
-"""What `ourvidz up` runs: the processes, their environment, and the order in which they stop."""
+"""The processes of `ourvidz up`: their command lines and environment, and the signals that stop them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pathlib import Path
 import ourvidz
 from ourvidz.cli.state import CALLBACK_PATH, Secrets, StateDir
 from ourvidz.cli.supervisor import ProcessSpec, StopStep
+from ourvidz.cli.worker import HELPERS
 from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings, environment
 from ourvidz.web import listener
 
 PYTHON_M = (sys.executable, "-P", "-m")
-"""Without the working directory on the path: a file there called `flower.py` would be imported."""
-HELPERS = ("io", "keeper", "clock")
+"""Runs a module without the working directory on `sys.path`: a `flower.py` there would be imported."""
 HAND_BACK_S = 3.0
-"""How long a worker has to give its job back and go, once it was told to drop it; it takes about two."""
-GOODBYE_S = 1.0
-"""How long a process without a job has to go."""
+"""How long a worker has to requeue its job and exit after SIGQUIT; it takes about two seconds."""
+EXIT_S = 1.0
+"""How long a process without a job has to exit."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where one stack listens."""
+class Endpoints:
+    """Where one stack listens: URLs of the shim and of Redis, port of Flower, sockets of the shim."""
 
     shim: str
     redis: str
@@ -37,7 +37,7 @@ class Place:
 
     @property
     def flower(self) -> str | None:
-        """Flower's page."""
+        """The URL of Flower; None where it does not run."""
         return f"http://127.0.0.1:{self.flower_port}" if self.flower_port else None
 
 
@@ -53,68 +53,73 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(sock: socket.socket) -> str:
-    """The shim's URL on a bound socket, as seen from this machine."""
+    """The URL of the shim on a bound socket, for callers on this machine: loopback for a wildcard address."""
     host, port = sock.getsockname()[:2]
-    seen = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{seen}:{port}"
+    local = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{local}:{port}"
 
 
-def surroundings(chosen: Settings, state: StateDir, secrets: Secrets, place: Place) -> dict[str, str]:
-    """The environment of every process. What the operator has set stays; callbacks that have no other
-    receiver go to the shim's own inbox, signed with the generated secrets."""
-    own: dict[str, str | None] = {
+def child_env(settings: Settings, state: StateDir, secrets: Secrets, endpoints: Endpoints) -> dict[str, str]:
+    """The environment of every process of the stack. Variables that the operator has set stay.
+
+    Without a callback receiver of the operator's, callbacks go to the shim's inbox, signed with `secrets`.
+    """
+    variables: dict[str, str | None] = {
         "OURVIDZ_STATE_DIR": str(state.root),
         "OURVIDZ_EMBEDDED": "1",
-        "OURVIDZ_REDIS_URL": place.redis,
+        "OURVIDZ_REDIS_URL": endpoints.redis,
         "OURVIDZ_WORKER": None,
         "PYTHONUNBUFFERED": "1",
     }
-    if chosen.public_url is None:
-        own["OURVIDZ_PUBLIC_URL"] = place.shim
-    if chosen.default_callback_url is None:
-        own["OURVIDZ_CALLBACK_URL"] = place.shim + CALLBACK_PATH
-        if not chosen.callback_secrets:
-            own["JOB_CALLBACK_SECRET"] = secrets.callback_secret
-        if not chosen.webhook_secrets:
-            own["OURVIDZ_WEBHOOK_SECRET"] = secrets.webhook_secret
-    return findable(environment(**own))
+    if settings.public_url is None:
+        variables["OURVIDZ_PUBLIC_URL"] = endpoints.shim
+    if settings.default_callback_url is None:
+        variables["OURVIDZ_CALLBACK_URL"] = endpoints.shim + CALLBACK_PATH
+        if not settings.callback_secrets:
+            variables["JOB_CALLBACK_SECRET"] = secrets.callback_secret
+        if not settings.webhook_secrets:
+            variables["OURVIDZ_WEBHOOK_SECRET"] = secrets.webhook_secret
+    return with_package_path(environment(**variables))
 
 
-def findable(env: dict[str, str]) -> dict[str, str]:
-    """An environment in which a child finds this package wherever it was started."""
-    found = (str(Path(ourvidz.__file__).parents[1]), env.get("PYTHONPATH"))
-    return env | {"PYTHONPATH": os.pathsep.join(filter(None, found))}
+def with_package_path(env: dict[str, str]) -> dict[str, str]:
+    """A copy of an environment with this package first on `PYTHONPATH`, so that children can import it."""
+    paths = (str(Path(ourvidz.__file__).parents[1]), env.get("PYTHONPATH"))
+    return env | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def processes(
-    families: tuple[str, ...], state: StateDir, place: Place, env: dict[str, str]
+def process_specs(
+    families: tuple[str, ...], state: StateDir, endpoints: Endpoints, env: dict[str, str]
 ) -> list[ProcessSpec]:
-    """Everything but the embedded server, the slowest to start first."""
-    fds = [argument for fd in place.web_fds for argument in ("--fd", str(fd))]
-    specs = [_worker(name, state, env) for name in families]
-    specs.append(_worker("web", state, env, *fds, pass_fds=place.web_fds))
-    specs.extend(_worker(name, state, env) for name in HELPERS)
-    if place.flower_port is not None:
-        specs.append(ProcessSpec("flower", _flower(place.flower_port), env, state.log("flower")))
+    """All processes but the embedded Redis server. Those that start slowest come first."""
+    fds = [argument for fd in endpoints.web_fds for argument in ("--fd", str(fd))]
+    specs = [_worker_spec(name, state, env) for name in families]
+    specs.append(_worker_spec("web", state, env, *fds, pass_fds=endpoints.web_fds))
+    specs.extend(_worker_spec(name, state, env) for name in HELPERS if name != "web")
+    if endpoints.flower_port is not None:
+        argv = _flower_command(endpoints.flower_port)
+        specs.append(ProcessSpec("flower", argv, env, state.log("flower")))
     return specs
 
 
-def last_words(drain_s: float) -> list[StopStep]:
-    """How a worker is stopped: finish the job; hand it back; go."""
-    return [(signal.SIGTERM, drain_s), (signal.SIGQUIT, HAND_BACK_S), (signal.SIGKILL, GOODBYE_S)]
+def drain_steps(drain_s: float) -> list[StopStep]:
+    """The signals that stop a worker: SIGTERM, with `drain_s` to finish its job; SIGQUIT, to requeue the job;
+    SIGKILL."""
+    return [(signal.SIGTERM, drain_s), (signal.SIGQUIT, HAND_BACK_S), (signal.SIGKILL, EXIT_S)]
 
 
-PROMPTLY: list[StopStep] = [(signal.SIGTERM, GOODBYE_S), (signal.SIGKILL, GOODBYE_S)]
+STOP_STEPS: list[StopStep] = [(signal.SIGTERM, EXIT_S), (signal.SIGKILL, EXIT_S)]
+"""The signals that stop a process without a job."""
 
 
-def _worker(
-    name: str, state: StateDir, env: dict[str, str], *more: str, pass_fds: tuple[int, ...] = ()
+def _worker_spec(
+    name: str, state: StateDir, env: dict[str, str], *options: str, pass_fds: tuple[int, ...] = ()
 ) -> ProcessSpec:
-    argv = (*PYTHON_M, "ourvidz.cli.main", "worker", name, *more)
+    argv = (*PYTHON_M, "ourvidz.cli.main", "worker", name, *options)
     return ProcessSpec(name, argv, env, state.log(name), pass_fds)
 
 
-def _flower(port: int) -> tuple[str, ...]:
+def _flower_command(port: int) -> tuple[str, ...]:
     celery = (*PYTHON_M, "celery", "-A", "ourvidz.app", "flower")
     return (
         *celery,
@@ -126,5 +131,5 @@ def _flower(port: int) -> tuple[str, ...]:
 
 
 def flower_installed() -> bool:
-    """Whether Flower can be started here."""
+    """Whether the package Flower is installed."""
     return find_spec("flower") is not None

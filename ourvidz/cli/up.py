@@ -1,4 +1,4 @@
-"""`ourvidz up`: everything on one machine, supervised."""
+"""`ourvidz up`: starts and supervises all processes on one machine, and stops them in order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ourvidz.cli import embedded, stack
 from ourvidz.cli.console import print_json, print_note, spinner
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import Supervisor
-from ourvidz.cli.worker import check_model, default_families, families_of
+from ourvidz.cli.worker import check_models, default_families, parse_families
 from ourvidz.embedded_redis import find_server, free_port
 from ourvidz.errors import ModelLoadError, SettingsError, WorkerUnavailable
 from ourvidz.settings import Settings, load_settings
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from ourvidz.ledger.store import Ledger
 
 TICK_S = 0.1
-GLANCE_S = 0.5
-"""How long one look at the shim may take: its socket takes connections before it serves them."""
-CALLBACK_PATIENCE_S = 2.0
+PROBE_TIMEOUT_S = 0.5
+"""How long one readiness probe of the shim may take: its socket accepts connections before it serves them."""
+CALLBACK_DRAIN_S = 2.0
 """How long a shutdown waits for callbacks that are due."""
 
 
-class Stopped(Exception):
-    """The operator asked for an end before everything was ready."""
+class StopRequested(Exception):
+    """A stop signal arrived before everything was ready."""
 
 
 @click.command(short_help="Start everything on this machine and keep it running.")
@@ -48,182 +48,200 @@ def up(state_dir: Path | None, port: int | None, flower: bool, workers: str | No
 
     Prints one line of JSON when everything is ready. Ctrl-C drains and stops; a second one stops at once.
     """
-    asked = None if workers is None else families_of(workers)
-    chosen = load_settings(**({"OURVIDZ_STATE_DIR": state_dir} if state_dir else {}))
-    families = asked or default_families(chosen)
+    named = None if workers is None else parse_families(workers)
+    settings = load_settings(**({"OURVIDZ_STATE_DIR": state_dir} if state_dir else {}))
+    families = named or default_families(settings)
     for family in families:
-        check_model(family, chosen)
+        check_models(family, settings)
     if flower and not stack.flower_installed():
         raise SettingsError("Flower is not installed: pip install 'ourvidz[flower]', or pass --no-flower")
-    key = _check(chosen)
-    state = StateDir(chosen.state_dir)
-    over, hurry = threading.Event(), threading.Event()
-    with state.lock(), _signals(over, hurry), contextlib.ExitStack() as bound:
-        ports = (port,) if port is not None else chosen.ports if "ports" in chosen.model_fields_set else (0,)
-        sockets = [bound.enter_context(stack.listen(chosen.host, wanted)) for wanted in ports]
-        Up(chosen, state, families, flower, key, over, hurry).run(sockets)
+    key = _check_settings(settings)
+    state = StateDir(settings.state_dir)
+    stop, kill_now = threading.Event(), threading.Event()
+    with state.lock(), _handle_signals(stop, kill_now), contextlib.ExitStack() as opened:
+        if port is not None:
+            ports: tuple[int, ...] = (port,)
+        else:
+            ports = settings.ports if "ports" in settings.model_fields_set else (0,)
+        sockets = [opened.enter_context(stack.listen(settings.host, number)) for number in ports]
+        StackRun(settings, state, families, flower, key, stop, kill_now).run(sockets)
 
 
-class Up:
-    """One run of the stack, from the first process to the last."""
+class StackRun:
+    """One run of the stack, from the first process to the last.
 
-    def __init__(self, chosen: Settings, state: StateDir, families: tuple[str, ...], flower: bool,
-                 key: str | None, over: threading.Event, hurry: threading.Event) -> None:  # fmt: skip
-        self._chosen = chosen
+    key: the API key of the ready line, if the shim requires one. stop is set by the first stop signal,
+    kill_now by a second SIGINT.
+    """
+
+    def __init__(self, settings: Settings, state: StateDir, families: tuple[str, ...], flower: bool,
+                 key: str | None, stop: threading.Event, kill_now: threading.Event) -> None:  # fmt: skip
+        self._settings = settings
         self._state = state
         self._families = families
         self._flower = flower
         self._key = key
-        self._over = over
-        self._supervisor = Supervisor(print_note, hurry)
+        self._stop_requested = stop
+        self._supervisor = Supervisor(print_note, kill_now)
         self._ledger: Ledger | None = None
 
     def run(self, sockets: list[socket.socket]) -> None:
-        """Start, say when ready, look after everyone, drain, stop."""
+        """Start all processes, print the ready line, supervise until a stop signal, then drain and stop.
+
+        `sockets` are those of the shim. Raises `ModelLoadError` when a worker cannot load its models.
+        """
         try:
-            with spinner("starting the Redis server") as show:
-                place = self._start(sockets, show)
-                self._await_ready(place, show)
-            ready = self._ready(place)
+            with spinner("starting the Redis server") as update:
+                endpoints = self._start(sockets, update)
+                self._wait_until_ready(endpoints, update)
+            ready = self._ready_line(endpoints)
             self._state.write_ready(ready)
             print_json(ready)
-            while not self._over.wait(TICK_S):
+            while not self._stop_requested.wait(TICK_S):
                 self._supervisor.tick()
-        except Stopped:
+        except StopRequested:
             print_note("stopped before everything was ready")
         finally:
             self._stop()
 
-    def _start(self, sockets: list[socket.socket], show: Callable[[str], None]) -> stack.Place:
-        self._began = time.time()
-        external = self._chosen.redis_url_given or self._chosen.upstash_url
-        place = stack.Place(
+    def _start(self, sockets: list[socket.socket], update: Callable[[str], None]) -> stack.Endpoints:
+        """Start Redis, unless the operator has one, then the other processes."""
+        self._started_at = time.time()
+        external = self._settings.redis_url_given or self._settings.upstash_url
+        endpoints = stack.Endpoints(
             shim=stack.url_of(sockets[0]),
-            redis=self._chosen.redis_url if external else self._start_redis(show),
+            redis=self._settings.redis_url if external else self._start_redis(update),
             flower_port=free_port() if self._flower else None,
             web_fds=tuple(sock.fileno() for sock in sockets),
         )
-        env = stack.surroundings(self._chosen, self._state, self._state.secrets(), place)
-        for spec in stack.processes(self._families, self._state, place, env):
+        env = stack.child_env(self._settings, self._state, self._state.secrets(), endpoints)
+        for spec in stack.process_specs(self._families, self._state, endpoints, env):
             self._supervisor.start(spec)
-        return place
+        return endpoints
 
-    def _start_redis(self, show: Callable[[str], None]) -> str:
-        binary = find_server(self._chosen.redis_server_bin)
-        return embedded.start(self._supervisor, self._state, binary=binary, notify=show)
+    def _start_redis(self, update: Callable[[str], None]) -> str:
+        binary = find_server(self._settings.redis_server_bin)
+        return embedded.start(self._supervisor, self._state, binary=binary, notify=update)
 
-    def _await_ready(self, place: stack.Place, show: Callable[[str], None]) -> None:
-        show("starting the shim and the workers")
-        # Only now: these imports take as long as the children's own start.
+    def _wait_until_ready(self, endpoints: stack.Endpoints, update: Callable[[str], None]) -> None:
+        """Wait until all workers have loaded their models and the shim is ready."""
+        update("starting the shim and the workers")
+        # Imported here: these imports take as long as the children need to start.
         from ourvidz.cli.shim import Shim
         from ourvidz.wiring import control
 
-        settings = load_settings(OURVIDZ_REDIS_URL=place.redis, OURVIDZ_STATE_DIR=self._state.root)
+        settings = load_settings(OURVIDZ_REDIS_URL=endpoints.redis, OURVIDZ_STATE_DIR=self._state.root)
         self._ledger = control.build(settings).ledger
-        shim = Shim(place.shim, None, read_s=GLANCE_S)
+        shim = Shim(endpoints.shim, None, read_timeout_s=PROBE_TIMEOUT_S)
         while True:
-            missing = self._not_loaded() or ([] if shim.ready() else ["the shim"])
+            missing = self._missing_models() or ([] if shim.is_ready() else ["the shim"])
             if not missing:
                 return
-            show(f"waiting for {' and '.join(missing)}")
-            if self._over.wait(TICK_S):
-                raise Stopped
+            update(f"waiting for {' and '.join(missing)}")
+            if self._stop_requested.wait(TICK_S):
+                raise StopRequested
             self._supervisor.tick()
 
-    def _not_loaded(self) -> list[str]:
-        """The requested workers that have not loaded their models. `ModelLoadError` when one cannot."""
+    def _missing_models(self) -> list[str]:
+        """What is not loaded yet, as text. Raises `ModelLoadError` when a worker cannot load its models."""
         assert self._ledger is not None
         host = socket.gethostname()
         try:
-            mine = {
+            workers = {
                 worker.family: worker
                 for worker in self._ledger.workers()
-                if worker.host == host and worker.started_at >= self._began
+                if worker.host == host and worker.started_at >= self._started_at
             }
         except WorkerUnavailable:
             return ["the Redis server"]
-        for family, worker in mine.items():
+        for family, worker in workers.items():
             if "error" in worker.detail:
                 raise ModelLoadError(f"the {family} worker cannot load its models: {worker.detail['error']}")
         return [
-            f"the {name} models"
-            for name in self._families
-            if name not in mine or name not in mine[name].models
+            f"the {family} models"
+            for family in self._families
+            if family not in workers or family not in workers[family].models
         ]
 
-    def _ready(self, place: stack.Place) -> dict[str, Any]:
+    def _ready_line(self, endpoints: stack.Endpoints) -> dict[str, Any]:
+        """The JSON line that `ourvidz up` prints; `studio` is None as long as the shim has no such page."""
+        from ourvidz.cli.shim import Shim
+
+        has_studio = Shim(endpoints.shim, self._key).has_page("/studio")
         return {
             "ready": True,
-            "shim": place.shim,
-            "studio": f"{place.shim}/studio",
-            "inbox": f"{place.shim}/inbox",
-            "flower": place.flower,
-            "redis": place.redis,
+            "shim": endpoints.shim,
+            "studio": f"{endpoints.shim}/studio" if has_studio else None,
+            "inbox": f"{endpoints.shim}/inbox",
+            "flower": endpoints.flower,
+            "redis": endpoints.redis,
             "state_dir": str(self._state.root),
             "api_key": self._key,
             "pids": self._supervisor.pids(),
         }
 
     def _stop(self) -> None:
-        """The workers finish their jobs, the callbacks go out, then the receivers of both go."""
+        """Stop all processes: drain the workers, send the callbacks, then stop io, the shim and Redis."""
         if self._supervisor.pids():
             print_note("stopping: running jobs may finish")
         self._state.remove_ready()
         stop = self._supervisor.stop
-        stop([*self._families, "keeper", "clock", "flower"], stack.last_words(self._chosen.drain_s))
-        self._let_callbacks_out()
-        stop(["io"], stack.PROMPTLY)
-        stop(["web"], stack.PROMPTLY)
-        stop([embedded.NAME], stack.PROMPTLY)
+        stop([*self._families, "keeper", "clock", "flower"], stack.drain_steps(self._settings.drain_s))
+        self._drain_callbacks()
+        stop(["io"], stack.STOP_STEPS)
+        stop(["web"], stack.STOP_STEPS)
+        stop([embedded.NAME], stack.STOP_STEPS)
         self._supervisor.kill_all()
 
-    def _let_callbacks_out(self) -> None:
-        """Wait a moment until nothing is due; what is not told now is told after the next start."""
-        patience_ends = time.monotonic() + CALLBACK_PATIENCE_S
+    def _drain_callbacks(self) -> None:
+        """Wait up to `CALLBACK_DRAIN_S` until no callback is due. The rest is sent after the next start."""
+        deadline = time.monotonic() + CALLBACK_DRAIN_S
         with contextlib.suppress(WorkerUnavailable):
             while self._ledger and self._supervisor.is_running("io") and self._ledger.due_deliveries(1):
-                if time.monotonic() >= patience_ends or self._supervisor.must_kill_now():
+                if time.monotonic() >= deadline or self._supervisor.must_kill_now():
                     return
                 time.sleep(TICK_S)
 
 
 @contextlib.contextmanager
-def _signals(over: threading.Event, hurry: threading.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM drains, a second SIGINT stops at once."""
+def _handle_signals(stop: threading.Event, kill_now: threading.Event) -> Iterator[None]:
+    """Set `stop` on SIGINT and SIGTERM, and `kill_now` on a SIGINT after that."""
 
-    def heard(signum: int, _frame: object) -> None:
-        if over.is_set() and signum == signal.SIGINT:
-            hurry.set()
-        over.set()
+    def handle(signum: int, _frame: object) -> None:
+        if stop.is_set() and signum == signal.SIGINT:
+            kill_now.set()
+        stop.set()
 
-    before = {signum: signal.signal(signum, heard) for signum in (signal.SIGINT, signal.SIGTERM)}
+    previous = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for signum, handler in before.items():
+        for signum, handler in previous.items():
             signal.signal(signum, handler)
 
 
-def _check(chosen: Settings) -> str | None:
-    """Refuse before anything starts what a process would refuse after; the key that opens the job routes.
-    `SettingsError` names the variable. Imports only what is asked about: each costs half a second."""
-    if chosen.default_callback_url or chosen.webhook_secrets:
+def _check_settings(settings: Settings) -> str | None:
+    """Check the settings that a child process would refuse; returns the API key for jobs, if one is required.
+
+    Raises `SettingsError`. Imports only what the settings need: each of these imports takes half a second.
+    """
+    if settings.default_callback_url or settings.webhook_secrets:
         from ourvidz.wiring import control
 
-        control.target(chosen)
-    if chosen.c2pa_certificate:
+        control.target(settings)
+    if settings.c2pa_certificate:
         from ourvidz.wiring import signing
 
-        signing.signer(chosen)
-    asked = (
-        chosen.api_keys,
-        chosen.sdxl_worker_api_key,
-        chosen.wan_worker_api_key,
-        chosen.chat_worker_api_key,
+        signing.signer(settings)
+    keys = (
+        settings.api_keys,
+        settings.sdxl_worker_api_key,
+        settings.wan_worker_api_key,
+        settings.chat_worker_api_key,
     )
-    if not any(asked) and chosen.host == Settings.model_fields["host"].default:
+    if not any(keys) and settings.host == Settings.model_fields["host"].default:
         return None
     from ourvidz.web.auth import load_keyring, require_safe_binding
 
-    require_safe_binding(chosen)
-    return load_keyring(chosen).secret_for("jobs")
+    require_safe_binding(settings)
+    return load_keyring(settings).secret_for("jobs")

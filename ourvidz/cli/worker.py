@@ -1,4 +1,4 @@
-"""`ourvidz worker NAME`: be one of the processes, until told to stop."""
+"""`ourvidz worker NAME`: runs one of the processes in the foreground, until a stop signal."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from ourvidz.jobs.catalog import QUEUES
 from ourvidz.settings import Settings, become_worker, settings
 
 FAMILIES = tuple(QUEUES)
-"""The workers that hold models."""
+"""The workers that hold models, one per queue of jobs."""
 HELPERS = ("io", "keeper", "clock", "web")
-NEEDED = {
+"""The processes without models."""
+MODEL_VARIABLES = {
     "sdxl": "OURVIDZ_SDXL_MODEL",
     "wan": "OURVIDZ_WAN_MODEL",
     "chat": "OURVIDZ_QWEN_MODEL, or OURVIDZ_QWEN_INSTRUCT_URL and OURVIDZ_QWEN_BASE_URL",
 }
-"""What an operator sets for each on the production profile."""
+"""The variables that name a family's models; the production profile requires them."""
 
-_CHATTY = ("celery.beat", "celery.worker.strategy", "celery.app.trace")
-_QUIET = ("--without-gossip", "--without-mingle", "-E")
+_VERBOSE_LOGGERS = ("celery.beat", "celery.worker.strategy", "celery.app.trace")
+_WORKER_OPTIONS = ("--without-gossip", "--without-mingle", "-E")
 
 
 def check_family(name: str) -> str:
-    """The family, if there is one of this name. `SettingsError` names those there are."""
+    """The name, if it is that of a family. Raises `SettingsError` with the names that exist."""
     if name not in FAMILIES:
         raise SettingsError(
             f"there is no worker {name!r}; there are {', '.join((*FAMILIES, *HELPERS))}", field="worker"
@@ -34,75 +35,83 @@ def check_family(name: str) -> str:
     return name
 
 
-def families_of(written: str) -> tuple[str, ...]:
-    """The families in a list with commas or spaces, each once. `SettingsError` as for one, or for none."""
-    names = tuple(dict.fromkeys(check_family(name) for name in written.replace(",", " ").split()))
+def parse_families(text: str) -> tuple[str, ...]:
+    """The families in a list separated by commas or spaces, without duplicates.
+
+    Raises `SettingsError` for an unknown name or an empty list.
+    """
+    names = tuple(dict.fromkeys(check_family(name) for name in text.replace(",", " ").split()))
     if not names:
         raise SettingsError("--workers names no worker", field="workers")
     return names
 
 
-def default_families(chosen: Settings) -> tuple[str, ...]:
-    """The families that have a model, or one of those they need: the tiny profile has one for each,
-    production what was set. `SettingsError` when that is nothing."""
-    found = tuple(name for name in FAMILIES if any(_models_of(name, chosen)))
-    if not found:
-        raise SettingsError(f"no model is set: set {'; '.join(NEEDED.values())}", field="workers")
-    return found
+def default_families(settings: Settings) -> tuple[str, ...]:
+    """The families that have at least one model: all of them in the tiny profile.
+
+    Raises `SettingsError` when no model is set.
+    """
+    families = tuple(name for name in FAMILIES if any(_has_models(name, settings)))
+    if not families:
+        raise SettingsError(f"no model is set: set {'; '.join(MODEL_VARIABLES.values())}", field="workers")
+    return families
 
 
-def check_model(name: str, chosen: Settings) -> None:
-    """Refuse to be a worker that could not load a model. `SettingsError` names what has to be set."""
-    if not all(_models_of(name, chosen)):
-        raise SettingsError(f"the production profile's {name} worker needs {NEEDED[name]}", field="worker")
+def check_models(family: str, settings: Settings) -> None:
+    """Raise `SettingsError`, with the missing variables, when a family lacks one of its models."""
+    if not all(_has_models(family, settings)):
+        raise SettingsError(
+            f"the production profile's {family} worker needs {MODEL_VARIABLES[family]}", field="worker"
+        )
 
 
-def _models_of(name: str, chosen: Settings) -> tuple[bool, ...]:
-    """Of every model that this worker loads, whether it is there. Who builds models of their own knows."""
-    own = chosen.profile == "tiny" or chosen.models != Settings.model_fields["models"].default
-    texts = (chosen.qwen_instruct_url, chosen.qwen_base_url)
-    given: dict[str, tuple[object, ...]] = {
-        "sdxl": (chosen.sdxl_model,),
-        "wan": (chosen.wan_model,),
-        "chat": tuple(chosen.qwen_model or url for url in texts),
+def _has_models(family: str, settings: Settings) -> tuple[bool, ...]:
+    """For each model of a family, whether the settings name it. With `OURVIDZ_MODELS` set, always true: the
+    operator's own builder decides which models it needs."""
+    always = settings.profile == "tiny" or settings.models != Settings.model_fields["models"].default
+    urls = (settings.qwen_instruct_url, settings.qwen_base_url)
+    models: dict[str, tuple[object, ...]] = {
+        "sdxl": (settings.sdxl_model,),
+        "wan": (settings.wan_model,),
+        "chat": tuple(settings.qwen_model or url for url in urls),
     }
-    return tuple(own or model is not None for model in given[name])
+    return tuple(always or model is not None for model in models[family])
 
 
-def arguments(name: str, chosen: Settings) -> list[str]:
-    """What Celery is started with to be this worker."""
-    level = ["-l", chosen.log_level]
+def celery_arguments(name: str, settings: Settings) -> list[str]:
+    """The arguments of the `celery` command that runs this process: its queue, pool and concurrency."""
+    level = ["-l", settings.log_level]
     if name == "clock":
         return ["beat", "-S", "celery.beat.Scheduler", *level]
-    node = ["worker", "-n", chosen.worker_id(name), *_QUIET, *level]
+    worker = ["worker", "-n", settings.worker_id(name), *_WORKER_OPTIONS, *level]
     if name == "io":
-        return [*node, "-Q", "callbacks", "-P", "threads", "-c", "16"]
+        return [*worker, "-Q", "callbacks", "-P", "threads", "-c", "16"]
     if name == "keeper":
-        # A thread, not solo: a sweep that hangs must not block remote control.
-        return [*node, "-Q", "maintenance", "-P", "threads", "-c", "1"]
-    return [*node, "-Q", QUEUES[name], "-P", "prefork", "-c", "1", "--prefetch-multiplier=1"]
+        # A thread and not the solo pool: a sweep that hangs must not block remote control.
+        return [*worker, "-Q", "maintenance", "-P", "threads", "-c", "1"]
+    return [*worker, "-Q", QUEUES[name], "-P", "prefork", "-c", "1", "--prefetch-multiplier=1"]
 
 
-def _refuse_namesake(worker_id: str) -> None:
-    """Two workers of one name would take each other's jobs for their own. `SettingsError`."""
+def _require_unique_id(worker_id: str) -> None:
+    """Raise `SettingsError` if a worker with this id runs: both would hand back each other's jobs."""
     from ourvidz.wiring import control
 
     for other in control.current().ledger.workers():
-        if other.id == worker_id and other.state != "offline" and _runs(other.pid):
+        if other.id == worker_id and other.state != "offline" and _process_exists(other.pid):
             raise SettingsError(
                 f"a worker {worker_id} runs already, as process {other.pid}: stop it, or set OURVIDZ_GPU",
                 field="OURVIDZ_GPU",
             )
 
 
-def _refuse_wrong_certificate() -> None:
-    """Better no worker than one that fails every job. `SettingsError`."""
+def _require_signing_certificate() -> None:
+    """Raise `SettingsError` if the C2PA certificate is set and invalid: every job would fail."""
     from ourvidz.wiring import signing
 
     signing.signer(settings())
 
 
-def _runs(pid: int) -> bool:
+def _process_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -113,7 +122,7 @@ def _runs(pid: int) -> bool:
 
 
 def _requeue_held_jobs(name: str) -> None:
-    """Queue again what a cold shutdown has interrupted. Here, because Celery has no signal for one."""
+    """Requeue the job that a cold shutdown interrupted. Celery has no signal for a cold shutdown."""
     from ourvidz import dispatch
 
     if name in FAMILIES:
@@ -121,20 +130,20 @@ def _requeue_held_jobs(name: str) -> None:
             click.echo(f"{job_id} was interrupted and is queued again", err=True)
 
 
-@click.command(short_help="Be one process.")
+@click.command(short_help="Run one process.")
 @click.argument("name")
 @click.option("--fd", "fds", type=int, multiple=True, help="web only: a listening socket to serve on.")
 def worker(name: str, fds: tuple[int, ...]) -> None:
-    """Be one process: web, sdxl, wan, chat, io, keeper or clock."""
+    """Run one process in the foreground: web, sdxl, wan, chat, io, keeper or clock."""
     if name not in HELPERS:
         check_family(name)
     if fds and name != "web":
         raise click.UsageError("--fd is for web only")
     become_worker(name, settings().gpu)
     if name in FAMILIES:
-        check_model(name, settings())
-        _refuse_wrong_certificate()
-        _refuse_namesake(settings().worker_id(name))
+        check_models(name, settings())
+        _require_signing_certificate()
+        _require_unique_id(settings().worker_id(name))
     if name == "web":
         from ourvidz.web import serve
 
@@ -143,10 +152,10 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
     from ourvidz.app import app
 
     if name in ("keeper", "clock"):
-        # A sweep every two seconds, with three lines each, would fill the disk.
-        for chatty in _CHATTY:
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        # Celery logs three lines for each sweep, and there is one every two seconds.
+        for logger in _VERBOSE_LOGGERS:
+            logging.getLogger(logger).setLevel(logging.WARNING)
     try:
-        app.start(arguments(name, settings()))
+        app.start(celery_arguments(name, settings()))
     finally:
         _requeue_held_jobs(name)

@@ -1,4 +1,4 @@
-"""`ourvidz callbacks`: operators see what callers were not told, and tell them."""
+"""`ourvidz callbacks`: lists, shows and replays callbacks."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ PROMPT = "a lighthouse on a hill"
 def ledger(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, make_ledger: Callable[..., Ledger]
 ) -> Iterator[Ledger]:
-    """The ledger the command sees; tasks run at once, and no receiver is configured."""
+    """The ledger that the command uses. Tasks run eagerly, and no receiver is configured."""
     monkeypatch.setitem(app.conf, "task_always_eager", True)
-    chosen = load_settings(OURVIDZ_STATE_DIR=tmp_path, _env_file=None)
-    with capture_logs(), control.using(control.build(chosen, ledger=make_ledger())) as current:
+    settings = load_settings(OURVIDZ_STATE_DIR=tmp_path, _env_file=None)
+    with capture_logs(), control.using(control.build(settings, ledger=make_ledger())) as current:
         yield current.ledger
 
 
 @pytest.fixture
 def dead_letter(ledger: Ledger) -> Callable[[str], OutboxEvent]:
-    """A job whose terminal callback was refused."""
+    """Makes a job whose terminal callback the receiver refused; returns that callback."""
 
     def make(job_id: str) -> OutboxEvent:
         job = ImageJob(
@@ -66,15 +66,15 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(callbacks, arguments)
 
 
-def test_the_list_shows_dead_letters_and_no_prompt(dead_letter: Callable[[str], OutboxEvent]) -> None:
-    """Enough to decide, nothing a screen should not show."""
+def test_the_list_shows_dead_letters_without_prompts(dead_letter: Callable[[str], OutboxEvent]) -> None:
+    """Prompts are private; only `callbacks show` prints them."""
     event = dead_letter("job-1")
-    shown = run("list")
-    assert shown.exit_code == 0, shown.output
-    assert event.event_id in shown.output
-    told = run("list", "--json")
-    assert PROMPT not in shown.output + told.output
-    (row,) = json.loads(told.output)
+    table = run("list")
+    assert table.exit_code == 0, table.output
+    assert event.event_id in table.output
+    document = run("list", "--json")
+    assert PROMPT not in table.output + document.output
+    (row,) = json.loads(document.output)
     assert (row["job_id"], row["state"], row["last_status"], row["last_error"]) == (
         "job-1",
         "dead",
@@ -83,8 +83,8 @@ def test_the_list_shows_dead_letters_and_no_prompt(dead_letter: Callable[[str], 
     )
 
 
-def test_the_list_is_limited_and_by_state(dead_letter: Callable[[str], OutboxEvent]) -> None:
-    """The newest matter most."""
+def test_the_list_is_filtered_by_state_and_limited(dead_letter: Callable[[str], OutboxEvent]) -> None:
+    """Without a match the list says so."""
     for n in range(3):
         dead_letter(f"job-{n}")
     assert len(json.loads(run("list", "--limit", "2", "--json").output)) == 2
@@ -93,49 +93,47 @@ def test_the_list_is_limited_and_by_state(dead_letter: Callable[[str], OutboxEve
 
 
 def test_show_prints_the_payload(dead_letter: Callable[[str], OutboxEvent]) -> None:
-    """What the receiver gets is what the operator debugs with."""
+    """It is the payload that the receiver gets, prompt included."""
     event = dead_letter("job-1")
-    shown = json.loads(run("show", event.event_id, "--json").output)
-    assert shown["payload"]["job_id"] == "job-1"
-    assert shown["payload"]["metadata"]["original_prompt"] == PROMPT
+    document = json.loads(run("show", event.event_id, "--json").output)
+    assert document["payload"]["job_id"] == "job-1"
+    assert document["payload"]["metadata"]["original_prompt"] == PROMPT
     assert "original_prompt" in run("show", event.event_id).output
 
 
 def test_show_of_an_unknown_callback_fails(ledger: Ledger) -> None:
-    """A typing error is not an empty answer."""
+    """Exit status 1, not an empty output."""
     assert run("show", "msg_unknown").exit_code == 1
 
 
 def test_replay_delivers_again(ledger: Ledger, dead_letter: Callable[[str], OutboxEvent]) -> None:
-    """The letter goes the whole way: command, task, courier, which finds that no receiver is configured."""
+    """The command starts the delivery task; here that finds that no receiver is configured."""
     event = dead_letter("job-1")
-    told = run("replay", event.event_id, "--json")
-    assert json.loads(told.output) == {"replayed": [event.event_id], "unknown": []}
-    again = ledger.get_event(event.event_id)
-    assert again is not None
-    assert again.last_error == NO_URL
+    result = run("replay", event.event_id, "--json")
+    assert json.loads(result.output) == {"replayed": [event.event_id], "unknown": []}
+    replayed = ledger.get_event(event.event_id)
+    assert replayed is not None
+    assert replayed.last_error == NO_URL
 
 
 def test_every_dead_letter_can_be_replayed_at_once(
     ledger: Ledger, dead_letter: Callable[[str], OutboxEvent]
 ) -> None:
-    """After a receiver's bad day."""
+    """For the time after an outage of the receiver."""
     events = [dead_letter(f"job-{n}") for n in range(3)]
-    told = json.loads(run("replay", "--all-dead", "--json").output)
-    assert sorted(told["replayed"]) == sorted(event.event_id for event in events)
+    result = json.loads(run("replay", "--all-dead", "--json").output)
+    assert sorted(result["replayed"]) == sorted(event.event_id for event in events)
 
 
-def test_replay_names_what_it_does_not_know(
-    ledger: Ledger, dead_letter: Callable[[str], OutboxEvent]
-) -> None:
-    """The rest is replayed, and a script sees the failure."""
+def test_replay_lists_unknown_ids(ledger: Ledger, dead_letter: Callable[[str], OutboxEvent]) -> None:
+    """The other callbacks are replayed; the exit status is 1."""
     event = dead_letter("job-1")
-    told = run("replay", "msg_unknown", event.event_id, "--json")
-    assert told.exit_code == 1
-    assert json.loads(told.output) == {"replayed": [event.event_id], "unknown": ["msg_unknown"]}
+    result = run("replay", "msg_unknown", event.event_id, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.output) == {"replayed": [event.event_id], "unknown": ["msg_unknown"]}
 
 
 @pytest.mark.parametrize("arguments", [[], ["msg_1", "--all-dead"]])
-def test_replay_wants_either_names_or_all(ledger: Ledger, arguments: list[str]) -> None:
-    """Nothing is replayed by accident."""
+def test_replay_takes_either_ids_or_all_dead(ledger: Ledger, arguments: list[str]) -> None:
+    """No ids, and ids beside --all-dead, are usage errors."""
     assert run("replay", *arguments).exit_code == 2

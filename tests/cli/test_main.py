@@ -17,7 +17,7 @@ HEAVY = ("torch", "diffusers", "transformers", "numpy", "celery", "requests", "f
 
 
 def test_the_help_names_every_command_and_imports_none() -> None:
-    """`ourvidz --help` answers at once: no model library, not even Celery, is loaded for it."""
+    """`ourvidz --help` is fast: it loads no model library, and not even Celery."""
     code = (
         "import sys\n"
         "from click.testing import CliRunner\n"
@@ -25,15 +25,15 @@ def test_the_help_names_every_command_and_imports_none() -> None:
         "print(CliRunner().invoke(cli, ['--help']).output)\n"
         f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "LOADED []" in told
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "LOADED []" in output
     for name in COMMANDS:
-        assert f"  {name} " in told
+        assert f"  {name} " in output
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_command_is_there_and_says_what_it_does(name: str) -> None:
-    """The table of commands and the commands themselves must not drift apart."""
+def test_every_command_of_the_table_exists_and_has_a_help(name: str) -> None:
+    """The table of commands and the commands must agree."""
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
     assert command.name == name
@@ -41,8 +41,8 @@ def test_every_command_is_there_and_says_what_it_does(name: str) -> None:
     assert result.exit_code == 0, result.output
 
 
-def test_no_command_brings_a_model_library_into_its_process() -> None:
-    """Torch takes seconds and half a gigabyte; only a worker's child may have it."""
+def test_no_command_imports_a_model_library() -> None:
+    """Torch takes seconds and half a gigabyte; only the child process of a worker may import it."""
     code = (
         "import sys\n"
         "from importlib import import_module\n"
@@ -50,12 +50,12 @@ def test_no_command_brings_a_model_library_into_its_process() -> None:
         "for where, _ in COMMANDS.values(): import_module(where.partition(':')[0])\n"
         "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told == "[]\n"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output == "[]\n"
 
 
-def test_a_wrong_setting_is_one_line_that_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operator reads one line, not a traceback."""
+def test_an_invalid_setting_is_one_line_with_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a traceback."""
     monkeypatch.setenv("OURVIDZ_SWEEP_S", "often")
     result = CliRunner().invoke(cli, ["up", "--no-flower"])
     assert result.exit_code == 2
@@ -63,8 +63,8 @@ def test_a_wrong_setting_is_one_line_that_names_the_variable(monkeypatch: pytest
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_directory_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    """The second `ourvidz up` says who was first, and leaves it alone."""
+def test_a_state_directory_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """The message of the second `ourvidz up` has the process id of the first."""
     with StateDir(tmp_path).lock():
         result = CliRunner().invoke(cli, ["up", "--no-flower", "--state-dir", str(tmp_path)])
     assert result.exit_code == 1
@@ -73,5 +73,5 @@ def test_a_directory_in_use_is_refused_before_anything_starts(tmp_path: Path) ->
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:
-    """A typo is exit status 2, as everywhere."""
+    """Exit status 2, as for every wrong command line."""
     assert CliRunner().invoke(cli, ["upp"]).exit_code == 2

@@ -1,8 +1,9 @@
-"""What `ourvidz up` runs, and in which environment."""
+"""The processes of `ourvidz up`: their environment, their sockets, and how they are stopped."""
 
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -29,19 +30,20 @@ def _no_receivers(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **chosen: Any) -> dict[str, str]:
-    for name, value in chosen.items():
+def child_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **variables: Any) -> dict[str, str]:
+    """The environment of the stack's processes, where the operator has set these variables."""
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     state = StateDir(tmp_path)
-    place = stack.Place(SHIM, REDIS, None, (5,))
-    return stack.surroundings(load_settings(_env_file=None), state, state.secrets(), place)
+    endpoints = stack.Endpoints(SHIM, REDIS, None, (5,))
+    return stack.child_env(load_settings(_env_file=None), state, state.secrets(), endpoints)
 
 
-def test_alone_the_callbacks_go_signed_to_the_shims_own_inbox(
+def test_by_default_callbacks_go_signed_to_the_shims_inbox(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A laptop needs no configuration to see everything work, signatures included."""
-    env = surroundings(tmp_path, monkeypatch)
+    """Callbacks and their signatures work without any configuration."""
+    env = child_env(tmp_path, monkeypatch)
     secrets = StateDir(tmp_path).secrets()
     assert env["OURVIDZ_CALLBACK_URL"] == f"{SHIM}/functions/v1/job-callback"
     assert env["JOB_CALLBACK_SECRET"] == secrets.callback_secret
@@ -51,20 +53,20 @@ def test_alone_the_callbacks_go_signed_to_the_shims_own_inbox(
     assert env["OURVIDZ_STATE_DIR"] == str(tmp_path)
 
 
-def test_a_real_receiver_stays_and_is_not_given_secrets_it_does_not_know(
+def test_the_operators_receiver_is_kept_and_gets_no_generated_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the operator has set wins."""
-    env = surroundings(tmp_path, monkeypatch, SUPABASE_URL="https://project.example")
+    """It could not verify signatures of secrets that it does not know."""
+    env = child_env(tmp_path, monkeypatch, SUPABASE_URL="https://project.example")
     assert "OURVIDZ_CALLBACK_URL" not in env
     assert "JOB_CALLBACK_SECRET" not in env
-    chosen = Settings(**{name: env[name] for name in ("SUPABASE_URL",)}, _env_file=None)
-    assert chosen.default_callback_url == "https://project.example/functions/v1/job-callback"
+    settings = Settings(SUPABASE_URL=env["SUPABASE_URL"], _env_file=None)
+    assert settings.default_callback_url == "https://project.example/functions/v1/job-callback"
 
 
-def test_secrets_of_the_operator_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A receiver that verifies with a known secret must be able to."""
-    env = surroundings(tmp_path, monkeypatch, JOB_CALLBACK_SECRET="known")
+def test_the_operators_secrets_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The receiver verifies with them; only a missing one is generated."""
+    env = child_env(tmp_path, monkeypatch, JOB_CALLBACK_SECRET="known")
     assert env["JOB_CALLBACK_SECRET"] == "known"
     assert env["OURVIDZ_WEBHOOK_SECRET"].startswith("whsec_")
 
@@ -72,29 +74,29 @@ def test_secrets_of_the_operator_are_kept(tmp_path: Path, monkeypatch: pytest.Mo
 def test_files_in_the_working_directory_are_not_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody's `flower.py` or `redis.py`, lying where `ourvidz up` was typed, must not run."""
+    """A `flower.py` or `redis.py` in the folder where `ourvidz up` is called must not run."""
     (tmp_path / "flower.py").write_text("raise SystemExit('the wrong flower')")
     monkeypatch.chdir(tmp_path)
-    env = surroundings(tmp_path, monkeypatch)
+    env = child_env(tmp_path, monkeypatch)
     argv = (*stack.PYTHON_M, "ourvidz.cli.main", "worker", "--help")
     assert subprocess.run(argv, env=env, capture_output=True).returncode == 0
-    looked = subprocess.run(
+    flower = subprocess.run(
         (*stack.PYTHON_M, "celery", "flower", "--help"), env=env, capture_output=True, text=True
     )
-    assert "the wrong flower" not in looked.stdout + looked.stderr
+    assert "the wrong flower" not in flower.stdout + flower.stderr
 
 
 def test_only_the_shim_inherits_the_listening_sockets(tmp_path: Path) -> None:
-    """Everyone else would keep the port open after the shim has gone."""
-    place = stack.Place(SHIM, REDIS, 5555, (5, 6))
-    specs = {spec.name: spec for spec in stack.processes(("sdxl",), StateDir(tmp_path), place, {})}
+    """Another process would keep the port open after the shim has stopped."""
+    endpoints = stack.Endpoints(SHIM, REDIS, 5555, (5, 6))
+    specs = {spec.name: spec for spec in stack.process_specs(("sdxl",), StateDir(tmp_path), endpoints, {})}
     assert set(specs) == {"sdxl", "web", "io", "keeper", "clock", "flower"}
     assert specs["web"].argv[-4:] == ("--fd", "5", "--fd", "6")
     assert {name for name, spec in specs.items() if spec.pass_fds} == {"web"}
 
 
-def test_a_taken_port_is_one_clear_line() -> None:
-    """The operator learns which port, and that --port chooses another."""
+def test_a_port_in_use_is_a_settings_error_with_the_option() -> None:
+    """The message has the port, and the option that chooses another."""
     with stack.listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
         assert stack.url_of(first) == f"http://127.0.0.1:{port}"
@@ -103,14 +105,22 @@ def test_a_taken_port_is_one_clear_line() -> None:
 
 
 def test_a_connection_waits_while_the_shim_restarts() -> None:
-    """The socket belongs to the supervisor: between two shims nobody is refused."""
+    """`ourvidz up` holds the listening socket: no connection is refused between two shim processes."""
     with stack.listen("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname(), timeout=5):
         pass
 
 
 def test_the_procfile_names_the_same_processes() -> None:
-    """Whoever runs honcho gets what `ourvidz up` runs."""
+    """A supervisor that reads it runs what `ourvidz up` runs."""
     lines = (Path(ourvidz.__file__).parents[1] / "Procfile").read_text().splitlines()
-    named = dict(re.fullmatch(r"(\w+): (.+)", line).groups() for line in lines)  # type: ignore[union-attr, misc]
-    assert set(named) == {*FAMILIES, *HELPERS, "flower"}
-    assert all(named[name] == f"ourvidz worker {name}" for name in (*FAMILIES, *HELPERS))
+    commands = dict(re.fullmatch(r"(\w+): (.+)", line).groups() for line in lines)  # type: ignore[union-attr, misc]
+    assert set(commands) == {*FAMILIES, *HELPERS, "flower"}
+    assert all(commands[name] == f"ourvidz worker {name}" for name in (*FAMILIES, *HELPERS))
+
+
+def test_a_worker_may_finish_its_job_then_requeues_it_then_is_killed() -> None:
+    """A process without a job is not given the time to finish one."""
+    signals = [signum for signum, _ in stack.drain_steps(30)]
+    assert signals == [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL]
+    assert stack.drain_steps(30)[0] == (signal.SIGTERM, 30)
+    assert [signum for signum, _ in stack.STOP_STEPS] == [signal.SIGTERM, signal.SIGKILL]

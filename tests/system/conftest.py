@@ -22,7 +22,7 @@ import psutil
 import pytest
 import requests
 
-from ourvidz.cli.shim import ENDED, Shim
+from ourvidz.cli.shim import TERMINAL_STATUSES, Shim
 from ourvidz.ledger.record import Record
 from ourvidz.ledger.store import Ledger
 from ourvidz.settings import environment
@@ -115,7 +115,7 @@ class Stack:
         finally:
             follower.shutdown(wait=False)
         job = self.job(job_id)
-        assert job["status"] in ENDED, job
+        assert job["status"] in TERMINAL_STATUSES, job
         return job
 
     @staticmethod
