@@ -99,7 +99,7 @@ def _check_together(jobs: Sequence[Job]) -> None:
             by_id[job.id] = record.fingerprint, record.callback_metadata
         else:
             _check_availability(job)
-        if not job.repeats(*by_id.setdefault(job.id, (job.fingerprint(), job.callback_metadata()))):
+        if not job.is_repeat_of(*by_id.setdefault(job.id, (job.fingerprint(), job.callback_metadata()))):
             raise _id_conflict(job.id)
 
 

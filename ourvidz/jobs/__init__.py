@@ -1,5 +1,5 @@
-"""What a job is.
+"""Jobs: parses what callers send into frozen, validated jobs.
 
-Owns: the catalog of job types, the canonical frozen jobs, the dialects callers write, how a job ends.
-Speaks: types, prompts, sizes, seeds, outcomes. No queues of a broker, no HTTP, no models.
+Owns the catalog of job types, the jobs themselves, the accepted payload dialects, and the outcome of a job.
+Handles types, prompts, sizes, seeds and outcomes; knows no broker, HTTP or models.
 """

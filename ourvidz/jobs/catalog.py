@@ -1,4 +1,4 @@
-"""The fourteen job types, one row each. Queues, routes, limits, docs and schemas derive from here."""
+"""The catalog: the fourteen job types, one row each. Queues, routes, limits and schemas derive from it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ QUEUES: dict[str, str] = {"sdxl": "sdxl_queue", "wan": "wan_queue", "chat": "cha
 
 @dataclass(frozen=True, slots=True)
 class JobType:
-    """One row of the catalog.
+    """One row of the catalog: a job type with its queue, its defaults and its limits.
 
-    `frames` is 1 for pictures; `steps`, `guidance_scale` and `frames` are None where the type has none.
-    `expected_s` is the documented range of generation time in seconds.
+    `task` is the name of the Celery task. `steps`, `guidance_scale` and `frames` are the defaults; text types
+    have None, image types one frame. `num_images` lists the allowed numbers of images. `enhance` is whether
+    the prompt is enhanced by default. `expected_s` is the documented range of generation times in seconds.
     """
 
     name: str
@@ -34,12 +35,12 @@ class JobType:
 
     @property
     def queue(self) -> str:
-        """The queue its jobs wait in."""
+        """The name of the queue of its family."""
         return QUEUES[self.family]
 
     @property
     def content_type(self) -> Literal["image", "video", "text", "json"]:
-        """What its assets are."""
+        """The type of its assets."""
         return {"png": "image", "mp4": "video", "text": "text", "json": "json"}[self.output]  # type: ignore[return-value]
 
     @property
@@ -51,12 +52,13 @@ class JobType:
 
     @property
     def stores_assets(self) -> bool:
-        """Whether its jobs put files into storage, and therefore need a user."""
+        """Whether its jobs store files, and therefore need a user id."""
         return self.output in ("png", "mp4")
 
     @property
     def time_limit_s(self) -> float:
-        """How long a job may generate, model load excluded, unless a setting says otherwise."""
+        """The default time limit in seconds: 120, or four times the expected time if that is longer. Loading
+        of models does not count."""
         return max(120.0, 4 * self.expected_s[1])
 
 
@@ -123,10 +125,10 @@ READ_BUCKETS: tuple[str, ...] = ("reference_images", "workspace_assets", "user-l
 
 
 def lookup(name: str) -> JobType | None:
-    """The row of a type or of one of its aliases."""
+    """The row of a job type, by its name or an alias; None for an unknown name."""
     return CATALOG.get(ALIASES.get(name, name))
 
 
 def of_family(family: Family) -> tuple[JobType, ...]:
-    """The rows that one family of workers serves."""
+    """The rows of one family: the types that its workers run."""
     return tuple(row for row in CATALOG.values() if row.family == family)

@@ -1,4 +1,4 @@
-"""Text payloads: conversations, the older prompt form, administration."""
+"""Parses payloads of the chat and administration types."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any, get_args
 
 from ourvidz.jobs.catalog import JobType
 from ourvidz.jobs.defaults import Defaults
-from ourvidz.jobs.fields import Fields, Found, checked_text, either, refused
+from ourvidz.jobs.fields import Fields, FieldValue, check_text, invalid_value, or_default
+from ourvidz.jobs.generation import prompt_missing, read_num_images
 from ourvidz.jobs.job import AdminJob, ChatJob, Message
 from ourvidz.jobs.ranges import (
     CONVERSATION_CHARS,
+    MAX_MESSAGES,
+    MAX_STOPS,
     MAX_TOKENS,
-    MESSAGES,
     PENALTY,
     SEED,
     STOP_CHARS,
-    STOPS,
     TEMPERATURE,
     TOP_P,
 )
-from ourvidz.jobs.visual import need_prompt, num_images
 
 ROLES: tuple[str, ...] = get_args(Message.model_fields["role"].annotation)
 MODELS: tuple[str, ...] = get_args(ChatJob.model_fields["model"].annotation)
@@ -29,40 +29,40 @@ _OPERATION = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
 def parse_chat(fields: Fields, row: JobType, common: dict[str, Any], defaults: Defaults) -> ChatJob:
-    """The text job a payload asks for."""
-    num_images(fields, row)
-    given = fields.integer("seed", "config.seed", "metadata.seed", within=SEED)
+    """Parse a chat payload: `messages`, or the older form with `prompt` and `config.system_prompt`."""
+    read_num_images(fields, row)
+    seed = fields.integer("seed", "config.seed", "metadata.seed", within=SEED)
     max_tokens = fields.integer("max_tokens", "config.max_tokens", within=MAX_TOKENS)
     return ChatJob(
         **common,
         messages=_messages(fields),
-        model=either(fields.choice("model", "config.model", among=MODELS), "qwen_instruct"),
-        max_tokens=either(max_tokens, DEFAULT_TOKENS.get(row.name, 512)),
-        temperature=either(fields.number("temperature", "config.temperature", within=TEMPERATURE), 0.7),
-        top_p=either(fields.number("top_p", "config.top_p", within=TOP_P), 0.9),
+        model=or_default(fields.choice("model", "config.model", among=MODELS), "qwen_instruct"),
+        max_tokens=or_default(max_tokens, DEFAULT_TOKENS.get(row.name, 512)),
+        temperature=or_default(fields.number("temperature", "config.temperature", within=TEMPERATURE), 0.7),
+        top_p=or_default(fields.number("top_p", "config.top_p", within=TOP_P), 0.9),
         frequency_penalty=_penalty(fields, "frequency_penalty"),
         presence_penalty=_penalty(fields, "presence_penalty"),
         stop=_stop(fields),
-        seed=defaults.draw_seed() if given is None else given,
-        seed_drawn=given is None,
+        seed=defaults.draw_seed() if seed is None else seed,
+        seed_drawn=seed is None,
         sfw_mode=bool(common["flags"].get("sfw_mode", False)),
-        stream=either(fields.boolean("stream", "config.stream"), False),
+        stream=or_default(fields.boolean("stream", "config.stream"), False),
     )
 
 
 def parse_admin(fields: Fields, row: JobType, common: dict[str, Any], defaults: Defaults) -> AdminJob:
-    """The administration job a payload asks for."""
+    """Parse an `admin_utilities` payload; without an operation it is `status`."""
     del row, defaults
     found = fields.first("operation", "config.operation")
     if found is None:
         return AdminJob(**common)
     if not isinstance(found.value, str) or not _OPERATION.fullmatch(found.value):
-        raise refused(found.path, "the name of an operation", found.value)
+        raise invalid_value(found.path, "the name of an operation", found.value)
     return AdminJob(**common, operation=found.value)
 
 
 def _penalty(fields: Fields, name: str) -> float:
-    return either(fields.number(name, f"config.{name}", within=PENALTY), 0.0)
+    return or_default(fields.number(name, f"config.{name}", within=PENALTY), 0.0)
 
 
 def _stop(fields: Fields) -> tuple[str, ...]:
@@ -70,9 +70,9 @@ def _stop(fields: Fields) -> tuple[str, ...]:
     if found is None:
         return ()
     texts = found.value if isinstance(found.value, (list, tuple)) else [found.value]
-    if len(texts) > STOPS or not all(isinstance(text, str) and text for text in texts):
-        raise refused(found.path, f"a text or a list of at most {STOPS} texts", found.value)
-    return tuple(checked_text(found.path, text, limit=STOP_CHARS) for text in texts)
+    if len(texts) > MAX_STOPS or not all(isinstance(text, str) and text for text in texts):
+        raise invalid_value(found.path, f"a text or a list of at most {MAX_STOPS} texts", found.value)
+    return tuple(check_text(found.path, text, limit=STOP_CHARS) for text in texts)
 
 
 def _messages(fields: Fields) -> tuple[Message, ...]:
@@ -82,17 +82,17 @@ def _messages(fields: Fields) -> tuple[Message, ...]:
     system = fields.text("config.system_prompt", limit=CONVERSATION_CHARS)
     prompt = fields.prompt()
     if not prompt:
-        raise need_prompt()
-    opening = () if system is None else (Message(role="system", content=system),)
-    return (*opening, Message(role="user", content=prompt))
+        raise prompt_missing()
+    system_messages = () if system is None else (Message(role="system", content=system),)
+    return (*system_messages, Message(role="user", content=prompt))
 
 
-def _conversation(found: Found) -> tuple[Message, ...]:
-    if not isinstance(found.value, (list, tuple)) or not 1 <= len(found.value) <= MESSAGES:
-        raise refused(found.path, f"a list of 1 to {MESSAGES} messages", found.value)
+def _conversation(found: FieldValue) -> tuple[Message, ...]:
+    if not isinstance(found.value, (list, tuple)) or not 1 <= len(found.value) <= MAX_MESSAGES:
+        raise invalid_value(found.path, f"a list of 1 to {MAX_MESSAGES} messages", found.value)
     messages = tuple(_message(f"{found.path}[{at}]", item) for at, item in enumerate(found.value))
     if sum(len(message.content) for message in messages) > CONVERSATION_CHARS:
-        raise refused(
+        raise invalid_value(
             found.path, f"messages of at most {CONVERSATION_CHARS:,} characters in all", found.value
         )
     return messages
@@ -100,9 +100,9 @@ def _conversation(found: Found) -> tuple[Message, ...]:
 
 def _message(path: str, item: object) -> Message:
     if not isinstance(item, dict):
-        raise refused(path, "an object with role and content", item)
+        raise invalid_value(path, "an object with role and content", item)
     role = item.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise refused(f"{path}.role", f"one of {', '.join(ROLES)}", role)
-    content = checked_text(f"{path}.content", item.get("content"), limit=CONVERSATION_CHARS)
+        raise invalid_value(f"{path}.role", f"one of {', '.join(ROLES)}", role)
+    content = check_text(f"{path}.content", item.get("content"), limit=CONVERSATION_CHARS)
     return Message(role=role, content=content)

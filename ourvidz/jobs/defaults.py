@@ -1,4 +1,4 @@
-"""What the installation decides where a caller leaves a choice open."""
+"""The values that an installation supplies where a payload leaves them out."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from dataclasses import dataclass, field
 
 from ourvidz.jobs.ranges import SEED
 
-MOST_IMAGES = 6
+MAX_IMAGES = 6
 
 
 def draw_seed() -> int:
-    """A seed nobody can predict, in the range callers may send, for every picture of a batch."""
-    return secrets.randbelow(int(SEED.high) + 1 - MOST_IMAGES)
+    """Draw an unpredictable seed. It and the next five, for the images of a batch, are in the allowed
+    range."""
+    return secrets.randbelow(int(SEED.high) + 1 - MAX_IMAGES)
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """Sizes are (width, height) in pixels; `callback_hosts` are `host` or `host:port`.
+    """Defaults and limits of an installation for parsing payloads.
 
-    `wan_frame_pixels` is how many pixels all frames of a clip may have together; None means any.
+    Sizes are (width, height) in pixels. `wan_frame_pixels` limits frames x width x height of a clip; None is
+    no limit. `callback_hosts` (`host` or `host:port`) are those a `callback_url` may have. `negative_prompt`
+    is used for SDXL jobs without one. `loras` maps the LoRA names that SDXL jobs may use to their default
+    weights.
     """
 
     sdxl_size: tuple[int, int] = (1024, 1024)
@@ -29,5 +33,4 @@ class Defaults:
     callback_hosts: frozenset[str] = frozenset()
     negative_prompt: str | None = None
     loras: Mapping[str, float] = field(default_factory=dict)
-    """The names that an SDXL job may use, each with its usual weight."""
     draw_seed: Callable[[], int] = draw_seed

@@ -1,4 +1,4 @@
-"""From what callers write, in any of the dialects in the field, to the one frozen job."""
+"""Parses payloads of any type, in any of the dialects that callers use, into jobs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from ourvidz.jobs.catalog import ALIASES, CATALOG, JobType, Kind, lookup
 from ourvidz.jobs.chats import parse_admin, parse_chat
 from ourvidz.jobs.defaults import Defaults
-from ourvidz.jobs.fields import Fields, either, missing, refused
+from ourvidz.jobs.fields import Fields, invalid_value, missing_field, or_default
 from ourvidz.jobs.images import parse_image
 from ourvidz.jobs.job import Job
 from ourvidz.jobs.ranges import EXPECTED_S
-from ourvidz.jobs.urls import callback_url
+from ourvidz.jobs.urls import read_callback_url
 from ourvidz.jobs.videos import parse_video
 
 __all__ = ["Defaults", "parse"]
@@ -26,25 +26,26 @@ PARSERS: dict[Kind, Parser] = {
     "chat": parse_chat,
     "admin": parse_admin,
 }
-CARRIED: dict[str, tuple[str, ...]] = {
+CARRIED_FIELDS: dict[str, tuple[str, ...]] = {
     "video_id": ("video_id",),
     "image_id": ("image_id",),
     "character_id": ("character_id",),
     "model_variant": ("model_variant", "metadata.model_variant"),
     "created_at": ("created_at",),
 }
-SWITCHES = ("unrestricted_mode", "nsfw_optimization", "sfw_mode")
-ECHOES: dict[str, tuple[str, ...]] = {
+BOOLEAN_FLAGS = ("unrestricted_mode", "nsfw_optimization", "sfw_mode")
+ECHOED_FIELDS: dict[str, tuple[str, ...]] = {
     "content_tier": ("content_tier", "metadata.content_tier"),
     "content_type": ("content_type", "metadata.content_type", "metadata.contentType"),
 }
 
 
 def parse(payload: object, defaults: Defaults, *, make_id: Callable[[], str] | None = None) -> Job:
-    """The job a payload asks for. Raises `CallerError` with the caller's own path as `field`.
+    """Parse and validate a payload.
 
-    `make_id` supplies the id where a payload needs none (synchronous routes). Nothing is fetched, and
-    two calls differ in no more than a drawn seed and a made id.
+    `make_id` supplies an id if the payload has none (synchronous routes); without it the id is required.
+    Nothing is fetched. Two calls with one payload differ only in a drawn seed and a made id. Raises a
+    `CallerError` whose `field` is the path in the payload, such as `config.resolution`.
     """
     fields = Fields(payload)
     job_id = _id(fields, make_id)
@@ -53,16 +54,16 @@ def parse(payload: object, defaults: Defaults, *, make_id: Callable[[], str] | N
         "id": job_id,
         "type": row.name,
         "user_id": _user_id(fields, row),
-        "expected_time": either(
-            fields.hint(
+        "expected_time": or_default(
+            fields.lenient(
                 partial(fields.number, within=EXPECTED_S),
                 "config.expected_time",
                 "metadata.expected_generation_time",
             ),
             row.expected_s[1],
         ),
-        "callback_url": callback_url(fields, defaults.callback_hosts),
-        "carried": _present({name: fields.echo(*paths) for name, paths in CARRIED.items()}),
+        "callback_url": read_callback_url(fields, defaults.callback_hosts),
+        "carried": _present({name: fields.passthrough(*paths) for name, paths in CARRIED_FIELDS.items()}),
         "flags": _flags(fields),
     }
     job = PARSERS[row.kind](fields, row, common, defaults)
@@ -70,36 +71,37 @@ def parse(payload: object, defaults: Defaults, *, make_id: Callable[[], str] | N
 
 
 def _id(fields: Fields, make_id: Callable[[], str] | None) -> str:
-    given = fields.identifier("id", "job_id")
-    if given is not None:
-        return given
+    job_id = fields.identifier("id", "job_id")
+    if job_id is not None:
+        return job_id
     if make_id is None:
-        raise missing("id", "a job needs an id of its caller")
+        raise missing_field("id", "a job needs an id of its caller")
     return make_id()
 
 
 def _row(fields: Fields) -> JobType:
     found = fields.first("type", "job_type")
     if found is None:
-        raise missing("type", "a job needs a type")
+        raise missing_field("type", "a job needs a type")
     row = lookup(found.value) if isinstance(found.value, str) else None
     if row is None:
-        raise refused(found.path, f"one of {', '.join((*CATALOG, *ALIASES))}", found.value)
+        raise invalid_value(found.path, f"one of {', '.join((*CATALOG, *ALIASES))}", found.value)
     return row
 
 
 def _user_id(fields: Fields, row: JobType) -> str | None:
-    given = fields.identifier("user_id", "metadata.user_id")
-    if given is None and row.stores_assets:
-        raise missing("user_id", "a job that stores assets needs the user they belong to")
-    return given
+    user_id = fields.identifier("user_id", "metadata.user_id")
+    if user_id is None and row.stores_assets:
+        raise missing_field("user_id", "a job that stores assets needs the user they belong to")
+    return user_id
 
 
 def _flags(fields: Fields) -> dict[str, Any]:
-    switches = {
-        name: fields.hint(fields.boolean, name, f"config.{name}", f"metadata.{name}") for name in SWITCHES
+    booleans = {
+        name: fields.lenient(fields.boolean, name, f"config.{name}", f"metadata.{name}")
+        for name in BOOLEAN_FLAGS
     }
-    return _present(switches | {name: fields.echo(*paths) for name, paths in ECHOES.items()})
+    return _present(booleans | {name: fields.passthrough(*paths) for name, paths in ECHOED_FIELDS.items()})
 
 
 def _present(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Typed reading of a payload by the caller's own paths.
+"""Typed access to the fields of a payload.
 
-Every reader takes the paths of one value in order; the first that is present wins, valid or not.
+Each method takes the paths at which callers write a value, in order of precedence. The first path that is
+present is used, even if its value is invalid.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 from ourvidz.errors import CallerError, InvalidParameters, InvalidPrompt
 from ourvidz.jobs.ranges import PROMPT_CHARS, Range
-from ourvidz.jobs.sanitize import is_well_formed, plain, shorten
+from ourvidz.jobs.sanitize import is_storable, summarize, to_json_safe
 
 CONTAINERS = ("config", "metadata")
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -25,184 +26,184 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A value and where the caller wrote it."""
+class FieldValue:
+    """A value of the payload and its path, such as `config.steps`."""
 
     path: str
     value: Any
 
 
-def either(value: T | None, default: T) -> T:
-    """`value` where there is one; 0 and False are values."""
+def or_default(value: T | None, default: T) -> T:
+    """`value`, or `default` if it is None; 0 and False are kept."""
     return default if value is None else value
 
 
-def refused(
+def invalid_value(
     path: str, rule: str, value: object, *, error: type[CallerError] = InvalidParameters
 ) -> CallerError:
-    """The error for a value outside its rule, to be raised."""
-    shown = shorten(value)
-    said = repr(shown) if isinstance(value, str) else str(shown)
-    return error(f"{path} must be {rule}, not {said}.", field=path, rule=rule, value=shown)
+    """Build the error for a value that breaks its rule; the caller raises it. The message quotes the
+    value."""
+    shown = summarize(value)
+    quoted = repr(shown) if isinstance(value, str) else str(shown)
+    return error(f"{path} must be {rule}, not {quoted}.", field=path, rule=rule, value=shown)
 
 
-def refused_text(
+def invalid_text(
     path: str, rule: str, value: object, *, error: type[CallerError] = InvalidParameters
 ) -> CallerError:
-    """Like `refused`, for what people write: it is never repeated in an error, errors are logged."""
+    """Like `invalid_value`, for text that people write: its error does not quote it, as errors are logged."""
     if not isinstance(value, str):
-        return refused(path, rule, value, error=error)
+        return invalid_value(path, rule, value, error=error)
     shown = f"a text of {len(value):,} characters"
     return error(f"{path} must be {rule}; this is {shown}.", field=path, rule=rule, value=shown)
 
 
-def missing(path: str, rule: str, *, error: type[CallerError] = InvalidParameters) -> CallerError:
-    """The error for a value that is not there, to be raised."""
+def missing_field(path: str, rule: str, *, error: type[CallerError] = InvalidParameters) -> CallerError:
+    """Build the error for a missing value; the caller raises it."""
     return error(f"{path} is missing: {rule}.", field=path, rule=rule)
 
 
-def checked_text(
-    path: str, value: object, *, limit: int, error: type[CallerError] = InvalidParameters
-) -> str:
-    """`value` as text of at most `limit` characters that can be stored."""
+def check_text(path: str, value: object, *, limit: int, error: type[CallerError] = InvalidParameters) -> str:
+    """Return `value` if it is text of at most `limit` characters that can be stored. Raises `error`."""
     rule = f"text of at most {limit:,} characters"
     if not isinstance(value, str) or len(value) > limit:
-        raise refused_text(path, rule, value, error=error)
-    if not is_well_formed(value):
+        raise invalid_text(path, rule, value, error=error)
+    if not is_storable(value):
         rule = "text without NUL characters and unpaired surrogates"
-        raise refused_text(path, rule, value, error=error)
+        raise invalid_text(path, rule, value, error=error)
     return value
 
 
 class Fields:
-    """One payload. What no reader asked for is left in `unread`."""
+    """One payload. Fields that are not read are returned by `unread`. Raises `InvalidParameters` if the
+    payload, its `config` or its `metadata` is no object."""
 
     def __init__(self, payload: object) -> None:
         if not isinstance(payload, dict):
             rule = "a JSON object"
-            said = shorten(payload) if isinstance(payload, (list, tuple)) else type(payload).__name__
-            raise InvalidParameters(f"The payload must be {rule}, not {said}.", rule=rule, value=said)
+            kind = summarize(payload) if isinstance(payload, (list, tuple)) else type(payload).__name__
+            raise InvalidParameters(f"The payload must be {rule}, not {kind}.", rule=rule, value=kind)
         self._levels: dict[str, dict[Any, Any]] = {"": payload}
         for name in CONTAINERS:
             value = payload.get(name)
             if value is None or value == "":
                 value = {}
             if not isinstance(value, dict):
-                raise refused(name, "an object", value)
+                raise invalid_value(name, "an object", value)
             self._levels[name] = value
-        self._asked: set[str] = set()
+        self._read: set[str] = set()
 
-    def first(self, *paths: str) -> Found | None:
-        """The first of `paths` that is present; null and "" count as absent."""
-        self._asked.update(paths)
+    def first(self, *paths: str) -> FieldValue | None:
+        """The value at the first of `paths` that is present; null and "" count as absent."""
+        self._read.update(paths)
         for path in paths:
             level, _, name = path.rpartition(".")
             value = self._levels[level].get(name)
             if value is not None and not (isinstance(value, str) and value == ""):
-                return Found(path, value)
+                return FieldValue(path, value)
         return None
 
     def text(self, *paths: str, limit: int = PROMPT_CHARS) -> str | None:
-        """Free text of at most `limit` characters."""
-        found = self.first(*paths)
-        return None if found is None else checked_text(found.path, found.value, limit=limit)
+        """Text of at most `limit` characters."""
+        field = self.first(*paths)
+        return None if field is None else check_text(field.path, field.value, limit=limit)
 
     def prompt(self) -> str:
-        """The prompt as written; "" when there is none or nothing but white space."""
-        found = self.first("prompt")
-        if found is None:
+        """The prompt as it was sent; "" if there is none, or only white space."""
+        field = self.first("prompt")
+        if field is None:
             return ""
-        text = checked_text(found.path, found.value, limit=PROMPT_CHARS, error=InvalidPrompt)
+        text = check_text(field.path, field.value, limit=PROMPT_CHARS, error=InvalidPrompt)
         return text if text.strip() else ""
 
     def number(self, *paths: str, within: Range) -> float | None:
-        """A finite number, or the same as a string; booleans are none."""
-        found = self.first(*paths)
-        if found is None:
+        """A finite number in the range `within`; numeric strings are accepted, booleans are not."""
+        field = self.first(*paths)
+        if field is None:
             return None
-        value = number(found.value)
+        value = parse_number(field.value)
         if value is None or value not in within:
-            raise refused(found.path, within.rule, found.value)
+            raise invalid_value(field.path, within.rule, field.value)
         return value
 
     def integer(self, *paths: str, within: Range) -> int | None:
-        """A whole number: 25, 25.0, "25"."""
+        """A whole number in the range `within`: 25, 25.0 and "25" are accepted."""
         value = self.number(*paths, within=within)
         return None if value is None else int(value)
 
     def one_of(self, *paths: str, numbers: tuple[int, ...]) -> int | None:
-        """One of a few numbers."""
-        found = self.first(*paths)
-        if found is None:
+        """One of the listed numbers."""
+        field = self.first(*paths)
+        if field is None:
             return None
-        value = number(found.value)
+        value = parse_number(field.value)
         if value is None or value not in numbers:
-            raise refused(found.path, _listed([str(number) for number in numbers]), found.value)
+            raise invalid_value(field.path, _join_words([str(number) for number in numbers]), field.value)
         return int(value)
 
     def boolean(self, *paths: str) -> bool | None:
-        """A JSON boolean, or the strings "true" and "false"."""
-        found = self.first(*paths)
-        if found is None:
+        """A JSON boolean, or one of the strings "true" and "false" in any case."""
+        field = self.first(*paths)
+        if field is None:
             return None
-        if isinstance(found.value, bool):
-            return found.value
-        if isinstance(found.value, str) and found.value.lower() in ("true", "false"):
-            return found.value.lower() == "true"
-        raise refused(found.path, "true or false", found.value)
+        if isinstance(field.value, bool):
+            return field.value
+        if isinstance(field.value, str) and field.value.lower() in ("true", "false"):
+            return field.value.lower() == "true"
+        raise invalid_value(field.path, "true or false", field.value)
 
     def choice(self, *paths: str, among: Collection[str]) -> str | None:
-        """One of a few words."""
-        found = self.first(*paths)
-        if found is None:
+        """One of the listed words."""
+        field = self.first(*paths)
+        if field is None:
             return None
-        if isinstance(found.value, str) and found.value in among:
-            return found.value
-        raise refused(found.path, _listed(list(among)), found.value)
+        if isinstance(field.value, str) and field.value in among:
+            return field.value
+        raise invalid_value(field.path, _join_words(list(among)), field.value)
 
     def identifier(self, *paths: str) -> str | None:
-        """An id: it becomes part of keys and paths, so its alphabet is small."""
-        found = self.first(*paths)
-        if found is None:
+        """An id. It becomes part of keys and paths, so its alphabet is small."""
+        field = self.first(*paths)
+        if field is None:
             return None
-        if isinstance(found.value, str) and IDENTIFIER.fullmatch(found.value):
-            return found.value
-        raise refused(found.path, IDENTIFIER_RULE, found.value)
+        if isinstance(field.value, str) and IDENTIFIER.fullmatch(field.value):
+            return field.value
+        raise invalid_value(field.path, IDENTIFIER_RULE, field.value)
 
-    def hint(self, read: Callable[..., T | None], *paths: str) -> T | None:
-        """What `read` makes of a field that has no rule: a value it refuses counts as absent, and stays
+    def lenient(self, read: Callable[..., T | None], *paths: str) -> T | None:
+        """Read an optional field with the method `read`; a value that it rejects counts as absent, and as
         unread."""
         try:
             return read(*paths)
         except CallerError:
-            self._asked.difference_update(paths)
+            self._read.difference_update(paths)
             return None
 
-    def echo(self, *paths: str) -> Any:
-        """Whatever the caller wrote, made safe to store; None when absent."""
-        found = self.first(*paths)
-        return None if found is None else plain(found.value)
+    def passthrough(self, *paths: str) -> Any:
+        """A value of any type, made safe to store; None if absent."""
+        field = self.first(*paths)
+        return None if field is None else to_json_safe(field.value)
 
     def unread(self) -> dict[str, Any]:
-        """The fields nobody asked for, in the caller's own shape."""
+        """The fields that were not read, nested as in the payload and made safe to store."""
         rest: dict[Any, Any] = {}
         for level, content in self._levels.items():
             prefix = f"{level}." if level else ""
-            left = {
+            remaining = {
                 key: value
                 for key, value in content.items()
-                if f"{prefix}{key}" not in self._asked and (level or key not in CONTAINERS)
+                if f"{prefix}{key}" not in self._read and (level or key not in CONTAINERS)
             }
-            if level and left:
-                rest[level] = left
+            if level and remaining:
+                rest[level] = remaining
             elif not level:
-                rest.update(left)
-        safe: dict[str, Any] = plain(rest)
+                rest.update(remaining)
+        safe: dict[str, Any] = to_json_safe(rest)
         return safe
 
 
-def number(value: object) -> float | None:
-    """A finite number, or the same as a string; booleans are none."""
+def parse_number(value: object) -> float | None:
+    """`value` as a finite float; None for booleans, other types and strings that are no number."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
@@ -218,5 +219,5 @@ def number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _listed(words: list[str]) -> str:
+def _join_words(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

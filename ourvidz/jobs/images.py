@@ -1,4 +1,4 @@
-"""SDXL payloads."""
+"""Parses SDXL payloads."""
 
 from __future__ import annotations
 
@@ -6,50 +6,53 @@ from typing import Any
 
 from ourvidz.jobs.catalog import JobType
 from ourvidz.jobs.defaults import Defaults
-from ourvidz.jobs.fields import Fields, either
+from ourvidz.jobs.fields import Fields, or_default
+from ourvidz.jobs.generation import parse_size, prompt_missing, read_sampling, read_sides
 from ourvidz.jobs.job import ImageJob
-from ourvidz.jobs.loras import loras
+from ourvidz.jobs.loras import read_loras
 from ourvidz.jobs.ranges import EXACT_COPY_DENOISE, SDXL_SIDE_PX
-from ourvidz.jobs.urls import reference
-from ourvidz.jobs.visual import need_prompt, sampling, sides, written_size
+from ourvidz.jobs.urls import read_reference
 
 
 def parse_image(fields: Fields, row: JobType, common: dict[str, Any], defaults: Defaults) -> ImageJob:
-    """The SDXL job a payload asks for."""
+    """Parse an SDXL payload. Raises `InvalidPrompt` if it has no prompt and is no exact copy."""
     width, height = _size(fields) or defaults.sdxl_size
     job = ImageJob(
         **common,
-        **sampling(fields, row, defaults),
+        **read_sampling(fields, row, defaults),
         prompt=fields.prompt(),
-        negative_prompt=either(
+        negative_prompt=or_default(
             fields.text("negative_prompt", "config.negative_prompt", "metadata.negative_prompt"),
             defaults.negative_prompt,
         ),
         width=width,
         height=height,
-        reference=reference(fields, "config.image", "metadata.reference_image_url", owner=common["user_id"]),
-        exact_copy_mode=either(fields.boolean("metadata.exact_copy_mode"), False),
-        compel_enabled=either(fields.boolean("compel_enabled", "metadata.compel_enabled"), False),
+        reference=read_reference(
+            fields, "config.image", "metadata.reference_image_url", owner=common["user_id"]
+        ),
+        exact_copy_mode=or_default(fields.boolean("metadata.exact_copy_mode"), False),
+        compel_enabled=or_default(fields.boolean("compel_enabled", "metadata.compel_enabled"), False),
         compel_weights=fields.text("compel_weights", "metadata.compel_weights"),
-        loras=loras(fields, defaults.loras),
+        loras=read_loras(fields, defaults.loras),
     )
     if job.mode == "exact_copy":
         return _exact_copy(job)
     if not job.prompt:
-        raise need_prompt()
+        raise prompt_missing()
     return job
 
 
 def _size(fields: Fields) -> tuple[int, int] | None:
     return (
-        sides(fields, SDXL_SIDE_PX)
-        or written_size(fields.first("config.resolution"), SDXL_SIDE_PX)
-        or written_size(fields.first("config.size"), SDXL_SIDE_PX)
+        read_sides(fields, SDXL_SIDE_PX)
+        or parse_size(fields.first("config.resolution"), SDXL_SIDE_PX)
+        or parse_size(fields.first("config.size"), SDXL_SIDE_PX)
     )
 
 
 def _exact_copy(job: ImageJob) -> ImageJob:
-    """A copy is a few steps at a tiny strength, whatever else was asked for."""
+    """The job with the fixed settings of an exact copy: 6 to 10 steps at a strength of at most 0.05, without
+    guidance."""
     denoise = min(job.denoise_strength, EXACT_COPY_DENOISE)
     fixed = {
         "denoise_strength": denoise,

@@ -1,6 +1,6 @@
-"""The canonical jobs: frozen, complete, and the same whatever dialect a caller wrote.
+"""The jobs that payloads are parsed into: frozen and complete, with all defaults filled in.
 
-Field names are the contract's. Sizes are pixels, times seconds, strengths 0 to 1.
+Sizes are pixels, times seconds, strengths 0 to 1.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ ImageMode = Literal["text_to_image", "modify", "exact_copy"]
 
 
 class BaseJob(BaseModel):
-    """What every job has.
+    """The fields of every job.
 
-    `carried` comes back to the caller untouched, `flags` are echoed, `extras` are the fields nobody
-    asked for: kept, never read.
+    `type` is the name of a row of the catalog. `carried` are fields that callbacks return unchanged, `flags`
+    are switches and labels that the result echoes, `extras` the fields of the payload that are not read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,16 +42,16 @@ class BaseJob(BaseModel):
 
     @property
     def row(self) -> JobType:
-        """The catalog row of its type."""
+        """The catalog row of the job's type."""
         return CATALOG[self.type]
 
     @property
     def queue(self) -> str:
-        """The queue it waits in."""
+        """The name of the job's queue."""
         return self.row.queue
 
     def texts(self) -> tuple[str, ...]:
-        """Every text a person wrote into this job."""
+        """Every text of the job that a person wrote, for the safety gate."""
         return ()
 
     def callback_metadata(self) -> dict[str, Any]:
@@ -72,22 +72,23 @@ class BaseJob(BaseModel):
         }
 
     def fingerprint(self) -> str:
-        """Equal for two requests that ask for the same work, seeds and what is only carried through aside."""
-        aside = {"carried", "flags", "extras", "seed", "seed_drawn"}
-        asked = self.model_dump(mode="json", exclude=aside)
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        """A hash that is equal for requests of the same work. It ignores the seed, which may be drawn, and
+        fields that do not change the result."""
+        ignored = {"carried", "flags", "extras", "seed", "seed_drawn"}
+        document = self.model_dump(mode="json", exclude=ignored)
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
-    def repeats(self, fingerprint: str, callback_metadata: dict[str, Any]) -> bool:
+    def is_repeat_of(self, fingerprint: str, callback_metadata: dict[str, Any]) -> bool:
         """Whether this job asks for the work of an earlier one with this fingerprint and callback metadata.
 
         A request without a seed matches any seed; a request with one matches only the same seed.
         """
-        given = None if getattr(self, "seed_drawn", True) else getattr(self, "seed", None)
-        return self.fingerprint() == fingerprint and given in (None, callback_metadata.get("seed"))
+        seed = None if getattr(self, "seed_drawn", True) else getattr(self, "seed", None)
+        return self.fingerprint() == fingerprint and seed in (None, callback_metadata.get("seed"))
 
 
 class JobLora(BaseModel):
-    """A LoRA file by its name, and how much of it is added."""
+    """A LoRA that a job uses, by its configured name, with its weight."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -96,7 +97,10 @@ class JobLora(BaseModel):
 
 
 class ImageJob(BaseJob):
-    """One SDXL job."""
+    """An SDXL job: 1, 3 or 6 images from a prompt, a reference, or both.
+
+    `seed_drawn`: the payload had no seed. `reference` is a URL, a data URI or a storage path.
+    """
 
     kind: Literal["image"] = "image"
     prompt: str
@@ -119,20 +123,21 @@ class ImageJob(BaseJob):
 
     @property
     def seeds(self) -> list[int]:
-        """One a picture: picture k has `seed` + k. After the last seed a caller may send comes 0, so that
-        each can be asked for alone."""
+        """The seed of each image: `seed` + k for image k. It wraps to 0 after the largest allowed seed, so
+        that each image can be requested alone."""
         return [(self.seed + k) % (int(SEED.high) + 1) for k in range(self.num_images)]
 
     @property
     def mode(self) -> ImageMode:
-        """What the pipeline is asked to do."""
+        """`exact_copy` with a reference, the mode set and an empty prompt; `modify` with any other
+        reference."""
         if self.reference is None:
             return "text_to_image"
         return "exact_copy" if self.exact_copy_mode and not self.prompt else "modify"
 
     @property
     def effective_steps(self) -> int:
-        """How many denoising steps will run."""
+        """The number of denoising steps that run: image-to-image skips the first ones."""
         if self.mode == "modify":
             return max(1, int(self.steps * self.denoise_strength))
         if self.mode == "exact_copy" and self.denoise_strength == 0:
@@ -158,7 +163,11 @@ class ImageJob(BaseJob):
 
 
 class VideoJob(BaseJob):
-    """One Wan job: a clip, or a picture when `frames` is 1."""
+    """A Wan job: a clip, or an image if `frames` is 1.
+
+    `frames` is the delivered number. `shift` is the solver's flow shift. Which references are set follows
+    `reference_mode`. `enhance_tokens` and `enhance_temperature` are used if the prompt is enhanced.
+    """
 
     kind: Literal["video"] = "video"
     prompt: str
@@ -190,14 +199,14 @@ class VideoJob(BaseJob):
         return tuple(t for t in (self.prompt, self.negative_prompt, self.system_prompt) if t)
 
     def callback_metadata(self) -> dict[str, Any]:
-        prompted = "none" if not self.enhance_prompt else "custom" if self.system_prompt else "default"
+        system_prompt = "none" if not self.enhance_prompt else "custom" if self.system_prompt else "default"
         return super().callback_metadata() | {
             "seed": self.seed,
             "num_images": 1,
             "frame_num": self.frames,
             "wan_task": "t2v-1.3B",
             "reference_mode": self.reference_mode,
-            "system_prompt_used": prompted,
+            "system_prompt_used": system_prompt,
             "compel_enabled": False,
             "compel_weights": None,
             "original_prompt": self.prompt,
@@ -205,7 +214,7 @@ class VideoJob(BaseJob):
 
 
 class Message(BaseModel):
-    """One turn of a conversation."""
+    """One message of a conversation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -214,7 +223,8 @@ class Message(BaseModel):
 
 
 class ChatJob(BaseJob):
-    """One text job."""
+    """A text job: a conversation and sampling parameters. `stop` are texts that end the answer and are not
+    part of it."""
 
     kind: Literal["chat"] = "chat"
     messages: tuple[Message, ...]
@@ -225,32 +235,31 @@ class ChatJob(BaseJob):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     stop: tuple[str, ...] = ()
-    """Texts that end the answer; they are not part of it."""
     seed: int
     seed_drawn: bool = False
     sfw_mode: bool = False
     stream: bool = False
 
     @property
-    def asked(self) -> str:
-        """What the person said last."""
+    def last_user_message(self) -> str:
+        """The content of the last message of the user; empty if there is none."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
     def texts(self) -> tuple[str, ...]:
         return tuple(message.content for message in self.messages)
 
     def callback_metadata(self) -> dict[str, Any]:
-        system = any(message.role == "system" for message in self.messages)
+        has_system_prompt = any(message.role == "system" for message in self.messages)
         return super().callback_metadata() | {
             "seed": self.seed,
             "num_images": 1,
-            "system_prompt_used": "custom" if system else "none",
-            "original_prompt": self.asked,
+            "system_prompt_used": "custom" if has_system_prompt else "none",
+            "original_prompt": self.last_user_message,
         }
 
 
 class AdminJob(BaseJob):
-    """One `admin_utilities` job."""
+    """An `admin_utilities` job: one operation on the installation."""
 
     kind: Literal["admin"] = "admin"
     operation: str = "status"
@@ -262,10 +271,10 @@ _ADAPTER: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kin
 
 
 def load_job(document: str | bytes) -> Job:
-    """Read a job back from the JSON that `dump_job` wrote."""
+    """Parse the JSON that `dump_job` wrote."""
     return _ADAPTER.validate_json(document)
 
 
 def dump_job(job: Job) -> str:
-    """Write a job as JSON."""
+    """Serialise a job as JSON for the ledger."""
     return job.model_dump_json()

@@ -1,52 +1,53 @@
-"""The LoRA files an SDXL job names, out of those its operator allows."""
+"""Reads the LoRAs of an SDXL payload, out of those that the operator allows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ourvidz.jobs.fields import Fields, Found, number, refused
+from ourvidz.jobs.fields import Fields, FieldValue, invalid_value, parse_number
 from ourvidz.jobs.job import JobLora
 from ourvidz.jobs.ranges import LORA_WEIGHT
 
 PATH = "config.loras"
 
 
-def loras(fields: Fields, allowed: Mapping[str, float]) -> tuple[JobLora, ...]:
-    """Names, or objects with a name and a weight, in a list; or names in a text with commas.
+def read_loras(fields: Fields, allowed: Mapping[str, float]) -> tuple[JobLora, ...]:
+    """Read `config.loras`: a list of names or of objects with `name` and `weight`, or names with commas.
 
-    `allowed` has the usual weight of every name. Where nothing is allowed the field is not read.
+    `allowed` maps each allowed name to its default weight; if it is empty the field is not read. Raises
+    `InvalidParameters` for other names, weights outside -2 to 2, and repeated names.
     """
-    found = fields.first(PATH) if allowed else None
-    if found is None:
+    field = fields.first(PATH) if allowed else None
+    if field is None:
         return ()
-    chosen = tuple(_one(entry, allowed) for entry in _entries(found))
-    names = [one.name for one in chosen]
+    loras = tuple(_parse_lora(entry, allowed) for entry in _entries(field))
+    names = [lora.name for lora in loras]
     for name in names:
         if names.count(name) > 1:
-            raise refused(found.path, "a list with every name once", name)
-    return chosen
+            raise invalid_value(field.path, "a list with every name once", name)
+    return loras
 
 
-def _entries(found: Found) -> list[Found]:
-    if isinstance(found.value, str):
-        written = [name.strip() for name in found.value.split(",")]
-        return [Found(found.path, name) for name in written if name]
-    if not isinstance(found.value, list):
-        raise refused(found.path, "a list of names, or of objects with name and weight", found.value)
-    return [Found(f"{found.path}[{index}]", entry) for index, entry in enumerate(found.value)]
+def _entries(field: FieldValue) -> list[FieldValue]:
+    if isinstance(field.value, str):
+        names = [name.strip() for name in field.value.split(",")]
+        return [FieldValue(field.path, name) for name in names if name]
+    if not isinstance(field.value, list):
+        raise invalid_value(field.path, "a list of names, or of objects with name and weight", field.value)
+    return [FieldValue(f"{field.path}[{index}]", entry) for index, entry in enumerate(field.value)]
 
 
-def _one(entry: Found, allowed: Mapping[str, float]) -> JobLora:
-    given: dict[Any, Any] = entry.value if isinstance(entry.value, dict) else {"name": entry.value}
-    at = f"{entry.path}.name" if given is entry.value else entry.path
-    name = given.get("name")
+def _parse_lora(entry: FieldValue, allowed: Mapping[str, float]) -> JobLora:
+    fields: dict[Any, Any] = entry.value if isinstance(entry.value, dict) else {"name": entry.value}
+    path = f"{entry.path}.name" if fields is entry.value else entry.path
+    name = fields.get("name")
     if not isinstance(name, str) or name not in allowed:
-        raise refused(at, f"one of {', '.join(allowed)}", name)
-    weight = given.get("weight")
+        raise invalid_value(path, f"one of {', '.join(allowed)}", name)
+    weight = fields.get("weight")
     if weight is None or weight == "":
         return JobLora(name=name, weight=allowed[name])
-    read = number(weight)
-    if read is None or read not in LORA_WEIGHT:
-        raise refused(f"{entry.path}.weight", LORA_WEIGHT.rule, weight)
-    return JobLora(name=name, weight=read)
+    parsed = parse_number(weight)
+    if parsed is None or parsed not in LORA_WEIGHT:
+        raise invalid_value(f"{entry.path}.weight", LORA_WEIGHT.rule, weight)
+    return JobLora(name=name, weight=parsed)

@@ -1,4 +1,4 @@
-"""The numbers and lengths a caller may send. Parsers and schemas read the same rows."""
+"""The ranges and lengths of payload values. Parsers and JSON schemas use the same ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The numbers from `low` to `high`, both included unless `above` excludes the low end."""
+    """The numbers from `low` to `high`, both included.
+
+    `whole` allows whole numbers only, `multiple` only multiples of it, `above` excludes `low` itself.
+    """
 
     low: float
     high: float
@@ -21,7 +24,7 @@ class Range:
 
     @property
     def rule(self) -> str:
-        """The range in words, as an error message ends."""
+        """The range in words, for error messages: "a whole number from 1 to 100"."""
         kind = (
             f"a multiple of {self.multiple}"
             if self.multiple > 1
@@ -51,12 +54,12 @@ TEMPERATURE = Range(0, 2)
 TOP_P = Range(0, 1, above=True)
 PENALTY = Range(-2, 2)
 
-STOPS = 4
+MAX_STOPS = 4
 STOP_CHARS = 100
 PROMPT_CHARS = 10_000
-LINK_CHARS = 4_096
+URL_CHARS = 4_096
 DATA_URI_CHARS = 8 << 20
-MESSAGES = 200
+MAX_MESSAGES = 200
 CONVERSATION_CHARS = 100_000
 """One system prompt, or all messages of a conversation together."""
 

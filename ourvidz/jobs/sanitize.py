@@ -1,4 +1,4 @@
-"""Values that nobody validates, made safe to store: plain JSON, shallow, valid Unicode."""
+"""Makes unvalidated values safe to store and to show: JSON types, bounded depth, valid Unicode."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import uuid
 from decimal import Decimal
 from typing import Any
 
-DEPTH = 32
-"""Deeper than any caller nests, and far from where serialisers give up."""
+MAX_DEPTH = 32
+"""More than any caller nests, and less than JSON writers accept."""
 
 INTEGER_BITS = 256
 SHOWN_CHARS = 80
 
 
-def plain(value: object, depth: int = DEPTH) -> Any:
-    """A copy of `value` that every JSON writer accepts; what lies deeper than `depth` becomes None."""
+def to_json_safe(value: object, depth: int = MAX_DEPTH) -> Any:
+    """Copy `value` into JSON types that every writer accepts; what is nested deeper than `depth` becomes
+    None."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return well_formed(value)
+        return replace_surrogates(value)
     if isinstance(value, int):
-        return int(value) if value.bit_length() <= INTEGER_BITS else shorten(value)
+        return int(value) if value.bit_length() <= INTEGER_BITS else summarize(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, (datetime.date, uuid.UUID, Decimal)):
@@ -30,19 +31,19 @@ def plain(value: object, depth: int = DEPTH) -> Any:
     if depth == 0:
         return None
     if isinstance(value, dict):
-        return {well_formed(str(key)): plain(item, depth - 1) for key, item in value.items()}
+        return {replace_surrogates(str(key)): to_json_safe(item, depth - 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item, depth - 1) for item in value]
-    return shorten(value)
+        return [to_json_safe(item, depth - 1) for item in value]
+    return summarize(value)
 
 
-def well_formed(text: str) -> str:
-    """`text` with every unpaired surrogate replaced: UTF-8 has no form for them."""
+def replace_surrogates(text: str) -> str:
+    """`text` with unpaired surrogates replaced by question marks: UTF-8 cannot encode them."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def is_well_formed(text: str) -> bool:
-    """Whether JSON writers and databases take `text` as it is."""
+def is_storable(text: str) -> bool:
+    """Whether `text` can be stored unchanged: it has neither NUL characters nor unpaired surrogates."""
     if "\0" in text:
         return False
     try:
@@ -52,8 +53,9 @@ def is_well_formed(text: str) -> bool:
     return True
 
 
-def shorten(value: object) -> str | int | float | bool | None:
-    """What an error may show of a value: scalars as they are, the rest by its shape."""
+def summarize(value: object) -> str | int | float | bool | None:
+    """Summarise a value for an error message: scalars themselves, at most 80 characters, others by their
+    size."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -64,7 +66,7 @@ def shorten(value: object) -> str | int | float | bool | None:
         return value if math.isfinite(value) else str(value)
     if isinstance(value, str):
         short = value if len(value) <= SHOWN_CHARS else value[: SHOWN_CHARS - 1] + "…"
-        return well_formed(short)
+        return replace_surrogates(short)
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, (list, tuple)):

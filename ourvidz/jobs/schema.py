@@ -1,4 +1,4 @@
-"""The submission as a JSON schema, for the OpenAPI document. The parser stays the judge."""
+"""JSON schemas of the accepted payloads, for the OpenAPI document. Requests are validated by the parsers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from ourvidz.jobs import ranges
 from ourvidz.jobs.catalog import ALIASES, CATALOG, DEFAULT_BUCKET, WRITE_BUCKETS
 from ourvidz.jobs.chats import MODELS, ROLES
 from ourvidz.jobs.fields import IDENTIFIER
+from ourvidz.jobs.generation import REFERENCE_TYPES
 from ourvidz.jobs.ranges import Range
 from ourvidz.jobs.videos import MODES, SOLVERS
-from ourvidz.jobs.visual import REFERENCE_TYPES
 
 Schema = dict[str, Any]
 
 
 def submission_schema() -> Schema:
-    """Every field that is read, with its rule. Unknown fields are welcome and ignored."""
+    """The schema of a job submission: every field that is read, with its rule."""
     return {
         "type": "object",
         "title": "Job submission",
@@ -34,7 +34,7 @@ def submission_schema() -> Schema:
 
 
 def conversation_schema() -> Schema:
-    """What a synchronous route takes: a conversation, or the older form with a prompt."""
+    """The schema of a synchronous chat request: a conversation, or the older form with a prompt."""
     config = {
         "system_prompt": _text(ranges.CONVERSATION_CHARS, "Goes with `prompt`."),
         "job_type": {"type": ["string", "null"], "description": "A type of the catalog, or an alias."},
@@ -50,7 +50,7 @@ def conversation_schema() -> Schema:
             "seed": _number(ranges.SEED),
             "content_tier": {"description": "Comes back in the answer."},
             "unrestricted_mode": {"description": "Comes back in the answer."},
-            "callback_url": _text(ranges.LINK_CHARS, "Must be on the allow-list. Without it none is called."),
+            "callback_url": _text(ranges.URL_CHARS, "Must be on the allow-list. Without it none is called."),
             "config": _object("The older form.", config),
             "metadata": _object("Kept with the job.", {}),
         },
@@ -68,7 +68,7 @@ def _top() -> Schema:
         "compel_enabled": _boolean(),
         "compel_weights": _text(ranges.PROMPT_CHARS, "A1111 syntax, such as (sharp focus:1.2)."),
         "bucket": _words(WRITE_BUCKETS, default=DEFAULT_BUCKET),
-        "callback_url": _text(ranges.LINK_CHARS, "Must be on the allow-list."),
+        "callback_url": _text(ranges.URL_CHARS, "Must be on the allow-list."),
         **{
             name: {"description": "Comes back in the callback."}
             for name in ("video_id", "image_id", "character_id", "model_variant", "created_at")
@@ -87,7 +87,7 @@ def _conversation() -> Schema:
             "type": ["array", "null"],
             "items": message,
             "minItems": 1,
-            "maxItems": ranges.MESSAGES,
+            "maxItems": ranges.MAX_MESSAGES,
             "description": f"At most {ranges.CONVERSATION_CHARS:,} characters in all.",
         },
         "model": _words(MODELS, default="qwen_instruct"),
@@ -101,7 +101,7 @@ def _conversation() -> Schema:
             "type": ["string", "array", "null"],
             "maxLength": ranges.STOP_CHARS,
             "items": {"type": "string", "minLength": 1, "maxLength": ranges.STOP_CHARS},
-            "maxItems": ranges.STOPS,
+            "maxItems": ranges.MAX_STOPS,
         },
         "sfw_mode": _boolean(),
         "stream": _boolean(),

@@ -42,7 +42,7 @@ class JobOperations(LedgerBase):
         record = load_record(job.id, pairs(fields))
         return Admission(
             created=bool(created),
-            same=job.repeats(record.fingerprint, record.callback_metadata),
+            same=job.is_repeat_of(record.fingerprint, record.callback_metadata),
             record=record,
         )
 

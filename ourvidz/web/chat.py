@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from ourvidz import dispatch, log
 from ourvidz.errors import CallerError, JobTimeout, OurvidzError
 from ourvidz.jobs.catalog import CATALOG, JobType, lookup
-from ourvidz.jobs.fields import Fields, refused
+from ourvidz.jobs.fields import Fields, invalid_value
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.schema import conversation_schema
 from ourvidz.web import audit, problems, sse
@@ -169,9 +169,9 @@ def _job_type(fields: Fields, type_name: str) -> JobType:
     row = lookup(named.value) if named and isinstance(named.value, str) else None
     if named is not None and type_name == ENHANCE:
         if row is None:
-            raise refused(named.path, f"one of {', '.join(CATALOG)}", named.value)
+            raise invalid_value(named.path, f"one of {', '.join(CATALOG)}", named.value)
     elif named is not None and (row is None or row.kind != "chat"):
-        raise refused(named.path, f"one of {', '.join(_CHAT_TYPES)}", named.value)
+        raise invalid_value(named.path, f"one of {', '.join(_CHAT_TYPES)}", named.value)
     return row if row is not None and type_name != ENHANCE else CATALOG[type_name]
 
 
@@ -213,7 +213,7 @@ def _enhancement(result: TextResult, job: ChatJob, reason: str | None) -> TextRe
     The original is used when there is a `reason`, when the deadline cut the text off, and for an empty text.
     """
     if result.is_fallback:
-        return TextResult(result.text, result.metadata, result.enhanced_prompt or job.asked)
+        return TextResult(result.text, result.metadata, result.enhanced_prompt or job.last_user_message)
     if reason is None and result.finish_reason == "timeout":
         reason = "The enhancement took too long."
     enhanced = (result.enhanced_prompt or result.text).strip()
@@ -224,7 +224,7 @@ def _enhancement(result: TextResult, job: ChatJob, reason: str | None) -> TextRe
         "enhancement_strategy": "fallback",
         "enhancement_reason": reason or "The model wrote nothing.",
     }
-    return TextResult(result.text, metadata, job.asked)
+    return TextResult(result.text, metadata, job.last_user_message)
 
 
 def _document(result: TextResult, job: ChatJob, *, enhancing: bool) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class TextCapabilities(BaseModel):
     enhancement: Literal[True] = True
     streaming: Literal[True] = True
     openai_compatible: Literal[True] = True
-    messages: int = ranges.MESSAGES
+    messages: int = ranges.MAX_MESSAGES
     characters: int = ranges.CONVERSATION_CHARS
     max_tokens: int = int(ranges.MAX_TOKENS.high)
     moderation: bool

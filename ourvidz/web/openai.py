@@ -14,10 +14,10 @@ from starlette.responses import JSONResponse, Response
 
 from ourvidz.errors import InvalidParameters, NotFound, OurvidzError
 from ourvidz.jobs.chats import MODELS
-from ourvidz.jobs.fields import Fields, refused
+from ourvidz.jobs.fields import Fields, invalid_value
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.ranges import MAX_TOKENS
-from ourvidz.jobs.sanitize import shorten
+from ourvidz.jobs.sanitize import summarize
 from ourvidz.jobs.schema import conversation_schema
 from ourvidz.web import audit, chat, openai_errors, sse
 from ourvidz.web.body import read_json
@@ -177,7 +177,7 @@ def _model_cards() -> list[ModelCard]:
 def _check_model(name: object) -> str:
     """`name` itself, when it is a model. Raises `NotFound`."""
     if name not in MODELS:
-        raise NotFound(f"The model {shorten(name)!r} does not exist.", field="model", value=name)
+        raise NotFound(f"The model {summarize(name)!r} does not exist.", field="model", value=name)
     return str(name)
 
 
@@ -204,7 +204,7 @@ def _require_plain_text(response_format: object) -> None:
     if response_format is None:
         return
     if not isinstance(response_format, dict) or response_format.get("type") != "text":
-        raise refused("response_format", 'of the type "text"', response_format)
+        raise invalid_value("response_format", 'of the type "text"', response_format)
 
 
 def _includes_usage(body: Any) -> bool:
@@ -215,7 +215,7 @@ def _includes_usage(body: Any) -> bool:
 def _messages(messages: object) -> list[Any]:
     """The messages with each content joined to one text; the payload parser checks the rest."""
     if not isinstance(messages, list) or not messages:
-        raise refused("messages", "a list of messages", messages)
+        raise invalid_value("messages", "a list of messages", messages)
     return [_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
 
 
@@ -231,7 +231,7 @@ def _message(path: str, message: object) -> object:
 
 def _part_text(path: str, part: object) -> str:
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise refused(path, "a part of the type text", part)
+        raise invalid_value(path, "a part of the type text", part)
     return str(part["text"])
 
 

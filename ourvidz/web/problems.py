@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ourvidz import log
 from ourvidz.errors import InternalError, InvalidParameters, NotFound, OurvidzError, PolicyViolation, by_code
-from ourvidz.jobs.sanitize import shorten
+from ourvidz.jobs.sanitize import summarize
 from ourvidz.web import audit, openai_errors
 
 MEDIA_TYPE = "application/problem+json"
@@ -80,7 +80,7 @@ def document(error: OurvidzError, instance: str, *, status: int | None = None) -
         code=error.code,
         field=error.field,
         rule=error.rule,
-        value=shorten(error.value),
+        value=summarize(error.value),
         error=error.message,
     )
 

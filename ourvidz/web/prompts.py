@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from ourvidz.jobs.fields import Fields
+from ourvidz.jobs.generation import prompt_missing
 from ourvidz.jobs.ranges import PROMPT_CHARS
-from ourvidz.jobs.visual import need_prompt
 from ourvidz.prompts.encoders import TextEncoders
 from ourvidz.prompts.weights import Strategy, WeightedPrompt, read
 from ourvidz.web.body import read_json
@@ -93,7 +93,7 @@ def _inspect(body: object) -> Inspection:
     fields = Fields(body)
     prompt, weights, negative = fields.prompt(), fields.text(*WEIGHTS), fields.text("negative_prompt")
     if not prompt:
-        raise need_prompt()
+        raise prompt_missing()
     reading = read(prompt, weights, weighted=True)
     is_weighted = reading.strategy == "compel"
     negative_prompt = None if negative is None else read(negative, weighted=is_weighted).prompt

@@ -251,7 +251,7 @@ def fallback_outcome(job: ChatJob, reason: str, metadata: dict[str, Any]) -> Out
     """The outcome of an enhancement that returns the original prompt; `reason` is a sentence for the
     caller."""
     fallback = {"enhancement_strategy": "fallback", "enhancement_reason": reason, "enhancement_source": None}
-    return _text_outcome(job.asked, metadata | fallback, enhanced=True)
+    return _text_outcome(job.last_user_message, metadata | fallback, enhanced=True)
 
 
 def _text_outcome(text: str, metadata: dict[str, Any], *, enhanced: bool = False) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ourvidz.errors import ReferenceFrameError
 from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.jobs.videos import NEEDS
+from ourvidz.jobs.videos import REQUIRED_REFERENCES
 from ourvidz.pipelines.base import GeneratedVideo, ReferenceImages
 from ourvidz.workflows.assets import upload_video
 from ourvidz.workflows.enhancement import resolve_prompt
@@ -44,7 +44,7 @@ def _resolve_references(job: VideoJob, services: Services) -> ReferenceImages | 
     try:
         images = {
             name: services.references.resolve(getattr(job, f"{name}_reference"), user_id=job.user_id)
-            for name in NEEDS[job.reference_mode]
+            for name in REQUIRED_REFERENCES[job.reference_mode]
         }
     except ReferenceFrameError as error:
         return error

@@ -1,4 +1,4 @@
-"""Whatever arrives at the door."""
+"""Arbitrary payloads become jobs or errors of the caller, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ourvidz.errors import CallerError
-from ourvidz.jobs import dialects, videos, visual
+from ourvidz.jobs import dialects, generation, videos
 from ourvidz.jobs.catalog import ALIASES, CATALOG
 from ourvidz.jobs.dialects import Defaults, parse
 from ourvidz.jobs.job import BaseJob, dump_job, load_job
@@ -84,7 +84,7 @@ def some(names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
 
 @st.composite
 def submissions(draw: st.DrawFn) -> dict[str, Any]:
-    """Mostly well-formed payloads with a few arbitrary values in known places."""
+    """Mostly valid payloads with a few arbitrary values at known paths."""
     payload: dict[str, Any] = {
         "id": "j",
         "type": draw(st.sampled_from([*CATALOG, *ALIASES])),
@@ -110,14 +110,14 @@ def outcome(payload: object) -> BaseJob | tuple[str, str | None, str]:
 
 @given(JSON)
 def test_any_json_value_is_a_job_or_a_callers_error(payload: object) -> None:
-    """The door answers every request; no other exception leaves it."""
+    """No other exception is raised."""
     outcome(payload)
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(submissions())
 def test_any_submission_is_a_storable_job_or_a_callers_error(payload: dict[str, Any]) -> None:
-    """Equal payloads give equal answers, and a job survives the ledger with its fingerprint."""
+    """Equal payloads give equal results, and a job and its fingerprint survive serialisation."""
     first, second = outcome(payload), outcome(payload)
     if isinstance(first, BaseJob):
         assert isinstance(second, BaseJob)
@@ -132,7 +132,7 @@ def test_any_submission_is_a_storable_job_or_a_callers_error(payload: dict[str, 
 @settings(max_examples=200, deadline=None)
 @given(submissions(), st.dictionaries(st.text(min_size=1, max_size=6).map("x_{}".format), JSON, max_size=3))
 def test_unknown_fields_change_nothing_but_extras(payload: dict[str, Any], more: dict[str, Any]) -> None:
-    """A newer caller may send what this version does not know."""
+    """Newer callers may send fields that this version does not know."""
     without, with_more = outcome(payload), outcome(payload | more)
     if isinstance(without, BaseJob):
         assert isinstance(with_more, BaseJob)
@@ -143,7 +143,7 @@ def test_unknown_fields_change_nothing_but_extras(payload: dict[str, Any], more:
 
 
 def test_every_kind_of_the_catalog_has_a_parser() -> None:
-    """A row whose kind nobody parses would fail only when the first caller uses it."""
+    """A row without a parser would fail only when a caller uses it."""
     assert {row.kind for row in CATALOG.values()} == set(dialects.PARSERS)
-    assert set(videos.NEEDS) == set(videos.MODES)
-    assert set(visual.REFERENCE_TYPES) == {"style", "composition", "character"}
+    assert set(videos.REQUIRED_REFERENCES) == set(videos.MODES)
+    assert set(generation.REFERENCE_TYPES) == {"style", "composition", "character"}

@@ -1,3 +1,5 @@
+"""LoRAs of a job: named by the caller, allowed by the operator."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -12,14 +14,14 @@ ALLOWED = Defaults(loras={"hills": 0.8, "sky": 1.0}, draw_seed=lambda: 7)
 
 
 def job(loras: Any, defaults: Defaults = ALLOWED) -> ImageJob:
-    asked = {"id": "one", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me"}
-    found = parse(asked | {"config": {"loras": loras}}, defaults)
-    assert isinstance(found, ImageJob)
-    return found
+    payload = {"id": "one", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me"}
+    parsed = parse(payload | {"config": {"loras": loras}}, defaults)
+    assert isinstance(parsed, ImageJob)
+    return parsed
 
 
 @pytest.mark.parametrize(
-    ("written", "read"),
+    ("loras", "expected"),
     [
         (["hills"], [("hills", 0.8)]),
         (["sky", "hills"], [("sky", 1.0), ("hills", 0.8)]),
@@ -33,15 +35,15 @@ def job(loras: Any, defaults: Defaults = ALLOWED) -> ImageJob:
         (None, []),
     ],
 )
-def test_loras_are_named_with_or_without_a_weight(written: Any, read: list[tuple[str, float]]) -> None:
-    """The operator's weight stands in for one that is not given."""
-    found = job(written)
-    assert [(one.name, one.weight) for one in found.loras] == read
-    assert "config" not in found.extras
+def test_loras_have_their_own_or_the_default_weight(loras: Any, expected: list[tuple[str, float]]) -> None:
+    """The default weight of a LoRA is set by the operator."""
+    parsed = job(loras)
+    assert [(lora.name, lora.weight) for lora in parsed.loras] == expected
+    assert "config" not in parsed.extras
 
 
 @pytest.mark.parametrize(
-    ("written", "field", "rule"),
+    ("loras", "field", "rule"),
     [
         (["rivers"], "config.loras[0]", "one of hills, sky"),
         ("hills, rivers", "config.loras", "one of hills, sky"),
@@ -55,24 +57,24 @@ def test_loras_are_named_with_or_without_a_weight(written: Any, read: list[tuple
         (7, "config.loras", "a list of names, or of objects with name and weight"),
     ],
 )
-def test_what_is_not_allowed_is_refused_at_the_door(written: Any, field: str, rule: str) -> None:
-    """The caller reads which names there are; a file nobody allowed is never opened."""
+def test_other_loras_are_rejected(loras: Any, field: str, rule: str) -> None:
+    """The error lists the allowed names; other files are never opened."""
     with pytest.raises(InvalidParameters) as refused:
-        job(written)
+        job(loras)
     assert (refused.value.field, refused.value.rule) == (field, rule)
-    assert refused.value.value is not None or written == [{"weight": 1}]
+    assert refused.value.value is not None or loras == [{"weight": 1}]
 
 
-def test_without_an_allow_list_the_field_is_one_nobody_asked_for() -> None:
-    """Kept and ignored, as every unknown field is."""
-    found = job(["hills"], Defaults())
-    assert found.loras == ()
-    assert found.extras == {"config": {"loras": ["hills"]}}
+def test_without_an_allow_list_the_field_is_not_read() -> None:
+    """It is kept and ignored like every unknown field."""
+    parsed = job(["hills"], Defaults())
+    assert parsed.loras == ()
+    assert parsed.extras == {"config": {"loras": ["hills"]}}
 
 
 def test_another_lora_is_another_job() -> None:
-    """A repeated id with other files is a conflict, not the first job again."""
-    prints = {
-        job(asked).fingerprint() for asked in ([], ["hills"], ["sky"], [{"name": "sky", "weight": 0.5}])
+    """The same id with other LoRAs is a conflict, not a repeat."""
+    fingerprints = {
+        job(loras).fingerprint() for loras in ([], ["hills"], ["sky"], [{"name": "sky", "weight": 0.5}])
     }
-    assert len(prints) == 4
+    assert len(fingerprints) == 4

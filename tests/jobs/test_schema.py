@@ -1,4 +1,4 @@
-"""The submission schema for the OpenAPI document."""
+"""The JSON schemas of the OpenAPI document are valid and accept the samples."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ourvidz.jobs.schema import conversation_schema, submission_schema
 SAMPLES = sorted((Path(__file__).parents[1] / "contract" / "payloads").glob("*.json"))
 
 
-def test_the_types_are_the_catalogs() -> None:
-    """A new row documents itself."""
+def test_the_schema_lists_all_types_and_aliases() -> None:
+    """A new row of the catalog appears in the document."""
     assert submission_schema()["properties"]["type"]["enum"] == [*CATALOG, *ALIASES]
 
 
 @pytest.mark.parametrize("schema", [submission_schema, conversation_schema])
-def test_a_schema_is_one(schema: Callable[[], dict[str, Any]]) -> None:
-    """OpenAPI tools refuse a document with a bad schema."""
+def test_the_schemas_are_valid(schema: Callable[[], dict[str, Any]]) -> None:
+    """OpenAPI tools reject a document with an invalid schema."""
     jsonschema.Draft202012Validator.check_schema(schema())
     json.dumps(schema())
 

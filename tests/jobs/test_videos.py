@@ -1,4 +1,4 @@
-"""Wan payloads: reference modes, sizes, frames, the July guidance."""
+"""Wan payloads: reference modes, sizes, frames, derived guidance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def video(kind: str = "video_fast", **fields: Any) -> VideoJob:
     return job
 
 
-def refused_field(kind: str = "video_fast", **fields: Any) -> str | None:
+def error_field(kind: str = "video_fast", **fields: Any) -> str | None:
     with pytest.raises(CallerError) as refused:
         parse(payload(kind, **fields), Defaults())
     return refused.value.field
@@ -48,7 +48,7 @@ def refused_field(kind: str = "video_fast", **fields: Any) -> str | None:
 def test_the_mode_follows_the_references_unless_it_is_named(
     config: dict[str, Any], mode: str, kept: tuple[str | None, str | None, str | None]
 ) -> None:
-    """Only the references the mode uses stay in the job."""
+    """Only the references that the mode uses stay in the job."""
     job = video(config=config)
     assert job.reference_mode == mode
     assert (job.single_reference, job.start_reference, job.end_reference) == kept
@@ -64,8 +64,8 @@ def test_the_mode_follows_the_references_unless_it_is_named(
         ({}, "config.frames"),
     ],
 )
-def test_a_clip_larger_than_the_gpu_holds_is_refused(config: dict[str, Any], field: str) -> None:
-    """At the door, with the limit, instead of minutes later with a lack of memory."""
+def test_a_clip_above_the_pixel_limit_is_rejected(config: dict[str, Any], field: str) -> None:
+    """Otherwise the job would fail minutes later for lack of memory."""
     with pytest.raises(CallerError) as refused:
         parse(payload(config=config), Defaults(wan_size=(64, 64), wan_frame_pixels=10 * 64 * 64))
     assert (refused.value.code, refused.value.field) == ("INVALID_PARAMETERS", field)
@@ -73,15 +73,15 @@ def test_a_clip_larger_than_the_gpu_holds_is_refused(config: dict[str, Any], fie
     assert refused.value.value > 40960
 
 
-def test_a_clip_of_just_the_limit_is_taken() -> None:
-    """And one frame of any size counts as one frame."""
+def test_a_clip_at_the_pixel_limit_is_accepted() -> None:
+    """An image job counts as one frame."""
     limited = Defaults(wan_frame_pixels=10 * 64 * 64)
     assert parse(payload(config={"frames": 10, "size": "64*64"}), limited).frames == 10
     assert parse(payload("image_fast", config={"size": "640*64"}), limited).frames == 1
 
 
-def test_config_references_come_before_those_of_the_metadata() -> None:
-    """Both generations may be present in one payload."""
+def test_references_in_config_take_precedence_over_metadata() -> None:
+    """A payload may have both."""
     metadata = {"reference_image_url": A, "start_reference_url": B, "end_reference_url": C}
     assert video(metadata=metadata).reference_mode == "both"
     assert video(config={"first_frame": A}, metadata=metadata).start_reference == A
@@ -98,13 +98,13 @@ def test_config_references_come_before_those_of_the_metadata() -> None:
         ("middle", {"image": A}),
     ],
 )
-def test_a_mode_without_its_reference_is_refused(mode: str, config: dict[str, Any]) -> None:
-    """Silently generating without it is the bug this project does not inherit."""
-    assert refused_field(config={**config, "reference_mode": mode}) == "config.reference_mode"
+def test_a_mode_without_its_reference_is_rejected(mode: str, config: dict[str, Any]) -> None:
+    """Generating silently without it would be worse."""
+    assert error_field(config={**config, "reference_mode": mode}) == "config.reference_mode"
 
 
-def test_a_mode_without_its_reference_is_told_with_what_it_needs() -> None:
-    """The mode is there, its picture is not: the caller reads where one is looked for."""
+def test_the_error_of_a_mode_names_the_missing_reference() -> None:
+    """It lists the paths at which the reference may be."""
     with pytest.raises(InvalidParameters) as refused:
         parse(payload(config={"reference_mode": "both", "first_frame": B}), Defaults())
     assert (refused.value.field, refused.value.value) == ("config.reference_mode", "both")
@@ -125,19 +125,19 @@ def test_a_mode_without_its_reference_is_told_with_what_it_needs() -> None:
     ],
 )
 def test_resolution_only_names_an_aspect(resolution: str, size: tuple[int, int]) -> None:
-    """The live caller sends SDXL sizes there, which Wan cannot make."""
+    """The live caller sends SDXL sizes there, which Wan does not support."""
     job = video(config={"resolution": resolution})
     assert (job.width, job.height) == size
 
 
 @pytest.mark.parametrize("resolution", ["wide", "0x5", "5x0", 1024, ["1:1"], "x", "1024x1024x3"])
-def test_a_resolution_without_an_aspect_is_refused(resolution: object) -> None:
-    """There is nothing to choose a size by."""
-    assert refused_field(config={"resolution": resolution}) == "config.resolution"
+def test_a_resolution_without_an_aspect_is_rejected(resolution: object) -> None:
+    """No size can be derived from it."""
+    assert error_field(config={"resolution": resolution}) == "config.resolution"
 
 
-def test_an_explicit_size_beats_a_named_aspect() -> None:
-    """width and height first, then size, then resolution."""
+def test_an_explicit_size_takes_precedence_over_an_aspect() -> None:
+    """Width and height come first, then `size`, then `resolution`."""
     config = {"width": 320, "height": 192, "size": "64*64", "resolution": "1:1"}
     assert (video(config=config).width, video(config=config).height) == (320, 192)
     assert video(config={"size": "832*480", "resolution": "1:1"}).width == 832
@@ -152,8 +152,8 @@ def test_an_explicit_size_beats_a_named_aspect() -> None:
     ],
 )
 def test_sizes_are_multiples_of_sixteen(config: dict[str, Any], field: str) -> None:
-    """An explicit size is honoured exactly or refused."""
-    assert refused_field(config=config) == field
+    """An explicit size is used exactly or rejected."""
+    assert error_field(config=config) == field
 
 
 @pytest.mark.parametrize(
@@ -168,29 +168,29 @@ def test_sizes_are_multiples_of_sixteen(config: dict[str, Any], field: str) -> N
         ({"metadata": {"denoise_strength": 0.5}}, 6.5),
     ],
 )
-def test_the_july_form_derives_guidance_from_the_strength(fields: dict[str, Any], guidance: float) -> None:
-    """Only where no guidance is given; a given one is used as given."""
+def test_guidance_is_derived_from_a_reference_strength(fields: dict[str, Any], guidance: float) -> None:
+    """Only if the payload has no guidance scale of its own."""
     assert video(**fields).guidance_scale == guidance
 
 
-@pytest.mark.parametrize(("frames", "kept"), [(1, 1), (161, 161), ("33", 33), (None, 83)])
-def test_video_jobs_deliver_the_frames_they_were_asked_for(frames: object, kept: int) -> None:
-    """The count is the caller's, not the model's 4n+1."""
-    assert video(config={"frames": frames}).frames == kept
-    assert video(config={"frame_num": frames}).frames == kept
+@pytest.mark.parametrize(("frames", "expected"), [(1, 1), (161, 161), ("33", 33), (None, 83)])
+def test_the_number_of_frames_is_the_callers(frames: object, expected: int) -> None:
+    """It is not rounded to the 4n+1 frames of the model."""
+    assert video(config={"frames": frames}).frames == expected
+    assert video(config={"frame_num": frames}).frames == expected
 
 
 @pytest.mark.parametrize("frames", [0, 162, 8.5, True])
-def test_other_frame_counts_are_refused(frames: object) -> None:
-    """0 is a value, not an absent one."""
-    assert refused_field(config={"frames": frames}) == "config.frames"
+def test_other_frame_counts_are_rejected(frames: object) -> None:
+    """0 is invalid, not absent."""
+    assert error_field(config={"frames": frames}) == "config.frames"
 
 
 def test_an_image_job_has_one_frame() -> None:
-    """Its asset is a png; more frames would be thrown away."""
+    """Its asset is a PNG; more frames would be discarded."""
     assert video("image_fast", config={"frame_num": 1}).frames == 1
     assert video("image_fast").frames == 1
-    assert refused_field("image_fast", config={"frame_num": 83}) == "config.frame_num"
+    assert error_field("image_fast", config={"frame_num": 83}) == "config.frame_num"
 
 
 @pytest.mark.parametrize(
@@ -203,13 +203,13 @@ def test_an_image_job_has_one_frame() -> None:
         ({"enhance_prompt": "maybe"}, "config.enhance_prompt"),
     ],
 )
-def test_wan_fields_have_their_rules(config: dict[str, Any], field: str) -> None:
-    """One picture or clip a job, two solvers, documented ranges."""
-    assert refused_field(config=config) == field
+def test_invalid_wan_fields_are_rejected(config: dict[str, Any], field: str) -> None:
+    """One image or clip per job, two solvers, documented ranges."""
+    assert error_field(config=config) == field
 
 
-def test_enhancement_is_the_catalogs_choice_unless_the_caller_makes_it() -> None:
-    """The name of the type says enhanced, and the config may overrule it."""
+def test_enhancement_follows_the_type_unless_the_payload_decides() -> None:
+    """`config.enhance_prompt` overrides the catalog."""
     assert video("video7b_fast_enhanced").enhance_prompt is True
     assert video("video7b_fast_enhanced", config={"enhance_prompt": False}).enhance_prompt is False
     assert video(config={"enhance_prompt": True}).enhance_prompt is True
@@ -217,7 +217,7 @@ def test_enhancement_is_the_catalogs_choice_unless_the_caller_makes_it() -> None
 
 
 def test_an_enhancement_has_512_tokens_at_0_7_unless_given() -> None:
-    """The contract's numbers, and the caller's own."""
+    """The documented defaults, and values of the payload."""
     job = video()
     assert (job.enhance_tokens, job.enhance_temperature) == (512, 0.7)
     job = video(config={"max_tokens": "64", "temperature": 0})
@@ -228,7 +228,7 @@ def test_an_enhancement_has_512_tokens_at_0_7_unless_given() -> None:
 
 
 def test_the_system_prompt_comes_from_config_or_metadata() -> None:
-    """It steers the enhancement, and the gate must see it."""
+    """It steers the enhancement, so the safety gate checks it too."""
     job = video(config={"system_prompt": "c"}, metadata={"system_prompt": "m"})
     assert job.system_prompt == "c"
     assert video(metadata={"system_prompt": "m"}).system_prompt == "m"

@@ -22,8 +22,8 @@ from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.defaults import draw_seed
 from ourvidz.jobs.job import ReferenceMode, VideoJob
 from ourvidz.jobs.ranges import PROMPT_CHARS
-from ourvidz.jobs.sanitize import is_well_formed
-from ourvidz.jobs.videos import refuse_too_large
+from ourvidz.jobs.sanitize import is_storable
+from ourvidz.jobs.videos import check_frame_pixels
 from ourvidz.pipelines.base import SourceVideo
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.safety.gate import Gate, load_terms
@@ -69,7 +69,7 @@ def read_request(options: Options, settings: Settings) -> Request:
     seed = draw_seed() if options.base_seed == -1 else options.base_seed
     output_file = choose_output_file(options, task, f"{size[0]}x{size[1]}_{seed}")
     frames = _frames(options, task, output_file)
-    refuse_too_large("--frame_num", frames, size, most=_max_frame_pixels(task, settings, tiny=tiny))
+    check_frame_pixels("--frame_num", frames, size, limit=_max_frame_pixels(task, settings, tiny=tiny))
     source = read_source(options, task, settings, frames=frames)
     job = _job(options, size, frames, seed, references, output_file)
     Gate(load_terms()).judge(job)
@@ -172,7 +172,7 @@ def _prompt(options: Options) -> str:
         raise InvalidPrompt("--prompt is missing: this version makes up no example.", field="--prompt")
     if len(options.prompt) > PROMPT_CHARS:
         raise InvalidPrompt(f"--prompt has more than {PROMPT_CHARS} characters.", field="--prompt")
-    if not is_well_formed(options.prompt):
+    if not is_storable(options.prompt):
         raise InvalidPrompt("--prompt is not text in UTF-8.", field="--prompt")
     return options.prompt
 

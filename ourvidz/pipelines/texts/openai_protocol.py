@@ -16,7 +16,7 @@ from ourvidz.errors import (
     WorkerUnavailable,
 )
 from ourvidz.jobs.job import ChatJob
-from ourvidz.jobs.sanitize import well_formed
+from ourvidz.jobs.sanitize import replace_surrogates
 from ourvidz.pipelines.texts.templates import PlainTemplate
 
 DONE = b"[DONE]"
@@ -74,7 +74,7 @@ def parse_event(data: bytes, job: ChatJob) -> StreamEvent:
     reason = choice.get("finish_reason")
     return StreamEvent(
         # JSON can contain lone surrogates, which cannot be stored or sent as UTF-8.
-        text=well_formed(text),
+        text=replace_surrogates(text),
         finish_reason=None if reason is None else "length" if reason == "length" else "stop",
         tokens_generated=usage.get("completion_tokens"),
         prompt_tokens=usage.get("prompt_tokens"),

@@ -19,7 +19,7 @@ from PIL.Image import new as new_image
 
 from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.job import ReferenceMode, VideoJob
-from ourvidz.jobs.videos import NEEDS
+from ourvidz.jobs.videos import REQUIRED_REFERENCES
 from ourvidz.pipelines.base import ReferenceImages, SourceVideo
 from ourvidz.pipelines.wan.checkpoint import WanModel
 from ourvidz.pipelines.wan.extra_inputs import NO_EXTRA_INPUTS, ExtraInputs
@@ -136,14 +136,14 @@ def _check_mode(job: VideoJob, mode: ReferenceMode) -> None:
 
 def check_references(job: VideoJob, references: ReferenceImages) -> None:
     """Raise `InvalidParameters` if a reference that the job's mode needs is missing."""
-    for name in NEEDS[job.reference_mode]:
+    for name in REQUIRED_REFERENCES[job.reference_mode]:
         _require(references, name)
 
 
 def source_video(job: VideoJob, references: ReferenceImages) -> SourceVideo:
     """The references as a source video: their frames are kept, all others are generated."""
     # A single frame between a start and an end reference shows the start.
-    names = NEEDS[job.reference_mode][: 1 if job.frames == 1 else None]
+    names = REQUIRED_REFERENCES[job.reference_mode][: 1 if job.frames == 1 else None]
     frames = {-1 if name == "end" else 0: _require(references, name) for name in names}
     return SourceVideo(frames=frames, masks={frame: new_image("L", (1, 1), 0) for frame in frames})
 
@@ -155,7 +155,7 @@ def known_latents(
     frames, (width, height) = vae.num_frames(shape), vae.size(shape)
     if plan.backend == "sdedit":
         # A single frame between a start and an end reference shows the start.
-        image = image_tensor(_require(references, NEEDS[job.reference_mode][0]), width, height)
+        image = image_tensor(_require(references, REQUIRED_REFERENCES[job.reference_mode][0]), width, height)
         return vae.encode(image, frames=frames)
     known = vae.zeros(shape)
     if 0 in plan.held_frames:

@@ -1,0 +1,119 @@
+"""Callback URLs and references are validated when a payload is parsed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ourvidz.errors import ReferenceForbidden
+
+URL = "https://assets.example.com/a.png"
+OWN = "user-library/u1/a.png"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://hooks.example.com/done",
+        "http://HOOKS.example.com:9000/done?x=1",
+        "https://other.example.com:8443/",
+    ],
+)
+def test_callback_urls_on_the_allow_list_are_accepted(image: Any, url: str) -> None:
+    """A listed host without a port allows every port."""
+    assert image(callback_url=url).callback_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest",
+        "https://other.example.com/",
+        "https://hooks.example.com.evil.example/",
+        "https://hooks.example.com@evil.example/",
+        "https://user:pw@hooks.example.com/",
+        "https://evil.example\\@hooks.example.com/",
+        "ftp://hooks.example.com/",
+        "//hooks.example.com/",
+        "hooks.example.com",
+        "https://hooks.example.com:99999/",
+        "https://[::1/",
+        "https://hooks.example.com/\nHost: x",
+        "https://hooks.example.com./",
+        7,
+        ["https://hooks.example.com/"],
+    ],
+)
+def test_other_callback_urls_are_rejected(body: Any, refusal: Any, url: object) -> None:
+    """A caller must not make the worker post to hosts inside its network."""
+    error = refusal(body(callback_url=url))
+    assert (error.code, error.field) == ("INVALID_PARAMETERS", "callback_url")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        URL,
+        "HTTP://h/a",
+        "data:image/png;base64,AAAA",
+        "data:image/svg+xml,x",
+        OWN,
+        "workspace-temp/u1/j/0.png",
+    ],
+)
+def test_valid_references_are_kept_as_written(image: Any, value: str) -> None:
+    """They are only validated here; the worker fetches them."""
+    assert image(metadata={"reference_image_url": value}).reference == value
+    assert image(config={"image": value}, metadata={"reference_image_url": "file:///x"}).reference == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "file:///etc/passwd",
+        "ftp://h/a.png",
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "data:,x",
+        "https://",
+        "https:///a.png",
+        "http://[::1/a",
+        "http://h h/a",
+        "secrets/u1/a.png",
+        "/etc/passwd",
+        "//host/a.png",
+        "a.png",
+        "user-library/u1",
+        "https://h/" + "x" * 5000,
+        7,
+        {"url": "https://h/a"},
+        "user-library/u1/a\0.png",
+    ],
+)
+def test_other_references_are_rejected(body: Any, refusal: Any, value: object) -> None:
+    """A file URL must not reach a worker, which could open it."""
+    error = refusal(body(metadata={"reference_image_url": value}))
+    assert (error.code, error.field) == ("INVALID_PARAMETERS", "metadata.reference_image_url")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "user-library/u2/a.png",
+        "user-library/U1/a.png",
+        "user-library/u1/../u2/a.png",
+        "user-library/../u1/a.png",
+        "user-library/u1//a.png",
+        "user-library/u1/",
+        "user-library/u1/./a.png",
+        "user-library/u1/%2e%2e/u2/a.png",
+        "user-library/u1/..%2fu2/a.png",
+        "user-library/u1/..\\u2/a.png",
+    ],
+)
+def test_storage_paths_of_other_users_are_forbidden(body: Any, refusal: Any, path: str) -> None:
+    """A reference must not give one user access to the images of another."""
+    error = refusal(body("video_fast", config={"first_frame": path}))
+    assert isinstance(error, ReferenceForbidden)
+    assert error.field == "config.first_frame"
