@@ -1,3 +1,5 @@
+"""Calibration of MagCache: ratios, measurement, and the files it is stored in."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,26 +15,29 @@ from ourvidz.pipelines.wan.calibration import MagnitudeCurve, fingerprint, load_
 from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
+from tests.pipelines.helpers import no_progress
 
-KNOWN = MagnitudeCurve(levels=(1.0, 0.5, 0.25), logs=(0.0, np.log(2.0), np.log(8.0)))
+CURVE = MagnitudeCurve(levels=(1.0, 0.5, 0.25), logs=(0.0, np.log(2.0), np.log(8.0)))
 
 
-def test_ratios_follow_from_the_flow_sigmas() -> None:
-    """Between two levels that were measured the change grows evenly on its logarithm; outside it stays."""
-    assert KNOWN.ratios([1.0, 0.5, 0.25]) == pytest.approx([1.0, 2.0, 4.0])
-    assert KNOWN.ratios([0.75, 0.5]) == pytest.approx([1.0, 2.0**0.5])
-    assert KNOWN.ratios([0.25, 0.1]) == pytest.approx([1.0, 1.0])
+def test_ratios_are_interpolated_between_measured_noise_levels() -> None:
+    """Linearly in the logarithm; constant outside the measured range."""
+    assert CURVE.ratios([1.0, 0.5, 0.25]) == pytest.approx([1.0, 2.0, 4.0])
+    assert CURVE.ratios([0.75, 0.5]) == pytest.approx([1.0, 2.0**0.5])
+    assert CURVE.ratios([0.25, 0.1]) == pytest.approx([1.0, 1.0])
 
 
 @pytest.mark.parametrize(("steps", "shift"), [(10, 5.0), (25, 5.0), (25, 3.0)])
-def test_one_calibration_serves_every_schedule(steps: int, shift: float) -> None:
-    """What follows for a schedule is what measuring that schedule itself finds, on the trained checkpoint."""
+def test_one_measurement_gives_the_ratios_of_every_schedule(steps: int, shift: float) -> None:
+    """On the trained checkpoint: the interpolated ratios are those measured on that schedule."""
     wan = WanPipeline(find_wan(None), cap=64, options=WanOptions(cache="mag", previews=False))
     wan.load()
-    job = calibration.CALIBRATION_JOB.model_copy(update={"steps": steps, "shift": shift, "seed": 5})
+    changes = {"steps": steps, "shift": shift, "seed": 5}
+    job = calibration.CALIBRATION_JOB.model_copy(update=changes)
     plan = reference_guidance.plan_references(job)
     schedule = wan.timesteps(job, plan)
-    derived = wan._cache._magnitudes.ratios(schedule.sigmas[:-1])
+    assert wan._cache._magnitudes is not None
+    interpolated = wan._cache._magnitudes.ratios(schedule.sigmas[:-1])
     wan._cache.name = None
     with torch.no_grad(), calibration.recording_changes(wan.components.pipe.transformer) as logs:
         wan.denoise(
@@ -40,28 +45,28 @@ def test_one_calibration_serves_every_schedule(steps: int, shift: float) -> None
             wan.encode(job),
             schedule,
             wan.latents(job, plan, ReferenceImages()),
-            progress=ProgressReporter(lambda *_: None),
+            progress=ProgressReporter(no_progress),
         )
     measured = np.exp(np.diff(logs))
-    assert np.abs(np.array(derived[1:]) - measured).max() < 0.1
+    assert np.abs(np.array(interpolated[1:]) - measured).max() < 0.1
 
 
-def test_what_lies_in_the_folder_is_not_measured_again(tmp_path: Path) -> None:
-    """And what does not is measured once and put there."""
-    asked: list[int] = []
+def test_a_measured_curve_is_written_and_read_the_next_time(tmp_path: Path) -> None:
+    """The folder is created."""
+    calls: list[int] = []
 
-    def measured() -> MagnitudeCurve:
-        asked.append(1)
-        return KNOWN
+    def measure() -> MagnitudeCurve:
+        calls.append(1)
+        return CURVE
 
     for _ in range(2):
-        assert load_or_measure(tmp_path / "new", "one", measured) == KNOWN
-    assert asked == [1]
+        assert load_or_measure(tmp_path / "new", "one", measure) == CURVE
+    assert calls == [1]
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["one.json"]
 
 
 @pytest.mark.parametrize(
-    "written",
+    "content",
     [
         "",
         "[]",
@@ -73,28 +78,28 @@ def test_what_lies_in_the_folder_is_not_measured_again(tmp_path: Path) -> None:
         '{"levels": [0.5, 1], "logs": [0, 1]}',
     ],
 )
-def test_a_broken_file_is_measured_anew(tmp_path: Path, written: str) -> None:
-    """A disk that was full once must not stop a worker."""
-    (tmp_path / "one.json").write_text(written)
-    assert load_or_measure(tmp_path, "one", lambda: KNOWN) == KNOWN
-    assert load_or_measure(tmp_path, "one", lambda: pytest.fail("again")) == KNOWN
+def test_an_invalid_file_is_measured_again_and_replaced(tmp_path: Path, content: str) -> None:
+    """A full disk in the past must not stop a worker."""
+    (tmp_path / "one.json").write_text(content)
+    assert load_or_measure(tmp_path, "one", lambda: CURVE) == CURVE
+    assert load_or_measure(tmp_path, "one", lambda: pytest.fail("measured again")) == CURVE
 
 
-def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
-    """The worker runs, and measures again when it starts again."""
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    """The worker runs, and measures again at its next start."""
     (tmp_path / "file").touch()
-    assert load_or_measure(tmp_path / "file" / "below", "one", lambda: KNOWN) == KNOWN
+    assert load_or_measure(tmp_path / "file" / "below", "one", lambda: CURVE) == CURVE
 
 
-def test_other_weights_have_another_fingerprint(wan: WanPipeline) -> None:
-    """What was learned of one checkpoint must not be used on another."""
+def test_different_weights_have_different_fingerprints(wan: WanPipeline) -> None:
+    """A calibration must not be used with another checkpoint."""
     transformer = wan.components.pipe.transformer
-    before = fingerprint(transformer)
-    assert fingerprint(transformer) == before
+    expected = fingerprint(transformer)
+    assert fingerprint(transformer) == expected
     weight = transformer.proj_out.weight
-    kept_value = weight.data[0, 0].clone()
+    original = weight.data[0, 0].clone()
     try:
         weight.data[0, 0] += 1
-        assert fingerprint(transformer) != before
+        assert fingerprint(transformer) != expected
     finally:
-        weight.data[0, 0] = kept_value
+        weight.data[0, 0] = original

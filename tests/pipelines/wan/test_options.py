@@ -1,149 +1,140 @@
+"""The operator's options for Wan."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ourvidz.errors import ModelLoadError
-from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.base import ReferenceImages
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from tests.factories import video_job
+from tests.pipelines.helpers import MAX_DIFFERENCE, clip_levels, difference, no_progress
 
-MakeJob = Callable[..., VideoJob]
-LEVELS = 2
 CPU = torch.device("cpu")
 
 
-def pipeline(checkpoint: Checkpoint, **chosen: object) -> WanPipeline:
-    return WanPipeline(checkpoint, cap=64, options=WanOptions(**{"previews": False} | chosen))
+def pipeline(checkpoint: Checkpoint, **options: object) -> WanPipeline:
+    return WanPipeline(checkpoint, cap=64, options=WanOptions(**{"previews": False} | options))
 
 
-def clip(wan: WanPipeline, job: VideoJob) -> np.ndarray:
-    made = wan.generate(job, on_step=lambda *_: None)
-    return np.stack([np.asarray(frame) for frame in made.frames]).astype(int)
-
-
-def far(one: np.ndarray, other: np.ndarray) -> int:
-    return int(np.abs(one - other).max())
-
-
-def test_the_chosen_attention_is_the_transformer_s_alone(
+def test_the_selected_attention_kernel_applies_to_the_transformer_only(
     wan: WanPipeline, wan_checkpoint: Checkpoint
 ) -> None:
-    """The fast kernels know neither the VAE's shapes nor the text encoder's: jobs would fail on a GPU."""
-    chosen = pipeline(wan_checkpoint, attention="math")
-    chosen.load()
-    alone: dict[str, set[bool]] = {}
+    """The fast kernels do not support the VAE and the text encoder: jobs would fail on a GPU."""
+    selected = pipeline(wan_checkpoint, attention="math")
+    selected.load()
+    restricted: dict[str, set[bool]] = {}
 
-    def listen(name: str) -> Callable[..., None]:
-        return lambda *_: alone.setdefault(name, set()).add(not torch.backends.cuda.flash_sdp_enabled())
+    def record(name: str) -> Callable[..., None]:
+        return lambda *_: restricted.setdefault(name, set()).add(not torch.backends.cuda.flash_sdp_enabled())
 
-    parts = {
-        "transformer": chosen.components.pipe.transformer,
-        "text_encoder": chosen.components.pipe.text_encoder,
-        "encoder": chosen.components.pipe.vae.encoder,
-        "decoder": chosen.components.pipe.vae.decoder,
+    pipe = selected.components.pipe
+    modules = {
+        "transformer": pipe.transformer,
+        "text_encoder": pipe.text_encoder,
+        "encoder": pipe.vae.encoder,
+        "decoder": pipe.vae.decoder,
     }
-    for name, part in parts.items():
-        part.register_forward_pre_hook(listen(name))
-    chosen.generate(
-        video_job(reference_mode="start"),
-        references=ReferenceImages(start=Image.new("RGB", (32, 32))),
-        on_step=lambda *_: None,
-    )
-    assert alone == {name: {name == "transformer"} for name in parts}
+    for name, module in modules.items():
+        module.register_forward_pre_hook(record(name))
+    references = ReferenceImages(start=Image.new("RGB", (32, 32)))
+    selected.generate(video_job(reference_mode="start"), references=references, on_step=no_progress)
+    assert restricted == {name: {name == "transformer"} for name in modules}
     assert torch.backends.cuda.flash_sdp_enabled()
-    assert far(clip(chosen, video_job()), clip(wan, video_job())) <= LEVELS
+    one, other = (clip_levels(each, video_job()) for each in (selected, wan))
+    assert difference(one, other) <= MAX_DIFFERENCE
 
 
 @pytest.mark.parametrize("cache", [None, "first_block", "taylorseer"])
 def test_blocks_are_compiled_once_for_all_jobs(
-    wan: WanPipeline,
-    wan_checkpoint: Checkpoint,
-    monkeypatch: pytest.MonkeyPatch,
-    cache: str | None,
+    wan: WanPipeline, wan_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, cache: str | None
 ) -> None:
-    """Compiling takes a minute on a GPU: a cache that comes and goes with every job must not ask for it
-    again. Here only the tracing is done, which is what fails on code that cannot be compiled."""
+    """Compiling takes a minute on a GPU. A step cache, which is installed for every job, must not cause it
+    again. The back end here counts graphs and does not compile them."""
     graphs: list[int] = []
 
-    def counting(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+    def count_graphs(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
         graphs.append(1)
         return graph.forward
 
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count_graphs))
     compiled = pipeline(wan_checkpoint, compiled=True, cache=cache)
     job = video_job(steps=6)
-    expected = clip(wan, job) if cache is None else clip(pipeline(wan_checkpoint, cache=cache), job)
-    assert far(clip(compiled, job), expected) <= LEVELS
-    once = len(graphs)
-    assert 0 < once <= len(compiled.components.pipe.transformer.blocks)
-    assert far(clip(compiled, video_job(steps=6)), expected) <= LEVELS
-    assert len(graphs) == once
+    expected = clip_levels(wan if cache is None else pipeline(wan_checkpoint, cache=cache), job)
+    assert difference(clip_levels(compiled, job), expected) <= MAX_DIFFERENCE
+    after_one_job = len(graphs)
+    assert 0 < after_one_job <= len(compiled.components.pipe.transformer.blocks)
+    assert difference(clip_levels(compiled, job), expected) <= MAX_DIFFERENCE
+    assert len(graphs) == after_one_job
 
 
 def test_a_few_step_checkpoint_runs_without_guidance(wan: WanPipeline, wan_checkpoint: Checkpoint) -> None:
-    """Its guidance is built in; assets tell what was used, not what was asked for."""
-    few = pipeline(wan_checkpoint, few_steps=True)
-    made = few.generate(video_job(guidance_scale=6.5, negative_prompt="fog"), on_step=lambda *_: None)
-    assert made.asset_metadata["guidance_scale"] == 1.0
-    assert far(clip(few, video_job()), clip(wan, video_job(guidance_scale=1.0))) <= LEVELS
+    """It is distilled with guidance; the metadata reports the scale in effect, not the requested one."""
+    few_steps = pipeline(wan_checkpoint, few_steps=True)
+    job = video_job(guidance_scale=6.5, negative_prompt="fog")
+    result = few_steps.generate(job, on_step=no_progress)
+    assert result.asset_metadata["guidance_scale"] == 1.0
+    assert result.negative_prompt_used is False
+    expected = clip_levels(wan, video_job(guidance_scale=1.0))
+    assert difference(clip_levels(few_steps, video_job()), expected) <= MAX_DIFFERENCE
 
 
-def test_half_precision_is_chosen_by_name(wan_checkpoint: Checkpoint) -> None:
-    """Also where the device would take another; the VAE stays in single."""
+def test_dtype_applies_to_everything_but_the_vae(wan_checkpoint: Checkpoint) -> None:
+    """On every device."""
     half = pipeline(wan_checkpoint, dtype="bfloat16")
-    clip(half, video_job(steps=1))
+    clip_levels(half, video_job(steps=1))
     assert half.info()["dtype"] == "bfloat16"
     assert half.components.pipe.transformer.proj_out.weight.dtype == torch.bfloat16
     assert half.components.pipe.vae.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float32), ("cuda", torch.bfloat16)])
-def test_the_device_chooses_where_nothing_is_said(device: str, dtype: torch.dtype) -> None:
+def test_the_default_dtype_depends_on_the_device(device: str, dtype: torch.dtype) -> None:
     """Half precision is slow on a CPU, and Wan's text encoder overflows in float16."""
     assert WanOptions().dtype_on(torch.device(device)) == dtype
 
 
-def test_group_offload_without_a_gpu_is_refused(wan_checkpoint: Checkpoint) -> None:
-    """Before anything is read: there is nothing to offload from."""
+def test_group_offloading_without_a_gpu_is_refused(wan_checkpoint: Checkpoint) -> None:
+    """Before any file is read."""
     wan = WanPipeline(wan_checkpoint, device=CPU, options=WanOptions(grouped=True))
     with pytest.raises(ModelLoadError, match="OURVIDZ_WAN_GROUP_OFFLOAD needs a GPU"):
         wan.load()
     assert wan.info()["loaded"] is False
 
 
-def test_what_is_moved_in_groups_makes_the_same_clip(
+def test_group_offloading_does_not_change_the_clip(
     wan: WanPipeline, wan_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Moved from the CPU to the CPU here: the hooks are real, and so are step caches on top of them."""
+    """Alone and with a step cache. Here weights are moved from the CPU to the CPU, by the real hooks."""
     monkeypatch.setattr(WanOptions, "check", lambda *_: None)
     grouped = WanPipeline(wan_checkpoint, device=CPU, cap=64, options=WanOptions(grouped=True))
-    assert far(clip(grouped, video_job()), clip(wan, video_job())) <= LEVELS
-    transformer, text_encoder = grouped.components.pipe.transformer, grouped.components.pipe.text_encoder
-    assert any(hasattr(block, "_diffusers_hook") for block in transformer.blocks)
-    assert any(hasattr(part, "_diffusers_hook") for part in text_encoder.modules())
-    assert not any(hasattr(part, "_diffusers_hook") for part in grouped.components.pipe.vae.modules())
+    expected = clip_levels(wan, video_job())
+    assert difference(clip_levels(grouped, video_job()), expected) <= MAX_DIFFERENCE
+    pipe = grouped.components.pipe
+    assert any(hasattr(block, "_diffusers_hook") for block in pipe.transformer.blocks)
+    assert any(hasattr(module, "_diffusers_hook") for module in pipe.text_encoder.modules())
+    assert not any(hasattr(module, "_diffusers_hook") for module in pipe.vae.modules())
     job = video_job(steps=6)
     options = WanOptions(grouped=True, cache="first_block", threshold=0.5, previews=False)
-    both = WanPipeline(wan_checkpoint, device=CPU, cap=64, options=options)
+    grouped_and_cached = WanPipeline(wan_checkpoint, device=CPU, cap=64, options=options)
     cached = pipeline(wan_checkpoint, cache="first_block", threshold=0.5)
-    assert far(clip(both, job), clip(cached, job)) <= LEVELS
-    assert far(clip(both, job), clip(cached, job)) <= LEVELS
+    for _ in range(2):
+        one, other = (clip_levels(each, job) for each in (grouped_and_cached, cached))
+        assert difference(one, other) <= MAX_DIFFERENCE
 
 
-def test_info_tells_what_was_chosen(wan_checkpoint: Checkpoint) -> None:
-    """An operator sees what is in force, not what the file of settings says."""
+def test_info_shows_the_options(wan_checkpoint: Checkpoint) -> None:
+    """An operator sees what is in effect, not what the settings file contains."""
     options = WanOptions(attention="math", cache="mag", threshold=0.1, tiled=True)
-    told = WanPipeline(wan_checkpoint, options=options).info()
+    info = WanPipeline(wan_checkpoint, options=options).info()
     expected = {
         "attention": "math",
         "cache": "mag",
@@ -153,4 +144,4 @@ def test_info_tells_what_was_chosen(wan_checkpoint: Checkpoint) -> None:
         "few_steps": False,
         "group_offload": False,
     }
-    assert {name: told[name] for name in expected} == expected
+    assert {name: info[name] for name in expected} == expected

@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of the Wan release: the same weights under other names make the same clip."""
+"""Checkpoints in the layout of the Wan release: equal weights by other names generate the same clip."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ from pathlib import Path
 from shutil import copytree
 
 import diffusers
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from ourvidz.errors import ModelLoadError
-from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.base import ReferenceImages, SourceVideo
+from ourvidz.pipelines.base import SourceVideo
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from tests.factories import video_job
+from tests.pipelines.helpers import MAX_DIFFERENCE, clip_levels, difference
 from training.untrained.wan_image_models import build_vace
 
 Weights = dict[str, torch.Tensor]
-MakeJob = Callable[..., VideoJob]
-LEVELS = 2
 
 TRANSFORMER = (
     (r"condition_embedder\.time_embedder\.linear_1", "time_embedding.0"),
@@ -46,7 +43,7 @@ TRANSFORMER = (
     (r"ffn\.net\.2", "ffn.2"),
     (r"\.norm2\.", ".norm3."),
 )
-"""What the authors of Wan called the parts that diffusers renamed."""
+"""Patterns of diffusers' weight names, and the names in the release. So for the other tables."""
 VAE = (
     (r"^post_quant_conv", "conv2"),
     (r"^quant_conv", "conv1"),
@@ -77,28 +74,29 @@ TEXT = (
 )
 
 
-def renamed(name: str, names: tuple[tuple[str, str], ...]) -> str:
-    for ours, theirs in names:
-        name = re.sub(ours, theirs, name)
+def rename(name: str, names: tuple[tuple[str, str], ...]) -> str:
+    for diffusers_pattern, release_name in names:
+        name = re.sub(diffusers_pattern, release_name, name)
     return name
 
 
 def release_vae(weights: Weights) -> Weights:
-    """The decoder's blocks are counted through, three of them and what makes larger."""
+    """The VAE's weights by their names in the release, which numbers the three residual blocks and the
+    upsampler of each decoder block consecutively."""
 
-    def counted(found: re.Match[str]) -> str:
-        block, kind, at = found.groups()
-        return f"decoder.upsamples.{4 * int(block) + (3 if kind == 'upsamplers' else int(at))}"
+    def consecutive_number(match: re.Match[str]) -> str:
+        block, kind, index = match.groups()
+        return f"decoder.upsamples.{4 * int(block) + (3 if kind == 'upsamplers' else int(index))}"
 
     pattern = r"decoder\.up_blocks\.(\d)\.(resnets|upsamplers)\.(\d)"
-    return {renamed(re.sub(pattern, counted, name), VAE): weight for name, weight in weights.items()}
+    return {
+        rename(re.sub(pattern, consecutive_number, name), VAE): weight for name, weight in weights.items()
+    }
 
 
-def write_release(pipe: diffusers.WanPipeline, folder: Path, *, model: str = "t2v", shards: int = 1) -> None:
-    """The parts of a pipeline under the names and in the files of the release."""
-    folder.mkdir()
+def release_config(pipe: diffusers.WanPipeline, model: str) -> dict[str, object]:
     config = pipe.transformer.config
-    shape = {
+    return {
         "_class_name": "WanModel" if model == "t2v" else "VaceWanModel",
         "dim": config.num_attention_heads * config.attention_head_dim,
         "eps": config.eps,
@@ -111,93 +109,102 @@ def write_release(pipe: diffusers.WanPipeline, folder: Path, *, model: str = "t2
         "out_dim": config.out_channels,
         "text_len": 512,
     }
-    (folder / "config.json").write_text(json.dumps(shape))
-    weights = {renamed(n, TRANSFORMER): w.contiguous() for n, w in pipe.transformer.state_dict().items()}
+
+
+def write_release(pipe: diffusers.WanPipeline, folder: Path, *, model: str = "t2v", shards: int = 1) -> None:
+    """Write the components of a pipeline in the layout of the release."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(release_config(pipe, model)))
+    weights = {
+        rename(name, TRANSFORMER): weight.contiguous()
+        for name, weight in pipe.transformer.state_dict().items()
+    }
     names = sorted(weights)
-    files = {f"diffusion_pytorch_model-0000{at + 1}.safetensors": names[at::shards] for at in range(shards)}
+    files = {
+        f"diffusion_pytorch_model-0000{shard + 1}.safetensors": names[shard::shards]
+        for shard in range(shards)
+    }
     if shards == 1:
         files = {"diffusion_pytorch_model.safetensors": names}
     else:
-        index = {"weight_map": {name: file for file, held in files.items() for name in held}}
+        index = {"weight_map": {name: file for file, part in files.items() for name in part}}
         (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    for file, held in files.items():
-        safetensors.torch.save_file({name: weights[name] for name in held}, folder / file)
+    for file, part in files.items():
+        safetensors.torch.save_file({name: weights[name] for name in part}, folder / file)
     torch.save(release_vae(pipe.vae.state_dict()), folder / "Wan2.1_VAE.pth")
-    text = {renamed(n, TEXT): w for n, w in pipe.text_encoder.state_dict().items() if n != "shared.weight"}
-    torch.save(text, folder / "models_t5_umt5-xxl-enc-bf16.pth")
+    text_encoder = {
+        rename(name, TEXT): weight
+        for name, weight in pipe.text_encoder.state_dict().items()
+        if name != "shared.weight"
+    }
+    torch.save(text_encoder, folder / "models_t5_umt5-xxl-enc-bf16.pth")
     pipe.tokenizer.save_pretrained(folder / "google/umt5-xxl")
 
 
 @pytest.fixture(scope="module")
 def pipe(wan_checkpoint: Checkpoint) -> diffusers.WanPipeline:
-    """The untrained checkpoint with a VAE of Wan 2.1's shape, thin."""
-    found = diffusers.WanPipeline.from_pretrained(wan_checkpoint.path, local_files_only=True)
+    """The pipeline with random weights, and a narrow VAE with the structure of Wan 2.1's."""
+    pipe = diffusers.WanPipeline.from_pretrained(wan_checkpoint.path, local_files_only=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        found.register_modules(vae=diffusers.AutoencoderKLWan(base_dim=4))
-    return found
+        pipe.register_modules(vae=diffusers.AutoencoderKLWan(base_dim=4))
+    return pipe
 
 
 @pytest.fixture(scope="module")
 def folder(pipe: diffusers.WanPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both layouts of it, side by side."""
+    """The same weights in both layouts, in `diffusers` and `release`."""
     root = tmp_path_factory.mktemp("layouts")
     pipe.save_pretrained(root / "diffusers")
     write_release(pipe, root / "release")
     return root
 
 
-def clip(wan: WanPipeline, job: VideoJob, references: ReferenceImages | None = None) -> np.ndarray:
-    made = wan.generate(job, references=references, on_step=lambda *_: None)
-    return np.stack([np.asarray(frame) for frame in made.frames]).astype(int)
-
-
-def test_the_release_makes_the_clip_of_the_diffusers_folder(
+def test_the_release_generates_the_clip_of_the_diffusers_folder(
     folder: Path, pipe: diffusers.WanPipeline, tmp_path: Path
 ) -> None:
-    """Many have only these files; every weight must be found, offline, in one file or in several."""
+    """Every weight must be found, offline, in one file or in several."""
     write_release(pipe, tmp_path / "sharded", shards=3)
     job = video_job(frames=5, steps=2, negative_prompt="fog")
-    expected = clip(WanPipeline(find_wan(folder / "diffusers")), job)
+    expected = clip_levels(WanPipeline(find_wan(folder / "diffusers")), job)
     for release in (folder / "release", tmp_path / "sharded"):
-        found = find_wan(release)
-        assert (found.kind, found.name) == ("original", release.name)
-        wan = WanPipeline(found)
-        assert np.abs(clip(wan, job) - expected).max() <= LEVELS
+        checkpoint = find_wan(release)
+        assert (checkpoint.kind, checkpoint.name) == ("original", release.name)
+        wan = WanPipeline(checkpoint)
+        assert difference(clip_levels(wan, job), expected) <= MAX_DIFFERENCE
         assert (wan.info()["model"], wan.info()["kind"]) == ("t2v", "original")
 
 
-def test_in_half_precision_the_same_weights_stay_single(folder: Path) -> None:
-    """Norms, the embedding of the time and the VAE lose too much in half."""
-    ours, theirs = (
+def test_in_half_precision_the_same_weights_stay_in_float32(folder: Path) -> None:
+    """Norms, the time embedding and the VAE need it."""
+    pipelines = [
         WanPipeline(find_wan(folder / name), dtype=torch.bfloat16) for name in ("release", "diffusers")
-    )
-    ours.load()
-    theirs.load()
-    for part in ("transformer", "vae", "text_encoder"):
-        found, expected = (
-            {name: weight.dtype for name, weight in getattr(wan.components.pipe, part).named_parameters()}
-            for wan in (ours, theirs)
+    ]
+    for wan in pipelines:
+        wan.load()
+    for component in ("transformer", "vae", "text_encoder"):
+        dtypes, expected = (
+            {
+                name: weight.dtype
+                for name, weight in getattr(wan.components.pipe, component).named_parameters()
+            }
+            for wan in pipelines
         )
-        assert found == expected, part
+        assert dtypes == expected, component
 
 
-def test_vace_in_the_release_s_layout_is_read_too(
+def test_vace_can_be_loaded_from_the_release(
     folder: Path, pipe: diffusers.WanPipeline, tmp_path: Path
 ) -> None:
-    """As the checkpoint of its own tasks, and beside one for text."""
+    """Alone, and beside a text-to-video checkpoint."""
     build_vace(tmp_path / "vace", text_to_video=folder / "diffusers")
-    theirs = diffusers.WanVACEPipeline.from_pretrained(tmp_path / "vace", local_files_only=True)
-    write_release(theirs, tmp_path / "release", model="vace")
-    job, source = video_job(frames=5), SourceVideo()
+    vace = diffusers.WanVACEPipeline.from_pretrained(tmp_path / "vace", local_files_only=True)
+    write_release(vace, tmp_path / "release", model="vace")
     one, other = (
-        np.stack([np.asarray(frame) for frame in made.frames]).astype(int)
-        for made in (
-            WanPipeline(find_wan(tmp_path / name)).generate(job, source=source, on_step=lambda *_: None)
-            for name in ("vace", "release")
-        )
+        clip_levels(WanPipeline(find_wan(tmp_path / name)), video_job(), source=SourceVideo())
+        for name in ("vace", "release")
     )
-    assert np.abs(one - other).max() <= LEVELS
+    assert difference(one, other) <= MAX_DIFFERENCE
     both = WanPipeline(find_wan(folder / "release"), vace=find_wan(tmp_path / "release"))
     both.load()
     assert both.components.vace.transformer.vace_blocks[0].proj_out.weight.abs().sum() > 0
@@ -214,44 +221,44 @@ def test_vace_in_the_release_s_layout_is_read_too(
     ],
 )
 def test_a_missing_file_is_named(folder: Path, tmp_path: Path, file: str) -> None:
-    """An operator repairs a download by the names in the one line they see."""
-    lacking = copytree(folder / "release", tmp_path / "lacking")
-    (lacking / file).unlink()
+    """An operator must be able to repair a download from one line."""
+    incomplete = copytree(folder / "release", tmp_path / "incomplete")
+    (incomplete / file).unlink()
     with pytest.raises(ModelLoadError, match=rf"the layout of the Wan release and lacks {file}\."):
-        find_wan(lacking)
+        find_wan(incomplete)
 
 
-def test_all_that_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
-    """At once, and also shards that only the index knows."""
-    lacking = copytree(folder / "release", tmp_path / "lacking")
-    (lacking / "config.json").unlink()
-    (lacking / "diffusion_pytorch_model.safetensors").unlink()
+def test_all_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
+    """Shards that only the index lists, too."""
+    incomplete = copytree(folder / "release", tmp_path / "incomplete")
+    (incomplete / "config.json").unlink()
+    (incomplete / "diffusion_pytorch_model.safetensors").unlink()
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
-    (lacking / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    (lacking / "one.safetensors").touch()
+    (incomplete / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (incomplete / "one.safetensors").touch()
     with pytest.raises(ModelLoadError, match=r"lacks config\.json, two\.safetensors\."):
-        find_wan(lacking)
+        find_wan(incomplete)
 
 
-def test_a_pickle_that_is_more_than_weights_is_never_run(folder: Path, tmp_path: Path) -> None:
-    """A `.pth` file is a program unless torch is told otherwise."""
+def test_code_in_a_pickle_is_never_run(folder: Path, tmp_path: Path) -> None:
+    """A `.pth` file can run code unless torch is told to read weights only."""
 
-    class Evil:
+    class Malicious:
         def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
             return Path.touch, (tmp_path / "ran",)  # type: ignore[return-value]
 
     harmful = copytree(folder / "release", tmp_path / "harmful")
-    torch.save({"encoder.conv1.weight": Evil()}, harmful / "Wan2.1_VAE.pth")
+    torch.save({"encoder.conv1.weight": Malicious()}, harmful / "Wan2.1_VAE.pth")
     with pytest.raises(ModelLoadError, match="harmful could not be loaded"):
         WanPipeline(find_wan(harmful)).load()
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("change", ["lacks", "has"])
-def test_other_weights_than_the_model_s_are_refused(folder: Path, tmp_path: Path, change: str) -> None:
-    """A weight that is left out would be noise in every clip."""
-    other = copytree(folder / "release", tmp_path / "other")
-    file = other / "models_t5_umt5-xxl-enc-bf16.pth"
+def test_missing_and_unknown_weights_are_refused(folder: Path, tmp_path: Path, change: str) -> None:
+    """A missing weight would be noise in every clip."""
+    changed = copytree(folder / "release", tmp_path / "changed")
+    file = changed / "models_t5_umt5-xxl-enc-bf16.pth"
     weights = torch.load(file, weights_only=True)
     if change == "lacks":
         del weights["norm.weight"]
@@ -259,13 +266,13 @@ def test_other_weights_than_the_model_s_are_refused(folder: Path, tmp_path: Path
         weights["decoder.weight"] = torch.zeros(1)
     torch.save(weights, file)
     with pytest.raises(ModelLoadError, match=f"UMT5EncoderModel {change} "):
-        WanPipeline(find_wan(other)).load()
+        WanPipeline(find_wan(changed)).load()
 
 
-def test_image_to_video_in_this_layout_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
-    """Its image encoder has a layout of its own, which nobody reads here."""
-    other = copytree(folder / "release", tmp_path / "other")
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"model_type": "i2v"}))
+def test_image_to_video_models_in_this_layout_are_refused(folder: Path, tmp_path: Path) -> None:
+    """Their image encoder has its own layout, which is not supported."""
+    changed = copytree(folder / "release", tmp_path / "changed")
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"model_type": "i2v"}))
     with pytest.raises(ModelLoadError, match=r"image-to-video checkpoint in the layout.*diffusers layout"):
-        WanPipeline(find_wan(other)).load()
+        WanPipeline(find_wan(changed)).load()

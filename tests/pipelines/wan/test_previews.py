@@ -1,110 +1,96 @@
-from __future__ import annotations
+"""Previews of unfinished clips, without the VAE's decoder."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines.base import PreviewRenderer
+from ourvidz.pipelines.base import PreviewRenderer, Snapshot
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.pipelines.wan.vae import VideoVAE
 from tests.factories import video_job
-
-MakeJob = Callable[..., VideoJob]
+from tests.pipelines.helpers import batch_sizes, no_progress
 
 
 @pytest.mark.parametrize("frames", [1, 9])
-def test_every_step_but_the_last_can_be_looked_at(wan: WanPipeline, frames: int) -> None:
-    """After the last one the clip itself is on its way."""
+def test_a_preview_is_offered_after_every_step_but_the_last(wan: WanPipeline, frames: int) -> None:
+    """After the last step the clip itself follows."""
     order: list[object] = []
     wan.generate(
         video_job(steps=3, frames=frames, width=32, height=64),
         on_step=lambda done, total: order.append(done),
-        on_preview=lambda take: order.append(take()().size),
+        on_preview=lambda snapshot: order.append(snapshot()().size),
     )
     assert order == [0, (64, 128), 1, (64, 128), 2, 3]
 
 
-def test_a_look_shows_the_step_it_was_taken_after(wan: WanPipeline) -> None:
-    """It is drawn later, by another thread, while the latents go on."""
-    looks: list[PreviewRenderer] = []
-    at_once: list[bytes] = []
+def test_a_preview_shows_the_step_of_its_snapshot(wan: WanPipeline) -> None:
+    """It is rendered later, on another thread, while denoising continues."""
+    renderers: list[PreviewRenderer] = []
+    rendered_at_once: list[bytes] = []
 
-    def on_preview(take: Callable[[], PreviewRenderer]) -> None:
-        looks.append(take())
-        at_once.append(looks[-1]().tobytes())
+    def on_preview(snapshot: Snapshot) -> None:
+        renderers.append(snapshot())
+        rendered_at_once.append(renderers[-1]().tobytes())
 
-    wan.generate(video_job(steps=4), on_step=lambda *_: None, on_preview=on_preview)
-    assert [look().tobytes() for look in looks] == at_once
-    assert len(set(at_once)) == 3
+    wan.generate(video_job(steps=4), on_step=no_progress, on_preview=on_preview)
+    assert [render().tobytes() for render in renderers] == rendered_at_once
+    assert len(set(rendered_at_once)) == 3
 
 
-def test_a_preview_shows_the_middle_frame_of_the_clip_to_come() -> None:
-    """On the trained checkpoint, half-way: what a follower sees is what the clip will be, and no noise."""
+def test_a_preview_shows_the_estimated_middle_frame() -> None:
+    """On the trained checkpoint: the last preview is nearer to the middle frame than to the first and the
+    last one, and shows no noise."""
     wan = WanPipeline(find_wan(None), cap=64)
-    looks: list[PreviewRenderer] = []
-    job = VideoJob(
-        id="job-1",
-        type="video_fast",
-        user_id="user-1",
-        expected_time=180,
-        prompt="a red circle moves right over a green background",
-        steps=12,
-        guidance_scale=3.0,
-        width=64,
-        height=64,
-        frames=17,
-        seed=7,
-    )
-    made = wan.generate(job, on_step=lambda *_: None, on_preview=lambda take: looks.append(take()))
+    renderers: list[PreviewRenderer] = []
+    prompt = "a red circle moves right over a green background"
+    job = video_job(prompt=prompt, steps=12, guidance_scale=3.0, width=64, height=64, frames=17)
+    clip = wan.generate(job, on_step=no_progress, on_preview=lambda snapshot: renderers.append(snapshot()))
+    preview = renderers[-1]().resize((8, 8), Image.Resampling.BOX)
 
-    def distance(look: PreviewRenderer, frame: Image.Image) -> float:
-        seen = np.asarray(look().resize((8, 8), Image.Resampling.BOX)).astype(int)
-        return float(np.abs(seen - np.asarray(frame.resize((8, 8), Image.Resampling.BOX))).mean())
+    def distance(frame: Image.Image) -> float:
+        small = np.asarray(frame.resize((8, 8), Image.Resampling.BOX)).astype(int)
+        return float(np.abs(np.asarray(preview) - small).mean())
 
-    near = distance(looks[-1], made.frames[8])
-    assert near < 20
-    assert near < distance(looks[-1], made.frames[0])
-    assert near < distance(looks[-1], made.frames[16])
+    assert distance(clip.frames[8]) < 20
+    assert distance(clip.frames[8]) < distance(clip.frames[0])
+    assert distance(clip.frames[8]) < distance(clip.frames[16])
 
 
-def test_a_job_with_previews_learns_nothing(wan: WanPipeline) -> None:
-    """Between two steps there is no time for it: the colours are learned with the loading."""
-    encoded: list[int] = []
-    hook = wan.components.pipe.vae.encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
-    try:
-        wan.generate(video_job(steps=3), on_step=lambda *_: None, on_preview=lambda take: take()() and None)
-    finally:
-        hook.remove()
+def test_the_previewer_is_fitted_when_the_checkpoint_is_loaded(wan: WanPipeline) -> None:
+    """A job does not wait for it."""
+    with batch_sizes(wan.components.pipe.vae.encoder) as encoded:
+        wan.generate(
+            video_job(steps=3), on_step=no_progress, on_preview=lambda snapshot: snapshot()() and None
+        )
     assert encoded == []
 
 
-def test_colours_are_not_learned_where_nobody_may_look(wan_checkpoint: Checkpoint) -> None:
-    """A preview that is not wanted costs nothing."""
+def test_without_previews_nothing_is_fitted_or_offered(wan_checkpoint: Checkpoint) -> None:
+    """They cost nothing if they are switched off."""
     wan = WanPipeline(wan_checkpoint, options=WanOptions(previews=False))
     wan.load()
     assert wan._previewer is None
-    wan.generate(video_job(), on_step=lambda *_: None, on_preview=lambda take: pytest.fail("offered"))
+    wan.generate(video_job(), on_step=no_progress, on_preview=lambda _: pytest.fail("offered"))
 
 
-def test_a_vae_whose_colours_cannot_be_learned_is_of_use_without_them(
+def test_a_failed_fit_switches_previews_off(
     wan_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jobs run without previews, and none of them tries again."""
-    asked: list[int] = []
+    """Jobs run without previews, and the fit is not repeated."""
+    calls: list[int] = []
 
     def encode(*_: object, **__: object) -> torch.Tensor:
-        asked.append(1)
-        raise RuntimeError("no colours")
+        calls.append(1)
+        raise RuntimeError("no latents")
 
     monkeypatch.setattr(VideoVAE, "encode", encode)
     wan = WanPipeline(wan_checkpoint)
     for _ in range(2):
-        wan.generate(video_job(), on_step=lambda *_: None, on_preview=lambda take: pytest.fail("offered"))
-    assert len(asked) == 1
+        wan.generate(video_job(), on_step=no_progress, on_preview=lambda _: pytest.fail("offered"))
+    assert len(calls) == 1

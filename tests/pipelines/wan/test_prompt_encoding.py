@@ -1,3 +1,5 @@
+"""Prompt embeddings of Wan."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ from ourvidz.pipelines.wan.prompt_encoding import clean_prompt, encode_prompt
 
 
 @pytest.mark.parametrize(
-    ("written", "read"),
+    ("prompt", "cleaned"),
     [
         ("a  hill\n in\tthe rain ", "a hill in the rain"),
         ("salt &amp;amp; sea", "salt & sea"),
@@ -20,21 +22,22 @@ from ourvidz.pipelines.wan.prompt_encoding import clean_prompt, encode_prompt
         ("", ""),
     ],
 )
-def test_prompts_are_cleaned_as_in_training(written: str, read: str) -> None:
-    """What the model never saw would be a word it does not know."""
-    assert clean_prompt(written) == read
+def test_prompts_are_cleaned_as_in_training(prompt: str, cleaned: str) -> None:
+    """HTML entities are decoded, white space is normalized."""
+    assert clean_prompt(prompt) == cleaned
 
 
-def test_a_prompt_is_read_as_diffusers_reads_it(wan_checkpoint: Checkpoint) -> None:
-    """To the bit, with zeros after its end; by pipelines for pictures too, which cannot do it themselves."""
+def test_a_prompt_is_encoded_as_by_diffusers(wan_checkpoint: Checkpoint) -> None:
+    """Bit for bit, with zeros after its end. It needs tokenizer and text encoder only, so it works for
+    pipelines whose own encoding requires ftfy."""
     pipe: Any = diffusers.WanPipeline.from_pretrained(wan_checkpoint.path, local_files_only=True)
     cpu = torch.device("cpu")
-    text = "a red  star &amp; a pond"
+    prompt = "a red  star &amp; a pond"
     with torch.no_grad():
         expected, _ = pipe.encode_prompt(
-            text, do_classifier_free_guidance=False, max_sequence_length=512, device=cpu
+            prompt, do_classifier_free_guidance=False, max_sequence_length=512, device=cpu
         )
-        parts = SimpleNamespace(tokenizer=pipe.tokenizer, text_encoder=pipe.text_encoder)
-        found = encode_prompt(parts, text, cpu, torch.float32)
-    assert torch.equal(found, expected)
-    assert found[0, -1].abs().sum() == 0
+        components = SimpleNamespace(tokenizer=pipe.tokenizer, text_encoder=pipe.text_encoder)
+        embeds = encode_prompt(components, prompt, cpu, torch.float32)
+    assert torch.equal(embeds, expected)
+    assert embeds[0, -1].abs().sum() == 0
