@@ -297,7 +297,7 @@ def test_out_of_memory_is_exit_status_four(folder: Path, monkeypatch: pytest.Mon
     def raise_memory_error(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(generate.WanPipeline, "_read", raise_memory_error)
+    monkeypatch.setattr(generate.WanPipeline, "_read_pipeline", raise_memory_error)
     assert call(*QUICK, "--frame_num=1").exit_code == 4
     monkeypatch.undo()
     monkeypatch.chdir(folder)
