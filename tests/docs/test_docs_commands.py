@@ -41,7 +41,7 @@ ELSEWHERE = {
         "tests/system/test_control.py::test_flower_shows_the_tasks_and_none_of_their_words"
     ),
     "OURVIDZ_SDXL_MODEL=./models/my-sdxl.safetensors ourvidz up --state-dir ./state --workers sdxl": (
-        "tests/pipelines/test_checkpoints.py::test_a_single_file_makes_the_pictures_of_its_folder"
+        "tests/pipelines/sdxl/test_checkpoint.py::test_a_single_file_generates_the_images_of_its_folder"
     ),
     "ourvidz worker sdxl": f"tests/system/test_up.py::test_{START}",
     "ourvidz demo --json": "tests/docs/test_docs_commands.py::test_the_demo_makes_its_pictures",
