@@ -1,4 +1,4 @@
-"""The warm pipelines of a worker. Reaches torch: only a worker's child imports this."""
+"""Builds the pipelines of a worker from its settings. Imports torch: only a worker's child imports this."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from ourvidz.settings import Settings
 from ourvidz.vram import gpu
 
 TINY_CAP_PX = 128
-"""Longest edge that the tiny profile renders."""
+"""Longest edge (px) of the images of the packaged SDXL checkpoint."""
 TINY_WAN_CAP_PX = 64
-"""And of its clips."""
-QWEN: dict[str, QwenVariant] = {"qwen_instruct": "instruct", "qwen_base": "base"}
-"""The language models as jobs call them; the first is loaded first."""
+"""Longest edge (px) of the clips of the packaged Wan checkpoint."""
+QWEN_VARIANTS: dict[str, QwenVariant] = {"qwen_instruct": "instruct", "qwen_base": "base"}
+"""Variant by the model name that jobs use; the first one is loaded first."""
 
 
 class WarmModels:
-    """The pipelines of one family, loaded once; implements `Models`."""
+    """The pipelines of one family; implements `Models`."""
 
     def __init__(
         self,
@@ -45,70 +45,72 @@ class WarmModels:
         self._texts = texts
 
     def warm(self) -> None:
-        """Load what this worker serves. `ModelLoadError` says what is wrong."""
-        for pipeline in self._served().values():
+        """Load all models of this worker. Raises `ModelLoadError`."""
+        for pipeline in self._pipelines().values():
             pipeline.load()
         if self._texts is not None:
             self._texts.warm()
 
     def images(self) -> ImagePipeline:
-        """The pipeline for SDXL jobs, loaded. `ModelLoadError` on a worker of another family."""
+        """The loaded pipeline for SDXL jobs. Raises `ModelLoadError`, also on a worker of another family."""
         if self._sdxl is None:
             raise ModelLoadError("This worker has no pipeline for pictures.")
         self._sdxl.load()
         return self._sdxl
 
     def videos(self) -> VideoPipeline:
-        """The pipeline for Wan jobs, loaded. `ModelLoadError` on a worker of another family."""
+        """The loaded pipeline for Wan jobs. Raises `ModelLoadError`, also on a worker of another family."""
         if self._wan is None:
             raise ModelLoadError("This worker has no pipeline for videos.")
         self._wan.load()
         return self._wan
 
     def texts(self, model: str) -> TextPipeline:
-        """The language model of that name, loaded. `ModelLoadError` on a worker of another family."""
+        """The loaded language model of that name. Raises `ModelLoadError`, also on a worker of another
+        family."""
         if self._texts is None:
             raise ModelLoadError("This worker has no language models.")
         return self._texts.get(model)
 
     def reload(self) -> None:
-        """Drop everything and load it again."""
-        for pipeline in self._served().values():
+        """Unload all models and load them again."""
+        for pipeline in self._pipelines().values():
             pipeline.unload()
             pipeline.load()
         if self._texts is not None:
             self._texts.reload()
 
     def flush(self) -> None:
-        """Give memory that nothing refers to any more back to the device."""
+        """Free device memory that nothing references any more."""
         free_memory()
 
     def info(self) -> dict[str, Any]:
-        """What is loaded, where, and the memory it takes (MiB)."""
-        told = {family: pipeline.info() for family, pipeline in self._served().items()}
-        return told if self._texts is None else told | self._texts.info()
+        """`info()` of each pipeline, by family or by language model."""
+        info = {family: pipeline.info() for family, pipeline in self._pipelines().items()}
+        return info if self._texts is None else info | self._texts.info()
 
     def memory(self) -> dict[str, Any]:
-        """The memory of this worker's GPU (MiB and GiB); zeros where there is none."""
+        """The memory of this worker's GPU (MiB and GiB); zeros without a GPU."""
         return gpu.memory()
 
-    def _served(self) -> dict[str, SDXLPipeline | WanPipeline]:
-        both = {"sdxl": self._sdxl, "wan": self._wan}
-        return {family: pipeline for family, pipeline in both.items() if pipeline is not None}
+    def _pipelines(self) -> dict[str, SDXLPipeline | WanPipeline]:
+        pipelines = {"sdxl": self._sdxl, "wan": self._wan}
+        return {family: pipeline for family, pipeline in pipelines.items() if pipeline is not None}
 
 
 def build(settings: Settings, family: str) -> WarmModels:
-    """The pipelines of one family, not loaded yet. `ModelLoadError` says which weights are missing."""
+    """The pipelines of one family, not loaded yet. Raises `ModelLoadError` naming missing files or
+    settings."""
     if family == "wan":
-        return WarmModels(wan=_wan(settings))
+        return WarmModels(wan=_build_wan(settings))
     if family == "chat":
-        return WarmModels(texts=_texts(settings))
+        return WarmModels(texts=_build_texts(settings))
     if family != "sdxl":
         raise ModelLoadError(f"There are no pipelines for {family!r}.")
-    return WarmModels(_sdxl(settings))
+    return WarmModels(_build_sdxl(settings))
 
 
-def _sdxl(settings: Settings) -> SDXLPipeline:
+def _build_sdxl(settings: Settings) -> SDXLPipeline:
     if settings.sdxl_model is None and settings.profile == "production":
         raise ModelLoadError("The production profile has no SDXL checkpoint: set OURVIDZ_SDXL_MODEL.")
     checkpoint = find_sdxl(settings.sdxl_model)
@@ -116,18 +118,18 @@ def _sdxl(settings: Settings) -> SDXLPipeline:
     return SDXLPipeline(checkpoint, cap=cap, options=sdxl_options(settings))
 
 
-def _wan(settings: Settings) -> WanPipeline:
+def _build_wan(settings: Settings) -> WanPipeline:
     if settings.wan_model is None and settings.profile == "production":
         raise ModelLoadError("The production profile has no Wan checkpoint: set OURVIDZ_WAN_MODEL.")
     checkpoint = find_wan(settings.wan_model, expected="t2v")
-    given = settings.wan_vace_model
-    vace = None if given is None else find_wan(given, expected="vace")
+    vace_folder = settings.wan_vace_model
+    vace = None if vace_folder is None else find_wan(vace_folder, expected="vace")
     cap = TINY_WAN_CAP_PX if settings.wan_model is None else None
     return WanPipeline(checkpoint, vace=vace, cap=cap, options=wan_options(settings))
 
 
 def wan_options(settings: Settings) -> WanOptions:
-    """How the operator wants Wan to run."""
+    """The options for Wan from the settings."""
     return WanOptions(
         dtype=settings.wan_dtype,
         attention=settings.wan_attention,
@@ -142,25 +144,25 @@ def wan_options(settings: Settings) -> WanOptions:
     )
 
 
-def _texts(settings: Settings) -> ResidentTextModels:
-    texts = {name: _text(settings, variant) for name, variant in QWEN.items()}
+def _build_texts(settings: Settings) -> ResidentTextModels:
+    texts = {name: _build_text(settings, variant) for name, variant in QWEN_VARIANTS.items()}
     return ResidentTextModels(texts, policy=settings.qwen_together, free_mib=gpu.free_mib)
 
 
-def _text(settings: Settings, variant: QwenVariant) -> TextModel:
+def _build_text(settings: Settings, variant: QwenVariant) -> TextModel:
     url = settings.qwen_instruct_url if variant == "instruct" else settings.qwen_base_url
     name = settings.qwen_instruct_name if variant == "instruct" else settings.qwen_base_name
     if url is not None:
         return TextModel(RemoteTextPipeline(TextServer(url, name, settings.qwen_key), variant), needs_mib=0)
     if settings.qwen_model is None and settings.profile == "production":
-        needed = f"OURVIDZ_QWEN_MODEL or OURVIDZ_QWEN_{variant.upper()}_URL"
-        raise ModelLoadError(f"The production profile has no Qwen checkpoint ({variant}): set {needed}.")
+        variables = f"OURVIDZ_QWEN_MODEL or OURVIDZ_QWEN_{variant.upper()}_URL"
+        raise ModelLoadError(f"The production profile has no Qwen checkpoint ({variant}): set {variables}.")
     checkpoint = find_qwen(settings.qwen_model, variant)
     return TextModel(QwenPipeline(checkpoint, variant), weight_files_mib(checkpoint.path))
 
 
 def sdxl_options(settings: Settings) -> SDXLOptions:
-    """How the operator wants SDXL to run."""
+    """The options for SDXL from the settings."""
     adapter, encoder = settings.ip_adapter, settings.ip_adapter_encoder
     return SDXLOptions(
         scheduler=settings.sdxl_scheduler,

@@ -1,3 +1,5 @@
+"""Pipelines built from settings."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -24,13 +26,13 @@ PRODUCTION = {
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The tiny profile with a cache of its own."""
+    """The tiny profile, with a home directory of its own."""
     monkeypatch.setenv("HOME", str(tmp_path))
     return load_settings()
 
 
-def test_the_tiny_profile_is_warm_small_and_capped(settings: Settings) -> None:
-    """A laptop with nothing installed serves pictures after one call."""
+def test_the_tiny_profile_runs_the_packaged_sdxl_checkpoint_with_a_size_cap(settings: Settings) -> None:
+    """Without any settings."""
     models = build(settings, "sdxl")
     assert models.info()["sdxl"]["loaded"] is False
     models.warm()
@@ -45,8 +47,8 @@ def test_the_tiny_profile_is_warm_small_and_capped(settings: Settings) -> None:
     }
 
 
-def test_images_are_loaded_on_demand_and_anew_after_a_reload(settings: Settings) -> None:
-    """A worker that was asked to give its memory back serves the next job all the same."""
+def test_a_pipeline_is_loaded_on_demand(settings: Settings) -> None:
+    """Also after it was unloaded, and by `reload`."""
     models = build(settings, "sdxl")
     pipeline = models.images()
     assert pipeline.info()["loaded"] is True
@@ -56,29 +58,29 @@ def test_images_are_loaded_on_demand_and_anew_after_a_reload(settings: Settings)
     assert models.info()["sdxl"]["loaded"] is True
 
 
-def test_production_loads_the_given_checkpoint_without_a_cap(settings: Settings) -> None:
-    """In production every size is honoured or refused, never shrunk."""
+def test_a_configured_checkpoint_has_no_size_cap(settings: Settings) -> None:
+    """In production every size is rendered or refused, never scaled down."""
     tiny = build(settings, "sdxl").images().checkpoint.path
     models = build(load_settings(**PRODUCTION, OURVIDZ_SDXL_MODEL=str(tiny)), "sdxl")
     info = models.images().info()
     assert (info["kind"], info["size_cap"]) == ("folder", None)
 
 
-def test_missing_weights_are_said_before_anything_starts(settings: Settings, tmp_path: Path) -> None:
-    """An operator learns of a wrong path at start, not with the first job."""
-    chosen = load_settings(**PRODUCTION, OURVIDZ_SDXL_MODEL=str(tmp_path / "nowhere"))
+def test_a_wrong_path_is_reported_when_the_pipelines_are_built(settings: Settings, tmp_path: Path) -> None:
+    """At start, not with the first job."""
+    configured = load_settings(**PRODUCTION, OURVIDZ_SDXL_MODEL=str(tmp_path / "nowhere"))
     with pytest.raises(ModelLoadError, match="nowhere"):
-        build(chosen, "sdxl")
+        build(configured, "sdxl")
 
 
 def test_a_family_without_pipelines_is_refused(settings: Settings) -> None:
-    """A worker for it must not claim to be ready."""
+    """A worker for it must not start."""
     with pytest.raises(ModelLoadError, match="sounds"):
         build(settings, "sounds")
 
 
-def test_a_chat_worker_is_warm_with_both_models_and_serves_texts_only(settings: Settings) -> None:
-    """Where both fit, neither kind of job waits for a model."""
+def test_a_chat_worker_loads_both_language_models_and_nothing_else(settings: Settings) -> None:
+    """If both fit, no job waits for a model."""
     models = build(settings, "chat")
     assert {name: info["loaded"] for name, info in models.info().items()} == {
         "qwen_instruct": False,
@@ -99,13 +101,13 @@ def test_a_chat_worker_is_warm_with_both_models_and_serves_texts_only(settings: 
 def test_production_never_falls_back_to_a_tiny_checkpoint(
     settings: Settings, family: str, needed: str
 ) -> None:
-    """A caller who pays for a real model must not get toys."""
+    """The error names the missing variable."""
     with pytest.raises(ModelLoadError, match=needed):
         build(load_settings(**PRODUCTION), family)
 
 
 def test_production_needs_qwen_checkpoints_for_a_chat_worker(settings: Settings, tmp_path: Path) -> None:
-    """What the tiny ones say must never reach a customer."""
+    """The packaged ones are not used in production unless they are configured."""
     sdxl = {**PRODUCTION, "OURVIDZ_SDXL_MODEL": str(tmp_path)}
     with pytest.raises(ModelLoadError, match="OURVIDZ_QWEN_MODEL"):
         build(load_settings(**sdxl), "chat")
@@ -116,8 +118,8 @@ def test_production_needs_qwen_checkpoints_for_a_chat_worker(settings: Settings,
     assert {one["kind"] for one in info.values()} == {"folder"}
 
 
-def test_a_language_model_may_be_on_another_machine(settings: Settings, tmp_path: Path) -> None:
-    """Each by its own URL; what is not there is loaded here. Production then needs no checkpoint."""
+def test_a_language_model_can_be_remote(settings: Settings, tmp_path: Path) -> None:
+    """Each has its own URL; a model without one is local. With both URLs production needs no checkpoint."""
     there = {"OURVIDZ_QWEN_INSTRUCT_URL": "http://127.0.0.1:1/v1", "OURVIDZ_QWEN_INSTRUCT_NAME": "large"}
     info = build(load_settings(**there), "chat").info()
     assert (info["qwen_instruct"]["kind"], info["qwen_instruct"]["name"]) == ("remote", "large")
@@ -130,8 +132,8 @@ def test_a_language_model_may_be_on_another_machine(settings: Settings, tmp_path
     assert {one["kind"] for one in build(both, "chat").info().values()} == {"remote"}
 
 
-def test_one_language_model_at_a_time_where_an_operator_says_so(settings: Settings) -> None:
-    """The other one is loaded when a job asks for it."""
+def test_an_operator_can_allow_only_one_resident_language_model(settings: Settings) -> None:
+    """The other one is loaded when a job needs it."""
     models = build(load_settings(OURVIDZ_QWEN_TOGETHER="never"), "chat")
     models.warm()
     assert [info["loaded"] for info in models.info().values()] == [True, False]
@@ -141,8 +143,10 @@ def test_one_language_model_at_a_time_where_an_operator_says_so(settings: Settin
     assert [info["loaded"] for info in models.info().values()] == [True, False]
 
 
-def test_a_wan_worker_is_warm_small_and_serves_videos_only(settings: Settings) -> None:
-    """One family a worker: a job of the other one would be in the wrong queue."""
+def test_a_wan_worker_runs_the_packaged_checkpoint_with_a_size_cap_and_videos_only(
+    settings: Settings,
+) -> None:
+    """A worker has one family."""
     models = build(settings, "wan")
     assert models.info()["wan"]["loaded"] is False
     models.warm()
@@ -157,7 +161,7 @@ def test_a_wan_worker_is_warm_small_and_serves_videos_only(settings: Settings) -
 
 
 def test_production_needs_a_wan_checkpoint_for_a_wan_worker(settings: Settings, tmp_path: Path) -> None:
-    """Noise from the tiny checkpoint must never reach a customer; a given one is not shrunk."""
+    """A configured one has no size cap."""
     sdxl = {**PRODUCTION, "OURVIDZ_SDXL_MODEL": str(tmp_path)}
     with pytest.raises(ModelLoadError, match="OURVIDZ_WAN_MODEL"):
         build(load_settings(**sdxl), "wan")
@@ -166,24 +170,24 @@ def test_production_needs_a_wan_checkpoint_for_a_wan_worker(settings: Settings, 
     assert (info["kind"], info["size_cap"]) == ("folder", None)
 
 
-def test_without_settings_sdxl_runs_as_it_is(settings: Settings) -> None:
-    """What speeds things up or changes pictures is an operator's choice, never ours."""
+def test_without_settings_sdxl_has_the_default_options(settings: Settings) -> None:
+    """Everything that changes speed or images is an operator's choice."""
     assert sdxl_options(settings) == SDXLOptions()
 
 
-def test_settings_reach_the_pipeline(settings: Settings) -> None:
-    """An operator who sets something sees it at work, and in what the worker tells of itself."""
-    chosen = load_settings(
+def test_sdxl_settings_are_shown_by_info(settings: Settings) -> None:
+    """An operator sees that they are in effect."""
+    configured = load_settings(
         OURVIDZ_SDXL_SCHEDULER="dpmpp_2m_karras",
         OURVIDZ_SDXL_DTYPE="float32",
         OURVIDZ_SDXL_ATTENTION="math",
         OURVIDZ_SDXL_CHANNELS_LAST="true",
     )
-    models = build(chosen, "sdxl")
+    models = build(configured, "sdxl")
     models.warm()
     info = models.info()["sdxl"]
-    told = {name: info[name] for name in ("scheduler", "dtype", "attention", "channels_last")}
-    assert told == {
+    shown = {name: info[name] for name in ("scheduler", "dtype", "attention", "channels_last")}
+    assert shown == {
         "scheduler": "DPMSolverMultistepScheduler",
         "dtype": "float32",
         "attention": "math",
@@ -191,15 +195,15 @@ def test_settings_reach_the_pipeline(settings: Settings) -> None:
     }
 
 
-def test_named_files_reach_the_pipeline(settings: Settings) -> None:
-    """LoRAs with their weights, the adapter with its encoder."""
-    chosen = load_settings(
+def test_lora_and_adapter_files_become_sdxl_options(settings: Settings) -> None:
+    """LoRAs with their weights, the adapter with its image encoder."""
+    configured = load_settings(
         OURVIDZ_SDXL_LORAS="hills=/m/hills.safetensors@0.8, sky=/m/sky.safetensors",
         OURVIDZ_SDXL_JOB_LORAS="ink=/m/ink.safetensors@-0.5",
         OURVIDZ_IP_ADAPTER="/m/adapter.safetensors",
         OURVIDZ_IP_ADAPTER_ENCODER="/m/encoder",
     )
-    options = sdxl_options(chosen)
+    options = sdxl_options(configured)
     assert options.loras == (
         LoraFile("hills", Path("/m/hills.safetensors"), 0.8),
         LoraFile("sky", Path("/m/sky.safetensors")),
@@ -208,11 +212,11 @@ def test_named_files_reach_the_pipeline(settings: Settings) -> None:
     assert options.ip_adapter == AdapterFiles(Path("/m/adapter.safetensors"), Path("/m/encoder"))
 
 
-def test_wan_runs_as_its_settings_say(settings: Settings) -> None:
-    """Every variable reaches the pipeline; nothing set leaves it to checkpoint and device."""
+def test_every_wan_setting_becomes_an_option(settings: Settings) -> None:
+    """Without settings, checkpoint and device decide."""
     kept = settings.state_dir / "wan-calibrations"
     assert wan_options(settings) == WanOptions(calibrations=kept)
-    chosen = load_settings(
+    configured = load_settings(
         OURVIDZ_WAN_DTYPE="float32",
         OURVIDZ_WAN_ATTENTION="math",
         OURVIDZ_WAN_COMPILE="true",
@@ -235,16 +239,16 @@ def test_wan_runs_as_its_settings_say(settings: Settings) -> None:
         grouped=True,
         previews=False,
     )
-    assert wan_options(chosen) == expected
-    assert build(chosen, "wan").info()["wan"]["cache"] == "first_block"
+    assert wan_options(configured) == expected
+    assert build(configured, "wan").info()["wan"]["cache"] == "first_block"
 
 
-def test_vace_stands_beside_wan_where_it_is_configured(settings: Settings, tmp_path: Path) -> None:
-    """And another model in either place is refused at start, not with the first job."""
+def test_vace_is_loaded_beside_wan_if_it_is_configured(settings: Settings, tmp_path: Path) -> None:
+    """A checkpoint of another model is refused at start, not with the first job."""
     text = find_wan(None).path
     build_vace(tmp_path / "vace", text_to_video=text)
-    chosen = load_settings(OURVIDZ_WAN_VACE_MODEL=str(tmp_path / "vace"))
-    models = build(chosen, "wan")
+    configured = load_settings(OURVIDZ_WAN_VACE_MODEL=str(tmp_path / "vace"))
+    models = build(configured, "wan")
     models.warm()
     info = models.info()["wan"]
     assert (info["model"], info["vace"], info["size_cap"]) == ("t2v", "vace", TINY_WAN_CAP_PX)
