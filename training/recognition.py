@@ -23,6 +23,8 @@ INSIDE = 0.8
 
 RADIUS_FACTORS = (0.88, 0.94, 1.0, 1.06, 1.12)
 SHIFTS_PX = (-1.0, 0.0, 1.0)
+SHIFTED_SHAPES = 3
+"""Number of shapes that are compared at all shifts."""
 STILL = 0.25
 """Least fraction of a full motion; a clip with less counts as still."""
 
@@ -174,23 +176,30 @@ def nearest_cell(x: float, y: float) -> str:
 def best_template(cover: Numbers, x: float, y: float) -> tuple[str, float, float]:
     """The shape with the largest overlap (intersection over union of soft masks), the overlap and the radius.
 
-    Every shape is compared at several small shifts from (x, y) and several radii around that of equal area.
+    Every shape is compared at several radii around that of equal area; those with the largest overlaps also
+    at small shifts from (x, y).
     """
-    height, width = cover.shape
     area = float(np.where(cover > 0.3, cover, 0).sum())
-    best = ("", -1.0, 0.0)
-    for shape in SHAPES:
-        equal_area = max(np.sqrt(area / _AREAS[shape]) / min(height, width), 0.02)
-        for scale in RADIUS_FACTORS:
-            radius = equal_area * scale
-            overlap = max(
-                soft_overlap(cover, coverage(shape, x + dx / width, y + dy / height, radius, width, height))
-                for dx in SHIFTS_PX
-                for dy in SHIFTS_PX
-            )
-            if overlap > best[1]:
-                best = (shape, overlap, radius)
-    return best
+    radii = {shape: max(np.sqrt(area / _AREAS[shape]) / min(cover.shape), 0.02) for shape in SHAPES}
+    centred = {shape: _best_fit(cover, shape, x, y, radii[shape], shifts_px=(0.0,)) for shape in SHAPES}
+    candidates = sorted(SHAPES, key=lambda shape: centred[shape][0], reverse=True)[:SHIFTED_SHAPES]
+    fits = {shape: _best_fit(cover, shape, x, y, radii[shape], shifts_px=SHIFTS_PX) for shape in candidates}
+    best = max(candidates, key=lambda shape: fits[shape][0])
+    return best, *fits[best]
+
+
+def _best_fit(
+    cover: Numbers, shape: str, x: float, y: float, equal_area: float, *, shifts_px: Sequence[float]
+) -> tuple[float, float]:
+    """The largest overlap of a shape with the mask over all shifts and radii, and its radius."""
+    height, width = cover.shape
+    fits = (
+        (soft_overlap(cover, coverage(shape, x + dx / width, y + dy / height, radius, width, height)), radius)
+        for radius in (equal_area * factor for factor in RADIUS_FACTORS)
+        for dx in shifts_px
+        for dy in shifts_px
+    )
+    return max(fits, key=lambda fit: fit[0])
 
 
 def soft_overlap(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors import safe_open
 
 from training.export import CHECKSUMS, digest, exported_files
 from training.runs import Length, Run, learning_rate
@@ -15,35 +16,64 @@ from training.scenes import is_held_out
 from training.sdxl import latents, models, unet, vae
 from training.sdxl.__main__ import Stages, main
 from training.sdxl.evaluate import generate, open_pipeline
+from training.sdxl.models import Shape
 from training.sdxl.recipe import Recipe
 from training.sdxl.tokenization import sample_captions, train_tokenizers
 
 
-def test_every_stage_runs_and_the_pipeline_serves_the_export(stages: Stages) -> None:
-    """Train, export, load with the serving pipeline, evaluate and draw, on a tiny scale."""
+@pytest.fixture(scope="module")
+def minute_recipe() -> Recipe:
+    """A recipe whose stages take about a second each: a few steps of models with a few thousand weights."""
+    return Recipe(
+        shape=Shape(
+            vae_channels=(16, 16, 16, 16), unet_channels=(16, 32), unet_heads=(2, 2), text_widths=(16, 24)
+        ),
+        vae_steps=6,
+        vae_batch=2,
+        latents=8,
+        sizes={(64, 64): 0.8, (64, 96): 0.2},
+        unet_steps=6,
+        unet_batch=2,
+        evaluated=1,
+        drawn=2,
+        normalization_images=8,
+        reconstructed=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(minute_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    """A training run whose stages have all been run."""
+    stages = Stages(minute_recipe, tmp_path_factory.mktemp("sdxl") / "run")
     for name in Stages.NAMES:
         stages.run(name)
-    scores = json.loads((stages.out / "scores.json").read_text())
+    return stages
+
+
+def test_every_stage_writes_its_results(finished: Stages) -> None:
+    """Scores, loss curves and the contact sheet."""
+    scores = json.loads((finished.out / "scores.json").read_text())
     assert {"held out", "without the prompt", "guidance 1", "guidance 5", "64 px"} <= set(scores)
     assert 0 <= scores["held out"]["shape"] <= 1
     assert {f"exact copy below the vae round trip, {kind} dB" for kind in ("mean", "worst")} <= set(scores)
     for name in ("vae-loss.png", "unet-loss.png", "grid.png"):
-        assert Image.open(stages.out / name).width > 100
-    image = generate(open_pipeline(stages.export_folder), "a red circle", seed=1, size_px=96)
+        assert Image.open(finished.out / name).width > 100
+
+
+def test_the_pipeline_serves_the_export(finished: Stages) -> None:
+    """The export is a checkpoint like any other."""
+    image = generate(open_pipeline(finished.export_folder), "a red circle", seed=1, size_px=96)
     assert image.size == (96, 96)
 
 
-def test_the_export_is_in_half_precision_with_checksums(stages: Stages) -> None:
+def test_the_export_is_in_half_precision_with_checksums(finished: Stages) -> None:
     """The package contains it, and workers verify it when they load it."""
-    from safetensors import safe_open
-
-    for name in Stages.NAMES[:4]:
-        stages.run(name)
-    listed = dict(
-        reversed(line.split("  ")) for line in (stages.export_folder / CHECKSUMS).read_text().splitlines()
-    )
-    files = exported_files(stages.export_folder)
-    assert listed == {str(file.relative_to(stages.export_folder)): digest(file) for file in files}
+    folder = finished.export_folder
+    lines = (folder / CHECKSUMS).read_text().splitlines()
+    files = exported_files(folder)
+    assert dict(reversed(line.split("  ")) for line in lines) == {
+        str(file.relative_to(folder)): digest(file) for file in files
+    }
     for file in files:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as weights:
@@ -161,7 +191,7 @@ def test_normalized_latents_decode_to_the_same_images(minute_recipe: Recipe) -> 
     images = vae.to_tensor(vae.batch(np.random.default_rng(1), 32, crops=False))
     with torch.no_grad():
         before = model.decode(model.encode(images).latent_dist.mode()).sample
-        latents.normalize_latents(model, seed=1)
+        latents.normalize_latents(model, seed=1, count=64)
         encoded = model.encode(images).latent_dist.mode()
         after = model.decode(encoded).sample
     torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-3)

@@ -22,7 +22,7 @@ from training.wan.recipe import Recipe
 from training.wan.tokenization import TOKENS, train_tokenizer
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def minute_recipe() -> Recipe:
     """A recipe whose stages take a second or two each: a few steps of models with a few thousand weights."""
     return Recipe(
@@ -44,13 +44,19 @@ def minute_recipe() -> Recipe:
         transformer_batch=2,
         evaluated=1,
         drawn=1,
+        position_clips=4,
+        statistics_clips=4,
+        reconstructed=2,
     )
 
 
-@pytest.fixture
-def stages(minute_recipe: Recipe, tmp_path: Path) -> Stages:
-    """The stages of a training run in a temporary folder."""
-    return Stages(minute_recipe, tmp_path / "run")
+@pytest.fixture(scope="module")
+def finished(minute_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    """A training run whose stages have all been run."""
+    stages = Stages(minute_recipe, tmp_path_factory.mktemp("wan") / "run")
+    for name in Stages.NAMES:
+        stages.run(name)
+    return stages
 
 
 @pytest.fixture(scope="module")
@@ -59,40 +65,38 @@ def tokenizer() -> object:
     return train_tokenizer(7)
 
 
-def test_every_stage_runs_and_the_pipeline_serves_the_export(stages: Stages) -> None:
-    """The whole road on a tiny scale: train, export, load with the real pipeline, measure, rng."""
-    for name in Stages.NAMES:
-        stages.run(name)
-    scores = json.loads((stages.out / "scores.json").read_text())
+def test_every_stage_writes_its_results(finished: Stages) -> None:
+    """Scores, loss curves, the contact sheet and an export with checksums."""
+    scores = json.loads((finished.out / "scores.json").read_text())
     assert {"held out", "without the prompt", "guidance 1", "33 frames", "83 frames"} <= set(scores)
     assert 0 <= scores["held out"]["motion"] <= 1
     for name in ("vae-loss.png", "transformer-loss.png", "grid.png"):
-        assert Image.open(stages.out / name).width > 100
-    listed = dict(
-        reversed(line.split("  ")) for line in (stages.export_folder / CHECKSUMS).read_text().splitlines()
-    )
-    assert listed == {
-        str(file.relative_to(stages.export_folder)): digest(file)
-        for file in exported_files(stages.export_folder)
+        assert Image.open(finished.out / name).width > 100
+    folder = finished.export_folder
+    lines = (folder / CHECKSUMS).read_text().splitlines()
+    assert dict(reversed(line.split("  ")) for line in lines) == {
+        str(file.relative_to(folder)): digest(file) for file in exported_files(folder)
     }
-    frames = clip_frames(open_pipeline(stages.export_folder), "a red circle", seed=1, frames=7, steps=2)
+
+
+def test_the_pipeline_serves_the_export(finished: Stages) -> None:
+    """The export is a checkpoint like any other."""
+    frames = clip_frames(open_pipeline(finished.export_folder), "a red circle", seed=1, frames=7, steps=2)
     assert [frame.size for frame in frames] == [(64, 64)] * 7
 
 
-def test_the_exported_config_undoes_the_normalization_of_the_latents(stages: Stages) -> None:
+def test_the_exported_config_undoes_the_normalization_of_the_latents(finished: Stages) -> None:
     """Wan's pipelines read the statistics of the latents from the VAE's config; wrong ones give wrong
     colours."""
-    for name in Stages.NAMES[:4]:
-        stages.run(name)
-    trained, _ = vae.prepare(stages.recipe, stages.out)
-    statistics = latents.restore_vae(trained, stages.out)
-    config = json.loads((stages.export_folder / "vae" / "config.json").read_text())
+    trained, _ = vae.prepare(finished.recipe, finished.out)
+    statistics = latents.restore_vae(trained, finished.out)
+    config = json.loads((finished.export_folder / "vae" / "config.json").read_text())
     clip = random_clip(np.random.default_rng((7, 12, 0, 0)), held_out=False)
     with torch.no_grad():
         encoded = (
             trained.eval().encode(vae.to_tensor(latents.render_subject(clip, 9)[None])).latent_dist.mode()
         )
-    normalized = latents.read(stages.recipe, stages.out)[0].latents[0]
+    normalized = latents.read(finished.recipe, finished.out)[0].latents[0]
     mean, deviation = (
         torch.tensor(config[name])[:, None, None, None] for name in ("latents_mean", "latents_std")
     )

@@ -22,7 +22,7 @@ class Stages(stages.Stages[Recipe]):
     def vae(self) -> None:
         """Train the VAE and print the reconstruction quality of held-out images."""
         trained = vae.train(self.recipe, self.out)
-        quality = vae.reconstruction_db(trained, seed=self.recipe.seed)
+        quality = vae.reconstruction_db(trained, seed=self.recipe.seed, count=self.recipe.reconstructed)
         click.echo(f"vae: {quality:.1f} dB on held-out images")
 
     def latents(self) -> None:
@@ -49,7 +49,8 @@ class Stages(stages.Stages[Recipe]):
             self.export_folder, count=self.recipe.evaluated, seed=self.recipe.seed, report=click.echo
         )
         autoencoder = diffusers.AutoencoderKL.from_pretrained(self.export_folder / "vae").float()
-        for edge_px, count in ((NATIVE_PX, 64), (64, 128)):
+        images = self.recipe.reconstructed
+        for edge_px, count in ((NATIVE_PX, max(images // 2, 1)), (64, images)):
             decibels = vae.reconstruction_db(autoencoder, seed=self.recipe.seed, count=count, edge_px=edge_px)
             scores[f"vae round trip dB at {edge_px} px"] = decibels
             click.echo(f"vae round trip at {edge_px} px: {decibels:.1f} dB")

@@ -40,7 +40,7 @@ def write(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKL) -> None:
     exists."""
     if (folder / FILE).is_file():
         return
-    normalize_latents(vae, seed=recipe.seed)
+    normalize_latents(vae, seed=recipe.seed, count=recipe.normalization_images)
     sets = []
     for size, scenes in training_scenes(recipe):
         click.echo(f"latents: {len(scenes)} images of {size[0]}x{size[1]} px")
@@ -94,12 +94,13 @@ def _encode(
 
 
 @torch.no_grad()
-def normalize_latents(vae: diffusers.AutoencoderKL, *, seed: int) -> None:
-    """Change the 1x1 convolutions next to the latents so that every channel has mean 0 and deviation 1.
+def normalize_latents(vae: diffusers.AutoencoderKL, *, seed: int, count: int = 256) -> None:
+    """Change the 1x1 convolutions next to the latents so that every channel has mean 0 and deviation 1
+    over `count` training images.
 
     SDXL pipelines have one scaling factor for all channels and no shift; it becomes 1.
     """
-    scenes = [random_scene(np.random.default_rng((seed, 4, k)), held_out=False) for k in range(256)]
+    scenes = [random_scene(np.random.default_rng((seed, 4, k)), held_out=False) for k in range(count)]
     latents = torch.cat(list(_encode(vae, scenes, NATIVE_PX, NATIVE_PX))).float()
     latents = latents.to(vae.device)
     mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))

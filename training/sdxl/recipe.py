@@ -15,7 +15,9 @@ class Recipe:
 
     A stage ends after its steps or, where `*_minutes` is set, after that much training time. `latents` is the
     number of training images, `sizes` maps (width, height) in pixels to proportions of them. `evaluated` and
-    `drawn` are the numbers of held-out captions for the scores and for the contact sheet.
+    `drawn` are the numbers of held-out captions for the scores and for the contact sheet, `reconstructed` is
+    the number of held-out images that measure the VAE, `normalization_images` of those that the latents are
+    normalized on.
     """
 
     seed: int = 7
@@ -34,3 +36,5 @@ class Recipe:
     prompt_dropout: float = 0.11
     evaluated: int = 300
     drawn: int = 32
+    normalization_images: int = 256
+    reconstructed: int = 128

@@ -25,6 +25,8 @@ CROPS_UNTIL = 0.55
 image is plain; afterwards they are whole images, whose statistics the group norms need."""
 
 KL_WEIGHT = 3e-8
+BATCH = 16
+"""Images that the evaluation encodes at once."""
 STAGE = 1
 
 
@@ -99,8 +101,8 @@ def reconstruction_db(
     squared error over all of them. https://en.wikipedia.org/wiki/Peak_signal-to-noise_ratio"""
     rng = np.random.default_rng((seed, 99))
     errors = []
-    for _ in range(count // 16):
-        scenes = [random_scene(rng, held_out=True) for _ in range(16)]
+    for start in range(0, count, BATCH):
+        scenes = [random_scene(rng, held_out=True) for _ in range(min(BATCH, count - start))]
         images = to_tensor(np.stack([render(scene, edge_px, edge_px) for scene in scenes])).to(vae.device)
         decoded = vae.decode(vae.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
         errors.append(((decoded - images) / 2).square().mean().item())

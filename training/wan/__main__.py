@@ -18,7 +18,7 @@ class Stages(stages.Stages[Recipe]):
     def vae(self) -> None:
         """Train the VAE and print the reconstruction quality of held-out clips."""
         trained = vae.train(self.recipe, self.out)
-        quality = vae.reconstruction_db(trained, seed=self.recipe.seed)
+        quality = vae.reconstruction_db(trained, seed=self.recipe.seed, count=self.recipe.reconstructed)
         click.echo(f"vae: {quality:.1f} dB on held-out clips")
 
     def latents(self) -> None:
@@ -41,7 +41,11 @@ class Stages(stages.Stages[Recipe]):
     def evaluate(self) -> None:
         """Evaluate the export with the pipeline that serves it and write the scores to scores.json."""
         scores = evaluate.evaluate(
-            self.export_folder, count=self.recipe.evaluated, seed=self.recipe.seed, report=click.echo
+            self.export_folder,
+            count=self.recipe.evaluated,
+            reconstructed=self.recipe.reconstructed,
+            seed=self.recipe.seed,
+            report=click.echo,
         )
         self.write_scores(scores)
 

@@ -106,8 +106,8 @@ def score(
     return Scores(clips=len(captions), frames=frames, **shares, seconds=float(np.median(seconds)))
 
 
-def evaluate(folder: Path, *, count: int, seed: int, report: Report) -> dict[str, Any]:
-    """All measures of the model card by name, on `count` held-out captions."""
+def evaluate(folder: Path, *, count: int, reconstructed: int, seed: int, report: Report) -> dict[str, Any]:
+    """All measures of the model card by name, on `count` held-out captions and `reconstructed` clips."""
     pipeline = open_pipeline(folder)
     captions = held_out_captions(count, seed=seed)
     fewer = captions[: max(count // 4, 1)]
@@ -125,7 +125,7 @@ def evaluate(folder: Path, *, count: int, seed: int, report: Report) -> dict[str
         report(f"{name}: {scores}")
         results[name] = asdict(scores)
     vae = diffusers.AutoencoderKLWan.from_pretrained(folder / "vae").float()
-    results["vae round trip dB"] = reconstruction_db(vae, seed=seed)
+    results["vae round trip dB"] = reconstruction_db(vae, seed=seed, count=reconstructed)
     report(f"vae round trip: {results['vae round trip dB']:.1f} dB")
     return results
 

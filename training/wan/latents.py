@@ -33,9 +33,6 @@ BATCH = 8
 FILE = "latents.pt"
 SHAPE_WEIGHT = 3.0
 """Loss weight of latents at the shape relative to the background."""
-POSITION_CLIPS = 16
-STATISTICS_CLIPS = 64
-"""Numbers of native clips for the position channels and for the statistics of the latents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +68,11 @@ def write(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKLWan) -> None
     latents, the VAE and the statistics of the latents, unless the file exists."""
     if (folder / FILE).is_file():
         return
-    examples = np.stack([render_subject(one, NATIVE_FRAMES) for one in _clips(recipe.seed, POSITION_CLIPS)])
+    examples = np.stack(
+        [render_subject(one, NATIVE_FRAMES) for one in _clips(recipe.seed, recipe.position_clips)]
+    )
     initialize_position_channels(vae, to_tensor(examples).to(vae.device))
-    normalization = statistics(vae, seed=recipe.seed)
+    normalization = statistics(vae, seed=recipe.seed, count=recipe.statistics_clips)
     sets = []
     for frames, subjects in training_clips(recipe):
         click.echo(f"latents: {len(subjects)} clips of {frames} frames")
@@ -117,9 +116,9 @@ def normalize(latents: torch.Tensor, normalization: Statistics) -> torch.Tensor:
     return (latents - mean) / deviation
 
 
-def statistics(vae: diffusers.AutoencoderKLWan, *, seed: int) -> Statistics:
-    """The statistics of the latents of native training clips."""
-    latents = torch.cat(list(_encode(vae, _clips(seed, STATISTICS_CLIPS), NATIVE_FRAMES)))
+def statistics(vae: diffusers.AutoencoderKLWan, *, seed: int, count: int) -> Statistics:
+    """The statistics of the latents of `count` native training clips."""
+    latents = torch.cat(list(_encode(vae, _clips(seed, count), NATIVE_FRAMES)))
     deviation = latents.std(dim=(0, 2, 3, 4))
     return Statistics(latents.mean(dim=(0, 2, 3, 4)).tolist(), divisors(deviation).tolist())
 
