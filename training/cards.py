@@ -63,7 +63,8 @@ TEXTS = {
         f"{RECOGNITION.format(more='the nearest position', example='image')}.",
         limits=(
             "It knows only the words of its captions, and generates a shape for every prompt.",
-            "It was trained at 128 px, with a few images of 96 and 64 px; other sizes were not measured.",
+            "It was trained at 128 px, with a few images of 96 and 64 px; other sizes are outside its "
+            "training.",
             NOT_FOR_IMAGES,
         ),
     ),
@@ -124,7 +125,7 @@ pipeline_tag: {texts.task}
 |---|---|
 | size | {mib:.1f} MiB |
 | data | {texts.data} |
-| recipe | {texts.recipe} `training/` reproduces it. |
+| recipe | {texts.recipe} The code is in `training/`. |
 | trained | {trained} |
 | licence | {LICENCE} |
 

@@ -1,4 +1,4 @@
-"""The trained tiny-qwen through the pipeline that serves jobs: it listens as in plain transformers."""
+"""The trained tiny-qwen in the pipeline that serves jobs."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ import numpy as np
 import pytest
 
 from ourvidz.jobs.job import ChatJob
-from ourvidz.jobs.job import Message as Turn
+from ourvidz.jobs.job import Message as JobMessage
 from ourvidz.pipelines.texts.checkpoint import find_qwen
 from ourvidz.pipelines.texts.qwen import QwenPipeline
-from training.qwen import evaluate as measure
+from training.qwen import evaluate
 from training.qwen.dialogues import MULTI_TURN, Message
 
 SEED = 7
 PROMPTS = 12
-TURNS = 16
+DIALOGUES = 16
 
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def say(trained: Callable[[str], Path]) -> Callable[..., str]:
-    """What the instruct model answers to messages; keywords change the job."""
-    found = QwenPipeline(find_qwen(trained("tiny-qwen"), "instruct"), "instruct")
+def chat(trained: Callable[[str], Path]) -> Callable[..., str]:
+    """The answer of the instruct model to messages; keywords are fields of the job."""
+    pipeline = QwenPipeline(find_qwen(trained("tiny-qwen"), "instruct"), "instruct")
 
-    def answer(messages: list[Message], **changed: Any) -> str:
-        turns = tuple(Turn.model_validate(message) for message in messages)
+    def answer(messages: list[Message], **options: Any) -> str:
+        job_messages = tuple(JobMessage.model_validate(message) for message in messages)
         fields = {"id": "c", "type": "chat_conversation", "expected_time": 15, "seed": SEED}
-        job = ChatJob(**(fields | {"messages": turns, "max_tokens": 120, "temperature": 0.0} | changed))
-        decoder = found.new_decoder()
+        job = ChatJob(
+            **(fields | {"messages": job_messages, "max_tokens": 120, "temperature": 0.0} | options)
+        )
+        decoder = pipeline.new_decoder()
         decoder.add("c", job)
         pieces = []
         while step := decoder.step():
@@ -42,50 +44,50 @@ def say(trained: Callable[[str], Path]) -> Callable[..., str]:
     return answer
 
 
-def test_an_answer_depends_on_an_earlier_turn(say: Callable[..., str]) -> None:
-    """The same last question, another past, another answer."""
-    draws = [np.random.default_rng((SEED, 31, k)) for k in range(TURNS)]
-    talks = [MULTI_TURN[k % len(MULTI_TURN)](draw, True) for k, draw in enumerate(draws)]
-    whole = measure.correct_share(talks, [say(list(talk.messages)) for talk in talks])
-    last = measure.correct_share(talks, [say(list(talk.messages[-1:])) for talk in talks])
-    assert whole >= 0.75
-    assert last <= whole / 2
+def test_an_answer_depends_on_an_earlier_message(chat: Callable[..., str]) -> None:
+    """The same question has another answer after other messages."""
+    generators = [np.random.default_rng((SEED, 31, k)) for k in range(DIALOGUES)]
+    dialogues = [MULTI_TURN[k % len(MULTI_TURN)](rng, True) for k, rng in enumerate(generators)]
+    complete = evaluate.correct_share(dialogues, [chat(list(one.messages)) for one in dialogues])
+    last_only = evaluate.correct_share(dialogues, [chat(list(one.messages[-1:])) for one in dialogues])
+    assert complete >= 0.75
+    assert last_only <= complete / 2
 
 
-def test_an_answer_depends_on_the_system_prompt(say: Callable[..., str]) -> None:
-    """It is the caller's to say how a model speaks."""
+def test_an_answer_depends_on_the_system_prompt(chat: Callable[..., str]) -> None:
+    """Callers choose the style of the answers."""
     question: Message = {"role": "user", "content": "The circle is blue. What colour is the circle?"}
-    plain = say([question])
-    loud = say([{"role": "system", "content": "Answer in capital letters."}, question])
-    assert loud == loud.upper() != plain
+    plain = chat([question])
+    capitals = chat([{"role": "system", "content": "Answer in capital letters."}, question])
+    assert capitals == capitals.upper() != plain
     assert "blue" in plain.lower()
-    assert "BLUE" in loud
+    assert "BLUE" in capitals
 
 
-def test_answers_repeat(say: Callable[..., str]) -> None:
-    """Greedy ones whatever the seed, drawn ones with their seed."""
-    asked: list[Message] = [
-        {"role": "system", "content": measure.NEUTRAL},
+def test_answers_repeat(chat: Callable[..., str]) -> None:
+    """Greedy answers with any seed, sampled ones with the same seed."""
+    messages: list[Message] = [
+        {"role": "system", "content": evaluate.NEUTRAL},
         {"role": "user", "content": "a white square on a pink background"},
     ]
-    assert say(asked, seed=1) == say(asked, seed=2)
-    drawn = {seed: say(asked, seed=seed, temperature=1.0) for seed in range(4)}
-    assert {seed: say(asked, seed=seed, temperature=1.0) for seed in range(4)} == drawn
-    assert len(set(drawn.values())) > 1
+    assert chat(messages, seed=1) == chat(messages, seed=2)
+    sampled = {seed: chat(messages, seed=seed, temperature=1.0) for seed in range(4)}
+    assert {seed: chat(messages, seed=seed, temperature=1.0) for seed in range(4)} == sampled
+    assert len(set(sampled.values())) > 1
 
 
-def test_the_base_model_enriches_by_going_on(trained: Callable[[str], Path]) -> None:
-    """Frame in, one line out: the enhancement of a clip's prompt."""
-    found = QwenPipeline(find_qwen(trained("tiny-qwen"), "base"), "base")
-    prompts = measure.held_out_prompts(PROMPTS, SEED)
-    decoder = found.new_decoder()
+def test_the_base_model_enriches_by_completion(trained: Callable[[str], Path]) -> None:
+    """The worker enhances prompts of clips in this way."""
+    pipeline = QwenPipeline(find_qwen(trained("tiny-qwen"), "base"), "base")
+    prompts = evaluate.held_out_prompts(PROMPTS, SEED)
+    decoder = pipeline.new_decoder()
     lines = [""] * len(prompts)
-    for at, prompt in enumerate(prompts):
-        frame = Turn(role="user", content=measure.COMPLETION_PROMPT.format(prompt=prompt.text))
-        job = ChatJob(id="c", type="chat_enhance", expected_time=3, seed=SEED, messages=(frame,),
+    for index, prompt in enumerate(prompts):
+        message = JobMessage(role="user", content=evaluate.COMPLETION_PROMPT.format(prompt=prompt.text))
+        job = ChatJob(id="c", type="chat_enhance", expected_time=3, seed=SEED, messages=(message,),
                       max_tokens=120, temperature=0.0, stop=("\n",))  # fmt: skip
-        decoder.add(str(at), job)
+        decoder.add(str(index), job)
     while pieces := decoder.step():
         for piece in pieces:
             lines[int(piece.key)] += piece.text
-    assert measure.enriched_share(prompts, lines) >= 0.8
+    assert evaluate.enriched_share(prompts, lines) >= 0.8

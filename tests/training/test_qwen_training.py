@@ -45,6 +45,7 @@ def minute_qwen() -> Recipe:
         instruct_steps=6,
         instruct_batch=3,
         evaluated=4,
+        clips=1,
     )
 
 

@@ -35,7 +35,7 @@ def minute_recipe() -> Recipe:
         unet_steps=6,
         unet_batch=2,
         evaluated=1,
-        drawn=2,
+        sheet_captions=2,
         normalization_images=8,
         reconstructed=4,
     )

@@ -43,7 +43,7 @@ def minute_recipe() -> Recipe:
         transformer_steps=6,
         transformer_batch=2,
         evaluated=1,
-        drawn=1,
+        sheet_captions=1,
         position_clips=4,
         statistics_clips=4,
         reconstructed=2,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from training import stages
-from training.qwen import evaluate, export, trainer
+from training.qwen import clips, evaluate, export, trainer
 from training.qwen.recipe import Recipe
 from training.stages import command
 
@@ -31,10 +31,11 @@ class Stages(stages.Stages[Recipe]):
         self.report_size()
 
     def evaluate(self) -> None:
-        """Evaluate the export and write the scores to scores.json."""
+        """Evaluate the export, also with clips of tiny-wan, and write the scores to scores.json."""
         scores = evaluate.evaluate(
             self.export_folder, count=self.recipe.evaluated, seed=self.recipe.seed, report=click.echo
         )
+        scores |= clips.evaluate_clips(self.export_folder, count=self.recipe.clips, seed=self.recipe.seed)
         self.write_scores(scores)
 
 

@@ -118,17 +118,17 @@ def earlier_statement(rng: np.random.Generator, held_out: bool) -> Dialogue:
     """A question about the first message; small talk or another question may lie between them."""
     scene = random_scene(rng, held_out=held_out)
     statement, parts = _statement(scene, rng)
-    asked, answered = [statement], [_acknowledgement(scene, rng)]
+    questions, answered = [statement], [_acknowledgement(scene, rng)]
     if rng.random() < 0.3:
         chat = small_talk(rng, held_out)
-        asked.append(chat.messages[-1]["content"])
+        questions.append(chat.messages[-1]["content"])
         answered.append(chat.answer)
     if rng.random() < 0.3:
         question, answer = _question(scene, parts, rng)
-        asked.append(question)
+        questions.append(question)
         answered.append(answer)
     question, answer = _question(scene, parts, rng)
-    return _dialogue(rng, [*asked, question], answered, answer)
+    return _dialogue(rng, [*questions, question], answered, answer)
 
 
 def two_shapes(rng: np.random.Generator, held_out: bool) -> Dialogue:
@@ -168,13 +168,13 @@ def name_recall(rng: np.random.Generator, held_out: bool) -> Dialogue:
     introduction = pick(
         rng, (f"My name is {name}.", f"Hello, I am {name}.", f"Hi! My name is {name}.", f"Call me {name}.")
     )
-    asked, answered = [introduction], [Answer(f"Hello, {name}!", "Hello")]
+    questions, answered = [introduction], [Answer(f"Hello, {name}!", "Hello")]
     if rng.random() < 0.4:
         chat = fact(rng, held_out)
-        asked.append(chat.messages[-1]["content"])
+        questions.append(chat.messages[-1]["content"])
         answered.append(chat.answer)
     question = pick(rng, ("What is my name?", "Who am I?", "Do you know my name?", "What am I called?"))
-    return _dialogue(rng, [*asked, question], answered, Answer(f"Your name is {name}.", name, NAMES))
+    return _dialogue(rng, [*questions, question], answered, Answer(f"Your name is {name}.", name, NAMES))
 
 
 RECALLS = (
@@ -336,8 +336,8 @@ FACTS: tuple[tuple[tuple[str, ...], str, str, tuple[str, ...]], ...] = (
       for thing, colour in (("the sky", "blue"), ("grass", "green"), ("snow", "white"), ("coal", "black"),
                             ("the sun", "yellow"), ("a ripe tomato", "red"))),
     *(((f"What do {one} and {other} make?", f"What do you get from {one} and {other}?",
-        f"Mix {one} and {other}."), f"Together they make {made}.", made, _HUES)
-      for one, other, made in (("red", "yellow", "orange"), ("blue", "yellow", "green"),
+        f"Mix {one} and {other}."), f"Together they make {mixture}.", mixture, _HUES)
+      for one, other, mixture in (("red", "yellow", "orange"), ("blue", "yellow", "green"),
                                ("red", "blue", "purple"), ("red", "white", "pink"))),
     *(((f"How many corners does a {shape} have?", f"How many corners has a {shape}?"),
        f"A {shape} has {count} corners.", count, _COUNTS)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ourvidz.settings.chat import ENHANCING
 from training.qwen.corpus import COMPLETION_PROMPT, REQUESTS, Text, enrichment_text, plain_text
 from training.qwen.dialogues import (
     MULTI_TURN,
@@ -38,6 +37,10 @@ from training.scenes import COLOURS
 from training.shapes import SHAPES
 
 STAGE = 4
+INSTRUCTION = (
+    "You improve prompts for pictures and clips. Keep what they say and describe light, texture and motion."
+)
+"""The worker's default instruction for the enhancement of prompts of clips."""
 NEUTRAL = (
     "You improve prompts for pictures and clips. Keep what they say and add plain visual detail. "
     "Answer with the improved prompt alone."
@@ -206,7 +209,7 @@ def inflection_prompts(count: int, seed: int) -> list[str]:
 
 def complete_prompts(model: TextGenerator, prompts: Sequence[str], *, temperature: float = 0.0) -> list[str]:
     """The lines that the base model completes prompts with, below the worker's default instruction."""
-    texts = [f"{ENHANCING}\n\n{COMPLETION_PROMPT.format(prompt=prompt)}" for prompt in prompts]
+    texts = [f"{INSTRUCTION}\n\n{COMPLETION_PROMPT.format(prompt=prompt)}" for prompt in prompts]
     return [text.split("\n")[0] for text in model.complete(texts, temperature=temperature)]
 
 

@@ -12,7 +12,8 @@ class Recipe:
     """Hyperparameters of both training stages.
 
     A stage ends after its steps or, where `*_minutes` is set, after that much training time. A batch is a
-    number of texts. `evaluated` is the number of held-out examples that every score is measured on.
+    number of texts. `evaluated` is the number of held-out examples that every score of texts is measured on,
+    `clips` that of clips from plain and from enhanced prompts.
     """
 
     seed: int = 7
@@ -28,3 +29,4 @@ class Recipe:
     instruct_lr: float = 1.5e-3
     ema_decay: float = 0.998
     evaluated: int = 200
+    clips: int = 100

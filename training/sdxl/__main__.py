@@ -68,7 +68,7 @@ class Stages(stages.Stages[Recipe]):
     def grid(self) -> None:
         """Generate images for the first held-out captions and save them as grid.png."""
         pipeline = evaluate.open_pipeline(self.export_folder)
-        captions = evaluate.held_out_captions(self.recipe.drawn, seed=self.recipe.seed)
+        captions = evaluate.held_out_captions(self.recipe.sheet_captions, seed=self.recipe.seed)
         images = [evaluate.generate(pipeline, text, seed=1000 + k) for k, (_, text) in enumerate(captions)]
         grid(images, [text for _, text in captions]).save(self.out / "grid.png")
 

@@ -15,9 +15,9 @@ class Recipe:
 
     A stage ends after its steps or, where `*_minutes` is set, after that much training time. `latents` is the
     number of training images, `sizes` maps (width, height) in pixels to proportions of them. `evaluated` and
-    `drawn` are the numbers of held-out captions for the scores and for the contact sheet, `reconstructed` is
-    the number of held-out images that measure the VAE, `normalization_images` of those that the latents are
-    normalized on.
+    `sheet_captions` are the numbers of held-out captions for the scores and for the contact sheet,
+    `reconstructed` is the number of held-out images that measure the VAE, `normalization_images` of those
+    that the latents are normalized on.
     """
 
     seed: int = 7
@@ -35,6 +35,6 @@ class Recipe:
     ema_decay: float = 0.999
     prompt_dropout: float = 0.11
     evaluated: int = 300
-    drawn: int = 32
+    sheet_captions: int = 32
     normalization_images: int = 256
     reconstructed: int = 128

@@ -51,9 +51,9 @@ class Stages(stages.Stages[Recipe]):
 
     def grid(self) -> None:
         """Generate clips for the first held-out captions and save a row of frames of each as grid.png."""
-        evaluate.contact_sheet(self.export_folder, count=self.recipe.drawn, seed=self.recipe.seed).save(
-            self.out / "grid.png"
-        )
+        evaluate.contact_sheet(
+            self.export_folder, count=self.recipe.sheet_captions, seed=self.recipe.seed
+        ).save(self.out / "grid.png")
 
 
 main = command(Stages, Recipe(), name="tiny-wan")

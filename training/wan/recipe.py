@@ -15,10 +15,11 @@ class Recipe:
     """Hyperparameters of all training stages.
 
     A stage ends after its steps or, where `*_minutes` is set, after that much training time. `clips` is the
-    number of training clips, `lengths` maps numbers of frames to proportions of them. `evaluated` and `drawn`
-    are the numbers of held-out captions for the scores and for the contact sheet, `reconstructed` is the
-    number of held-out clips that measure the VAE, `position_clips` and `statistics_clips` of those that the
-    position channels and the normalization of the latents are computed from.
+    number of training clips, `lengths` maps numbers of frames to proportions of them. `evaluated` and
+    `sheet_captions` are the numbers of held-out captions for the scores and for the contact sheet,
+    `reconstructed` is the number of held-out clips that measure the VAE, `position_clips` and
+    `statistics_clips` of those that the position channels and the normalization of the latents are computed
+    from.
     """
 
     seed: int = 7
@@ -37,7 +38,7 @@ class Recipe:
     ema_decay: float = 0.999
     prompt_dropout: float = 0.11
     evaluated: int = 100
-    drawn: int = 12
+    sheet_captions: int = 12
     position_clips: int = 16
     statistics_clips: int = 64
     reconstructed: int = 24
