@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from ourvidz.pipelines.checkpoints import PACKAGED
+from training.captions import clip_caption
 from training.qwen.evaluate import STAGE, TEMPERATURE, complete_prompts
 from training.qwen.generation import TextGenerator
-from training.qwen.sampling import pick
+from training.qwen.sampling import articled, pick
 from training.scenes import Clip, random_clip
 from training.wan.evaluate import open_pipeline, score
 
@@ -30,18 +31,18 @@ MOTION_SENTENCES: dict[str, tuple[str, ...]] = {
 
 
 def clip_prompts(count: int, seed: int) -> list[tuple[Clip, str]]:
-    """Held-out clips, each with a prompt whose verb is in a random inflection."""
-    prompts = []
-    for k in range(count):
-        rng = np.random.default_rng((seed, STAGE, 9, k))
-        clip = random_clip(rng, held_out=True)
-        motion = pick(rng, MOTION_SENTENCES[clip.motion])
-        article = "an" if clip.colour[0] in "aeiou" else "a"
-        ground = "an" if clip.background[0] in "aeiou" else "a"
-        prompts.append(
-            (clip, f"{article} {clip.colour} {clip.shape} {motion} on {ground} {clip.background} background")
-        )
-    return prompts
+    """Held-out clips with prompts: in turn a caption of tiny-wan and a sentence with an inflected verb."""
+    generators = [np.random.default_rng((seed, STAGE, 9, k)) for k in range(count)]
+    clips = [random_clip(rng, held_out=True) for rng in generators]
+    return [
+        (clip, _inflected(clip, rng) if k % 2 else clip_caption(clip, rng, complete=True))
+        for k, (clip, rng) in enumerate(zip(clips, generators, strict=True))
+    ]
+
+
+def _inflected(clip: Clip, rng: np.random.Generator) -> str:
+    motion = pick(rng, MOTION_SENTENCES[clip.motion])
+    return articled(f"a {clip.colour} {clip.shape} {motion} on a {clip.background} background")
 
 
 def evaluate_clips(folder: Path, *, count: int, seed: int, wan: Path = WAN, **options: Any) -> dict[str, Any]:
