@@ -1,4 +1,4 @@
-"""The job system behind its real application, and a host of pictures in the place of the one samples name."""
+"""Fixtures: the job system behind the real application, and an image server for the samples' URLs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from training.scenes import COLOURS
 
 
 def red_circle() -> Image.Image:
+    """An image of a kind that the tiny checkpoints know, 160x128 pixels."""
     image = Image.new("RGB", (160, 128), COLOURS["white"])
     ImageDraw.Draw(image).ellipse((48, 32, 112, 96), COLOURS["red"])
     return image
 
 
-class Pictures(BaseHTTPRequestHandler):
-    """Serves the same picture under every path."""
+class ImageHandler(BaseHTTPRequestHandler):
+    """Serves the same image under every path."""
 
     def do_GET(self) -> None:
         file = io.BytesIO()
@@ -36,19 +37,19 @@ class Pictures(BaseHTTPRequestHandler):
         self.wfile.write(file.getvalue())
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Standard error stays quiet."""
+        """Keep standard error empty."""
 
 
 @pytest.fixture
-def sun() -> Image.Image:
-    """The picture that `host` serves: wider than high, of a kind that the tiny checkpoints know."""
+def reference_image() -> Image.Image:
+    """The image that `host` serves."""
     return red_circle()
 
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[str]:
-    """`host:port` of a server with pictures, in the place of the one that the samples name."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    """`host:port` of an image server, for the URLs in the samples."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), ImageHandler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"127.0.0.1:{server.server_address[1]}"
@@ -59,13 +60,13 @@ def host() -> Iterator[str]:
 
 @pytest.fixture
 def running(tmp_path: Path, ourvidz_callbacks: CallbackRecorder, host: str) -> Iterator[Eager]:
-    """The job system in this process; it may fetch from `host`."""
+    """The job system in this process; it may fetch references from `host`."""
     with eager(tmp_path, ourvidz_callbacks, OURVIDZ_FETCH_ALLOWED_HOSTS=host) as system:
         yield system
 
 
 @pytest.fixture
 def client(running: Eager) -> Iterator[TestClient]:
-    """The real application in front of it."""
+    """A client of the real application in front of `running`."""
     with TestClient(create_app(running.control), base_url="http://127.0.0.1:7860") as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""The sample requests of every generation of callers."""
+"""The sample requests of every generation of callers, parsed into jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAMPLES = sorted((Path(__file__).parent / "payloads").glob("*.json"))
 DERIVED = ("queue", "mode", "effective_steps")
 
 
-def facts_of(job: Job) -> dict[str, Any]:
+def fields_of(job: Job) -> dict[str, Any]:
     return job.model_dump(mode="json") | {name: getattr(job, name, None) for name in DERIVED}
 
 
@@ -29,8 +29,8 @@ ACCEPTED = [path for path in SAMPLES if "job" in sample(path)["expect"]]
 REFUSED = [path for path in SAMPLES if "error" in sample(path)["expect"]]
 
 
-def test_every_sample_says_what_it_expects() -> None:
-    """A sample that is in neither list would be tested by nobody."""
+def test_every_sample_expects_a_job_or_an_error() -> None:
+    """A sample in neither list would not be tested."""
     assert len(ACCEPTED) >= 14
     assert len(REFUSED) >= 16
     assert sorted(ACCEPTED + REFUSED) == SAMPLES
@@ -38,23 +38,23 @@ def test_every_sample_says_what_it_expects() -> None:
 
 @pytest.mark.parametrize("path", ACCEPTED, ids=lambda path: path.stem)
 def test_a_sample_becomes_the_job_it_describes(path: Path) -> None:
-    """Callers in the field keep sending what they send today."""
+    """Existing callers keep sending these requests."""
     document = sample(path)
-    job = facts_of(parse(document["payload"], Defaults()))
+    job = fields_of(parse(document["payload"], Defaults()))
     expected = document["expect"]["job"]
     assert {name: job[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("path", REFUSED, ids=lambda path: path.stem)
-def test_a_bad_sample_is_refused_by_name(path: Path) -> None:
-    """A caller mends a request only when the error names the field it wrote."""
+def test_the_error_of_a_refused_sample_names_the_field(path: Path) -> None:
+    """Under the name that the caller used."""
     document = sample(path)
-    with pytest.raises(CallerError) as refused:
+    with pytest.raises(CallerError) as raised:
         parse(document["payload"], Defaults())
     expected = document["expect"]["error"]
-    assert refused.value.code == expected["code"]
-    assert refused.value.http_status == document["expect"]["status"]
+    assert raised.value.code == expected["code"]
+    assert raised.value.http_status == document["expect"]["status"]
     if expected["field"] is None:
-        assert refused.value.field is None
+        assert raised.value.field is None
     else:
-        assert expected["field"] in (refused.value.field or "")
+        assert expected["field"] in (raised.value.field or "")

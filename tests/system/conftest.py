@@ -1,4 +1,4 @@
-"""A whole stack as a process of its own, and what a caller would do with it."""
+"""Fixtures: a whole `ourvidz up` as a process, with a client for it, and a headless browser."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ USER = "system-tests"
 
 
 def wait_for(read: Callable[[], Any], *, within_s: float, why: str) -> Any:
-    """The first true answer of `read`."""
-    ends = time.monotonic() + within_s
+    """Call `read` until it returns a true value, and return that. Fails with `why` after `within_s`."""
+    deadline = time.monotonic() + within_s
     while True:
-        answer = read()
-        if answer:
-            return answer
-        assert time.monotonic() < ends, why
+        value = read()
+        if value:
+            return value
+        assert time.monotonic() < deadline, why
         time.sleep(POLL_S)
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -56,12 +56,12 @@ def _runs(process: psutil.Process) -> bool:
 
 
 class Stack:
-    """One running `ourvidz up`."""
+    """One running `ourvidz up`, and a client for its shim, ledger and processes."""
 
     def __init__(self, state_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
         self.state_dir = state_dir
         state_dir.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
+        started_at = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ourvidz.cli.main", "up", "--state-dir", str(state_dir), *arguments],
             stdout=subprocess.PIPE,
@@ -71,42 +71,42 @@ class Stack:
             process_group=0,
         )
         self.ready = self._await_ready()
-        self.ready_after_s = time.monotonic() - began
+        self.ready_after_s = time.monotonic() - started_at
         self.shim: str = self.ready["shim"]
         self.redis_url: str = self.ready["redis"]
         self.client = Shim(self.shim, self.ready["api_key"])
 
     @property
     def pids(self) -> dict[str, int]:
-        """Name → process id as announced; after a restart ask `pid_of`."""
+        """Process ids by name, as `up` printed them; `pid_of` has those of restarted processes."""
         return dict(self.ready["pids"])
 
     def get(self, path: str, **query: Any) -> requests.Response:
-        """The raw answer to a GET."""
+        """The response to a GET."""
         return requests.get(self.shim + path, params=query, timeout=10)
 
     def post(self, path: str, document: Any = None, **more: Any) -> requests.Response:
-        """The raw answer to a POST of a JSON document."""
+        """The response to a POST of a JSON document."""
         return requests.post(self.shim + path, json=document, timeout=10, **more)
 
     def payload(self, job_id: str, **fields: Any) -> dict[str, Any]:
-        """A small image job; `fields` change it."""
+        """The payload of a small image job; `fields` are added or replaced."""
         config = {"width": 64, "height": 64, "seed": 1}
         job = {"id": job_id, "type": "sdxl_image_fast", "prompt": "a red circle on blue", "user_id": USER}
         return {**job, "config": config, **fields}
 
     def submit(self, job_id: str, **fields: Any) -> dict[str, Any]:
-        """Submit a small image job; `fields` change the payload."""
+        """Submit a small image job and return the response document; `fields` as in `payload`."""
         answer = self.post("/jobs", self.payload(job_id, **fields))
         assert answer.status_code == 202, answer.text
         return dict(answer.json())
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """How a job stands."""
+        """The current state of a job."""
         return self.client.job(job_id)
 
     def wait_done(self, job_id: str, within_s: float = JOB_S) -> dict[str, Any]:
-        """Follow a job's event stream to its end; the job as it then stands."""
+        """Follow a job's event stream to its end; return the job's state."""
         follower = ThreadPoolExecutor(1)
         try:
             follower.submit(lambda: list(self.client.events(job_id))).result(within_s)
@@ -120,15 +120,15 @@ class Stack:
 
     @staticmethod
     def wait_for(read: Callable[[], Any], why: str, within_s: float = 10.0) -> Any:
-        """The first true answer of `read`."""
+        """As the function `wait_for`."""
         return wait_for(read, within_s=within_s, why=why)
 
     def inbox(self, job_id: str | None = None) -> list[dict[str, Any]]:
-        """What the callback receiver got, oldest first."""
+        """The received callbacks, of one job or of all, oldest first."""
         return list(self.client.get("/inbox", job_id=job_id, limit=1000)["items"])
 
     def wait_callbacks(self, job_id: str, *statuses: str, within_s: float = 15) -> list[dict[str, Any]]:
-        """Wait until the receiver has got these statuses, in this order and no others."""
+        """Wait until exactly these statuses were received for a job, in this order; return the callbacks."""
         wait_for(
             lambda: [item["payload"]["status"] for item in self.inbox(job_id)] == list(statuses),
             within_s=within_s,
@@ -137,36 +137,36 @@ class Stack:
         return self.inbox(job_id)
 
     def record(self, job_id: str) -> Record:
-        """The ledger's own record of a job."""
-        found = self.ledger.get(job_id)
-        assert found is not None, f"no record of {job_id}"
-        return found
+        """The ledger's record of a job."""
+        record = self.ledger.get(job_id)
+        assert record is not None, f"no record of {job_id}"
+        return record
 
     @cached_property
     def ledger(self) -> Ledger:
-        """The ledger of this stack, from outside."""
+        """A connection to the ledger of the stack."""
         return Ledger(self.redis_url)
 
-    def computing_child(self, family: str = "sdxl") -> int:
-        """The process id of a worker's pool child, which holds the pipeline."""
+    def pool_child(self, family: str = "sdxl") -> int:
+        """The process id of a worker's pool child, which has the pipeline."""
         workers = [worker for worker in self.ledger.workers() if worker.family == family]
         return workers[0].pid
 
     def pid_of(self, name: str) -> int | None:
-        """The process id of a part of the stack right now."""
+        """The current process id of a part of the stack, named as in `pids`; None if it is not running."""
         for child in psutil.Process(self.process.pid).children():
             command = child.cmdline()
-            named = (
+            matches = (
                 command[-1] == name
                 or name in command[3:8]
                 or (name == "redis" and "server" in command[:1][0])
             )
-            if command and named and child.status() != psutil.STATUS_ZOMBIE:
+            if command and matches and child.status() != psutil.STATUS_ZOMBIE:
                 return int(child.pid)
         return None
 
     def kill(self, name: str, signum: int = signal.SIGKILL) -> int:
-        """Send a signal to one part of the stack; the process id it had."""
+        """Send a signal to one part of the stack; return its process id."""
         pid = self.pid_of(name)
         assert pid is not None, f"no {name} process"
         os.kill(pid, signum)
@@ -174,7 +174,7 @@ class Stack:
 
     @staticmethod
     def run_up(state_dir: Path) -> subprocess.CompletedProcess[str]:
-        """Try a second `up` on a state directory and wait until it has ended."""
+        """Run a second `up` on a state directory that is in use, to its end."""
         return subprocess.run(
             [sys.executable, "-m", "ourvidz.cli.main", "up", "--state-dir", str(state_dir), "--no-flower"],
             env=environment(PYTHONPATH=str(ROOT)),
@@ -184,20 +184,20 @@ class Stack:
             timeout=30,
         )
 
-    def family(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
         """Every process of the stack, `up` first."""
-        top = psutil.Process(self.process.pid)
-        return [top, *top.children(recursive=True)]
+        up = psutil.Process(self.process.pid)
+        return [up, *up.children(recursive=True)]
 
     @staticmethod
-    def outliving(family: list[psutil.Process], *, within_s: float) -> list[psutil.Process]:
-        """Who of them still runs. An orphan that has ended waits for the machine's first process to bury it,
-        which may take its time."""
-        left = psutil.wait_procs(family, timeout=within_s)[1]
-        return [one for one in left if _runs(one)]
+    def still_running(processes: list[psutil.Process], *, within_s: float) -> list[psutil.Process]:
+        """Those of `processes` that are running after `within_s`. A zombie is not: its new parent, the
+        machine's first process, may take long to reap it."""
+        alive = psutil.wait_procs(processes, timeout=within_s)[1]
+        return [process for process in alive if _is_running(process)]
 
     def stop(self, within_s: float = STOP_S) -> int:
-        """SIGTERM to `up`, as an operator would; its exit status."""
+        """Send SIGTERM to `up`, wait, and return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -208,12 +208,12 @@ class Stack:
             ) from None
 
     def destroy(self) -> None:
-        """Kill whatever is left."""
+        """Kill every process of the stack that is left."""
         try:
-            family = self.family()
+            processes = self.processes()
         except psutil.NoSuchProcess:
-            family = []
-        for process in reversed(family):
+            processes = []
+        for process in reversed(processes):
             try:
                 process.kill()
             except psutil.NoSuchProcess:
@@ -224,7 +224,7 @@ class Stack:
             self.process.stdout.close()
 
     def tails(self) -> str:
-        """The ends of all logs."""
+        """The last lines of every log."""
         logs = [self.state_dir / "up.err", *sorted((self.state_dir / "logs").glob("*.log"))]
         return "\n".join(
             f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
@@ -233,13 +233,13 @@ class Stack:
         )
 
     def _await_ready(self) -> dict[str, Any]:
-        too_long = threading.Timer(READY_S, self.process.kill)
-        too_long.start()
+        timeout = threading.Timer(READY_S, self.process.kill)
+        timeout.start()
         assert self.process.stdout is not None
         try:
             line = self.process.stdout.readline()
         finally:
-            too_long.cancel()
+            timeout.cancel()
         if not line:
             self.process.kill()
             self.process.wait()
@@ -250,7 +250,7 @@ class Stack:
 
 @contextmanager
 def stack(state_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> Iterator[Stack]:
-    """Start `ourvidz up` without Flower and with SDXL alone; when something fails, the logs are shown.
+    """Run `ourvidz up` without Flower and with SDXL only. Failures get the ends of the logs as a note.
 
     `arguments` are those of `up` (`--flower` brings Flower back, `--workers wan` replaces SDXL), `env`
     changes its environment.
@@ -258,8 +258,8 @@ def stack(state_dir: Path, *arguments: str, env: dict[str, str] | None = None) -
     running = Stack(state_dir, "--no-flower", "--workers", "sdxl", *arguments, env=env)
     try:
         yield running
-    except BaseException as failed:
-        failed.add_note(running.tails())
+    except BaseException as error:
+        error.add_note(running.tails())
         raise
     finally:
         running.destroy()
@@ -267,7 +267,7 @@ def stack(state_dir: Path, *arguments: str, env: dict[str, str] | None = None) -
 
 @pytest.fixture(name="stack")
 def start_stack(tmp_path: Path) -> Callable[..., Any]:
-    """`with stack(*arguments, env=...) as running:` in this test's own directory; also one after another."""
+    """Run stacks in this test's directory: `with stack(*arguments, env=…) as running`."""
 
     def start(*arguments: str, env: dict[str, str] | None = None) -> Any:
         return stack(tmp_path / "state", *arguments, env=env)
@@ -277,27 +277,27 @@ def start_stack(tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def stacks() -> Callable[..., Any]:
-    """`stack` for a whole module: `with stacks(state_dir, *arguments, env=...) as running:`."""
+    """Run stacks in a given directory: `with stacks(state_dir, *arguments, env=…) as running`."""
     return stack
 
 
 @pytest.fixture(scope="module")
 def waiting() -> Callable[..., Any]:
-    """`wait_for`, for tests that wait for something of their own."""
+    """The function `wait_for`."""
     return wait_for
 
 
 def missing_browser() -> str | None:
-    """What a machine lacks that has no browser for tests."""
+    """What is missing for browser tests, with the command that installs it; None when nothing is."""
     if importlib.util.find_spec("playwright") is None:
         return "playwright is not installed (pip install 'ourvidz[dev]')"
     return None if chromium_binary() else "Chromium is not installed: run scripts/install-chromium"
 
 
 def chromium_binary() -> str | None:
-    """`$CHROMIUM_BIN`, else the one on the path."""
-    found = (shutil.which(name) for name in BROWSERS)
-    return os.environ.get("CHROMIUM_BIN") or next(filter(None, found), None)
+    """The path of Chromium: `$CHROMIUM_BIN`, else the one on the search path."""
+    paths = (shutil.which(name) for name in BROWSERS)
+    return os.environ.get("CHROMIUM_BIN") or next(filter(None, paths), None)
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +309,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # Its sandbox needs rights that a container seldom has; the pages are our own.
+        # Its sandbox needs rights that containers seldom have; the pages are our own.
         opened = playwright.chromium.launch(executable_path=chromium_binary(), args=["--no-sandbox"])
         yield opened
         opened.close()

@@ -1,4 +1,4 @@
-"""What a job makes, in the hands of its users: a browser, and a program that takes the file apart."""
+"""Generated clips in a browser and in a demuxer."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ async url => {
   const video = document.createElement("video");
   video.muted = true;
   document.body.append(video);
-  const over = new Promise(resolve => {
+  const ended = new Promise(resolve => {
     video.onended = () => resolve("ended");
     video.onerror = () => resolve(`error ${video.error.code}: ${video.error.message}`);
   });
   const times = [];
   video.ontimeupdate = () => times.push(video.currentTime);
   video.src = url;
-  video.play().catch(() => {});  // what went wrong is told by onerror
-  const how = await over;
+  video.play().catch(() => {});  // onerror has the reason
+  const outcome = await ended;
   times.push(video.currentTime);
   const {videoWidth: width, videoHeight: height, duration} = video;
-  return {how, width, height, duration, times};
+  return {outcome, width, height, duration, times};
 }
 """
-"""Plays a clip from its first frame to its end, and says what a page can know of it."""
+"""Plays a clip to its end; returns its size, its duration, and the times at which the player reported it."""
 
 
 @pytest.fixture
 def running(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> Iterator[Eager]:
-    """The job system in this process, with the route that hands out what is stored."""
+    """The job system in this process, with the route that serves stored files."""
     with eager(tmp_path, ourvidz_callbacks, OURVIDZ_EMBEDDED=True) as system:
         yield system
 
 
 @pytest.fixture
 def shim(running: Eager) -> Iterator[str]:
-    """The URL of the real application in front of it."""
+    """The URL of a server with the real application."""
     with socket.create_server(("127.0.0.1", 0)) as bound:
         config = uvicorn.Config(create_app(running.control), log_config=None, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
@@ -68,12 +68,11 @@ def page(browser: Any) -> Iterator[Any]:
 
 
 def clip(running: Eager, **config: int | str) -> dict[str, Any]:
-    """The asset of one small job."""
+    """Run one small job; return its asset."""
     job = {"id": "one", "type": "video_fast", "prompt": "a big red circle moving right", "user_id": "me"}
     running.submit(job | {"config": {"steps": 2, "seed": 3} | config})
     (asset,) = running.callbacks.of("one")[-1].payload["assets"]
-    found: dict[str, Any] = asset
-    return found
+    return dict(asset)
 
 
 @pytest.mark.browser
@@ -83,12 +82,12 @@ def clip(running: Eager, **config: int | str) -> dict[str, Any]:
 def test_a_clip_plays_to_its_end(
     page: Any, running: Eager, shim: str, frames: int, fps: int, size: str
 ) -> None:
-    """An asset whose file a browser does not play is nothing to the person who waited for it."""
+    """Size, duration and time updates are those of the job."""
     asset = clip(running, frames=frames, fps=fps, size=size)
     played = page.evaluate(PLAY, f"{shim}/assets/{asset['url']}")
-    made = asset["metadata"]
-    assert played["how"] == "ended"
-    assert (played["width"], played["height"]) == (made["width"], made["height"])
+    metadata = asset["metadata"]
+    assert played["outcome"] == "ended"
+    assert (played["width"], played["height"]) == (metadata["width"], metadata["height"])
     assert played["duration"] == pytest.approx(frames / fps, abs=0.001)
     assert played["times"] == sorted(played["times"])
     assert played["times"][-1] == pytest.approx(frames / fps, abs=0.001)
@@ -96,8 +95,8 @@ def test_a_clip_plays_to_its_end(
 
 
 @pytest.mark.parametrize(("frames", "fps"), [(1, 8), (6, 12), (17, 16), (25, 24)])
-def test_a_demuxer_finds_every_frame_at_its_time(running: Eager, frames: int, fps: int) -> None:
-    """A cutting program goes by the packets: as many as frames were asked for, evenly spread."""
+def test_a_demuxer_reads_every_frame_at_its_time(running: Eager, frames: int, fps: int) -> None:
+    """Editing programs read packets: as many as requested frames, evenly spaced."""
     asset = clip(running, frames=frames, fps=fps)
     with av.open(io.BytesIO(running.control.store.get(asset["url"]))) as file:
         (stream,) = file.streams
@@ -108,8 +107,8 @@ def test_a_demuxer_finds_every_frame_at_its_time(running: Eager, frames: int, fp
 
 
 @pytest.mark.browser
-def test_a_file_that_is_no_clip_does_not_play(page: Any, running: Eager, shim: str) -> None:
-    """Otherwise the test above would prove nothing."""
+def test_a_file_that_is_no_clip_is_a_playback_error(page: Any, running: Eager, shim: str) -> None:
+    """The playback test detects a broken file."""
     running.control.store.put("workspace-temp/me/broken/0.mp4", b"no clip", content_type="video/mp4")
     played = page.evaluate(PLAY, f"{shim}/assets/workspace-temp/me/broken/0.mp4")
-    assert played["how"].startswith("error")
+    assert played["outcome"].startswith("error")

@@ -1,4 +1,4 @@
-"""Many callers at once: one chat worker, several texts at a time."""
+"""Many requests at once: one chat worker that decodes several texts together."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ CLIENTS = 100
 COLOURS = ("red", "blue", "green", "yellow", "white")
 
 
-def test_a_burst_loses_nothing_and_starts_in_the_order_of_arrival(
+def test_simultaneous_requests_get_their_own_answers_and_start_in_order(
     stacks: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """A hundred callers in the same moment: each gets the answer to its own question, and companions of a
-    batch do not overtake those who came before them."""
-    gate = Barrier(CLIENTS)
+    """A hundred requests at the same moment: each gets the answer to its own question, and jobs that join a
+    batch do not start before earlier ones."""
+    start = Barrier(CLIENTS)
 
     def ask(number: int) -> dict[str, Any]:
-        said = [{"role": "user", "content": f"a {COLOURS[number % len(COLOURS)]} star on a hill"}]
-        gate.wait()
-        body = {"messages": said, "max_tokens": 24, "temperature": 0}
+        messages = [{"role": "user", "content": f"a {COLOURS[number % len(COLOURS)]} star on a hill"}]
+        start.wait()
+        body = {"messages": messages, "max_tokens": 24, "temperature": 0}
         answer = requests.post(f"{running.shim}/chat", json=body, timeout=120)
         assert answer.status_code == 200, answer.text
         return dict(answer.json())

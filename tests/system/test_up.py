@@ -1,4 +1,4 @@
-"""`ourvidz up` from the first process to the last."""
+"""`ourvidz up`: start, a job, restarts of processes and of the stack, stop."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 pytestmark = pytest.mark.system
 
 
-def test_a_stack_makes_a_picture_tells_its_caller_and_leaves_nothing_behind(
+def test_a_stack_runs_a_job_delivers_its_callbacks_and_stops_completely(
     stack: Callable[..., Any],
 ) -> None:
-    """The whole promise of the embedded mode, once through."""
+    """The embedded mode from start to stop."""
     with stack() as running:
         ready = running.ready
         assert ready["ready"] is True
@@ -31,31 +31,31 @@ def test_a_stack_makes_a_picture_tells_its_caller_and_leaves_nothing_behind(
         asset = items[-1]["payload"]["assets"][0]
         assert running.get(f"/assets/{asset['url']}").content.startswith(b"\x89PNG")
 
-        family = running.family()
+        processes = running.processes()
         assert running.stop() == 0
-        assert running.outliving(family, within_s=5) == [], "a process outlived `up`"
+        assert running.still_running(processes, within_s=5) == [], "a process outlived `up`"
 
 
-def test_whatever_dies_comes_back_and_the_next_start_knows_the_jobs(stack: Callable[..., Any]) -> None:
-    """Supervision and the durable state, over one restart of the whole."""
+def test_a_killed_process_is_restarted_and_a_new_stack_has_the_jobs(stack: Callable[..., Any]) -> None:
+    """Supervision, and state that outlives the stack."""
     with stack() as first:
         before = first.kill("io")
         first.submit("up-2")
         assert first.wait_done("up-2")["status"] == "completed"
         first.wait_callbacks("up-2", "processing", "completed", within_s=30)
         assert first.pid_of("io") != before
-        family = first.family()
+        processes = first.processes()
         first.process.kill()
-        assert first.outliving(family, within_s=10) == [], "`up` was killed and left orphans"
+        assert first.still_running(processes, within_s=10) == [], "`up` was killed and left processes running"
     with stack() as second:
         assert second.job("up-2")["status"] == "completed"
         assert second.stop() == 0
 
 
-def test_a_job_that_cannot_finish_in_time_is_handed_back_and_made_after_the_next_start(
+def test_a_job_that_is_interrupted_by_a_stop_runs_after_the_next_start(
     stack: Callable[..., Any],
 ) -> None:
-    """Stopping does not wait for a long job, does not lose it, and does not count it as a failure."""
+    """A stop does not wait for a long job, and its interrupted attempt does not count."""
     long = {"width": 128, "height": 128, "num_images": 6, "steps": 100, "seed": 3}
     # Longer than a worker takes to notice SIGTERM (one poll of the broker), shorter than the job.
     with stack(env={"OURVIDZ_DRAIN_S": "1.5"}) as first:

@@ -1,4 +1,4 @@
-"""Wan jobs through a worker of their own."""
+"""Wan jobs on a real stack."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ LONG = {"steps": 100, "frames": 33}
 
 
 @pytest.fixture(scope="module")
-def house(stacks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One stack for all faults: it must mend itself after each."""
-    with stacks(tmp_path_factory.mktemp("house"), "--workers", "wan") as running:
+def running(stacks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One stack for all faults: it recovers after each."""
+    with stacks(tmp_path_factory.mktemp("wan"), "--workers", "wan") as running:
         yield running
 
 
-def start_long(house: Any, job_id: str, *, progress: float = 10) -> dict[str, Any]:
-    """Submit a long clip and wait until it is well under way; what the door answered."""
-    answer: dict[str, Any] = house.submit(job_id, **CLIP | {"config": LONG})
-    for item in house.client.events(job_id):
+def start_long(running: Any, job_id: str, *, progress: float = 10) -> dict[str, Any]:
+    """Submit a long clip and wait until its progress reaches `progress`; return the submission's response."""
+    answer: dict[str, Any] = running.submit(job_id, **CLIP | {"config": LONG})
+    for item in running.client.events(job_id):
         if item.kind == "progress" and item.data["progress"] >= progress:
             return answer
-    raise AssertionError(f"{job_id} ended before it could be disturbed: {house.job(job_id)}")
+    raise AssertionError(f"{job_id} ended before it had made enough progress: {running.job(job_id)}")
 
 
-def steps_reported(house: Any, job_id: str) -> int:
-    """How many steps of a long clip the ledger knows of."""
-    return round(house.record(job_id).progress / GENERATION_PROGRESS * LONG["steps"])
+def steps_reported(running: Any, job_id: str) -> int:
+    """How many steps of a long clip its recorded progress stands for."""
+    return round(running.record(job_id).progress / GENERATION_PROGRESS * LONG["steps"])
 
 
-def files_of(house: Any, job_id: str) -> dict[str, bytes]:
-    """The stored clip and its thumbnail, as a receiver gets them."""
-    (asset,) = house.wait_done(job_id)["result"]["assets"]
-    return {name: house.get(f"/assets/{asset[name]}").content for name in ("url", "thumbnail_url")}
+def files_of(running: Any, job_id: str) -> dict[str, bytes]:
+    """The stored clip and its thumbnail, read over HTTP."""
+    (asset,) = running.wait_done(job_id)["result"]["assets"]
+    return {name: running.get(f"/assets/{asset[name]}").content for name in ("url", "thumbnail_url")}
 
 
-def test_a_wan_worker_makes_clips_and_pictures_and_hears_a_cancel(stack: Callable[..., Any]) -> None:
-    """The whole road of the second family, from `ourvidz up --workers wan` to the receiver."""
+def test_a_wan_worker_runs_clips_and_images_and_can_be_cancelled(stack: Callable[..., Any]) -> None:
+    """From `ourvidz up --workers wan` to the callbacks."""
     with stack("--workers", "wan") as running:
         assert set(running.ready["pids"]) == {"redis", "wan", "web", "io", "keeper", "clock"}
         health = running.get("/health").json()
@@ -64,7 +64,7 @@ def test_a_wan_worker_makes_clips_and_pictures_and_hears_a_cancel(stack: Callabl
 
         running.submit("long", **CLIP | {"config": {"steps": 100, "frames": 161}})
         running.submit("clip", **CLIP)
-        running.submit("words", **CLIP | {"type": "image7b_fast_enhanced", "config": {"steps": 2}})
+        running.submit("enhanced", **CLIP | {"type": "image7b_fast_enhanced", "config": {"steps": 2}})
         running.wait_for(lambda: running.job("long")["progress"] > 0, "the long clip made no step", 60)
         assert running.post("/jobs/long/cancel").status_code == 200
         assert running.wait_done("long")["status"] == "cancelled"
@@ -73,61 +73,61 @@ def test_a_wan_worker_makes_clips_and_pictures_and_hears_a_cancel(stack: Callabl
         assert job["status"] == "completed", job
         clip = running.get(job["result"]["videoUrl"].removeprefix(running.shim))
         assert clip.headers["content-type"] == "video/mp4"
-        found = probe(clip.content)
-        assert (found.frames, found.fps) == (6, 12)
+        probed = probe(clip.content)
+        assert (probed.frames, probed.fps) == (6, 12)
         (asset,) = running.wait_callbacks("clip", "processing", "completed")[-1]["payload"]["assets"]
         assert (asset["metadata"]["frames"], asset["metadata"]["frames_generated"]) == (6, 9)
         assert running.get(f"/assets/{asset['thumbnail_url']}").status_code == 200
 
-        assert running.wait_done("words")["status"] == "completed"
-        told = running.wait_callbacks("words", "processing", "completed")[-1]["payload"]
-        assert told["enhancedPrompt"] == CLIP["prompt"]
-        assert told["metadata"]["enhancement_strategy"] == "fallback"
-        assert told["worker_id"].startswith("wan@")
+        assert running.wait_done("enhanced")["status"] == "completed"
+        payload = running.wait_callbacks("enhanced", "processing", "completed")[-1]["payload"]
+        assert payload["enhancedPrompt"] == CLIP["prompt"]
+        assert payload["metadata"]["enhancement_strategy"] == "fallback"
+        assert payload["worker_id"].startswith("wan@")
         assert running.stop() == 0
 
 
-def test_a_cancelled_clip_stops_within_one_step(house: Any) -> None:
-    """Counted in steps: who cancels a clip of minutes does not wait for it, and nor does the next job."""
-    start_long(house, "stopped")
-    house.submit("next", **CLIP)
-    assert house.post("/jobs/stopped/cancel").status_code == 200
-    done = steps_reported(house, "stopped")
+def test_a_cancelled_clip_stops_within_one_step(running: Any) -> None:
+    """Counted in steps; the next job starts at once."""
+    start_long(running, "stopped")
+    running.submit("next", **CLIP)
+    assert running.post("/jobs/stopped/cancel").status_code == 200
+    done = steps_reported(running, "stopped")
     assert done < LONG["steps"] - 1
-    assert house.wait_done("stopped")["status"] == "cancelled"
-    assert steps_reported(house, "stopped") <= done + 1
-    assert house.job("stopped")["result"] is None
-    (*_, told) = house.wait_callbacks("stopped", "processing", "failed")
-    assert told["payload"]["error"]["code"] == "CANCELLED"
-    assert house.wait_done("next")["status"] == "completed"
+    assert running.wait_done("stopped")["status"] == "cancelled"
+    assert steps_reported(running, "stopped") <= done + 1
+    assert running.job("stopped")["result"] is None
+    (*_, callback) = running.wait_callbacks("stopped", "processing", "failed")
+    assert callback["payload"]["error"]["code"] == "CANCELLED"
+    assert running.wait_done("next")["status"] == "completed"
 
 
-def test_a_worker_killed_at_a_step_makes_the_same_clip_after_its_restart(house: Any) -> None:
-    """The seed was drawn at the door: the second attempt writes what the first would have written."""
-    seed = start_long(house, "killed")["seed"]
-    os.kill(house.computing_child("wan"), signal.SIGKILL)
-    job = house.wait_done("killed")
+def test_a_killed_worker_generates_the_same_clip_after_its_restart(running: Any) -> None:
+    """The seed was drawn at submission: the second attempt gives what the first would have given."""
+    seed = start_long(running, "killed")["seed"]
+    os.kill(running.pool_child("wan"), signal.SIGKILL)
+    job = running.wait_done("killed")
     assert (job["status"], job["attempt"]) == ("completed", 2), job
-    (*_, told) = house.wait_callbacks("killed", "processing", "processing", "completed")
-    (asset,) = told["payload"]["assets"]
-    assert told["payload"]["metadata"]["seed"] == asset["metadata"]["seed"] == seed
+    (*_, callback) = running.wait_callbacks("killed", "processing", "processing", "completed")
+    (asset,) = callback["payload"]["assets"]
+    assert callback["payload"]["metadata"]["seed"] == asset["metadata"]["seed"] == seed
 
-    house.submit("undisturbed", **CLIP | {"config": LONG | {"seed": seed}})
-    assert house.wait_done("undisturbed")["attempt"] == 1
-    assert files_of(house, "killed") == files_of(house, "undisturbed")
-    assert probe(files_of(house, "killed")["url"]).frames == LONG["frames"]
+    running.submit("uninterrupted", **CLIP | {"config": LONG | {"seed": seed}})
+    assert running.wait_done("uninterrupted")["attempt"] == 1
+    assert files_of(running, "killed") == files_of(running, "uninterrupted")
+    assert probe(files_of(running, "killed")["url"]).frames == LONG["frames"]
 
 
-def test_a_reference_that_cannot_be_fetched_costs_its_effect_and_not_the_clip(house: Any) -> None:
-    """The caller gets the prompt's clip, and is told that no reference shaped it."""
+def test_an_unreachable_reference_falls_back_to_the_prompt_alone(running: Any) -> None:
+    """The clip is that of the prompt, and the callback has the reason."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{silent.getsockname()[1]}/start.png"
-        house.submit("fell-back", **CLIP | {"config": CLIP["config"] | {"first_frame": nobody}})
-        assert house.wait_done("fell-back")["status"] == "completed"
-    (*_, told) = house.wait_callbacks("fell-back", "processing", "completed")
-    facts = told["payload"]["metadata"]
-    assert (facts["reference_fallback"], facts["reference_error"]) == (True, "REFERENCE_FRAME_ERROR")
-    assert facts["reference_error_reason"]
-    house.submit("plain", **CLIP)
-    assert files_of(house, "fell-back") == files_of(house, "plain")
+        unreachable = f"http://127.0.0.1:{silent.getsockname()[1]}/start.png"
+        running.submit("fell-back", **CLIP | {"config": CLIP["config"] | {"first_frame": unreachable}})
+        assert running.wait_done("fell-back")["status"] == "completed"
+    (*_, callback) = running.wait_callbacks("fell-back", "processing", "completed")
+    metadata = callback["payload"]["metadata"]
+    assert (metadata["reference_fallback"], metadata["reference_error"]) == (True, "REFERENCE_FRAME_ERROR")
+    assert metadata["reference_error_reason"]
+    running.submit("plain", **CLIP)
+    assert files_of(running, "fell-back") == files_of(running, "plain")
