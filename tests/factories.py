@@ -22,7 +22,7 @@ from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Worker
 from ourvidz.net.client import RequestFailure
 from ourvidz.pipelines.base import PreviewRenderer, Snapshot
-from ourvidz.references.resolve import Limits, References
+from ourvidz.references.resolve import ReferenceLimits, ReferenceResolver
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
@@ -111,8 +111,8 @@ def services(models: Any, folder: Path, **changes: Any) -> Services:
     """Build the services of a workflow: real storage in `folder`, references from that storage only,
     `STAND_IN_GATE`."""
     store = LocalStore(folder / "assets")
-    references = References(
-        lambda url, allowed: RequestFailure("no network"), store.get, Limits(1 << 20, 1 << 20)
+    references = ReferenceResolver(
+        lambda url, allowed: RequestFailure("no network"), store.get, ReferenceLimits(1 << 20, 1 << 20)
     )
     fields: dict[str, Any] = {
         "models": models,

@@ -81,7 +81,7 @@ def _parse_and_check(payloads: Sequence[object | Job], index: int, make_id: Make
     payload = payloads[index]
     try:
         job = payload if isinstance(payload, Job) else parse_payload(payload, make_id=make_id)
-        control.current().gate.judge(job)
+        control.current().gate.check_job(job)
     except OurvidzError as error:
         if len(payloads) > 1:
             error.field = f"[{index}].{error.field}" if error.field else f"[{index}]"

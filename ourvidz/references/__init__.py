@@ -1,5 +1,5 @@
-"""Pictures that jobs refer to.
+"""Reference images: from the reference in a job to an RGB image.
 
-Owns: which reference may be read, turning any allowed file into an upright RGB picture and nothing else.
-Speaks: references as callers write them, bytes, pictures. No storage back ends, no models, no jobs' stories.
+Owns which references may be read, data URIs, and the decoding of untrusted image files.
+Handles references, bytes and images; knows no jobs and no HTTP headers.
 """

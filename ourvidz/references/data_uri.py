@@ -1,4 +1,4 @@
-"""References that are written out in the payload: `data:` URIs (RFC 2397)."""
+"""References that are contained in the payload: `data:` URIs (RFC 2397)."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ MALFORMED = "The reference is not a data URI of a picture."
 TOO_LARGE = "The reference is too large."
 
 _HEAD = re.compile(r"data:image/[a-z0-9.+-]+(?:;[^,;]*)*", re.IGNORECASE)
-_WHITE = bytes.maketrans(b"", b""), b" \t\r\n\f"
+_WHITE_SPACE = bytes.maketrans(b"", b""), b" \t\r\n\f"
 
 
-def data_uri_bytes(uri: str, *, max_bytes: int) -> bytes:
-    """The bytes in a `data:image/…` URI, base64 or percent-encoded. `ReferenceFrameError` when it is
-    malformed, is no picture by its own word, or holds more than `max_bytes`."""
-    head, comma, written = uri.partition(",")
+def decode_data_uri(uri: str, *, max_bytes: int) -> bytes:
+    """Decode a `data:image/…` URI, in base64 or percent-encoded, into bytes. Raises `ReferenceFrameError` if
+    it is malformed, has another media type, or holds more than `max_bytes`."""
+    head, comma, encoded = uri.partition(",")
     if not comma or not _HEAD.fullmatch(head):
         raise ReferenceFrameError(MALFORMED, field="reference", rule="data:image/TYPE[;base64],DATA")
-    # Three characters a byte at most, percent-encoded; base64 needs fewer.
-    if len(written) > 3 * max_bytes + 4:
+    # A byte takes at most three characters, percent-encoded; base64 takes fewer.
+    if len(encoded) > 3 * max_bytes + 4:
         raise _too_large(max_bytes)
-    data = unquote_to_bytes(written)
+    data = unquote_to_bytes(encoded)
     if head.rpartition(";")[2].strip().lower() == "base64":
-        data = _from_base64(data)
+        data = _decode_base64(data)
     if len(data) > max_bytes:
         raise _too_large(max_bytes)
     return data
 
 
-def _from_base64(text: bytes) -> bytes:
-    packed = text.translate(*_WHITE).rstrip(b"=")
+def _decode_base64(text: bytes) -> bytes:
+    compact = text.translate(*_WHITE_SPACE).rstrip(b"=")
     try:
-        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+        return base64.b64decode(compact + b"=" * (-len(compact) % 4), validate=True)
     except binascii.Error:
         raise ReferenceFrameError(MALFORMED, field="reference", rule="base64 after the comma") from None
 

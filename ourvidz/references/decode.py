@@ -1,7 +1,7 @@
-"""Any allowed file as an RGB picture, upright and without transparency.
+"""Decodes untrusted image files into upright, opaque RGB images.
 
-The bytes are a stranger's: what they claim is checked before pixels are made, and a decoder that stumbles
-over them is an unusable reference, never a failed worker.
+Sizes that a file declares are checked before any pixels are decoded. Every exception of a decoder becomes an
+unusable reference and never fails the worker.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ourvidz import log
 from ourvidz.errors import ReferenceFrameError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""AVIF is not among them: the frame inside may be far larger than its boxes say; only decoding tells."""
+"""Without AVIF: the frame inside may be far larger than the container declares."""
 WORKING_PX = 2048
-"""The shorter side of a large picture is made no smaller than this: the largest side a job may ask for."""
+"""Large images are reduced, but their shorter side stays at least this long: the largest side of a job."""
 MAX_SCANS = 100
-"""A progressive JPEG has about ten scans; each one makes the decoder go over all pixels again."""
+"""A progressive JPEG has about ten scans, and for each the decoder processes all pixels again."""
 
 UNREADABLE = "The reference is not a picture that can be read."
 TOO_LARGE = "The reference has too many pixels."
@@ -38,19 +38,18 @@ _UPRIGHT = {
 _log = log.get(__name__)
 
 
-def begins_a_picture(head: bytes) -> bool:
-    """Whether a file that begins with `head` (12 bytes or more) may be one of the allowed formats."""
+def looks_like_image(head: bytes) -> bool:
+    """Whether a file that begins with `head` (12 bytes or more) has the signature of an allowed format."""
     webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
     return webp or head.startswith(_MAGIC)
 
 
 def decode(data: bytes, *, max_pixels: int) -> Image.Image:
-    """The first frame of a file as RGB, EXIF orientation applied, transparency flattened on white.
+    """Decode the first frame of a file to RGB, with EXIF orientation applied and transparency on white.
 
-    Nothing but the pixels is left: no colour profile, no EXIF, no comment. Pictures whose shorter side is
-    well over 2048 px come back smaller, aspect kept. `ReferenceFrameError` when the file is no picture of an
-    allowed format, is damaged, or has more than `max_pixels` pixels; that is seen before any are made. At its
-    peak this takes up to 18 bytes a pixel.
+    The image has no metadata: no colour profile, EXIF or comment. If its shorter side is 4096 px or more, it
+    is reduced by a whole factor. Raises `ReferenceFrameError` if the file has no allowed format, is damaged,
+    or declares more than `max_pixels` pixels. Peak memory is up to 18 bytes per pixel.
     """
     if data.startswith(b"\xff\xd8\xff") and data.count(b"\xff\xda") > MAX_SCANS:
         raise _unreadable("too many scans")
@@ -58,54 +57,54 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             width, height = opened.size
             if width * height <= max_pixels:
-                return _plain(opened)
+                return _to_upright_rgb(opened)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(max_pixels) from None
-    except Exception as broken:
-        raise _unreadable(repr(broken)) from broken
+    except Exception as error:
+        raise _unreadable(repr(error)) from error
     raise _too_large(max_pixels)
 
 
-def _plain(opened: Image.Image) -> Image.Image:
+def _to_upright_rgb(opened: Image.Image) -> Image.Image:
     short = min(opened.size)
     if short > WORKING_PX:
-        # JPEG alone can be decoded at a fraction of its size; elsewhere this does nothing.
+        # JPEGs can be decoded at a fraction of their size; for other formats this does nothing.
         opened.draft(None, (opened.width * WORKING_PX // short, opened.height * WORKING_PX // short))
     opened.load()
-    turned = _UPRIGHT.get(_orientation(opened))
-    image = _rgb(opened)
+    transpose = _UPRIGHT.get(_orientation(opened))
+    image = _to_rgb(opened)
     if (factor := min(image.size) // WORKING_PX) > 1:
         image = image.reduce(factor)
-    image = image.transpose(turned) if turned is not None else image
-    # Encoders write down what they find there: a stranger's profile, place and name, in our file.
+    image = image.transpose(transpose) if transpose is not None else image
+    # Encoders would copy it into our files: colour profile, location, author.
     image.info = {}
     return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # Converting at once would clip: everything but the darkest 1/256 would be white.
+        # A direct conversion would clip: all but the darkest 1/256 of the values would be white.
         return image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L").convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError("32-bit samples are measurements, not a picture")
+        raise ValueError("32-bit samples are measurements, not an image")
     if not image.has_transparency_data:
         return image.convert("RGB")
-    layered = image if image.mode == "RGBA" else image.convert("RGBA")
-    flat = Image.new("RGB", layered.size, "white")
-    flat.paste(layered, mask=layered.getchannel("A"))
-    return flat
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    opaque = Image.new("RGB", rgba.size, "white")
+    opaque.paste(rgba, mask=rgba.getchannel("A"))
+    return opaque
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        found = image.getexif().get(_ORIENTATION)
-    except Exception:  # noqa: BLE001  a damaged EXIF block is no reason to lose the picture
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # noqa: BLE001  a damaged EXIF block does not make the image unusable
         return 1
-    return found if isinstance(found, int) else 1
+    return orientation if isinstance(orientation, int) else 1
 
 
-def _unreadable(why: str) -> ReferenceFrameError:
-    _log.warning("reference_unreadable", reason=why)
+def _unreadable(reason: str) -> ReferenceFrameError:
+    _log.warning("reference_unreadable", reason=reason)
     return ReferenceFrameError(
         UNREADABLE, field="reference", rule=f"an undamaged picture: {', '.join(FORMATS)}"
     )

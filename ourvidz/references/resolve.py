@@ -1,4 +1,4 @@
-"""From what a caller wrote to a picture: a URL, a data URI or a storage path."""
+"""Resolves references (a URL, a data URI or a storage path) to images."""
 
 from __future__ import annotations
 
@@ -11,68 +11,68 @@ from ourvidz import log
 from ourvidz.errors import InvalidParameters, NotFound, ReferenceForbidden, ReferenceFrameError, StorageError
 from ourvidz.jobs.urls import is_readable_by, scheme_of
 from ourvidz.net.client import HttpResponse, RequestFailure
-from ourvidz.references.data_uri import TOO_LARGE, data_uri_bytes
-from ourvidz.references.decode import begins_a_picture, decode
+from ourvidz.references.data_uri import TOO_LARGE, decode_data_uri
+from ourvidz.references.decode import decode, looks_like_image
 
-UNFETCHED = "The reference could not be fetched."
-"""All that is said of a URL: more would tell callers which of our neighbours listen on which port."""
+NOT_FETCHED = "The reference could not be fetched."
+"""The only message about a URL: details would let callers scan the ports of our network."""
 FORBIDDEN = "A storage path must lie under the job's own user_id, in a bucket for references."
 
 Fetch = Callable[[str, Callable[[bytes], bool]], HttpResponse | RequestFailure]
-"""A GET of a stranger's URL; the second argument says by its first bytes whether a body is worth reading."""
+"""Fetches an untrusted URL; the second argument decides by its first bytes whether a body is read."""
 Read = Callable[[str], bytes]
-"""What is stored under a path: `NotFound`, `StorageError`, or `InvalidParameters` when it is not one."""
+"""Reads a storage path. Raises `NotFound`, `StorageError`, or `InvalidParameters` if it is malformed."""
 
 _log = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How large a reference may be."""
+class ReferenceLimits:
+    """The largest reference that is accepted: the size of its file, and width x height."""
 
     max_bytes: int
     max_pixels: int
 
 
-class References:
-    """Resolves references. Safe to share."""
+class ReferenceResolver:
+    """Resolves references. Safe to share between threads."""
 
-    def __init__(self, fetch: Fetch, read: Read, limits: Limits) -> None:
+    def __init__(self, fetch: Fetch, read: Read, limits: ReferenceLimits) -> None:
         self._fetch = fetch
         self._read = read
         self._limits = limits
 
     def resolve(self, reference: str, *, user_id: str | None) -> Image:
-        """The picture that a job of `user_id` refers to, as RGB and upright.
+        """The image that a job of `user_id` refers to, in RGB and upright.
 
-        `ReferenceForbidden` for a storage path of somebody else. `ReferenceFrameError` when it cannot be
-        fetched, is no picture, is damaged, or is larger than the limits.
+        Raises `ReferenceForbidden` for a storage path of another user, `ReferenceFrameError` if the reference
+        cannot be fetched, is no image, is damaged, or exceeds the limits.
         """
-        return decode(self._bytes(reference, user_id), max_pixels=self._limits.max_pixels)
+        return decode(self._load(reference, user_id), max_pixels=self._limits.max_pixels)
 
-    def _bytes(self, reference: str, user_id: str | None) -> bytes:
+    def _load(self, reference: str, user_id: str | None) -> bytes:
         scheme = scheme_of(reference)
         if scheme is None:
-            return self._stored(reference, user_id)
+            return self._load_stored(reference, user_id)
         if scheme == "data":
-            return data_uri_bytes(reference, max_bytes=self._limits.max_bytes)
-        return self._fetched(reference)
+            return decode_data_uri(reference, max_bytes=self._limits.max_bytes)
+        return self._load_url(reference)
 
-    def _fetched(self, url: str) -> bytes:
-        found = self._fetch(url, begins_a_picture)
-        if isinstance(found, RequestFailure):
-            raise ReferenceFrameError(UNFETCHED, field="reference")
-        return found.body
+    def _load_url(self, url: str) -> bytes:
+        result = self._fetch(url, looks_like_image)
+        if isinstance(result, RequestFailure):
+            raise ReferenceFrameError(NOT_FETCHED, field="reference")
+        return result.body
 
-    def _stored(self, path: str, user_id: str | None) -> bytes:
-        # The door has looked too; a job may have been recorded before its rule was what it is now.
+    def _load_stored(self, path: str, user_id: str | None) -> bytes:
+        # Checked at submission too, but a job may have been recorded before the rule was what it is now.
         if user_id is None or not is_readable_by(user_id, path):
             raise ReferenceForbidden(FORBIDDEN, field="reference")
         try:
             data = self._read(path)
-        except (NotFound, StorageError, InvalidParameters) as failed:
-            _log.warning("reference_not_read", reason=failed.message)
-            raise ReferenceFrameError(UNFETCHED, field="reference") from failed
+        except (NotFound, StorageError, InvalidParameters) as error:
+            _log.warning("reference_not_read", reason=error.message)
+            raise ReferenceFrameError(NOT_FETCHED, field="reference") from error
         if len(data) > self._limits.max_bytes:
             raise ReferenceFrameError(
                 TOO_LARGE, field="reference", rule=f"at most {self._limits.max_bytes:,} bytes"

@@ -1,5 +1,5 @@
-"""What is never generated, whatever a caller sends.
+"""Safety: which texts are refused whatever a caller sends.
 
-Owns: the gate, how text is normalised before it is judged, the term lists.
-Speaks: texts, terms, signals. No jobs, no HTTP, no models.
+Owns the safety gate, the normalisation of text before matching, the term lists, and the moderation client.
+Handles texts and terms; knows no queues, HTTP routes or models.
 """

@@ -1,4 +1,4 @@
-"""Ages under eighteen, stated in figures or in words."""
+"""Detects stated ages under eighteen, in digits or in words."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _LARGER = (*_TENS, "hundred", "thousand")
 
 _GAP = r"[\W_]{0,3}"
 _BREAK = r"[\W_]{1,3}"
-_FIGURES = r"(?<!\w)(?<!\d[.,])\d{1,3}(?:[.,]\d{1,2})?"
+_DIGITS = r"(?<!\w)(?<!\d[.,])\d{1,3}(?:[.,]\d{1,2})?"
 _WORDS = rf"(?<!{LETTER})(?:(?:{'|'.join(_LARGER)})(?:{_BREAK}and)?{_GAP})?(?:{'|'.join(_UNITS)})(?!{LETTER})"
-_NUMBER = rf"(?:{_FIGURES}|{_WORDS})"
+_NUMBER = rf"(?:{_DIGITS}|{_WORDS})"
 _NUMBERS = rf"(?P<first>{_NUMBER})(?:{_GAP}(?:to|or|and|[-–—/]){_GAP}(?P<second>{_NUMBER}))?"
 _OLD = rf"(?:years?|yrs?|y){_GAP}(?:olds?|o)(?!{LETTER})"
 
@@ -36,19 +36,19 @@ _INFANT = re.compile(rf"(?<!{LETTER})(?:months?|weeks?|days?){_BREAK}olds?(?!{LE
 
 
 def states_minor_age(text: str) -> bool:
-    """Whether a folded text states an age under eighteen."""
+    """Whether a text, folded by `normalise.fold`, states an age under eighteen."""
     if _YOUNGER.search(text) or _INFANT.search(text):
         return True
     return any(
         _is_under_age(number)
         for pattern in _STATED
-        for found in pattern.finditer(text)
-        for number in found.group("first", "second")
+        for match in pattern.finditer(text)
+        for number in match.group("first", "second")
         if number
     )
 
 
 def _is_under_age(number: str) -> bool:
-    figures = re.match(r"\d+", number)
-    years = int(figures[0]) if figures else _YEARS.get(number, ADULT_YEARS)
+    digits = re.match(r"\d+", number)
+    years = int(digits[0]) if digits else _YEARS.get(number, ADULT_YEARS)
     return years < ADULT_YEARS

@@ -1,4 +1,4 @@
-"""The one rule that no setting turns off: nothing sexual about minors."""
+"""The safety gate: the one rule that no setting switches off, nothing sexual about minors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ourvidz import log
 from ourvidz.errors import PolicyViolation
 from ourvidz.jobs.job import BaseJob
 from ourvidz.safety.ages import states_minor_age
-from ourvidz.safety.lists import Matcher, Terms, load_terms
-from ourvidz.safety.normalise import Readings, fold, read
+from ourvidz.safety.normalise import TextVariants, fold, text_variants
+from ourvidz.safety.term_lists import TermMatcher, Terms, load_terms
 
 __all__ = ["Gate", "Terms", "load_terms"]
 
@@ -21,34 +21,37 @@ _log = log.get(__name__)
 
 
 class Gate:
-    """Judges all texts of one job together: a signal of each kind anywhere in them is a hit.
+    """Checks all texts of one job together: a term of each kind, anywhere in them, is a violation.
 
-    Negative prompts, system prompts and generated text count like any other text. Terms make no sense
-    of what is said, so the gate errs on the side of refusing; docs/decisions/0006-safety-gate.md.
+    Negative prompts, system prompts and generated text count like any other text. Terms are matched without
+    their context, so the gate errs on the side of refusing; see docs/decisions/0006-safety-gate.md.
     """
 
     def __init__(self, terms: Terms) -> None:
-        self._minor = Matcher(terms.minor)
-        self._sexual = Matcher(terms.sexual)
+        self._minor = TermMatcher(terms.minor)
+        self._sexual = TermMatcher(terms.sexual)
 
     def check(self, texts: Iterable[str]) -> None:
-        """Raise `PolicyViolation` for a hit. The error names no rule, no term and no field."""
-        whole = tuple(texts)
-        readings = [read(text) for text in whole]
-        if any(map(self._sexual.found_in, readings)) and any(map(self._is_about_minors, readings)):
-            raise _violation(whole)
+        """Raise `PolicyViolation` if the texts break the rule. The error names no rule, no term and no
+        field."""
+        all_texts = tuple(texts)
+        variants = [text_variants(text) for text in all_texts]
+        if any(map(self._sexual.matches, variants)) and any(map(self._is_about_minors, variants)):
+            raise _violation(all_texts)
 
-    def judge(self, job: BaseJob, made: str = "") -> None:
-        """Check everything a person wrote into a job, together with a text that was `made` for it. A hit
-        leaves one line for the audit: who and what kind, never a word of the text."""
+    def check_job(self, job: BaseJob, generated: str = "") -> None:
+        """Check the texts of a job together with a text that was generated for it. Raises `PolicyViolation`.
+
+        A violation is logged with job, user and category, without any of the text.
+        """
         try:
-            self.check((*job.texts(), made))
+            self.check((*job.texts(), generated))
         except PolicyViolation as violation:
             _log.warning("policy_violation", job_id=job.id, user_id=job.user_id, **(violation.audit or {}))
             raise
 
-    def _is_about_minors(self, readings: Readings) -> bool:
-        return self._minor.found_in(readings) or any(map(states_minor_age, readings.words))
+    def _is_about_minors(self, variants: TextVariants) -> bool:
+        return self._minor.matches(variants) or any(map(states_minor_age, variants.words))
 
 
 def _violation(texts: tuple[str, ...]) -> PolicyViolation:

@@ -1,4 +1,4 @@
-"""An operator's own judge of texts: any service that answers as the OpenAI moderation API does."""
+"""Client of a moderation service of the operator that speaks the OpenAI moderation API."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ UNDECIDED = "This request cannot be checked now."
 _log = log.get(__name__)
 
 
-class Poster(Protocol):
-    """Who sends one request and waits for its answer."""
+class HttpPoster(Protocol):
+    """Sends POST requests; `HttpClient` is one."""
 
     def post(self, url: str, *, body: bytes, headers: dict[str, str]) -> HttpResponse | RequestFailure:
-        """The answer of the service, or why there is none."""
+        """Send one POST; return the response, or why there is none."""
 
 
 class Moderation:
-    """Asks a moderation endpoint about texts. It is closed: a text that cannot be judged does not pass."""
+    """Checks texts with a moderation endpoint. It fails closed: a text that cannot be checked is refused."""
 
-    def __init__(self, url: str, key: str | None, client: Poster) -> None:
+    def __init__(self, url: str, key: str | None, client: HttpPoster) -> None:
         self._url = url
         self._headers = {"Content-Type": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
         self._client = client
 
-    def judge(self, text: str) -> None:
-        """`PolicyViolation` for a text that is flagged, in words that name no category; `WorkerUnavailable`
-        when the service does not say."""
+    def check(self, text: str) -> None:
+        """Raise `PolicyViolation`, without a category, if the service flags the text, and `WorkerUnavailable`
+        if it gives no verdict."""
         if not text.strip():
             return
         body = json.dumps({"input": text}).encode()
-        answer = self._client.post(self._url, body=body, headers=self._headers)
-        if isinstance(answer, RequestFailure) or answer.status != 200:
-            reason = answer.reason if isinstance(answer, RequestFailure) else f"status {answer.status}"
+        response = self._client.post(self._url, body=body, headers=self._headers)
+        if isinstance(response, RequestFailure) or response.status != 200:
+            reason = response.reason if isinstance(response, RequestFailure) else f"status {response.status}"
             raise _undecided(reason)
-        if _flagged(answer.body):
+        if _flagged(response.body):
             violation = PolicyViolation(MESSAGE)
             text_sha256 = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
             violation.audit = {"category": CATEGORY, "text_sha256": text_sha256}
@@ -53,7 +53,7 @@ class Moderation:
 
 
 def _flagged(body: bytes) -> bool:
-    """Whether any of the results is flagged. What is no such document flags nothing and clears nothing."""
+    """Whether any result in the response is flagged. Raises `WorkerUnavailable` for any other document."""
     try:
         verdicts = [result["flagged"] for result in json.loads(body)["results"]]
     except (ValueError, KeyError, TypeError):

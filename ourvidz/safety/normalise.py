@@ -1,7 +1,7 @@
-"""The ways one text may be read once the usual disguises are taken off.
+"""Normalises text before terms are matched: undoes the usual disguises of words.
 
-A text has several readings because a disguise is ambiguous: a `1` may be an i or an l, a full stop may
-end a word or split one.
+A text has several variants because a disguise is ambiguous: a `1` may be an i or an l, a full stop may end a
+word or split it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _INVISIBLE = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 _MARKS = frozenset({"Mn", "Me"})
 _WITHOUT_WIDTH = frozenset({"Cf", "Cc", "Cs", "Co"})
 
-_LOOK_ALIKES = {
+_HOMOGLYPHS = {
     "a": "аαɑᴀ", "b": "вβьʙ", "c": "сϲᴄ", "d": "ԁɗđᴅ", "e": "еєεᴇɛə", "f": "ғƒꜰ", "g": "ɡɢց", "h": "нһʜђħ",
     "i": "іιıɪӏ", "j": "јʝᴊ", "k": "кκᴋ", "l": "ʟłⅼ", "m": "мᴍ", "n": "пηɴո", "o": "оοσøᴏօ", "p": "рρᴘ",
     "q": "ԛ", "r": "гʀ", "s": "ѕꜱʂ", "t": "тτᴛŧ", "u": "υսᴜ", "v": "ѵνᴠ", "w": "ԝωᴡш", "x": "хχ", "y": "уγʏү",
     "z": "ᴢʐ",
 }  # fmt: skip
-_FOLDED = {ord(other): letter for letter, others in _LOOK_ALIKES.items() for other in others}
+_FOLDED = {ord(other): letter for letter, others in _HOMOGLYPHS.items() for other in others}
 # Boxed and circled capitals that NFKD keeps, and the letters flags are made of.
 _FOLDED |= {
     start + place: chr(ord("a") + place) for start in (0x1F150, 0x1F170, 0x1F1E6) for place in range(26)
@@ -34,7 +34,7 @@ _FOLDED |= {
 _DIGITS = {"0": "o", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "9": "g"}
 _DIGITS_WITH = {one: {ord(digit): letter for digit, letter in (_DIGITS | {"1": one}).items()} for one in "il"}
 _SYMBOLS = {"@": "a", "$": "s", "€": "e", "£": "l", "¢": "c", "+": "t"}
-_AMBIGUOUS = "1!|"
+_AMBIGUOUS_SYMBOLS = "1!|"
 _SYMBOL = re.compile(r"(?<=\w)[!|+€£¢](?=\w)|[@$](?=\w)|(?<=\w)[@$]")
 _DISGUISE = re.compile(r"[0-9@$€£¢+!|]")
 _CHUNK = re.compile(r"\S+")
@@ -46,15 +46,18 @@ _NO_LETTERS = re.compile(NO_LETTER + "+")
 
 
 @dataclass(frozen=True, slots=True)
-class Readings:
-    """`words` are to be searched at word boundaries, `spelled` (letters that stood alone) anywhere."""
+class TextVariants:
+    """The normalised variants of a text.
+
+    `words` are searched at word boundaries; `spelled`, joined from letters that stood alone, anywhere.
+    """
 
     words: frozenset[str]
     spelled: frozenset[str]
 
 
 def fold(text: str, *, hidden: str = "") -> str:
-    """`text` in lower-case base letters; characters without width become `hidden`."""
+    """`text` in lower-case base letters without accents; invisible characters are replaced by `hidden`."""
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     return "".join(_visible(decomposed, hidden)).translate(_FOLDED)
 
@@ -70,43 +73,43 @@ def _visible(text: str, hidden: str) -> Iterator[str]:
             yield char
 
 
-def read(text: str) -> Readings:
-    """Every reading of `text`."""
+def text_variants(text: str) -> TextVariants:
+    """All variants of `text`."""
     folded = {fold(text), fold(text, hidden=" ")}
-    undisguised = {reading for base in folded for reading in _undisguised(base)}
+    undisguised = {variant for base in folded for variant in _undisguised(base)}
     words = folded | undisguised
     spelled = {
         _NO_LETTERS.sub("", run)
         for base in folded | {_digits_as_letters(base, one) for base in folded for one in "il"}
         for run in _SPELLED.findall(base)
     }
-    words |= {_INSIDE.sub("", reading) for reading in words}
-    return Readings(frozenset(map(_bounded, words)), frozenset(map(_bounded, spelled)))
+    words |= {_INSIDE.sub("", variant) for variant in words}
+    return TextVariants(frozenset(map(_shorten_runs, words)), frozenset(map(_shorten_runs, spelled)))
 
 
-def _bounded(text: str) -> str:
-    """A letter drawn out for longer says no more, and would cost a search quadratic time."""
+def _shorten_runs(text: str) -> str:
+    """Cut runs of one letter to three: longer ones would make matching take quadratic time."""
     return _LONG_RUN.sub(r"\1\1\1", text)
 
 
 def _undisguised(text: str) -> Iterator[str]:
-    """`text` with digits, then digits and symbols, read as the letters they look like."""
+    """Yield `text` with digits, then with digits and symbols, replaced by the letters they resemble."""
     if not _DISGUISE.search(text):
         return
     for one in "il":
-        yield _figures_as_letters(text, one)
-        yield _figures_as_letters(_symbols_as_letters(text, one), one)
+        yield _digits_in_words_as_letters(text, one)
+        yield _digits_in_words_as_letters(_symbols_as_letters(text, one), one)
 
 
 def _symbols_as_letters(text: str, one: str) -> str:
-    meant = _SYMBOLS | dict.fromkeys(_AMBIGUOUS, one)
-    return _SYMBOL.sub(lambda found: meant[found[0]], text)
+    letters = _SYMBOLS | dict.fromkeys(_AMBIGUOUS_SYMBOLS, one)
+    return _SYMBOL.sub(lambda match: letters[match[0]], text)
 
 
-def _figures_as_letters(text: str, one: str) -> str:
-    """Digits as letters where they stand with letters: a number alone stays a number."""
+def _digits_in_words_as_letters(text: str, one: str) -> str:
+    """Replace digits by letters in words that also have letters; a number alone stays a number."""
     return _CHUNK.sub(
-        lambda found: _digits_as_letters(found[0], one) if _ANY_LETTER.search(found[0]) else found[0], text
+        lambda match: _digits_as_letters(match[0], one) if _ANY_LETTER.search(match[0]) else match[0], text
     )
 
 

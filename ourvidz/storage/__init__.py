@@ -1,5 +1,5 @@
-"""Keeping what jobs made.
+"""Storage of assets.
 
-Owns: keys, buckets, atomic writes, back ends.
-Speaks: bytes and keys. No pictures, no jobs.
+Owns storage keys, buckets, atomic writes, and the storage back ends.
+Handles bytes and keys; knows no images and no jobs.
 """

@@ -1,4 +1,4 @@
-"""The storage protocol.
+"""The protocol of storage back ends.
 
 A key is `{bucket}/{path}` with segments of `[A-Za-z0-9._:-]`, none of them dots only.
 """
@@ -9,26 +9,30 @@ from typing import Protocol
 
 
 class Store(Protocol):
-    """Somewhere that keeps bytes by key. Every failure is a `StorageError`; a malformed key is
-    `InvalidParameters(field="key")`."""
+    """Stores bytes by key.
+
+    Every failure is a `StorageError`; a malformed key is `InvalidParameters(field="key")`. Safe to share
+    between threads.
+    """
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
-        """Keep `data` under `key`, replacing what was there. All of it or nothing is readable after."""
+        """Store `data` under `key`, replacing what was there. Readers see the old or the new bytes, never a
+        part of them."""
 
     def get(self, key: str) -> bytes:
-        """What is kept under `key`. `NotFound` when nothing is."""
+        """Read the bytes under `key`. Raises `NotFound` if there are none."""
 
     def exists(self, key: str) -> bool:
-        """Whether `get` would find something."""
+        """Whether there are bytes under `key`."""
 
     def delete(self, key: str) -> None:
-        """Forget `key`. Safe to call twice."""
+        """Delete `key`. Safe to call twice."""
 
     def delete_folder(self, folder: str) -> None:
-        """Forget every key that starts with `folder` and a slash. Safe to call twice."""
+        """Delete every key that starts with `folder` and a slash. Safe to call twice."""
 
     def url(self, key: str) -> str | None:
-        """Where a browser can read `key`, if anywhere."""
+        """The URL at which a browser can read `key`; None if there is none."""
 
     def check(self) -> None:
-        """Write, read and delete a small probe. Raises `StorageError` with the reason."""
+        """Write, read and delete a probe. Raises `StorageError` with the reason if that fails."""

@@ -18,7 +18,7 @@ from ourvidz.errors import InvalidParameters, NotFound, StorageError, Unauthoriz
 from ourvidz.jobs.catalog import lookup
 from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.settings import Settings
-from ourvidz.storage.keys import segments
+from ourvidz.storage.keys import split_key
 from ourvidz.storage.local import LocalStore
 from ourvidz.web import audit
 from ourvidz.web.body import parse_json
@@ -91,7 +91,7 @@ def asset(bucket: str, key: str) -> FileResponse:
     assert isinstance(store, LocalStore)
     media_type, inline = _media_type(name)
     return FileResponse(
-        store.root.joinpath(*segments(name)),
+        store.root.joinpath(*split_key(name)),
         media_type=media_type,
         filename=PurePosixPath(name).name,
         content_disposition_type="inline" if inline else "attachment",

@@ -25,7 +25,7 @@ from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.net.fetch import Fetcher
 from ourvidz.pipelines.checkpoints import PACKAGED
 from ourvidz.prompts.encoders import TextEncoders, read_encoders
-from ourvidz.references.resolve import Limits, References
+from ourvidz.references.resolve import ReferenceLimits, ReferenceResolver
 from ourvidz.safety.gate import Gate, load_terms
 from ourvidz.safety.moderation import TIMEOUT_S, Moderation
 from ourvidz.settings import Settings
@@ -59,15 +59,15 @@ class ControlPlane:
         return CallbackSender(self.ledger, self.target)
 
     @cached_property
-    def references(self) -> References:
+    def references(self) -> ReferenceResolver:
         """Resolves the references of jobs: from this storage, or from hosts that may be called."""
         settings = self.settings
         networks = [entry for entry in settings.fetch_allowed_hosts if "/" in entry]
         hosts = [entry for entry in settings.fetch_allowed_hosts if "/" not in entry]
-        limits = Limits(max_bytes=settings.reference_max_bytes, max_pixels=settings.reference_max_px)
+        limits = ReferenceLimits(max_bytes=settings.reference_max_bytes, max_pixels=settings.reference_max_px)
         policy = EgressPolicy(hosts, networks)
         fetcher = Fetcher(policy, timeout_s=settings.fetch_timeout_s, max_bytes=limits.max_bytes)
-        return References(fetcher.get, self.store.get, limits)
+        return ReferenceResolver(fetcher.get, self.store.get, limits)
 
     @cached_property
     def signer(self) -> Signer | None:

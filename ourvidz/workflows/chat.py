@@ -96,7 +96,7 @@ class TextBatch:
         try:
             self._services.check(job)
             if job.sfw_mode and moderation is not None:
-                moderation.judge("\n".join(job.texts()))
+                moderation.check("\n".join(job.texts()))
             item.run.step(0, job.max_tokens)
             self._texts[job.id] = _Text(item, self._services, self._decoder.add(job.id, job))
         except Exception as error:  # noqa: BLE001  one text's failure must not disturb the others
@@ -241,9 +241,9 @@ class _Text:
         """Pass the text so far through the gate, and through moderation where the job wants that."""
         if self._checked == len(self.text):
             return
-        self._services.gate.judge(self.job, self.text)
+        self._services.gate.check_job(self.job, self.text)
         if self._moderated and self._services.moderation is not None:
-            self._services.moderation.judge(self.text)
+            self._services.moderation.check(self.text)
         self._checked = len(self.text)
 
 

@@ -120,9 +120,9 @@ def _enhance(
         decoder.remove(job.id)
     if not line:
         return {"reason": EMPTY}
-    services.gate.judge(job, line)
+    services.gate.check_job(job, line)
     if job.flags.get("sfw_mode") and services.moderation is not None:
-        services.moderation.judge(line)
+        services.moderation.check(line)
     return {
         "prompt": line,
         "source": MODEL,

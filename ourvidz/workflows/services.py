@@ -85,7 +85,7 @@ class Signer(Protocol):
 class Moderation(Protocol):
     """The operator's moderation service, for jobs with `sfw_mode`."""
 
-    def judge(self, text: str) -> None:
+    def check(self, text: str) -> None:
         """Raise `PolicyViolation` for a text that is refused."""
 
 
@@ -104,7 +104,7 @@ class Services:
 
     def check(self, job: BaseJob) -> None:
         """Check a job's texts in the worker, after the check at submission. Raises `PolicyViolation`."""
-        self.gate.judge(job)
+        self.gate.check_job(job)
 
     def metadata(self) -> dict[str, Any]:
         """Return the job metadata of this worker: its GPU memory and its version."""

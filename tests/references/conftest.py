@@ -1,4 +1,4 @@
-"""Files that are not what they claim to be, and where to get real ones."""
+"""Image files, among them small ones that declare huge sizes."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import Any
 import pytest
 from PIL import Image
 
-SavePicture = Callable[..., bytes]
+SaveImage = Callable[..., bytes]
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """The picture as a file."""
+    """Encode an image as a file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
-    """A PNG chunk with a right checksum."""
+    """A PNG chunk with a valid checksum."""
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def png_claiming(width: int, height: int, *between: bytes) -> bytes:
-    """A PNG that says it is this large and holds one row's worth of zeros, well packed."""
+    """A PNG that declares this size and holds one compressed megabyte of zeros."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(bytes(1 << 20), 9))
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(between) + data + chunk(b"IEND", b"")
 
 
 def webp_claiming(width: int, height: int) -> bytes:
-    """A few bytes of lossless WEBP that really are this many pixels of one colour: nothing is left out."""
+    """A few bytes of lossless WEBP that really hold this many pixels of one colour."""
     data = bytearray(encode(Image.new("RGB", (8, 8), "red"), "WEBP", lossless=True))
     at = data.index(b"VP8L") + 9
     bits = int.from_bytes(data[at : at + 4], "little") & ~((1 << 28) - 1)
@@ -48,23 +48,23 @@ def patched(data: bytes, at: int, new: bytes) -> bytes:
 
 
 def jpeg_claiming(width: int, height: int) -> bytes:
-    """A small JPEG whose frame header says it is large."""
+    """A small JPEG whose frame header declares this size."""
     data = encode(Image.new("RGB", (8, 8)), "JPEG")
     return patched(data, data.index(b"\xff\xc0") + 5, struct.pack(">HH", height, width))
 
 
 def tiff_claiming(width: int, height: int) -> bytes:
-    """A small TIFF whose tags say it is large."""
+    """A small TIFF whose tags declare this size."""
     data = encode(Image.new("RGB", (7, 9)), "TIFF")
     for tag, old, new in ((256, 7, width), (257, 9, height)):
         for kind, form in ((3, "<HHIHH"), (4, "<HHII")):
-            found = struct.pack(form, tag, kind, 1, old, *([0] if kind == 3 else []))
-            data = data.replace(found, struct.pack("<HHII", tag, 4, 1, new))
+            entry = struct.pack(form, tag, kind, 1, old, *([0] if kind == 3 else []))
+            data = data.replace(entry, struct.pack("<HHII", tag, 4, 1, new))
     return data
 
 
 def many_scans(count: int) -> bytes:
-    """A progressive JPEG that goes over its pixels again and again, saying nothing new."""
+    """A progressive JPEG that repeats one scan `count` times."""
     data = encode(Image.new("RGB", (64, 64), "red"), "JPEG", progressive=True)
     start = data.rindex(b"\xff\xda")
     return data[:start] + data[start:-2] * count + data[-2:]
@@ -87,28 +87,28 @@ BOMBS: dict[str, bytes] = {
     ),
     "jpeg of a thousand scans": many_scans(1000),
 }
-"""Small files that would be large pictures, or long work."""
+"""Small files that would take much memory or time to decode."""
 
 
 @pytest.fixture(scope="session")
 def bombs() -> dict[str, bytes]:
-    """Small files that would be large pictures, or long work."""
+    """Small files that would take much memory or time to decode."""
     return BOMBS
 
 
 @pytest.fixture(scope="session")
 def surplus() -> bytes:
-    """A PNG of 8 x 8 with a megabyte of pixels."""
+    """A PNG of 8 x 8 px with a megabyte of pixel data."""
     return png_claiming(8, 8)
 
 
 @pytest.fixture(scope="session")
-def save() -> SavePicture:
-    """Encodes a picture."""
+def save() -> SaveImage:
+    """The function that encodes an image."""
     return encode
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`bomb` is each of them in turn."""
+    """Run tests with the argument `bomb` once for each of `BOMBS`."""
     if "bomb" in metafunc.fixturenames:
         metafunc.parametrize("bomb", list(BOMBS.values()), ids=list(BOMBS))

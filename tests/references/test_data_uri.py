@@ -1,4 +1,4 @@
-"""Pictures written out in the payload."""
+"""Data URIs are decoded strictly and within the size limit."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from urllib.parse import quote
 import pytest
 
 from ourvidz.errors import ReferenceFrameError
-from ourvidz.references.data_uri import MALFORMED, TOO_LARGE, data_uri_bytes
+from ourvidz.references.data_uri import MALFORMED, TOO_LARGE, decode_data_uri
 
 BYTES = bytes(range(256))
-PACKED = base64.b64encode(BYTES).decode()
+ENCODED = base64.b64encode(BYTES).decode()
 
 
 @pytest.mark.parametrize(
     "uri",
     [
-        f"data:image/png;base64,{PACKED}",
-        f"DATA:IMAGE/PNG;BASE64,{PACKED}",
-        f"data:image/png;charset=utf-8;base64,{PACKED}",
-        f"data:image/png;base64,{PACKED.rstrip('=')}",
-        f"data:image/png;base64,{quote(PACKED, safe='')}",
-        f"data:image/png;base64,{PACKED[:100]}\r\n {PACKED[100:]}",
+        f"data:image/png;base64,{ENCODED}",
+        f"DATA:IMAGE/PNG;BASE64,{ENCODED}",
+        f"data:image/png;charset=utf-8;base64,{ENCODED}",
+        f"data:image/png;base64,{ENCODED.rstrip('=')}",
+        f"data:image/png;base64,{quote(ENCODED, safe='')}",
+        f"data:image/png;base64,{ENCODED[:100]}\r\n {ENCODED[100:]}",
         f"data:image/x-anything,{quote(BYTES)}",
     ],
 )
-def test_both_spellings_are_read(uri: str) -> None:
-    """Browsers write base64; the other form is as old."""
-    assert data_uri_bytes(uri, max_bytes=256) == BYTES
+def test_both_encodings_are_decoded(uri: str) -> None:
+    """Browsers write base64; the RFC also defines percent-encoding."""
+    assert decode_data_uri(uri, max_bytes=256) == BYTES
 
 
 @pytest.mark.parametrize(
@@ -42,26 +42,26 @@ def test_both_spellings_are_read(uri: str) -> None:
         *("data:image/;base64,AAAA", "data:video/mp4,x"),
     ],
 )  # fmt: skip
-def test_what_is_malformed_is_an_unusable_reference(uri: str) -> None:
-    """Lenient decoders make up bytes that nobody sent."""
+def test_a_malformed_uri_is_an_unusable_reference(uri: str) -> None:
+    """A lenient decoder would return bytes that the caller did not send."""
     with pytest.raises(ReferenceFrameError) as refused:
-        data_uri_bytes(uri, max_bytes=1000)
+        decode_data_uri(uri, max_bytes=1000)
     assert refused.value.message == MALFORMED
 
 
 @pytest.mark.parametrize(
     "uri",
-    [f"data:image/png;base64,{PACKED}", "data:image/png," + "x" * 10_000, f"data:image/a,{quote(BYTES)}"],
+    [f"data:image/png;base64,{ENCODED}", "data:image/png," + "x" * 10_000, f"data:image/a,{quote(BYTES)}"],
 )
-def test_what_is_too_large_is_not_kept(uri: str) -> None:
-    """The limit is in bytes, whatever the spelling."""
+def test_a_uri_that_is_too_large_is_rejected(uri: str) -> None:
+    """The limit is in decoded bytes, for both encodings."""
     with pytest.raises(ReferenceFrameError) as refused:
-        data_uri_bytes(uri, max_bytes=255)
+        decode_data_uri(uri, max_bytes=255)
     assert refused.value.message == TOO_LARGE
 
 
 @pytest.mark.timeout(5)
-def test_a_head_of_megabytes_costs_no_time() -> None:
-    """The pattern for it must not backtrack."""
+def test_a_header_of_megabytes_is_parsed_in_time() -> None:
+    """Its regular expression must not backtrack."""
     with pytest.raises(ReferenceFrameError):
-        data_uri_bytes("data:image/png" + ";a" * 4_000_000, max_bytes=10)
+        decode_data_uri("data:image/png" + ";a" * 4_000_000, max_bytes=10)

@@ -1,4 +1,4 @@
-"""Any picture comes out upright, opaque and RGB; anything else is an unusable reference and nothing worse."""
+"""Images are decoded upright, opaque and in RGB; every other file is an unusable reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from ourvidz.errors import ReferenceFrameError
-from ourvidz.references.decode import FORMATS, TOO_LARGE, UNREADABLE, WORKING_PX, begins_a_picture, decode
+from ourvidz.references.decode import FORMATS, TOO_LARGE, UNREADABLE, WORKING_PX, decode, looks_like_image
 
 Save = Callable[..., bytes]
 MAX_PIXELS = 50_000_000
@@ -27,7 +27,7 @@ TOLERANCE = 12
 
 
 def flag(width: int = 60, height: int = 40) -> Image.Image:
-    """Four quarters of four colours: red, green / blue, yellow."""
+    """An image of four coloured quarters: red and green above blue and yellow."""
     image = Image.new("RGB", (width, height), "red")
     draw = ImageDraw.Draw(image)
     draw.rectangle((width // 2, 0, width, height // 2 - 1), "lime")
@@ -37,17 +37,17 @@ def flag(width: int = 60, height: int = 40) -> Image.Image:
 
 
 def corners(image: Image.Image) -> list[tuple[int, int, int]]:
-    """The colours in the middle of the four quarters, rounded to full or nothing."""
-    wide, high = image.size
-    places = [(wide // 4, high // 4), (3 * wide // 4, high // 4), (wide // 4, 3 * high // 4),
-              (3 * wide // 4, 3 * high // 4)]  # fmt: skip
+    """The colours in the middle of the four quarters, each channel rounded to 0 or 255."""
+    width, height = image.size
+    places = [(width // 4, height // 4), (3 * width // 4, height // 4), (width // 4, 3 * height // 4),
+              (3 * width // 4, 3 * height // 4)]  # fmt: skip
     return [tuple(255 * (band > 127) for band in image.getpixel(place)) for place in places]  # type: ignore[misc, union-attr]
 
 
 RED, LIME, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 
 
-def unusable(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
+def decoding_error(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
     with pytest.raises(ReferenceFrameError) as refused:
         decode(data, max_pixels=max_pixels)
     assert refused.value.field == "reference"
@@ -55,23 +55,23 @@ def unusable(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_allowed_format_is_read(save: Save, kind: str) -> None:
-    """Callers send what their phones and browsers make."""
+def test_every_allowed_format_is_decoded(save: Save, kind: str) -> None:
+    """Callers send the formats of phones and browsers."""
     data = save(flag(), kind)
-    found = decode(data, max_pixels=MAX_PIXELS)
-    assert (found.mode, found.size) == ("RGB", (60, 40))
-    assert corners(found) == [RED, LIME, BLUE, YELLOW]
-    assert begins_a_picture(data[:32])
+    image = decode(data, max_pixels=MAX_PIXELS)
+    assert (image.mode, image.size) == ("RGB", (60, 40))
+    assert corners(image) == [RED, LIME, BLUE, YELLOW]
+    assert looks_like_image(data[:32])
 
 
 @pytest.mark.parametrize(
     "kind", ["PPM", "ICO", "TGA", "PCX", "PDF", "EPS", "JPEG2000", "DDS", "ICNS", "AVIF"]
 )
 def test_no_other_format_is_tried(save: Save, kind: str) -> None:
-    """Every decoder is a way in; some of Pillow's start other programs."""
+    """Every decoder is an attack surface; some of Pillow's start other programs."""
     data = save(flag(64, 64), kind)
-    assert unusable(data) == UNREADABLE
-    assert not begins_a_picture(data[:32])
+    assert decoding_error(data) == UNREADABLE
+    assert not looks_like_image(data[:32])
 
 
 ORIENTATIONS = {
@@ -88,13 +88,14 @@ ORIENTATIONS = {
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_a_picture_stands_upright(save: Save, kind: str, orientation: int) -> None:
-    """Phones store portraits lying down and say so in EXIF; once turned, not turned again."""
+def test_the_exif_orientation_is_applied(save: Save, kind: str, orientation: int) -> None:
+    """Phones store portraits sideways and note it in EXIF. The note is removed, so nothing rotates it
+    again."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = decode(save(flag(), kind, exif=exif), max_pixels=MAX_PIXELS)
-    assert corners(found) == ORIENTATIONS[orientation]
-    assert found.size == ((60, 40) if orientation < 5 else (40, 60))
+    image = decode(save(flag(), kind, exif=exif), max_pixels=MAX_PIXELS)
+    assert corners(image) == ORIENTATIONS[orientation]
+    assert image.size == ((60, 40) if orientation < 5 else (40, 60))
 
 
 @pytest.mark.parametrize(
@@ -106,13 +107,13 @@ def test_a_picture_stands_upright(save: Save, kind: str, orientation: int) -> No
         b"Exif\0\0MM\0*" + b"\0\0\0\x08\xff\xff",
     ],
 )
-def test_a_damaged_exif_block_costs_no_picture(save: Save, exif: bytes) -> None:
-    """Editors write them; the pixels are fine."""
+def test_a_damaged_exif_block_is_ignored(save: Save, exif: bytes) -> None:
+    """Some editors write them, and the pixels are intact."""
     assert corners(decode(save(flag(), "JPEG", exif=exif), max_pixels=MAX_PIXELS))[0] == RED
 
 
-def see_through(mode: str) -> tuple[Image.Image, dict[str, Any]]:
-    """A picture of one colour, all of it transparent."""
+def transparent(mode: str) -> tuple[Image.Image, dict[str, Any]]:
+    """A fully transparent image of this mode, with the options to save it."""
     if mode == "P":
         return Image.new("RGB", (8, 8), "black").quantize(4), {"transparency": 0}
     if mode in ("RGB", "L"):
@@ -121,27 +122,27 @@ def see_through(mode: str) -> tuple[Image.Image, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
-def test_what_is_transparent_becomes_white(save: Save, mode: str) -> None:
-    """Black, or the colour behind the transparency, would be painted into the result."""
-    image, options = see_through(mode)
-    found = decode(save(image, "PNG", **options), max_pixels=MAX_PIXELS)
-    assert (found.mode, found.getpixel((4, 4))) == ("RGB", (255, 255, 255))
+def test_transparent_pixels_become_white(save: Save, mode: str) -> None:
+    """Otherwise black, or a colour that was never visible, would steer the result."""
+    source, options = transparent(mode)
+    image = decode(save(source, "PNG", **options), max_pixels=MAX_PIXELS)
+    assert (image.mode, image.getpixel((4, 4))) == ("RGB", (255, 255, 255))
 
 
-def test_half_transparent_is_half_white(save: Save) -> None:
+def test_half_transparent_pixels_are_blended_with_white(save: Save) -> None:
     """Soft edges stay soft."""
-    found = decode(save(Image.new("RGBA", (8, 8), (255, 0, 0, 128)), "PNG"), max_pixels=MAX_PIXELS)
-    red, green, blue = found.getpixel((4, 4))  # type: ignore[misc]
+    image = decode(save(Image.new("RGBA", (8, 8), (255, 0, 0, 128)), "PNG"), max_pixels=MAX_PIXELS)
+    red, green, blue = image.getpixel((4, 4))  # type: ignore[misc]
     assert (red, green) == (255, blue)
     assert abs(green - 127) <= 1
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF")])
 @pytest.mark.parametrize("level", [0, 0x0101, 0x4040, 0x8080, 0xFFFF])
-def test_sixteen_bits_are_scaled(save: Save, mode: str, kind: str, level: int) -> None:
-    """Cut off at 255, every scan would be white."""
-    found = decode(save(Image.new(mode, (4, 4), level), kind), max_pixels=MAX_PIXELS)
-    assert found.getpixel((1, 1)) == (level >> 8,) * 3
+def test_16_bit_samples_are_scaled(save: Save, mode: str, kind: str, level: int) -> None:
+    """Clipped at 255, every scanned image would be white."""
+    image = decode(save(Image.new(mode, (4, 4), level), kind), max_pixels=MAX_PIXELS)
+    assert image.getpixel((1, 1)) == (level >> 8,) * 3
 
 
 @pytest.mark.parametrize(
@@ -160,15 +161,15 @@ def test_sixteen_bits_are_scaled(save: Save, mode: str, kind: str, level: int) -
 def test_every_colour_space_becomes_rgb(
     save: Save, image: Image.Image, kind: str, expected: tuple[int, ...]
 ) -> None:
-    """Pipelines know one."""
-    found = decode(save(image, kind), max_pixels=MAX_PIXELS)
-    assert found.mode == "RGB"
-    bands = found.getpixel((4, 4))
+    """The pipelines support no other."""
+    image = decode(save(image, kind), max_pixels=MAX_PIXELS)
+    assert image.mode == "RGB"
+    bands = image.getpixel((4, 4))
     assert all(abs(a - b) <= TOLERANCE for a, b in zip(bands, expected, strict=True))  # type: ignore[arg-type]
 
 
-def told_about(mode: str, kind: str) -> dict[str, Any]:
-    """What a camera or an editor writes beside the pixels, as far as the format has a place for it."""
+def save_options(mode: str, kind: str) -> dict[str, Any]:
+    """Options that save the metadata of cameras and editors, as far as the format supports it."""
     exif = Image.Exif()
     exif[0x010E] = "somebody's garden"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -188,20 +189,19 @@ def told_about(mode: str, kind: str) -> dict[str, Any]:
         *(("CMYK", "JPEG"), ("CMYK", "TIFF"), ("LAB", "TIFF"), ("P", "GIF"), ("P", "PNG"), ("RGBA", "PNG")),
     ],
 )
-def test_nothing_but_the_pixels_is_left(save: Save, mode: str, kind: str) -> None:
-    """Encoders copy what a picture carries: a profile of four inks into an RGB file, a place into a copy."""
-    image = Image.new(mode, (60, 40))
-    found = decode(save(image, kind, **told_about(mode, kind)), max_pixels=MAX_PIXELS)
-    assert (found.mode, found.info) == ("RGB", {})
-    assert dict(found.getexif()) == {}
-    for written in ("PNG", "WEBP"):
-        read = Image.open(io.BytesIO(save(found.crop((0, 0, 8, 8)), written)))
+def test_all_metadata_is_removed(save: Save, mode: str, kind: str) -> None:
+    """Encoders copy metadata of an image: a CMYK profile into an RGB file, or a location into the result."""
+    image = decode(save(Image.new(mode, (60, 40)), kind, **save_options(mode, kind)), max_pixels=MAX_PIXELS)
+    assert (image.mode, image.info) == ("RGB", {})
+    assert dict(image.getexif()) == {}
+    for format in ("PNG", "WEBP"):
+        read = Image.open(io.BytesIO(save(image.crop((0, 0, 8, 8)), format)))
         assert not {"icc_profile", "exif", "Author", "comment", "xmp"} & set(read.info)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_a_moving_picture_the_first_frame_counts(save: Save, kind: str) -> None:
-    """The contract's references are still."""
+def test_the_first_frame_of_an_animation_is_decoded(save: Save, kind: str) -> None:
+    """References are still images."""
     data = save(
         Image.new("RGB", (8, 8), "red"), kind, save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")]
     )
@@ -211,25 +211,25 @@ def test_of_a_moving_picture_the_first_frame_counts(save: Save, kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_large_picture_comes_back_smaller(save: Save, kind: str) -> None:
-    """No job needs more than 2048 px, and a photo of 20 megapixels would be held in full for nothing."""
-    found = decode(save(flag(6150, 4100), kind, **told_about("RGB", kind)), max_pixels=MAX_PIXELS)
-    assert found.info == {}
-    assert WORKING_PX <= min(found.size) < 2 * WORKING_PX
-    assert abs(found.width / found.height - 1.5) < 0.01
-    assert corners(found) == [RED, LIME, BLUE, YELLOW]
+def test_a_large_image_is_reduced(save: Save, kind: str) -> None:
+    """No job needs more than 2048 px, and a photo of 20 megapixels takes much memory."""
+    image = decode(save(flag(6150, 4100), kind, **save_options("RGB", kind)), max_pixels=MAX_PIXELS)
+    assert image.info == {}
+    assert WORKING_PX <= min(image.size) < 2 * WORKING_PX
+    assert abs(image.width / image.height - 1.5) < 0.01
+    assert corners(image) == [RED, LIME, BLUE, YELLOW]
 
 
-def test_a_long_picture_keeps_its_short_side(save: Save) -> None:
-    """A panorama is cropped to its middle; that middle must stay sharp."""
+def test_a_panorama_keeps_its_short_side(save: Save) -> None:
+    """It is cropped to its middle, which must stay sharp."""
     assert decode(save(flag(9000, 1000), "JPEG"), max_pixels=MAX_PIXELS).size == (9000, 1000)
 
 
 def test_the_pixel_limit_is_exact(save: Save) -> None:
-    """What an operator sets is what is refused."""
+    """A file at the limit is accepted, one pixel more is not."""
     data = save(flag(100, 50), "PNG")
     assert decode(data, max_pixels=5000).size == (100, 50)
-    assert unusable(data, max_pixels=4999) == TOO_LARGE
+    assert decoding_error(data, max_pixels=4999) == TOO_LARGE
 
 
 @pytest.mark.parametrize(
@@ -243,34 +243,34 @@ def test_the_pixel_limit_is_exact(save: Save) -> None:
         *(b"RIFF\xff\xff\xff\xffWEBPVP8X", b"\0\0\0\x1cftypavif"),
     ],
 )  # fmt: skip
-def test_what_is_no_picture_is_unreadable(data: bytes) -> None:
-    """One error for all of them, and never a decoder's own."""
-    assert unusable(data) == UNREADABLE
+def test_a_file_that_is_no_image_is_unreadable(data: bytes) -> None:
+    """All have the same error, and none has that of a decoder."""
+    assert decoding_error(data) == UNREADABLE
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_half_a_picture_is_none(save: Save, kind: str, share: float) -> None:
-    """Grey where the rest should be would be taken for what the caller wanted."""
+def test_a_truncated_file_is_unreadable(save: Save, kind: str, share: float) -> None:
+    """The grey of the missing part would steer the result."""
     noise = Image.effect_noise((64, 64), 80).convert("RGB")
     data = save(noise, kind)
-    assert unusable(data[: int(len(data) * share)]) == UNREADABLE
+    assert decoding_error(data[: int(len(data) * share)]) == UNREADABLE
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_measurements_are_no_picture(save: Save, mode: str) -> None:
-    """Nothing says which of their values is white."""
-    assert unusable(save(Image.new(mode, (4, 4), 1), "TIFF")) == UNREADABLE
+def test_32_bit_samples_are_unreadable(save: Save, mode: str) -> None:
+    """It is not defined which of their values is white."""
+    assert decoding_error(save(Image.new(mode, (4, 4), 1), "TIFF")) == UNREADABLE
 
 
-def test_a_bomb_is_refused(bomb: bytes) -> None:
-    """A few kilobytes that ask for gigabytes, or for minutes."""
+def test_a_decompression_bomb_is_rejected(bomb: bytes) -> None:
+    """A few kilobytes that would take gigabytes or minutes."""
     assert len(bomb) < 2 << 20
-    assert unusable(bomb) in (TOO_LARGE, UNREADABLE)
+    assert decoding_error(bomb) in (TOO_LARGE, UNREADABLE)
 
 
-def test_pixels_beyond_what_a_picture_says_are_not_made(surplus: bytes) -> None:
-    """Megabytes of zeros behind a header of 8 x 8: the first rows count."""
+def test_pixel_data_beyond_the_declared_size_is_not_decoded(surplus: bytes) -> None:
+    """Megabytes of zeros follow a header of 8 x 8 px; only the first rows are decoded."""
     assert decode(surplus, max_pixels=64).size == (8, 8)
 
 
@@ -295,25 +295,25 @@ PEAK = """
 
 
 def peak_mib(folder: Path, files: list[bytes], max_pixels: int) -> int:
-    """How far decoding these one after the other raises the memory of a fresh process."""
+    """How many MiB decoding these files adds to the peak memory of a new process."""
     paths = []
     for index, data in enumerate(files):
         paths.append(folder / f"{index}")
         paths[-1].write_bytes(data)
     command = [sys.executable, "-c", textwrap.dedent(PEAK), str(max_pixels), *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return int(done.stdout)
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return int(completed.stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_bombs_take_no_memory(tmp_path: Path, bombs: dict[str, bytes]) -> None:
-    """What a picture claims is looked at before its pixels are made."""
+def test_decompression_bombs_take_little_memory(tmp_path: Path, bombs: dict[str, bytes]) -> None:
+    """The declared size is checked before pixels are decoded."""
     assert peak_mib(tmp_path, list(bombs.values()), MAX_PIXELS) < 96
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_bounded_by_the_pixel_limit(tmp_path: Path, save: Save) -> None:
-    """An operator who sets the limit sets the memory: up to 18 bytes a pixel for the hungriest format."""
+    """Up to 18 bytes per pixel, for the format that needs most."""
     side = 3000
     image = Image.new("RGBA", (side, side), (255, 0, 0, 128))
     files = [save(image, "PNG", compress_level=1), save(image, "WEBP", lossless=True, method=0)]
@@ -340,12 +340,12 @@ def seeds() -> list[bytes]:
     which=st.integers(0, len(FORMATS) - 1),
     changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=8),
 )
-def test_a_damaged_file_is_a_picture_or_an_unusable_reference(
+def test_a_damaged_file_is_an_image_or_an_unusable_reference(
     which: int, changes: list[tuple[float, int]]
 ) -> None:
-    """Decoders raise a dozen kinds of errors; a worker must hear of one."""
+    """Decoders raise many exceptions; all become the same error."""
     data = bytearray(seeds()[which])
-    for place, value in changes:
-        data[int(place * len(data))] = value
+    for position, value in changes:
+        data[int(position * len(data))] = value
     with suppress(ReferenceFrameError):
         assert decode(bytes(data), max_pixels=1_000_000).mode == "RGB"

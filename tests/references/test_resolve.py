@@ -1,4 +1,4 @@
-"""From what a caller wrote to a picture, and one answer for everything that a URL may not tell."""
+"""References become images, and all failures of a URL look alike."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.net.fetch import Fetcher
 from ourvidz.references.data_uri import TOO_LARGE
 from ourvidz.references.decode import UNREADABLE
-from ourvidz.references.resolve import FORBIDDEN, UNFETCHED, Limits, References
+from ourvidz.references.resolve import FORBIDDEN, NOT_FETCHED, ReferenceLimits, ReferenceResolver
 
 Save = Callable[..., bytes]
-LIMITS = Limits(max_bytes=200_000, max_pixels=10_000)
+LIMITS = ReferenceLimits(max_bytes=200_000, max_pixels=10_000)
 TIMEOUT_S = 0.5
 SLACK_S = 2.0
 
 
 @pytest.fixture
-def picture(save: Save) -> bytes:
-    """A small green picture."""
+def png(save: Save) -> bytes:
+    """A small green image as a PNG file."""
     return save(Image.new("RGB", (30, 20), "green"), "PNG")
 
 
-class Web:
-    """A real HTTP server on a free loopback port."""
+class WebServer:
+    """An HTTP server on a free loopback port; `/silent` never answers."""
 
     def __init__(self, pages: dict[str, tuple[int, str, bytes]]) -> None:
-        over = self.over = threading.Event()
+        closed = self.closed = threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if self.path == "/silent":
-                    over.wait(30)
+                    closed.wait(30)
                     return
                 status, kind, body = pages.get(self.path.partition("?")[0], (404, "text/plain", b"not here"))
                 self.send_response(status)
@@ -54,7 +54,7 @@ class Web:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Standard error stays quiet."""
+                """Write nothing to the output of tests."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -63,76 +63,76 @@ class Web:
         self._thread.start()
 
     def close(self) -> None:
-        self.over.set()
+        self.closed.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 @pytest.fixture
-def web(picture: bytes) -> Iterator[Web]:
-    """A server with a picture, and with things that are none."""
-    made = Web(
+def web(png: bytes) -> Iterator[WebServer]:
+    """A server with an image, and with files that are no images."""
+    server = WebServer(
         {
-            "/a.png": (200, "application/octet-stream", picture),
+            "/a.png": (200, "application/octet-stream", png),
             "/page": (200, "image/png", b"<html>" + bytes(100)),
-            "/cut": (200, "image/png", picture[:60]),
-            "/denied": (403, "image/png", picture),
+            "/cut": (200, "image/png", png[:60]),
+            "/denied": (403, "image/png", png),
         }
     )
-    yield made
-    made.close()
+    yield server
+    server.close()
 
 
-class Shelf:
-    """A reader that keeps what it was asked for."""
+class RecordingStorage:
+    """Reads from a dictionary, and records the requested paths."""
 
-    def __init__(self, kept: dict[str, bytes] | None = None, error: Exception | None = None) -> None:
-        self.kept = kept or {}
+    def __init__(self, files: dict[str, bytes] | None = None, error: Exception | None = None) -> None:
+        self.files = files or {}
         self.error = error
-        self.asked: list[str] = []
+        self.requested: list[str] = []
 
     def __call__(self, path: str) -> bytes:
-        self.asked.append(path)
+        self.requested.append(path)
         if self.error:
             raise self.error
-        if path not in self.kept:
+        if path not in self.files:
             raise NotFound("There is nothing.", field="key", value=path)
-        return self.kept[path]
+        return self.files[path]
 
 
-def references(shelf: Shelf | None = None, *allowed: str) -> References:
-    """References with a real fetcher."""
+def resolver(storage: RecordingStorage | None = None, *allowed: str) -> ReferenceResolver:
+    """A resolver with a real fetcher, which may call these hosts besides public ones."""
     fetcher = Fetcher(EgressPolicy(allowed), timeout_s=TIMEOUT_S, max_bytes=LIMITS.max_bytes)
-    return References(fetcher.get, shelf or Shelf(), LIMITS)
+    return ReferenceResolver(fetcher.get, storage or RecordingStorage(), LIMITS)
 
 
-def refused(use: References, reference: str, user_id: str | None = "user-1") -> ReferenceFrameError:
-    with pytest.raises(ReferenceFrameError) as found:
+def error_of(use: ReferenceResolver, reference: str, user_id: str | None = "user-1") -> ReferenceFrameError:
+    with pytest.raises(ReferenceFrameError) as raised:
         use.resolve(reference, user_id=user_id)
-    return found.value
+    return raised.value
 
 
 def is_green(image: Image.Image) -> bool:
     return (image.mode, image.size, image.getpixel((5, 5))) == ("RGB", (30, 20), (0, 128, 0))
 
 
-def test_a_url_becomes_a_picture(web: Web) -> None:
-    """The commonest reference."""
-    assert is_green(references(None, web.netloc).resolve(f"http://{web.netloc}/a.png?x=1", user_id="user-1"))
+def test_a_url_is_resolved(web: WebServer) -> None:
+    """The most common reference."""
+    assert is_green(resolver(None, web.netloc).resolve(f"http://{web.netloc}/a.png?x=1", user_id="user-1"))
 
 
-def test_a_data_uri_becomes_a_picture(picture: bytes) -> None:
-    """What a browser makes of a dropped file."""
-    uri = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-    assert is_green(references().resolve(uri, user_id=None))
+def test_a_data_uri_is_resolved(png: bytes) -> None:
+    """Browsers make them of dropped files."""
+    uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    assert is_green(resolver().resolve(uri, user_id=None))
 
 
 @pytest.mark.parametrize("bucket", READ_BUCKETS)
-def test_a_storage_path_becomes_a_picture(picture: bytes, bucket: str) -> None:
-    """Earlier results and uploads are referred to by where they lie."""
+def test_a_storage_path_is_resolved(png: bytes, bucket: str) -> None:
+    """Earlier results and uploads are referred to by their storage path."""
     path = f"{bucket}/user-1/some/a.png"
-    assert is_green(references(Shelf({path: picture})).resolve(path, user_id="user-1"))
+    assert is_green(resolver(RecordingStorage({path: png})).resolve(path, user_id="user-1"))
 
 
 def closed_port() -> int:
@@ -141,18 +141,18 @@ def closed_port() -> int:
 
 
 @pytest.mark.parametrize("path", ["/missing", "/denied", "/page", "/silent"])
-def test_a_url_tells_nothing_of_why(web: Web, path: str) -> None:
-    """Refused, closed, late, missing and not a picture look alike, or we would scan ports for a caller."""
+def test_all_failures_of_a_url_look_alike(web: WebServer, path: str) -> None:
+    """If they differed, callers could scan the ports of our network."""
     port = closed_port()
-    use = references(None, web.netloc, f"127.0.0.1:{port}")
+    use = resolver(None, web.netloc, f"127.0.0.1:{port}")
     began = time.monotonic()
-    told = [
-        refused(use, url)
+    errors = [
+        error_of(use, url)
         for url in (f"http://{web.netloc}{path}", f"http://127.0.0.1:{port}/", "http://127.0.0.1:1/", "http://10.0.0.1/")
     ]  # fmt: skip
     assert time.monotonic() - began < TIMEOUT_S + SLACK_S
-    assert {(e.code, e.message, e.field, e.rule, e.value) for e in told} == {
-        ("REFERENCE_FRAME_ERROR", UNFETCHED, "reference", None, None)
+    assert {(e.code, e.message, e.field, e.rule, e.value) for e in errors} == {
+        ("REFERENCE_FRAME_ERROR", NOT_FETCHED, "reference", None, None)
     }
 
 
@@ -170,9 +170,9 @@ def test_a_url_tells_nothing_of_why(web: Web, path: str) -> None:
     ],
 )  # fmt: skip
 def test_any_other_address_is_not_fetched(reference: str) -> None:
-    """The door refuses most of these; a job from elsewhere must not get further."""
-    error = refused(references(), reference)
-    assert (error.code, error.message) == ("REFERENCE_FRAME_ERROR", UNFETCHED)
+    """Most are rejected at submission; older jobs may still have them."""
+    error = error_of(resolver(), reference)
+    assert (error.code, error.message) == ("REFERENCE_FRAME_ERROR", NOT_FETCHED)
 
 
 @pytest.mark.parametrize(
@@ -188,19 +188,19 @@ def test_any_other_address_is_not_fetched(reference: str) -> None:
         *("workspace-temp/user-10/a.png", "workspace-temp/USER-1/a.png", "workspace-temp/user-1/./a.png"),
     ],
 )  # fmt: skip
-def test_a_path_of_somebody_else_is_forbidden(path: str) -> None:
-    """Checked at the door and again here: a job may be older than the door's rule."""
-    shelf = Shelf({path: b"secret"})
-    with pytest.raises(ReferenceForbidden) as found:
-        references(shelf).resolve(path, user_id="user-1")
-    assert (found.value.code, found.value.message) == ("REFERENCE_FORBIDDEN", FORBIDDEN)
-    assert shelf.asked == []
+def test_a_path_of_another_user_is_forbidden(path: str) -> None:
+    """Checked at submission and again here: a job may be older than the rule."""
+    storage = RecordingStorage({path: b"secret"})
+    with pytest.raises(ReferenceForbidden) as raised:
+        resolver(storage).resolve(path, user_id="user-1")
+    assert (raised.value.code, raised.value.message) == ("REFERENCE_FORBIDDEN", FORBIDDEN)
+    assert storage.requested == []
 
 
-def test_a_job_without_a_user_owns_no_path() -> None:
-    """Nobody's files are nobody's to read."""
+def test_a_job_without_a_user_may_read_no_path() -> None:
+    """The missing user id must not match a folder."""
     with pytest.raises(ReferenceForbidden):
-        references().resolve("workspace-temp/None/a.png", user_id=None)
+        resolver().resolve("workspace-temp/None/a.png", user_id=None)
 
 
 @pytest.mark.parametrize(
@@ -208,38 +208,38 @@ def test_a_job_without_a_user_owns_no_path() -> None:
     [None, StorageError("the disk is gone"), InvalidParameters("not a key", field="key")],
     ids=["nothing there", "storage away", "not a key"],
 )
-def test_what_storage_does_not_give_is_an_unusable_reference(error: Exception | None) -> None:
-    """The job falls back to its prompt, and its metadata says why."""
-    found = refused(references(Shelf(error=error)), "workspace-temp/user-1/a b.png")
-    assert (found.code, found.message) == ("REFERENCE_FRAME_ERROR", UNFETCHED)
+def test_a_path_that_cannot_be_read_is_an_unusable_reference(error: Exception | None) -> None:
+    """The job falls back to its prompt, and its metadata has the reason."""
+    failure = error_of(resolver(RecordingStorage(error=error)), "workspace-temp/user-1/a b.png")
+    assert (failure.code, failure.message) == ("REFERENCE_FRAME_ERROR", NOT_FETCHED)
 
 
-def test_every_kind_of_reference_has_the_same_limits(web: Web, save: Save) -> None:
-    """What is too large for one way in must not come in by another."""
+def test_every_kind_of_reference_has_the_same_limits(web: WebServer, save: Save) -> None:
+    """A file that is too large for one kind must not be accepted by another."""
     noise = save(Image.effect_noise((90, 90), 90).convert("RGB"), "BMP") + bytes(LIMITS.max_bytes)
     path = "workspace-temp/user-1/a.bmp"
-    assert refused(references(Shelf({path: noise})), path).message == TOO_LARGE
+    assert error_of(resolver(RecordingStorage({path: noise})), path).message == TOO_LARGE
     uri = f"data:image/bmp;base64,{base64.b64encode(noise).decode()}"
-    assert refused(references(), uri).message == TOO_LARGE
+    assert error_of(resolver(), uri).message == TOO_LARGE
 
 
-def test_a_picture_that_breaks_off_is_unreadable(web: Web) -> None:
-    """It arrived whole and is damaged; that much a caller may know."""
-    assert refused(references(None, web.netloc), f"http://{web.netloc}/cut").message == UNREADABLE
+def test_a_truncated_image_is_unreadable(web: WebServer) -> None:
+    """The response was complete, so the message may say that the image is damaged."""
+    assert error_of(resolver(None, web.netloc), f"http://{web.netloc}/cut").message == UNREADABLE
 
 
 @pytest.mark.parametrize("kind", ["svg+xml", "png", "webp"])
-def test_a_data_uri_is_what_its_bytes_are(kind: str) -> None:
-    """SVG fetches and runs things; a label does not make it a picture."""
+def test_the_media_type_of_a_data_uri_is_ignored(kind: str) -> None:
+    """SVG may fetch and run things, whatever its media type says."""
     svg = base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'/>").decode()
-    assert refused(references(), f"data:image/{kind};base64,{svg}").message == UNREADABLE
+    assert error_of(resolver(), f"data:image/{kind};base64,{svg}").message == UNREADABLE
 
 
-def test_resolving_twice_gives_two_pictures(picture: bytes) -> None:
-    """What one job does to its picture is not seen by the next."""
+def test_resolving_twice_returns_two_images(png: bytes) -> None:
+    """A job that changes its image must not affect the next."""
     path = "workspace-temp/user-1/a.png"
-    use = references(Shelf({path: picture}))
+    use = resolver(RecordingStorage({path: png}))
     first = use.resolve(path, user_id="user-1")
     first.paste("red", (0, 0, 30, 20))
     assert is_green(use.resolve(path, user_id="user-1"))
-    assert io.BytesIO(picture).getvalue() == picture
+    assert io.BytesIO(png).getvalue() == png

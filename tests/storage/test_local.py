@@ -1,3 +1,5 @@
+"""Local storage stays inside its directory and survives full disks."""
+
 from __future__ import annotations
 
 import json
@@ -19,13 +21,13 @@ def files_under(folder: Path) -> list[str]:
 
 
 def test_a_key_is_a_path_below_the_root(tmp_path: Path) -> None:
-    """An operator finds a caller's file without us, and nothing else lies there."""
+    """Operators find files by their keys, and nothing else is there."""
     LocalStore(tmp_path / "a" / "b").put(KEY, b"x", content_type=PNG)
     assert files_under(tmp_path) == [f"a/b/{KEY}"]
 
 
-def test_urls_lead_to_the_shim(tmp_path: Path) -> None:
-    """A browser reads assets from the shim; without a public address there is nothing to say."""
+def test_urls_are_on_the_shim(tmp_path: Path) -> None:
+    """Browsers read assets from the shim; without a public URL there is none."""
     assert LocalStore(tmp_path, "http://127.0.0.1:7860/").url(KEY) == f"http://127.0.0.1:7860/assets/{KEY}"
     assert LocalStore(tmp_path).url(KEY) is None
     with pytest.raises(InvalidParameters):
@@ -33,8 +35,8 @@ def test_urls_lead_to_the_shim(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("link", ["workspace-temp", "workspace-temp/user-1", KEY])
-def test_a_link_does_not_lead_out(tmp_path: Path, link: str) -> None:
-    """A link planted inside the root must neither show nor change what lies outside."""
+def test_a_link_out_of_the_root_is_not_followed(tmp_path: Path, link: str) -> None:
+    """It must neither reveal nor change files outside."""
     outside = tmp_path / "outside"
     target = outside / Path(KEY).relative_to(link) if link != KEY else outside
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -43,19 +45,19 @@ def test_a_link_does_not_lead_out(tmp_path: Path, link: str) -> None:
     (root / link).parent.mkdir(parents=True)
     (root / link).symlink_to(outside)
     store = LocalStore(root)
-    for verb in (
+    for operation in (
         lambda: store.get(KEY),
         lambda: store.exists(KEY),
         lambda: store.put(KEY, b"overwritten", content_type=PNG),
         lambda: store.delete(KEY),
     ):
         with pytest.raises(StorageError, match="leads out"):
-            verb()
+            operation()
     assert target.read_text() == "secret"
 
 
-def test_links_that_stay_inside_are_fine(tmp_path: Path) -> None:
-    """An operator may move a bucket to another name."""
+def test_links_inside_the_root_are_followed(tmp_path: Path) -> None:
+    """Operators may link a bucket under another name."""
     store = LocalStore(tmp_path)
     store.put("bucket/file.png", b"x", content_type=PNG)
     (tmp_path / "other").symlink_to(tmp_path / "bucket")
@@ -71,15 +73,15 @@ def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
     assert store.get(KEY) == b"x"
 
 
-def test_a_circle_of_links_is_a_storage_error(tmp_path: Path) -> None:
-    """It must not surface as an error nobody knows."""
+def test_a_loop_of_links_is_a_storage_error(tmp_path: Path) -> None:
+    """Its own exception would not be handled by callers."""
     (tmp_path / "bucket").symlink_to(tmp_path / "bucket")
     with pytest.raises(StorageError):
         LocalStore(tmp_path).put("bucket/file.png", b"x", content_type=PNG)
 
 
 def test_a_file_in_the_way_is_a_storage_error_without_paths(tmp_path: Path) -> None:
-    """Callers read this message: it names the key, not our directories."""
+    """Callers read the message: it names the key, not the directories of the server."""
     store = LocalStore(tmp_path)
     store.put("bucket/name", b"x", content_type=PNG)
     with pytest.raises(StorageError) as refused:
@@ -97,34 +99,36 @@ from ourvidz.storage.local import LocalStore
 store = LocalStore(Path(sys.argv[1]))
 store.put("bucket/old.png", b"old" * 1000, content_type="image/png")
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-said = []
+messages = []
 for key in ("bucket/old.png", "bucket/new.png"):
     try:
         store.put(key, b"x" * 200_000, content_type="image/png")
     except StorageError as error:
-        said.append(error.message)
+        messages.append(error.message)
 store.put("bucket/small.png", b"fits", content_type="image/png")
 old, new = store.get("bucket/old.png").decode(), store.exists("bucket/new.png")
-print(json.dumps({"said": said, "old": old, "new": new}))
+print(json.dumps({"messages": messages, "old": old, "new": new}))
 """
 
 
-def test_a_full_disk_is_a_storage_error_and_harms_nothing(tmp_path: Path) -> None:
-    """Writing stops half-way there: the old file must stay whole and no rubbish may take up the rest."""
+def test_a_full_disk_is_a_storage_error_and_leaves_other_files_intact(tmp_path: Path) -> None:
+    """The write stops half-way: the old file must stay complete, and no temporary file may remain."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
-    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
-    assert told["said"] == [
-        f"bucket/{name}.png could not be kept: File too large." for name in ("old", "new")
+    report = json.loads(
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    )
+    assert report["messages"] == [
+        f"bucket/{name}.png could not be written: File too large." for name in ("old", "new")
     ]
-    assert told["old"] == "old" * 1000
-    assert told["new"] is False
+    assert report["old"] == "old" * 1000
+    assert report["new"] is False
     assert files_under(tmp_path) == ["bucket/old.png", "bucket/small.png"]
 
 
-def test_the_check_leaves_nothing_behind_and_says_what_is_wrong(tmp_path: Path) -> None:
-    """The doctor runs it on an operator's disk."""
+def test_the_check_leaves_no_files_and_reports_the_reason(tmp_path: Path) -> None:
+    """`ourvidz doctor` runs it on the operator's disk."""
     LocalStore(tmp_path / "good").check()
     assert files_under(tmp_path) == []
     (tmp_path / "bad").write_text("a file where the directory should be")
-    with pytest.raises(StorageError, match="could not be kept"):
+    with pytest.raises(StorageError, match="could not be written"):
         LocalStore(tmp_path / "bad").check()

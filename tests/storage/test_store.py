@@ -1,4 +1,4 @@
-"""What every store promises. A new back end joins by adding itself to the fixture."""
+"""The behaviour of every storage back end. A new one is added to `BACK_ENDS`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PNG = "image/png"
 
 @pytest.fixture(params=BACK_ENDS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """An empty store of each kind."""
+    """An empty store of each back end."""
     return BACK_ENDS[request.param](tmp_path)
 
 
-def test_what_was_put_can_be_got(store: Store) -> None:
-    """Every byte, the empty file included."""
+def test_stored_bytes_are_read_back(store: Store) -> None:
+    """Including all byte values, and the empty file."""
     store.put(KEY, bytes(range(256)) * 500, content_type=PNG)
     store.put("bucket/empty.bin", b"", content_type=PNG)
     assert store.get(KEY) == bytes(range(256)) * 500
@@ -42,8 +42,8 @@ def test_a_second_put_replaces_the_first(store: Store) -> None:
     assert store.get(KEY) == b"second"
 
 
-def test_keys_are_apart(store: Store) -> None:
-    """One job's files never shadow another's."""
+def test_keys_do_not_affect_each_other(store: Store) -> None:
+    """Files of one job never hide those of another."""
     store.put(KEY, b"0", content_type=PNG)
     store.put("workspace-temp/user-1/job-1/1.png", b"1", content_type=PNG)
     store.put("workspace-temp/user-1/job-10/0.png", b"10", content_type=PNG)
@@ -52,8 +52,8 @@ def test_keys_are_apart(store: Store) -> None:
     assert store.get("workspace-temp/user-1/job-10/0.png") == b"10"
 
 
-def test_what_is_not_there_is_not_found(store: Store) -> None:
-    """The web answers 404 with it."""
+def test_a_missing_key_is_not_found(store: Store) -> None:
+    """The HTTP service answers 404."""
     store.put(KEY, b"x", content_type=PNG)
     for key in ("workspace-temp/user-2/job-1/0.png", "workspace-temp/user-1", f"{KEY}/deeper.png"):
         assert not store.exists(key)
@@ -61,8 +61,8 @@ def test_what_is_not_there_is_not_found(store: Store) -> None:
             store.get(key)
 
 
-def test_deleting_twice_is_fine(store: Store) -> None:
-    """A deletion that is repeated after a lost answer must not fail."""
+def test_deleting_twice_is_no_error(store: Store) -> None:
+    """A deletion is repeated if its response was lost."""
     store.put(KEY, b"x", content_type=PNG)
     store.delete(KEY)
     store.delete(KEY)
@@ -71,8 +71,8 @@ def test_deleting_twice_is_fine(store: Store) -> None:
     assert store.get(KEY) == b"again"
 
 
-def test_deleting_a_folder_forgets_everything_below_it_and_nothing_beside(store: Store) -> None:
-    """What a failed attempt left goes with its job; a job whose id begins alike is another one."""
+def test_deleting_a_folder_deletes_the_keys_below_it_and_no_others(store: Store) -> None:
+    """It also deletes files of failed attempts; a job whose id has the same prefix is not affected."""
     for key in (
         "workspace-temp/u/job/0.png",
         "workspace-temp/u/job/0.thumb.webp",
@@ -89,7 +89,7 @@ def test_deleting_a_folder_forgets_everything_below_it_and_nothing_beside(store:
 
 
 def test_deleting_part_of_a_path_deletes_nothing(store: Store) -> None:
-    """A key is one file, never a tree."""
+    """A key is one file, not a folder."""
     store.put(KEY, b"x", content_type=PNG)
     store.delete("workspace-temp/user-1")
     store.delete(f"{KEY}/deeper.png")
@@ -119,28 +119,28 @@ def test_deleting_part_of_a_path_deletes_nothing(store: Store) -> None:
         "bucket/" + "x" * 256,
     ],
 )
-def test_a_malformed_key_is_refused_by_every_verb(store: Store, key: str) -> None:
-    """Keys come from callers; none may walk out of its bucket."""
-    for verb in (
+def test_a_malformed_key_is_rejected_by_every_operation(store: Store, key: str) -> None:
+    """Keys come from callers; none may lead out of its bucket."""
+    for operation in (
         lambda: store.put(key, b"x", content_type=PNG),
         lambda: store.get(key),
         lambda: store.exists(key),
         lambda: store.delete(key),
     ):
         with pytest.raises(InvalidParameters) as refused:
-            verb()
+            operation()
         assert refused.value.field == "key"
 
 
-def test_every_allowed_letter_works(store: Store) -> None:
-    """Ids hold dots, colons and dashes, and may be as long as ids get."""
+def test_every_allowed_character_works(store: Store) -> None:
+    """Ids may have dots, colons and dashes, and 128 characters."""
     key = f"workspace-temp/A.b_c:d-9/{'j' * 128}/0.thumb.webp"
     store.put(key, b"x", content_type="image/webp")
     assert store.get(key) == b"x"
 
 
-def test_a_reader_never_sees_half_a_file(store: Store) -> None:
-    """A retried put replaces a file that somebody is reading."""
+def test_a_reader_never_sees_a_part_of_a_file(store: Store) -> None:
+    """A retry replaces a file while it is being read."""
     versions = [bytes([at]) * 300_000 for at in range(2)]
     store.put(KEY, versions[0], content_type=PNG)
     done, seen = threading.Event(), set()
@@ -151,16 +151,16 @@ def test_a_reader_never_sees_half_a_file(store: Store) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    for turn in range(40):
-        store.put(KEY, versions[turn % 2], content_type=PNG)
+    for attempt in range(40):
+        store.put(KEY, versions[attempt % 2], content_type=PNG)
     done.set()
     reader.join()
     assert seen <= set(versions)
     assert seen
 
 
-def test_many_writers_leave_one_whole_file(store: Store) -> None:
-    """Two attempts may overlap for a moment; one of their files wins, whole."""
+def test_concurrent_writers_leave_one_complete_file(store: Store) -> None:
+    """Two attempts may overlap for a moment; one of their files remains."""
     versions = [bytes([at]) * 200_000 for at in range(8)]
     writers = [
         threading.Thread(target=store.put, args=(KEY, data), kwargs={"content_type": PNG})
@@ -173,6 +173,6 @@ def test_many_writers_leave_one_whole_file(store: Store) -> None:
     assert store.get(KEY) in versions
 
 
-def test_a_healthy_store_passes_its_check(store: Store) -> None:
-    """The doctor asks it."""
+def test_a_working_store_passes_its_check(store: Store) -> None:
+    """`ourvidz doctor` runs it."""
     store.check()

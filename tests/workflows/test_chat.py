@@ -122,7 +122,7 @@ class SlowGate(Gate):
         self.clock = clock
         self.checks = 0
 
-    def judge(self, job: Any, made: str = "") -> None:
+    def check_job(self, job: Any, generated: str = "") -> None:
         self.clock.now += 2.0
         self.checks += 1
 
@@ -258,7 +258,7 @@ class RecordingModeration:
         self.word = word
         self.texts: list[str] = []
 
-    def judge(self, text: str) -> None:
+    def check(self, text: str) -> None:
         self.texts.append(text)
         if self.word in text:
             raise PolicyViolation("This request cannot be processed.")

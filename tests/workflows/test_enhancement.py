@@ -188,7 +188,7 @@ class TestFallback:
         """The operator's service checks enhanced prompts too, of jobs with `sfw_mode`."""
 
         class Moderation:
-            def judge(self, text: str) -> None:
+            def check(self, text: str) -> None:
                 raise PolicyViolation(f"not {text}")
 
         def moderated(requested: VideoJob) -> dict[str, Any]:

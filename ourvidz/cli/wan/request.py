@@ -72,7 +72,7 @@ def read_request(options: Options, settings: Settings) -> Request:
     check_frame_pixels("--frame_num", frames, size, limit=_max_frame_pixels(task, settings, tiny=tiny))
     source = read_source(options, task, settings, frames=frames)
     job = _job(options, size, frames, seed, references, output_file)
-    Gate(load_terms()).judge(job)
+    Gate(load_terms()).check_job(job)
     checkpoint = find_checkpoint(options.task, folder, settings)
     vace = find_reference_checkpoint(options, task, settings) if references else None
     return Request(job, checkpoint, references, output_file, source, vace)

@@ -1,4 +1,4 @@
-"""The term lists that ship, and those other packages add."""
+"""The shipped term lists, and those that other packages add."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import pytest
 
 from ourvidz.errors import PolicyViolation, SettingsError
 from ourvidz.safety.gate import Gate
-from ourvidz.safety.lists import GROUP, Terms, load_terms
+from ourvidz.safety.term_lists import GROUP, Terms, load_terms
 
 
 @pytest.fixture(scope="module")
 def shipped() -> Gate:
+    """A gate with the shipped terms."""
     return Gate(load_terms())
 
 
-def test_the_shipped_lists_are_there() -> None:
-    """A gate without terms would pass everything; the files must be in the package."""
+def test_the_shipped_lists_are_installed() -> None:
+    """A gate without terms would let everything pass."""
     terms = load_terms()
     assert len(terms.minor) >= 30
     assert len(terms.sexual) >= 40
     assert not any("#" in term for term in terms.minor | terms.sexual)
 
 
-def test_every_shipped_term_is_found_by_the_gate(shipped: Gate) -> None:
-    """A term that its own pattern cannot match protects nobody."""
+def test_every_shipped_term_is_matched(shipped: Gate) -> None:
+    """The pattern of a term must match the term itself."""
     terms = load_terms()
     for term in terms.sexual:
         with pytest.raises(PolicyViolation):
@@ -67,8 +68,8 @@ def test_every_shipped_term_is_found_by_the_gate(shipped: Gate) -> None:
         "a Sexagesima procession with children",
     ],
 )
-def test_benign_sentences_pass_the_shipped_lists(shipped: Gate, sentence: str) -> None:
-    """Children, animals, landscapes and words that merely contain a term are most of what is asked for."""
+def test_harmless_sentences_pass_the_shipped_lists(shipped: Gate, sentence: str) -> None:
+    """Children, animals, landscapes, and words that contain a term are common in prompts."""
     shipped.check([sentence, "blurry, low quality, extra fingers, watermark, text"])
 
 
@@ -76,32 +77,30 @@ def test_benign_sentences_pass_the_shipped_lists(shipped: Gate, sentence: str) -
     "text",
     ["a nude, oil on canvas, museum", "nsfw", "an erotic novel for adults, 35 years old", "topless bus tour"],
 )
-def test_texts_for_adults_alone_pass_the_shipped_lists(shipped: Gate, text: str) -> None:
-    """The gate has one rule; tiers of content are the caller's."""
+def test_texts_about_adults_pass_the_shipped_lists(shipped: Gate, text: str) -> None:
+    """The gate has one rule; other content policies are the caller's."""
     shipped.check([text])
 
 
-def contribute(place: Path, monkeypatch: pytest.MonkeyPatch, name: str, **lists: str) -> None:
-    """An installed package with term lists, as its wheel would leave it on disk."""
-    package = place / name
+def install_package(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, **lists: str) -> None:
+    """Install a package with term lists, as its wheel would."""
+    package = folder / name
     package.mkdir()
     (package / "__init__.py").write_text("")
     for file, text in lists.items():
         (package / f"{file}.txt").write_text(text, encoding="utf-8")
-    metadata = place / f"{name}-1.0.dist-info"
+    metadata = folder / f"{name}-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = {name}\n")
-    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, name, raising=False)
 
 
-def test_another_package_adds_terms_and_takes_none_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An operator extends the lists without a fork."""
+def test_another_package_adds_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators extend the lists without changing this package."""
     before = load_terms()
-    contribute(
+    install_package(
         tmp_path,
         monkeypatch,
         "zib_terms",
@@ -116,20 +115,20 @@ def test_another_package_adds_terms_and_takes_none_away(
 
 
 @pytest.mark.parametrize("lists", [{}, {"terms": "zibling"}])
-def test_a_contribution_that_cannot_be_used_stops_the_process(
+def test_a_package_without_valid_lists_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: dict[str, str]
 ) -> None:
-    """Half a gate would look like a whole one."""
-    contribute(tmp_path, monkeypatch, "bad_terms", **lists)
+    """A gate without some of its terms would look like a complete one."""
+    install_package(tmp_path, monkeypatch, "bad_terms", **lists)
     with pytest.raises(SettingsError):
         load_terms()
 
 
-def test_a_contribution_that_cannot_be_imported_stops_the_process(
+def test_a_package_that_cannot_be_imported_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The operator reads which one."""
-    contribute(tmp_path, monkeypatch, "broken_terms", minor="zibling")
+    """The error names the package."""
+    install_package(tmp_path, monkeypatch, "broken_terms", minor="zibling")
     (tmp_path / "broken_terms" / "__init__.py").write_text("raise RuntimeError('no')\n")
     with pytest.raises(SettingsError, match="broken_terms"):
         load_terms()
@@ -137,13 +136,13 @@ def test_a_contribution_that_cannot_be_imported_stops_the_process(
 
 @pytest.mark.parametrize(("minor", "sexual"), [((), ("x",)), (("x",), ())])
 def test_a_gate_needs_terms_of_both_kinds(minor: tuple[str, ...], sexual: tuple[str, ...]) -> None:
-    """With one kind missing nothing could ever be a hit."""
+    """Without one kind no text would be refused."""
     with pytest.raises(SettingsError):
         Terms(minor=frozenset(minor), sexual=frozenset(sexual))
 
 
 @pytest.mark.parametrize("term", ["x", "!", " ", "7"])
-def test_a_term_too_short_to_mean_anything_is_refused(term: str) -> None:
-    """A pattern that matches everywhere would refuse every job."""
+def test_a_term_of_one_letter_is_an_error(term: str) -> None:
+    """Its pattern would match everywhere."""
     with pytest.raises(SettingsError):
         Gate(Terms(minor=frozenset({term}), sexual=frozenset({"quuxish"})))

@@ -1,0 +1,113 @@
+"""Term lists: the data files of this package, and those of packages that register an entry point."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from ourvidz.errors import SettingsError
+from ourvidz.safety.normalise import LETTER, TextVariants, fold
+
+GROUP = "ourvidz.safety_terms"
+"""Entry points of this group refer to a package or a directory with `minor*.txt` and `sexual*.txt` files."""
+
+_KIND = re.compile(r"(minor|sexual)[^/]*\.txt")
+_RUNS = re.compile(r"(.)\1*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of both kinds. Only a term of each kind together is a violation.
+
+    Matching ignores case, common disguises and plurals. Raises `SettingsError` if a kind has no terms.
+    """
+
+    minor: frozenset[str]
+    sexual: frozenset[str]
+
+    def __post_init__(self) -> None:
+        for kind in ("minor", "sexual"):
+            object.__setattr__(self, kind, frozenset(getattr(self, kind)))
+            if not getattr(self, kind):
+                raise SettingsError(f"The safety gate has no {kind} terms.", field=kind)
+
+
+class TermMatcher:
+    """Matches a set of terms in the variants of a text."""
+
+    def __init__(self, terms: Iterable[str]) -> None:
+        alternatives = "|".join(sorted({_pattern(term) for term in terms}))
+        self._anywhere = re.compile(alternatives)
+        self._at_boundaries = re.compile(rf"(?<!{LETTER})(?:{alternatives})(?:e?s+)?(?!{LETTER})")
+
+    def matches(self, variants: TextVariants) -> bool:
+        """Whether one of the variants contains one of the terms."""
+        return any(map(self._at_boundaries.search, variants.words)) or any(
+            map(self._anywhere.search, variants.spelled)
+        )
+
+
+def _pattern(term: str) -> str:
+    """A regular expression for a term: letters may be repeated three times or more, its words joined or
+    split, and a final y replaced by ie."""
+    words = [word for word in re.split(r"[\W\d_]+", fold(term)) if word]
+    if len("".join(words)) < 2:
+        raise SettingsError("A safety term needs two letters or more.", field="terms")
+    parts = ["".join(_repeatable(run[0]) for run in _RUNS.finditer(word)) for word in words]
+    if words[-1].endswith("y"):
+        parts[-1] = parts[-1].removesuffix(_repeatable("y")) + f"(?:{_repeatable('y')}|ie)"
+    return r"[\W\d_]{0,3}".join(parts)
+
+
+def _repeatable(run: str) -> str:
+    letter = re.escape(run[0])
+    return f"{letter}(?:{letter}{{2,}})?" if len(run) == 1 else f"{letter}{{{min(len(run), 3)},}}"
+
+
+def load_terms() -> Terms:
+    """Load the terms of this package and of every entry point. Raises `SettingsError` if one cannot be read:
+    a gate without some of its terms would look like a complete one."""
+    terms: dict[str, set[str]] = {"minor": set(), "sexual": set()}
+    contributed = map(_resolve_entry_point, entry_points(group=GROUP))
+    for folder in (files("ourvidz.safety") / "terms", *contributed):
+        for kind, term in _read_folder(folder):
+            terms[kind].add(term)
+    return Terms(frozenset(terms["minor"]), frozenset(terms["sexual"]))
+
+
+def _resolve_entry_point(point: EntryPoint) -> Traversable:
+    try:
+        target = point.load()
+        return (
+            target
+            if isinstance(target, Traversable)
+            else Path(target)
+            if isinstance(target, str)
+            else files(target)
+        )
+    except Exception as error:
+        raise SettingsError(f"{GROUP}: {point.name} cannot be loaded ({error}).", field=GROUP) from error
+
+
+def _read_folder(folder: Traversable) -> Iterator[tuple[str, str]]:
+    text_files = sorted(
+        (item for item in folder.iterdir() if item.name.endswith(".txt")), key=lambda item: item.name
+    )
+    if not text_files:
+        raise SettingsError(f"{GROUP}: {folder} holds no term lists.", field=GROUP)
+    for item in text_files:
+        kind = _KIND.fullmatch(item.name)
+        if kind is None:
+            raise SettingsError(
+                f"{GROUP}: {item.name} must be named minor*.txt or sexual*.txt.",
+                field=GROUP,
+            )
+        for line in item.read_text(encoding="utf-8").splitlines():
+            term = line.partition("#")[0].strip()
+            if term:
+                yield kind[1], term
