@@ -1,5 +1,5 @@
-"""Reading what people write before a model does.
+"""Prompts before encoding: weights, tokens and chunks, without torch.
 
-Owns: the weights syntax, the tokens and chunks of a prompt, the shapes they become.
-Speaks: text, weighted fragments, tokens, counts. No torch, no jobs.
+Owns the weight syntax, the tokens and chunks of a prompt, and the shapes of its embeddings.
+Handles text, weighted fragments, tokens and counts; knows no torch and no jobs.
 """

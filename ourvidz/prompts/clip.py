@@ -1,4 +1,4 @@
-"""CLIP's tokenizer from the files of a checkpoint, as the model libraries would build it."""
+"""Builds CLIP's tokenizer from the files of a checkpoint, with the same results as transformers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FLAGS = ("lstrip", "normalized", "rstrip", "single_word")
 def read_tokenizer(folder: Path) -> PromptTokenizer:
     """The CLIP tokenizer in a folder: its `tokenizer.json`, or `vocab.json` and `merges.txt`.
 
-    `ModelLoadError` names the file that is missing or damaged.
+    Raises `ModelLoadError`, which names the file, if one is missing or damaged.
     """
     config = read_json(folder / "tokenizer_config.json")
     whole = folder / "tokenizer.json"
@@ -69,7 +69,7 @@ def _build(vocabulary: dict[str, int], merges: list[tuple[str, str]], unknown: s
 
 
 def _added_tokens(folder: Path, config: dict[str, Any], added: list[dict[str, Any]]) -> list[AddedToken]:
-    """What is looked for before the text is split, in the order in which a later one overrides.
+    """The added tokens, which are matched before the text is split; later ones override earlier ones.
 
     Newer folders list it in `tokenizer_config.json`; older ones leave it to the named tokens and to
     `special_tokens_map.json` or `tokenizer.json`.

@@ -1,4 +1,4 @@
-"""What a checkpoint's folder says about its two text encoders: how they read, and how wide they write."""
+"""Reads the tokenizers and the embedding widths of a checkpoint's two text encoders from its configs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAIRS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """The shapes that prompts become: (1, tokens, both widths) and, pooled, (1, the second's width)."""
+    """The shapes of prompt embeddings: (1, tokens, sum of both widths), and pooled (1, pooled width)."""
 
     prompt_embeds: tuple[int, int, int]
     pooled_prompt_embeds: tuple[int, int]
@@ -27,18 +27,18 @@ class Shapes:
 
 @dataclass(frozen=True, slots=True)
 class TextEncoders:
-    """Both tokenizers of a checkpoint, the widths of both encoders and of what the second pools to."""
+    """Both tokenizers of a checkpoint, the hidden widths of both encoders, and the pooled width."""
 
     tokenizers: tuple[PromptTokenizer, ...]
     widths: tuple[int, ...]
     pooled_width: int
 
     def chunks(self, prompt: WeightedPrompt) -> dict[str, list[Chunk]]:
-        """The chunks by tokenizer. The two may need a different number of them."""
+        """The chunks of a prompt by tokenizer name. The two may need a different number."""
         return {tokenizer.name: tokenizer.chunks(prompt) for tokenizer in self.tokenizers}
 
     def shapes(self, prompts: Iterable[WeightedPrompt]) -> Shapes:
-        """What the prompts of one job become: all are padded to the chunks of the longest."""
+        """The shapes of the embeddings of a job's prompts; all are padded to the longest."""
         longest = max(len(chunks) for prompt in prompts for chunks in self.chunks(prompt).values())
         context = self.tokenizers[0].context
         return Shapes((1, context * longest, sum(self.widths)), (1, self.pooled_width))
@@ -46,9 +46,9 @@ class TextEncoders:
 
 @lru_cache(maxsize=4)
 def read_encoders(folder: Path) -> TextEncoders:
-    """The text encoders of the checkpoint in `folder`, from its configs alone; read once.
+    """The text encoders of the checkpoint in `folder`, read from its configs and cached.
 
-    `ModelLoadError` names the file that is missing or damaged.
+    Raises `ModelLoadError`, which names the file, if one is missing or damaged.
     """
     tokenizers = tuple(read_tokenizer(folder / name) for name, _ in PAIRS)
     widths = tuple(_number(folder / name / "config.json", "hidden_size") for _, name in PAIRS)

@@ -1,4 +1,4 @@
-"""Reading the small files of a checkpoint."""
+"""Reads the small text files of a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ourvidz.errors import ModelLoadError
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file. `ModelLoadError` names a file that is missing or damaged."""
+    """Read a file that holds a JSON object. Raises `ModelLoadError` if it is missing or damaged."""
     try:
         document = json.loads(read_text(file))
     except ValueError as error:
@@ -21,7 +21,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_text(file: Path) -> str:
-    """The text in a file, in UTF-8. `ModelLoadError` names a file that is missing or damaged."""
+    """Read a UTF-8 file. Raises `ModelLoadError` if it is missing or damaged."""
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -14,16 +14,16 @@ from tokenizers import Tokenizer
 from ourvidz.prompts.weights import Fragment, Section, WeightedPrompt
 
 CONTEXT = 77
-"""Tokens a CLIP text encoder reads at once, the beginning and the end included."""
+"""Context length of a CLIP text encoder in tokens, start and end tokens included."""
 ENDS = 2
 WORD_END = "</w>"
 LONGEST_PIECE = 256
-"""Characters of a word without an end that are tokenized at once."""
+"""Words longer than this many characters are tokenized in pieces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What an encoder reads at once: some fragments and their tokens, without beginning, end and padding."""
+    """One context window: fragments and their tokens, without start, end and padding tokens."""
 
     fragments: tuple[Fragment, ...]
     tokens: tuple[str, ...]
@@ -31,7 +31,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class _Word:
-    """A word of fragment `fragment` with the space before it. `cut`: it goes on where another was cut."""
+    """A word of fragment number `fragment`, with the space before it. `cut`: it continues a split word."""
 
     text: str
     tokens: list[str]
@@ -40,7 +40,7 @@ class _Word:
 
 
 class PromptTokenizer:
-    """One of a checkpoint's tokenizers. `context` is how many tokens its encoder reads at once."""
+    """One of a checkpoint's tokenizers. `context` is the context length of its encoder in tokens."""
 
     def __init__(self, name: str, tokenizer: Tokenizer, context: int = CONTEXT) -> None:
         self.name = name
@@ -77,7 +77,7 @@ class PromptTokenizer:
             yield _chunk(section, waiting)
 
     def _words(self, text: str, fragment: int, room: int) -> Iterator[_Word]:
-        """The words of a fragment; one that is too long for a chunk comes in pieces."""
+        """Yield the words of a fragment; a word that is longer than a chunk is split."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         # Read once: each look at them copies them all.
         found, offsets = encoding.tokens, encoding.offsets
@@ -93,7 +93,7 @@ class PromptTokenizer:
                 tokens, start = [], end
 
     def _pieces(self, text: str, fragment: int, room: int) -> Iterator[_Word]:
-        """A word without an end, cut wherever a chunk is full. Its pieces are tokenized apart."""
+        """Split a very long word wherever a chunk is full; its pieces are tokenized separately."""
         cut = False
         while text:
             piece = text[:LONGEST_PIECE]
@@ -104,7 +104,7 @@ class PromptTokenizer:
 
 
 def _chunk(section: Section, words: Iterable[_Word]) -> Chunk:
-    """Some words of a section, those of one fragment joined again."""
+    """Build a chunk from words of a section; words of one fragment are joined."""
     texts: dict[int, str] = {}
     tokens: list[str] = []
     for word in words:

@@ -35,7 +35,7 @@ Strategy = Literal["compel", "fallback", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """Some text and how much it weighs, 0 to 2."""
+    """A text and its weight, 0 to 2."""
 
     text: str
     weight: float = 1.0
@@ -43,7 +43,7 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What stands between two BREAKs. `text` is all of its words, in order and without syntax."""
+    """The part of a prompt between two BREAKs. `text` is its words in order, without syntax."""
 
     fragments: tuple[Fragment, ...]
     text: str
@@ -68,7 +68,7 @@ class WeightedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a prompt is to be encoded: what it was read as, and why not with its weights."""
+    """A parsed prompt, the strategy to encode it, and the reason if its weights are not used."""
 
     prompt: WeightedPrompt
     strategy: Strategy
@@ -76,9 +76,10 @@ class Reading:
 
 
 def read(prompt: str, weights: str | None = None, *, weighted: bool) -> Reading:
-    """How a prompt is to be encoded, with `weights` appended to it.
+    """Parse a prompt, with `weights` appended to it.
 
-    Not weighted: literally. Weights that cannot be used: literally too, as a fallback with the reason.
+    Without `weighted` it is taken literally (strategy `none`). Unusable weights also make it literal, with
+    the strategy `fallback` and the reason.
     """
     if not weighted:
         return Reading(literal(prompt), "none")
@@ -93,12 +94,12 @@ def read(prompt: str, weights: str | None = None, *, weighted: bool) -> Reading:
 
 
 def literal(text: str) -> WeightedPrompt:
-    """The text as it is written: brackets, colons and BREAK are text."""
+    """A prompt of one fragment: brackets, colons and BREAK count as text."""
     return WeightedPrompt((Section((Fragment(text),), text),))
 
 
 def parse(text: str) -> WeightedPrompt:
-    """Read a prompt. Any text can be read; what is no syntax stays text."""
+    """Parse the weight syntax. Any text is accepted; invalid syntax counts as text."""
     sections: list[list[Fragment]] = [[]]
     for piece, weight in _weighed(text):
         first, *further = _BREAK.split(piece)
@@ -113,10 +114,10 @@ def clean(text: str) -> str:
 
 
 def unusable(weights: str) -> str | None:
-    """Why a text of nothing but weights cannot be used; None when it can.
+    """The reason why a list of weights cannot be used; None if it can.
 
-    Stricter than `parse`, which takes `(x:abc)` for the words "x:abc" at weight 1.1: whoever writes a colon
-    in brackets here meant a number. The reason repeats nothing of the text.
+    It is stricter than `parse`, which takes `(x:abc)` for the words "x:abc" at weight 1.1: here a colon in
+    brackets must be followed by a number. The reason does not quote the text.
     """
     unread = next((bracket for bracket in _brackets(weights) if bracket.unread), None)
     if unread is not None:
@@ -128,7 +129,7 @@ def unusable(weights: str) -> str | None:
 
 @dataclass(slots=True)
 class _Bracket:
-    """An opening bracket: where it stands, what it multiplies by, and whether a colon in it led nowhere."""
+    """An opening bracket: its position, its factor, and whether it has a colon without a readable weight."""
 
     at: int
     factor: float
@@ -167,7 +168,7 @@ def _factor(digits: str) -> float:
 
 
 def _weighed(text: str) -> Iterator[tuple[str, float]]:
-    """The text without brackets, cut where the weight changes."""
+    """Yield the text without brackets in pieces of equal weight."""
     factors = {bracket.at: bracket.factor for bracket in _brackets(text)}
     # Products of the open brackets: brackets of one kind nest, so each kind is a stack.
     rounds, squares = [1.0], [1.0]
@@ -192,7 +193,8 @@ def _weighed(text: str) -> Iterator[tuple[str, float]]:
 
 
 def _section(fragments: Iterable[Fragment]) -> Section:
-    """Fragments without the blank ones. Words that only a bracket kept apart stay apart in the text."""
+    """A section of the fragments that are not blank. In `text`, words separated only by a bracket get a
+    space."""
     text = ""
     kept = []
     for fragment in fragments:
@@ -204,7 +206,7 @@ def _section(fragments: Iterable[Fragment]) -> Section:
 
 
 def _appended(prompt: WeightedPrompt, weights: WeightedPrompt) -> WeightedPrompt:
-    """The weights behind the prompt, a comma between them."""
+    """Append the weights to the prompt, separated by a comma."""
     if not prompt.sections:
         return weights
     *before, last = prompt.sections
