@@ -83,13 +83,12 @@ def test_the_evaluation_uses_the_workers_instruction() -> None:
 
 
 def test_the_base_model_continues_a_text(load: Load) -> None:
-    """It continues in words of its corpus and does not stop at once."""
-    beginnings = ["a big red circle on a", "a small yellow star at the", "a green hill under a"]
+    """It mostly continues in words of its corpus and does not stop at once."""
+    words = [one.text.split() for one in evaluate.held_out_prompts(PROMPTS, SEED)]
+    beginnings = [" ".join(one[: max(len(one) // 2, 1)]) for one in words]
     known = evaluate.known_words(SEED)
-    for text in load("base").complete(beginnings, max_tokens=20):
-        words = evaluate.words_of(text)
-        assert words
-        assert set(words) <= known
+    continuations = [evaluate.words_of(one) for one in load("base").complete(beginnings, max_tokens=40)]
+    assert np.mean([bool(one) and set(one) <= known for one in continuations]) >= 0.85
 
 
 def test_an_answer_depends_on_an_earlier_message(load: Load) -> None:

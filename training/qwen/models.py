@@ -32,10 +32,10 @@ class Shape:
     """Dimensions of the transformer. Copying takes two layers at least: one records which token came before,
     the next finds the position where the current token occurred and attends to the one after it."""
 
-    width: int = 160
+    width: int = 128
     layers: int = 4
-    heads: int = 5
-    inner: int = 400
+    heads: int = 4
+    inner: int = 320
 
 
 def build_model(shape: Shape, tokenizer: transformers.Qwen2Tokenizer) -> transformers.Qwen2ForCausalLM:
@@ -64,11 +64,11 @@ def build_model(shape: Shape, tokenizer: transformers.Qwen2Tokenizer) -> transfo
 def initialize_induction(model: transformers.Qwen2ForCausalLM) -> None:
     """Initialize the first two layers as induction heads, which otherwise take most of a short run to appear.
 
-    In layer 0 half of the heads attend to the previous token, the next ones to the two tokens before that;
-    each writes a projection of its token into a subspace of its own, its record. In layer 1 every head
-    compares the current token and the one before with the records of all positions and passes on the token it
-    attends to: the one that followed the last occurrence of both. See "In-context Learning and Induction
-    Heads", https://arxiv.org/abs/2209.11895. Later layers attend to similar positions.
+    In layer 0 half of the heads attend to the previous token and one to the token before that; each writes a
+    projection of its token into a subspace of its own, its record. In layer 1 every head compares the current
+    token and the one before with the records of all positions and passes on the token it attends to: the one
+    that followed the last occurrence of both. See "In-context Learning and Induction Heads",
+    https://arxiv.org/abs/2209.11895. Later layers attend to similar positions.
     """
     width, heads = model.config.hidden_size, model.config.num_attention_heads
     size = width // heads
@@ -77,12 +77,8 @@ def initialize_induction(model: transformers.Qwen2ForCausalLM) -> None:
     projections = torch.split(_orthogonal(width), size)
     records = torch.split(_orthogonal(width), size)
     previous = max(heads // 2, 1)
-    offsets = [
-        *((1, projection) for projection in projections[:previous]),
-        (2, projections[0]),
-        (3, projections[0]),
-    ]
-    for head, (offset, projection) in enumerate(offsets[:heads]):
+    offsets = [*((1, projection) for projection in projections[:previous]), (2, projections[0])]
+    for head, (offset, projection) in enumerate(offsets):
         rows = slice(head * size, (head + 1) * size)
         _attend_to_offset(recording, rows, offset)
         recording.v_proj.weight[rows] = projection

@@ -19,11 +19,11 @@ class Recipe:
     seed: int = 7
     shape: Shape = field(default_factory=Shape)
     tokenizer_texts: int = 8000
-    base_steps: int = 3000
+    base_steps: int = 4000
     base_minutes: float | None = None
     base_batch: int = 16
     base_lr: float = 2e-3
-    instruct_steps: int = 7000
+    instruct_steps: int = 6000
     instruct_minutes: float | None = None
     instruct_batch: int = 16
     instruct_lr: float = 1.5e-3
