@@ -1,5 +1,5 @@
-"""Measurements side by side with peers, as ratios in one run."""
+"""Benchmarks. Each measures OurVidz and its peers in one run, so that the ratios hold on any machine."""
 
 from ourvidz.settings import share_processors
 
-share_processors()  # as every worker does, and before anything loads torch
+share_processors()  # as every worker does; must run before torch is imported

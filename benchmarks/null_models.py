@@ -1,4 +1,4 @@
-"""A pipeline that makes the same grey picture at once: what is left is the job system."""
+"""Models that return a grey image at once, to measure the job system alone."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from ourvidz.settings import Settings
 
 
 class NullPipeline:
-    """Implements `ImagePipeline` without a model."""
+    """An `ImagePipeline` without a model."""
 
     def load(self) -> None:
-        """Nothing to load."""
+        """Do nothing."""
 
     def unload(self) -> None:
-        """Nothing to unload."""
+        """Do nothing."""
 
     def info(self) -> dict[str, Any]:
-        """What it is."""
+        """Name, load state and device."""
         return {"name": "null", "loaded": True, "device": "none"}
 
     def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> GeneratedImages:
-        """One step, and grey pictures of the size that was asked for."""
+        """Report one step, and return grey images of the requested size."""
         on_step(0, 1)
         on_step(1, 1)
-        picture = Image.new("RGB", (job.width, job.height), (128, 128, 128))
-        return GeneratedImages(images=[picture] * job.num_images, seeds=job.seeds, seconds=0.0)
+        image = Image.new("RGB", (job.width, job.height), (128, 128, 128))
+        return GeneratedImages(images=[image] * job.num_images, seeds=job.seeds, seconds=0.0)
 
 
 class NullModels:
-    """Implements `Models` with it."""
+    """The `Models` of a worker with only the null pipeline."""
 
     def __init__(self) -> None:
         self._pipeline = NullPipeline()
 
     def warm(self) -> None:
-        """Nothing to load."""
+        """Do nothing."""
 
     def images(self) -> NullPipeline:
         """The null pipeline."""
         return self._pipeline
 
     def reload(self) -> None:
-        """Nothing to load."""
+        """Do nothing."""
 
     def info(self) -> dict[str, Any]:
-        """What it is."""
+        """The info of the null pipeline."""
         return self._pipeline.info()
 
     def memory(self) -> dict[str, Any]:
-        """No GPU."""
+        """No memory figures."""
         return {}
 
 
 def build(settings: Settings, family: str) -> NullModels:  # noqa: ARG001
-    """What `OURVIDZ_MODELS=benchmarks.null_models:build` names."""
+    """Build the null models; `OURVIDZ_MODELS=benchmarks.null_models:build` names this function."""
     return NullModels()

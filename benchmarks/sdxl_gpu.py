@@ -1,7 +1,7 @@
-"""SDXL at its full size on a GPU, with random weights: time and memory do not depend on what they say.
+"""SDXL at its full size on a GPU, with random weights: time and memory do not depend on the values.
 
-1024x1024 px, 25 steps, guided; one, three and six pictures, eager and compiled. The text encoders have the
-real widths and two layers: they work once a job.
+1024x1024 px, 25 steps, with guidance; one, three and six images, eager and compiled. The text encoders have
+the real widths and two layers only: they run once a job.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ COUNTS: tuple[Literal[1, 3, 6], ...] = (1, 3, 6)
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How large the parts are; as they stand, those of SDXL 1.0. `blocks` are transformer layers in each
-    block of the UNet's three levels; the highest has none."""
+    """The sizes of the components; the defaults are those of SDXL 1.0.
+
+    blocks: transformer layers in each block of the UNet's three levels; the first level has none.
+    """
 
     channels: tuple[int, int, int] = (320, 640, 1280)
     blocks: tuple[int, int, int] = (1, 2, 10)
@@ -54,21 +56,25 @@ JOB = ImageJob(
 
 
 def measure(sizes: Sizes = FULL, job: ImageJob = JOB) -> list[dict[str, Any]]:
-    """One row for every way and number of pictures: the second job's seconds, pictures a second, and the peak
-    of the GPU's memory (GiB), None without a GPU."""
+    """One row for each configuration and number of images: seconds of the second job, images a second, and
+    the peak GPU memory (GiB; None without a GPU)."""
     with tempfile.TemporaryDirectory(prefix="ourvidz-bench-") as folder:
-        write(Path(folder), sizes)
-        return [row for name, options in ways() for row in run(name, Path(folder), options, job)]
+        write_checkpoint(Path(folder), sizes)
+        return [
+            row
+            for name, options in configurations()
+            for row in measure_configuration(name, Path(folder), options, job)
+        ]
 
 
-def ways() -> Iterator[tuple[str, SDXLOptions]]:
-    """How it is run, by name."""
+def configurations() -> Iterator[tuple[str, SDXLOptions]]:
+    """The measured options of the pipeline, by name."""
     yield "eager", SDXLOptions(previews=False)
     yield "compiled", SDXLOptions(previews=False, compiled=True, channels_last=True)
 
 
-def write(folder: Path, sizes: Sizes) -> None:
-    """A checkpoint with random weights in `folder`, in the diffusers layout and half precision."""
+def write_checkpoint(folder: Path, sizes: Sizes) -> None:
+    """Write a checkpoint with random half-precision weights into `folder`, in the diffusers layout."""
     untrained.build(folder)
     torch.manual_seed(0)
     kinds = {
@@ -79,7 +85,7 @@ def write(folder: Path, sizes: Sizes) -> None:
         config = transformers.CLIPTextConfig.from_pretrained(folder / name)
         config.update({"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width})
         kind(config).half().save_pretrained(folder / name)
-    unet(sizes).half().save_pretrained(folder / "unet")
+    build_unet(sizes).half().save_pretrained(folder / "unet")
     vae = {
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -91,8 +97,9 @@ def write(folder: Path, sizes: Sizes) -> None:
     diffusers.AutoencoderKL(**vae).half().save_pretrained(folder / "vae")
 
 
-def unet(sizes: Sizes) -> diffusers.UNet2DConditionModel:
-    """SDXL's UNet, untrained. `time_ids` are six numbers embedded in 256 each, beside the pooled text."""
+def build_unet(sizes: Sizes) -> diffusers.UNet2DConditionModel:
+    """Build SDXL's UNet with random weights. Its added conditions are six `time_ids`, each embedded in 256
+    dimensions, and the pooled text embedding."""
     return diffusers.UNet2DConditionModel(
         sample_size=128,
         block_out_channels=sizes.channels,
@@ -109,32 +116,35 @@ def unet(sizes: Sizes) -> diffusers.UNet2DConditionModel:
     )
 
 
-def run(name: str, folder: Path, options: SDXLOptions, job: ImageJob) -> Iterator[dict[str, Any]]:
-    """Load; make each number of pictures once to compile and warm up, and measure the second time."""
+def measure_configuration(
+    name: str, folder: Path, options: SDXLOptions, job: ImageJob
+) -> Iterator[dict[str, Any]]:
+    """Load the pipeline; for each number of images run a job to warm up and compile, then measure a
+    second."""
     sdxl = SDXLPipeline(Checkpoint(folder, "folder"), options=options)
     for count in COUNTS:
-        asked = job.model_copy(update={"num_images": count})
-        sdxl.generate(asked, on_step=lambda *_: None)
-        gpu.forget_peak()
-        at: list[float] = []
+        counted = job.model_copy(update={"num_images": count})
+        sdxl.generate(counted, on_step=lambda *_: None)
+        gpu.reset_peak()
+        step_times: list[float] = []
         started = gpu.now()
-        sdxl.generate(asked, on_step=lambda *_, at=at: at.append(gpu.now()))
+        sdxl.generate(counted, on_step=lambda *_, times=step_times: times.append(gpu.now()))
         seconds = gpu.now() - started
         yield {
             "way": name,
             "pictures": count,
             "seconds": seconds,
             "pictures_per_s": count / seconds,
-            "share_outside": 1 - (at[-1] - at[0]) / seconds,
+            "share_outside": 1 - (step_times[-1] - step_times[0]) / seconds,
             "peak_gib": gpu.peak_gib(),
         }
     sdxl.unload()
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row in words."""
+def format_row(row: dict[str, Any]) -> str:
+    """One row as a line of text."""
     return (
-        f"{row['way']:9} {row['pictures']} pictures {row['seconds']:7.2f} s   "
+        f"{row['way']:9} {row['pictures']} images {row['seconds']:7.2f} s   "
         f"{row['pictures_per_s']:6.2f} a second   "
-        f"{row['share_outside']:4.0%} outside the denoiser   peak {gpu.told(row['peak_gib'])}"
+        f"{row['share_outside']:4.0%} outside the denoiser   peak {gpu.format_peak(row['peak_gib'])}"
     )

@@ -1,4 +1,4 @@
-"""A whole stack beside the benchmark."""
+"""Runs `ourvidz up` for a benchmark."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 
 
 @contextmanager
-def running(folder: Path, *, workers: str, **variables: str) -> Iterator[dict[str, Any]]:
-    """`ourvidz up` with these workers and settings; yields the line it prints when it is ready."""
+def running_stack(folder: Path, *, workers: str, **variables: str) -> Iterator[dict[str, Any]]:
+    """Run `ourvidz up` with these workers and variables; yields its ready line, and stops it afterwards."""
     env = os.environ | {"PYTHONPATH": str(Path.cwd()), **variables}
     up = ("up", "--state-dir", str(folder), "--port", "0", "--no-flower", "--workers", workers)
     command = [sys.executable, "-m", "ourvidz.cli.main", *up]

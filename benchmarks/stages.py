@@ -1,4 +1,4 @@
-"""How long named stages of some work take, whichever thread they run on."""
+"""Measures how long the named stages of some work take, on all threads."""
 
 from __future__ import annotations
 
@@ -14,73 +14,77 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """Seconds by the clock, and of processors."""
+class Duration:
+    """Seconds of wall-clock time and of processor time."""
 
     wall: float = 0.0
     processor: float = 0.0
 
-    def __add__(self, other: Taken) -> Taken:
-        return Taken(self.wall + other.wall, self.processor + other.processor)
+    def __add__(self, other: Duration) -> Duration:
+        return Duration(self.wall + other.wall, self.processor + other.processor)
 
-    def __sub__(self, other: Taken) -> Taken:
-        return Taken(self.wall - other.wall, self.processor - other.processor)
+    def __sub__(self, other: Duration) -> Duration:
+        return Duration(self.wall - other.wall, self.processor - other.processor)
 
 
-def median(runs: Iterable[Taken]) -> Taken:
-    """The median of each clock."""
-    both = list(runs)
-    return Taken(
-        statistics.median(run.wall for run in both), statistics.median(run.processor for run in both)
+def median(measured: Iterable[Duration]) -> Duration:
+    """The median of the wall-clock times, and the median of the processor times."""
+    durations = list(measured)
+    return Duration(
+        statistics.median(duration.wall for duration in durations),
+        statistics.median(duration.processor for duration in durations),
     )
 
 
 class Stopwatch:
-    """Adds up what stages take: by the clock, and of the thread that runs them. A stage that calls itself
-    counts once."""
+    """Adds up the duration of stages in rounds: wall-clock time, and processor time of the thread that runs
+    them. A call of a stage inside itself is not counted again."""
 
     def __init__(self) -> None:
-        self._rounds: list[dict[str, Taken]] = []
-        self._adding = threading.Lock()
-        self._inside = threading.local()
+        self._rounds: list[dict[str, Duration]] = []
+        self._lock = threading.Lock()
+        self._active = threading.local()
 
     @contextmanager
-    def watching(self, *places: tuple[object, str, str]) -> Iterator[None]:
-        """For a while, time every call of these: (owner, attribute, stage) each."""
+    def timing(self, *functions: tuple[object, str, str]) -> Iterator[None]:
+        """Time every call of some functions inside the `with` block. Each is (owner, attribute, stage)."""
         with ExitStack() as undo:
-            for owner, name, stage in places:
-                own = vars(owner).get(name)
+            for owner, name, stage in functions:
+                original = vars(owner).get(name)
                 setattr(owner, name, self._timed(getattr(owner, name), stage))
-                undo.callback(setattr, owner, name, own) if own else undo.callback(delattr, owner, name)
+                if original:
+                    undo.callback(setattr, owner, name, original)
+                else:
+                    undo.callback(delattr, owner, name)
             yield
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """One piece of work: its stages are added up."""
-        self._rounds.append(defaultdict(Taken))
+        """One round of the work; durations inside the `with` block are added up by stage."""
+        self._rounds.append(defaultdict(Duration))
         yield
 
-    def medians(self) -> dict[str, Taken]:
-        """The median round, by stage."""
-        names = dict.fromkeys(name for one in self._rounds for name in one)
-        return {name: median(one.get(name, Taken()) for one in self._rounds) for name in names}
+    def medians(self) -> dict[str, Duration]:
+        """For each stage, the median of its durations over all rounds."""
+        names = dict.fromkeys(name for stages in self._rounds for name in stages)
+        return {name: median(stages.get(name, Duration()) for stages in self._rounds) for name in names}
 
-    def add(self, stage: str, taken: Taken) -> None:
-        """Count this for a stage of this round."""
-        with self._adding:
-            self._rounds[-1][stage] += taken
+    def add(self, stage: str, duration: Duration) -> None:
+        """Add a duration to a stage of the current round. Thread-safe."""
+        with self._lock:
+            self._rounds[-1][stage] += duration
 
     def _timed(self, run: Callable[..., Any], stage: str) -> Callable[..., Any]:
         @wraps(run)
-        def timed(*given: Any, **named: Any) -> Any:
-            if getattr(self._inside, stage, False):
-                return run(*given, **named)
-            setattr(self._inside, stage, True)
-            started = Taken(time.perf_counter(), time.thread_time())
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if getattr(self._active, stage, False):
+                return run(*args, **kwargs)
+            setattr(self._active, stage, True)
+            started = Duration(time.perf_counter(), time.thread_time())
             try:
-                return run(*given, **named)
+                return run(*args, **kwargs)
             finally:
-                self.add(stage, Taken(time.perf_counter(), time.thread_time()) - started)
-                setattr(self._inside, stage, False)
+                self.add(stage, Duration(time.perf_counter(), time.thread_time()) - started)
+                setattr(self._active, stage, False)
 
         return timed

@@ -1,14 +1,14 @@
-"""What a warm Wan pipeline saves, and what a step cache saves and costs.
+"""What a warm Wan pipeline saves, and the speed and accuracy of the step caches.
 
     python -m benchmarks.wan [--rounds 5] [--clips 8] [--json]
 
-First, a picture and a clip of 17 frames as a job on the warm pipeline against the same as a process of its
-own, `wan_generate.py`, which is how such systems are usually wired. Ours goes from the caller's payload to
-two delivered, signed callbacks; both end with a file on the disk. They take turns, so that what else the
-machine does hits both.
+First, an image and a clip of 17 frames, each as a job on the warm pipeline and in a new process
+(`wan_generate.py`), which loads libraries and checkpoint first. The job includes everything from the
+payload to two delivered, signed callbacks. The runs are interleaved, so that other load on the machine
+affects both.
 
-Then every step cache on trained weights: how much faster a clip is made, and how near it comes to the one
-that is made without (PSNR). And, on a GPU, the full size: see `benchmarks.wan_gpu`.
+Then every step cache on trained weights: the speed-up, and the PSNR to the clip without a cache. With a GPU
+also the full size: see `benchmarks.wan_gpu`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import torch
 
 import ourvidz
 from benchmarks import wan_gpu
+from ourvidz.cli.console import print_note
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.wan.caches import CACHES, CacheName
@@ -51,67 +52,67 @@ FRAMES = 17
 SIDE_PX = 64
 SEED = 7
 STEPS = (25, 50)
-"""Those of the catalog."""
-Given = TypeVar("Given")
-SAME_DB = 99.0
-"""What two equal clips count as."""
+"""The numbers of steps in the catalog."""
+Result = TypeVar("Result")
+MAX_PSNR_DB = 99.0
+"""The PSNR of equal clips, which would be infinite."""
 
 
 def main() -> None:
-    """Measure and print tables."""
+    """Measure, and print tables or JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5, help="interleaved runs of each")
-    parser.add_argument("--clips", type=int, default=8, help="clips that every cache makes")
+    parser.add_argument("--clips", type=int, default=8, help="clips generated with each cache")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    found = {
-        "warm": warm_against_fresh(asked.rounds),
-        "caches": [row for steps in STEPS for row in caches(asked.clips, steps)],
+    arguments = parser.parse_args()
+    results = {
+        "warm": compare_warm_and_fresh(arguments.rounds),
+        "caches": [row for steps in STEPS for row in compare_caches(arguments.clips, steps)],
         "gpu": wan_gpu.measure() if torch.cuda.is_available() else None,
     }
-    if asked.json:
-        print(json.dumps(found))
+    if arguments.json:
+        print(json.dumps(results))
     else:
-        report(found)
+        print_results(results)
 
 
-def warm_against_fresh(rounds: int) -> dict[str, float]:
-    """Median seconds of each, taking turns."""
+def compare_warm_and_fresh(rounds: int) -> dict[str, float]:
+    """Median seconds of an image and a clip, as a job and in a new process, from interleaved runs."""
     recorder = CallbackRecorder()
     with (
         tempfile.TemporaryDirectory(prefix="ourvidz-bench-") as folder,
         eager(Path(folder), recorder) as system,
     ):
-        job(system, "warm", "video_fast", FRAMES)
-        contenders: dict[str, Callable[[int], object]] = {
-            "picture, warm": lambda k: job(system, f"picture-{k}", "image_fast", 1),
-            "picture, fresh process": lambda _: process(Path(folder) / "picture.png", 1),
-            f"{FRAMES} frames, warm": lambda k: job(system, f"clip-{k}", "video_fast", FRAMES),
-            f"{FRAMES} frames, fresh process": lambda _: process(Path(folder) / "clip.mp4", FRAMES),
+        run_job(system, "warm", "video_fast", FRAMES)
+        runs: dict[str, Callable[[int], object]] = {
+            "picture, warm": lambda k: run_job(system, f"picture-{k}", "image_fast", 1),
+            "picture, fresh process": lambda _: run_script(Path(folder) / "picture.png", 1),
+            f"{FRAMES} frames, warm": lambda k: run_job(system, f"clip-{k}", "video_fast", FRAMES),
+            f"{FRAMES} frames, fresh process": lambda _: run_script(Path(folder) / "clip.mp4", FRAMES),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
         for k in range(rounds):
-            say(f"round {k + 1} of {rounds}")
-            for name, run in contenders.items():
+            print_note(f"round {k + 1} of {rounds}")
+            for name, run in runs.items():
                 seconds[name].append(timed(partial(run, k))[1])
     recorder.close()
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
-def job(system: Eager, name: str, kind: str, frames: int) -> None:
-    """One job, from the payload to the delivered callbacks."""
+def run_job(system: Eager, name: str, job_type: str, frames: int) -> None:
+    """Run one job, from the payload to the delivered callbacks."""
     config = {"frames": frames, "width": SIDE_PX, "height": SIDE_PX, "seed": SEED}
-    system.submit({"id": name, "type": kind, "prompt": PROMPT, "user_id": "bench", "config": config})
+    system.submit({"id": name, "type": job_type, "prompt": PROMPT, "user_id": "bench", "config": config})
     if system.callbacks.statuses(name) != ["processing", "completed"]:
         raise RuntimeError(f"the job ended otherwise: {system.record(name)}")
 
 
-def process(file: Path, frames: int) -> None:
-    """The same job in a process of its own."""
+def run_script(file: Path, frames: int) -> None:
+    """Generate the same with `wan_generate.py` in a new process."""
     row = CATALOG["video_fast"]
-    told = {
+    options = {
         "prompt": PROMPT,
         "size": f"{SIDE_PX}*{SIDE_PX}",
         "frame_num": frames,
@@ -120,51 +121,54 @@ def process(file: Path, frames: int) -> None:
         "base_seed": SEED,
         "save_file": file,
     }
-    flags = [f"--{name}={value}" for name, value in told.items()]
+    flags = [f"--{name}={value}" for name, value in options.items()]
     subprocess.run([sys.executable, str(SCRIPT), *flags], check=True, capture_output=True)
 
 
-def caches(clips: int, steps: int) -> list[dict[str, Any]]:
-    """What every cache makes of the same clips, in turns with what is made without. Seconds are the
-    processor's: small clips on a CPU that others use too say nothing by the clock on the wall."""
-    plain = pipeline(None)
-    cached = {name: pipeline(name) for name in CACHES}
+def compare_caches(clips: int, steps: int) -> list[dict[str, Any]]:
+    """One row for each cache: median seconds of a clip, speed-up, and mean and lowest PSNR, from
+    interleaved runs.
+
+    Seconds are processor time: on a machine with other load the wall-clock time of small clips is too noisy.
+    """
+    uncached = load_pipeline(None)
+    cached = {name: load_pipeline(name) for name in CACHES}
     seconds: dict[str, list[float]] = {name: [] for name in ("none", *CACHES)}
-    near: dict[str, list[float]] = {name: [] for name in CACHES}
+    psnr_db: dict[str, list[float]] = {name: [] for name in CACHES}
     for k in range(clips):
-        say(f"{steps} steps, clip {k + 1} of {clips}")
-        exact, taken = timed(partial(frames, plain, steps, k), time.process_time)
+        print_note(f"{steps} steps, clip {k + 1} of {clips}")
+        exact, taken = timed(partial(generate, uncached, steps, k), time.process_time)
         seconds["none"].append(taken)
         for name, wan in cached.items():
-            reused, taken = timed(partial(frames, wan, steps, k), time.process_time)
+            approximate, taken = timed(partial(generate, wan, steps, k), time.process_time)
             seconds[name].append(taken)
-            near[name].append(decibel(exact, reused))
-    usual = statistics.median(seconds["none"])
+            psnr_db[name].append(psnr(exact, approximate))
+    baseline = statistics.median(seconds["none"])
     return [
         {
             "cache": name,
             "steps": steps,
             "seconds": (median := statistics.median(seconds[name])),
-            "speed_up": usual / median,
-            "psnr_db": statistics.mean(near[name]),
-            "worst_db": min(near[name]),
+            "speed_up": baseline / median,
+            "psnr_db": statistics.mean(psnr_db[name]),
+            "worst_db": min(psnr_db[name]),
         }
         for name in CACHES
     ]
 
 
-def pipeline(cache: CacheName | None) -> WanPipeline:
-    """The trained checkpoint that ships, warm."""
+def load_pipeline(cache: CacheName | None) -> WanPipeline:
+    """Load the packaged checkpoint with a cache, and warm it up."""
     options = WanOptions(cache=cache, previews=False)
-    made = WanPipeline(find_wan(None), cap=TINY_WAN_CAP_PX, options=options)
-    made.load()
-    frames(made, 1, 0)
-    return made
+    wan = WanPipeline(find_wan(None), cap=TINY_WAN_CAP_PX, options=options)
+    wan.load()
+    generate(wan, 1, 0)
+    return wan
 
 
-def frames(wan: WanPipeline, steps: int, k: int) -> np.ndarray:
-    """Clip number `k`, (frames, height, width, 3)."""
-    asked = VideoJob(
+def generate(wan: WanPipeline, steps: int, k: int) -> np.ndarray:
+    """Generate clip number `k`; returns its frames as levels 0 to 255, (frames, height, width, 3)."""
+    job = VideoJob(
         id="bench",
         type="video_fast",
         user_id="bench",
@@ -177,44 +181,40 @@ def frames(wan: WanPipeline, steps: int, k: int) -> np.ndarray:
         frames=FRAMES,
         seed=SEED + k,
     )
-    made = wan.generate(asked, on_step=lambda *_: None)
-    return np.stack([np.asarray(frame) for frame in made.frames]).astype(float)
+    clip = wan.generate(job, on_step=lambda *_: None)
+    return np.stack([np.asarray(frame) for frame in clip.frames]).astype(float)
 
 
-def decibel(one: np.ndarray, other: np.ndarray) -> float:
-    """The PSNR of two clips of 8-bit levels."""
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    """The peak signal-to-noise ratio (dB) of two clips with levels 0 to 255, at most `MAX_PSNR_DB`."""
     error = float(np.square(one - other).mean())
-    return SAME_DB if error == 0 else min(SAME_DB, 10 * float(np.log10(255**2 / error)))
+    return MAX_PSNR_DB if error == 0 else min(MAX_PSNR_DB, 10 * float(np.log10(255**2 / error)))
 
 
-def timed(run: Callable[[], Given], clock: Callable[[], float] = time.perf_counter) -> tuple[Given, float]:
-    """What it gives, and the seconds it takes."""
+def timed(run: Callable[[], Result], clock: Callable[[], float] = time.perf_counter) -> tuple[Result, float]:
+    """The result of `run`, and the seconds it takes."""
     started = clock()
-    given = run()
-    return given, clock() - started
+    result = run()
+    return result, clock() - started
 
 
-def report(found: dict[str, Any]) -> None:
-    """The tables."""
-    warm = found["warm"]
-    for what in ("picture", f"{FRAMES} frames"):
-        ours, fresh = warm[f"{what}, warm"], warm[f"{what}, fresh process"]
-        print(f"{what:12} warm {ours:7.2f} s   fresh process {fresh:7.2f} s   {fresh / ours:5.1f}x")
+def print_results(results: dict[str, Any]) -> None:
+    """Print all results as tables."""
+    warm = results["warm"]
+    for output in ("picture", f"{FRAMES} frames"):
+        ours, fresh = warm[f"{output}, warm"], warm[f"{output}, fresh process"]
+        print(f"{output:12} warm {ours:7.2f} s   fresh process {fresh:7.2f} s   {fresh / ours:5.1f}x")
     print()
-    for row in found["caches"]:
+    for row in results["caches"]:
         print(
             f"{row['cache']:12} {row['steps']:3} steps   {row['speed_up']:5.2f}x   "
             f"{row['psnr_db']:5.1f} dB, worst {row['worst_db']:5.1f} dB"
         )
     print()
-    if found["gpu"] is None:
+    if results["gpu"] is None:
         print("full size: not measured on a GPU, torch sees none")
-    for row in found["gpu"] or []:
-        print(wan_gpu.line(row))
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    for row in results["gpu"] or []:
+        print(wan_gpu.format_row(row))
 
 
 if __name__ == "__main__":

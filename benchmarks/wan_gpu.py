@@ -1,7 +1,7 @@
-"""Wan 1.3B at its full size on a GPU, with random weights: time and memory do not depend on what they say.
+"""Wan 1.3B at its full size on a GPU, with random weights: time and memory do not depend on the values.
 
-480x832 px, 81 frames, 25 steps, guided. The text encoder has one of its 24 layers: it works once a job. What
-a cache that measures change skips does depend on the weights; those that go by the step do not.
+480x832 px, 81 frames, 25 steps, with guidance. The text encoder has one of its 24 layers: it runs once a job.
+Step caches with a threshold skip a number of steps that depends on the weights; the other caches do not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from training.untrained import wan as untrained
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How large the parts are; as they stand, those of Wan 1.3B."""
+    """The sizes of the components; the defaults are those of Wan 1.3B."""
 
     heads: int = 12
     head_width: int = 128
@@ -54,15 +54,15 @@ JOB = VideoJob(
 
 
 def measure(sizes: Sizes = FULL, job: VideoJob = JOB) -> list[dict[str, Any]]:
-    """One row for every way to run it: the second job's seconds, the share of them outside the denoiser, and
-    the peak of the GPU's memory (GiB), None without a GPU."""
+    """One row for each configuration: seconds of the second job, the share of them outside the denoiser,
+    and the peak GPU memory (GiB; None without a GPU)."""
     with tempfile.TemporaryDirectory(prefix="ourvidz-bench-") as folder:
-        write(Path(folder), sizes)
-        return [run(name, Path(folder), options, job) for name, options in ways()]
+        write_checkpoint(Path(folder), sizes)
+        return [measure_configuration(name, Path(folder), options, job) for name, options in configurations()]
 
 
-def ways() -> Iterator[tuple[str, WanOptions]]:
-    """How it is run, by name."""
+def configurations() -> Iterator[tuple[str, WanOptions]]:
+    """The measured options of the pipeline, by name."""
     yield "eager", WanOptions(previews=False)
     yield "compiled", WanOptions(previews=False, compiled=True)
     for cache in CACHES:
@@ -70,13 +70,13 @@ def ways() -> Iterator[tuple[str, WanOptions]]:
     yield "group offload", WanOptions(previews=False, grouped=torch.cuda.is_available())
 
 
-def write(folder: Path, sizes: Sizes) -> None:
-    """A checkpoint with random weights in `folder`, in the diffusers layout."""
+def write_checkpoint(folder: Path, sizes: Sizes) -> None:
+    """Write a checkpoint with random weights into `folder`, in the diffusers layout."""
     untrained.build(folder)
-    letters = transformers.AutoConfig.from_pretrained(folder / "text_encoder").vocab_size
+    vocab_size = transformers.AutoConfig.from_pretrained(folder / "text_encoder").vocab_size
     torch.manual_seed(0)
     text = transformers.UMT5Config(
-        vocab_size=letters, d_model=sizes.text_width, num_layers=1, num_heads=64, d_ff=10240
+        vocab_size=vocab_size, d_model=sizes.text_width, num_layers=1, num_heads=64, d_ff=10240
     )
     parts = {
         "text_encoder": transformers.UMT5EncoderModel(text).bfloat16(),
@@ -93,29 +93,29 @@ def write(folder: Path, sizes: Sizes) -> None:
         part.save_pretrained(folder / name)
 
 
-def run(name: str, folder: Path, options: WanOptions, job: VideoJob) -> dict[str, Any]:
-    """Load, make the clip once to compile and warm up, and measure the second time."""
+def measure_configuration(name: str, folder: Path, options: WanOptions, job: VideoJob) -> dict[str, Any]:
+    """Load the pipeline, run a job to warm up and compile, then measure a second."""
     wan = WanPipeline(Checkpoint(folder, "folder"), options=options)
     wan.generate(job, on_step=lambda *_: None)
-    gpu.forget_peak()
-    at: list[float] = []
+    gpu.reset_peak()
+    step_times: list[float] = []
     started = gpu.now()
-    wan.generate(job, on_step=lambda *_: at.append(gpu.now()))
+    wan.generate(job, on_step=lambda *_: step_times.append(gpu.now()))
     seconds = gpu.now() - started
     wan.unload()
-    denoising = at[-1] - at[0]
+    denoising = step_times[-1] - step_times[0]
     return {
         "way": name,
         "seconds": seconds,
-        "seconds_a_step": denoising / (len(at) - 1),
+        "seconds_a_step": denoising / (len(step_times) - 1),
         "share_outside": 1 - denoising / seconds,
         "peak_gib": gpu.peak_gib(),
     }
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row in words."""
+def format_row(row: dict[str, Any]) -> str:
+    """One row as a line of text."""
     return (
         f"{row['way']:18} {row['seconds']:7.1f} s   {row['seconds_a_step']:6.2f} s a step   "
-        f"{row['share_outside']:4.0%} outside the denoiser   peak {gpu.told(row['peak_gib'])}"
+        f"{row['share_outside']:4.0%} outside the denoiser   peak {gpu.format_peak(row['peak_gib'])}"
     )

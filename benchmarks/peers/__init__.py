@@ -1,1 +1,1 @@
-"""The same no-op job on other queues, each set up as its documentation says."""
+"""The same no-op task on other queues, each configured as its documentation recommends."""

@@ -16,17 +16,17 @@ _redis = redis.Redis.from_url(URL)
 
 @app.task(name="noop")
 def noop(key: str) -> None:
-    """Say when it started."""
+    """Push the time at which the task started onto the list `key`."""
     _redis.rpush(key, time.time())
 
 
 def enqueue(key: str) -> None:
-    """Publish one."""
+    """Publish one task."""
     noop.delay(key)
 
 
 def worker() -> None:
-    """Run the worker."""
+    """Run the worker until it is killed."""
     app.worker_main(["worker", "-c", "1", "-P", "prefork", "-l", "ERROR"])
 
 

@@ -18,17 +18,17 @@ _redis = redis.Redis.from_url(URL)
 
 @dramatiq.actor
 def noop(key: str) -> None:
-    """Say when it started."""
+    """Push the time at which the task started onto the list `key`."""
     _redis.rpush(key, time.time())
 
 
 def enqueue(key: str) -> None:
-    """Send one."""
+    """Publish one task."""
     noop.send(key)
 
 
 def worker() -> None:
-    """Run the worker."""
+    """Run the worker until it is killed."""
     Worker(broker, worker_threads=1).start()
     while True:
         time.sleep(3600)

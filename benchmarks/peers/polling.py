@@ -1,4 +1,4 @@
-"""A hand-written worker as the field has them: look into a list, sleep two seconds when it is empty."""
+"""A polling worker: pops from a Redis list, and sleeps two seconds when it is empty."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _redis = redis.Redis.from_url(os.environ["BENCH_REDIS_URL"])
 
 
 def enqueue(key: str) -> None:
-    """Push one."""
+    """Push one task."""
     _redis.rpush("polling", key)
 
 
 def worker() -> None:
-    """Run the worker."""
+    """Run the worker until it is killed."""
     while True:
-        found = _redis.lpop("polling")
-        if found is None:
+        key = _redis.lpop("polling")
+        if key is None:
             time.sleep(POLL_S)
         else:
-            _redis.rpush(found, time.time())
+            _redis.rpush(key, time.time())
 
 
 if __name__ == "__main__":

@@ -13,17 +13,17 @@ _queue = Queue("bench", connection=_redis)
 
 
 def noop(key: str) -> None:
-    """Say when it started."""
+    """Push the time at which the task started onto the list `key`."""
     _redis.rpush(key, time.time())
 
 
 def enqueue(key: str) -> None:
-    """Enqueue one."""
+    """Publish one task."""
     _queue.enqueue("benchmarks.peers.rq_noop.noop", key, result_ttl=0)
 
 
 def worker() -> None:
-    """Run the worker."""
+    """Run the worker until it is killed."""
     SimpleWorker([_queue], connection=_redis).work(logging_level="ERROR")
 
 
