@@ -42,6 +42,9 @@ from ourvidz.wiring import control
 
 share_processors()
 
+POLL_S = 0.01
+"""How often the callback receiver checks whether it is to stop: the time that closing it takes."""
+
 __all__ = [
     "CallbackRecorder",
     "Eager",
@@ -100,7 +103,9 @@ class CallbackRecorder:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, name="callbacks", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(POLL_S,), name="callbacks", daemon=True
+        )
         self._thread.start()
 
     @property

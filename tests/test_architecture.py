@@ -1,4 +1,4 @@
-"""The house rules a machine can check: which library lives in which room, who reads the environment."""
+"""Rules of the source tree: which package uses which library, who reads the environment, names in use."""
 
 from __future__ import annotations
 
@@ -49,13 +49,34 @@ HOME_OF: dict[str, set[str]] = {
     "pytest": {"testing"},
 }
 
+FORMER_NAMES = frozenset(
+    {
+        *("Turn", "Company", "Opening", "Going", "Speller", "Alphabet", "Screen", "Piece", "Hearing", "Look"),
+        *(
+            "Steering",
+            "Rung",
+            "Attendance",
+            "Presence",
+            "Lanes",
+            "Keeper",
+            "Courier",
+            "Fault",
+            "Found",
+            "Made",
+        ),
+        *("Kept", "Heard", "LEAD_S", "SYNC", "memory_ladder", "key_values", "said_before", "surroundings"),
+        *("last_words", "bury", "lift", "ripe", "tell", "_climb", "seat", "speak", "door"),
+    }
+)
+"""Names of an earlier private vocabulary that the field's own terms have replaced."""
+
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(ROOT.rglob("*.py")):
         yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
 
 
-def room_of(name: str) -> str:
+def package_of(name: str) -> str:
     return name.split("/")[0].removesuffix(".py")
 
 
@@ -67,19 +88,19 @@ def imported(tree: ast.Module) -> Iterator[str]:
             yield node.module.split(".")[0]
 
 
-def test_every_library_lives_in_its_room() -> None:
-    """A line that speaks torch outside the pipelines is a line in the wrong place."""
+def test_every_library_is_used_in_its_own_packages_only() -> None:
+    """A line that uses torch outside the pipelines is in the wrong package."""
     strays = [
         f"{name}: {library}"
         for name, tree in modules()
         for library in imported(tree)
-        if library in HOME_OF and room_of(name) not in HOME_OF[library]
+        if library in HOME_OF and package_of(name) not in HOME_OF[library]
     ]
     assert strays == []
 
 
 def test_only_the_settings_read_the_environment() -> None:
-    """One reader means one list of what an operator can set, checked at start."""
+    """One reader means one list of settings, validated at start."""
     readers = {
         name
         for name, tree in modules()
@@ -89,16 +110,40 @@ def test_only_the_settings_read_the_environment() -> None:
     assert readers == {"settings/read.py"}
 
 
+def identifiers(tree: ast.Module) -> Iterator[str]:
+    """Yield every name that a module defines, uses, or passes as a keyword."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name):
+                yield name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.keyword(arg=str(name)):
+                yield name
+
+
+@pytest.mark.parametrize("folder", ["ourvidz", "training", "benchmarks", "tests"])
+def test_no_former_name_is_in_use(folder: str) -> None:
+    """A reader who knows the field must not have to learn a second vocabulary."""
+    found = {
+        f"{path.relative_to(ROOT.parent)}: {name}"
+        for path in sorted((ROOT.parent / folder).rglob("*.py"))
+        for name in identifiers(ast.parse(path.read_text()))
+        if name in FORMER_NAMES
+    }
+    assert found == set()
+
+
 @pytest.mark.parametrize("package", sorted(p.parent.name for p in ROOT.glob("*/__init__.py")))
-def test_every_package_says_what_it_owns_and_handles(package: str) -> None:
-    """A newcomer reads that before anything else."""
+def test_every_package_docstring_says_what_it_owns_and_handles(package: str) -> None:
+    """It is the first thing that a newcomer reads."""
     docstring = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text())) or ""
     assert re.search(r"^Owns\b", docstring, re.MULTILINE)
     assert re.search(r"^(Handles|Speaks)\b", docstring, re.MULTILINE)
 
 
 def test_the_drawn_error_tree_is_the_real_one() -> None:
-    """The drawing in the module is what people read; it must not drift from the classes."""
+    """People read the tree in the module docstring; it must match the classes."""
     drawn = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
 
     def walk(kind: type) -> Iterator[str]:

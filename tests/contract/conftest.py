@@ -50,7 +50,7 @@ def reference_image() -> Image.Image:
 def host() -> Iterator[str]:
     """`host:port` of an image server, for the URLs in the samples."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), ImageHandler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"127.0.0.1:{server.server_address[1]}"
     server.shutdown()
