@@ -99,12 +99,12 @@ def _assets(counts: Mapping[str, int]) -> Iterable[Metric]:
 
 
 def _callbacks(snapshot: Snapshot) -> Iterable[Metric]:
-    told = CounterMetricFamily(
+    callbacks = CounterMetricFamily(
         "ourvidz_callbacks", "Callbacks delivered, put off for another try, and given up.", labels=["state"]
     )
     for state in ("delivered", "retried", "dead"):
-        told.add_metric([state], snapshot.counts.get(f"callbacks.{state}", 0))
-    yield told
+        callbacks.add_metric([state], snapshot.counts.get(f"callbacks.{state}", 0))
+    yield callbacks
     pending = GaugeMetricFamily("ourvidz_outbox_pending", "Callbacks that are still to be delivered.")
     pending.add_metric([], snapshot.outbox_pending)
     yield pending

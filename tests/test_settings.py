@@ -1,4 +1,4 @@
-"""What an operator can set, and what a wrong value says."""
+"""Settings are read from the environment; invalid values raise one-line errors."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def test_nothing_set_is_the_tiny_profile_on_loopback(read: Any) -> None:
-    """Who clones the project and sets nothing gets something that works and is not open to the world."""
-    chosen = read()
-    assert (chosen.profile, chosen.host, chosen.storage) == ("tiny", "127.0.0.1", "local")
-    assert chosen.redis_url == "redis://127.0.0.1:6379/0"
-    assert chosen.default_callback_url is None
-    assert control.defaults(chosen).sdxl_size == (128, 128)
+    """An unconfigured installation works and listens on the loopback interface only."""
+    settings = read()
+    assert (settings.profile, settings.host, settings.storage) == ("tiny", "127.0.0.1", "local")
+    assert settings.redis_url == "redis://127.0.0.1:6379/0"
+    assert settings.default_callback_url is None
+    assert control.defaults(settings).sdxl_size == (128, 128)
 
 
 def test_the_production_profile_has_the_production_sizes(read: Any) -> None:
@@ -49,9 +49,9 @@ def test_the_production_profile_has_the_production_sizes(read: Any) -> None:
 
 
 def test_upstash_becomes_a_broker_url_with_certificates(read: Any) -> None:
-    """Kombu would accept any certificate unless it is told not to."""
-    chosen = read(UPSTASH_REDIS_REST_URL="https://eu1.upstash.io", UPSTASH_REDIS_REST_TOKEN="to/ken")
-    assert chosen.redis_url == "rediss://default:to%2Fken@eu1.upstash.io:6379?ssl_cert_reqs=required"
+    """Kombu would accept any certificate unless certificates are required explicitly."""
+    settings = read(UPSTASH_REDIS_REST_URL="https://eu1.upstash.io", UPSTASH_REDIS_REST_TOKEN="to/ken")
+    assert settings.redis_url == "rediss://default:to%2Fken@eu1.upstash.io:6379?ssl_cert_reqs=required"
 
 
 def test_our_own_redis_url_wins_over_upstash(read: Any) -> None:
@@ -62,19 +62,19 @@ def test_our_own_redis_url_wins_over_upstash(read: Any) -> None:
 
 def test_lists_are_written_with_commas_or_spaces(read: Any) -> None:
     """Both are in use; two secrets at once are a rotation."""
-    chosen = read(JOB_CALLBACK_SECRET="new, old", OURVIDZ_PORTS="7859 7860")
-    assert (chosen.callback_secrets, chosen.ports) == (("new", "old"), (7859, 7860))
+    settings = read(JOB_CALLBACK_SECRET="new, old", OURVIDZ_PORTS="7859 7860")
+    assert (settings.callback_secrets, settings.ports) == (("new", "old"), (7859, 7860))
 
 
 def test_hosts_to_fetch_from_are_hosts_and_networks(read: Any) -> None:
-    """All the spellings of the table in the reference."""
+    """Covers every form that the settings reference lists."""
     written = "localhost:8000 minio.internal [::1]:9000 10.1.0.0/16 fd00::/8"
-    chosen = read(OURVIDZ_FETCH_ALLOWED_HOSTS=written)
-    assert " ".join(chosen.fetch_allowed_hosts) == written
+    settings = read(OURVIDZ_FETCH_ALLOWED_HOSTS=written)
+    assert " ".join(settings.fetch_allowed_hosts) == written
 
 
 def test_an_empty_variable_counts_as_not_set(read: Any) -> None:
-    """Templates of environments leave them empty."""
+    """Environment templates contain empty variables."""
     assert read(SUPABASE_URL="", OURVIDZ_GPU="").default_callback_url is None
 
 
@@ -121,13 +121,13 @@ def test_a_wrong_value_is_one_line_that_names_its_variable(read: Any, variable: 
 
 @pytest.mark.parametrize("missing", ["OURVIDZ_REDIS_URL", "SUPABASE_URL"])
 def test_the_production_profile_refuses_to_start_without_what_it_needs(read: Any, missing: str) -> None:
-    """Better at the start than with the first job at night."""
+    """A missing setting fails at startup instead of at the first job."""
     with pytest.raises(SettingsError, match=missing):
         read(**{name: value for name, value in PRODUCTION.items() if name != missing})
 
 
 def test_upstash_needs_its_url_and_its_token(read: Any) -> None:
-    """One without the other would end at a server that is not meant."""
+    """A URL without its token would fall back to the default Redis server."""
     with pytest.raises(SettingsError, match="UPSTASH_REDIS_REST_TOKEN"):
         read(UPSTASH_REDIS_REST_URL="https://eu1.upstash.io")
 
@@ -138,16 +138,16 @@ def test_an_adapter_needs_its_encoder(read: Any) -> None:
         read(OURVIDZ_IP_ADAPTER="/m/adapter.safetensors")
 
 
-@pytest.mark.parametrize("given", ["OURVIDZ_C2PA_CERTIFICATE", "OURVIDZ_C2PA_KEY"])
-def test_a_certificate_needs_its_key(read: Any, given: str) -> None:
-    """One without the other would leave assets unsigned that somebody wanted signed."""
+@pytest.mark.parametrize("variable", ["OURVIDZ_C2PA_CERTIFICATE", "OURVIDZ_C2PA_KEY"])
+def test_a_certificate_needs_its_key(read: Any, variable: str) -> None:
+    """A certificate without its key would silently leave assets unsigned."""
     with pytest.raises(SettingsError, match="OURVIDZ_C2PA_CERTIFICATE and OURVIDZ_C2PA_KEY go together"):
-        read(**{given: "/etc/ourvidz/one.pem"})
+        read(**{variable: "/etc/ourvidz/one.pem"})
 
 
 @pytest.mark.parametrize(("gpu", "ending"), [(None, "-cpu"), ("0", "-gpu0"), ("GPU-1a2b", "-GPU-1a2b")])
 def test_worker_ids_name_family_host_and_gpu(read: Any, gpu: str | None, ending: str) -> None:
-    """What operators and callbacks call a worker."""
+    """Worker ids identify a worker in logs and callbacks."""
     worker_id = read(**({"OURVIDZ_GPU": gpu} if gpu else {})).worker_id("sdxl")
     assert worker_id.startswith("sdxl@")
     assert worker_id.endswith(ending)

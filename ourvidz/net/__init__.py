@@ -2,5 +2,5 @@
 
 Owns: one request per connection under one deadline; which hosts and addresses may be called; downloads from
 untrusted URLs; server-sent event streams.
-Speaks: URLs, addresses, headers, bytes, status codes, seconds. No jobs, no payloads, no files.
+Handles: URLs, addresses, headers, bytes, status codes, seconds. No jobs, no payloads, no files.
 """

@@ -71,7 +71,7 @@ def _build(vocabulary: dict[str, int], merges: list[tuple[str, str]], unknown: s
 def _added_tokens(folder: Path, config: dict[str, Any], added: list[dict[str, Any]]) -> list[AddedToken]:
     """The added tokens, which are matched before the text is split; later ones override earlier ones.
 
-    Newer folders list it in `tokenizer_config.json`; older ones leave it to the named tokens and to
+    Newer folders list them in `tokenizer_config.json`; older ones define them by the named tokens and to
     `special_tokens_map.json` or `tokenizer.json`.
     """
     named = config

@@ -1,7 +1,7 @@
 """Tokens and chunks of a prompt.
 
-The text encoders read 77 tokens at a time: a beginning, up to 75 of the prompt's, an end. Longer prompts
-are cut into several such chunks, behind the last whole word that fits.
+A CLIP text encoder takes 77 tokens: a start token, up to 75 prompt tokens and an end token. Longer prompts
+are split into several chunks at word boundaries.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from ourvidz.prompts.weights import Fragment, Section, WeightedPrompt
 
 CONTEXT = 77
 """Context length of a CLIP text encoder in tokens, start and end tokens included."""
-ENDS = 2
+SPECIAL_TOKENS = 2
+"""Start and end token of a chunk."""
 WORD_END = "</w>"
 LONGEST_PIECE = 256
-"""Words longer than this many characters are tokenized in pieces."""
+"""Maximum length in characters of a piece of a split word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class _Word:
-    """A word of fragment number `fragment`, with the space before it. `cut`: it continues a split word."""
+    """A word with its leading space; `fragment` is its fragment's index. `cut`: continues a split word."""
 
     text: str
     tokens: list[str]
@@ -45,7 +46,7 @@ class PromptTokenizer:
     def __init__(self, name: str, tokenizer: Tokenizer, context: int = CONTEXT) -> None:
         self.name = name
         self.context = context
-        # A copy: the model libraries switch truncation and padding of theirs on and off.
+        # A copy, because the model libraries change truncation and padding of the shared tokenizer.
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -55,50 +56,50 @@ class PromptTokenizer:
         return list(self._tokenizer.encode(text, add_special_tokens=False).tokens)
 
     def chunks(self, prompt: WeightedPrompt) -> list[Chunk]:
-        """The prompt in chunks of at most `context` - 2 tokens, at least one. Each section begins its own.
+        """Split a prompt into at least one chunk of at most `context` - 2 tokens. Sections start new chunks.
 
-        The text of a chunk has exactly its tokens when it is tokenized again, fragment by fragment.
+        Tokenizing the fragments of a chunk again yields exactly its tokens.
         """
-        found = [chunk for section in prompt.sections for chunk in self._chunks(section)]
-        return found or [Chunk((Fragment(""),), ())]
+        chunks = [chunk for section in prompt.sections for chunk in self._chunks(section)]
+        return chunks or [Chunk((Fragment(""),), ())]
 
     def _chunks(self, section: Section) -> Iterator[Chunk]:
-        room = self.context - ENDS
-        waiting: list[_Word] = []
+        max_tokens = self.context - SPECIAL_TOKENS
+        pending: list[_Word] = []
         count = 0
         for at, fragment in enumerate(section.fragments):
-            for word in self._words(fragment.text, at, room):
-                if waiting and (word.cut or count + len(word.tokens) > room):
-                    yield _chunk(section, waiting)
-                    waiting, count = [], 0
-                waiting.append(word)
+            for word in self._words(fragment.text, at, max_tokens):
+                if pending and (word.cut or count + len(word.tokens) > max_tokens):
+                    yield _chunk(section, pending)
+                    pending, count = [], 0
+                pending.append(word)
                 count += len(word.tokens)
-        if waiting:
-            yield _chunk(section, waiting)
+        if pending:
+            yield _chunk(section, pending)
 
-    def _words(self, text: str, fragment: int, room: int) -> Iterator[_Word]:
+    def _words(self, text: str, fragment: int, max_tokens: int) -> Iterator[_Word]:
         """Yield the words of a fragment; a word that is longer than a chunk is split."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        # Read once: each look at them copies them all.
-        found, offsets = encoding.tokens, encoding.offsets
+        # Each access of these properties copies the whole list.
+        all_tokens, offsets = encoding.tokens, encoding.offsets
         tokens: list[str] = []
         start = 0
-        for index, (token, (_, end)) in enumerate(zip(found, offsets, strict=True), 1):
+        for index, (token, (_, end)) in enumerate(zip(all_tokens, offsets, strict=True), 1):
             tokens.append(token)
-            if token.endswith(WORD_END) or index == len(found):
-                if len(tokens) > room:
-                    yield from self._pieces(text[start:end], fragment, room)
+            if token.endswith(WORD_END) or index == len(all_tokens):
+                if len(tokens) > max_tokens:
+                    yield from self._pieces(text[start:end], fragment, max_tokens)
                 else:
                     yield _Word(text[start:end], tokens, fragment)
                 tokens, start = [], end
 
-    def _pieces(self, text: str, fragment: int, room: int) -> Iterator[_Word]:
-        """Split a very long word wherever a chunk is full; its pieces are tokenized separately."""
+    def _pieces(self, text: str, fragment: int, max_tokens: int) -> Iterator[_Word]:
+        """Split a word that exceeds a chunk into pieces that fit; each piece is tokenized separately."""
         cut = False
         while text:
             piece = text[:LONGEST_PIECE]
-            while len(tokens := self.tokens(piece)) > room and len(piece) > 1:
-                piece = piece[: max(1, len(piece) * room // len(tokens))]
+            while len(tokens := self.tokens(piece)) > max_tokens and len(piece) > 1:
+                piece = piece[: max(1, len(piece) * max_tokens // len(tokens))]
             yield _Word(piece, tokens, fragment, cut)
             text, cut = text[len(piece) :], True
 

@@ -1,8 +1,8 @@
-"""Weighted prompts in the A1111 syntax, read into fragments.
+"""Parser of the A1111 prompt weight syntax.
 
-`(x)` weighs 1.1 times as much, `[x]` 1.1 times less, `(x:1.2)` 1.2 times as much; nesting multiplies. A
-bracket that is never closed runs to the end. `\\( \\) \\[ \\] \\\\` are the characters themselves. `BREAK`
-starts a new chunk. Everything else is text: a colon outside brackets, a closing bracket that closes nothing.
+`(x)` multiplies the weight by 1.1, `[x]` divides it by 1.1, `(x:1.2)` multiplies it by 1.2; nested factors
+multiply. An unclosed bracket extends to the end. `\\( \\) \\[ \\] \\\\` are escaped brackets and backslashes.
+`BREAK` starts a new chunk. Everything else is text, such as a colon outside brackets or an unmatched `)`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 LOWEST, HIGHEST = 0.0, 2.0
-"""Weights are clamped to this range: above it pictures fall apart."""
+"""Weights are clamped to this range; higher weights produce distorted images."""
 BRACKET = 1.1
-"""What one pair of brackets without a number multiplies or divides by."""
+"""Factor of a pair of brackets without an explicit weight."""
 DIGITS = 6
 """Products of 1.1 and 1 / 1.1 are rounded to this many decimals, so that they cancel."""
 LARGEST = 1e9
-"""Deep nesting stays a number."""
+"""Upper bound of factors and their products; prevents overflow in deep nesting."""
 SEPARATOR = ", "
 
 _MARK = re.compile(
@@ -43,7 +43,7 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """The part of a prompt between two BREAKs. `text` is its words in order, without syntax."""
+    """The part of a prompt between two BREAKs. `text` is its text without the weight syntax."""
 
     fragments: tuple[Fragment, ...]
     text: str
@@ -51,7 +51,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class WeightedPrompt:
-    """A prompt without its syntax. Each section begins a chunk of its own; blank ones are left out."""
+    """A parsed prompt. Each section starts a new chunk; blank sections are omitted."""
 
     sections: tuple[Section, ...]
 
@@ -62,46 +62,48 @@ class WeightedPrompt:
 
     @property
     def text(self) -> str:
-        """The clean text: the words without syntax."""
+        """The text of the prompt without the weight syntax."""
         return " ".join(section.text for section in self.sections)
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """A parsed prompt, the strategy to encode it, and the reason if its weights are not used."""
+class ParsedPrompt:
+    """A parsed prompt, its encoding strategy, and the reason for strategy `fallback`."""
 
     prompt: WeightedPrompt
     strategy: Strategy
     reason: str | None = None
 
 
-def read(prompt: str, weights: str | None = None, *, weighted: bool) -> Reading:
+def parse_prompt(prompt: str, weights: str | None = None, *, weighted: bool) -> ParsedPrompt:
     """Parse a prompt, with `weights` appended to it.
 
-    Without `weighted` it is taken literally (strategy `none`). Unusable weights also make it literal, with
-    the strategy `fallback` and the reason.
+    If `weighted` is false, the prompt is literal text (strategy `none`). If the weights are invalid, it is
+    literal text with strategy `fallback` and the reason.
     """
     if not weighted:
-        return Reading(literal(prompt), "none")
-    reason = unusable(weights) if weights else None
+        return ParsedPrompt(literal(prompt), "none")
+    reason = weights_error(weights) if weights else None
     if reason is not None:
-        return Reading(literal(prompt), "fallback", reason)
+        return ParsedPrompt(literal(prompt), "fallback", reason)
     parsed = parse(prompt)
     if prompt.strip() and not parsed.sections:
-        return Reading(literal(prompt), "fallback", "Nothing is left of the prompt without its brackets.")
-    whole = _appended(parsed, parse(weights)) if weights else parsed
-    return Reading(whole if whole.sections else literal(prompt), "compel")
+        return ParsedPrompt(
+            literal(prompt), "fallback", "Nothing is left of the prompt without its brackets."
+        )
+    whole = _append_weights(parsed, parse(weights)) if weights else parsed
+    return ParsedPrompt(whole if whole.sections else literal(prompt), "compel")
 
 
 def literal(text: str) -> WeightedPrompt:
-    """A prompt of one fragment: brackets, colons and BREAK count as text."""
+    """Return a prompt of one fragment in which brackets, colons and BREAK are text."""
     return WeightedPrompt((Section((Fragment(text),), text),))
 
 
 def parse(text: str) -> WeightedPrompt:
-    """Parse the weight syntax. Any text is accepted; invalid syntax counts as text."""
+    """Parse the weight syntax. Any text is accepted; invalid syntax is kept as text."""
     sections: list[list[Fragment]] = [[]]
-    for piece, weight in _weighed(text):
+    for piece, weight in _weighted_text(text):
         first, *further = _BREAK.split(piece)
         sections[-1].append(Fragment(first, weight))
         sections.extend([Fragment(after, weight)] for after in further)
@@ -109,19 +111,19 @@ def parse(text: str) -> WeightedPrompt:
 
 
 def clean(text: str) -> str:
-    """The words of a prompt without syntax."""
+    """Return the text of a prompt without the weight syntax."""
     return parse(text).text
 
 
-def unusable(weights: str) -> str | None:
-    """The reason why a list of weights cannot be used; None if it can.
+def weights_error(weights: str) -> str | None:
+    """Return why a list of weights is invalid, or None if it is valid.
 
-    It is stricter than `parse`, which takes `(x:abc)` for the words "x:abc" at weight 1.1: here a colon in
-    brackets must be followed by a number. The reason does not quote the text.
+    Stricter than `parse`, which reads `(x:abc)` as the text "x:abc" at weight 1.1: a colon in brackets must
+    be followed by a number. The reason does not quote the text.
     """
-    unread = next((bracket for bracket in _brackets(weights) if bracket.unread), None)
-    if unread is not None:
-        return f"The bracket at character {unread.at + 1} of the weights has a colon but no readable weight."
+    invalid = next((bracket for bracket in _brackets(weights) if bracket.invalid_weight), None)
+    if invalid is not None:
+        return f"The bracket at character {invalid.at + 1} of the weights has a colon but no readable weight."
     if not re.search(r"[^\s,]", clean(weights)):
         return "Nothing is left of the weights without their brackets."
     return None
@@ -133,13 +135,13 @@ class _Bracket:
 
     at: int
     factor: float
-    unread: bool = False
+    invalid_weight: bool = False
 
 
 def _brackets(text: str) -> list[_Bracket]:
-    """The opening brackets, each with the factor that its closing bracket decides.
+    """Return the opening brackets in order, each with the factor set by its closing bracket.
 
-    Round and square brackets are matched apart from each other, as A1111 does.
+    Round and square brackets are matched independently, as in A1111.
     """
     found: list[_Bracket] = []
     rounds: list[_Bracket] = []
@@ -152,14 +154,14 @@ def _brackets(text: str) -> list[_Bracket]:
             (rounds if mark == "(" else squares).append(bracket)
         elif token["weight"] and rounds:
             closed = rounds.pop()
-            closed.factor, closed.unread = _factor(token["weight"]), False
+            closed.factor, closed.invalid_weight = _factor(token["weight"]), False
         elif mark == ")" and rounds:
             rounds.pop()
         elif mark == "]" and squares:
             squares.pop()
         elif (mark == ":" or token["weight"]) and (rounds or squares):
             innermost = max(rounds[-1:] + squares[-1:], key=lambda bracket: bracket.at)
-            innermost.unread = True
+            innermost.invalid_weight = True
     return found
 
 
@@ -167,8 +169,8 @@ def _factor(digits: str) -> float:
     return min(max(0.0, float(digits)), LARGEST)
 
 
-def _weighed(text: str) -> Iterator[tuple[str, float]]:
-    """Yield the text without brackets in pieces of equal weight."""
+def _weighted_text(text: str) -> Iterator[tuple[str, float]]:
+    """Yield runs of text of equal weight, without brackets, as (text, weight)."""
     factors = {bracket.at: bracket.factor for bracket in _brackets(text)}
     # Products of the open brackets: brackets of one kind nest, so each kind is a stack.
     rounds, squares = [1.0], [1.0]
@@ -193,20 +195,19 @@ def _weighed(text: str) -> Iterator[tuple[str, float]]:
 
 
 def _section(fragments: Iterable[Fragment]) -> Section:
-    """A section of the fragments that are not blank. In `text`, words separated only by a bracket get a
-    space."""
+    """Build a section of the non-blank fragments; `text` has a space where only a bracket separated words."""
     text = ""
     kept = []
     for fragment in fragments:
-        glued = text[-1:].isalnum() and fragment.text[:1].isalnum()
-        text += f" {fragment.text}" if glued else fragment.text
+        needs_space = text[-1:].isalnum() and fragment.text[:1].isalnum()
+        text += f" {fragment.text}" if needs_space else fragment.text
         if fragment.text.strip():
             kept.append(fragment)
     return Section(tuple(kept), text.strip())
 
 
-def _appended(prompt: WeightedPrompt, weights: WeightedPrompt) -> WeightedPrompt:
-    """Append the weights to the prompt, separated by a comma."""
+def _append_weights(prompt: WeightedPrompt, weights: WeightedPrompt) -> WeightedPrompt:
+    """Append the weights to the last section of the prompt, separated by a comma."""
     if not prompt.sections:
         return weights
     *before, last = prompt.sections

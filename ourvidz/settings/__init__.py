@@ -1,7 +1,7 @@
-"""What an operator can set.
+"""Settings of the workers and the HTTP shim.
 
-Owns: the environment, `.env`, defaults, what a wrong value says. One file a topic.
-Speaks: one typed, frozen settings object. Nothing else reads the environment.
+Owns: the environment, `.env`, defaults, validation errors. One module per topic.
+Provides: one typed, frozen settings object. No other package reads the environment.
 """
 
 from ourvidz.settings.read import (

@@ -1,10 +1,10 @@
-"""Whom to tell, and what may be fetched."""
+"""Settings of callbacks and of reference downloads."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from ourvidz.settings.kinds import Hosts, Topic, WebURL, Words, env
+from ourvidz.settings.kinds import Hosts, StringList, Topic, WebURL, env
 
 
 class CallbackSettings(Topic):
@@ -14,11 +14,11 @@ class CallbackSettings(Topic):
     supabase_service_key: str | None = env("SUPABASE_SERVICE_KEY")
     callback_url: WebURL | None = env("OURVIDZ_CALLBACK_URL")
     """Where callbacks go that name no URL; default {SUPABASE_URL}/functions/v1/job-callback."""
-    callback_allow: Words = env("OURVIDZ_CALLBACK_ALLOW", ())
+    callback_allow: StringList = env("OURVIDZ_CALLBACK_ALLOW", ())
     """Hosts (`host` or `host:port`) a payload may name in `callback_url`."""
-    callback_secrets: Words = env("JOB_CALLBACK_SECRET", ())
+    callback_secrets: StringList = env("JOB_CALLBACK_SECRET", ())
     """The first signs, all verify: two at once allow rotation."""
-    webhook_secrets: Words = env("OURVIDZ_WEBHOOK_SECRET", ())
+    webhook_secrets: StringList = env("OURVIDZ_WEBHOOK_SECRET", ())
     """Standard Webhooks secrets (`whsec_…`); every one of them signs, so receivers may rotate."""
     callback_assets: Literal["objects", "urls"] = env("OURVIDZ_CALLBACK_ASSETS", "objects")
     progress_callbacks: bool = env("OURVIDZ_PROGRESS_CALLBACKS", False)

@@ -1,4 +1,4 @@
-"""Chat and enhancement."""
+"""Settings of chat and prompt enhancement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of a job."""
+"""Settings of leases, retries and time limits of jobs."""
 
 from __future__ import annotations
 

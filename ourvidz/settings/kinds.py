@@ -1,4 +1,4 @@
-"""The kinds of values a variable takes, each with its rule."""
+"""Value types of settings, with their validators."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def _web_url(value: str) -> str:
     return value
 
 
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """A list written with commas or spaces."""
-Hosts = Annotated[Words, AfterValidator(_hosts)]
+Hosts = Annotated[StringList, AfterValidator(_hosts)]
 """Hosts, hosts with a port, or networks."""
 Ports = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split), AfterValidator(_ports)]
 LocalPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]

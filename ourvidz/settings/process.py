@@ -1,4 +1,4 @@
-"""A process and what it is connected to."""
+"""Settings of the worker process and its Redis connection."""
 
 from __future__ import annotations
 

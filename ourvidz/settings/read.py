@@ -1,4 +1,4 @@
-"""The only reader of the environment: one typed, frozen settings object of all topics.
+"""Reads the environment into one typed, frozen settings object.
 
 Every field names its variable. A wrong value is a `SettingsError` of one line that names the variable.
 """
@@ -31,7 +31,7 @@ _TOGETHER = (
     ("OURVIDZ_C2PA_CERTIFICATE", "OURVIDZ_C2PA_KEY"),
     ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN"),
 )
-"""Variables of which one says nothing without the other."""
+"""Pairs of variables that must be set together."""
 
 
 class Settings(
@@ -48,7 +48,7 @@ class Settings(
     ChatSettings,
     BaseSettings,
 ):
-    """What an operator can set. Nothing set: tiny profile, local Redis, local storage, loopback only."""
+    """All settings. Defaults: tiny profile, local Redis, local storage, loopback interface."""
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
 
@@ -66,17 +66,17 @@ class Settings(
             missing = [name for name, value in needed.items() if value is None]
             if missing:
                 raise ValueError(f"the production profile needs {', '.join(missing)}")
-        given = {
+        values = {
             field.validation_alias: getattr(self, name) for name, field in type(self).model_fields.items()
         }
         for one, other in _TOGETHER:
-            if (given[one] is None) != (given[other] is None):
+            if (values[one] is None) != (values[other] is None):
                 raise ValueError(f"{one} and {other} go together")
         return self
 
     @property
     def storage_dir(self) -> Path:
-        """Where the local storage back end keeps its buckets."""
+        """The directory of the local storage back end's buckets."""
         return self.kept_in(self.state_dir)
 
     def worker_id(self, family: str) -> str:
@@ -115,7 +115,7 @@ def become_worker(name: str, gpu: str | None) -> None:
 
 
 def share_processors() -> None:
-    """Let torch's waiting threads sleep instead of spin, unless the operator has said how they should wait.
+    """Let torch's waiting threads sleep instead of spin, unless OMP_WAIT_POLICY is already set.
     Call it before torch loads. Spinning made a job on two busy cores eight times slower."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -1,4 +1,4 @@
-"""SDXL. Nothing set leaves how it runs to the checkpoint and the device."""
+"""Settings of SDXL. Unset options default to the checkpoint's and device's values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from ourvidz.settings.kinds import LocalPath, Topic, Words, env
+from ourvidz.settings.kinds import LocalPath, StringList, Topic, env
 
 SDXLScheduler = Literal[
     "euler",
@@ -39,7 +39,7 @@ def _each_once(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-LoRAs = Annotated[Words, AfterValidator(_loras)]
+LoRAs = Annotated[StringList, AfterValidator(_loras)]
 """`name=path` or `name=path@weight` each."""
 JobLoRAs = Annotated[LoRAs, AfterValidator(_each_once)]
 """The same, and every name once."""

@@ -1,8 +1,8 @@
-"""The HTTP shim."""
+"""Settings of the HTTP shim."""
 
 from __future__ import annotations
 
-from ourvidz.settings.kinds import Ports, Topic, WebURL, Words, env
+from ourvidz.settings.kinds import Ports, StringList, Topic, WebURL, env
 
 
 class ShimSettings(Topic):
@@ -11,12 +11,12 @@ class ShimSettings(Topic):
     host: str = env("OURVIDZ_HOST", "127.0.0.1")
     ports: Ports = env("OURVIDZ_PORTS", (7860,))
     public_url: WebURL | None = env("OURVIDZ_PUBLIC_URL")
-    api_keys: Words = env("OURVIDZ_API_KEYS", ())
+    api_keys: StringList = env("OURVIDZ_API_KEYS", ())
     """`name:key:scope+scope` each; scopes are jobs, chat, admin."""
     wan_worker_api_key: str | None = env("WAN_WORKER_API_KEY")
     chat_worker_api_key: str | None = env("CHAT_WORKER_API_KEY")
     sdxl_worker_api_key: str | None = env("SDXL_WORKER_API_KEY")
-    open_routes: Words = env("OURVIDZ_OPEN_ROUTES", ())
-    cors_origins: Words = env("OURVIDZ_CORS_ORIGINS", ())
+    open_routes: StringList = env("OURVIDZ_OPEN_ROUTES", ())
+    cors_origins: StringList = env("OURVIDZ_CORS_ORIGINS", ())
     body_limit: int = env("OURVIDZ_BODY_LIMIT_BYTES", 1 << 20, ge=1024)
     data_uri_body_limit: int = env("OURVIDZ_DATA_URI_LIMIT_BYTES", 8 << 20, ge=1024)

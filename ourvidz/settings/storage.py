@@ -1,4 +1,4 @@
-"""Where what is made is kept, and who vouches for it."""
+"""Settings of asset storage and of C2PA signing."""
 
 from __future__ import annotations
 

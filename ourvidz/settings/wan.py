@@ -1,4 +1,4 @@
-"""Wan."""
+"""Settings of Wan."""
 
 from __future__ import annotations
 

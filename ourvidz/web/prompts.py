@@ -12,7 +12,7 @@ from ourvidz.jobs.fields import Fields
 from ourvidz.jobs.generation import prompt_missing
 from ourvidz.jobs.ranges import PROMPT_CHARS
 from ourvidz.prompts.encoders import TextEncoders
-from ourvidz.prompts.weights import Strategy, WeightedPrompt, read
+from ourvidz.prompts.weights import Strategy, WeightedPrompt, parse_prompt
 from ourvidz.web.body import read_json
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
@@ -94,9 +94,9 @@ def _inspect(body: object) -> Inspection:
     prompt, weights, negative = fields.prompt(), fields.text(*WEIGHTS), fields.text("negative_prompt")
     if not prompt:
         raise prompt_missing()
-    reading = read(prompt, weights, weighted=True)
+    reading = parse_prompt(prompt, weights, weighted=True)
     is_weighted = reading.strategy == "compel"
-    negative_prompt = None if negative is None else read(negative, weighted=is_weighted).prompt
+    negative_prompt = None if negative is None else parse_prompt(negative, weighted=is_weighted).prompt
     encoders = control.text_encoders(control.current().settings)
     return Inspection(
         **dict(_analysis(reading.prompt, encoders)),

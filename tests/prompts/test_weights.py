@@ -14,8 +14,8 @@ from ourvidz.prompts.weights import (
     clean,
     literal,
     parse,
-    read,
-    unusable,
+    parse_prompt,
+    weights_error,
 )
 
 Read = list[list[tuple[str, float]]]
@@ -143,13 +143,13 @@ ANYTHING = st.one_of(st.text(), st.lists(PIECES).map("".join))
 @example("(" * 20 + "a" + ":2)" * 20)
 @example("\ud800 (\x00)")
 def test_any_text_is_read_with_weights_inside_the_clamp(text: str) -> None:
-    """A prompt is whatever somebody typed: reading it must never fail a job."""
+    """A prompt is whatever somebody typed: parsed it must never fail a job."""
     for section in parse(text).sections:
         assert section.fragments
         for part in section.fragments:
             assert LOWEST <= part.weight <= HIGHEST
             assert part.text.strip()
-    unusable(text)
+    weights_error(text)
 
 
 @settings(max_examples=300, deadline=None)
@@ -202,7 +202,7 @@ def test_a_hostile_prompt_is_read_at_once(text: str) -> None:
     """One caller's brackets must not hold the shim up: neither the stack nor the clock may suffer."""
     started = time.process_time()
     parse(text)
-    unusable(text)
+    weights_error(text)
     assert time.process_time() - started < 1.0
 
 
@@ -211,7 +211,7 @@ def test_a_hostile_prompt_is_read_at_once(text: str) -> None:
 )
 def test_weights_that_can_be_used(weights: str) -> None:
     """Being strict must not refuse what people really send."""
-    assert unusable(weights) is None
+    assert weights_error(weights) is None
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_weights_that_can_be_used(weights: str) -> None:
 )
 def test_weights_that_cannot_be_used_say_why(weights: str, words: str) -> None:
     """A caller who mistyped a weight must learn it instead of finding "abc" in the picture."""
-    reason = unusable(weights)
+    reason = weights_error(weights)
     assert reason is not None
     assert words in reason
     assert not {"abc", "heavy"} & set(re.findall(r"\w+", reason)), "what people write is not repeated"
@@ -241,18 +241,18 @@ def test_weights_that_cannot_be_used_say_why(weights: str, words: str) -> None:
 
 def test_weights_stand_behind_the_prompt() -> None:
     """The prompt keeps its own weights, and a bracket it leaves open stops at its end."""
-    reading = read("a (red fox", "(calm:1.2) sea", weighted=True)
-    assert (reading.strategy, reading.reason) == ("compel", None)
-    assert shown(reading.prompt) == [
+    parsed = parse_prompt("a (red fox", "(calm:1.2) sea", weighted=True)
+    assert (parsed.strategy, parsed.reason) == ("compel", None)
+    assert shown(parsed.prompt) == [
         [("a ", 1.0), ("red fox", 1.1), (", ", 1.0), ("calm", 1.2), (" sea", 1.0)]
     ]
-    assert reading.prompt.text == "a red fox, calm sea"
+    assert parsed.prompt.text == "a red fox, calm sea"
 
 
 def test_weights_join_the_last_section() -> None:
     """A chunk of its own would be half empty and weigh as much as the prompt."""
-    reading = read("a BREAK b", "(c:1.2) BREAK d", weighted=True)
-    assert shown(reading.prompt) == [
+    parsed = parse_prompt("a BREAK b", "(c:1.2) BREAK d", weighted=True)
+    assert shown(parsed.prompt) == [
         [("a ", 1.0)],
         [(" b", 1.0), (", ", 1.0), ("c", 1.2)],
         [(" d", 1.0)],
@@ -261,26 +261,26 @@ def test_weights_join_the_last_section() -> None:
 
 def test_weights_alone_are_enough() -> None:
     """A job whose prompt is empty may still say what to draw with weights."""
-    assert shown(read("", "(a:1.2)", weighted=True).prompt) == [[("a", 1.2)]]
+    assert shown(parse_prompt("", "(a:1.2)", weighted=True).prompt) == [[("a", 1.2)]]
 
 
 def test_unusable_weights_leave_the_prompt_as_it_is() -> None:
     """The picture is the one without weights, and the caller is told so."""
-    reading = read("a (red:1.2) fox", "(a:abc)", weighted=True)
-    assert reading.strategy == "fallback"
-    assert reading.reason
-    assert reading.prompt == literal("a (red:1.2) fox")
+    parsed = parse_prompt("a (red:1.2) fox", "(a:abc)", weighted=True)
+    assert parsed.strategy == "fallback"
+    assert parsed.reason
+    assert parsed.prompt == literal("a (red:1.2) fox")
 
 
 def test_a_prompt_of_brackets_alone_is_taken_literally() -> None:
     """An empty picture would be the worse surprise."""
-    reading = read("(())", weighted=True)
-    assert reading.strategy == "fallback"
-    assert reading.prompt == literal("(())")
+    parsed = parse_prompt("(())", weighted=True)
+    assert parsed.strategy == "fallback"
+    assert parsed.prompt == literal("(())")
 
 
 def test_without_weights_brackets_are_text() -> None:
     """Workers run exactly what they are given unless weights were asked for."""
-    reading = read("a (red:1.2) fox BREAK b", "(a:1.2)", weighted=False)
-    assert reading.strategy == "none"
-    assert shown(reading.prompt) == [[("a (red:1.2) fox BREAK b", 1.0)]]
+    parsed = parse_prompt("a (red:1.2) fox BREAK b", "(a:1.2)", weighted=False)
+    assert parsed.strategy == "none"
+    assert shown(parsed.prompt) == [[("a (red:1.2) fox BREAK b", 1.0)]]

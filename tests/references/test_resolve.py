@@ -107,9 +107,11 @@ def resolver(storage: RecordingStorage | None = None, *allowed: str) -> Referenc
     return ReferenceResolver(fetcher.get, storage or RecordingStorage(), LIMITS)
 
 
-def error_of(use: ReferenceResolver, reference: str, user_id: str | None = "user-1") -> ReferenceFrameError:
+def error_of(
+    references: ReferenceResolver, reference: str, user_id: str | None = "user-1"
+) -> ReferenceFrameError:
     with pytest.raises(ReferenceFrameError) as raised:
-        use.resolve(reference, user_id=user_id)
+        references.resolve(reference, user_id=user_id)
     return raised.value
 
 
@@ -144,10 +146,10 @@ def closed_port() -> int:
 def test_all_failures_of_a_url_look_alike(web: WebServer, path: str) -> None:
     """If they differed, callers could scan the ports of our network."""
     port = closed_port()
-    use = resolver(None, web.netloc, f"127.0.0.1:{port}")
+    references = resolver(None, web.netloc, f"127.0.0.1:{port}")
     began = time.monotonic()
     errors = [
-        error_of(use, url)
+        error_of(references, url)
         for url in (f"http://{web.netloc}{path}", f"http://127.0.0.1:{port}/", "http://127.0.0.1:1/", "http://10.0.0.1/")
     ]  # fmt: skip
     assert time.monotonic() - began < TIMEOUT_S + SLACK_S
@@ -238,8 +240,8 @@ def test_the_media_type_of_a_data_uri_is_ignored(kind: str) -> None:
 def test_resolving_twice_returns_two_images(png: bytes) -> None:
     """A job that changes its image must not affect the next."""
     path = "workspace-temp/user-1/a.png"
-    use = resolver(RecordingStorage({path: png}))
-    first = use.resolve(path, user_id="user-1")
+    references = resolver(RecordingStorage({path: png}))
+    first = references.resolve(path, user_id="user-1")
     first.paste("red", (0, 0, 30, 20))
-    assert is_green(use.resolve(path, user_id="user-1"))
+    assert is_green(references.resolve(path, user_id="user-1"))
     assert io.BytesIO(png).getvalue() == png

@@ -165,11 +165,11 @@ def test_a_wrong_or_ambiguous_answer_is_not_correct() -> None:
 def test_the_answer_of_a_multi_turn_dialogue_is_in_an_earlier_message(kind: object, seed: int) -> None:
     """The last question alone does not contain it."""
     dialogue = kind(np.random.default_rng(seed), True)  # type: ignore[operator]
-    asked = [message["content"] for message in dialogue.messages if message["role"] == "user"]
-    assert len(asked) >= 2
+    user_messages = [message["content"] for message in dialogue.messages if message["role"] == "user"]
+    assert len(user_messages) >= 2
     assert any(
-        dialogue.answer.keyword in str(asked) or _names_position(dialogue.answer.keyword, text)
-        for text in asked[:-1]
+        dialogue.answer.keyword in str(user_messages) or _names_position(dialogue.answer.keyword, text)
+        for text in user_messages[:-1]
     )
 
 

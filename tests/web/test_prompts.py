@@ -134,8 +134,9 @@ def test_inspection_imports_no_model_library(untrained_sdxl: Path) -> None:
     """The shim runs on hosts without a GPU and starts within a second: tokens are counted without torch."""
     script = (
         "import sys; from pathlib import Path;"
-        "from ourvidz.prompts.encoders import read_encoders; from ourvidz.prompts.weights import read;"
-        "prompt = read('a (red:1.2) fox', weighted=True).prompt;"
+        "from ourvidz.prompts.encoders import read_encoders;"
+        "from ourvidz.prompts.weights import parse_prompt;"
+        "prompt = parse_prompt('a (red:1.2) fox', weighted=True).prompt;"
         "shapes = read_encoders(Path(sys.argv[1])).shapes([prompt]);"
         "print(shapes.prompt_embeds, [m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     )

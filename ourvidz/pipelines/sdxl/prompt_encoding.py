@@ -80,10 +80,12 @@ class PromptEncoder:
         requests the negative embeddings. A prompt whose weights cannot be applied is encoded as plain text,
         with strategy "fallback" and the reason.
         """
-        parsed = prompt_weights.read(prompt, weights, weighted=weighted)
+        parsed = prompt_weights.parse_prompt(prompt, weights, weighted=weighted)
         negative = None
         if negative_prompt is not None:
-            negative = prompt_weights.read(negative_prompt, weighted=parsed.strategy == "compel").prompt
+            negative = prompt_weights.parse_prompt(
+                negative_prompt, weighted=parsed.strategy == "compel"
+            ).prompt
         try:
             embeds = self._encode(parsed.prompt, negative, guided=guided)
         except Exception as error:

@@ -11,7 +11,7 @@ import torch
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.prompt_encoding import PromptEmbeds, PromptEncoder
 from ourvidz.prompts.encoders import read_encoders
-from ourvidz.prompts.weights import read
+from ourvidz.prompts.weights import parse_prompt
 
 PROMPT = "a red fox, meadow"
 TOLERANCE = 1e-5
@@ -194,7 +194,7 @@ def test_tokenizers_with_different_numbers_of_chunks_are_padded_to_one_length(
 ) -> None:
     """The second tokenizer pads with an exclamation mark, so its chunks are cut at other places."""
     prompt = "a " * 74 + "!c " + "a " * 74
-    chunks = read_encoders(sdxl_checkpoint.path).chunks(read(prompt, weighted=True).prompt)
+    chunks = read_encoders(sdxl_checkpoint.path).chunks(parse_prompt(prompt, weighted=True).prompt)
     assert {name: len(parts) for name, parts in chunks.items()} == {"tokenizer": 2, "tokenizer_2": 3}
     embeds = encoder.encode(prompt, weighted=True, guided=False)
     assert embeds.strategy == "compel"
@@ -220,7 +220,7 @@ def test_the_shim_predicts_the_shapes(
 ) -> None:
     """`/prompts/inspect` computes without torch what the worker gets."""
     embeds = encoder.encode(prompt, weighted=True, guided=False)
-    shapes = read_encoders(sdxl_checkpoint.path).shapes([read(prompt, weighted=True).prompt])
+    shapes = read_encoders(sdxl_checkpoint.path).shapes([parse_prompt(prompt, weighted=True).prompt])
     assert embeds.strategy == "compel"
     assert tuple(embeds.prompt_embeds.shape) == shapes.prompt_embeds
     assert tuple(embeds.pooled_prompt_embeds.shape) == shapes.pooled_prompt_embeds
