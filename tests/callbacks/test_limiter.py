@@ -13,7 +13,7 @@ PATIENCE_S = 10.0
 
 
 class BlockingTask:
-    """Blocks every call until `go` is set; records finished items and the largest number of concurrent calls."""
+    """Blocks every call until `go` is set; records finished items and the peak number of concurrent calls."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
