@@ -1,4 +1,4 @@
-"""What Prometheus reads, made at scrape time from a snapshot: nothing is counted in a process."""
+"""Prometheus metrics, rendered at scrape time from a ledger snapshot; processes keep no counters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Snapshot:
 
 
 def render(snapshot: Snapshot) -> bytes:
-    """The snapshot in Prometheus' text format."""
+    """Render the snapshot in the Prometheus text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once(snapshot))
     return generate_latest(registry)

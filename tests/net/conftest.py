@@ -1,4 +1,4 @@
-"""A web site and a name server on free loopback ports, made of sockets: they may misbehave as they like."""
+"""An HTTP server and a DNS server on free loopback ports; raw sockets allow invalid responses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Page = bytes | Script
 
 
 class Site:
-    """Answers GET requests with raw bytes by path, or lets a script do it; keeps what was asked."""
+    """Answers GET requests with raw bytes by path, or runs a script per connection; records the requests."""
 
     def __init__(self) -> None:
         self.pages: dict[str, Page] = {}
@@ -28,7 +28,7 @@ class Site:
         self._server.start()
 
     def page(self, path: str, page: Page) -> str:
-        """Serve `page` at `path`; the whole URL."""
+        """Serve `page` at `path`; return its URL."""
         self.pages[path] = page
         return self.url + path
 
@@ -63,7 +63,7 @@ class Site:
                 self.gone.wait(0)
 
     def repeat(self, start: bytes, again: bytes, pause_s: float) -> Script:
-        """A script that sends `start`, then `again` for ever."""
+        """A script that sends `start`, then `again` repeatedly until the connection ends."""
 
         def script(connection: socket.socket) -> None:
             connection.sendall(start)
@@ -74,11 +74,11 @@ class Site:
 
 
 class NameServer:
-    """A DNS server over UDP. Answers A queries with the next of `answers`, the last one for ever."""
+    """A DNS server over UDP. Answers A queries with the next of `answers`, repeating the last."""
 
     def __init__(self, answers: list[str]) -> None:
         self.answers = answers
-        self.asked = 0
+        self.query_count = 0
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
@@ -96,8 +96,8 @@ class NameServer:
             query, client = self._socket.recvfrom(4096)
             if not query:
                 return
-            address = self.answers[min(self.asked, len(self.answers) - 1)]
-            self.asked += 1
+            address = self.answers[min(self.query_count, len(self.answers) - 1)]
+            self.query_count += 1
             end = query.index(b"\0", 12) + 5
             head = query[:2] + struct.pack(">HHHHH", 0x8180, 1, 1, 0, 0)
             record = b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 0, 4) + socket.inet_aton(address)
@@ -106,7 +106,7 @@ class NameServer:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    """A site that this test may script."""
+    """An HTTP server with scriptable pages."""
     made = Site()
     yield made
     made.close()

@@ -1,4 +1,4 @@
-"""One request a call, done by its deadline, whatever the peer does."""
+"""Each call sends one request and ends by its deadline, for any peer behaviour."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_every_request_has_a_connection_of_its_own(peer: Callable[[Script], Peer
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX: "], ids=["status line", "header"])
 def test_a_dripping_answer_ends_at_the_deadline(peer: Callable[[Script], Peer], start: bytes) -> None:
-    """Every byte in time, the answer never: a read timeout alone would wait for hours."""
+    """A slow trickle of bytes never exceeds a read timeout; only a total deadline ends it."""
 
     def script(connection: socket.socket) -> None:
         connection.sendall(start)
@@ -185,7 +185,7 @@ def test_a_silent_peer_ends_at_the_deadline(peer: Callable[[Script], Peer]) -> N
 
 
 def test_a_status_counts_even_if_its_body_never_ends(peer: Callable[[Script], Peer]) -> None:
-    """The receiver has said yes; how it says the rest is its own affair."""
+    """The status decides; errors in the rest of the response are ignored."""
 
     def script(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
@@ -208,19 +208,19 @@ def test_a_huge_body_is_not_read(peer: Callable[[Script], Peer]) -> None:
 
 
 def test_a_closed_port_is_no_answer() -> None:
-    """Nobody there is not an exception."""
+    """A refused connection is a result, not an exception."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
     assert post(f"http://127.0.0.1:{port}/") == RequestFailure("the connection failed")
 
 
 def test_a_connection_that_breaks_is_no_answer(peer: Callable[[Script], Peer]) -> None:
-    """A receiver that restarts closes without a word."""
+    """A restarting receiver closes the connection without a response."""
     assert post(peer(lambda connection: None).url) == RequestFailure("the connection failed")
 
 
 def test_a_peer_without_tls_is_no_answer(peer: Callable[[Script], Peer]) -> None:
-    """An https URL is never spoken to in the clear."""
+    """An https URL is never requested without TLS."""
     there = peer(says(OK))
     found = post(there.url.replace("http:", "https:"))
     assert found == RequestFailure("the TLS handshake failed")
@@ -247,7 +247,7 @@ def test_a_url_that_is_not_http_is_not_called() -> None:
 
 
 def test_a_slow_name_server_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's look-up takes no time limit of its own."""
+    """The system resolver has no timeout of its own."""
     enough = threading.Event()
 
     def slow(*_: object, **__: object) -> list[object]:

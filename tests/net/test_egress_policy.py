@@ -97,13 +97,13 @@ def connect(policy: EgressPolicy, host: str, port: int = 80, within_s: float = 3
 
 @pytest.mark.parametrize("url", REFUSED)
 def test_a_url_that_leads_inside_is_refused_by_its_text(url: str) -> None:
-    """Whatever a caller can write into a payload, none of it is worth a look-up."""
+    """Literal private addresses are refused without a DNS query."""
     assert EgressPolicy(resolver=never).refusal(url)
 
 
 @pytest.mark.parametrize("url", PUBLIC)
 def test_a_public_url_is_not_refused(url: str) -> None:
-    """A guard that refuses what people need is switched off."""
+    """Public addresses must pass, or operators would disable the policy."""
     assert EgressPolicy(resolver=never).refusal(url) is None
 
 
@@ -117,7 +117,7 @@ def test_a_public_url_is_not_refused(url: str) -> None:
     ],
 )  # fmt: skip
 def test_a_name_with_a_private_address_is_not_called(addresses: list[str]) -> None:
-    """A name is a stranger's to point where they like; one bad address among good ones gives it away."""
+    """A host name with one private address among public ones is refused."""
     with pytest.raises(EgressDenied):
         connect(EgressPolicy(resolver=says(*addresses)), "innocent.example")
 
@@ -134,14 +134,14 @@ def test_no_spelling_of_this_host_is_called(host: str) -> None:
 def test_the_checked_address_is_the_one_connected_to(
     site: Any, name_server: Callable[[list[str]], Any]
 ) -> None:
-    """Between a check and a second look-up the record moves; there is no second look-up."""
+    """DNS rebinding is prevented by resolving the name only once."""
     server = name_server(["127.0.0.1", "169.254.169.254"])
     resolver = UdpResolver(
         nameservers=("127.0.0.1",), nameserver_port=server.port, families=(socket.AF_INET,)
     )
     policy = EgressPolicy([f"rebind.example:{site.port}"], resolver=resolver)
     assert connect(policy, "rebind.example", site.port) == "127.0.0.1"
-    assert server.asked == 1
+    assert server.query_count == 1
     with pytest.raises(EgressDenied):
         connect(policy, "rebind.example", site.port)
 
@@ -187,11 +187,11 @@ def test_an_allowed_host_never_reaches_cloud_metadata(address: str) -> None:
 
 
 def test_a_slow_name_server_does_not_hold_a_request() -> None:
-    """The system's look-up takes no time limit, and whoever owns the name owns its server."""
-    asked, enough = threading.Event(), threading.Event()
+    """The system resolver has no timeout, and the name's owner controls its DNS server."""
+    queried, enough = threading.Event(), threading.Event()
 
     def slow(*_: Any) -> Any:
-        asked.set()
+        queried.set()
         enough.wait(30)
         raise socket.gaierror("too late")
 
@@ -199,7 +199,7 @@ def test_a_slow_name_server_does_not_hold_a_request() -> None:
     with pytest.raises(TimeoutError):
         connect(EgressPolicy(resolver=slow), "slow.example", within_s=0.2)
     assert time.monotonic() - began < SLACK_S
-    assert asked.is_set()
+    assert queried.is_set()
     enough.set()
 
 

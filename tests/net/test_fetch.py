@@ -1,4 +1,4 @@
-"""A stranger's URL costs a bounded time and a bounded memory, and leads nowhere it should not."""
+"""Fetching an untrusted URL takes bounded time and memory and reaches allowed hosts only."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_malformed_length_is_no_answer(site: Any, length: str) -> None:
 
 @pytest.mark.parametrize("lengths", [["5", "9"], ["5", "9" * 5000], ["+5"], [f"{len(PNG)}, {MAX_BYTES + 1}"]])
 def test_lengths_that_contradict_make_no_answer(site: Any, lengths: list[str]) -> None:
-    """Where a body ends is then anybody's guess."""
+    """The length of the body is ambiguous."""
     named = "".join(f"Content-Length: {length}\r\n" for length in lengths)
     page = f"HTTP/1.1 200 OK\r\n{named}\r\n".encode() + PNG
     assert isinstance(fetch(site.page("/a.png", page), site), RequestFailure)
@@ -231,7 +231,7 @@ def test_an_endless_header_ends_by_itself(site: Any) -> None:
 
 
 def test_redirects_share_one_deadline(site: Any) -> None:
-    """Each hop just in time, and together for minutes."""
+    """The deadline covers all redirects together."""
 
     def late(connection: socket.socket) -> None:
         site.gone.wait(0.3)
@@ -291,7 +291,7 @@ def test_a_redirect_to_nowhere_is_an_error_page(site: Any) -> None:
 
 
 def test_a_closed_port_is_no_answer() -> None:
-    """Nobody there is not an exception."""
+    """A refused connection is a typed error."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
     policy = EgressPolicy([f"127.0.0.1:{port}"])

@@ -1,4 +1,4 @@
-"""Events of an answer while it is being written, and hanging up."""
+"""Server-sent events of a streaming response, and cancellation."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_events_are_the_same_however_they_are_cut_up(start: Start, answer: bytes
 
 
 def test_an_event_is_there_before_the_next_is_written(start: Start) -> None:
-    """A stream that waits for its end is none."""
+    """Events are delivered before the response ends."""
     seen = threading.Event()
 
     def script(connection: socket.socket) -> None:
@@ -113,7 +113,7 @@ def test_hanging_up_wakes_who_waits_and_tells_the_server(start: Start) -> None:
 
 
 def test_a_stream_that_was_closed_first_is_never_asked_for() -> None:
-    """Whoever leaves before the connection is made must not be served."""
+    """A stream closed before it connects sends no request."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         stream = EventStream(
             f"http://127.0.0.1:{listener.getsockname()[1]}/", body=b"", headers={}, timeout_s=PATIENCE_S

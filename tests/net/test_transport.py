@@ -1,4 +1,4 @@
-"""TLS on a connection that somebody else opened: the name is verified, whatever address it was pinned to."""
+"""TLS on a connection to a pinned address: the certificate is verified against the host name."""
 
 from __future__ import annotations
 

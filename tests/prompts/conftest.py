@@ -26,7 +26,7 @@ MERGES = [
 
 
 def vocabulary() -> dict[str, int]:
-    """Every byte, every byte that ends a word, what the merges make, and the two ends."""
+    """Token ids of all bytes, word-final bytes, merge results, and the start and end tokens."""
     letters = sorted(ByteLevel.alphabet())
     merged = [line.replace(" ", "") for line in MERGES]
     words = [*letters, *(letter + "</w>" for letter in letters), *merged, BOS, EOS]

@@ -33,7 +33,7 @@ def test_a_word_is_not_cut_in_two(slow_folder: Path) -> None:
 
 
 def test_each_section_begins_a_chunk(slow_folder: Path) -> None:
-    """That is what BREAK is for."""
+    """BREAK starts a new chunk."""
     found = read_tokenizer(slow_folder).chunks(parse("the fox BREAK (red:1.2) fox BREAK and"))
     assert [chunk.tokens for chunk in found] == [
         ("the</w>", "fox</w>"),
@@ -89,6 +89,6 @@ def test_chunks_are_the_whole_text_and_tokenize_to_what_they_say(tokenizer_folde
     for chunk in found:
         again = [token for part in chunk.fragments for token in tokenizer.tokens(part.text)]
         assert again == list(chunk.tokens)
-    said = "".join(part.text for chunk in found for part in chunk.fragments)
+    chunk_text = "".join(part.text for chunk in found for part in chunk.fragments)
     whole = "".join(part.text for part in prompt.fragments)
-    assert "".join(said.split()) == "".join(whole.split())
+    assert "".join(chunk_text.split()) == "".join(whole.split())

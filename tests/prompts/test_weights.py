@@ -199,7 +199,7 @@ def test_text_without_syntax_is_one_fragment_of_itself(text: str) -> None:
     ids=lambda text: text[:8],
 )
 def test_a_hostile_prompt_is_read_at_once(text: str) -> None:
-    """One caller's brackets must not hold the shim up: neither the stack nor the clock may suffer."""
+    """Deeply nested brackets neither overflow the stack nor block the shim."""
     started = time.process_time()
     parse(text)
     weights_error(text)
@@ -265,7 +265,7 @@ def test_weights_alone_are_enough() -> None:
 
 
 def test_unusable_weights_leave_the_prompt_as_it_is() -> None:
-    """The picture is the one without weights, and the caller is told so."""
+    """The image is generated without weights, and the reason is reported."""
     parsed = parse_prompt("a (red:1.2) fox", "(a:abc)", weighted=True)
     assert parsed.strategy == "fallback"
     assert parsed.reason
@@ -280,7 +280,7 @@ def test_a_prompt_of_brackets_alone_is_taken_literally() -> None:
 
 
 def test_without_weights_brackets_are_text() -> None:
-    """Workers run exactly what they are given unless weights were asked for."""
+    """Workers use the prompt as literal text unless weights are enabled."""
     parsed = parse_prompt("a (red:1.2) fox BREAK b", "(a:1.2)", weighted=False)
     assert parsed.strategy == "none"
     assert shown(parsed.prompt) == [[("a (red:1.2) fox BREAK b", 1.0)]]
