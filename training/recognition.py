@@ -191,7 +191,8 @@ def best_template(cover: Numbers, x: float, y: float) -> tuple[str, float, float
 def _best_fit(
     cover: Numbers, shape: str, x: float, y: float, equal_area: float, *, shifts_px: Sequence[float]
 ) -> tuple[float, float]:
-    """The largest overlap of a shape with the mask over all shifts and radii, and its radius."""
+    """The largest intersection over union of a shape with the mask, over all shifts and radii, and the
+    radius that has it."""
     height, width = cover.shape
     fits = (
         (soft_overlap(cover, coverage(shape, x + dx / width, y + dy / height, radius, width, height)), radius)

@@ -104,7 +104,7 @@ class Fields:
         return None
 
     def text(self, *paths: str, limit: int = PROMPT_CHARS) -> str | None:
-        """Text of at most `limit` characters."""
+        """The text at the first of `paths` that is present, at most `limit` characters; None if none is."""
         field = self.first(*paths)
         return None if field is None else check_text(field.path, field.value, limit=limit)
 

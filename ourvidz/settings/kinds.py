@@ -54,6 +54,7 @@ def _redis_url(value: str) -> str:
 
 
 def _web_url(value: str) -> str:
+    """Return `value` unchanged. Raises `ValueError` if it is no URL with a host."""
     if not urlsplit(with_scheme(value, "http", "https")).hostname:
         raise ValueError("must be a URL with a host")
     return value
