@@ -98,8 +98,8 @@ def prepare(recipe: Recipe, folder: Path) -> tuple[Denoiser, Run]:
 
 
 def train(recipe: Recipe, folder: Path, data: list[LatentSet]) -> Denoiser:
-    """Train on `data` to the end of the recipe, or resume an earlier run in `folder`. Returns the denoiser
-    with averaged weights."""
+    """Train on `data` to the end of the recipe, resuming an earlier run in `folder` if there is one. Returns
+    the denoiser with averaged weights."""
     denoiser, run = prepare(recipe, folder)
     shares = np.array(list(recipe.lengths.values()))
 

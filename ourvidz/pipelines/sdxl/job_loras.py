@@ -55,7 +55,7 @@ class JobLoras:
 
     @torch.no_grad()
     def _restore(self, layers: Iterable[torch.nn.Module]) -> None:
-        """Copy the original weights back into those layers that have been changed."""
+        """Copy the backed-up weights into those layers that have a backup."""
         for layer in layers:
             original = self._originals.get(layer)
             if original is not None:

@@ -1,0 +1,634 @@
+"""What holds after every verb, whatever verbs came before: random sequences against the stored keys."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import hypothesis.strategies as st
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from ourvidz.errors import Conflict, NotFound, OutOfMemory
+from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.record import Claim, Enhancement, OutboxEvent, Record, Verdict, Worker
+from ourvidz.ledger.store import Ledger
+from ourvidz.ledger.sweep import SweepOptions, sweep
+from ourvidz.testing import key_prefix, redis_url
+
+JOB_IDS = ("a", "b", "c:1")
+JOBS = st.sampled_from(JOB_IDS)
+OFFSETS = st.sampled_from([0] * 8 + [1, -1])
+"""Of a run or fence from the current one: mostly none, else it is outdated or from the future."""
+WORKERS = ("w1", "w2")
+TERMINAL = {"completed", "failed", "cancelled"}
+OUTCOMES = st.sampled_from(
+    [
+        Outcome(status="completed", metadata={"generation_time": 1.5}),
+        Outcome.failure(OutOfMemory("no memory")),
+        Outcome(status="cancelled"),
+    ]
+)
+OPTIONS = SweepOptions(
+    interval_s=2, lease_s=10, empty_s=15, unclaimed_s=86400, retention_s=7 * 86400, enhance_within_s=60
+)
+
+
+def image_job(job_id: str, prompt: str = "circle") -> ImageJob:
+    return ImageJob(
+        id=job_id,
+        type="sdxl_image_fast",
+        user_id=f"user-{prompt[:1]}",
+        expected_time=30,
+        prompt=prompt,
+        steps=5,
+        guidance_scale=1,
+        width=64,
+        height=64,
+        seed=1,
+    )
+
+
+def oversized_job(job_id: str) -> ImageJob:
+    return image_job(job_id, "square " * 60)
+
+
+def enhanced_job(job_id: str) -> VideoJob:
+    return VideoJob(
+        id=job_id,
+        type="image7b_fast_enhanced",
+        user_id="user-c",
+        expected_time=30,
+        prompt="circle",
+        steps=5,
+        guidance_scale=1,
+        width=64,
+        height=64,
+        frames=1,
+        seed=1,
+        enhance_prompt=True,
+    )
+
+
+def streamed_chat(job_id: str) -> ChatJob:
+    messages = (Message(role="user", content="circle"),)
+    return ChatJob(
+        id=job_id,
+        type="chat_conversation",
+        expected_time=3,
+        messages=messages,
+        max_tokens=9,
+        seed=1,
+        stream=True,
+    )
+
+
+JOB_KINDS = st.sampled_from([image_job, oversized_job, enhanced_job, streamed_chat])
+QUEUES = ("sdxl_queue", "wan_queue", "chat_queue")
+
+
+def worker(name: str) -> Worker:
+    return Worker(
+        id=name,
+        family="sdxl",
+        queue="sdxl_queue",
+        host="here",
+        pid=1,
+        gpu=None,
+        state="idle",
+        models=(),
+        version="1",
+        started_at=0.0,
+        seen_at=0.0,
+    )
+
+
+@dataclass
+class Keys:
+    """The stored state of a ledger, read key by key and not through the ledger."""
+
+    jobs: dict[str, dict[str, str]] = field(default_factory=dict)
+    documents: set[str] = field(default_factory=set)
+    streams: set[str] = field(default_factory=set)
+    pending: dict[str, list[str]] = field(default_factory=dict)
+    """Job id → ids of its pending events in order."""
+    events: dict[str, dict[str, str]] = field(default_factory=dict)
+    by_state: dict[str, set[str]] = field(default_factory=dict)
+    queued: dict[str, dict[str, float]] = field(default_factory=dict)
+    sets: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The other sorted sets by name: `leases`, `finished`, `due`, `documents`, `index:…`."""
+
+    @classmethod
+    def read(cls, client: redis.Redis, prefix: str) -> Keys:
+        keys = cls()
+        for key in client.scan_iter(f"{prefix}*", count=1000):
+            name = key.removeprefix(prefix)
+            kind, _, rest = name.partition(":")
+            if kind == "job":
+                keys.jobs[rest] = client.hgetall(key)
+            elif kind == "doc":
+                keys.documents.add(rest)
+            elif kind == "stream":
+                keys.streams.add(rest)
+            elif kind == "rows":
+                keys.pending[rest] = client.zrange(key, 0, -1)
+            elif kind == "event":
+                keys.events[rest] = client.hgetall(key)
+            elif kind == "letters":
+                keys.by_state[rest] = set(client.zrange(key, 0, -1))
+            elif kind == "queued":
+                keys.queued[rest] = dict(client.zrange(key, 0, -1, withscores=True))
+            elif kind in ("leases", "finished", "due", "documents", "index"):
+                keys.sets[name] = dict(client.zrange(key, 0, -1, withscores=True))
+        return keys
+
+    def with_status(self, *statuses: str) -> set[str]:
+        return {job_id for job_id, job in self.jobs.items() if job["status"] in statuses}
+
+
+RECENCY = st.sampled_from([0, 0, 0, 1, 2, 5])
+"""Which claim, lease or event a verb uses: mostly the latest."""
+VERBS: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
+    "pass_time": (3, {"seconds": st.sampled_from([0.5, 5, 20, 4000, 90000])}),
+    "register": (
+        3,
+        {
+            "job_id": JOBS,
+            "kind": JOB_KINDS,
+            "priority": st.sampled_from([0, 3, 6]),
+            "suppressed": st.sampled_from([False, False, True]),
+        },
+    ),
+    "mark_published": (1, {"job_id": JOBS}),
+    "claim": (10, {"job_id": JOBS, "offset": OFFSETS, "worker": st.sampled_from(WORKERS)}),
+    "step": (
+        6,
+        {
+            "recency": RECENCY,
+            "progress": st.one_of(st.none(), st.integers(0, 100)),
+            "stage": st.sampled_from([None, "x"]),
+            "kind": st.sampled_from(["token", "progress"]),
+            "add_event": st.booleans(),
+        },
+    ),
+    "renew": (2, {"recency": RECENCY, "lease_s": st.sampled_from([5, 50])}),
+    "release": (3, {"recency": RECENCY, "due_in_s": st.sampled_from([0, 0, 10])}),
+    "end_claim": (4, {"recency": RECENCY, "outcome": OUTCOMES}),
+    "end_any": (1, {"job_id": JOBS, "run_offset": OFFSETS, "fence_offset": OFFSETS, "outcome": OUTCOMES}),
+    "rescue": (2, {"job_id": JOBS, "offset": OFFSETS, "counted": st.booleans()}),
+    "raise_priority": (2, {"job_id": JOBS, "offset": OFFSETS, "priority": st.sampled_from([0, 3])}),
+    "reopen": (5, {"job_id": JOBS}),
+    "request_cancel": (1, {"job_id": JOBS}),
+    "delete": (3, {"job_id": JOBS}),
+    "purge": (2, {"older_than_s": st.sampled_from([0, 5000]), "limit": st.sampled_from([1, 200])}),
+    "begin_enhancement": (3, {"job_id": JOBS, "offset": OFFSETS}),
+    "go_on_enhancing": (
+        3,
+        {
+            "recency": RECENCY,
+            "prompt": st.sampled_from(["a circle", "a square"]),
+            "end": st.booleans(),
+        },
+    ),
+    "skip_enhancement": (
+        1,
+        {"job_id": JOBS, "offset": OFFSETS, "reason": st.sampled_from(["late", "no worker"])},
+    ),
+    "pause_or_drain": (
+        1,
+        {"name": st.sampled_from([*QUEUES, *WORKERS]), "stopped": st.sampled_from([True, False, False])},
+    ),
+    "lease_event": (8, {"job_id": JOBS}),
+    "settle_event": (
+        8,
+        {
+            "recency": RECENCY,
+            "verb": st.sampled_from(
+                ["mark_delivered", "mark_delivered", "postpone", "dead_letter", "replay", "replay"]
+            ),
+        },
+    ),
+    "sweep": (2, {}),
+}
+"""Each verb with its weight and the strategies of its arguments. Unweighted, most jobs would end at once."""
+CALLS = st.sampled_from([verb for verb, (weight, _) in VERBS.items() for _ in range(weight)]).flatmap(
+    lambda verb: st.tuples(st.just(verb), st.fixed_dictionaries(VERBS[verb][1]))
+)
+
+
+class Broker:
+    """A broker that takes every message and holds none."""
+
+    def publish(self, record: Record) -> bool:
+        return True
+
+    def deliver(self, job_id: str) -> None:
+        """Taken."""
+
+    def wake(self, queue: str) -> None:
+        """Taken."""
+
+    def waiting_messages(self, queue: str) -> int:
+        return 0
+
+    def deliveries_waiting(self) -> int:
+        return 0
+
+
+class Invariants(RuleBasedStateMachine):
+    """Verbs are sent with current and outdated arguments, mostly twice; the invariants read the keys."""
+
+    @initialize(
+        kinds=st.tuples(JOB_KINDS, JOB_KINDS, JOB_KINDS), suppressed=st.sampled_from([None, *JOB_IDS])
+    )
+    def start(self, kinds: tuple[Any, ...], suppressed: str | None) -> None:
+        self.time = 1_000_000.0
+        self.tokens = (f"t{number}" for number in itertools.count())
+        self._prefixes = key_prefix()
+        self.prefix = self._prefixes.__enter__()
+        self.client = redis.Redis.from_url(redis_url(), decode_responses=True)
+        self.ledger = Ledger(
+            redis_url(), prefix=self.prefix, clock=lambda: self.time, document_limit=400, retry_window_s=3600
+        )
+        self.claims: list[Claim] = []
+        self.enhancements: list[Enhancement] = []
+        self.events: list[OutboxEvent] = []
+        self.delivered: set[str] = set()
+        self.leased: dict[str, float] = {}
+        """Event id → end of the lease, of leased events that are not settled."""
+        self.fences: dict[str, int] = {}
+        self.sequences: dict[str, int] = {}
+        self.endings: dict[tuple[str, int], str] = {}
+        """(Job id, run) → stored outcome, of jobs that were not deleted."""
+        self.ended = 0
+        self.paused: set[str] = set()
+        self.draining: set[str] = set()
+        for job_id, kind in zip(JOB_IDS, kinds, strict=True):
+            self.register(job_id, kind, 6, job_id == suppressed)
+
+    def teardown(self) -> None:
+        if hasattr(self, "ledger"):
+            self.ledger.close()
+            self.client.close()
+            self._prefixes.__exit__(None, None, None)
+
+    def forget(self, job_id: str) -> None:
+        """Drop what is known of a job that was deleted: a new one may take its id."""
+        self.fences.pop(job_id, None)
+        self.sequences.pop(job_id, None)
+        self.endings = {key: outcome for key, outcome in self.endings.items() if key[0] != job_id}
+        self.claims = [claim for claim in self.claims if claim.job_id != job_id]
+        self.enhancements = [held for held in self.enhancements if held.job_id != job_id]
+
+    @rule(call=CALLS)
+    def send(self, call: tuple[str, dict[str, Any]]) -> None:
+        verb, arguments = call
+        getattr(self, verb)(**arguments)
+
+    def pass_time(self, seconds: float) -> None:
+        self.time += seconds
+
+    def register(self, job_id: str, kind: Any, priority: int, suppressed: bool) -> None:
+        known = self.ledger.get(job_id)
+        answer = self.ledger.register(kind(job_id), priority=priority, suppress_callbacks=suppressed)
+        assert answer.created == (known is None)
+        assert known in (None, answer.record), "a taken id changes nothing"
+
+    def mark_published(self, job_id: str) -> None:
+        self.ledger.mark_published(job_id, 1)
+
+    def current(self, job_id: str) -> Record:
+        """The record of a job; a job that was deleted is registered again."""
+        if self.ledger.get(job_id) is None:
+            self.register(job_id, image_job, 6, False)
+        record = self.ledger.get(job_id)
+        assert record is not None
+        return record
+
+    def claim(self, job_id: str, offset: int, worker: str) -> None:
+        token, before = next(self.tokens), self.current(job_id)
+        run = before.run + offset
+        claim = self.ledger.claim(job_id, run, worker_id=worker, lease_s=10, token=token)
+        assert self.ledger.claim(job_id, run, worker_id=worker, lease_s=10, token=token) == claim
+        if claim is not None:
+            assert (before.status, before.run, before.cancel_requested) == ("queued", run, False)
+            assert before.due_at <= self.time
+            assert before.queue not in self.paused
+            assert worker not in self.draining
+            assert (claim.record.attempt, claim.fence) == (before.attempt + 1, before.fence + 1)
+            self.claims.append(claim)
+
+    def step(self, recency: int, progress: int | None, stage: str | None, kind: Any, add_event: bool) -> None:
+        if self.claims:
+            claim = self.claims[-1 - recency % len(self.claims)]
+            before = self.ledger.get(claim.job_id)
+            verdict = self.ledger.step(
+                claim, progress=progress, stage=stage, items=[(kind, {"t": "x"})], add_event=add_event
+            )
+            after = self.ledger.get(claim.job_id)
+            assert before is not None
+            assert after is not None
+            assert (verdict is Verdict.LOST) == (not self.is_held(claim, before))
+            assert (verdict is Verdict.CANCEL) == (before.cancel_requested and self.is_held(claim, before))
+            assert after.progress >= before.progress
+            if verdict is Verdict.LOST:
+                assert after == before
+
+    def renew(self, recency: int, lease_s: float) -> None:
+        if self.claims:
+            claim = self.claims[-1 - recency % len(self.claims)]
+            held = self.is_held(claim, self.ledger.get(claim.job_id))
+            assert self.ledger.renew(claim, lease_s=lease_s) == held
+
+    def release(self, recency: int, due_in_s: float) -> None:
+        if self.claims:
+            claim = self.claims[-1 - recency % len(self.claims)]
+            held = self.is_held(claim, self.ledger.get(claim.job_id))
+            assert self.ledger.release(claim, code="OOM_ERROR", due_in_s=due_in_s) == held
+            assert not held or self.current(claim.job_id).fence == claim.fence + 1
+
+    def end_claim(self, recency: int, outcome: Outcome) -> None:
+        if self.claims:
+            claim = self.claims[-1 - recency % len(self.claims)]
+            self.end(claim.job_id, claim.run, claim.fence, outcome)
+
+    def end_any(self, job_id: str, run_offset: int, fence_offset: int, outcome: Outcome) -> None:
+        record = self.current(job_id)
+        self.end(job_id, record.run + run_offset, record.fence + fence_offset, outcome)
+
+    def end(self, job_id: str, run: int, fence: int, outcome: Outcome) -> None:
+        before = self.ledger.get(job_id)
+        committed = self.ledger.end(job_id, run=run, fence=fence, outcome=outcome)
+        after = self.ledger.get(job_id)
+        assert self.ledger.end(job_id, run=run, fence=fence, outcome=outcome) == committed
+        if not committed:
+            assert after == before
+        else:
+            assert before is not None
+            assert (before.run, before.fence) == (run, fence)
+            assert before.outcome in (None, outcome), "a run ends once"
+
+    def rescue(self, job_id: str, offset: int, counted: bool) -> None:
+        before = self.current(job_id)
+        rescued = self.ledger.rescue(job_id, fence=before.fence + offset, counted=counted)
+        assert rescued == (before.status == "processing" and offset == 0 and before.repeatable)
+        assert not rescued or self.current(job_id).fence == before.fence + 1
+
+    def raise_priority(self, job_id: str, offset: int, priority: int) -> None:
+        before = self.current(job_id)
+        if self.ledger.raise_priority(job_id, run=before.run + offset, priority=priority):
+            assert offset == 0
+            assert priority < before.priority
+            assert not self.ledger.raise_priority(job_id, run=before.run, priority=0), "once a run"
+
+    def reopen(self, job_id: str) -> None:
+        before, has_document = self.ledger.get(job_id), self.ledger.job(job_id) is not None
+        try:
+            record = self.ledger.reopen(job_id, priority=6)
+        except (Conflict, NotFound):
+            assert before is None or before.status not in ("failed", "cancelled") or not has_document
+        else:
+            assert before is not None
+            assert (record.run, record.fence, record.attempt) == (before.run + 1, before.fence, 0)
+            assert (record.outcome, record.failures, record.cancel_requested) == (None, {}, False)
+
+    def request_cancel(self, job_id: str) -> None:
+        before = self.ledger.get(job_id)
+        try:
+            assert self.ledger.request_cancel(job_id).cancel_requested
+        except (Conflict, NotFound):
+            assert before is None or before.finished
+
+    def delete(self, job_id: str) -> None:
+        before, pending = self.ledger.get(job_id), self.ledger.next_event(job_id)
+        try:
+            assert self.ledger.delete(job_id) == before
+        except (Conflict, NotFound):
+            assert before is None or not before.finished or pending is not None
+        else:
+            assert before is not None
+            assert before.finished
+            assert pending is None
+            self.forget(job_id)
+
+    def purge(self, older_than_s: float, limit: int) -> None:
+        before = {job_id: self.ledger.get(job_id) for job_id in JOB_IDS}
+        pending = {job_id for job_id in JOB_IDS if self.ledger.next_event(job_id) is not None}
+        number = self.ledger.purge(older_than_s=older_than_s, limit=limit)
+        gone = [job_id for job_id, record in before.items() if record and self.ledger.get(job_id) is None]
+        assert len(gone) == number <= limit
+        assert not pending & set(gone)
+        for job_id in gone:
+            record = before[job_id]
+            assert record is not None
+            assert record.finished_at is not None
+            assert record.finished_at <= self.time - older_than_s
+            self.forget(job_id)
+
+    def begin_enhancement(self, job_id: str, offset: int) -> None:
+        token, run = next(self.tokens), self.current(job_id).run + offset
+        held = self.ledger.begin_enhancement(job_id, run, lease_s=10, token=token)
+        assert self.ledger.begin_enhancement(job_id, run, lease_s=10, token=token) == held
+        if held is not None:
+            assert (held.record.status, held.record.run, held.record.enhancement) == ("queued", run, "wanted")
+            assert self.ledger.begin_enhancement(job_id, run, lease_s=10, token="another") is None
+            self.enhancements.append(held)
+
+    def go_on_enhancing(self, recency: int, prompt: str, end: bool) -> None:
+        if self.enhancements:
+            held = self.enhancements[-1 - recency % len(self.enhancements)]
+            verdict = self.ledger.renew_enhancement(held, lease_s=10)
+            record = self.current(held.job_id)
+            if verdict is not Verdict.LOST:
+                assert (record.run, record.enhancement) == (held.run, "wanted")
+            if not end:
+                return
+            stored = self.ledger.end_enhancement(held, result={"prompt": prompt})
+            assert self.ledger.end_enhancement(held, result={"prompt": prompt}) == stored
+            if stored:
+                assert self.current(held.job_id).enhancement_result == {"prompt": prompt}
+
+    def skip_enhancement(self, job_id: str, offset: int, reason: str) -> None:
+        self.ledger.skip_enhancement(job_id, run=self.current(job_id).run + offset, reason=reason)
+
+    def pause_or_drain(self, name: str, stopped: bool) -> None:
+        if name in QUEUES:
+            self.ledger.set_paused(name, stopped)
+            (self.paused.add if stopped else self.paused.discard)(name)
+        else:
+            self.ledger.heartbeat(worker(name))
+            self.ledger.set_draining(name, stopped)
+            (self.draining.add if stopped else self.draining.discard)(name)
+
+    def lease_event(self, job_id: str) -> None:
+        token, head = next(self.tokens), self.ledger.next_event(job_id)
+        event = self.ledger.lease_event(job_id, lease_s=30, token=token)
+        assert self.ledger.lease_event(job_id, lease_s=30, token=token) == event
+        if event is not None:
+            assert head is not None
+            assert (event.event_id, event.deliveries) == (head.event_id, head.deliveries + 1)
+            assert event.due_at <= self.time
+            assert self.ledger.lease_event(job_id, lease_s=30, token="another") is None
+            assert job_id not in self.ledger.due_deliveries()
+            self.events.append(event)
+            self.leased[event.event_id] = self.time + 30
+
+    def settle_event(self, recency: int, verb: str) -> None:
+        if not self.events:
+            return
+        event = self.events[-1 - recency % len(self.events)]
+        before = self.ledger.get_event(event.event_id)
+        if verb == "mark_delivered":
+            self.ledger.mark_delivered(event, status=200)
+            self.delivered.add(event.event_id)
+        elif verb == "postpone":
+            self.ledger.postpone(event, due_in_s=15, status=None, error="refused")
+        elif verb == "dead_letter":
+            self.ledger.dead_letter(event, status=400, error="bad")
+        elif before is not None:
+            assert self.ledger.replay(event.event_id).state == "pending"
+        after = self.ledger.get_event(event.event_id)
+        if verb in ("postpone", "dead_letter") and before is not None:
+            outdated = (before.state, before.deliveries) != ("pending", event.deliveries)
+            assert (after == before) == outdated
+        if after is None or after != before:
+            self.leased.pop(event.event_id, None)
+
+    def sweep(self) -> None:
+        """Twice: the first may find that no sweep ran for a while, and extends the leases instead."""
+        sweep(self.ledger, Broker(), OPTIONS)
+        present = {job_id for job_id in JOB_IDS if self.ledger.get(job_id) is not None}
+        report = sweep(self.ledger, Broker(), OPTIONS)
+        assert report.rearmed == 0
+        assert self.ledger.expired() == []
+        for job_id in JOB_IDS:
+            if job_id not in present:
+                self.forget(job_id)
+
+    @staticmethod
+    def is_held(claim: Claim, record: Record | None) -> bool:
+        return record is not None and (record.status, record.run, record.fence) == (
+            "processing",
+            claim.run,
+            claim.fence,
+        )
+
+    @invariant()
+    def the_keys_are_consistent(self) -> None:
+        if hasattr(self, "ledger"):
+            keys = Keys.read(self.client, self.prefix)
+            self.check_queues_and_leases(keys)
+            self.check_runs(keys)
+            self.check_outbox(keys)
+            self.check_events_of_ended_runs(keys)
+            self.check_nothing_is_left_behind(keys)
+
+    def check_queues_and_leases(self, keys: Keys) -> None:
+        """Nothing is queued twice; queues and leases hold the records of their status and no others."""
+        places = Counter(job_id for queue in keys.queued.values() for job_id in queue)
+        assert set(places) == keys.with_status("queued")
+        assert set(places.values()) <= {1}
+        for queue, jobs in keys.queued.items():
+            for job_id, score in jobs.items():
+                job = keys.jobs[job_id]
+                assert job["queue"] == queue
+                assert score == int(job["priority"]) * 1e12 + int(job["order"])
+        leases = keys.sets.get("leases", {})
+        assert set(leases) == keys.with_status("processing")
+        assert leases == {job_id: float(keys.jobs[job_id]["lease_until"]) for job_id in leases}
+        assert set(keys.sets.get("finished", {})) == keys.with_status(*TERMINAL)
+        holders = Counter(
+            claim.job_id for claim in self.claims if self.is_held(claim, self.ledger.get(claim.job_id))
+        )
+        assert set(holders.values()) <= {1}, "one claim is held at a time"
+
+    def check_runs(self, keys: Keys) -> None:
+        """The fence only rises, a run ends once, and every end is counted."""
+        for job_id, job in keys.jobs.items():
+            fence, run = int(job["fence"]), int(job["run"])
+            assert fence >= self.fences.get(job_id, 0)
+            self.fences[job_id] = fence
+            assert 0 <= int(job["attempt"]) <= fence
+            assert 0 <= float(job["progress"]) <= 100
+            assert ("outcome" in job) == (job["status"] in TERMINAL)
+            assert job.get("enhancement") != "wanted" or job["status"] != "processing"
+            if "outcome" in job:
+                self.ended += (job_id, run) not in self.endings
+                assert self.endings.setdefault((job_id, run), job["outcome"]) == job["outcome"]
+        counted = {
+            name: number for name, number in self.ledger.counters().items() if name.startswith("jobs.")
+        }
+        assert sum(counted.values()) == self.ended
+
+    def check_outbox(self, keys: Keys) -> None:
+        """Each event is in one state; those of a job are in order and leased one at a time."""
+        pending = [event for events in keys.pending.values() for event in events]
+        assert set(pending) == keys.by_state.get("pending", set())
+        states = Counter(event for events in keys.by_state.values() for event in events)
+        assert set(states) == set(keys.events)
+        assert set(states.values()) <= {1}
+        for state, events in keys.by_state.items():
+            assert all(keys.events[event]["state"] == state for event in events)
+        for job_id, events in keys.pending.items():
+            rows = [keys.events[event] for event in events]
+            sequences = [int(row["seq"]) for row in rows]
+            assert sequences == sorted(set(sequences))
+            assert {row["job"] for row in rows} == {job_id}
+            leased = [float(row.get("lease_until") or 0) > self.time for row in rows]
+            assert sum(leased) <= 1
+            head = max(float(rows[0]["due_at"]), float(rows[0].get("lease_until") or 0))
+            assert keys.sets["due"][job_id] == head
+        assert set(keys.sets.get("due", {})) == set(keys.pending)
+        assert {event for event, until in self.leased.items() if until > self.time} <= set(keys.events)
+
+    def check_events_of_ended_runs(self, keys: Keys) -> None:
+        """Every ended run has one terminal event, unless its callbacks are suppressed."""
+        for job_id, job in keys.jobs.items():
+            events = {event: row for event, row in keys.events.items() if row["job"] == job_id}
+            if "quiet" in job:
+                assert not events
+                continue
+            assert len({row["seq"] for row in events.values()}) == len(events)
+            assert int(job["seq"]) >= max((int(row["seq"]) for row in events.values()), default=0)
+            terminal = Counter(row["run"] for row in events.values() if row["kind"] in TERMINAL)
+            assert set(terminal.values()) <= {1}
+            if job["status"] in TERMINAL and job["run"] not in terminal:
+                # Only a delivered one may be gone: `purge` deletes it after a day.
+                last = job["events"].split(" ")[-1]
+                assert last in self.delivered
+
+    def check_nothing_is_left_behind(self, keys: Keys) -> None:
+        """Documents, streams, events and places in an index belong to jobs that exist."""
+        jobs = set(keys.jobs)
+        assert keys.documents <= jobs
+        assert keys.streams <= jobs
+        assert {row["job"] for row in keys.events.values()} <= jobs
+        assert set(keys.sets.get("documents", {})) <= keys.documents & keys.with_status("failed", "cancelled")
+        assert set(keys.sets.get("index:all", {})) == jobs
+        for name, members in keys.sets.items():
+            if name.startswith("index:user:"):
+                user = name.removeprefix("index:user:")
+                assert set(members) == {
+                    job_id for job_id, job in keys.jobs.items() if job.get("user") == user
+                }
+        live = keys.with_status("queued", "processing")
+        assert live <= keys.documents, "a live job has its document"
+
+
+def test_the_invariants_hold_after_every_verb() -> None:
+    """Each verb is right by itself in its own tests; this one is about their order."""
+    run_state_machine_as_test(
+        Invariants,
+        settings=settings(
+            max_examples=12,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
