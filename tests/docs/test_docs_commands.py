@@ -29,7 +29,7 @@ PAGES = [
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
 UP = "tests/docs/conftest.py::docs_stack"
-START = "a_stack_makes_a_picture_tells_its_caller_and_leaves_nothing_behind"
+START = "a_stack_runs_a_job_delivers_its_callbacks_and_stops_completely"
 ELSEWHERE = {
     "scripts/demo": "tests/docs/test_docs_commands.py::test_the_demo_makes_its_pictures",
     "scripts/test": "the run of this test",
@@ -38,7 +38,7 @@ ELSEWHERE = {
     "ourvidz up --state-dir ./state --port 7860 --no-flower": f"tests/system/test_up.py::test_{START}",
     "JOB_CALLBACK_SECRET=my-secret OURVIDZ_CALLBACK_ALLOW=localhost ourvidz up --state-dir ./state": UP,
     "FLOWER_UNAUTHENTICATED_API=true ourvidz up --state-dir ./state": (
-        "tests/system/test_control.py::test_flower_shows_the_tasks_and_none_of_their_words"
+        "tests/system/test_control.py::test_flower_shows_the_tasks_without_their_prompts"
     ),
     "OURVIDZ_SDXL_MODEL=./models/my-sdxl.safetensors ourvidz up --state-dir ./state --workers sdxl": (
         "tests/pipelines/sdxl/test_checkpoint.py::test_a_single_file_generates_the_images_of_its_folder"
