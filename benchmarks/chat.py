@@ -163,9 +163,10 @@ def measure(ours: Ours, bare: Bare, rounds: int, tokens: int) -> dict[str, dict[
     return {
         name: {
             "first token, ms": statistics.median(first_token_s[name]) * 1000,
-            "in turn, tokens/s": total_tokens / statistics.median(sequence_s[name]),
+            "in sequence, tokens/s": total_tokens / statistics.median(sequence_s[name]),
             f"{CONCURRENCY} at once, tokens/s": total_tokens / statistics.median(concurrent_s[name]),
-            "at once ÷ in turn": statistics.median(sequence_s[name]) / statistics.median(concurrent_s[name]),
+            "at once ÷ in sequence": statistics.median(sequence_s[name])
+            / statistics.median(concurrent_s[name]),
         }
         for name in systems
     }
