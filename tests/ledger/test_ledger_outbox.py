@@ -79,6 +79,19 @@ class TestOrder:
         assert ledger.end("job-1", run=1, fence=claim.fence, outcome=DONE)
         assert [kind for _, kind, _ in drained(ledger)] == ["processing", "completed"]
 
+    def test_progress_that_is_being_delivered_stays_until_it_is_settled(self, ledger, clock, image_job):
+        """Its delivery would otherwise end at an event that no longer exists."""
+        ledger.register(image_job(), priority=6)
+        claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="a")
+        ledger.mark_delivered(ledger.lease_event("job-1", lease_s=30, token="p"), status=200)
+        ledger.step(claim, progress=25, add_event=True)
+        leased = ledger.lease_event("job-1", lease_s=30, token="t")
+        ledger.step(claim, progress=50, add_event=True)
+        assert ledger.get_event(leased.event_id) == leased
+        clock.pass_s(30)
+        ledger.step(claim, progress=75, add_event=True)
+        assert ledger.get_event(leased.event_id) is None
+
     def test_a_new_job_under_a_deleted_ones_id_has_event_ids_of_its_own(self, ledger, image_job):
         """A receiver that drops what it has seen must not drop the new job's ending."""
         ids = []
