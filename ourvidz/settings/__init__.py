@@ -1,7 +1,7 @@
 """Settings of the workers and the HTTP shim.
 
 Owns: the environment, `.env`, defaults, validation errors. One module per topic.
-Provides: one typed, frozen settings object. No other package reads the environment.
+Handles: one typed, frozen settings object. No other package reads the environment.
 """
 
 from ourvidz.settings.read import (
