@@ -16,7 +16,7 @@ from ourvidz.jobs.outcome import Asset
 from ourvidz.media.images import encode_png
 from ourvidz.media.thumbnails import clip_thumbnail, thumbnail
 from ourvidz.media.video import encode_mp4
-from ourvidz.pipelines.base import GeneratedImages, GeneratedVideo
+from ourvidz.pipelines.base import GeneratedImages, GeneratedVideo, GenerationResult
 from ourvidz.storage.keys import asset_key, thumbnail_key
 from ourvidz.storage.store import Store
 from ourvidz.workflows.services import Run
@@ -71,8 +71,9 @@ class AssetUploader:
             if index not in self._uploads:
                 self.upload(index, image)
         assets = [self._uploads[index].result() for index in range(len(result.images))]
+        shared = _shared_metadata(result)
         return tuple(
-            asset.model_copy(update={"metadata": result.asset_metadata | {"seed": seed} | asset.metadata})
+            asset.model_copy(update={"metadata": shared | {"seed": seed} | asset.metadata})
             for asset, seed in zip(assets, result.seeds, strict=True)
         )
 
@@ -88,6 +89,11 @@ class AssetUploader:
             index=index,
             make_thumbnail=lambda: sign(thumbnail(image, source=source), "image/webp"),
         )
+
+
+def _shared_metadata(result: GenerationResult) -> dict[str, Any]:
+    """Return the metadata that all assets of a result have."""
+    return result.asset_metadata | {"batch_size": result.batch_size}
 
 
 def upload_images(
@@ -112,7 +118,7 @@ def upload_video(
         )
         return upload_images(images, job, run, store, signer)
     width, height = result.frames[0].size
-    metadata = result.asset_metadata | {
+    metadata = _shared_metadata(result) | {
         "seed": result.seed,
         "width": width,
         "height": height,

@@ -111,6 +111,7 @@ class Services:
         return self.models.memory() | {"worker_version": __version__}
 
     def result_metadata(self, result: GenerationResult) -> dict[str, Any]:
-        """Return the job metadata of a finished generation: what the pipeline reports, the seconds it took,
-        and the worker's."""
-        return result.metadata | self.metadata() | {"generation_time": round(result.seconds, 3)}
+        """Return the job metadata of a finished generation: what the pipeline reports, the worker's, and the
+        seconds that it took."""
+        measured = {"batch_size": result.batch_size, "generation_time": round(result.seconds, 3)}
+        return result.metadata | self.metadata() | measured

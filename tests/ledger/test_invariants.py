@@ -651,7 +651,7 @@ def test_the_invariants_hold_after_every_verb(focus: str) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=40,
+            max_examples=25,
             stateful_step_count=50,
             deadline=None,
             derandomize=True,

@@ -269,6 +269,7 @@ class TestLostReplies:
         assert far.record_sweep() >= 0.2
 
 
+@pytest.mark.system
 class TestOutages:
     def test_a_server_that_restarts_is_ridden_out(self, start_redis, image_job):
         """What was acknowledged is there again, and the call in between succeeds."""

@@ -32,7 +32,7 @@ CHECKS = [
 ]
 KEY = {"X-API-Key": "k"}
 BUDGET = settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     database=None,

@@ -59,7 +59,7 @@ def test_the_assets_are_in_the_order_of_their_seeds(store: LocalStore) -> None:
             others_stored.set()
 
     result = GeneratedImages(
-        images=[GRADIENT] * 3, seeds=[40, 41, 42], seconds=1.0, asset_metadata={"steps": 2}
+        images=[GRADIENT] * 3, seeds=[40, 41, 42], seconds=1.0, batch_size=2, asset_metadata={"steps": 2}
     )
     run = RecordingRun(before_put=delay_the_first)
     with uploader_of(store, run) as uploader:
@@ -71,8 +71,10 @@ def test_the_assets_are_in_the_order_of_their_seeds(store: LocalStore) -> None:
         (1, 41, 2),
         (2, 42, 2),
     ]
+    assert {each["batch_size"] for each in metadata} == {2}
     assert len(run.puts) == 6
-    assert run.puts.index(("workspace-temp/user-1/job-1/0.png", "image/png")) > 1
+    first, last = (run.puts.index((f"workspace-temp/user-1/job-1/{k}.png", "image/png")) for k in (0, 2))
+    assert first > last
 
 
 def test_the_error_of_one_upload_is_raised_by_the_next(store: LocalStore) -> None:

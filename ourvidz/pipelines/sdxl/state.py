@@ -80,7 +80,6 @@ class GenerationState:
             batch_size=self.batch_size,
             negative_prompt_used=self.negative_prompt_used,
             metadata={
-                "batch_size": self.batch_size,
                 "size_capped": self.size != (job.width, job.height),
                 **({} if fallback.name == "whole" else {"memory_rung": fallback.name}),
                 **_prompt_metadata(self.embeds),
@@ -91,7 +90,6 @@ class GenerationState:
                 "steps": job.steps,
                 "effective_steps": plan.steps,
                 "guidance_scale": self.guidance_scale,
-                "batch_size": self.batch_size,
                 **image_to_image.reference_metadata(
                     plan, job, negative_prompt_used=self.negative_prompt_used
                 ),

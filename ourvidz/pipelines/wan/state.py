@@ -45,7 +45,6 @@ class GenerationState:
             seconds=seconds,
             negative_prompt_used=self._negative_prompt_used,
             metadata={
-                "batch_size": 1,
                 "size_capped": self.size != (job.width, job.height),
                 "final_prompt_type": "string",
                 "compel_success": False,
@@ -56,7 +55,6 @@ class GenerationState:
                 "steps": job.steps,
                 "effective_steps": self.plan.steps,
                 "guidance_scale": job.guidance_scale,
-                "batch_size": 1,
                 **({} if backend is None else self._reference_metadata()),
             },
         )

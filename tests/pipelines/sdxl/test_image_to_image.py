@@ -218,7 +218,6 @@ def test_the_metadata_describes_how_the_reference_was_used(
         "steps": 4,
         "effective_steps": 2,
         "guidance_scale": 6.0,
-        "batch_size": 1,
         "denoise_strength": 0.5,
         "pipeline": "img2img",
         "resize_policy": "center_crop",

@@ -83,7 +83,6 @@ def test_a_batch_that_is_too_large_is_split_and_batch_size_reports_it(sdxl: SDXL
     assert sizes == [12, 12, 12, 6, 4, 4, 4]
     assert are_equal(result, expected)
     assert (expected.batch_size, result.batch_size) == (6, 2)
-    assert result.metadata["batch_size"] == result.asset_metadata["batch_size"] == 2
 
 
 def test_batch_size_is_the_largest_batch_that_was_denoised(sdxl: SDXLPipeline) -> None:

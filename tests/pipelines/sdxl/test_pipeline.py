@@ -196,13 +196,13 @@ def test_the_result_has_the_metadata_of_the_callback(sdxl: SDXLPipeline) -> None
     assert result.seeds == [7, 8, 9]
     assert 0 < result.seconds < 30
     assert result.metadata == {
-        "batch_size": 3,
         "size_capped": False,
         "final_prompt_type": "string",
         "compel_success": False,
         "enhancement_strategy": "none",
     }
-    assert result.asset_metadata == {"steps": 2, "effective_steps": 2, "guidance_scale": 6.0, "batch_size": 3}
+    assert result.asset_metadata == {"steps": 2, "effective_steps": 2, "guidance_scale": 6.0}
+    assert result.batch_size == 3
 
 
 def test_prompt_weights_change_the_image_and_the_metadata(sdxl: SDXLPipeline) -> None:

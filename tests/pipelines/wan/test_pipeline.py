@@ -189,12 +189,11 @@ def test_the_result_has_the_metadata_of_the_callback(wan: WanPipeline) -> None:
     assert (result.seed, result.fps) == (7, 12)
     assert 0 < result.seconds < 60
     assert result.metadata == {
-        "batch_size": 1,
         "size_capped": False,
         "final_prompt_type": "string",
         "compel_success": False,
     }
-    assert result.asset_metadata == {"steps": 2, "effective_steps": 2, "guidance_scale": 6.5, "batch_size": 1}
+    assert result.asset_metadata == {"steps": 2, "effective_steps": 2, "guidance_scale": 6.5}
 
 
 @pytest.mark.parametrize(
