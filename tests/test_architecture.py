@@ -65,7 +65,7 @@ FORMER_NAMES = frozenset(
             "Made",
         ),
         *("Kept", "Heard", "LEAD_S", "SYNC", "memory_ladder", "key_values", "said_before", "surroundings"),
-        *("last_words", "bury", "lift", "ripe", "tell", "_climb", "seat", "speak", "door"),
+        *("last_words", "bury", "lift", "ripe", "tell", "_climb", "seat", "speak", "door", "told", "heard"),
     }
 )
 """Names of an earlier private vocabulary that the field's own terms have replaced."""

@@ -11,7 +11,7 @@ from ourvidz.ledger.store import Ledger
 
 
 class Clock:
-    """A clock that stands still until it is told to go on."""
+    """A clock that advances only when the test calls it."""
 
     def __init__(self) -> None:
         self.time = 1_700_000_000.0

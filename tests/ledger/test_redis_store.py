@@ -1,4 +1,4 @@
-"""What only the ledger in Redis has to stand: outages, lost replies, memory, other releases."""
+"""The Redis store: outages, lost replies, memory use and records of other releases."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class TestLostReplies:
     """The connection breaks after the server has done its work: the same call is sent again."""
 
     def test_a_registration_still_created_the_job(self, far, wire, image_job):
-        """Else nobody would publish it."""
+        """The repeated call reports `created`, so the job is published."""
         wire.lose_next.set()
         assert far.register(image_job(), priority=6).created
         assert not wire.lose_next.is_set()
@@ -203,7 +203,7 @@ class TestLostReplies:
         assert len(far.list_events("pending")) == 1
 
     def test_a_step_writes_its_items_once(self, far, wire, image_job):
-        """A token told twice would be read twice."""
+        """A repeated call does not append its tokens again."""
         far.register(image_job(), priority=6)
         claim = far.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         wire.lose_next.set()
@@ -246,7 +246,7 @@ class TestLostReplies:
         for name in ("callbacks.retried", "callbacks.delivered"):
             assert after[name] == before[name] + 1
 
-    def test_an_operator_is_not_told_of_a_conflict_with_himself(self, far, wire, image_job):
+    def test_a_repeated_operator_call_is_no_conflict(self, far, wire, image_job):
         """Retry and delete answer what they did."""
         far.register(image_job(), priority=6)
         far.end("job-1", run=1, fence=0, outcome=FAILED)
@@ -261,7 +261,7 @@ class TestLostReplies:
         assert far.delete("job-1").run == 2
         assert far.get("job-1") is None
 
-    def test_a_sweep_still_hears_of_the_gap(self, far, wire):
+    def test_a_sweep_still_sees_the_gap(self, far, wire):
         """Else it would not re-arm the leases after an outage."""
         far.record_sweep()
         time.sleep(0.2)
@@ -325,8 +325,8 @@ class TestOutages:
         assert gives_up_in_s(ledger.ping) < 2.5
         ledger.close()
 
-    def test_an_outage_that_lasts_is_told_in_plain_words(self, monkeypatch):
-        """The door answers 503 with it."""
+    def test_an_outage_that_lasts_has_a_readable_message(self, monkeypatch):
+        """The submission is rejected with 503."""
         monkeypatch.setattr("ourvidz.ledger.connection.PATIENT_RETRIES", (NoBackoff(), 1))
         ledger = Ledger("redis://127.0.0.1:1/0")
         with pytest.raises(WorkerUnavailable, match="the job store cannot be reached"):

@@ -1,4 +1,4 @@
-"""What the sweep brings back, rule by rule, with a clock that the test moves."""
+"""The rules of the recovery sweep, under a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_a_paused_queue_is_not_published_to(world: World) -> None:
     assert world.outlet.published == ["a"]
 
 
-def test_a_job_that_urgent_ones_keep_overtaking_is_lifted_once(world: World) -> None:
+def test_the_priority_of_an_overtaken_job_is_raised_once(world: World) -> None:
     """Synchronous callers must not starve the queue."""
     world.add("patient")
     for minute in range(4):
@@ -301,7 +301,7 @@ def test_a_job_that_urgent_ones_keep_overtaking_is_lifted_once(world: World) -> 
 
 
 def test_a_job_nobody_takes_for_a_day_fails(world: World) -> None:
-    """Its caller must hear something in the end."""
+    """An unclaimed job fails after a day, with a callback."""
     world.add("a")
     world.sweep(after_s=86_500)
     record = world.record("a")
@@ -331,17 +331,17 @@ def test_deliveries_are_not_piled_up_while_the_broker_still_holds_some(world: Wo
 
 def test_finished_jobs_are_forgotten_after_the_retention(world: World) -> None:
     """The ledger must not grow for ever; a pending callback keeps its job."""
-    for name in ("told", "untold"):
+    for name in ("delivered", "undelivered"):
         world.add(name)
         claim = world.claim(name)
         world.ledger.end(name, run=1, fence=claim.fence, outcome=Outcome(status="completed"))
     for _ in range(2):
-        event = world.ledger.lease_event("told", lease_s=5, token=f"t{_}")
+        event = world.ledger.lease_event("delivered", lease_s=5, token=f"t{_}")
         assert event is not None
         world.ledger.mark_delivered(event, status=200)
     world.sweep(after_s=8 * 86400)
-    assert world.ledger.get("told") is None
-    assert world.ledger.get("untold") is not None
+    assert world.ledger.get("delivered") is None
+    assert world.ledger.get("undelivered") is not None
 
 
 def test_recovering_a_fence_that_moved_on_does_nothing(world: World) -> None:
@@ -423,7 +423,7 @@ def test_an_answer_of_which_nothing_was_read_runs_again(world: World) -> None:
 
 
 class TestEnhancing:
-    """A job that waits for its words has no message in its own queue."""
+    """A job that awaits its enhancement has no message in its own queue."""
 
     def waiting(self, world: World) -> None:
         world.ledger.register(enhanced_job("a"), priority=6)
@@ -461,8 +461,8 @@ class TestEnhancing:
         world.keep_sweeping(10)
         assert world.outlet.published[:2] == ["a", "a"]
 
-    def test_a_job_whose_words_were_found_is_given_time_to_be_claimed(self, world: World) -> None:
-        """Its generation was published a moment ago, however long the words took."""
+    def test_an_enhanced_job_is_given_time_to_be_claimed(self, world: World) -> None:
+        """Its generation was published a moment ago, however long the enhancement took."""
         self.waiting(world)
         world.outlet.messages = 1
         held = world.ledger.begin_enhancement("a", 1, lease_s=10, token="e")

@@ -1,4 +1,4 @@
-"""Jobs without callbacks, and answers that their callers read while they grow, on every ledger."""
+"""Jobs with suppressed callbacks, and one-shot streamed answers."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def ended(ledger: Ledger, claim: Claim, status: str = "completed") -> None:
 
 
 class TestQuiet:
-    @pytest.mark.parametrize("quiet", [False, True])
-    def test_only_a_quiet_job_has_no_outbox_rows(self, ledger, chat_job, quiet):
-        """A synchronous request has its answer; a callback beside it would surprise its caller."""
+    @pytest.mark.parametrize("suppressed", [False, True])
+    def test_only_a_job_with_suppressed_callbacks_has_no_outbox_rows(self, ledger, chat_job, suppressed):
+        """A synchronous request gets its result in the response, so no callback is sent."""
         assert (
-            ledger.register(chat_job(), priority=0, suppress_callbacks=quiet).record.suppress_callbacks
-            is quiet
+            ledger.register(chat_job(), priority=0, suppress_callbacks=suppressed).record.suppress_callbacks
+            is suppressed
         )
         claim = claimed(ledger)
         ledger.step(claim, progress=10, add_event=True)
         ended(ledger, claim)
-        assert ledger.get("chat-1").suppress_callbacks is quiet
-        assert (ledger.next_event("chat-1") is None) is quiet
-        assert (ledger.due_deliveries() == []) is quiet
-        assert (ledger.list_events("pending") == []) is quiet
+        assert ledger.get("chat-1").suppress_callbacks is suppressed
+        assert (ledger.next_event("chat-1") is None) is suppressed
+        assert (ledger.due_deliveries() == []) is suppressed
+        assert (ledger.list_events("pending") == []) is suppressed
 
     def test_its_stream_tells_everything(self, ledger, chat_job):
         """Who asks over HTTP reads the job there."""
@@ -49,7 +49,7 @@ class TestQuiet:
         assert kinds == ["state", "state", "token", "progress", "done"]
         assert ledger.counters()["jobs.chat_conversation.completed"] == 1
 
-    def test_it_stays_quiet_when_it_runs_again(self, ledger, chat_job):
+    def test_its_callbacks_stay_suppressed_in_the_next_run(self, ledger, chat_job):
         """An operator's retry has no receiver either."""
         ledger.register(chat_job(), priority=0, suppress_callbacks=True)
         ended(ledger, claimed(ledger), "failed")
@@ -65,7 +65,7 @@ class TestQuiet:
         assert ledger.get("chat-1") is None
 
     def test_it_is_purged_when_it_is_old(self, ledger, clock, chat_job):
-        """The ledger must not grow with every question."""
+        """Retention applies to synchronous jobs too."""
         ledger.register(chat_job(), priority=0, suppress_callbacks=True)
         ended(ledger, claimed(ledger))
         clock.pass_s(100)
@@ -75,7 +75,7 @@ class TestQuiet:
 
 class TestStreaming:
     def test_a_streamed_token_makes_a_one_shot_answer_unrepeatable(self, ledger, chat_job):
-        """What a caller has read cannot be taken back: a second attempt would say it again."""
+        """Streamed tokens cannot be withdrawn; a second attempt would repeat them."""
         ledger.register(chat_job(stream=True), priority=0)
         claim = claimed(ledger)
         ledger.step(claim, progress=1)
@@ -110,7 +110,7 @@ class TestStreaming:
         assert not claimed(ledger, "t2").record.repeatable
 
     def test_the_next_run_starts_afresh(self, ledger, chat_job):
-        """It has readers of its own."""
+        """Streamed tokens of an earlier run do not count."""
         ledger.register(chat_job(stream=True), priority=0)
         claim = claimed(ledger)
         ledger.step(claim, items=TOKEN)

@@ -1,4 +1,4 @@
-"""Finding the words of a queued job, on every ledger."""
+"""Prompt enhancement of a queued job: lease, result, and skipping."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class TestBeginning:
         assert states(wanting) == [("queued", None), ("queued", "enhancing")]
 
     def test_one_of_many_at_once_begins(self, wanting):
-        """A message that came twice must not give a job two sets of words."""
+        """Duplicate messages start one enhancement."""
 
         def begin(n: int) -> object:
             return wanting.begin_enhancement("job-1", 1, lease_s=10, token=f"e{n}")
@@ -94,8 +94,8 @@ class TestBeginning:
         assert begun(wanting) == begun(wanting)
         assert states(wanting) == [("queued", None), ("queued", "enhancing")]
 
-    def test_after_the_lease_somebody_else_may_begin(self, wanting, clock):
-        """A chat worker that died does not keep the words for ever; a late one learns that it lost them."""
+    def test_after_the_lease_another_worker_may_begin(self, wanting, clock):
+        """An expired enhancement lease can be taken over; its former holder gets `lost`."""
         dead = begun(wanting)
         clock.pass_s(9)
         assert wanting.begin_enhancement("job-1", 1, lease_s=10, token="e2") is None
@@ -113,7 +113,7 @@ class TestBeginning:
         assert wanting.begin_enhancement("job-1", 1, lease_s=10, token="e1") is None
 
     def test_a_job_that_is_to_be_cancelled_is_not_enhanced(self, wanting):
-        """Its words are of no use to anybody."""
+        """The enhancement of a cancelled job is not started."""
         wanting.request_cancel("job-1")
         assert wanting.begin_enhancement("job-1", 1, lease_s=10, token="e1") is None
 
@@ -146,7 +146,7 @@ class TestKeeping:
         assert (record.status, record.stage, record.attempt) == ("cancelled", None, 0)
 
     def test_a_claim_ends_it(self, wanting):
-        """Generation goes on without the words once it has begun."""
+        """Once the generation is claimed, a late result is ignored."""
         held = begun(wanting)
         assert claimed(wanting).record.enhancement_result is None
         assert wanting.renew_enhancement(held, lease_s=10) is Verdict.LOST
@@ -154,7 +154,7 @@ class TestKeeping:
 
 
 class TestEnding:
-    def test_the_words_wait_for_the_claim(self, wanting, clock):
+    def test_the_result_is_returned_by_the_claim(self, wanting, clock):
         """The text goes through the ledger, not through a message."""
         held = begun(wanting)
         clock.pass_s(3)
@@ -166,7 +166,7 @@ class TestEnding:
         assert claimed(wanting).record.enhancement_result == WORDS
 
     def test_the_same_end_twice_is_one(self, wanting):
-        """Also when the generation has begun before the answer was heard."""
+        """Repeating the call is idempotent, also after the generation has been claimed."""
         held = begun(wanting)
         assert wanting.end_enhancement(held, result=WORDS)
         assert wanting.end_enhancement(held, result=WORDS)
@@ -175,20 +175,20 @@ class TestEnding:
         assert wanting.end_enhancement(held, result={"prompt": "other words"}) is False
         assert wanting.get("job-1").enhancement_result == WORDS
 
-    def test_the_words_are_those_of_every_attempt(self, wanting):
-        """A second attempt writes the same files, so it needs the same words."""
+    def test_every_attempt_gets_the_same_result(self, wanting):
+        """A second attempt writes the same files, so it needs the same prompt."""
         wanting.end_enhancement(begun(wanting), result=WORDS)
         wanting.release(claimed(wanting), code="OOM_ERROR", due_in_s=0)
         again = claimed(wanting, "t2")
         assert (again.record.attempt, again.record.enhancement_result) == (2, WORDS)
 
-    def test_an_attempt_without_words_is_followed_by_none_with_words(self, wanting):
+    def test_after_an_attempt_without_a_result_no_attempt_has_one(self, wanting):
         """The same holds for the prompt as it was sent."""
         wanting.release(claimed(wanting), code="OOM_ERROR", due_in_s=0)
         assert wanting.begin_enhancement("job-1", 1, lease_s=10, token="e1") is None
         assert wanting.get("job-1").enhancement == "over"
 
-    def test_the_next_run_has_its_words_found_anew(self, wanting):
+    def test_the_next_run_is_enhanced_again(self, wanting):
         """What an operator's retry is for may be a better answer."""
         wanting.end_enhancement(begun(wanting), result=WORDS)
         claim = claimed(wanting)
@@ -211,8 +211,8 @@ class TestGivingUp:
         assert (record.status, record.stage, record.enhancement) == ("queued", None, "over")
         assert claimed(wanting).record.enhancement_result == {"reason": "too late"}
 
-    def test_words_that_were_found_are_not_given_up(self, wanting):
-        """They came just in time."""
+    def test_a_recorded_result_is_not_skipped(self, wanting):
+        """Skipping after the result was recorded changes nothing."""
         wanting.end_enhancement(begun(wanting), result=WORDS)
         assert wanting.skip_enhancement("job-1", run=1, reason="too late") is False
         assert wanting.get("job-1").enhancement_result == WORDS
@@ -223,8 +223,8 @@ class TestGivingUp:
         assert states(wanting) == [("queued", None)]
 
 
-def test_a_deleted_job_leaves_no_words_behind(wanting) -> None:
-    """Deleting a job forgets what a model made of its prompt, too."""
+def test_a_deleted_job_leaves_no_enhancement_behind(wanting) -> None:
+    """Deleting a job also deletes its enhancement result."""
     wanting.end_enhancement(begun(wanting), result=WORDS)
     wanting.end("job-1", run=1, fence=0, outcome=Outcome(status="cancelled"))
     event = wanting.lease_event("job-1", lease_s=10, token="d")

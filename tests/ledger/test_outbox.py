@@ -1,4 +1,4 @@
-"""What callers are still to be told, on every ledger."""
+"""The callback outbox: order, leases, retries, dead letters and replay."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def run_to(ledger, job_id="job-1", outcome=DONE, run=1):
 
 def drained(ledger):
     """Deliver what is due of the job: sequence, kind and progress of each row."""
-    told = []
+    delivered = []
     while event := ledger.lease_event("job-1", lease_s=30, token=uuid4().hex):
-        told.append((event.sequence, event.kind, event.metadata.get("progress")))
+        delivered.append((event.sequence, event.kind, event.metadata.get("progress")))
         ledger.mark_delivered(event, status=200)
-    return told
+    return delivered
 
 
 @pytest.fixture
-def told(ledger, image_job):
+def completed_job_ledger(ledger, image_job):
     """A ledger with one completed job whose processing row went out: its terminal row is the head."""
     ledger.register(image_job(callback_url="https://example.org/hook"), priority=6)
     run_to(ledger)
@@ -62,20 +62,20 @@ class TestOrder:
         claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="a")
         ledger.step(claim, progress=25, add_event=True)
         ledger.step(claim, progress=50)
-        told = drained(ledger)
+        delivered = drained(ledger)
         assert ledger.end("job-1", run=1, fence=claim.fence, outcome=DONE)
         assert ledger.step(claim, progress=75, add_event=True) is Verdict.LOST
-        told += drained(ledger)
-        assert told == [(1, "processing", None), (2, "processing", 25), (3, "completed", None)]
+        delivered += drained(ledger)
+        assert delivered == [(1, "processing", None), (2, "processing", 25), (3, "completed", None)]
 
     def test_progress_that_did_not_go_out_makes_room_for_newer_and_for_the_ending(self, ledger, image_job):
-        """A slow receiver must not hear old news first, let alone hear the ending after all of it."""
+        """Superseded progress events are dropped, so a slow receiver gets the terminal event sooner."""
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="a")
         for progress in (25, 50, 75):
             ledger.step(claim, progress=progress, add_event=True)
-        told = {event.metadata.get("progress") for event in ledger.list_events("pending")}
-        assert told == {75, None}
+        pending = {event.metadata.get("progress") for event in ledger.list_events("pending")}
+        assert pending == {75, None}
         assert ledger.end("job-1", run=1, fence=claim.fence, outcome=DONE)
         assert [kind for _, kind, _ in drained(ledger)] == ["processing", "completed"]
 
@@ -111,11 +111,11 @@ class TestOrder:
         run_to(ledger, outcome=FAILED)
         ledger.reopen("job-1", priority=6)
         run_to(ledger, run=2)
-        told = []
-        while event := ledger.lease_event("job-1", lease_s=30, token=f"t{len(told)}"):
-            told.append((event.sequence, event.run, event.kind, event.attempt))
+        delivered = []
+        while event := ledger.lease_event("job-1", lease_s=30, token=f"t{len(delivered)}"):
+            delivered.append((event.sequence, event.run, event.kind, event.attempt))
             ledger.mark_delivered(event, status=200)
-        assert told == [
+        assert delivered == [
             (1, 1, "processing", 1),
             (2, 1, "processing", 2),
             (3, 1, "failed", 2),
@@ -181,7 +181,7 @@ class TestTaking:
         assert ledger.lease_event("job-1", lease_s=30, token="t2").deliveries == 2
 
     def test_the_most_overdue_come_first_and_each_job_once(self, ledger, clock, image_job):
-        """A backlog is worked off in fairness."""
+        """`due_deliveries` lists job ids by due time, without duplicates."""
         for job_id in ("late", "later"):
             ledger.register(image_job(job_id), priority=6)
             run_to(ledger, job_id)
@@ -189,47 +189,50 @@ class TestTaking:
         assert ledger.due_deliveries() == ["late", "later"]
         assert ledger.due_deliveries(limit=1) == ["late"]
 
-    def test_who_took_a_row_earlier_cannot_postpone_or_bury_it(self, told, clock):
-        """The later taker decides; only good news counts from both."""
-        early = told.lease_event("job-1", lease_s=30, token="a")
+    def test_an_expired_lease_cannot_postpone_or_dead_letter_a_row(self, completed_job_ledger, clock):
+        """Only the current lease may postpone or dead-letter; a success counts from either lease."""
+        early = completed_job_ledger.lease_event("job-1", lease_s=30, token="a")
         clock.pass_s(30)
-        late = told.lease_event("job-1", lease_s=30, token="b")
-        told.postpone(early, due_in_s=500, status=500, error="down")
-        told.dead_letter(early, status=400, error="bad")
-        assert told.next_event("job-1") == late
-        told.mark_delivered(early, status=200)
-        told.postpone(late, due_in_s=500, status=500, error="down")
-        assert told.next_event("job-1") is None
-        assert told.get_event(late.event_id).state == "delivered"
+        late = completed_job_ledger.lease_event("job-1", lease_s=30, token="b")
+        completed_job_ledger.postpone(early, due_in_s=500, status=500, error="down")
+        completed_job_ledger.dead_letter(early, status=400, error="bad")
+        assert completed_job_ledger.next_event("job-1") == late
+        completed_job_ledger.mark_delivered(early, status=200)
+        completed_job_ledger.postpone(late, due_in_s=500, status=500, error="down")
+        assert completed_job_ledger.next_event("job-1") is None
+        assert completed_job_ledger.get_event(late.event_id).state == "delivered"
 
 
 class TestSettling:
-    def test_a_postponed_row_remembers_why(self, told, clock):
+    def test_a_postponed_row_remembers_why(self, completed_job_ledger, clock):
         """The operator reads the last error."""
-        event = told.lease_event("job-1", lease_s=30, token="t")
-        told.postpone(event, due_in_s=7.5, status=503, error="unavailable")
-        row = told.next_event("job-1")
+        event = completed_job_ledger.lease_event("job-1", lease_s=30, token="t")
+        completed_job_ledger.postpone(event, due_in_s=7.5, status=503, error="unavailable")
+        row = completed_job_ledger.next_event("job-1")
         assert (row.due_at, row.last_status, row.last_error) == (clock.time + 7.5, 503, "unavailable")
         assert (row.deliveries, row.state) == (1, "pending")
-        assert told.counters()["callbacks.retried"] == 1
+        assert completed_job_ledger.counters()["callbacks.retried"] == 1
 
-    def test_a_delivered_row_is_kept_a_day(self, told, clock):
+    def test_a_delivered_row_is_kept_a_day(self, completed_job_ledger, clock):
         """Operators look back, but not forever."""
-        event = told.lease_event("job-1", lease_s=30, token="t")
-        told.mark_delivered(event, status=204)
-        told.mark_delivered(event, status=204)
-        row = told.get_event(event.event_id)
+        event = completed_job_ledger.lease_event("job-1", lease_s=30, token="t")
+        completed_job_ledger.mark_delivered(event, status=204)
+        completed_job_ledger.mark_delivered(event, status=204)
+        row = completed_job_ledger.get_event(event.event_id)
         assert (row.state, row.settled_at, row.last_status) == ("delivered", clock.time, 204)
-        assert [each.event_id for each in told.list_events("delivered")] == [event.event_id]
-        assert (told.list_events("pending"), told.due_deliveries()) == ([], [])
-        assert told.counters()["callbacks.delivered"] == 2
+        assert [each.event_id for each in completed_job_ledger.list_events("delivered")] == [event.event_id]
+        assert (completed_job_ledger.list_events("pending"), completed_job_ledger.due_deliveries()) == (
+            [],
+            [],
+        )
+        assert completed_job_ledger.counters()["callbacks.delivered"] == 2
         clock.pass_s(86400)
-        told.purge(older_than_s=1e9)
-        assert told.list_events("delivered") == []
-        assert told.get_event(event.event_id) is None
+        completed_job_ledger.purge(older_than_s=1e9)
+        assert completed_job_ledger.list_events("delivered") == []
+        assert completed_job_ledger.get_event(event.event_id) is None
 
     def test_a_processing_row_gets_one_attempt(self, ledger, image_job):
-        """`processing` that nobody heard is not worth a retry, and makes way."""
+        """An undelivered `processing` event is not retried and does not block later events."""
         ledger.register(image_job(), priority=6)
         run_to(ledger)
         event = ledger.lease_event("job-1", lease_s=30, token="t")
@@ -240,22 +243,22 @@ class TestSettling:
         assert ledger.due_deliveries() == ["job-1"]
         assert "callbacks.dead" not in ledger.counters()
 
-    def test_a_buried_row_is_a_dead_letter(self, told, clock):
-        """It stays for an operator, who reads why."""
-        event = told.lease_event("job-1", lease_s=30, token="t")
-        told.dead_letter(event, status=400, error="not understood")
-        told.dead_letter(event, status=400, error="not understood")
-        (letter,) = told.list_events("dead")
+    def test_a_dead_lettered_row_is_kept_with_its_error(self, completed_job_ledger, clock):
+        """An operator can read the status and the error."""
+        event = completed_job_ledger.lease_event("job-1", lease_s=30, token="t")
+        completed_job_ledger.dead_letter(event, status=400, error="not understood")
+        completed_job_ledger.dead_letter(event, status=400, error="not understood")
+        (letter,) = completed_job_ledger.list_events("dead")
         assert (letter.event_id, letter.state) == (event.event_id, "dead")
         assert (letter.last_status, letter.last_error, letter.settled_at) == (
             400,
             "not understood",
             clock.time,
         )
-        assert told.counters()["callbacks.dead"] == 1
-        assert told.due_deliveries() == []
+        assert completed_job_ledger.counters()["callbacks.dead"] == 1
+        assert completed_job_ledger.due_deliveries() == []
 
-    def test_the_newest_letters_come_first(self, ledger, clock, image_job):
+    def test_the_newest_dead_letters_come_first(self, ledger, clock, image_job):
         """What died just now is what an operator looks for."""
         for n in range(3):
             ledger.register(image_job(f"j{n}"), priority=6)
@@ -269,25 +272,25 @@ class TestSettling:
 
 class TestReplaying:
     @pytest.mark.parametrize("end", ["dead", "delivered"])
-    def test_a_settled_row_goes_out_again_from_zero(self, told, clock, end):
-        """After the receiver was mended, an operator sends the letter again under the same id."""
-        event = told.lease_event("job-1", lease_s=30, token="t")
+    def test_a_settled_row_goes_out_again_from_zero(self, completed_job_ledger, clock, end):
+        """A replay keeps the event id and resets the delivery count."""
+        event = completed_job_ledger.lease_event("job-1", lease_s=30, token="t")
         if end == "dead":
-            told.dead_letter(event, status=400, error="no")
+            completed_job_ledger.dead_letter(event, status=400, error="no")
         else:
-            told.mark_delivered(event, status=200)
+            completed_job_ledger.mark_delivered(event, status=200)
         clock.pass_s(9)
-        row = told.replay(event.event_id)
+        row = completed_job_ledger.replay(event.event_id)
         assert (row.event_id, row.state, row.deliveries) == (event.event_id, "pending", 0)
         assert (row.due_at, row.settled_at) == (clock.time, None)
-        assert told.list_events(end) == []
-        assert told.due_deliveries() == ["job-1"]
-        assert told.lease_event("job-1", lease_s=30, token="t2").deliveries == 1
+        assert completed_job_ledger.list_events(end) == []
+        assert completed_job_ledger.due_deliveries() == ["job-1"]
+        assert completed_job_ledger.lease_event("job-1", lease_s=30, token="t2").deliveries == 1
 
-    def test_a_pending_row_is_left_alone(self, told):
+    def test_a_pending_row_is_left_alone(self, completed_job_ledger):
         """Replaying twice is replaying once."""
-        event = told.lease_event("job-1", lease_s=30, token="t")
-        assert told.replay(event.event_id) == event
+        event = completed_job_ledger.lease_event("job-1", lease_s=30, token="t")
+        assert completed_job_ledger.replay(event.event_id) == event
 
     def test_a_replayed_row_waits_for_the_delivery_that_is_under_way(self, ledger, clock, image_job):
         """One delivery of a job at a time, whatever an operator does."""

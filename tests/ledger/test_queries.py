@@ -1,4 +1,4 @@
-"""Pages, lines, streams and the fleet, on every ledger."""
+"""Pages, queues, event streams and workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ids(records):
 
 
 def collect(ledger, job_id, after="0", limit_s=10):
-    """Everything a follower hears until it ends by itself."""
+    """All items that `follow` yields."""
 
     async def listen():
         return [item async for item in ledger.follow(job_id, after=after)]
@@ -94,8 +94,8 @@ class TestLines:
         assert (ledger.queue_depth("sdxl_queue"), ledger.queue_depth("wan_queue")) == (4, 0)
         assert ledger.queue_position("nobody") is None
 
-    def test_a_job_is_lifted_once_and_keeps_its_order(self, ledger, image_job):
-        """Nothing starves, and nothing jumps the line twice."""
+    def test_a_job_gets_a_higher_priority_once_and_keeps_its_order(self, ledger, image_job):
+        """The priority of a starved job is raised once."""
         first = ledger.register(image_job("a"), priority=6).record
         ledger.register(image_job("b"), priority=3)
         assert ledger.raise_priority("a", run=1, priority=3)
@@ -151,21 +151,21 @@ class TestSweeping:
 
     def test_old_jobs_are_forgotten_once_their_caller_knows(self, ledger, clock, image_job):
         """Retention ends a job, but never before its terminal callback is settled."""
-        for job_id in ("told", "untold", "young", "open"):
+        for job_id in ("delivered", "undelivered", "young", "open"):
             ledger.register(image_job(job_id), priority=6)
-        for job_id in ("told", "untold"):
+        for job_id in ("delivered", "undelivered"):
             run_to(ledger, job_id, DONE)
-        while event := ledger.lease_event("told", lease_s=30, token="d"):
+        while event := ledger.lease_event("delivered", lease_s=30, token="d"):
             ledger.mark_delivered(event, status=200)
         clock.pass_s(100)
         run_to(ledger, "young", DONE)
         while event := ledger.lease_event("young", lease_s=30, token="d"):
             ledger.mark_delivered(event, status=200)
         assert ledger.purge(older_than_s=50) == 1
-        assert [ledger.get(each) is None for each in ("told", "untold", "young", "open")] == [True] + [
-            False
-        ] * 3
-        while event := ledger.lease_event("untold", lease_s=30, token="d"):
+        assert [ledger.get(each) is None for each in ("delivered", "undelivered", "young", "open")] == [
+            True
+        ] + [False] * 3
+        while event := ledger.lease_event("undelivered", lease_s=30, token="d"):
             ledger.dead_letter(event, status=410, error="gone")
         assert ledger.purge(older_than_s=0, limit=1) == 1
         assert ledger.purge(older_than_s=0, limit=1) == 1
@@ -174,7 +174,7 @@ class TestSweeping:
 
 
 class TestStreams:
-    def test_the_stream_tells_the_life_of_a_job_in_order(self, ledger, image_job):
+    def test_the_stream_lists_the_events_of_a_job_in_order(self, ledger, image_job):
         """A page that opens late sees how the job came to where it is."""
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t")
@@ -231,24 +231,24 @@ class TestStreams:
         assert len(items) <= 700
         assert items[-1].data == {"n": 1499}
 
-    def test_a_follower_hears_everything_and_ends_with_the_job(self, ledger, image_job):
+    def test_a_follower_gets_every_item_and_ends_with_the_job(self, ledger, image_job):
         """The event stream closes by itself."""
         ledger.register(image_job(), priority=6)
 
         async def scene():
-            heard = []
+            items = []
             following = ledger.follow("job-1")
-            heard.append(await anext(following))
+            items.append(await anext(following))
             claim = await asyncio.to_thread(ledger.claim, "job-1", 1, worker_id="w", lease_s=10, token="t")
-            heard.append(await anext(following))
+            items.append(await anext(following))
             await asyncio.to_thread(ledger.step, claim, progress=10)
             await asyncio.to_thread(ledger.end, "job-1", run=1, fence=1, outcome=DONE)
-            heard += [item async for item in following]
-            return heard
+            items += [item async for item in following]
+            return items
 
-        heard = asyncio.run(asyncio.wait_for(scene(), 10))
-        assert [item.kind for item in heard] == ["state", "state", "progress", "done"]
-        assert heard == ledger.stream("job-1")
+        items = asyncio.run(asyncio.wait_for(scene(), 10))
+        assert [item.kind for item in items] == ["state", "state", "progress", "done"]
+        assert items == ledger.stream("job-1")
 
     def test_a_follower_of_a_finished_job_gets_the_rest_and_ends(self, ledger, image_job):
         """A page opened after the end must not hang."""
@@ -260,13 +260,13 @@ class TestStreams:
         assert collect(ledger, "nobody") == []
 
     def test_the_end_of_an_earlier_run_does_not_end_a_follower(self, ledger, image_job):
-        """Who follows a retried job wants to hear of the retry."""
+        """A follower of a retried job gets the items of the next run."""
         ledger.register(image_job(), priority=6)
         run_to(ledger, "job-1", FAILED)
         ledger.reopen("job-1", priority=6)
         run_to(ledger, "job-1", DONE, run=2)
-        heard = collect(ledger, "job-1")
-        assert [item.data["run"] for item in heard if item.kind == "done"] == [1, 2]
+        items = collect(ledger, "job-1")
+        assert [item.data["run"] for item in items if item.kind == "done"] == [1, 2]
 
     def test_several_followers_share_a_loop(self, ledger, image_job):
         """One that leaves must not take the others' connection away."""
@@ -283,12 +283,12 @@ class TestStreams:
             await asyncio.to_thread(run_to, ledger, "job-1", DONE)
             return await asyncio.gather(*others)
 
-        heard = asyncio.run(asyncio.wait_for(scene(), 10))
-        assert all(each == ledger.stream("job-1") for each in heard)
+        streams = asyncio.run(asyncio.wait_for(scene(), 10))
+        assert all(each == ledger.stream("job-1") for each in streams)
 
 
 def worker(**changes):
-    """A worker as it tells of itself."""
+    """A worker record as the heartbeat writes it."""
     given = {
         "id": "sdxl@a-gpu0",
         "family": "sdxl",
@@ -315,7 +315,7 @@ class TestTheFleet:
         assert ledger.queue_seen_at("wan_queue") is None
 
     def test_silence_means_offline_and_after_a_day_forgotten(self, ledger, clock):
-        """A worker that crashed says nothing."""
+        """A crashed worker sends no heartbeat."""
         ledger.heartbeat(worker())
         clock.pass_s(15)
         assert ledger.workers()[0].state == "idle"
@@ -335,7 +335,7 @@ class TestTheFleet:
         assert ledger.workers()[0].state == "busy"
 
     def test_draining_survives_beats(self, ledger):
-        """The operator's word outlasts what the worker says of itself."""
+        """A heartbeat does not clear the draining flag that an operator set."""
         assert not ledger.set_draining(worker().id, True)
         ledger.heartbeat(worker())
         assert ledger.set_draining(worker().id, True)

@@ -1,4 +1,4 @@
-"""The life of a job, on every ledger."""
+"""The job lifecycle: register, claim, step, release, end, reopen, cancel and delete."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ended(ledger: Ledger, claim: Claim, outcome: Outcome = DONE) -> bool:
 
 class TestTheDoor:
     def test_a_new_job_is_queued_with_everything_at_its_start(self, ledger, clock, image_job):
-        """What is read back later is what was decided at the door."""
+        """The record holds what the submission decided."""
         job = image_job(callback_url="https://example.org/hook", carried={"video_id": "v:1"})
         admission = ledger.register(job, priority=6)
         record = ledger.get("job-1")
@@ -60,14 +60,14 @@ class TestTheDoor:
         assert ledger.queue_depth("sdxl_queue") == 1
 
     def test_other_work_under_a_taken_id_is_not_the_same(self, ledger, image_job):
-        """The door answers 409 to it."""
+        """The submission is rejected with 409."""
         ledger.register(image_job(), priority=6)
         other = ledger.register(image_job(prompt="a green square"), priority=6)
         assert (other.created, other.same) == (False, False)
         assert ledger.job("job-1").prompt == "a red circle above a blue lake"
 
     def test_exactly_one_of_many_registrations_at_once_creates(self, ledger, image_job):
-        """Two doors that hear of one job must not both publish it."""
+        """Of concurrent submissions of one job exactly one publishes it."""
         job = image_job()
         with ThreadPoolExecutor(16) as threads:
             answers = list(threads.map(lambda _: ledger.register(job, priority=6).created, range(32)))
@@ -144,7 +144,7 @@ class TestClaiming:
         assert ledger.claim("job-1", 1, worker_id="sdxl@b", lease_s=10, token="t2") is None
 
     def test_a_message_of_another_run_or_of_no_job_loses(self, ledger, image_job):
-        """Late messages of an earlier run must not start the later one."""
+        """A late message of an earlier run does not start the later one."""
         ledger.register(image_job(), priority=6)
         assert ledger.claim("job-1", 2, worker_id="w", lease_s=10, token="t") is None
         assert ledger.claim("nobody", 1, worker_id="w", lease_s=10, token="t") is None
@@ -192,7 +192,7 @@ class TestRunning:
         ledger.step(claim, progress=250)
         assert ledger.get("job-1").progress == 100.0
 
-    def test_a_running_job_hears_of_its_cancellation_at_the_next_step(self, ledger, image_job):
+    def test_a_running_job_sees_its_cancellation_at_the_next_step(self, ledger, image_job):
         """It stops before the next denoising step, and stays claimed until it ends."""
         ledger.register(image_job(), priority=6)
         claim = claimed(ledger)
@@ -227,7 +227,7 @@ class TestRunning:
         assert [record.job_id for record in ledger.expired()] == ["job-1"]
 
     def test_a_released_job_waits_for_its_due_time_under_its_old_place(self, ledger, clock, image_job):
-        """A retry backs off, but does not go to the end of the line."""
+        """A retried job keeps its place in the queue."""
         ledger.register(image_job(), priority=6)
         ledger.register(image_job("job-2"), priority=6)
         claim = claimed(ledger)
@@ -411,7 +411,7 @@ class TestRunningAgain:
 
 class TestCancellingAndDeleting:
     def test_a_finished_job_cannot_be_cancelled(self, ledger, image_job):
-        """Its end has been told."""
+        """Its terminal state is final."""
         with pytest.raises(NotFound):
             ledger.request_cancel("job-1")
         ledger.register(image_job(), priority=6)
@@ -420,7 +420,7 @@ class TestCancellingAndDeleting:
             ledger.request_cancel("job-1")
 
     def test_a_queued_job_is_only_marked(self, ledger, image_job):
-        """Whoever cancels it also ends it, so that its callback has an author."""
+        """The flag alone does not end a queued job; the caller of `cancel` ends it."""
         ledger.register(image_job(), priority=6)
         record = ledger.request_cancel("job-1")
         assert (record.status, record.cancel_requested) == ("queued", True)
@@ -445,7 +445,7 @@ class TestCancellingAndDeleting:
             ledger.delete("job-1")
 
     def test_a_job_is_kept_while_it_is_wanted(self, ledger, image_job):
-        """Neither a running job nor one whose caller has not been told may vanish."""
+        """A running job, or one with an undelivered terminal callback, cannot be deleted."""
         ledger.register(image_job(), priority=6)
         with pytest.raises(Conflict):
             ledger.delete("job-1")
