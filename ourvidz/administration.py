@@ -38,13 +38,13 @@ def status() -> dict[str, Any]:
 def queues() -> dict[str, Any]:
     """Return each queue's number of queued jobs, whether it is paused, and its number of online workers."""
     ledger = control.current().ledger
-    paused, occupied = ledger.paused_queues(), [worker.queue for worker in ledger.online_workers()]
+    paused, worker_queues = ledger.paused_queues(), [worker.queue for worker in ledger.online_workers()]
     return {
         "queues": {
             queue: {
                 "depth": ledger.queue_depth(queue),
                 "paused": queue in paused,
-                "workers": occupied.count(queue),
+                "workers": worker_queues.count(queue),
             }
             for queue in QUEUES.values()
         }

@@ -1,4 +1,4 @@
-"""How Celery is set up: data only, the same in every process.
+"""The Celery configuration: data only, the same in every process.
 
 Why these values: docs/decisions/0002-celery-on-redis.md.
 """

@@ -118,7 +118,7 @@ class PrivateServer:
         raise OperatorError(f"{self._binary} does not start: {written}")
 
     def kill(self) -> None:
-        """End the server at once, as a crash would. Safe to call twice."""
+        """Kill the server without a shutdown, like a crash. Idempotent."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -1,7 +1,7 @@
 """Every way a job or a request can go wrong, in one tree.
 
-The branches say who must act. Code, HTTP status, what goes on the wire as `retryable` and how many
-attempts a job gets stand on the class; nothing else in the project decides them.
+Each branch is the party that must act. The class alone defines the code, the HTTP status, the value of
+`retryable` on the wire and the number of attempts of a job.
 
     OurvidzError
     ├── CallerError
@@ -42,7 +42,7 @@ class OurvidzError(Exception):
     """A failure with a code from the contract.
 
     `field`, `rule` and `value` name what was wrong with an input: the caller's own path, the rule in
-    words, and what was sent. `kind` is which of a code's cases it is, where somebody tells them apart.
+    words, and what was sent. `kind` is which of a code's cases it is, where a client distinguishes them.
     """
 
     code: ClassVar[str] = "INTERNAL_ERROR"
@@ -90,7 +90,7 @@ class InvalidParameters(CallerError):
 
 
 class PolicyViolation(CallerError):
-    """`audit` (category, hash of the text) is for the operator's log alone, never for the wire."""
+    """`audit` (category, hash of the text) goes to the operator's log only, never to the client."""
 
     code = "POLICY_VIOLATION"
     audit: Mapping[str, str] | None = None
@@ -140,7 +140,7 @@ class RateLimited(CallerError):
 
 
 class FallbackError(OurvidzError):
-    """A part failed that the job can do without, unless there is nothing to fall back to."""
+    """An optional part of the job failed. It fails the job only if there is no fallback."""
 
     http_status = 422
 
@@ -167,7 +167,7 @@ class SettingsError(OperatorError):
 
 
 class OurError(OurvidzError):
-    """We must act: the same request may well succeed later."""
+    """A fault of the service: the same request may succeed later."""
 
     retryable = True
 
@@ -203,7 +203,7 @@ class InternalError(OurError):
 
 
 def by_code() -> dict[str, type[OurvidzError]]:
-    """Every wire code and the class that carries it."""
+    """Return the error class of each wire code."""
     found: dict[str, type[OurvidzError]] = {}
     waiting = list(OurvidzError.__subclasses__())
     while waiting:

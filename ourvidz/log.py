@@ -55,12 +55,12 @@ def configure(level: str = "INFO", style: Literal["json", "console"] = "console"
 
 
 def get(name: str) -> Logger:
-    """A logger for one room."""
+    """Return the structured logger of this name."""
     logger: Logger = structlog.stdlib.get_logger(name)
     return logger
 
 
 def bind(**context: object) -> None:
-    """Start a fresh context: what follows in this thread or task carries these fields."""
+    """Replace the log context of this thread or task: its later entries carry these fields."""
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**context)

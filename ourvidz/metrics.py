@@ -22,10 +22,10 @@ MS_PER_S = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The numbers at one moment.
+    """The values of one scrape.
 
     `counts` are the ledger's counters by dotted name, `depths` the queued jobs by queue, `workers` the
-    family and state of everyone seen in the last day.
+    family and state of each worker seen in the last day.
     """
 
     counts: Mapping[str, int]

@@ -171,7 +171,7 @@ def drain_on_shutdown(sender: str, **_: Any) -> None:
     """In the parent, at a request to stop: keep the running task, which may claim companions, from claiming
     more."""
     if settings().worker in QUEUES:
-        # Not here: a signal handler may have interrupted whoever holds the connection's lock.
+        # Not here: a signal handler may have interrupted the holder of the connection's lock.
         threading.Thread(target=_drain, args=(sender,), name="drain", daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""The fixtures that other projects test with: whole jobs in this process, told by real callbacks."""
+"""The fixtures that other projects test with: complete jobs in this process, seen by their callbacks."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from ourvidz.ledger.record import Record
 
 
 class MaintenanceOperations(Queries):
-    """Verbs about all jobs, whoever works on them."""
+    """Ledger operations on all jobs, regardless of their worker."""
 
     def record_sweep(self) -> float | None:
         """Note that a sweep runs now. Returns the seconds since the last one, None for the first ever."""

@@ -1,6 +1,6 @@
 """Downloads from untrusted URLs: a bounded number of bytes, in a bounded time, from hosts that may be called.
 
-Whoever supplies a URL chooses the server, its name server, its headers, its redirects and its pace. Each of
+The supplier of a URL controls the server, its name server, its headers, its redirects and its pace. Each of
 them is checked or bounded here. The caller's user never sees which check failed: the reason is for our log.
 """
 

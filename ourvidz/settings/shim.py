@@ -6,7 +6,7 @@ from ourvidz.settings.kinds import Ports, StringList, Topic, WebURL, env
 
 
 class ShimSettings(Topic):
-    """Where it listens, who may ask, and how much at once."""
+    """Listen address, authentication and request limits of the shim."""
 
     host: str = env("OURVIDZ_HOST", "127.0.0.1")
     ports: Ports = env("OURVIDZ_PORTS", (7860,))

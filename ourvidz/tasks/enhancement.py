@@ -28,8 +28,8 @@ _log = log.get(__name__)
 def enhance(message: dict[str, Any]) -> dict[str, Any]:
     """Enhance the prompt of one Wan job and record the result; its generation is next in the chain.
 
-    Raises `Ignore`, which ends the chain, when another worker has the enhancement or it is not wanted any
-    more: then whoever ended it publishes the generation.
+    Raises `Ignore`, which ends the chain, when another worker holds the enhancement lease or the enhancement
+    is over: the process that ended it publishes the generation.
     """
     ledger, lease_s = control.current().ledger, control.current().settings.lease_s
     try:

@@ -1,4 +1,4 @@
-"""Whose weights may be on the GPU.
+"""Which models may be resident on the GPU.
 
 Owns: the memory of the GPU, measured and budgeted.
 Speaks: MiB, GPUs, residents. No prompts, no pictures.

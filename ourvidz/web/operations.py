@@ -69,6 +69,7 @@ async def admin(request: Request) -> Administered:
 
 
 def _administer(request: Request, payload: object) -> Administered:
+    """Parse the payload as an admin job, run its operation and return the result."""
     Fields(payload)  # Raises for what is no JSON object.
     assert isinstance(payload, dict)
     job = dispatch.parse_payload({**payload, "id": uuid.uuid4().hex, "type": ADMIN_TYPE})

@@ -36,10 +36,10 @@ def test_every_relative_link_leads_somewhere(page: OpenPage, name: str) -> None:
     for target in LINK.findall(page(name).prose):
         if re.match(r"[a-z]+:", target):
             continue
-        path, _, wanted = target.partition("#")
+        path, _, fragment = target.partition("#")
         file = (ROOT / name).parent / path if path else ROOT / name
-        anchors = map(anchor, page(str(file.resolve().relative_to(ROOT))).headings()) if wanted else ()
-        if not file.exists() or (wanted and wanted not in anchors):
+        anchors = map(anchor, page(str(file.resolve().relative_to(ROOT))).headings()) if fragment else ()
+        if not file.exists() or (fragment and fragment not in anchors):
             broken.append(target)
     assert broken == []
 

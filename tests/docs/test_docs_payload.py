@@ -46,14 +46,14 @@ def test_the_catalog_table_is_the_catalog(page: OpenPage) -> None:
 class RecordingFields(Fields):
     """Records which places of a payload are read, in which order, and within which range."""
 
-    asked: dict[tuple[str, ...], set[str]]
+    read_paths: dict[tuple[str, ...], set[str]]
 
     def first(self, *paths: str) -> Any:
-        self.asked.setdefault(paths, set())
+        self.read_paths.setdefault(paths, set())
         return super().first(*paths)
 
     def number(self, *paths: str, within: Range) -> float | None:
-        self.asked.setdefault(paths, set()).add(within.rule)
+        self.read_paths.setdefault(paths, set()).add(within.rule)
         return super().number(*paths, within=within)
 
 
@@ -61,7 +61,7 @@ def test_the_payload_tables_name_every_place_and_range_that_is_read(
     page: OpenPage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tables list what the parser reads for all types: each place, in its order, with its range."""
-    RecordingFields.asked = {}
+    RecordingFields.read_paths = {}
     monkeypatch.setattr(dialects, "Fields", RecordingFields)
     for name in CATALOG:
         payload = {"id": "one", "type": name, "user_id": "me", "prompt": "a hill"}
@@ -71,9 +71,9 @@ def test_the_payload_tables_name_every_place_and_range_that_is_read(
     for row in page(PAYLOAD).rows("field", "written as"):
         paths = tuple(re.findall(r"`([^`]+)`", row[1]))
         documented[paths] = f"{documented.get(paths, '')} {row[2]}"
-    assert set(documented) == set(RecordingFields.asked)
+    assert set(documented) == set(RecordingFields.read_paths)
     missing = {
         paths: rules - {rule for rule in rules if rule in documented[paths]}
-        for paths, rules in RecordingFields.asked.items()
+        for paths, rules in RecordingFields.read_paths.items()
     }
     assert {paths: rules for paths, rules in missing.items() if rules} == {}

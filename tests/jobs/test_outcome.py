@@ -25,7 +25,7 @@ def test_a_stored_outcome_is_read_and_written_with_its_old_key() -> None:
 
 
 def test_the_public_form_of_an_error_has_no_field_of_the_request() -> None:
-    """A callback may go to somebody else than whoever sent the request."""
+    """The receiver of a callback may differ from the sender of the request."""
     error = InvalidParameters("Too many steps.", field="config.steps", rule="at most 100", value=500)
     outcome = Outcome.failure(error)
     assert outcome.error == ERROR

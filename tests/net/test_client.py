@@ -21,7 +21,7 @@ Script = Callable[[socket.socket], None]
 
 
 class Peer:
-    """A server of a few bytes: runs a script on every connection and keeps the requests it got."""
+    """A minimal server: runs a script per connection and records the requests."""
 
     def __init__(self, script: Script) -> None:
         self.requests: list[bytes] = []
@@ -75,7 +75,7 @@ class Peer:
 
 @pytest.fixture
 def peer() -> Iterator[Callable[[Script], Peer]]:
-    """Start peers with a script each."""
+    """Return a function that starts a `Peer` with a script."""
     made: list[Peer] = []
 
     def start(script: Script) -> Peer:
@@ -99,7 +99,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
 def test_an_answer_is_status_headers_and_bytes(peer: Callable[[Script], Peer]) -> None:
-    """What callers of the client decide upon."""
+    """The response has a status, headers and a body."""
     found = post(peer(says(b"HTTP/1.1 429 Slow\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\n{}")).url)
     assert isinstance(found, HttpResponse)
     assert (found.status, found.headers["retry-after"], found.body) == (429, "7", b"{}")
@@ -122,8 +122,8 @@ def test_only_what_was_asked_is_sent(
     assert "python" not in sent
 
 
-def test_a_redirect_is_an_answer_and_not_a_way(peer: Callable[[Script], Peer]) -> None:
-    """Following it would carry a signed body to a host nobody allowed."""
+def test_a_redirect_is_returned_and_not_followed(peer: Callable[[Script], Peer]) -> None:
+    """Following it would send a signed body to a host that was not checked."""
     elsewhere = peer(says(OK))
     there = peer(says(f"HTTP/1.1 307 Go\r\nLocation: {elsewhere.url}\r\nContent-Length: 0\r\n\r\n".encode()))
     found = post(there.url)
@@ -133,7 +133,7 @@ def test_a_redirect_is_an_answer_and_not_a_way(peer: Callable[[Script], Peer]) -
 
 
 def test_cookies_are_not_kept(peer: Callable[[Script], Peer]) -> None:
-    """One receiver's answer must not change the next request."""
+    """A response does not change the next request."""
     there = peer(says(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n"))
     client = HttpClient(timeout_s=PATIENCE_S)
     for _ in range(2):
@@ -143,7 +143,7 @@ def test_cookies_are_not_kept(peer: Callable[[Script], Peer]) -> None:
 
 
 def test_every_request_has_a_connection_of_its_own(peer: Callable[[Script], Peer]) -> None:
-    """A kept connection breaks just when the next callback is on it, and its clock has run."""
+    """No keep-alive: a reused connection may be closed by the peer during the next request."""
     first_left = threading.Event()
 
     def script(connection: socket.socket) -> None:
@@ -173,7 +173,7 @@ def test_a_dripping_answer_ends_at_the_deadline(peer: Callable[[Script], Peer], 
 
 
 def test_a_silent_peer_ends_at_the_deadline(peer: Callable[[Script], Peer]) -> None:
-    """Accepted, never answered: the commonest way to hang."""
+    """The peer accepts the connection and never responds."""
 
     def script(connection: socket.socket) -> None:
         there.gone.wait(10)
@@ -200,7 +200,7 @@ def test_a_status_counts_even_if_its_body_never_ends(peer: Callable[[Script], Pe
 
 
 def test_a_huge_body_is_not_read(peer: Callable[[Script], Peer]) -> None:
-    """Memory is bounded by us, not by the peer."""
+    """At most the size limit of the body is read."""
     there = peer(says(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (4 << 20)))
     found = post(there.url)
     assert isinstance(found, HttpResponse)
@@ -220,7 +220,7 @@ def test_a_connection_that_breaks_is_no_answer(peer: Callable[[Script], Peer]) -
 
 
 def test_a_peer_without_tls_is_no_answer(peer: Callable[[Script], Peer]) -> None:
-    """An https URL is never requested without TLS."""
+    """An https URL is not requested in plain text."""
     there = peer(says(OK))
     found = post(there.url.replace("http:", "https:"))
     assert found == RequestFailure("the TLS handshake failed")
@@ -228,7 +228,7 @@ def test_a_peer_without_tls_is_no_answer(peer: Callable[[Script], Peer]) -> None
 
 @pytest.mark.parametrize("key", ["line\nbreak", "ключ"])
 def test_a_header_that_cannot_be_sent_is_not_quoted(peer: Callable[[Script], Peer], key: str) -> None:
-    """The library's message would write the service key into the ledger."""
+    """The library's error message contains the header value, which may be a service key."""
     found = post(peer(says(OK)).url, Authorization=f"Bearer {key}")
     assert found == RequestFailure("a header value cannot be sent")
 
@@ -262,7 +262,7 @@ def test_a_slow_name_server_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_peer_that_does_not_read_ends_at_the_deadline(peer: Callable[[Script], Peer]) -> None:
-    """A body that fits no buffer is sent in pieces, and the deadline holds for all of them together."""
+    """One deadline covers all writes of a large request body."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         began = time.monotonic()

@@ -70,7 +70,7 @@ def never(*_: Any) -> Any:
 
 
 def says(*addresses: str) -> Callable[..., list[Any]]:
-    """A resolver with one answer."""
+    """Return a resolver with a fixed result."""
 
     def resolver(host: str, port: int, *_: Any) -> list[Any]:
         families = {True: socket.AF_INET6, False: socket.AF_INET}
@@ -166,13 +166,13 @@ def test_the_checked_address_is_the_one_connected_to(
     ],
 )
 def test_an_operator_may_allow_hosts_and_networks(allowed: str, url: str, refused: bool) -> None:
-    """Local development, and a storage of one's own, are not public."""
+    """Local development and private storage need allowed private addresses."""
     named = {"networks": [allowed]} if "/" in allowed else {"hosts": [allowed]}
     assert bool(EgressPolicy(**named, resolver=never).refusal(url)) is refused
 
 
 def test_an_allowed_host_may_have_a_private_address_among_public_ones(site: Any) -> None:
-    """Names that resolve differently inside and outside are common; whose they are, the operator knows."""
+    """Split-horizon DNS is common; an allowed host is trusted by the operator."""
     policy = EgressPolicy([f"mixed.example:{site.port}"], resolver=says("127.0.0.1", "8.8.8.8"))
     assert connect(policy, "mixed.example", site.port) == "127.0.0.1"
 
@@ -181,7 +181,7 @@ def test_an_allowed_host_may_have_a_private_address_among_public_ones(site: Any)
     "address", ["169.254.169.254", "224.0.0.1", "0.0.0.0", "fe80::1", "::ffff:127.0.0.1"]
 )
 def test_an_allowed_host_never_reaches_cloud_metadata(address: str) -> None:
-    """An allowed name may belong to a partner, and their name server to somebody else."""
+    """The metadata addresses are refused even for allowed hosts, whose DNS may be controlled by others."""
     with pytest.raises(EgressDenied):
         connect(EgressPolicy(["partner.example"], resolver=says(address)), "partner.example")
 
@@ -204,7 +204,7 @@ def test_a_slow_name_server_does_not_hold_a_request() -> None:
 
 
 def test_a_name_that_is_not_there_is_no_refusal() -> None:
-    """The log should tell a typo from an attack."""
+    """An unresolvable name is reported as a DNS failure, not as a refusal."""
 
     def unknown(*_: Any) -> Any:
         raise socket.gaierror("no such name")
@@ -214,6 +214,6 @@ def test_a_name_that_is_not_there_is_no_refusal() -> None:
 
 
 def test_a_network_that_is_none_is_an_error() -> None:
-    """A typo must not silently allow nothing."""
+    """An invalid network in the setting raises an error."""
     with pytest.raises(ValueError, match=r"10[.]0[.]0[.]0/40"):
         EgressPolicy(networks=["10.0.0.0/40"])

@@ -44,14 +44,14 @@ def moved(to: str, status: int = 302) -> bytes:
 
 
 def test_a_picture_comes_whole(site: Any) -> None:
-    """The one thing all the rest is for."""
+    """A valid image is returned unchanged."""
     found = fetch(site.page("/a.png", answer()), site)
     assert isinstance(found, HttpResponse)
     assert found.body == PNG
 
 
 def test_the_request_says_little(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy of the environment would connect on its own terms; compressed bodies are not asked for."""
+    """Proxies of the environment are ignored; the request accepts no compressed body."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     fetch(site.page("/a.png", answer()), site)
@@ -64,7 +64,7 @@ def test_the_request_says_little(site: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("kind", ["text/html", "application/octet-stream", "image/svg+xml"])
 def test_bytes_count_and_not_what_they_are_called(site: Any, kind: str) -> None:
-    """Storages label pictures as anything; attackers label anything as a picture."""
+    """The image type comes from the first bytes; the Content-Type header is ignored."""
     assert isinstance(fetch(site.page("/a", answer(PNG, f"Content-Type: {kind}")), site), HttpResponse)
 
 
@@ -81,7 +81,7 @@ def test_bytes_count_and_not_what_they_are_called(site: Any, kind: str) -> None:
     ids=["html", "svg", "pdf", "nothing", "four bytes", "json"],
 )
 def test_what_does_not_begin_like_a_picture_is_not_kept(site: Any, body: bytes) -> None:
-    """A page of somebody's intranet is no reference, whatever its label says."""
+    """A body without an image signature is rejected, whatever its Content-Type."""
     found = fetch(site.page("/a.png", answer(body, "Content-Type: image/png")), site)
     assert found == RequestFailure("the body is of another kind")
 
@@ -90,7 +90,7 @@ def test_what_does_not_begin_like_a_picture_is_not_kept(site: Any, body: bytes) 
     "status", ["204 No", "206 Part", "304 Same", "401 Who", "403 No", "404 No", "500 Oh", "503 Oh"]
 )
 def test_only_a_full_answer_counts(site: Any, status: str) -> None:
-    """An error page with a picture on it is not what was referred to."""
+    """Only status 200 is accepted."""
     assert fetch(site.page("/a.png", answer(status=status)), site) == RequestFailure(f"HTTP {status[:3]}")
 
 
@@ -104,12 +104,12 @@ def test_only_a_full_answer_counts(site: Any, status: str) -> None:
     ids=["a gzip bomb", "brotli", "two of them"],
 )
 def test_a_compressed_body_is_refused(site: Any, page: bytes) -> None:
-    """Ten kilobytes may be ten megabytes, and it shows only when they are unpacked."""
+    """The size limit would not hold for the decompressed body."""
     assert fetch(site.page("/a.png", page), site) == RequestFailure("the body is compressed")
 
 
 def test_bytes_that_cannot_be_read_are_no_answer(site: Any) -> None:
-    """Whatever stumbles over a stranger's bytes, the job falls back; an unknown error would end it."""
+    """An exception while the body is read becomes a `RequestFailure`, so the job can fall back."""
     policy = EgressPolicy([site.netloc])
     fetcher = Fetcher(policy, timeout_s=PATIENCE_S, max_bytes=MAX_BYTES)
     found = fetcher.get(site.page("/a.png", answer(b"x" * 99)), lambda head: int(head) > 0)
@@ -120,7 +120,7 @@ CHUNK = b"8000\r\n" + PNG + bytes(0x8000 - len(PNG)) + b"\r\n"
 
 
 def test_a_body_that_says_it_is_too_large_is_not_read(site: Any) -> None:
-    """The cheapest refusal."""
+    """A Content-Length over the limit is rejected before the body is read."""
     page = answer(PNG, length=MAX_BYTES + 1)
     assert fetch(site.page("/a.png", page), site) == RequestFailure("the body is too large")
 
@@ -198,7 +198,7 @@ def test_an_endless_body_ends_at_the_limit(site: Any, start: bytes, again: bytes
     ids=["short", "a chunk is missing", "no chunk", "half a status", "ssh", "tls", "nothing"],
 )
 def test_an_answer_that_breaks_off_is_none(site: Any, page: bytes) -> None:
-    """Half a picture would look like a whole one to some decoders."""
+    """Some decoders accept a truncated image."""
     found = fetch(site.page("/a.png", page), site, timeout_s=2.0)
     assert isinstance(found, RequestFailure)
 
@@ -217,7 +217,7 @@ PACES = {
 
 @pytest.mark.parametrize("pace", PACES)
 def test_a_slow_peer_ends_at_the_deadline(site: Any, pace: str) -> None:
-    """Every byte in time, the answer never: a worker's GPU would wait for hours."""
+    """Each read succeeds in time; the total deadline ends the request."""
     url = site.page("/a.png", site.repeat(*PACES[pace], 0.02))
     began = time.monotonic()
     assert fetch(url, site, timeout_s=TIMEOUT_S) == RequestFailure("no answer in time")
@@ -246,7 +246,7 @@ def test_redirects_share_one_deadline(site: Any) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_followed(site: Any, other: Any, status: int) -> None:
-    """Image hosts move their files."""
+    """Redirects to allowed sites are followed."""
     site.page("/a", moved(other.url + "/b", status))
     other.page("/b", moved("c?d=e", status))
     other.page("/c?d=e", answer())
@@ -264,7 +264,7 @@ def test_a_redirect_is_followed(site: Any, other: Any, status: int) -> None:
     ],
 )  # fmt: skip
 def test_a_redirect_inside_is_not_followed(site: Any, to: str) -> None:
-    """The commonest way round a check of the first URL alone."""
+    """Each redirect target is checked against the egress policy."""
     assert isinstance(fetch(site.page("/a.png", moved(to)), site), RequestFailure)
     assert len(site.requests) == 1
 
@@ -278,14 +278,14 @@ def test_a_redirect_to_a_site_that_is_not_allowed_never_arrives(site: Any, other
 
 @pytest.mark.parametrize("to", ["/a.png", "/b.png"], ids=["to itself", "in a circle"])
 def test_redirects_end(site: Any, to: str) -> None:
-    """A circle would be walked until the deadline, at our cost and at the site's."""
+    """The number of redirects is limited."""
     site.page("/b.png", moved("/a.png"))
     assert fetch(site.page("/a.png", moved(to)), site) == RequestFailure("too many redirects")
     assert len(site.requests) == 4
 
 
 def test_a_redirect_to_nowhere_is_an_error_page(site: Any) -> None:
-    """There is nothing to follow, and nothing to keep."""
+    """A redirect without a Location header is a failure."""
     page = answer(status="302 Go")
     assert fetch(site.page("/a.png", page), site) == RequestFailure("HTTP 302")
 
@@ -300,7 +300,7 @@ def test_a_closed_port_is_no_answer() -> None:
 
 
 def test_https_is_never_spoken_in_the_clear(site: Any) -> None:
-    """A certificate is checked against the name, or there is no answer."""
+    """The certificate is verified; there is no fallback to plain text."""
     found = fetch(site.page("/a.png", answer()).replace("http:", "https:"), site)
     assert found == RequestFailure("the TLS handshake failed")
 

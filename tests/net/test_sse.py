@@ -37,6 +37,6 @@ def test_an_event_cut_off_by_the_end_of_the_body_is_dropped_unless_asked_for(
 
 
 def test_a_line_without_end_is_refused() -> None:
-    """A server must not fill this process's memory with one line."""
+    """The line length is limited, which bounds memory."""
     with pytest.raises(LineTooLong):
         list(parse_events([b"data: "] + [b"x" * 4096] * (LINE_BYTES // 4096)))

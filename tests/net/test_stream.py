@@ -84,8 +84,8 @@ def test_an_event_is_there_before_the_next_is_written(start: Start) -> None:
     assert list(events) == [b"two"]
 
 
-def test_hanging_up_wakes_who_waits_and_tells_the_server(start: Start) -> None:
-    """From another thread, in the middle of an answer that never ends."""
+def test_closing_wakes_the_reader_and_disconnects(start: Start) -> None:
+    """The stream is closed from another thread during an endless response."""
     closed = threading.Event()
 
     def script(connection: socket.socket) -> None:
@@ -124,7 +124,7 @@ def test_a_stream_that_was_closed_first_is_never_asked_for() -> None:
 
 
 def test_another_answer_is_given_as_it_is(start: Start) -> None:
-    """Its status and its words say who must act."""
+    """An error response raises `StreamRefused` with its status and body."""
     stream = start(says(b"HTTP/1.1 422 No\r\nContent-Length: 3\r\n\r\nwhy"))
     with pytest.raises(StreamRefused) as refused:
         list(stream.events())
@@ -132,7 +132,7 @@ def test_another_answer_is_given_as_it_is(start: Start) -> None:
 
 
 def test_an_answer_that_breaks_off_is_broken(start: Start) -> None:
-    """A chunked answer has an end, and this one does not come."""
+    """A chunked response without its final chunk raises an error."""
     stream = start(says(chunked(b"data: one\n\n").removesuffix(b"0\r\n\r\n")))
     events = stream.events()
     assert next(events) == b"one"

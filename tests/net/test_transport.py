@@ -115,13 +115,13 @@ def test_a_certificate_of_the_name_is_accepted(
 
 
 def test_a_certificate_of_another_name_is_refused(trusted: None, serve: Callable[[Script], int]) -> None:
-    """Pinning an address must not switch the check of the name off."""
+    """The host name is verified although the address is pinned."""
     found = get("other.example", serve(lambda connection: connection.sendall(OK)))
     assert found == RequestFailure("the TLS handshake failed")
 
 
 def test_a_certificate_that_nobody_trusts_is_refused(serve: Callable[[Script], int]) -> None:
-    """With the usual list of authorities a self-signed certificate is worth nothing."""
+    """A self-signed certificate is rejected with the default certificate authorities."""
     found = get(NAME, serve(lambda connection: connection.sendall(OK)))
     assert found == RequestFailure("the TLS handshake failed")
 
@@ -137,7 +137,7 @@ def test_a_peer_that_is_silent_after_the_handshake_ends_at_the_deadline(
 
 
 def test_a_handshake_that_never_ends_ends_at_the_deadline(trusted: None) -> None:
-    """A peer that accepts and says nothing holds a thread for the timeout and no longer."""
+    """The TLS handshake is bounded by the timeout."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert get(NAME, port, timeout_s=0.3) == RequestFailure("no answer in time")

@@ -1,4 +1,4 @@
-"""Which host a URL names is decided once, and strictly."""
+"""Strict parsing of a URL's origin and request target."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ourvidz.net.urls import Origin, origin, parse_http_url
     ],
 )
 def test_the_origin_is_whom_the_client_calls(url: str, expected: Origin | None) -> None:
-    """Two parsers that disagree about a URL are how keys reach strangers."""
+    """The parsed origin equals the host that the HTTP client connects to."""
     assert origin(url) == expected
 
 

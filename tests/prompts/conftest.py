@@ -66,7 +66,7 @@ def slow_layout(folder: Path, pad: str) -> None:
 
 
 def oldest_layout(folder: Path, pad: str) -> None:
-    """The same before added tokens were listed: `special_tokens_map.json` has the last word."""
+    """The layout without added tokens: `special_tokens_map.json` takes precedence."""
     slow_layout(folder, pad)
     named = {"bos_token": flags(BOS, normalized=True), "eos_token": flags(EOS, normalized=True)}
     others = {"unk_token": EOS, "pad_token": pad}

@@ -38,7 +38,7 @@ TEXTS = st.one_of(st.text(st.characters(codec="utf-8")), st.lists(PIECES | ODD |
 @given(text=TEXTS)
 @example(text="The red fox and the café!! <|ENDOFTEXT|> it's 42")
 def test_tokens_are_those_of_the_model_libraries(tokenizer_folder: Path, text: str) -> None:
-    """Counts that the shim tells must be those that the encoders will see."""
+    """The token counts of the shim equal those of the encoders."""
     theirs, ours = tokenizers(tokenizer_folder)
     assert ours.tokens(text) == theirs.tokenize(text)
 
@@ -53,7 +53,7 @@ def tokenizers(folder: Path, _read: dict[Path, tuple] = {}) -> tuple:  # noqa: B
 
 
 def test_the_context_is_the_tokenizers_own(slow_folder: Path) -> None:
-    """A checkpoint with another text encoder reads another number of tokens at once."""
+    """The context length comes from the checkpoint's tokenizer."""
     config = slow_folder / "tokenizer_config.json"
     config.write_text(config.read_text().replace("77", "40"))
     assert read_tokenizer(slow_folder).context == 40
@@ -74,7 +74,7 @@ def test_the_context_is_the_tokenizers_own(slow_folder: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_named(slow_folder: Path, name: str, content: str | None, words: str) -> None:
-    """An operator must be able to repair the checkpoint from the one line they see."""
+    """The error message names the damaged file."""
     if content is None:
         (slow_folder / name).unlink()
     else:

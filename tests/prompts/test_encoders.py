@@ -23,7 +23,7 @@ def checkpoint(slow_folder: Path) -> Path:
 
 
 def test_shapes_are_those_of_the_longest_prompt(checkpoint: Path) -> None:
-    """The negative prompt is padded to the prompt's length, or the other way round."""
+    """Prompt and negative prompt are padded to the longer of the two."""
     encoders = read_encoders(checkpoint)
     short, long = literal("the fox"), literal("fox " * 200)
     assert encoders.shapes([short]).prompt_embeds == (1, 77, 2048)
@@ -32,8 +32,8 @@ def test_shapes_are_those_of_the_longest_prompt(checkpoint: Path) -> None:
     assert encoders.shapes([long]).pooled_prompt_embeds == (1, 1280)
 
 
-def test_both_tokenizers_are_asked(checkpoint: Path) -> None:
-    """SDXL reads every prompt twice."""
+def test_both_tokenizers_are_used(checkpoint: Path) -> None:
+    """SDXL has two text encoders, each with its tokenizer."""
     found = read_encoders(checkpoint).chunks(literal("the fox"))
     assert {name: [chunk.tokens for chunk in chunks] for name, chunks in found.items()} == {
         "tokenizer": [("the</w>", "fox</w>")],
@@ -48,7 +48,7 @@ def test_files_are_read_once(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, "{}", '{"hidden_size": "wide"}'])
 def test_a_config_without_widths_is_named(checkpoint: Path, content: str | None) -> None:
-    """An operator must be able to repair the checkpoint from the one line they see."""
+    """The error message names the config file."""
     config = checkpoint / "text_encoder" / "config.json"
     config.unlink() if content is None else config.write_text(content)
     with pytest.raises(ModelLoadError, match=r"text_encoder/config\.json"):

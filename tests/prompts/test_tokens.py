@@ -17,7 +17,7 @@ def counts(chunks: list[Chunk]) -> list[int]:
 
 
 def test_seventy_five_tokens_make_one_chunk(tokenizer_folder: Path) -> None:
-    """One more begins the second: 75 and the two ends are what an encoder reads at once."""
+    """A chunk is 75 tokens plus the start and end tokens; token 76 begins the second chunk."""
     tokenizer = read_tokenizer(tokenizer_folder)
     assert counts(tokenizer.chunks(literal("fox " * 75))) == [75]
     assert counts(tokenizer.chunks(literal("fox " * 76))) == [75, 1]
@@ -25,7 +25,7 @@ def test_seventy_five_tokens_make_one_chunk(tokenizer_folder: Path) -> None:
 
 
 def test_a_word_is_not_cut_in_two(slow_folder: Path) -> None:
-    """Half a word in each chunk would be two other words."""
+    """Chunk boundaries are word boundaries."""
     tokenizer = read_tokenizer(slow_folder)
     found = tokenizer.chunks(literal("fox " * 73 + "hills and"))
     assert [chunk.tokens[-1] for chunk in found] == ["fox</w>", "and</w>"]
@@ -44,7 +44,7 @@ def test_each_section_begins_a_chunk(slow_folder: Path) -> None:
 
 
 def test_nothing_is_still_one_chunk(slow_folder: Path) -> None:
-    """The encoders read the empty prompt, too."""
+    """An empty prompt makes one chunk."""
     tokenizer = read_tokenizer(slow_folder)
     assert counts(tokenizer.chunks(literal(""))) == [0]
     assert counts(tokenizer.chunks(parse("()"))) == [0]
@@ -81,7 +81,7 @@ TEXTS = st.one_of(st.text(st.characters(codec="utf-8")), st.lists(PIECES, max_si
 @example(text="!" * 400)
 @example(text="x" * 300 + " the fox")
 def test_chunks_are_the_whole_text_and_tokenize_to_what_they_say(tokenizer_folder: Path, text: str) -> None:
-    """A chunk is handed to the encoders as text: what was counted must come out, nothing is lost."""
+    """Each chunk tokenizes to its counted tokens, and the chunks together are the whole prompt."""
     tokenizer = read_tokenizer(tokenizer_folder)
     prompt = parse(text)
     found = tokenizer.chunks(prompt)

@@ -111,7 +111,7 @@ def shown(prompt: WeightedPrompt) -> Read:
 
 @pytest.mark.parametrize(("text", "expected"), CASES)
 def test_a_prompt_is_read_as_its_authors_expect(text: str, expected: Read) -> None:
-    """Prompts are copied from other tools: the same brackets must mean the same here."""
+    """The bracket syntax has the meaning that it has in other tools."""
     assert shown(parse(text)) == expected
 
 
@@ -128,7 +128,7 @@ def test_a_prompt_is_read_as_its_authors_expect(text: str, expected: Read) -> No
     ],
 )
 def test_the_clean_text_is_the_words_without_syntax(text: str, words: str) -> None:
-    """The pooled embedding describes the whole picture: colons and numbers have no place in it."""
+    """The clean text, for the pooled embedding, has no weight syntax."""
     assert clean(text) == words
 
 
@@ -143,7 +143,7 @@ ANYTHING = st.one_of(st.text(), st.lists(PIECES).map("".join))
 @example("(" * 20 + "a" + ":2)" * 20)
 @example("\ud800 (\x00)")
 def test_any_text_is_read_with_weights_inside_the_clamp(text: str) -> None:
-    """A prompt is whatever somebody typed: parsed it must never fail a job."""
+    """Parsing never raises, for any text."""
     for section in parse(text).sections:
         assert section.fragments
         for part in section.fragments:
@@ -156,7 +156,7 @@ def test_any_text_is_read_with_weights_inside_the_clamp(text: str) -> None:
 @given(ANYTHING)
 @example("un(believ)able")
 def test_no_word_is_dropped_or_added(text: str) -> None:
-    """What is no syntax reaches the encoders, in order."""
+    """All text outside the syntax is kept, in order."""
 
     def words(of: str) -> str:
         return re.sub(r"[\W_]", "", of)
@@ -178,7 +178,7 @@ def is_subsequence(short: str, long: str) -> bool:
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_characters="()[]\\:"), min_size=1).filter(lambda text: text.strip()))
 def test_text_without_syntax_is_one_fragment_of_itself(text: str) -> None:
-    """Turning weights on must not change a prompt that has none."""
+    """Enabling weights does not change a prompt without syntax."""
     if "BREAK" not in text:
         assert shown(parse(text)) == shown(literal(text))
 
@@ -210,7 +210,7 @@ def test_a_hostile_prompt_is_read_at_once(text: str) -> None:
     "weights", ["(a:1.2)", "(a:1.3), (b c:0.8)", "a", "(a", "[a]", "(16:9 frame:1.2)", "(x:9)"]
 )
 def test_weights_that_can_be_used(weights: str) -> None:
-    """Being strict must not refuse what people really send."""
+    """Valid `prompt_weights` values are accepted."""
     assert weights_error(weights) is None
 
 
@@ -250,7 +250,7 @@ def test_weights_stand_behind_the_prompt() -> None:
 
 
 def test_weights_join_the_last_section() -> None:
-    """A chunk of its own would be half empty and weigh as much as the prompt."""
+    """Weights do not get a chunk of their own, which would have the influence of a whole chunk."""
     parsed = parse_prompt("a BREAK b", "(c:1.2) BREAK d", weighted=True)
     assert shown(parsed.prompt) == [
         [("a ", 1.0)],
@@ -273,7 +273,7 @@ def test_unusable_weights_leave_the_prompt_as_it_is() -> None:
 
 
 def test_a_prompt_of_brackets_alone_is_taken_literally() -> None:
-    """An empty picture would be the worse surprise."""
+    """A prompt without text outside its brackets is used literally."""
     parsed = parse_prompt("(())", weighted=True)
     assert parsed.strategy == "fallback"
     assert parsed.prompt == literal("(())")

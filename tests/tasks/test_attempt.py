@@ -104,12 +104,12 @@ def test_an_operator_error_shows_the_caller_no_paths(ourvidz_eager: Eager, repla
 def test_a_lost_fence_commits_nothing(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
     """Another worker has the job: this attempt must change nothing."""
 
-    def lose(job: Any, run: Any, services: Services) -> Outcome:
+    def lose_fence(job: Any, run: Any, services: Services) -> Outcome:
         record = ourvidz_eager.record("a")
         ourvidz_eager.control.ledger.rescue("a", fence=record.fence)
         raise FenceLost("a")
 
-    replace_workflow(lose)
+    replace_workflow(lose_fence)
     ourvidz_eager.submit(JOB)
     assert ourvidz_eager.record("a").status == "queued"
     assert ourvidz_eager.callbacks.statuses("a") == ["processing"]

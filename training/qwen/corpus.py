@@ -100,5 +100,5 @@ def scene_description(scene: Scene, rng: np.random.Generator) -> str:
         f"The background is {scene.background}.",
         f"The {scene.shape} is {scene.size}.",
     ]
-    chosen = rng.permutation(4)[: rng.integers(2, 5)]
-    return " ".join(sentences[index] for index in sorted(chosen))
+    indices = rng.permutation(4)[: rng.integers(2, 5)]
+    return " ".join(sentences[index] for index in sorted(indices))

@@ -106,18 +106,18 @@ def enrich(prompt: Prompt, rng: np.random.Generator) -> str:
     """
     text = prompt.text.rstrip(".")
     details = [phrase for phrase in DETAILS[prompt.kind] if phrase not in text]
-    chosen: list[int] = []
+    indices: list[int] = []
     extra = rng.integers(0, 2)
     for index in rng.permutation(len(details)):
-        enough = len(words_of(" ".join(details[k] for k in chosen))) > ADDED_WORDS
+        enough = len(words_of(" ".join(details[k] for k in indices))) > ADDED_WORDS
         if enough and (extra := extra - 1) < 0:
             break
-        chosen.append(index)
+        indices.append(index)
     opened = prompt.kind not in ("clip", "motion") and rng.random() < OPENING_RATE
     if opened and text.lower().startswith(("a ", "an ")):
         text = f"{pick(rng, OPENINGS)} {text[0].lower()}{text[1:]}"
     full_stop = "." if prompt.text.endswith(".") else ""
-    return ", ".join((text, *(details[index] for index in sorted(chosen)))) + full_stop
+    return ", ".join((text, *(details[index] for index in sorted(indices)))) + full_stop
 
 
 def keeps_content(prompt: str, answer: str) -> bool:

@@ -1,4 +1,4 @@
--- End the wait for an enhancement, whoever holds its lease: the job is generated without one.
+-- End the wait for an enhancement, regardless of its lease holder: the job is generated without one.
 -- Arguments: id, run, result (JSON with the reason).
 -- Keys: job, stream.
 -- Returns: 1, or 0 when the job does not await an enhancement or ended it with another result.

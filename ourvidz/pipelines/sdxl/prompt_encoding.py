@@ -218,7 +218,9 @@ class _CachedTextModel:
     def __call__(
         self, token_ids: torch.Tensor, mask: torch.Tensor | None = None, **_: Any
     ) -> _TextModelOutput:
-        """The output for (1, 77) tokens. `mask` hides the tokens of a fragment with a weight below 1; masked
+        """Return the text encoder's output for token ids of shape (1, 77), cached by token ids.
+
+        `mask` hides the tokens of a fragment with a weight below 1; masked
         outputs are not cached."""
         if mask is not None and not bool(mask.all()):
             return self._run(token_ids, mask)
