@@ -200,6 +200,7 @@ class _DeadlineBackend(httpcore2.NetworkBackend):
         local_address: str | None = None,  # noqa: ARG002
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,  # noqa: ARG002
     ) -> httpcore2.NetworkStream:
+        """Connect through the `Connector`, by the connect timeout and the deadline of the request."""
         with _mapped(httpcore2.ConnectTimeout, httpcore2.ConnectError):
             connected = self._connector.connect(
                 host, port, connect_timeout_s=self._connect_timeout_s, deadline=self._deadline

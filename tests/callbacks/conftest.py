@@ -13,6 +13,7 @@ import pytest
 
 from ourvidz.jobs.job import ImageJob
 from ourvidz.ledger.record import OutboxEvent
+from tests.factories import ManualClock, image_job
 
 PATIENCE_S = 10.0
 
@@ -130,23 +131,10 @@ def receiver(make_receiver: Callable[[], Receiver]) -> Receiver:
     return make_receiver()
 
 
-@dataclass
-class Clock:
-    """A clock in Unix seconds that only `advance` moves."""
-
-    at: float = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.at
-
-    def advance(self, seconds: float) -> None:
-        self.at += seconds
-
-
 @pytest.fixture
-def clock() -> Clock:
+def clock() -> ManualClock:
     """The ledger's clock."""
-    return Clock()
+    return ManualClock(1_800_000_000.0)
 
 
 @pytest.fixture
@@ -155,18 +143,14 @@ def make_job() -> Callable[..., ImageJob]:
 
     def make(id: str = "job-1", **fields: Any) -> ImageJob:
         defaults: dict[str, Any] = {
-            "id": id,
             "type": "sdxl_image_high",
-            "user_id": "user-1",
             "expected_time": 42.0,
             "prompt": "a lighthouse on a hill",
             "steps": 25,
             "guidance_scale": 7.5,
-            "width": 64,
-            "height": 64,
             "seed": 12345,
         }
-        return ImageJob(**defaults | fields)
+        return image_job(id, **defaults | fields)
 
     return make
 
