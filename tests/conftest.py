@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -18,6 +19,13 @@ from ourvidz.embedded_redis import PrivateServer, find_server
 from ourvidz.ledger.store import Ledger
 
 pytest_plugins = ["ourvidz.testing", "tests.selection"]
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what is imported by now from garbage collection: a pipeline collects garbage whenever it frees a
+    device's memory, and going through the libraries' million objects takes longer than a test's few steps."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
