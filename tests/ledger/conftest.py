@@ -1,4 +1,4 @@
-"""The ledger under a clock that only the test moves."""
+"""Fixtures of the ledger tests: a ledger whose clock advances only when the test advances it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Clock:
     def __call__(self) -> float:
         return self.time
 
-    def pass_s(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.time += seconds
 
 
 @pytest.fixture
 def clock() -> Clock:
-    """The clock of the ledger under test."""
+    """The clock that the ledger under test reads."""
     return Clock()
 
 
@@ -37,10 +37,10 @@ def ledger(make_ledger: Callable[..., Ledger], clock: Clock) -> Ledger:
 
 @pytest.fixture
 def image_job() -> Callable[..., ImageJob]:
-    """Makes image jobs that differ in what the test names."""
+    """Returns a factory of image jobs; keyword arguments override the defaults."""
 
     def make(job_id: str = "job-1", **changes: object) -> ImageJob:
-        given: dict[str, object] = {
+        defaults: dict[str, object] = {
             "id": job_id,
             "type": "sdxl_image_fast",
             "user_id": "user-1",
@@ -52,17 +52,17 @@ def image_job() -> Callable[..., ImageJob]:
             "height": 1024,
             "seed": 7,
         }
-        return ImageJob.model_validate(given | changes)
+        return ImageJob.model_validate(defaults | changes)
 
     return make
 
 
 @pytest.fixture
 def chat_job() -> Callable[..., ChatJob]:
-    """Makes chat jobs."""
+    """Returns a factory of chat jobs; keyword arguments override the defaults."""
 
     def make(job_id: str = "chat-1", **changes: object) -> ChatJob:
-        given: dict[str, object] = {
+        defaults: dict[str, object] = {
             "id": job_id,
             "type": "chat_conversation",
             "expected_time": 15.0,
@@ -70,6 +70,6 @@ def chat_job() -> Callable[..., ChatJob]:
             "max_tokens": 64,
             "seed": 7,
         }
-        return ChatJob.model_validate(given | changes)
+        return ChatJob.model_validate(defaults | changes)
 
     return make

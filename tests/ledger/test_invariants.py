@@ -1,4 +1,4 @@
-"""What holds after every verb, whatever verbs came before: random sequences against the stored keys."""
+"""Invariants of the stored keys after each verb of random sequences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ourvidz.testing import key_prefix, redis_url
 JOB_IDS = ("a", "b:1")
 JOBS = st.sampled_from(JOB_IDS)
 OFFSETS = st.sampled_from([0] * 8 + [1, -1])
-"""Of a run or fence from the current one: mostly none, else it is outdated or from the future."""
+"""Offset of a run or fence from the current one: mostly 0, otherwise outdated or not yet reached."""
 WORKERS = ("w1", "w2")
 TERMINAL = {"completed", "failed", "cancelled"}
 OUTCOMES = st.sampled_from(
@@ -110,7 +110,7 @@ def worker(name: str) -> Worker:
 
 @dataclass
 class Keys:
-    """The stored state of a ledger, read key by key and not through the ledger."""
+    """The stored state of a ledger, read directly from Redis."""
 
     jobs: dict[str, dict[str, str]] = field(default_factory=dict)
     documents: set[str] = field(default_factory=set)
@@ -187,7 +187,7 @@ VERBS: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
     "delete": (3, {"job_id": JOBS}),
     "purge": (2, {"older_than_s": st.sampled_from([0, 5000]), "limit": st.sampled_from([1, 200])}),
     "begin_enhancement": (3, {"job_id": JOBS, "offset": OFFSETS}),
-    "go_on_enhancing": (
+    "continue_enhancement": (
         3,
         {
             "recency": RECENCY,
@@ -219,7 +219,7 @@ VERBS: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
 FOCUS = {
     "all verbs": (),
     "outbox": ("claim", "step", "end_claim", "lease_event", "settle_event", "pass_time", "reopen"),
-    "enhancement": ("register", "begin_enhancement", "go_on_enhancing", "skip_enhancement", "delete"),
+    "enhancement": ("register", "begin_enhancement", "continue_enhancement", "skip_enhancement", "delete"),
 }
 """Verbs that are sent twelve times as often."""
 
@@ -235,16 +235,16 @@ def calls(focus: tuple[str, ...]) -> st.SearchStrategy[tuple[str, dict[str, Any]
 
 
 class Broker:
-    """A broker that takes every message and holds none."""
+    """A broker that accepts every message and reports empty queues."""
 
     def publish(self, record: Record) -> bool:
         return True
 
     def deliver(self, job_id: str) -> None:
-        """Taken."""
+        """Accept the message."""
 
     def wake(self, queue: str) -> None:
-        """Taken."""
+        """Accept the message."""
 
     def waiting_messages(self, queue: str) -> int:
         return 0
@@ -254,7 +254,7 @@ class Broker:
 
 
 class Invariants(RuleBasedStateMachine):
-    """Verbs are sent with current and outdated arguments, mostly twice; the invariants read the keys."""
+    """Calls verbs with current and outdated arguments, most of them twice, and checks the stored keys."""
 
     @initialize(kinds=st.tuples(JOB_KINDS, JOB_KINDS), suppressed=st.sampled_from([None, *JOB_IDS]))
     def start(self, kinds: tuple[Any, ...], suppressed: str | None) -> None:
@@ -288,8 +288,8 @@ class Invariants(RuleBasedStateMachine):
             self.client.close()
             self._prefixes.__exit__(None, None, None)
 
-    def forget(self, job_id: str) -> None:
-        """Drop what is known of a job that was deleted: a new one may take its id."""
+    def drop_job(self, job_id: str) -> None:
+        """Delete the expected state of a deleted job, whose id may be registered again."""
         self.fences.pop(job_id, None)
         self.sequences.pop(job_id, None)
         self.endings = {key: outcome for key, outcome in self.endings.items() if key[0] != job_id}
@@ -432,7 +432,7 @@ class Invariants(RuleBasedStateMachine):
             assert before is not None
             assert before.finished
             assert pending is None
-            self.forget(job_id)
+            self.drop_job(job_id)
 
     def purge(self, older_than_s: float, limit: int) -> None:
         before = {job_id: self.ledger.get(job_id) for job_id in JOB_IDS}
@@ -446,7 +446,7 @@ class Invariants(RuleBasedStateMachine):
             assert record is not None
             assert record.finished_at is not None
             assert record.finished_at <= self.time - older_than_s
-            self.forget(job_id)
+            self.drop_job(job_id)
 
     def begin_enhancement(self, job_id: str, offset: int) -> None:
         token, run = next(self.tokens), self.current(job_id).run + offset
@@ -457,7 +457,7 @@ class Invariants(RuleBasedStateMachine):
             assert self.ledger.begin_enhancement(job_id, run, lease_s=10, token="another") is None
             self.enhancements.append(held)
 
-    def go_on_enhancing(self, recency: int | None, prompt: str, end: bool) -> None:
+    def continue_enhancement(self, recency: int | None, prompt: str, end: bool) -> None:
         if self.enhancements:
             held = self.enhancements[-1 - (recency or 0) % len(self.enhancements)]
             verdict = self.ledger.renew_enhancement(held, lease_s=10)
@@ -526,7 +526,7 @@ class Invariants(RuleBasedStateMachine):
         assert self.ledger.expired() == []
         for job_id in JOB_IDS:
             if job_id not in present:
-                self.forget(job_id)
+                self.drop_job(job_id)
 
     @staticmethod
     def is_held(claim: Claim, record: Record | None) -> bool:
@@ -616,7 +616,7 @@ class Invariants(RuleBasedStateMachine):
             terminal = Counter(row["run"] for row in events.values() if row["kind"] in TERMINAL)
             assert set(terminal.values()) <= {1}
             if job["status"] in TERMINAL and job["run"] not in terminal:
-                # Only a delivered one may be gone: `purge` deletes it after a day.
+                # Only a delivered event may be missing: `purge` deletes it after a day.
                 last = job["events"].split(" ")[-1]
                 assert last in self.delivered
 
@@ -640,7 +640,7 @@ class Invariants(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("focus", FOCUS)
 def test_the_invariants_hold_after_every_verb(focus: str) -> None:
-    """Each verb is right by itself in its own tests; this one is about their order."""
+    """The tests of each verb check it alone; this test checks sequences."""
 
     class Machine(Invariants):
         @rule(call=calls(FOCUS[focus]))

@@ -23,20 +23,20 @@ DONE = Outcome(
 FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
 
 
-def claimed(ledger: Ledger, job_id: str = "job-1", run: int = 1, token: str = "t1") -> Claim:
-    """A claim that must be won."""
+def claim_job(ledger: Ledger, job_id: str = "job-1", run: int = 1, token: str = "t1") -> Claim:
+    """Claim the job and return the claim. Fails the test if the claim is refused."""
     claim = ledger.claim(job_id, run, worker_id="sdxl@a", lease_s=10, token=token)
     assert claim is not None
     return claim
 
 
-def ended(ledger: Ledger, claim: Claim, outcome: Outcome = DONE) -> bool:
+def end_claim(ledger: Ledger, claim: Claim, outcome: Outcome = DONE) -> bool:
     return ledger.end(claim.job_id, run=claim.run, fence=claim.fence, outcome=outcome, worker_id="sdxl@a")
 
 
-class TestTheDoor:
-    def test_a_new_job_is_queued_with_everything_at_its_start(self, ledger, clock, image_job):
-        """The record holds what the submission decided."""
+class TestRegistration:
+    def test_a_new_job_is_queued_with_initial_counters(self, ledger, clock, image_job):
+        """The record has the priority of the submission, run 1, and no attempt, fence or result yet."""
         job = image_job(callback_url="https://example.org/hook", carried={"video_id": "v:1"})
         admission = ledger.register(job, priority=6)
         record = ledger.get("job-1")
@@ -52,61 +52,61 @@ class TestTheDoor:
         assert record.callback_metadata == job.callback_metadata()
         assert ledger.job("job-1") == job
 
-    def test_a_repeat_changes_nothing_and_is_known_as_the_same(self, ledger, image_job):
-        """An edge function that sends twice must get one job."""
+    def test_a_repeated_registration_returns_the_existing_record(self, ledger, image_job):
+        """A client that sends a submission twice gets one job."""
         first = ledger.register(image_job(), priority=6).record
         again = ledger.register(image_job(carried={"video_id": "other"}), priority=0)
         assert (again.created, again.same, again.record) == (False, True, first)
         assert ledger.queue_depth("sdxl_queue") == 1
 
-    def test_other_work_under_a_taken_id_is_not_the_same(self, ledger, image_job):
+    def test_a_different_job_with_an_existing_id_is_reported_as_different(self, ledger, image_job):
         """The submission is rejected with 409."""
         ledger.register(image_job(), priority=6)
         other = ledger.register(image_job(prompt="a green square"), priority=6)
         assert (other.created, other.same) == (False, False)
         assert ledger.job("job-1").prompt == "a red circle above a blue lake"
 
-    def test_exactly_one_of_many_registrations_at_once_creates(self, ledger, image_job):
-        """Of concurrent submissions of one job exactly one publishes it."""
+    def test_one_of_many_concurrent_registrations_creates_the_job(self, ledger, image_job):
+        """Only the submission that created the record publishes the message."""
         job = image_job()
         with ThreadPoolExecutor(16) as threads:
             answers = list(threads.map(lambda _: ledger.register(job, priority=6).created, range(32)))
         assert answers.count(True) == 1
 
-    def test_a_job_without_a_user_is_kept_without_one(self, ledger, chat_job: Callable[..., ChatJob]):
-        """Chat jobs need no user, and no text may stand for the missing one."""
+    def test_a_job_without_a_user_has_no_user_id(self, ledger, chat_job: Callable[..., ChatJob]):
+        """Chat jobs may lack a user: it is read back as None, not as an empty string."""
         ledger.register(chat_job(), priority=0)
         assert ledger.get("chat-1").user_id is None
 
-    def test_publishing_is_noted_for_its_run_only(self, ledger, clock, image_job):
-        """The sweep doubles its interval with every message that was handed over."""
+    def test_publishing_is_recorded_for_the_current_run_only(self, ledger, clock, image_job):
+        """The sweep computes its republication interval from the number of published messages."""
         ledger.register(image_job(), priority=6)
-        clock.pass_s(1)
+        clock.advance(1)
         ledger.mark_published("job-1", 1)
         ledger.mark_published("job-1", 2)
         ledger.mark_published("gone", 1)
         record = ledger.get("job-1")
         assert (record.published_at, record.publishes) == (clock.time, 1)
 
-    @pytest.mark.parametrize("odd", ["a:b", "all", "user:1", "msg_1", "delivered", "Ünï côde", "x" * 200])
-    def test_an_odd_id_is_an_id_like_any_other(self, ledger, image_job, odd):
-        """Ids come from callers: none may name a key of something else."""
+    @pytest.mark.parametrize("job_id", ["a:b", "all", "user:1", "msg_1", "delivered", "Ünï côde", "x" * 200])
+    def test_an_id_with_special_characters_collides_with_no_key(self, ledger, image_job, job_id):
+        """Callers choose ids, so no id may produce the key of another job or of an index."""
         ledger.register(image_job("plain", user_id="all"), priority=6)
-        ledger.register(image_job(odd, user_id=odd), priority=6)
-        ended(ledger, claimed(ledger, odd))
-        assert ledger.get(odd).status == "completed"
+        ledger.register(image_job(job_id, user_id=job_id), priority=6)
+        end_claim(ledger, claim_job(ledger, job_id))
+        assert ledger.get(job_id).status == "completed"
         assert ledger.get("plain").status == "queued"
-        of_user = [record.job_id for record in ledger.page(user_id=odd).records]
-        assert of_user == ([odd, "plain"] if odd == "all" else [odd])
-        assert [record.job_id for record in ledger.page().records] == [odd, "plain"]
+        ids_of_user = [record.job_id for record in ledger.page(user_id=job_id).records]
+        assert ids_of_user == ([job_id, "plain"] if job_id == "all" else [job_id])
+        assert [record.job_id for record in ledger.page().records] == [job_id, "plain"]
 
 
-class TestClaiming:
+class TestClaims:
     def test_a_claim_starts_an_attempt_under_a_new_fence(self, ledger, clock, image_job):
-        """The attempt counts, the fence guards, the lease runs from now."""
+        """The attempt and the fence are incremented and the lease starts now."""
         ledger.register(image_job(), priority=6)
-        clock.pass_s(2)
-        claim = claimed(ledger)
+        clock.advance(2)
+        claim = claim_job(ledger)
         record = ledger.get("job-1")
         assert claim.record == record
         assert claim.job == image_job()
@@ -119,50 +119,50 @@ class TestClaiming:
         assert (record.claimed_at, record.lease_until) == (clock.time, clock.time + 10)
         assert ledger.queue_depth("sdxl_queue") == 0
 
-    def test_only_one_of_many_claims_at_once_is_won(self, ledger, image_job):
-        """Duplicate messages must not run a job twice at once."""
+    def test_one_of_many_concurrent_claims_is_won(self, ledger, image_job):
+        """Duplicate messages never run a job twice at the same time."""
         ledger.register(image_job(), priority=6)
 
-        def try_it(n: int) -> Claim | None:
+        def try_claim(n: int) -> Claim | None:
             return ledger.claim("job-1", 1, worker_id=f"w{n}", lease_s=10, token=f"t{n}")
 
         with ThreadPoolExecutor(16) as threads:
-            won = [claim for claim in threads.map(try_it, range(32)) if claim]
+            won = [claim for claim in threads.map(try_claim, range(32)) if claim]
         assert len(won) == 1
 
-    def test_the_same_token_gets_the_same_claim_again(self, ledger, image_job):
-        """A claim whose answer was lost on the wire must not leave the job to nobody."""
+    def test_a_claim_repeated_with_its_token_returns_the_same_claim(self, ledger, image_job):
+        """A worker whose reply was lost repeats the call and still owns the job."""
         ledger.register(image_job(), priority=6)
-        first, again = claimed(ledger), claimed(ledger)
+        first, again = claim_job(ledger), claim_job(ledger)
         assert again == first
         assert ledger.get("job-1").attempt == 1
 
-    def test_a_duplicate_message_loses(self, ledger, image_job):
-        """Another token finds the job taken."""
+    def test_a_duplicate_message_claims_nothing(self, ledger, image_job):
+        """A claim with another token is refused while the job is claimed."""
         ledger.register(image_job(), priority=6)
-        claimed(ledger)
+        claim_job(ledger)
         assert ledger.claim("job-1", 1, worker_id="sdxl@b", lease_s=10, token="t2") is None
 
-    def test_a_message_of_another_run_or_of_no_job_loses(self, ledger, image_job):
-        """A late message of an earlier run does not start the later one."""
+    def test_a_message_of_another_run_or_of_an_unknown_job_claims_nothing(self, ledger, image_job):
+        """A late message of an earlier run does not start the current one."""
         ledger.register(image_job(), priority=6)
         assert ledger.claim("job-1", 2, worker_id="w", lease_s=10, token="t") is None
         assert ledger.claim("nobody", 1, worker_id="w", lease_s=10, token="t") is None
 
-    def test_a_job_that_is_to_be_cancelled_is_not_started(self, ledger, image_job):
+    def test_a_job_with_a_requested_cancellation_is_not_started(self, ledger, image_job):
         """A queued job that is cancelled never runs."""
         ledger.register(image_job(), priority=6)
         ledger.request_cancel("job-1")
         assert ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t") is None
 
     def test_a_finished_job_is_not_started(self, ledger, image_job):
-        """A message redelivered after the commit has nothing to do."""
+        """A message that is redelivered after the commit is discarded."""
         ledger.register(image_job(), priority=6)
-        ended(ledger, claimed(ledger))
+        end_claim(ledger, claim_job(ledger))
         assert ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t1") is None
 
-    def test_a_paused_queue_starts_nothing_and_has_it_published_again(self, ledger, image_job):
-        """The message is spent, so the sweep must send another once the queue goes on."""
+    def test_a_claim_on_a_paused_queue_is_refused_and_the_job_is_published_again(self, ledger, image_job):
+        """The refused message is consumed, so the sweep publishes another one after the queue is resumed."""
         ledger.register(image_job(), priority=6)
         ledger.mark_published("job-1", 1)
         ledger.set_paused("sdxl_queue", True)
@@ -172,65 +172,67 @@ class TestClaiming:
         assert ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t") is not None
 
 
-class TestRunning:
-    def test_progress_never_goes_back_within_an_attempt(self, ledger, image_job):
-        """A caller's progress bar only moves on; a new attempt starts at zero."""
+class TestRunningJobs:
+    def test_progress_never_decreases_within_an_attempt(self, ledger, image_job):
+        """A lower value is ignored; a new attempt starts at zero."""
         ledger.register(image_job(), priority=6)
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         assert ledger.step(claim, progress=40.5, stage="denoising") is Verdict.CONTINUE
         ledger.step(claim, progress=20)
         assert (ledger.get("job-1").progress, ledger.get("job-1").stage) == (40.5, "denoising")
         ledger.release(claim, code="OOM_ERROR", due_in_s=0)
-        assert claimed(ledger, token="t2").record.progress == 0.0
+        assert claim_job(ledger, token="t2").record.progress == 0.0
 
     def test_progress_stays_between_0_and_100(self, ledger, image_job):
-        """Whatever a worker computes."""
+        """Values outside the range are clamped."""
         ledger.register(image_job(), priority=6)
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         ledger.step(claim, progress=-3)
         assert ledger.get("job-1").progress == 0.0
         ledger.step(claim, progress=250)
         assert ledger.get("job-1").progress == 100.0
 
     def test_a_running_job_sees_its_cancellation_at_the_next_step(self, ledger, image_job):
-        """It stops before the next denoising step, and stays claimed until it ends."""
+        """The step returns the cancel verdict; the job stays claimed until the worker ends it."""
         ledger.register(image_job(), priority=6)
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         assert ledger.request_cancel("job-1").cancel_requested
         assert ledger.step(claim, progress=10) is Verdict.CANCEL
         assert ledger.get("job-1").status == "processing"
 
     def test_an_attempt_that_lost_its_fence_changes_nothing(self, ledger, image_job):
-        """A worker that was thought dead and wakes up must not touch its successor's job."""
+        """A worker whose lease expired cannot change the job after another worker claimed it."""
         ledger.register(image_job(), priority=6)
-        old = claimed(ledger)
+        old = claim_job(ledger)
         assert ledger.rescue("job-1", fence=old.fence)
-        assert not ended(ledger, old)
-        claimed(ledger, token="t2")
+        assert not end_claim(ledger, old)
+        claim_job(ledger, token="t2")
         before, items = ledger.get("job-1"), ledger.stream("job-1")
         assert ledger.step(old, progress=90, items=[("token", {"text": "x"})]) is Verdict.LOST
         assert not ledger.renew(old, lease_s=99)
         assert not ledger.release(old, code="OOM_ERROR", due_in_s=0)
         assert not ledger.rescue("job-1", fence=old.fence)
-        assert not ended(ledger, old)
+        assert not end_claim(ledger, old)
         assert (ledger.get("job-1"), ledger.stream("job-1")) == (before, items)
 
-    def test_a_renewed_lease_lasts_from_now(self, ledger, clock, image_job):
-        """A long generation keeps its job as long as somebody renews."""
+    def test_a_renewed_lease_expires_a_full_period_after_the_renewal(self, ledger, clock, image_job):
+        """A long generation keeps its claim as long as the lease is renewed."""
         ledger.register(image_job(), priority=6)
-        claim = claimed(ledger)
-        clock.pass_s(8)
+        claim = claim_job(ledger)
+        clock.advance(8)
         assert ledger.renew(claim, lease_s=10)
-        clock.pass_s(9)
+        clock.advance(9)
         assert ledger.expired() == []
-        clock.pass_s(1)
+        clock.advance(1)
         assert [record.job_id for record in ledger.expired()] == ["job-1"]
 
-    def test_a_released_job_waits_for_its_due_time_under_its_old_place(self, ledger, clock, image_job):
-        """A retried job keeps its place in the queue."""
+    def test_a_released_job_waits_for_its_due_time_and_keeps_its_queue_position(
+        self, ledger, clock, image_job
+    ):
+        """An automatic retry does not send the job to the end of the queue."""
         ledger.register(image_job(), priority=6)
         ledger.register(image_job("job-2"), priority=6)
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         assert ledger.release(claim, code="STORAGE_ERROR", due_in_s=5)
         record = ledger.get("job-1")
         assert (record.status, record.due_at, record.failures) == (
@@ -242,69 +244,69 @@ class TestRunning:
         assert record.published_at is None
         assert ledger.queue_position("job-1") == 0
         assert ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="early") is None
-        clock.pass_s(5)
-        assert claimed(ledger, token="t2").record.attempt == 2
+        clock.advance(5)
+        assert claim_job(ledger, token="t2").record.attempt == 2
         assert ledger.counters()["attempts.released.STORAGE_ERROR"] == 1
 
     @pytest.mark.parametrize(
         ("counted", "attempt", "failures"), [(True, 1, {"WORKER_LOST": 1}), (False, 0, {})]
     )
-    def test_a_lost_attempt_counts_unless_it_was_handed_back(
+    def test_a_lost_attempt_counts_unless_the_worker_returned_the_job(
         self, ledger, clock, image_job, counted, attempt, failures
     ):
         """A crash uses up an attempt, a clean shutdown does not."""
         ledger.register(image_job(), priority=6)
         ledger.mark_published("job-1", 1)
-        claim = claimed(ledger)
-        clock.pass_s(1)
+        claim = claim_job(ledger)
+        clock.advance(1)
         assert ledger.rescue("job-1", fence=claim.fence, counted=counted)
         record = ledger.get("job-1")
         assert (record.status, record.attempt, record.failures) == ("queued", attempt, failures)
         assert (record.due_at, record.published_at) == (clock.time, None)
         assert ledger.leased_by("sdxl@a") == []
 
-    def test_a_worker_finds_what_it_holds(self, ledger, image_job):
-        """A worker that restarts hands back what its former self held."""
+    def test_claims_are_listed_by_worker(self, ledger, image_job):
+        """A worker that restarts returns the jobs that its previous process had claimed."""
         for n in (1, 2, 3):
             ledger.register(image_job(f"job-{n}"), priority=6)
-        claimed(ledger, "job-1")
+        claim_job(ledger, "job-1")
         ledger.claim("job-2", 1, worker_id="sdxl@b", lease_s=10, token="t")
         assert [record.job_id for record in ledger.leased_by("sdxl@a")] == ["job-1"]
 
 
-class TestEnding:
-    def test_a_commit_is_kept_whole(self, ledger, clock, image_job):
-        """What the worker found out is what callers will read."""
+class TestEndedJobs:
+    def test_an_outcome_is_stored_completely(self, ledger, clock, image_job):
+        """The outcome read back equals the outcome that the worker committed."""
         ledger.register(image_job(), priority=6)
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         ledger.step(claim, progress=30, stage="denoising")
-        clock.pass_s(16)
-        assert ended(ledger, claim)
+        clock.advance(16)
+        assert end_claim(ledger, claim)
         record = ledger.get("job-1")
         assert (record.status, record.outcome, record.progress) == ("completed", DONE, 100.0)
         assert (record.finished_at, record.lease_until, record.stage) == (clock.time, None, None)
         assert record.finished
         assert ledger.leased_by("sdxl@a") == []
 
-    def test_a_commit_sent_twice_is_one_commit(self, ledger, image_job):
-        """The answer to the first may have been lost."""
+    def test_a_repeated_commit_has_one_effect(self, ledger, image_job):
+        """The reply to the first call may have been lost."""
         ledger.register(image_job(), priority=6)
-        claim = claimed(ledger)
-        assert ended(ledger, claim)
-        assert ended(ledger, claim)
+        claim = claim_job(ledger)
+        assert end_claim(ledger, claim)
+        assert end_claim(ledger, claim)
         assert len(ledger.list_events("pending")) == 2
         assert ledger.counters()["jobs.sdxl_image_fast.completed"] == 1
 
-    def test_another_ending_under_the_same_fence_comes_too_late(self, ledger, image_job):
-        """The parent's hard limit and the child's result may race: one terminal state wins."""
+    def test_a_second_outcome_under_the_same_fence_is_refused(self, ledger, image_job):
+        """The hard time limit and the worker's result may race: the first terminal state wins."""
         ledger.register(image_job(), priority=6)
-        claim = claimed(ledger)
-        assert ended(ledger, claim, Outcome.failure(JobTimeout("it took too long")))
-        assert not ended(ledger, claim)
+        claim = claim_job(ledger)
+        assert end_claim(ledger, claim, Outcome.failure(JobTimeout("it took too long")))
+        assert not end_claim(ledger, claim)
         assert ledger.get("job-1").status == "failed"
 
     def test_a_queued_job_can_end_without_a_worker(self, ledger, image_job):
-        """Cancelled before it ran, or unclaimed for a day."""
+        """A job can be cancelled before it runs, or fail because no worker claimed it."""
         ledger.register(image_job(), priority=6)
         cancelled = Outcome(status="cancelled")
         assert ledger.end("job-1", run=1, fence=0, outcome=cancelled)
@@ -312,48 +314,48 @@ class TestEnding:
         assert (record.status, record.worker_id, record.progress) == ("cancelled", None, 0.0)
         assert ledger.queue_position("job-1") is None
 
-    def test_a_stale_commit_changes_nothing_even_after_a_retry(self, ledger, image_job):
-        """An old attempt must not end the new run."""
+    def test_a_commit_of_an_earlier_run_changes_nothing(self, ledger, image_job):
+        """A worker of run 1 cannot end run 2."""
         ledger.register(image_job(), priority=6)
-        claim = claimed(ledger)
-        ended(ledger, claim, FAILED)
+        claim = claim_job(ledger)
+        end_claim(ledger, claim, FAILED)
         ledger.reopen("job-1", priority=6)
         before = ledger.get("job-1")
-        assert not ended(ledger, claim, FAILED)
-        assert not ended(ledger, claim)
+        assert not end_claim(ledger, claim, FAILED)
+        assert not end_claim(ledger, claim)
         assert not ledger.end("job-1", run=2, fence=claim.fence + 1, outcome=DONE)
         assert ledger.get("job-1") == before
 
-    def test_endings_and_generation_time_are_counted(self, ledger, image_job):
-        """Operators read rates from the ledger, whichever worker did the work."""
+    def test_outcomes_and_generation_time_are_counted(self, ledger, image_job):
+        """The counters in the ledger are totals over all workers."""
         for n, outcome in enumerate((DONE, DONE, FAILED)):
             ledger.register(image_job(f"j{n}"), priority=6)
-            ended(ledger, claimed(ledger, f"j{n}"), outcome)
+            end_claim(ledger, claim_job(ledger, f"j{n}"), outcome)
         counts = ledger.counters()
         assert counts["jobs.sdxl_image_fast.completed"] == 2
         assert counts["jobs.sdxl_image_fast.failed"] == 1
         assert counts["generation_ms.sdxl_image_fast.sum"] == 30500
         assert "assets.unsigned" not in counts
 
-    def test_assets_without_their_manifest_are_counted(self, ledger, image_job):
-        """A certificate that has run out is seen on a dashboard, not in the callers' archives."""
+    def test_unsigned_assets_are_counted(self, ledger, image_job):
+        """Operators notice an expired signing certificate by the count of assets without a C2PA manifest."""
         signed = [Asset(type="image", metadata={"c2pa": c2pa}) for c2pa in (True, False, False)]
         for n in range(2):
             ledger.register(image_job(f"j{n}"), priority=6)
-            ended(ledger, claimed(ledger, f"j{n}"), Outcome(status="completed", assets=tuple(signed)))
+            end_claim(ledger, claim_job(ledger, f"j{n}"), Outcome(status="completed", assets=tuple(signed)))
         assert ledger.counters()["assets.unsigned"] == 4
 
 
-class TestRunningAgain:
-    def test_a_failed_job_starts_afresh_under_the_next_run(self, ledger, clock, image_job):
-        """An operator's retry is a new submission of the same work; only the fence goes on."""
+class TestRetries:
+    def test_a_reopened_job_is_queued_under_the_next_run(self, ledger, clock, image_job):
+        """An operator's retry resets the attempts and the progress; only the fence keeps its value."""
         ledger.register(image_job(), priority=6)
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         ledger.request_cancel("job-1")
         ledger.release(claim, code="OOM_ERROR", due_in_s=0)
         fence = ledger.get("job-1").fence
         ledger.end("job-1", run=1, fence=fence, outcome=FAILED)
-        clock.pass_s(60)
+        clock.advance(60)
         record = ledger.reopen("job-1", priority=3)
         assert record == ledger.get("job-1")
         assert (record.status, record.run, record.attempt, record.failures) == ("queued", 2, 0, {})
@@ -361,75 +363,77 @@ class TestRunningAgain:
         assert (record.priority, record.publishes, record.published_at) == (3, 0, None)
         assert (record.queued_at, record.finished_at) == (clock.time, None)
         assert record.created_at == clock.time - 60
-        assert claimed(ledger, run=2, token="t2").fence > fence
+        assert claim_job(ledger, run=2, token="t2").fence > fence
 
-    def test_only_failed_and_cancelled_jobs_can_run_again(self, ledger, image_job):
-        """A completed job has its result, a running one is at it."""
+    def test_only_failed_and_cancelled_jobs_can_be_reopened(self, ledger, image_job):
+        """A completed job has its result, and a queued or running job is not ended."""
         with pytest.raises(NotFound):
             ledger.reopen("nobody", priority=6)
         ledger.register(image_job(), priority=6)
         with pytest.raises(Conflict):
             ledger.reopen("job-1", priority=6)
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         with pytest.raises(Conflict):
             ledger.reopen("job-1", priority=6)
-        ended(ledger, claim)
+        end_claim(ledger, claim)
         with pytest.raises(Conflict):
             ledger.reopen("job-1", priority=6)
 
-    def test_a_large_document_goes_as_soon_as_the_job_completed(self, ledger, image_job):
-        """A data URI of megabytes must not stay in the store for a week."""
+    def test_a_large_document_is_deleted_when_the_job_completes(self, ledger, image_job):
+        """A job document with a data URI of several MB is not kept for the retention period."""
         ledger.register(image_job(prompt="x" * 4000), priority=6)
         ledger.register(image_job("small"), priority=6)
-        ended(ledger, claimed(ledger))
-        ended(ledger, claimed(ledger, "small"))
+        end_claim(ledger, claim_job(ledger))
+        end_claim(ledger, claim_job(ledger, "small"))
         assert ledger.job("job-1") is None
         assert ledger.job("small") is not None
 
-    def test_a_large_document_of_a_failed_job_waits_out_the_retry_window(self, ledger, clock, image_job):
-        """For a day the job can run again, then what it asked for is gone."""
+    def test_a_large_document_of_a_failed_job_is_kept_for_the_retry_window(self, ledger, clock, image_job):
+        """The job can be reopened for a day; after that its document is deleted."""
         ledger.register(image_job(prompt="x" * 4000), priority=6)
-        ended(ledger, claimed(ledger), FAILED)
-        clock.pass_s(86399)
+        end_claim(ledger, claim_job(ledger), FAILED)
+        clock.advance(86399)
         ledger.purge(older_than_s=1e9)
         assert ledger.job("job-1") is not None
-        clock.pass_s(1)
+        clock.advance(1)
         ledger.purge(older_than_s=1e9)
         assert ledger.job("job-1") is None
         with pytest.raises(Conflict):
             ledger.reopen("job-1", priority=6)
 
-    def test_a_large_document_survives_the_window_of_an_earlier_run(self, ledger, clock, image_job):
-        """A job that runs again needs its document, however long ago it failed."""
+    def test_a_large_document_is_kept_after_the_retry_window_of_an_earlier_run(
+        self, ledger, clock, image_job
+    ):
+        """A reopened job needs its document, no matter when the earlier run failed."""
         ledger.register(image_job(prompt="x" * 4000), priority=6)
-        ended(ledger, claimed(ledger), FAILED)
+        end_claim(ledger, claim_job(ledger), FAILED)
         ledger.reopen("job-1", priority=6)
-        clock.pass_s(90000)
+        clock.advance(90000)
         ledger.purge(older_than_s=0)
-        assert claimed(ledger, run=2).job.prompt == "x" * 4000
+        assert claim_job(ledger, run=2).job.prompt == "x" * 4000
 
 
-class TestCancellingAndDeleting:
+class TestCancellationAndDeletion:
     def test_a_finished_job_cannot_be_cancelled(self, ledger, image_job):
         """Its terminal state is final."""
         with pytest.raises(NotFound):
             ledger.request_cancel("job-1")
         ledger.register(image_job(), priority=6)
-        ended(ledger, claimed(ledger))
+        end_claim(ledger, claim_job(ledger))
         with pytest.raises(Conflict):
             ledger.request_cancel("job-1")
 
-    def test_a_queued_job_is_only_marked(self, ledger, image_job):
-        """The flag alone does not end a queued job; the caller of `cancel` ends it."""
+    def test_requesting_the_cancellation_of_a_queued_job_only_sets_the_flag(self, ledger, image_job):
+        """`request_cancel` does not end a queued job; its caller does."""
         ledger.register(image_job(), priority=6)
         record = ledger.request_cancel("job-1")
         assert (record.status, record.cancel_requested) == ("queued", True)
         assert record == ledger.get("job-1")
 
-    def test_a_job_is_deleted_with_all_that_belongs_to_it(self, ledger, image_job):
-        """Nothing of a deleted job may be found again under its id."""
+    def test_deleting_a_job_deletes_its_events_and_index_entries(self, ledger, image_job):
+        """A later job with the same id inherits nothing from the deleted one."""
         ledger.register(image_job(), priority=6)
-        ended(ledger, claimed(ledger))
+        end_claim(ledger, claim_job(ledger))
         for _ in range(2):
             event = ledger.lease_event("job-1", lease_s=30, token="d")
             ledger.mark_delivered(event, status=200)
@@ -444,15 +448,15 @@ class TestCancellingAndDeleting:
         with pytest.raises(NotFound):
             ledger.delete("job-1")
 
-    def test_a_job_is_kept_while_it_is_wanted(self, ledger, image_job):
-        """A running job, or one with an undelivered terminal callback, cannot be deleted."""
+    def test_a_running_job_or_one_with_an_undelivered_callback_is_not_deleted(self, ledger, image_job):
+        """`delete` raises a conflict until the job has ended and its terminal callback is settled."""
         ledger.register(image_job(), priority=6)
         with pytest.raises(Conflict):
             ledger.delete("job-1")
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         with pytest.raises(Conflict):
             ledger.delete("job-1")
-        ended(ledger, claim)
+        end_claim(ledger, claim)
         with pytest.raises(Conflict):
             ledger.delete("job-1")
         assert ledger.get("job-1") is not None

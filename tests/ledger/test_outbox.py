@@ -21,8 +21,8 @@ def run_to(ledger, job_id="job-1", outcome=DONE, run=1):
     assert ledger.end(job_id, run=run, fence=claim.fence, outcome=outcome, worker_id="sdxl@a")
 
 
-def drained(ledger):
-    """Deliver what is due of the job: sequence, kind and progress of each row."""
+def deliver_all(ledger):
+    """Deliver the due events of the job. Returns the sequence, kind and progress of each."""
     delivered = []
     while event := ledger.lease_event("job-1", lease_s=30, token=uuid4().hex):
         delivered.append((event.sequence, event.kind, event.metadata.get("progress")))
@@ -32,7 +32,7 @@ def drained(ledger):
 
 @pytest.fixture
 def completed_job_ledger(ledger, image_job):
-    """A ledger with one completed job whose processing row went out: its terminal row is the head."""
+    """A ledger with one completed job. Its `processing` event is delivered and its terminal event pending."""
     ledger.register(image_job(callback_url="https://example.org/hook"), priority=6)
     run_to(ledger)
     ledger.mark_delivered(ledger.lease_event("job-1", lease_s=30, token="p"), status=200)
@@ -40,10 +40,10 @@ def completed_job_ledger(ledger, image_job):
 
 
 class TestOrder:
-    def test_a_won_claim_and_an_end_make_one_row_each(self, ledger, clock, image_job):
-        """One `processing`, then exactly one terminal event, numbered on."""
+    def test_a_claim_and_an_end_add_one_event_each(self, ledger, clock, image_job):
+        """`processing` has sequence 1 and the terminal event sequence 2."""
         ledger.register(image_job(callback_url="https://example.org/hook"), priority=6)
-        clock.pass_s(3)
+        clock.advance(3)
         run_to(ledger)
         first = ledger.next_event("job-1")
         assert (first.kind, first.sequence, first.run, first.attempt) == ("processing", 1, 1, 1)
@@ -56,20 +56,20 @@ class TestOrder:
         assert (last.queued_at, last.claimed_at, last.at) == (clock.time - 3, clock.time, clock.time)
         assert (last.worker_id, last.callback_url) == ("sdxl@a", "https://example.org/hook")
 
-    def test_a_step_that_tells_makes_a_row_with_its_progress(self, ledger, image_job):
-        """It stands between `processing` and the ending, and a lost fence makes none."""
+    def test_a_step_with_an_event_adds_it_with_its_progress(self, ledger, image_job):
+        """It is ordered between `processing` and the terminal event; a step with a lost fence adds none."""
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="a")
         ledger.step(claim, progress=25, add_event=True)
         ledger.step(claim, progress=50)
-        delivered = drained(ledger)
+        delivered = deliver_all(ledger)
         assert ledger.end("job-1", run=1, fence=claim.fence, outcome=DONE)
         assert ledger.step(claim, progress=75, add_event=True) is Verdict.LOST
-        delivered += drained(ledger)
+        delivered += deliver_all(ledger)
         assert delivered == [(1, "processing", None), (2, "processing", 25), (3, "completed", None)]
 
-    def test_progress_that_did_not_go_out_makes_room_for_newer_and_for_the_ending(self, ledger, image_job):
-        """Superseded progress events are dropped, so a slow receiver gets the terminal event sooner."""
+    def test_undelivered_progress_is_replaced_by_newer_events(self, ledger, image_job):
+        """Superseded progress events are deleted, so a slow receiver gets the terminal event sooner."""
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="a")
         for progress in (25, 50, 75):
@@ -77,10 +77,10 @@ class TestOrder:
         pending = {event.metadata.get("progress") for event in ledger.list_events("pending")}
         assert pending == {75, None}
         assert ledger.end("job-1", run=1, fence=claim.fence, outcome=DONE)
-        assert [kind for _, kind, _ in drained(ledger)] == ["processing", "completed"]
+        assert [kind for _, kind, _ in deliver_all(ledger)] == ["processing", "completed"]
 
-    def test_progress_that_is_being_delivered_stays_until_it_is_settled(self, ledger, clock, image_job):
-        """Its delivery would otherwise end at an event that no longer exists."""
+    def test_progress_under_delivery_is_kept_until_it_is_settled(self, ledger, clock, image_job):
+        """The delivery worker must be able to record its result on the event."""
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="a")
         ledger.mark_delivered(ledger.lease_event("job-1", lease_s=30, token="p"), status=200)
@@ -88,23 +88,23 @@ class TestOrder:
         leased = ledger.lease_event("job-1", lease_s=30, token="t")
         ledger.step(claim, progress=50, add_event=True)
         assert ledger.get_event(leased.event_id) == leased
-        clock.pass_s(30)
+        clock.advance(30)
         ledger.step(claim, progress=75, add_event=True)
         assert ledger.get_event(leased.event_id) is None
 
-    def test_a_new_job_under_a_deleted_ones_id_has_event_ids_of_its_own(self, ledger, image_job):
-        """A receiver that drops what it has seen must not drop the new job's ending."""
+    def test_a_new_job_with_the_id_of_a_deleted_job_has_new_event_ids(self, ledger, image_job):
+        """A receiver that removes duplicates by event id must not discard the new job's events."""
         ids = []
         for _ in range(2):
             ledger.register(image_job(), priority=6)
             run_to(ledger)
             ids += [event.event_id for event in ledger.list_events("pending")]
-            drained(ledger)
+            deliver_all(ledger)
             ledger.delete("job-1")
         assert len(set(ids)) == 4
 
     def test_the_sequence_grows_over_the_whole_life_of_a_job(self, ledger, image_job):
-        """A receiver can tell the later of two events, over attempts and retries."""
+        """A receiver can order the events of all attempts and runs of a job."""
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         ledger.release(claim, code="OOM_ERROR", due_in_s=0)
@@ -123,8 +123,8 @@ class TestOrder:
             (5, 2, "completed", 1),
         ]
 
-    def test_a_row_tells_of_its_own_run_even_after_a_later_one(self, ledger, image_job):
-        """A payload is built from the row alone."""
+    def test_an_event_keeps_the_data_of_its_run_after_a_later_run(self, ledger, image_job):
+        """The callback payload is built from the event alone, not from the current record."""
         ledger.register(image_job(), priority=6)
         run_to(ledger, outcome=FAILED)
         ledger.reopen("job-1", priority=6)
@@ -133,8 +133,8 @@ class TestOrder:
         assert (event.run, event.kind, event.error.code) == (1, "failed", "OOM_ERROR")
         assert event == ledger.get_event(event.event_id)
 
-    def test_a_later_row_waits_for_the_earlier_one(self, ledger, clock, image_job):
-        """`completed` must not arrive before `processing`."""
+    def test_events_of_a_job_are_delivered_in_order(self, ledger, clock, image_job):
+        """`completed` is never delivered before `processing`."""
         ledger.register(image_job(), priority=6)
         run_to(ledger)
         event = ledger.lease_event("job-1", lease_s=30, token="t")
@@ -142,26 +142,26 @@ class TestOrder:
         assert ledger.due_deliveries() == []
         assert ledger.lease_event("job-1", lease_s=30, token="t2") is None
         assert ledger.next_event("job-1").kind == "processing"
-        clock.pass_s(60)
+        clock.advance(60)
         assert ledger.due_deliveries() == ["job-1"]
 
 
-class TestTaking:
-    def test_one_of_many_takes_a_row(self, ledger, image_job):
-        """A callback is delivered by one worker at a time."""
+class TestLeases:
+    def test_one_of_many_concurrent_callers_leases_an_event(self, ledger, image_job):
+        """An event is delivered by one worker at a time."""
         ledger.register(image_job(), priority=6)
         run_to(ledger)
 
-        def try_it(n):
+        def lease(n):
             return ledger.lease_event("job-1", lease_s=30, token=f"t{n}")
 
         with ThreadPoolExecutor(16) as threads:
-            taken = [event for event in threads.map(try_it, range(32)) if event]
+            taken = [event for event in threads.map(lease, range(32)) if event]
         assert [event.deliveries for event in taken] == [1]
         assert ledger.due_deliveries() == []
 
-    def test_the_same_token_takes_the_same_row_again(self, ledger, image_job):
-        """An answer lost on the wire must not count as a delivery."""
+    def test_a_lease_repeated_with_its_token_returns_the_same_event(self, ledger, image_job):
+        """A call repeated after a lost reply counts as one delivery attempt."""
         ledger.register(image_job(), priority=6)
         run_to(ledger)
         assert ledger.lease_event("job-1", lease_s=30, token="t") == ledger.lease_event(
@@ -169,30 +169,30 @@ class TestTaking:
         )
         assert ledger.lease_event("nobody", lease_s=30, token="t") is None
 
-    def test_a_row_whose_taker_died_is_due_again(self, ledger, clock, image_job):
-        """Delivery workers are killed too."""
+    def test_an_event_is_due_again_after_its_lease_expired(self, ledger, clock, image_job):
+        """The event of a delivery worker that died is delivered by another one."""
         ledger.register(image_job(), priority=6)
         run_to(ledger)
         ledger.lease_event("job-1", lease_s=30, token="t")
-        clock.pass_s(29)
+        clock.advance(29)
         assert ledger.due_deliveries() == []
-        clock.pass_s(1)
+        clock.advance(1)
         assert ledger.due_deliveries() == ["job-1"]
         assert ledger.lease_event("job-1", lease_s=30, token="t2").deliveries == 2
 
-    def test_the_most_overdue_come_first_and_each_job_once(self, ledger, clock, image_job):
-        """`due_deliveries` lists job ids by due time, without duplicates."""
+    def test_due_jobs_are_listed_by_due_time_without_duplicates(self, ledger, clock, image_job):
+        """A job with several pending events is listed once, at the due time of the first."""
         for job_id in ("late", "later"):
             ledger.register(image_job(job_id), priority=6)
             run_to(ledger, job_id)
-            clock.pass_s(1)
+            clock.advance(1)
         assert ledger.due_deliveries() == ["late", "later"]
         assert ledger.due_deliveries(limit=1) == ["late"]
 
-    def test_an_expired_lease_cannot_postpone_or_dead_letter_a_row(self, completed_job_ledger, clock):
-        """Only the current lease may postpone or dead-letter; a success counts from either lease."""
+    def test_an_expired_lease_cannot_postpone_or_dead_letter_an_event(self, completed_job_ledger, clock):
+        """Postponing needs the current lease; a successful delivery is recorded under an expired one too."""
         early = completed_job_ledger.lease_event("job-1", lease_s=30, token="a")
-        clock.pass_s(30)
+        clock.advance(30)
         late = completed_job_ledger.lease_event("job-1", lease_s=30, token="b")
         completed_job_ledger.postpone(early, due_in_s=500, status=500, error="down")
         completed_job_ledger.dead_letter(early, status=400, error="bad")
@@ -203,9 +203,9 @@ class TestTaking:
         assert completed_job_ledger.get_event(late.event_id).state == "delivered"
 
 
-class TestSettling:
-    def test_a_postponed_row_remembers_why(self, completed_job_ledger, clock):
-        """The operator reads the last error."""
+class TestSettledEvents:
+    def test_a_postponed_event_has_its_last_error(self, completed_job_ledger, clock):
+        """Operators see why the last delivery failed."""
         event = completed_job_ledger.lease_event("job-1", lease_s=30, token="t")
         completed_job_ledger.postpone(event, due_in_s=7.5, status=503, error="unavailable")
         row = completed_job_ledger.next_event("job-1")
@@ -213,8 +213,8 @@ class TestSettling:
         assert (row.deliveries, row.state) == (1, "pending")
         assert completed_job_ledger.counters()["callbacks.retried"] == 1
 
-    def test_a_delivered_row_is_kept_a_day(self, completed_job_ledger, clock):
-        """Operators look back, but not forever."""
+    def test_a_delivered_event_is_kept_for_a_day(self, completed_job_ledger, clock):
+        """Operators can list delivered events for a day; then they are deleted."""
         event = completed_job_ledger.lease_event("job-1", lease_s=30, token="t")
         completed_job_ledger.mark_delivered(event, status=204)
         completed_job_ledger.mark_delivered(event, status=204)
@@ -226,12 +226,12 @@ class TestSettling:
             [],
         )
         assert completed_job_ledger.counters()["callbacks.delivered"] == 2
-        clock.pass_s(86400)
+        clock.advance(86400)
         completed_job_ledger.purge(older_than_s=1e9)
         assert completed_job_ledger.list_events("delivered") == []
         assert completed_job_ledger.get_event(event.event_id) is None
 
-    def test_a_processing_row_gets_one_attempt(self, ledger, image_job):
+    def test_a_processing_event_gets_one_delivery_attempt(self, ledger, image_job):
         """An undelivered `processing` event is not retried and does not block later events."""
         ledger.register(image_job(), priority=6)
         run_to(ledger)
@@ -243,8 +243,8 @@ class TestSettling:
         assert ledger.due_deliveries() == ["job-1"]
         assert "callbacks.dead" not in ledger.counters()
 
-    def test_a_dead_lettered_row_is_kept_with_its_error(self, completed_job_ledger, clock):
-        """An operator can read the status and the error."""
+    def test_a_dead_letter_is_kept_with_its_error(self, completed_job_ledger, clock):
+        """Operators can read the HTTP status and the error of the last attempt."""
         event = completed_job_ledger.lease_event("job-1", lease_s=30, token="t")
         completed_job_ledger.dead_letter(event, status=400, error="not understood")
         completed_job_ledger.dead_letter(event, status=400, error="not understood")
@@ -259,27 +259,29 @@ class TestSettling:
         assert completed_job_ledger.due_deliveries() == []
 
     def test_the_newest_dead_letters_come_first(self, ledger, clock, image_job):
-        """What died just now is what an operator looks for."""
+        """Dead letters are listed by the time at which they were given up."""
         for n in range(3):
             ledger.register(image_job(f"j{n}"), priority=6)
             run_to(ledger, f"j{n}")
             while event := ledger.lease_event(f"j{n}", lease_s=30, token="t"):
                 ledger.dead_letter(event, status=400, error="no")
-            clock.pass_s(1)
+            clock.advance(1)
         assert [each.job_id for each in ledger.list_events("dead")] == ["j2", "j1", "j0"]
         assert [each.job_id for each in ledger.list_events("dead", limit=1)] == ["j2"]
 
 
-class TestReplaying:
+class TestReplay:
     @pytest.mark.parametrize("end", ["dead", "delivered"])
-    def test_a_settled_row_goes_out_again_from_zero(self, completed_job_ledger, clock, end):
-        """A replay keeps the event id and resets the delivery count."""
+    def test_a_replayed_event_is_pending_again_with_no_delivery_attempts(
+        self, completed_job_ledger, clock, end
+    ):
+        """A replay keeps the event id and resets the number of attempts."""
         event = completed_job_ledger.lease_event("job-1", lease_s=30, token="t")
         if end == "dead":
             completed_job_ledger.dead_letter(event, status=400, error="no")
         else:
             completed_job_ledger.mark_delivered(event, status=200)
-        clock.pass_s(9)
+        clock.advance(9)
         row = completed_job_ledger.replay(event.event_id)
         assert (row.event_id, row.state, row.deliveries) == (event.event_id, "pending", 0)
         assert (row.due_at, row.settled_at) == (clock.time, None)
@@ -287,26 +289,26 @@ class TestReplaying:
         assert completed_job_ledger.due_deliveries() == ["job-1"]
         assert completed_job_ledger.lease_event("job-1", lease_s=30, token="t2").deliveries == 1
 
-    def test_a_pending_row_is_left_alone(self, completed_job_ledger):
-        """Replaying twice is replaying once."""
+    def test_replaying_a_pending_event_changes_nothing(self, completed_job_ledger):
+        """Replay is idempotent."""
         event = completed_job_ledger.lease_event("job-1", lease_s=30, token="t")
         assert completed_job_ledger.replay(event.event_id) == event
 
-    def test_a_replayed_row_waits_for_the_delivery_that_is_under_way(self, ledger, clock, image_job):
-        """One delivery of a job at a time, whatever an operator does."""
+    def test_a_replayed_event_waits_for_a_delivery_in_progress(self, ledger, clock, image_job):
+        """A replay never starts a second concurrent delivery of a job."""
         ledger.register(image_job(), priority=6)
         run_to(ledger, outcome=FAILED)
         for token in ("a", "b"):
-            buried = ledger.lease_event("job-1", lease_s=30, token=token)
-            ledger.dead_letter(buried, status=400, error="no")
+            dead_letter = ledger.lease_event("job-1", lease_s=30, token=token)
+            ledger.dead_letter(dead_letter, status=400, error="no")
         ledger.reopen("job-1", priority=6)
         run_to(ledger, run=2)
         ledger.lease_event("job-1", lease_s=30, token="c")
-        assert ledger.replay(buried.event_id).due_at == clock.time + 30
+        assert ledger.replay(dead_letter.event_id).due_at == clock.time + 30
         assert ledger.due_deliveries() == []
 
-    def test_nothing_is_replayed_that_is_not_there(self, ledger):
-        """A typo is not a success."""
+    def test_replaying_an_unknown_event_is_not_found(self, ledger):
+        """`replay` raises `NotFound`."""
         with pytest.raises(NotFound):
             ledger.replay("msg_0")
         assert ledger.get_event("msg_0") is None

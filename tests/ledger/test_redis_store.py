@@ -1,4 +1,4 @@
-"""The Redis store: outages, lost replies, memory use and records of other releases."""
+"""The ledger on Redis: outages, lost replies, memory use and records of other releases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
 
 
 def typical_outcome() -> Outcome:
-    """What an SDXL job with three pictures commits."""
+    """The outcome of an SDXL job with three images."""
     assets = tuple(
         Asset(
             type="image",
@@ -60,8 +60,8 @@ def typical_outcome() -> Outcome:
     return Outcome(status="completed", assets=assets, metadata=metadata)
 
 
-class Wire:
-    """A TCP proxy that counts what the client sends, and can lose the reply to the next script call."""
+class CountingProxy:
+    """A TCP proxy that counts requests and, if `lose_next` is set, drops the next script's reply."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -79,10 +79,10 @@ class Wire:
                 return
             server = socket.create_connection(("127.0.0.1", self._target))
             cut = threading.Event()
-            threading.Thread(target=self._send, args=(client, server, cut), daemon=True).start()
-            threading.Thread(target=self._answer, args=(client, server, cut), daemon=True).start()
+            threading.Thread(target=self._forward_requests, args=(client, server, cut), daemon=True).start()
+            threading.Thread(target=self._forward_replies, args=(client, server, cut), daemon=True).start()
 
-    def _send(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
+    def _forward_requests(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
         while request := _received(client):
             self.requests.append(request)
             if self.lose_next.is_set() and b"EVALSHA" in request:
@@ -91,7 +91,7 @@ class Wire:
             server.sendall(request)
         server.close()
 
-    def _answer(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
+    def _forward_replies(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
         while (reply := _received(server)) and not cut.is_set():
             client.sendall(reply)
         client.shutdown(socket.SHUT_RDWR)
@@ -109,17 +109,17 @@ def _received(connection: socket.socket) -> bytes:
 
 
 @pytest.fixture
-def wire(redis_url: str) -> Iterator[Wire]:
-    """A proxy in front of the test server."""
-    proxy = Wire(int(redis_url.rsplit(":", 1)[1].split("/")[0]))
+def proxy(redis_url: str) -> Iterator[CountingProxy]:
+    """A counting proxy in front of the test server."""
+    proxy = CountingProxy(int(redis_url.rsplit(":", 1)[1].split("/")[0]))
     yield proxy
     proxy.close()
 
 
 @pytest.fixture
-def far(wire: Wire, image_job: Callable[..., object]) -> Iterator[Ledger]:
-    """A ledger behind the proxy, its scripts loaded and its connections open."""
-    ledger = Ledger(f"redis://127.0.0.1:{wire.port}/0")
+def proxied_ledger(proxy: CountingProxy, image_job: Callable[..., object]) -> Iterator[Ledger]:
+    """A ledger that connects through the proxy. Its scripts are loaded and its connections are open."""
+    ledger = Ledger(f"redis://127.0.0.1:{proxy.port}/0")
     for n in range(2):
         warm_up(ledger, image_job(f"warm-{n}"))
     yield ledger
@@ -127,7 +127,7 @@ def far(wire: Wire, image_job: Callable[..., object]) -> Iterator[Ledger]:
 
 
 def warm_up(ledger: Ledger, job: object) -> None:
-    """Run every verb once, so that the server has every script."""
+    """Call every verb once, so that the server has cached every script."""
     ledger.register(job, priority=6)
     ledger.mark_published(job.id, 1)
     ledger.raise_priority(job.id, run=1, priority=3)
@@ -157,122 +157,137 @@ def warm_up(ledger: Ledger, job: object) -> None:
 
 
 class TestRoundTrips:
-    def test_the_hot_verbs_are_one_round_trip_each(self, far, wire, image_job):
-        """A metered server far away answers as often as it is asked."""
-        far.register(image_job(), priority=6)
+    def test_frequent_verbs_need_one_round_trip_each(self, proxied_ledger, proxy, image_job):
+        """With a remote server each round trip adds latency, and hosted Redis charges for each command."""
+        proxied_ledger.register(image_job(), priority=6)
 
-        def trips(verb: Callable[[], object]) -> int:
-            before = len(wire.requests)
+        def round_trips(verb: Callable[[], object]) -> int:
+            before = len(proxy.requests)
             verb()
-            return len(wire.requests) - before
+            return len(proxy.requests) - before
 
-        claim = far.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
+        claim = proxied_ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         assert claim is not None
-        spent = {
-            "claim": trips(lambda: far.claim("job-1", 1, worker_id="w", lease_s=10, token="a")),
-            "step": trips(lambda: far.step(claim, progress=3, items=[("token", {"text": "x"})])),
-            "renew": trips(lambda: far.renew(claim, lease_s=10)),
-            "end": trips(lambda: far.end("job-1", run=1, fence=claim.fence, outcome=typical_outcome())),
-            "get": trips(lambda: far.get("job-1")),
-            "take": trips(lambda: far.lease_event("job-1", lease_s=30, token="t")),
-            "delivered": trips(
-                lambda: far.mark_delivered(far.lease_event("job-1", lease_s=30, token="t"), status=200)
+        round_trips_by_verb = {
+            "claim": round_trips(
+                lambda: proxied_ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
+            ),
+            "step": round_trips(
+                lambda: proxied_ledger.step(claim, progress=3, items=[("token", {"text": "x"})])
+            ),
+            "renew": round_trips(lambda: proxied_ledger.renew(claim, lease_s=10)),
+            "end": round_trips(
+                lambda: proxied_ledger.end("job-1", run=1, fence=claim.fence, outcome=typical_outcome())
+            ),
+            "get": round_trips(lambda: proxied_ledger.get("job-1")),
+            "take": round_trips(lambda: proxied_ledger.lease_event("job-1", lease_s=30, token="t")),
+            "delivered": round_trips(
+                lambda: proxied_ledger.mark_delivered(
+                    proxied_ledger.lease_event("job-1", lease_s=30, token="t"), status=200
+                )
             )
             - 1,
         }
-        assert spent == dict.fromkeys(spent, 1)
+        assert round_trips_by_verb == dict.fromkeys(round_trips_by_verb, 1)
 
 
 class TestLostReplies:
-    """The connection breaks after the server has done its work: the same call is sent again."""
+    """The connection breaks after the server has executed a script, so the client repeats the call."""
 
-    def test_a_registration_still_created_the_job(self, far, wire, image_job):
-        """The repeated call reports `created`, so the job is published."""
-        wire.lose_next.set()
-        assert far.register(image_job(), priority=6).created
-        assert not wire.lose_next.is_set()
-        assert not far.register(image_job(), priority=6).created
-        assert far.queue_depth("sdxl_queue") == 1
+    def test_a_repeated_registration_reports_that_it_created_the_job(self, proxied_ledger, proxy, image_job):
+        """Otherwise the caller would not publish the job's message."""
+        proxy.lose_next.set()
+        assert proxied_ledger.register(image_job(), priority=6).created
+        assert not proxy.lose_next.is_set()
+        assert not proxied_ledger.register(image_job(), priority=6).created
+        assert proxied_ledger.queue_depth("sdxl_queue") == 1
 
-    def test_a_claim_is_still_won_once(self, far, wire, image_job):
-        """Else the job would sit under a lease that nobody knows of."""
-        far.register(image_job(), priority=6)
-        wire.lose_next.set()
-        claim = far.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
+    def test_a_repeated_claim_returns_the_claim_of_the_first_call(self, proxied_ledger, proxy, image_job):
+        """Otherwise the job would be leased to a worker that does not know it."""
+        proxied_ledger.register(image_job(), priority=6)
+        proxy.lose_next.set()
+        claim = proxied_ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         assert (claim.record.attempt, claim.fence) == (1, 1)
-        assert len(far.list_events("pending")) == 1
+        assert len(proxied_ledger.list_events("pending")) == 1
 
-    def test_a_step_writes_its_items_once(self, far, wire, image_job):
-        """A repeated call does not append its tokens again."""
-        far.register(image_job(), priority=6)
-        claim = far.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
-        wire.lose_next.set()
-        assert far.step(claim, progress=5, items=[("token", {"text": "x"})]) is Verdict.CONTINUE
-        assert [item.kind for item in far.stream("job-1")] == ["state", "state", "token", "progress"]
+    def test_a_repeated_step_adds_its_items_once(self, proxied_ledger, proxy, image_job):
+        """The stream does not get the same tokens twice."""
+        proxied_ledger.register(image_job(), priority=6)
+        claim = proxied_ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
+        proxy.lose_next.set()
+        assert proxied_ledger.step(claim, progress=5, items=[("token", {"text": "x"})]) is Verdict.CONTINUE
+        assert [item.kind for item in proxied_ledger.stream("job-1")] == [
+            "state",
+            "state",
+            "token",
+            "progress",
+        ]
 
-    def test_an_end_is_committed_once(self, far, wire, image_job):
-        """One terminal event, and the worker hears that it won."""
-        far.register(image_job(), priority=6)
-        claim = far.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
-        wire.lose_next.set()
-        assert far.end("job-1", run=1, fence=claim.fence, outcome=typical_outcome())
-        assert [event.kind for event in far.list_events("pending")].count("completed") == 1
+    def test_a_repeated_end_adds_one_event_and_returns_true(self, proxied_ledger, proxy, image_job):
+        """The worker learns that its outcome was committed."""
+        proxied_ledger.register(image_job(), priority=6)
+        claim = proxied_ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
+        proxy.lose_next.set()
+        assert proxied_ledger.end("job-1", run=1, fence=claim.fence, outcome=typical_outcome())
+        assert [event.kind for event in proxied_ledger.list_events("pending")].count("completed") == 1
 
-    def test_a_release_and_a_loss_succeed_once(self, far, wire, image_job):
-        """The failure counts once, and whoever released hears that it did."""
-        far.register(image_job(), priority=6)
-        claim = far.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
-        wire.lose_next.set()
-        assert far.release(claim, code="OOM_ERROR", due_in_s=0)
-        claim = far.claim("job-1", 1, worker_id="w", lease_s=10, token="b")
-        wire.lose_next.set()
-        assert far.rescue("job-1", fence=claim.fence)
-        assert far.get("job-1").failures == {"OOM_ERROR": 1, "WORKER_LOST": 1}
+    def test_repeated_releases_and_rescues_count_once(self, proxied_ledger, proxy, image_job):
+        """The failure counts once, and the repeated call returns True."""
+        proxied_ledger.register(image_job(), priority=6)
+        claim = proxied_ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
+        proxy.lose_next.set()
+        assert proxied_ledger.release(claim, code="OOM_ERROR", due_in_s=0)
+        claim = proxied_ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="b")
+        proxy.lose_next.set()
+        assert proxied_ledger.rescue("job-1", fence=claim.fence)
+        assert proxied_ledger.get("job-1").failures == {"OOM_ERROR": 1, "WORKER_LOST": 1}
 
-    def test_a_taken_row_is_delivered_and_postponed_once(self, far, wire, image_job):
-        """Deliveries are counted, and so are retries."""
-        far.register(image_job(), priority=6)
-        far.end("job-1", run=1, fence=0, outcome=FAILED)
-        wire.lose_next.set()
-        event = far.lease_event("job-1", lease_s=30, token="t")
+    def test_repeated_outbox_calls_count_one_delivery(self, proxied_ledger, proxy, image_job):
+        """Neither deliveries nor retries are counted twice."""
+        proxied_ledger.register(image_job(), priority=6)
+        proxied_ledger.end("job-1", run=1, fence=0, outcome=FAILED)
+        proxy.lose_next.set()
+        event = proxied_ledger.lease_event("job-1", lease_s=30, token="t")
         assert event.deliveries == 1
-        before = far.counters()
-        wire.lose_next.set()
-        far.postpone(event, due_in_s=0, status=500, error="down")
-        event = far.lease_event("job-1", lease_s=30, token="t2")
-        wire.lose_next.set()
-        far.mark_delivered(event, status=200)
-        after = far.counters()
+        before = proxied_ledger.counters()
+        proxy.lose_next.set()
+        proxied_ledger.postpone(event, due_in_s=0, status=500, error="down")
+        event = proxied_ledger.lease_event("job-1", lease_s=30, token="t2")
+        proxy.lose_next.set()
+        proxied_ledger.mark_delivered(event, status=200)
+        after = proxied_ledger.counters()
         for name in ("callbacks.retried", "callbacks.delivered"):
             assert after[name] == before[name] + 1
 
-    def test_a_repeated_operator_call_is_no_conflict(self, far, wire, image_job):
-        """Retry and delete answer what they did."""
-        far.register(image_job(), priority=6)
-        far.end("job-1", run=1, fence=0, outcome=FAILED)
-        wire.lose_next.set()
-        assert far.reopen("job-1", priority=6).run == 2
-        wire.lose_next.set()
-        assert far.raise_priority("job-1", run=2, priority=3)
-        far.end("job-1", run=2, fence=0, outcome=FAILED)
+    def test_a_repeated_operator_call_raises_no_conflict(self, proxied_ledger, proxy, image_job):
+        """Repeated retries and deletions return the result of the first call."""
+        proxied_ledger.register(image_job(), priority=6)
+        proxied_ledger.end("job-1", run=1, fence=0, outcome=FAILED)
+        proxy.lose_next.set()
+        assert proxied_ledger.reopen("job-1", priority=6).run == 2
+        proxy.lose_next.set()
+        assert proxied_ledger.raise_priority("job-1", run=2, priority=3)
+        proxied_ledger.end("job-1", run=2, fence=0, outcome=FAILED)
         for token in ("a", "b"):
-            far.mark_delivered(far.lease_event("job-1", lease_s=30, token=token), status=200)
-        wire.lose_next.set()
-        assert far.delete("job-1").run == 2
-        assert far.get("job-1") is None
+            proxied_ledger.mark_delivered(
+                proxied_ledger.lease_event("job-1", lease_s=30, token=token), status=200
+            )
+        proxy.lose_next.set()
+        assert proxied_ledger.delete("job-1").run == 2
+        assert proxied_ledger.get("job-1") is None
 
-    def test_a_sweep_still_sees_the_gap(self, far, wire):
-        """Else it would not re-arm the leases after an outage."""
-        far.record_sweep()
+    def test_a_repeated_record_sweep_returns_the_time_since_the_earlier_sweep(self, proxied_ledger, proxy):
+        """Otherwise the sweep would not extend the leases after an outage."""
+        proxied_ledger.record_sweep()
         time.sleep(0.2)
-        wire.lose_next.set()
-        assert far.record_sweep() >= 0.2
+        proxy.lose_next.set()
+        assert proxied_ledger.record_sweep() >= 0.2
 
 
 @pytest.mark.system
 class TestOutages:
-    def test_a_server_that_restarts_is_ridden_out(self, start_redis, image_job):
-        """What was acknowledged is there again, and the call in between succeeds."""
+    def test_calls_are_retried_while_the_server_restarts(self, start_redis, image_job):
+        """Acknowledged writes are kept, and a call during the restart succeeds."""
         server = start_redis("--appendonly", "yes", "--appendfsync", "always")
         ledger = Ledger(server.url)
         ledger.register(image_job(), priority=6)
@@ -286,11 +301,11 @@ class TestOutages:
         assert ledger.step(claim, progress=5) is Verdict.CONTINUE
         ledger.close()
 
-    def test_a_server_that_takes_no_writes_for_a_while_is_ridden_out(self, start_redis, image_job):
-        """A failover, a full disk, a quota: refusals that pass are outages, not mistakes."""
+    def test_calls_are_retried_while_the_server_refuses_writes(self, start_redis, image_job):
+        """A failover, a full disk or an exceeded quota is temporary, so the call is retried."""
         server = start_redis("--appendonly", "no", "--min-replicas-to-write", "1")
         ledger = Ledger(server.url)
-        assert gives_up_in_s(ledger.record_sweep) > 1.0
+        assert time_to_failure_s(ledger.record_sweep) > 1.0
         with redis.Redis.from_url(server.url) as client:
             allow = threading.Timer(1.0, client.config_set, ("min-replicas-to-write", 0))
             allow.start()
@@ -298,35 +313,35 @@ class TestOutages:
             allow.join()
         ledger.close()
 
-    def test_a_server_that_hangs_is_given_up_in_bounded_time(self, start_redis):
-        """A shim's threads must not all wait for it for the better part of a minute."""
+    def test_a_call_to_a_hanging_server_fails_within_14_seconds(self, start_redis):
+        """The time bounds how long the threads of the shim are blocked."""
         server = start_redis("--appendonly", "no")
         ledger = Ledger(server.url)
         ledger.ping()
         server.signal(signal.SIGSTOP)
-        assert gives_up_in_s(lambda: ledger.get("job-1")) < 14
+        assert time_to_failure_s(lambda: ledger.get("job-1")) < 14
         server.signal(signal.SIGCONT)
         assert ledger.get("job-1") is None
         ledger.close()
 
-    def test_a_step_gives_up_within_two_seconds(self, start_redis, image_job):
-        """The job goes on computing while the server is away, dead or frozen."""
+    def test_a_step_fails_within_two_and_a_half_seconds(self, start_redis, image_job):
+        """A short timeout, so that the job continues while the server is unreachable."""
         server = start_redis("--appendonly", "no")
         ledger = Ledger(server.url)
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         ledger.step(claim, progress=1)
         server.signal(signal.SIGSTOP)
-        assert gives_up_in_s(lambda: ledger.step(claim, progress=2)) < 2.5
+        assert time_to_failure_s(lambda: ledger.step(claim, progress=2)) < 2.5
         server.signal(signal.SIGCONT)
         assert ledger.step(claim, progress=3) is Verdict.CONTINUE
         server.kill()
-        assert gives_up_in_s(lambda: ledger.step(claim, progress=4)) < 2.5
-        assert gives_up_in_s(ledger.ping) < 2.5
+        assert time_to_failure_s(lambda: ledger.step(claim, progress=4)) < 2.5
+        assert time_to_failure_s(ledger.ping) < 2.5
         ledger.close()
 
-    def test_an_outage_that_lasts_has_a_readable_message(self, monkeypatch):
-        """The submission is rejected with 503."""
+    def test_a_long_outage_raises_an_error_with_a_readable_message(self, monkeypatch):
+        """Submissions are rejected with 503 and this message."""
         monkeypatch.setattr("ourvidz.ledger.connection.PATIENT_RETRIES", (NoBackoff(), 1))
         ledger = Ledger("redis://127.0.0.1:1/0")
         with pytest.raises(WorkerUnavailable, match="the job store cannot be reached"):
@@ -334,25 +349,25 @@ class TestOutages:
         with pytest.raises(WorkerUnavailable, match="the job store cannot be reached"):
             asyncio.run(anext(ledger.follow("job-1")))
 
-    def test_a_follower_rides_out_a_restart(self, start_redis, image_job):
-        """An open page goes on when the server is back."""
+    def test_a_follower_continues_after_a_restart(self, start_redis, image_job):
+        """An open event stream resumes when the server is reachable again."""
         server = start_redis("--appendonly", "yes", "--appendfsync", "always")
         ledger = Ledger(server.url)
         ledger.register(image_job(), priority=6)
 
-        async def scene() -> list[str]:
-            following = ledger.follow("job-1")
-            kinds = [(await anext(following)).kind]
+        async def follow_over_restart() -> list[str]:
+            follower = ledger.follow("job-1")
+            kinds = [(await anext(follower)).kind]
             server.kill()
             await asyncio.to_thread(server.start)
             await asyncio.to_thread(ledger.end, "job-1", run=1, fence=0, outcome=FAILED)
-            return kinds + [item.kind async for item in following]
+            return kinds + [item.kind async for item in follower]
 
-        assert asyncio.run(asyncio.wait_for(scene(), 20)) == ["state", "done"]
+        assert asyncio.run(asyncio.wait_for(follow_over_restart(), 20)) == ["state", "done"]
         ledger.close()
 
-    def test_a_full_store_is_unavailable_too(self, start_redis, image_job):
-        """A job that cannot be written down must not be taken on."""
+    def test_a_server_without_free_memory_is_unavailable(self, start_redis, image_job):
+        """A job that cannot be recorded is not accepted."""
         server = start_redis("--appendonly", "no", "--maxmemory-policy", "noeviction")
         ledger = Ledger(server.url)
         with redis.Redis.from_url(server.url) as client:
@@ -362,17 +377,17 @@ class TestOutages:
         ledger.close()
 
 
-def gives_up_in_s(verb: Callable[[], object]) -> float:
-    """How long a call takes to say that the server is away."""
+def time_to_failure_s(verb: Callable[[], object]) -> float:
+    """Seconds until a call raises that the ledger is unavailable."""
     start = time.monotonic()
     with pytest.raises(WorkerUnavailable):
         verb()
     return time.monotonic() - start
 
 
-class TestMemory:
+class TestMemoryUse:
     def test_a_finished_image_job_takes_less_than_8_kib(self, redis_url, image_job):
-        """A million finished jobs must fit a server of ordinary size."""
+        """A million ended jobs then need less than 8 GiB."""
         ledger = Ledger(redis_url)
         job_id = "0f8fad5b-d9cb-469f-a165-70867728950e"
         prompt = (
@@ -403,8 +418,8 @@ class TestMemory:
                 <= 86400
             )
 
-    def test_a_deleted_job_leaves_no_key_of_its_own(self, redis_url, image_job):
-        """Only counters and what concerns all jobs stay."""
+    def test_deleting_a_job_deletes_all_its_keys(self, redis_url, image_job):
+        """Only counters and keys shared by all jobs remain."""
         ledger = Ledger(redis_url)
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
@@ -417,7 +432,7 @@ class TestMemory:
         assert set(sizes_by_kind(redis_url)) == {"order", "counters", "claimed", "call"}
 
     def test_a_reopened_job_does_not_expire(self, redis_url, image_job):
-        """The end of an earlier run must not take the later one away."""
+        """The expiry set at the end of an earlier run is removed."""
         ledger = Ledger(redis_url)
         ledger.register(image_job(), priority=6)
         ledger.end("job-1", run=1, fence=0, outcome=FAILED)
@@ -426,8 +441,8 @@ class TestMemory:
         with redis.Redis.from_url(redis_url) as client:
             assert [client.ttl(f"ourvidz:{kind}:job-1") for kind in ("job", "doc", "stream")] == [-1, -1, -1]
 
-    def test_a_record_that_expired_by_itself_leaves_the_lists_by_itself(self, redis_url, image_job):
-        """The safety net leaves no holes in a page."""
+    def test_an_expired_record_is_removed_from_the_indexes(self, redis_url, image_job):
+        """A record that Redis expired leaves no empty entries in pages."""
         ledger = Ledger(redis_url)
         for n in range(3):
             ledger.register(image_job(f"j{n}"), priority=6)
@@ -439,7 +454,7 @@ class TestMemory:
 
 
 def sizes_by_kind(url: str) -> dict[str, int]:
-    """What every kind of key takes, in bytes."""
+    """Memory in bytes by kind of key."""
     sizes: dict[str, int] = {}
     with redis.Redis.from_url(url, decode_responses=True) as client:
         for name in client.scan_iter():
@@ -449,8 +464,8 @@ def sizes_by_kind(url: str) -> dict[str, int]:
 
 
 class TestOtherReleases:
-    def test_a_record_of_a_newer_release_is_refused_not_misread(self, redis_url, image_job):
-        """During a rolling upgrade an old worker must leave such a job alone."""
+    def test_a_record_of_a_newer_schema_version_is_refused(self, redis_url, image_job):
+        """During a rolling upgrade an old worker does not run jobs that it cannot read."""
         ledger = Ledger(redis_url)
         ledger.register(image_job(), priority=6)
         with redis.Redis.from_url(redis_url) as client:
@@ -462,8 +477,8 @@ class TestOtherReleases:
             assert client.hget("ourvidz:job:job-1", "status") == b"queued"
         ledger.close()
 
-    def test_a_record_of_a_newer_release_stops_no_sweep(self, redis_url, image_job):
-        """One job of a newer process must not keep an older one from looking after the rest."""
+    def test_a_record_of_a_newer_schema_version_does_not_stop_the_sweep(self, redis_url, image_job):
+        """An old process still recovers the jobs that it can read."""
         ledger = Ledger(redis_url)
         ledger.register(image_job("newer"), priority=6)
         ledger.register(image_job("mine"), priority=6)
@@ -473,7 +488,7 @@ class TestOtherReleases:
         ledger.close()
 
     def test_fields_of_a_newer_release_are_ignored(self, redis_url, image_job):
-        """As long as the version says that the rest means the same."""
+        """Additional fields are compatible while the schema version is the same."""
         ledger = Ledger(redis_url)
         record = ledger.register(image_job(), priority=6).record
         with redis.Redis.from_url(redis_url) as client:
@@ -481,7 +496,7 @@ class TestOtherReleases:
         assert ledger.get("job-1") == record
         ledger.close()
 
-    def test_two_prefixes_on_one_server_know_nothing_of_each_other(self, redis_url, image_job):
+    def test_two_prefixes_on_one_server_are_independent(self, redis_url, image_job):
         """Staging and production may share a server."""
         one, other = Ledger(redis_url, prefix="one:"), Ledger(redis_url, prefix="other:")
         one.register(image_job(), priority=6)
@@ -491,8 +506,8 @@ class TestOtherReleases:
         other.close()
 
 
-def test_time_is_the_servers_own(redis_url, image_job):
-    """Workers on hosts with wrong clocks agree on leases."""
+def test_timestamps_come_from_the_servers_clock(redis_url, image_job):
+    """Leases do not depend on the clocks of the workers' hosts."""
     ledger = Ledger(redis_url)
     before = ledger.now()
     record = ledger.register(image_job(), priority=6).record
@@ -501,9 +516,11 @@ def test_time_is_the_servers_own(redis_url, image_job):
     ledger.close()
 
 
-def test_a_unix_socket_in_the_brokers_spelling_works(start_redis, image_job):
-    """The embedded server listens on a socket, and broker and ledger share one setting."""
-    with tempfile.TemporaryDirectory(prefix="ledger") as folder:  # pytest's own are too long for a socket
+def test_a_unix_socket_url_of_the_broker_is_accepted(start_redis, image_job):
+    """The embedded server listens on a Unix socket, and the broker and the ledger share one setting."""
+    with tempfile.TemporaryDirectory(
+        prefix="ledger"
+    ) as folder:  # pytest's tmp_path is too long for a socket path
         path = f"{folder}/s"
         server = start_redis("--appendonly", "no", "--unixsocket", path)
         with redis.Redis.from_url(server.url) as client:

@@ -27,8 +27,8 @@ class Clock:
 
 
 @dataclass
-class Outlet:
-    """Notes what would go to the broker; `messages` is what the broker holds."""
+class RecordingBroker:
+    """Records the published messages. `messages` and `deliveries` are the reported queue lengths."""
 
     ledger: Ledger
     published: list[str] = field(default_factory=list)
@@ -56,14 +56,14 @@ class Outlet:
 
 
 @dataclass
-class World:
+class SweepSystem:
     clock: Clock
     ledger: Ledger
-    outlet: Outlet
+    broker: RecordingBroker
 
     def sweep(self, after_s: float = 2.0) -> SweepReport:
         self.clock.now += after_s
-        return sweep(self.ledger, self.outlet, OPTIONS)
+        return sweep(self.ledger, self.broker, OPTIONS)
 
     def keep_sweeping(self, seconds: float) -> None:
         for _ in range(int(seconds / 2)):
@@ -133,366 +133,372 @@ def streaming_job(job_id: str) -> ChatJob:
 
 
 @pytest.fixture
-def world(make_ledger: Callable[..., Ledger]) -> World:
+def system(make_ledger: Callable[..., Ledger]) -> SweepSystem:
     clock = Clock()
     ledger = make_ledger(clock=clock)
-    made = World(clock, ledger, Outlet(ledger, messages=1))
+    made = SweepSystem(clock, ledger, RecordingBroker(ledger, messages=1))
     made.sweep()
     return made
 
 
-def test_an_expired_lease_queues_and_publishes_the_job_again(world: World) -> None:
-    """A worker that died with its machine reports nothing: only its silence tells."""
-    world.add("a")
-    world.claim("a")
-    world.keep_sweeping(14)
-    assert world.record("a").status == "queued"
-    assert world.record("a").failures == {"WORKER_LOST": 1}
-    assert world.outlet.published == ["a"]
+def test_an_expired_lease_queues_and_publishes_the_job_again(system: SweepSystem) -> None:
+    """The loss of a host is detected by leases that are no longer renewed."""
+    system.add("a")
+    system.claim("a")
+    system.keep_sweeping(14)
+    assert system.record("a").status == "queued"
+    assert system.record("a").failures == {"WORKER_LOST": 1}
+    assert system.broker.published == ["a"]
 
 
-def test_a_renewed_lease_is_left_alone(world: World) -> None:
-    """A slow worker that still renews is not a dead one."""
-    world.add("a")
-    claim = world.claim("a")
+def test_a_job_with_a_renewed_lease_is_not_recovered(system: SweepSystem) -> None:
+    """A slow worker that renews its lease keeps the job."""
+    system.add("a")
+    claim = system.claim("a")
     for _ in range(10):
-        world.sweep()
-        assert world.ledger.renew(claim, lease_s=10)
-    assert world.record("a").status == "processing"
+        system.sweep()
+        assert system.ledger.renew(claim, lease_s=10)
+    assert system.record("a").status == "processing"
 
 
-def test_the_third_lost_worker_ends_the_job(world: World) -> None:
-    """A job that kills its workers must not go round for ever."""
-    world.add("a")
+def test_a_job_fails_after_three_lost_workers(system: SweepSystem) -> None:
+    """A job that crashes its workers is not repeated endlessly."""
+    system.add("a")
     for _ in range(3):
-        world.claim("a")
-        world.keep_sweeping(14)
-    record = world.record("a")
+        system.claim("a")
+        system.keep_sweeping(14)
+    record = system.record("a")
     assert record.status == "failed"
     assert record.outcome is not None
     assert record.outcome.error is not None
     assert record.outcome.error.code == "WORKER_LOST"
-    assert "a" in world.outlet.delivered
+    assert "a" in system.broker.delivered
 
 
-def test_a_cancelled_job_of_a_dead_worker_ends_cancelled(world: World) -> None:
-    """The caller asked for it; running it again would be waste."""
-    world.add("a")
-    world.claim("a")
-    world.ledger.request_cancel("a")
-    world.keep_sweeping(14)
-    assert world.record("a").status == "cancelled"
+def test_a_cancelled_job_of_a_dead_worker_ends_cancelled(system: SweepSystem) -> None:
+    """A requested cancellation is carried out instead of another attempt."""
+    system.add("a")
+    system.claim("a")
+    system.ledger.request_cancel("a")
+    system.keep_sweeping(14)
+    assert system.record("a").status == "cancelled"
 
 
-def test_a_cancel_that_was_never_carried_out_is(world: World) -> None:
-    """The shim may die between raising the flag and ending a queued job."""
-    world.add("a")
-    world.ledger.request_cancel("a")
-    world.sweep()
-    assert world.record("a").status == "cancelled"
-    assert "a" in world.outlet.delivered
+def test_a_requested_cancellation_of_a_queued_job_is_carried_out(system: SweepSystem) -> None:
+    """The shim may crash between setting the flag and ending the queued job."""
+    system.add("a")
+    system.ledger.request_cancel("a")
+    system.sweep()
+    assert system.record("a").status == "cancelled"
+    assert "a" in system.broker.delivered
 
 
-def test_after_a_gap_leases_are_armed_again_before_they_count(world: World) -> None:
-    """While the server was away nobody could renew: the holder of an unchanged fence is still at it."""
-    world.add("a")
-    claim = world.claim("a")
-    report = world.sweep(after_s=60)
+def test_leases_are_extended_after_a_gap_between_sweeps(system: SweepSystem) -> None:
+    """No lease could be renewed while the server was unreachable, so expired leases prove nothing."""
+    system.add("a")
+    claim = system.claim("a")
+    report = system.sweep(after_s=60)
     assert report.rearmed == 1
-    assert world.record("a").status == "processing"
-    assert world.ledger.renew(claim, lease_s=10)
-    world.keep_sweeping(8)
-    assert world.record("a").status == "processing"
+    assert system.record("a").status == "processing"
+    assert system.ledger.renew(claim, lease_s=10)
+    system.keep_sweeping(8)
+    assert system.record("a").status == "processing"
 
 
-def test_after_a_gap_a_dead_holder_is_found_one_lease_later(world: World) -> None:
-    """Arming again must not protect the dead."""
-    world.add("a")
-    world.claim("a")
-    world.sweep(after_s=60)
-    world.keep_sweeping(14)
-    assert world.record("a").status == "queued"
+def test_a_dead_worker_is_detected_one_lease_after_a_gap(system: SweepSystem) -> None:
+    """Leases are extended once only."""
+    system.add("a")
+    system.claim("a")
+    system.sweep(after_s=60)
+    system.keep_sweeping(14)
+    assert system.record("a").status == "queued"
 
 
-def test_a_record_that_was_never_published_is(world: World) -> None:
-    """The shim may die between recording and publishing."""
-    world.add("a", published=False)
-    world.keep_sweeping(4)
-    assert world.outlet.published == ["a"]
+def test_a_recorded_job_without_a_message_is_published(system: SweepSystem) -> None:
+    """The shim may crash between recording and publishing."""
+    system.add("a", published=False)
+    system.keep_sweeping(4)
+    assert system.broker.published == ["a"]
 
 
-def test_a_fresh_record_is_given_time_to_be_published(world: World) -> None:
-    """Else every sweep would double the messages of what is just coming in."""
-    world.clock.now += 1.5
-    world.add("a", published=False)
-    world.sweep(after_s=0.5)
-    assert world.outlet.published == []
+def test_a_new_record_is_not_published_within_the_grace_period(system: SweepSystem) -> None:
+    """Otherwise each sweep would duplicate the messages of jobs that are being submitted."""
+    system.clock.now += 1.5
+    system.add("a", published=False)
+    system.sweep(after_s=0.5)
+    assert system.broker.published == []
 
 
-def test_an_overtaken_record_is_published_again_at_doubling_intervals(world: World) -> None:
-    """A later arrival was claimed first: this one's message is most likely gone, but maybe only late."""
-    world.add("a")
-    world.add("b")
-    world.claim("b")
-    world.keep_sweeping(2)
-    assert world.outlet.published == ["a"]
-    world.keep_sweeping(2)
-    assert world.outlet.published == ["a"]
-    world.keep_sweeping(4)
-    assert world.outlet.published.count("a") == 2
-    world.keep_sweeping(4)
-    assert world.outlet.published.count("a") == 2
+def test_an_overtaken_record_is_published_again_at_doubling_intervals(system: SweepSystem) -> None:
+    """A later job of the queue was claimed first, so the message of this one is probably lost."""
+    system.add("a")
+    system.add("b")
+    system.claim("b")
+    system.keep_sweeping(2)
+    assert system.broker.published == ["a"]
+    system.keep_sweeping(2)
+    assert system.broker.published == ["a"]
+    system.keep_sweeping(4)
+    assert system.broker.published.count("a") == 2
+    system.keep_sweeping(4)
+    assert system.broker.published.count("a") == 2
 
 
-def test_a_record_whose_queue_was_empty_for_long_is_published_again(world: World) -> None:
-    """The only job of a queue has nobody to be overtaken by."""
-    world.add("a")
-    world.outlet.messages = 0
-    world.keep_sweeping(12)
-    assert world.outlet.published == []
-    world.keep_sweeping(8)
-    assert world.outlet.published == ["a"]
+def test_a_queued_job_is_published_again_when_the_broker_queue_stays_empty(system: SweepSystem) -> None:
+    """The only job of a queue is never overtaken, so its lost message shows in the empty queue."""
+    system.add("a")
+    system.broker.messages = 0
+    system.keep_sweeping(12)
+    assert system.broker.published == []
+    system.keep_sweeping(8)
+    assert system.broker.published == ["a"]
 
 
-def test_a_record_waiting_behind_others_is_left_alone(world: World) -> None:
-    """A long queue is no loss: the broker still holds the messages."""
-    world.add("a")
-    world.add("b")
-    world.claim("a")
+def test_a_job_behind_others_in_a_long_queue_is_not_published_again(system: SweepSystem) -> None:
+    """While the broker holds messages and nothing overtook the job, its message is not lost."""
+    system.add("a")
+    system.add("b")
+    system.claim("a")
     for _ in range(30):
-        world.sweep()
-        world.ledger.extend_leases(10)
-    assert "b" not in world.outlet.published
+        system.sweep()
+        system.ledger.extend_leases(10)
+    assert "b" not in system.broker.published
 
 
-def test_a_job_waiting_for_its_due_time_is_not_published(world: World) -> None:
-    """A retry has its own message with a countdown."""
-    world.add("a")
-    claim = world.claim("a")
-    assert world.ledger.release(claim, code="OOM_ERROR", due_in_s=30)
-    world.outlet.messages = 0
-    world.keep_sweeping(20)
-    assert world.outlet.published == []
-    world.keep_sweeping(30)
-    assert world.outlet.published[:1] == ["a"]
+def test_a_job_before_its_due_time_is_not_published(system: SweepSystem) -> None:
+    """A retry has published its own delayed message."""
+    system.add("a")
+    claim = system.claim("a")
+    assert system.ledger.release(claim, code="OOM_ERROR", due_in_s=30)
+    system.broker.messages = 0
+    system.keep_sweeping(20)
+    assert system.broker.published == []
+    system.keep_sweeping(30)
+    assert system.broker.published[:1] == ["a"]
 
 
-def test_a_paused_queue_is_not_published_to(world: World) -> None:
-    """Messages nobody may claim would only be thrown away."""
-    world.add("a", published=False)
-    world.ledger.set_paused("sdxl_queue", True)
-    world.keep_sweeping(20)
-    assert world.outlet.published == []
-    world.ledger.set_paused("sdxl_queue", False)
-    world.sweep()
-    assert world.outlet.published == ["a"]
+def test_a_paused_queue_is_not_published_to(system: SweepSystem) -> None:
+    """Workers would discard the messages, since claims are refused."""
+    system.add("a", published=False)
+    system.ledger.set_paused("sdxl_queue", True)
+    system.keep_sweeping(20)
+    assert system.broker.published == []
+    system.ledger.set_paused("sdxl_queue", False)
+    system.sweep()
+    assert system.broker.published == ["a"]
 
 
-def test_the_priority_of_an_overtaken_job_is_raised_once(world: World) -> None:
-    """Synchronous callers must not starve the queue."""
-    world.add("patient")
+def test_the_priority_of_an_overtaken_job_is_raised_once(system: SweepSystem) -> None:
+    """Jobs of lower priority run even under constant synchronous requests."""
+    system.add("patient")
     for minute in range(4):
-        world.add(f"urgent{minute}", priority=0)
-        claim = world.claim(f"urgent{minute}")
-        world.ledger.end(claim.job_id, run=1, fence=claim.fence, outcome=Outcome(status="completed"))
-        world.keep_sweeping(20)
-    assert world.record("patient").priority == 0
-    assert world.record("patient").status == "queued"
+        system.add(f"urgent{minute}", priority=0)
+        claim = system.claim(f"urgent{minute}")
+        system.ledger.end(claim.job_id, run=1, fence=claim.fence, outcome=Outcome(status="completed"))
+        system.keep_sweeping(20)
+    assert system.record("patient").priority == 0
+    assert system.record("patient").status == "queued"
 
 
-def test_a_job_nobody_takes_for_a_day_fails(world: World) -> None:
-    """An unclaimed job fails after a day, with a callback."""
-    world.add("a")
-    world.sweep(after_s=86_500)
-    record = world.record("a")
+def test_a_job_unclaimed_for_a_day_fails(system: SweepSystem) -> None:
+    """It ends with `WORKER_UNAVAILABLE` and a callback."""
+    system.add("a")
+    system.sweep(after_s=86_500)
+    record = system.record("a")
     assert record.status == "failed"
     assert record.outcome is not None
     assert record.outcome.error is not None
     assert record.outcome.error.code == "WORKER_UNAVAILABLE"
-    assert "a" in world.outlet.delivered
+    assert "a" in system.broker.delivered
 
 
-def test_due_deliveries_are_dispatched_again(world: World) -> None:
-    """A delivery message may get lost like any other."""
-    world.add("a")
-    world.claim("a")
-    world.sweep()
-    assert world.outlet.delivered == ["a"]
+def test_due_deliveries_are_dispatched_again(system: SweepSystem) -> None:
+    """Delivery messages may be lost like job messages."""
+    system.add("a")
+    system.claim("a")
+    system.sweep()
+    assert system.broker.delivered == ["a"]
 
 
-def test_deliveries_are_not_piled_up_while_the_broker_still_holds_some(world: World) -> None:
-    """With the callback worker down, every sweep would add the same messages again."""
-    world.add("a")
-    world.claim("a")
-    world.outlet.deliveries = 5
-    world.keep_sweeping(8)
-    assert world.outlet.delivered == []
+def test_no_deliveries_are_published_while_the_broker_holds_delivery_messages(system: SweepSystem) -> None:
+    """While the callback worker is down, repeated sweeps would fill its queue with duplicates."""
+    system.add("a")
+    system.claim("a")
+    system.broker.deliveries = 5
+    system.keep_sweeping(8)
+    assert system.broker.delivered == []
 
 
-def test_finished_jobs_are_forgotten_after_the_retention(world: World) -> None:
-    """The ledger must not grow for ever; a pending callback keeps its job."""
+def test_ended_jobs_are_purged_after_the_retention_period(system: SweepSystem) -> None:
+    """Jobs with a pending callback are kept."""
     for name in ("delivered", "undelivered"):
-        world.add(name)
-        claim = world.claim(name)
-        world.ledger.end(name, run=1, fence=claim.fence, outcome=Outcome(status="completed"))
+        system.add(name)
+        claim = system.claim(name)
+        system.ledger.end(name, run=1, fence=claim.fence, outcome=Outcome(status="completed"))
     for _ in range(2):
-        event = world.ledger.lease_event("delivered", lease_s=5, token=f"t{_}")
+        event = system.ledger.lease_event("delivered", lease_s=5, token=f"t{_}")
         assert event is not None
-        world.ledger.mark_delivered(event, status=200)
-    world.sweep(after_s=8 * 86400)
-    assert world.ledger.get("delivered") is None
-    assert world.ledger.get("undelivered") is not None
+        system.ledger.mark_delivered(event, status=200)
+    system.sweep(after_s=8 * 86400)
+    assert system.ledger.get("delivered") is None
+    assert system.ledger.get("undelivered") is not None
 
 
-def test_recovering_a_fence_that_moved_on_does_nothing(world: World) -> None:
-    """Two sweeps, or a sweep and a worker's parent, may find the same loss."""
-    world.add("a")
-    world.claim("a")
-    old = world.record("a")
-    assert recover(world.ledger, world.outlet, old) == "recovered"
-    assert recover(world.ledger, world.outlet, old) is None
-    assert world.record("a").failures == {"WORKER_LOST": 1}
+def test_rescuing_under_an_outdated_fence_changes_nothing(system: SweepSystem) -> None:
+    """Two sweeps, or a sweep and the parent process of the worker, may detect the same loss."""
+    system.add("a")
+    system.claim("a")
+    old = system.record("a")
+    assert recover(system.ledger, system.broker, old) == "recovered"
+    assert recover(system.ledger, system.broker, old) is None
+    assert system.record("a").failures == {"WORKER_LOST": 1}
 
 
-def test_a_slow_sweep_does_not_switch_recovery_off(world: World) -> None:
-    """The gap that re-arms leases is time nobody swept, not time a sweep took."""
-    world.add("a")
-    world.claim("a")
-    plain = world.outlet.deliver
+def test_a_slow_sweep_does_not_count_as_a_gap(system: SweepSystem) -> None:
+    """The gap after which leases are extended excludes the duration of the sweep itself."""
+    system.add("a")
+    system.claim("a")
+    publish = system.broker.deliver
 
-    def slowly(job_id: str) -> None:
-        world.clock.now += 20
-        plain(job_id)
+    def publish_slowly(job_id: str) -> None:
+        system.clock.now += 20
+        publish(job_id)
 
-    world.outlet.deliver = slowly  # type: ignore[method-assign]
-    world.keep_sweeping(8)
-    assert world.record("a").failures == {"WORKER_LOST": 1}
-
-
-def test_a_cancelled_job_in_a_paused_queue_ends(world: World) -> None:
-    """A pause holds back work, not endings."""
-    world.add("a")
-    world.ledger.set_paused("sdxl_queue", True)
-    world.ledger.request_cancel("a")
-    world.sweep()
-    assert world.record("a").status == "cancelled"
+    system.broker.deliver = publish_slowly  # type: ignore[method-assign]
+    system.keep_sweeping(8)
+    assert system.record("a").failures == {"WORKER_LOST": 1}
 
 
-def test_a_starved_queue_wakes_its_workers_unless_it_is_paused(world: World) -> None:
-    """The broadcast of a resume may meet a worker that is just reconnecting."""
-    world.add("a")
-    world.outlet.messages = 0
-    world.ledger.set_paused("sdxl_queue", True)
-    world.keep_sweeping(20)
-    assert world.outlet.woken == []
-    world.ledger.set_paused("sdxl_queue", False)
-    world.sweep()
-    assert world.outlet.woken == ["sdxl_queue"]
+def test_a_cancelled_job_in_a_paused_queue_ends(system: SweepSystem) -> None:
+    """A pause stops claims only; cancelled jobs still end."""
+    system.add("a")
+    system.ledger.set_paused("sdxl_queue", True)
+    system.ledger.request_cancel("a")
+    system.sweep()
+    assert system.record("a").status == "cancelled"
 
 
-def test_a_receiver_that_hangs_does_not_stand_before_the_others_for_ever(world: World) -> None:
-    """Of more due rows than one sweep dispatches, every one gets its turn."""
+def test_workers_of_a_queue_with_unclaimed_messages_are_woken_unless_it_is_paused(
+    system: SweepSystem,
+) -> None:
+    """A worker that was reconnecting missed the resume broadcast and does not consume its queue."""
+    system.add("a")
+    system.broker.messages = 0
+    system.ledger.set_paused("sdxl_queue", True)
+    system.keep_sweeping(20)
+    assert system.broker.woken == []
+    system.ledger.set_paused("sdxl_queue", False)
+    system.sweep()
+    assert system.broker.woken == ["sdxl_queue"]
+
+
+def test_a_hanging_receiver_does_not_block_the_deliveries_of_others(system: SweepSystem) -> None:
+    """If more deliveries are due than one sweep publishes, later sweeps publish the rest."""
     names = {f"job{number:03}" for number in range(150)}
     for name in sorted(names):
-        world.add(name)
-        world.claim(name)
+        system.add(name)
+        system.claim(name)
     for _ in range(60):
-        world.clock.now += 0.012347
-        sweep(world.ledger, world.outlet, OPTIONS)
-    assert set(world.outlet.delivered) == names
+        system.clock.now += 0.012347
+        sweep(system.ledger, system.broker, OPTIONS)
+    assert set(system.broker.delivered) == names
 
 
-def test_an_answer_that_is_being_read_ends_with_its_worker(world: World) -> None:
-    """A second attempt would begin again in the middle of what the caller has before it."""
-    world.ledger.register(streaming_job("a"), priority=0)
-    world.ledger.step(world.claim("a"), items=[("token", {"text": "A hill"})])
-    world.keep_sweeping(14)
-    record = world.record("a")
+def test_a_partly_streamed_answer_fails_with_its_worker(system: SweepSystem) -> None:
+    """A second attempt would repeat text that the caller has received."""
+    system.ledger.register(streaming_job("a"), priority=0)
+    system.ledger.step(system.claim("a"), items=[("token", {"text": "A hill"})])
+    system.keep_sweeping(14)
+    record = system.record("a")
     assert (record.status, record.attempt) == ("failed", 1)
     assert record.outcome is not None
     assert record.outcome.error is not None
     assert record.outcome.error.code == "WORKER_LOST"
 
 
-def test_an_answer_of_which_nothing_was_read_runs_again(world: World) -> None:
-    """Its caller notices nothing but the time."""
-    world.ledger.register(streaming_job("a"), priority=0)
-    world.claim("a")
-    world.keep_sweeping(14)
-    assert world.record("a").status == "queued"
+def test_an_answer_without_streamed_tokens_is_queued_again(system: SweepSystem) -> None:
+    """Its caller only waits longer."""
+    system.ledger.register(streaming_job("a"), priority=0)
+    system.claim("a")
+    system.keep_sweeping(14)
+    assert system.record("a").status == "queued"
 
 
-class TestEnhancing:
-    """A job that awaits its enhancement has no message in its own queue."""
+class TestEnhancedJobs:
+    """A job that waits for its enhancement has no message in its generation queue."""
 
-    def waiting(self, world: World) -> None:
-        world.ledger.register(enhanced_job("a"), priority=6)
-        world.ledger.mark_published("a", 1)
-        world.outlet.messages = 0
+    def register_waiting(self, system: SweepSystem) -> None:
+        system.ledger.register(enhanced_job("a"), priority=6)
+        system.ledger.mark_published("a", 1)
+        system.broker.messages = 0
 
-    def test_it_is_neither_forgotten_nor_starved(self, world: World) -> None:
-        """Its queue is empty and others overtake it, and all is well."""
-        self.waiting(world)
-        world.ledger.register(enhanced_job("b").model_copy(update={"enhance_prompt": False}), priority=6)
-        world.claim("b")
-        world.keep_sweeping(50)
-        assert "a" not in world.outlet.published
-        assert world.record("a").enhancement == "wanted"
+    def test_a_job_that_waits_for_its_enhancement_is_not_published_again(self, system: SweepSystem) -> None:
+        """Neither an empty broker queue nor later claims mean that its message was lost."""
+        self.register_waiting(system)
+        system.ledger.register(enhanced_job("b").model_copy(update={"enhance_prompt": False}), priority=6)
+        system.claim("b")
+        system.keep_sweeping(50)
+        assert "a" not in system.broker.published
+        assert system.record("a").enhancement == "wanted"
 
-    @pytest.mark.parametrize("begun", [False, True])
-    def test_it_is_generated_without_them_after_a_minute(self, world: World, begun: bool) -> None:
-        """A chat worker that is busy, hangs or died costs a minute, never the job."""
-        self.waiting(world)
-        if begun:
-            assert world.ledger.begin_enhancement("a", 1, lease_s=10, token="e")
-        world.keep_sweeping(58)
-        assert world.outlet.published == []
-        world.sweep()
-        assert world.outlet.published == ["a"]
-        record = world.record("a")
+    @pytest.mark.parametrize("has_begun", [False, True])
+    def test_an_enhancement_is_skipped_after_a_minute(self, system: SweepSystem, has_begun: bool) -> None:
+        """A busy, hanging or dead chat worker delays the job by a minute at most."""
+        self.register_waiting(system)
+        if has_begun:
+            assert system.ledger.begin_enhancement("a", 1, lease_s=10, token="e")
+        system.keep_sweeping(58)
+        assert system.broker.published == []
+        system.sweep()
+        assert system.broker.published == ["a"]
+        record = system.record("a")
         assert (record.enhancement, record.stage) == ("over", None)
         assert record.enhancement_result is not None
         assert "too long" in record.enhancement_result["reason"]
 
-    def test_after_that_it_is_a_job_like_any_other(self, world: World) -> None:
-        """Its generation's message may get lost, too."""
-        self.waiting(world)
-        world.keep_sweeping(60)
-        world.keep_sweeping(10)
-        assert world.outlet.published[:2] == ["a", "a"]
+    def test_a_job_with_a_skipped_enhancement_is_published_again_when_its_message_is_lost(
+        self, system: SweepSystem
+    ) -> None:
+        """After the enhancement the job has a message in its generation queue."""
+        self.register_waiting(system)
+        system.keep_sweeping(60)
+        system.keep_sweeping(10)
+        assert system.broker.published[:2] == ["a", "a"]
 
-    def test_an_enhanced_job_is_given_time_to_be_claimed(self, world: World) -> None:
-        """Its generation was published a moment ago, however long the enhancement took."""
-        self.waiting(world)
-        world.outlet.messages = 1
-        held = world.ledger.begin_enhancement("a", 1, lease_s=10, token="e")
-        assert held is not None
-        world.keep_sweeping(40)
-        assert world.ledger.end_enhancement(held, result={"prompt": "a green hill"})
-        world.keep_sweeping(30)
-        assert world.outlet.published == []
+    def test_the_time_of_the_enhancement_does_not_count_as_time_in_the_queue(
+        self, system: SweepSystem
+    ) -> None:
+        """The generation message was published when the enhancement ended."""
+        self.register_waiting(system)
+        system.broker.messages = 1
+        enhancement = system.ledger.begin_enhancement("a", 1, lease_s=10, token="e")
+        assert enhancement is not None
+        system.keep_sweeping(40)
+        assert system.ledger.end_enhancement(enhancement, result={"prompt": "a green hill"})
+        system.keep_sweeping(30)
+        assert system.broker.published == []
 
-    def test_one_that_was_never_published_is(self, world: World) -> None:
-        """The shim may die before it has asked anybody to enhance."""
-        world.ledger.register(enhanced_job("a"), priority=6)
-        world.keep_sweeping(4)
-        assert world.outlet.published == ["a"]
-        assert world.record("a").enhancement == "wanted"
+    def test_an_enhanced_job_without_a_message_is_published(self, system: SweepSystem) -> None:
+        """The shim may crash before it publishes the enhancement message."""
+        system.ledger.register(enhanced_job("a"), priority=6)
+        system.keep_sweeping(4)
+        assert system.broker.published == ["a"]
+        assert system.record("a").enhancement == "wanted"
 
-    def test_a_cancel_ends_it(self, world: World) -> None:
-        """Also when the shim died between raising the flag and ending the job."""
-        self.waiting(world)
-        world.ledger.begin_enhancement("a", 1, lease_s=10, token="e")
-        world.ledger.request_cancel("a")
-        world.sweep()
-        assert world.record("a").status == "cancelled"
+    def test_a_cancelled_job_under_enhancement_ends(self, system: SweepSystem) -> None:
+        """Also if the shim crashed between setting the flag and ending the job."""
+        self.register_waiting(system)
+        system.ledger.begin_enhancement("a", 1, lease_s=10, token="e")
+        system.ledger.request_cancel("a")
+        system.sweep()
+        assert system.record("a").status == "cancelled"
 
-    def test_a_paused_queue_has_all_the_time(self, world: World) -> None:
-        """Generation could not begin anyway."""
-        self.waiting(world)
-        world.ledger.set_paused("wan_queue", True)
-        world.keep_sweeping(90)
-        assert world.record("a").enhancement == "wanted"
-        world.ledger.set_paused("wan_queue", False)
-        world.sweep()
-        assert world.outlet.published == ["a"]
+    def test_enhancements_of_a_paused_queue_are_not_skipped(self, system: SweepSystem) -> None:
+        """The generation could not start before the queue is resumed."""
+        self.register_waiting(system)
+        system.ledger.set_paused("wan_queue", True)
+        system.keep_sweeping(90)
+        assert system.record("a").enhancement == "wanted"
+        system.ledger.set_paused("wan_queue", False)
+        system.sweep()
+        assert system.broker.published == ["a"]

@@ -11,19 +11,19 @@ from ourvidz.ledger.store import Ledger
 TOKEN = [("token", {"text": "a "})]
 
 
-def claimed(ledger: Ledger, token: str = "t1", run: int = 1) -> Claim:
-    """A claim that must be won."""
+def claim_job(ledger: Ledger, token: str = "t1", run: int = 1) -> Claim:
+    """Claim `chat-1`. Fails the test if the claim is refused."""
     claim = ledger.claim("chat-1", run, worker_id="chat@a", lease_s=10, token=token)
     assert claim is not None
     return claim
 
 
-def ended(ledger: Ledger, claim: Claim, status: str = "completed") -> None:
+def end_claim(ledger: Ledger, claim: Claim, status: str = "completed") -> None:
     outcome = Outcome(status=status)
     assert ledger.end("chat-1", run=claim.run, fence=claim.fence, outcome=outcome)
 
 
-class TestQuiet:
+class TestSuppressedCallbacks:
     @pytest.mark.parametrize("suppressed", [False, True])
     def test_only_a_job_with_suppressed_callbacks_has_no_outbox_rows(self, ledger, chat_job, suppressed):
         """A synchronous request gets its result in the response, so no callback is sent."""
@@ -31,89 +31,89 @@ class TestQuiet:
             ledger.register(chat_job(), priority=0, suppress_callbacks=suppressed).record.suppress_callbacks
             is suppressed
         )
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         ledger.step(claim, progress=10, add_event=True)
-        ended(ledger, claim)
+        end_claim(ledger, claim)
         assert ledger.get("chat-1").suppress_callbacks is suppressed
         assert (ledger.next_event("chat-1") is None) is suppressed
         assert (ledger.due_deliveries() == []) is suppressed
         assert (ledger.list_events("pending") == []) is suppressed
 
-    def test_its_stream_tells_everything(self, ledger, chat_job):
-        """Who asks over HTTP reads the job there."""
+    def test_the_event_stream_is_complete_without_callbacks(self, ledger, chat_job):
+        """HTTP callers read the progress and the result from the stream."""
         ledger.register(chat_job(), priority=0, suppress_callbacks=True)
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         ledger.step(claim, progress=10, items=TOKEN)
-        ended(ledger, claim)
+        end_claim(ledger, claim)
         kinds = [item.kind for item in ledger.stream("chat-1")]
         assert kinds == ["state", "state", "token", "progress", "done"]
         assert ledger.counters()["jobs.chat_conversation.completed"] == 1
 
-    def test_its_callbacks_stay_suppressed_in_the_next_run(self, ledger, chat_job):
-        """An operator's retry has no receiver either."""
+    def test_callbacks_stay_suppressed_in_the_next_run(self, ledger, chat_job):
+        """An operator's retry of a synchronous job sends no callback either."""
         ledger.register(chat_job(), priority=0, suppress_callbacks=True)
-        ended(ledger, claimed(ledger), "failed")
+        end_claim(ledger, claim_job(ledger), "failed")
         assert ledger.reopen("chat-1", priority=6).suppress_callbacks
-        ended(ledger, claimed(ledger, "t2", run=2), "failed")
+        end_claim(ledger, claim_job(ledger, "t2", run=2), "failed")
         assert ledger.next_event("chat-1") is None
 
-    def test_it_can_be_deleted_at_once(self, ledger, chat_job):
-        """No callback is on its way that would have to be waited for."""
+    def test_a_job_without_callbacks_can_be_deleted_at_once(self, ledger, chat_job):
+        """There is no undelivered terminal callback that would prevent it."""
         ledger.register(chat_job(), priority=0, suppress_callbacks=True)
-        ended(ledger, claimed(ledger))
+        end_claim(ledger, claim_job(ledger))
         ledger.delete("chat-1")
         assert ledger.get("chat-1") is None
 
-    def test_it_is_purged_when_it_is_old(self, ledger, clock, chat_job):
-        """Retention applies to synchronous jobs too."""
+    def test_a_job_without_callbacks_is_purged_after_the_retention_period(self, ledger, clock, chat_job):
+        """Retention applies to synchronous jobs as well."""
         ledger.register(chat_job(), priority=0, suppress_callbacks=True)
-        ended(ledger, claimed(ledger))
-        clock.pass_s(100)
+        end_claim(ledger, claim_job(ledger))
+        clock.advance(100)
         assert ledger.purge(older_than_s=50) == 1
         assert ledger.get("chat-1") is None
 
 
 class TestStreaming:
-    def test_a_streamed_token_makes_a_one_shot_answer_unrepeatable(self, ledger, chat_job):
-        """Streamed tokens cannot be withdrawn; a second attempt would repeat them."""
+    def test_a_one_shot_answer_cannot_be_repeated_after_its_first_token(self, ledger, chat_job):
+        """The caller has received the tokens already; a second attempt would send them twice."""
         ledger.register(chat_job(stream=True), priority=0)
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         ledger.step(claim, progress=1)
         assert ledger.get("chat-1").repeatable
         ledger.step(claim, items=TOKEN)
         record = ledger.get("chat-1")
         assert (record.one_shot, record.streamed, record.repeatable) == (True, True, False)
 
-    def test_a_caller_who_waits_for_the_whole_answer_gets_another_attempt(self, ledger, chat_job):
-        """Followers of a job's events see where an attempt begins anew."""
+    def test_an_answer_that_is_not_streamed_to_its_caller_can_be_repeated(self, ledger, chat_job):
+        """The event stream marks the start of each attempt, so its readers can discard earlier tokens."""
         ledger.register(chat_job(), priority=0)
-        ledger.step(claimed(ledger), items=TOKEN)
+        ledger.step(claim_job(ledger), items=TOKEN)
         record = ledger.get("chat-1")
         assert (record.one_shot, record.streamed, record.repeatable) == (False, True, True)
         assert ledger.rescue("chat-1", fence=record.fence)
 
-    def test_it_is_not_queued_again_when_its_worker_is_lost(self, ledger, chat_job):
-        """Not even when the token came between the sweep's look and its verdict."""
+    def test_a_one_shot_answer_is_not_queued_again_when_its_worker_is_lost(self, ledger, chat_job):
+        """`rescue` checks this itself, since a token may arrive after the sweep has read the record."""
         ledger.register(chat_job(stream=True), priority=0)
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         ledger.step(claim, items=TOKEN)
         assert not ledger.rescue("chat-1", fence=claim.fence)
         assert not ledger.rescue("chat-1", fence=claim.fence, counted=False)
         assert ledger.get("chat-1").status == "processing"
 
-    def test_what_an_earlier_attempt_streamed_still_counts(self, ledger, chat_job):
-        """The caller has been reading since the first attempt."""
+    def test_tokens_of_an_earlier_attempt_still_count(self, ledger, chat_job):
+        """The caller has received tokens since the first attempt."""
         ledger.register(chat_job(stream=True), priority=0)
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         ledger.step(claim, items=TOKEN)
         ledger.release(claim, code="OOM_ERROR", due_in_s=0)
-        assert not claimed(ledger, "t2").record.repeatable
+        assert not claim_job(ledger, "t2").record.repeatable
 
-    def test_the_next_run_starts_afresh(self, ledger, chat_job):
-        """Streamed tokens of an earlier run do not count."""
+    def test_tokens_of_an_earlier_run_do_not_count(self, ledger, chat_job):
+        """The next run has a caller of its own and can be repeated until it streams."""
         ledger.register(chat_job(stream=True), priority=0)
-        claim = claimed(ledger)
+        claim = claim_job(ledger)
         ledger.step(claim, items=TOKEN)
-        ended(ledger, claim, "failed")
+        end_claim(ledger, claim, "failed")
         record = ledger.reopen("chat-1", priority=6)
         assert (record.one_shot, record.streamed, record.repeatable) == (True, False, True)
