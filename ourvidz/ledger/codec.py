@@ -102,6 +102,7 @@ def load_record(job_id: str, row: Fields) -> Record:
         stage=row.get("stage") or None,
         worker_id=row.get("worker"),
         lease_until=_time(row.get("lease_until")),
+        token=row.get("token"),
         cancel_requested="cancel" in row,
         fingerprint=row["fingerprint"],
         callback_url=row.get("callback_url"),

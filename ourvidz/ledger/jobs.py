@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -63,15 +64,17 @@ class JobOperations(LedgerBase):
         """Compare-and-set `queued` → `processing`: attempt + 1, fence + 1, a lease.
 
         Adds a `processing` outbox event, due now, and a `state` item. An enhancement that the job still
-        awaits is over. The same `token` sent twice gets the same claim. None when the job is not queued in
-        this run, is not due, or is to be cancelled; also when its queue is paused or the worker draining,
-        then the record is marked as unpublished and the sweep publishes it again.
+        awaits is over. `token` is unique to the claim; sent twice, it gets the same claim with a lease from
+        now. None when the job is not queued in this run, is not due, or is to be cancelled; also when its
+        queue is paused or the worker draining, then the record is marked as unpublished and the sweep
+        publishes it again.
         """
+        sent_at = time.monotonic()
         answer = self._connection.run_script("claim", job_id, run, worker_id, lease_s, token)
         if answer is None:
             return None
         fields, document = answer
-        return Claim(job=load_job(document), record=load_record(job_id, pairs(fields)))
+        return Claim(load_job(document), load_record(job_id, pairs(fields)), lease_deadline=sent_at + lease_s)
 
     def step(
         self,

@@ -26,8 +26,9 @@ class Record:
     `run` counts submissions: 1, then one more for every operator retry. `attempt` counts the claims of this
     run, without those whose worker handed the job back. `fence` grows with every claim, release and rescue: a
     claim with an older fence can change nothing any more. `order` numbers registrations and retries;
-    within a priority the lower order starts first. `failures` counts the failed attempts of this run by error
-    code. `callback_metadata` is what the job contributes to the metadata of its callbacks.
+    within a priority the lower order starts first. `token` is that of the current claim. `failures` counts
+    the failed attempts of this run by error code. `callback_metadata` is what the job contributes to the
+    metadata of its callbacks.
 
     `suppress_callbacks`: the job has no outbox events. `one_shot`: its caller reads the answer while it is
     generated, so a run that has `streamed` tokens is not repeated. `enhancement` is None for a job whose
@@ -56,6 +57,7 @@ class Record:
     stage: str | None
     worker_id: str | None
     lease_until: float | None
+    token: str | None = field(repr=False)
     cancel_requested: bool
     fingerprint: str
     callback_url: str | None
@@ -92,10 +94,18 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One attempt of a job, leased to a worker until the lease expires or the fence grows."""
+    """One attempt of a job, leased to a worker until the lease expires or the fence grows.
+
+    `token` is unique to the claim: no other attempt of any job has it, also not one that got the same run and
+    fence because a failover of the server lost this claim. What belongs to this attempt alone, such as a file
+    that is not committed yet, is named after it. `lease_deadline` is the end of the lease as it was claimed,
+    in seconds of this host's monotonic clock, never later than on the server; `LeasedRun.lease_deadline`
+    follows the renewals.
+    """
 
     job: Job
     record: Record
+    lease_deadline: float = field(default=0.0, compare=False)
 
     @property
     def job_id(self) -> str:
@@ -108,6 +118,10 @@ class Claim:
     @property
     def fence(self) -> int:
         return self.record.fence
+
+    @property
+    def token(self) -> str:
+        return self.record.token or ""
 
 
 @dataclass(frozen=True, slots=True)

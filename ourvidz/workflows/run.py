@@ -60,6 +60,7 @@ class LeasedRun:
         self._next_progress_at = clock() + PROGRESS_CALLBACK_INTERVAL_S
         self._previews = Previews(claim.job_id, clock=clock) if previews else None
         self._deadline: float | None = None
+        self._lease_deadline = claim.lease_deadline
         self._fence_lost = threading.Event()
         self._closed = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name=f"lease-{claim.job_id}", daemon=True)
@@ -74,6 +75,20 @@ class LeasedRun:
         self._closed.set()
         if self._previews is not None:
             self._previews.close()
+
+    @property
+    def token(self) -> str:
+        """The token of the claim: names what belongs to this attempt alone."""
+        return self._claim.token
+
+    @property
+    def lease_deadline(self) -> float:
+        """Until when the lease is known to last, in seconds of `time.monotonic`; later with every renewal.
+
+        After it another worker may have the job: an attempt writes nothing that others read until the ledger
+        has renewed it. Measured before the claim or renewal was sent, so never later than on the server.
+        """
+        return self._lease_deadline
 
     @property
     def enhancement_result(self) -> dict[str, Any] | None:
@@ -148,10 +163,12 @@ class LeasedRun:
 
     def _renew(self) -> None:
         while not self._closed.wait(self._lease_s / 3):
+            sent_at = self._clock()
             try:
                 if not self._ledger.renew(self._claim, lease_s=self._lease_s):
                     self._fence_lost.set()
                     return
+                self._lease_deadline = sent_at + self._lease_s
             except WorkerUnavailable:
                 _log.warning("lease_not_renewed", job_id=self._claim.job_id)
             except Exception:  # noqa: BLE001  a thread that ends here would give a healthy attempt away

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
@@ -133,6 +134,34 @@ def test_the_lease_is_renewed_while_a_step_takes_long(ledger: SwitchableLedger, 
     ledger.renew = renew  # type: ignore[method-assign]
     with running(ledger, claim, lease_s=0.15):
         assert renewed.wait(5)
+
+
+def test_the_lease_deadline_is_known_by_the_monotonic_clock(ledger: SwitchableLedger) -> None:
+    """A worker that was cut off stops writing by its own clock, before the server gives its job away."""
+    ledger.register(image_job("a", user_id="u", steps=4), priority=6)
+    before = time.monotonic()
+    claim = ledger.claim("a", 1, worker_id="w", lease_s=10, token="t")
+    assert claim is not None
+    assert claim.token == "t"
+    assert before + 10 <= claim.lease_deadline <= time.monotonic() + 10
+    renewed = threading.Event()
+    original = ledger.renew
+
+    def renew(claim: Claim, *, lease_s: float) -> bool:
+        if renewed.is_set():
+            raise WorkerUnavailable("the job store cannot be reached")
+        renewed.set()
+        return original(claim, lease_s=lease_s)
+
+    ledger.renew = renew  # type: ignore[method-assign]
+    now = [500.0]
+    with running(ledger, claim, lease_s=0.15, clock=lambda: now[0]) as run:
+        assert run.lease_deadline == claim.lease_deadline
+        assert run.token == "t"
+        assert renewed.wait(5)
+        now[0] = 700.0
+    run._renewer.join(5)
+    assert run.lease_deadline == pytest.approx(500.15)
 
 
 def test_a_put_is_tried_three_times(ledger: SwitchableLedger, claim: Claim, tmp_path: Path) -> None:

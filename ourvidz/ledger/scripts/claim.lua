@@ -1,6 +1,6 @@
 -- Claim a queued job: compare-and-set queued -> processing, attempt + 1, fence + 1, a lease. On a paused queue
 -- or for a draining worker the job is marked as unpublished instead, so that the sweep publishes it again.
--- Arguments: id, run, worker, lease_s, token (the same token gets the same claim again).
+-- Arguments: id, run, worker, lease_s, token (the same token gets the same claim again, its lease from now).
 -- Keys: job, doc, worker, paused, queued, leases, claimed, and those of add_event and the stream.
 -- Returns: { the record, the job document }, or false when the claim is refused.
 -- Events: `processing`; a `state` item.
@@ -9,7 +9,11 @@ local id, run, worker, lease_s, token = unpack(ARGV, 4)
 local job = read_record(id)
 if not job or job.run ~= run then return false end
 local name, document = key('job', id), redis.call('GET', key('doc', id))
-if job.status == 'processing' and job.token == token then return { flat_record(id), document } end
+local lease_until = timestamp(now + tonumber(lease_s))
+if job.status == 'processing' and job.token == token then
+  set_lease(id, lease_until)
+  return { flat_record(id), document }
+end
 if job.status ~= 'queued' or job.cancel or tonumber(job.due_at) > now or not document then return false end
 local draining = redis.call('HGET', key('worker', worker), 'draining')
 if draining or redis.call('SISMEMBER', key('paused'), job.queue) == 1 then
@@ -17,16 +21,15 @@ if draining or redis.call('SISMEMBER', key('paused'), job.queue) == 1 then
   return false
 end
 
-local lease_until = timestamp(now + tonumber(lease_s))
 job.attempt = redis.call('HINCRBY', name, 'attempt', 1)
 redis.call('HINCRBY', name, 'fence', 1)
 redis.call('HSET', name, 'status', 'processing', 'claimed_at', timestamp(now), 'worker', worker,
-  'lease_until', lease_until, 'token', token, 'progress', 0)
+  'token', token, 'progress', 0)
 redis.call('HDEL', name, 'stage', 'step', 'enhancer', 'enhancing_until')
 if job.enhancement then redis.call('HSET', name, 'enhancement', 'over') end
 job.claimed_at, job.worker, job.stage = timestamp(now), worker, nil
 redis.call('ZREM', key('queued', job.queue), id)
-redis.call('ZADD', key('leases'), lease_until, id)
+set_lease(id, lease_until)
 
 -- The latest claim and the highest order of this queue and priority: the sweep finds overtaken jobs by them.
 local claimed = key('claimed', job.queue)

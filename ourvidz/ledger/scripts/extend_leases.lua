@@ -7,8 +7,5 @@ local lease_s = unpack(ARGV, 4)
 
 local lease_until = timestamp(now + tonumber(lease_s))
 local ids = redis.call('ZRANGE', key('leases'), 0, -1)
-for _, id in ipairs(ids) do
-  redis.call('HSET', key('job', id), 'lease_until', lease_until)
-  redis.call('ZADD', key('leases'), lease_until, id)
-end
+for _, id in ipairs(ids) do set_lease(id, lease_until) end
 return #ids

@@ -6,7 +6,5 @@
 local id, run, fence, lease_s = unpack(ARGV, 4)
 
 if not holds_claim(read_record(id), run, fence) then return 0 end
-local lease_until = timestamp(now + tonumber(lease_s))
-redis.call('HSET', key('job', id), 'lease_until', lease_until)
-redis.call('ZADD', key('leases'), lease_until, id)
+set_lease(id, timestamp(now + tonumber(lease_s)))
 return 1

@@ -1,5 +1,11 @@
 -- Changes of a job that several scripts make.
 
+-- Let the lease of a processed job end at a time.
+local function set_lease(id, lease_until)
+  redis.call('HSET', key('job', id), 'lease_until', lease_until)
+  redis.call('ZADD', key('leases'), lease_until, id)
+end
+
 -- Queue a processed job again, due at a time: fence + 1, without worker, lease and stage, unpublished.
 local function requeue(id, job, due)
   local name = key('job', id)
