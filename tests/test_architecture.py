@@ -122,7 +122,7 @@ def identifiers(tree: ast.Module) -> Iterator[str]:
                 yield name
 
 
-@pytest.mark.parametrize("folder", ["ourvidz", "training", "benchmarks", "tests"])
+@pytest.mark.parametrize("folder", ["ourvidz", "training", "benchmarks", "campaigns", "tests"])
 def test_no_former_name_is_in_use(folder: str) -> None:
     """A reader who knows the field must not have to learn a second vocabulary."""
     found = {

@@ -1,0 +1,74 @@
+"""A callback receiver that counts what it gets."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import defaultdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+
+class CallbackReceiver:
+    """Accepts every callback on a free loopback port; use it as a context manager.
+
+    `endings` maps the id of a job to the ids of its terminal events and their statuses. Two deliveries of one
+    event count once, as the event id is the receiver's idempotency key.
+    """
+
+    def __init__(self) -> None:
+        self.endings: dict[str, dict[str, str]] = defaultdict(dict)
+        self._changed = threading.Condition()
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.add(json.loads(body), self.headers["webhook-id"])
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Keep the output of the campaign readable."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+
+    @property
+    def host(self) -> str:
+        """Address and port."""
+        return f"127.0.0.1:{self._server.server_address[1]}"
+
+    @property
+    def url(self) -> str:
+        """Where callbacks are to be sent."""
+        return f"http://{self.host}/callback"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def add(self, payload: dict[str, Any], event_id: str) -> None:
+        """Record one delivery."""
+        if payload["status"] == "processing":
+            return
+        with self._changed:
+            self.endings[payload["job_id"]][event_id] = payload["status"]
+            self._changed.notify_all()
+
+    def wait_for(self, job_ids: list[str], *, within_s: float) -> list[str]:
+        """Wait until every job has ended, at most `within_s`. Returns the ids of those that have not."""
+
+        def missing() -> list[str]:
+            return [job_id for job_id in job_ids if not self.endings.get(job_id)]
+
+        with self._changed:
+            self._changed.wait_for(lambda: not missing(), timeout=within_s)
+            return missing()
