@@ -14,9 +14,9 @@ PRIORITY_SYNC, ENHANCEMENT, JOBS = 0, 3, 6
 """Priorities: 0 is the most urgent. Always passed explicitly; a message without one lands at 0."""
 
 CALLBACKS_QUEUE = "callbacks"
-MAINTENANCE_QUEUE = "maintenance"
+BEAT_QUEUE = "maintenance"
+"""The queue of the messages that triggered sweeps in releases with a beat process. Nobody consumes it."""
 DELIVER_TASK = "ourvidz.callbacks.deliver"
-SWEEP_TASK = "ourvidz.maintenance.sweep"
 ENHANCE_TASK = "ourvidz.chat.enhance"
 FLUSH_TASK = "ourvidz.admin.flush"
 GENERATION_TASKS = frozenset(row.task for row in CATALOG.values())
@@ -44,18 +44,15 @@ accept_content = ["json"]
 result_backend = None
 task_ignore_result = True
 
-task_queues = [
-    Queue(name, _jobs, routing_key=name) for name in (*QUEUES.values(), CALLBACKS_QUEUE, MAINTENANCE_QUEUE)
-]
+task_queues = [Queue(name, _jobs, routing_key=name) for name in (*QUEUES.values(), CALLBACKS_QUEUE)]
 task_create_missing_queues = False
-task_default_queue = MAINTENANCE_QUEUE
+task_default_queue = CALLBACKS_QUEUE
 task_default_exchange = "ourvidz"
-task_default_routing_key = MAINTENANCE_QUEUE
+task_default_routing_key = CALLBACKS_QUEUE
 task_default_priority = JOBS
 task_routes = {
     **{row.task: {"queue": row.queue} for row in CATALOG.values()},
     DELIVER_TASK: {"queue": CALLBACKS_QUEUE},
-    SWEEP_TASK: {"queue": MAINTENANCE_QUEUE},
     ENHANCE_TASK: {"queue": QUEUES["chat"]},
 }
 
@@ -79,13 +76,4 @@ imports = (
     "ourvidz.tasks.enhancement",
     "ourvidz.tasks.admin",
     "ourvidz.tasks.callbacks",
-    "ourvidz.tasks.maintenance",
 )
-
-beat_schedule = {
-    "sweep": {
-        "task": SWEEP_TASK,
-        "schedule": _settings.sweep_s,
-        "options": {"queue": MAINTENANCE_QUEUE, "priority": PRIORITY_SYNC, "expires": _settings.sweep_s},
-    }
-}

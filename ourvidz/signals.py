@@ -14,7 +14,7 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import signals
 
 from ourvidz import dispatch, log
-from ourvidz.celery_settings import CALLBACKS_QUEUE, GENERATION_TASKS, MAINTENANCE_QUEUE
+from ourvidz.celery_settings import CALLBACKS_QUEUE, GENERATION_TASKS
 from ourvidz.claims import claim_for, current_claim
 from ourvidz.errors import Conflict, JobTimeout, ModelLoadError, NotFound, WorkerUnavailable
 from ourvidz.jobs.catalog import QUEUES
@@ -159,10 +159,8 @@ def announce_parent(sender: Any, **_: Any) -> None:
     drained = any(worker.draining for worker in ledger.workers() if worker.id == sender.hostname)
     for queue in QUEUES.values() if drained else ledger.paused_queues():
         sender.cancel_task_queue(queue)
-    name = settings().worker
-    helper_queues = {"io": CALLBACKS_QUEUE, "keeper": MAINTENANCE_QUEUE}
-    if name in helper_queues:
-        _start_heartbeat(name, helper_queues[name])
+    if settings().worker == "io":
+        _start_heartbeat("io", CALLBACKS_QUEUE)
         _update_heartbeat("idle")
 
 

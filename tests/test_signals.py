@@ -254,7 +254,7 @@ class TestStarting:
         assert (drained, row.models) == ([WORKER], ())
         assert row.detail == {"error": "OURVIDZ_SDXL_MODEL: no such folder"}
 
-    @pytest.mark.parametrize("name", ["io", "keeper", None])
+    @pytest.mark.parametrize("name", ["io", None])
     def test_a_child_of_another_process_loads_nothing(
         self, ledger: Ledger, as_worker: Callable[[str | None], None], name: str | None
     ) -> None:
@@ -263,15 +263,14 @@ class TestStarting:
         signals.warm_up()
         assert ledger.workers() == []
 
-    @pytest.mark.parametrize(("name", "queue"), [("io", "callbacks"), ("keeper", "maintenance")])
     def test_a_worker_without_a_child_sends_its_own_heartbeat(
-        self, ledger: Ledger, as_worker: Callable[[str], None], name: str, queue: str
+        self, ledger: Ledger, as_worker: Callable[[str], None]
     ) -> None:
         """Health checks see every process."""
-        as_worker(name)
-        signals.announce_parent(sender=SimpleNamespace(hostname=f"{name}@host"))
+        as_worker("io")
+        signals.announce_parent(sender=SimpleNamespace(hostname="io@host"))
         (row,) = ledger.workers()
-        assert (row.family, row.queue, row.state) == (name, queue, "idle")
+        assert (row.family, row.queue, row.state) == ("io", "callbacks", "idle")
 
     def test_a_parent_consumes_no_paused_queue(
         self, ledger: Ledger, as_worker: Callable[[str], None]

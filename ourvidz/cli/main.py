@@ -14,7 +14,7 @@ from ourvidz.errors import OurvidzError, SettingsError
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("ourvidz.cli.up:up", "Start everything on this machine and keep it running."),
     "demo": ("ourvidz.cli.demo:demo", "Start everything, make some pictures, show them."),
-    "worker": ("ourvidz.cli.worker:worker", "Run one process: web, sdxl, wan, chat, io, keeper or clock."),
+    "worker": ("ourvidz.cli.worker:worker", "Run one process: web, sdxl, wan, chat, io or keeper."),
     "jobs": ("ourvidz.cli.jobs:jobs", "Submit, watch and manage jobs over HTTP."),
     "callbacks": ("ourvidz.cli.callbacks:callbacks", "List, show and replay callbacks."),
     "models": ("ourvidz.cli.models:models", "List and verify the checkpoints."),

@@ -186,7 +186,7 @@ class StackRun:
             print_note("stopping: running jobs may finish")
         self._state.remove_ready()
         stop = self._supervisor.stop
-        stop([*self._families, "keeper", "clock", "flower"], stack.drain_steps(self._settings.drain_s))
+        stop([*self._families, "keeper", "flower"], stack.drain_steps(self._settings.drain_s))
         self._drain_callbacks()
         stop(["io"], stack.STOP_STEPS)
         stop(["web"], stack.STOP_STEPS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 import click
@@ -13,7 +12,7 @@ from ourvidz.settings import Settings, become_worker, settings
 
 FAMILIES = tuple(QUEUES)
 """The workers that hold models, one per queue of jobs."""
-HELPERS = ("io", "keeper", "clock", "web")
+HELPERS = ("io", "keeper", "web")
 """The processes without models."""
 MODEL_VARIABLES = {
     "sdxl": "OURVIDZ_SDXL_MODEL",
@@ -22,12 +21,18 @@ MODEL_VARIABLES = {
 }
 """The variables that name a family's models; the production profile requires them."""
 
-_VERBOSE_LOGGERS = ("celery.beat", "celery.worker.strategy", "celery.app.trace")
+FORMER = {
+    "clock": "there is no worker 'clock' any more: keepers sweep on timers of their own. Remove"
+    " `ourvidz worker clock` from your Procfile or supervisor; `ourvidz worker keeper` is all that is needed"
+}
+"""Processes of earlier releases, and what replaces them."""
 _WORKER_OPTIONS = ("--without-gossip", "--without-mingle", "-E")
 
 
 def check_family(name: str) -> str:
     """The name, if it is that of a family. Raises `SettingsError` with the names that exist."""
+    if name in FORMER:
+        raise SettingsError(FORMER[name], field="worker")
     if name not in FAMILIES:
         raise SettingsError(
             f"there is no worker {name!r}; there are {', '.join((*FAMILIES, *HELPERS))}", field="worker"
@@ -79,16 +84,11 @@ def _has_models(family: str, settings: Settings) -> tuple[bool, ...]:
 
 
 def celery_arguments(name: str, settings: Settings) -> list[str]:
-    """The arguments of the `celery` command that runs this process: its queue, pool and concurrency."""
+    """The arguments of the `celery` command that runs this worker: its queue, pool and concurrency."""
     level = ["-l", settings.log_level]
-    if name == "clock":
-        return ["beat", "-S", "celery.beat.Scheduler", *level]
     worker = ["worker", "-n", settings.worker_id(name), *_WORKER_OPTIONS, *level]
     if name == "io":
         return [*worker, "-Q", "callbacks", "-P", "threads", "-c", "16"]
-    if name == "keeper":
-        # A thread and not the solo pool: a sweep that hangs must not block remote control.
-        return [*worker, "-Q", "maintenance", "-P", "threads", "-c", "1"]
     return [*worker, "-Q", QUEUES[name], "-P", "prefork", "-c", "1", "--prefetch-multiplier=1"]
 
 
@@ -134,7 +134,7 @@ def _requeue_held_jobs(name: str) -> None:
 @click.argument("name")
 @click.option("--fd", "fds", type=int, multiple=True, help="web only: a listening socket to serve on.")
 def worker(name: str, fds: tuple[int, ...]) -> None:
-    """Run one process in the foreground: web, sdxl, wan, chat, io, keeper or clock."""
+    """Run one process in the foreground: web, sdxl, wan, chat, io or keeper."""
     if name not in HELPERS:
         check_family(name)
     if fds and name != "web":
@@ -149,12 +149,13 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
 
         serve.run(settings(), list(fds))
         return
+    if name == "keeper":
+        from ourvidz.keeper import process
+
+        process.run(settings())
+        return
     from ourvidz.app import app
 
-    if name in ("keeper", "clock"):
-        # Celery logs three lines for each sweep, and there is one every two seconds.
-        for logger in _VERBOSE_LOGGERS:
-            logging.getLogger(logger).setLevel(logging.WARNING)
     try:
         app.start(celery_arguments(name, settings()))
     finally:

@@ -21,6 +21,7 @@ from ourvidz.dispatch.submission import parse_payload, submit, submit_all
 from ourvidz.dispatch.workers import (
     Broker,
     drain,
+    drop_beat_messages,
     flush,
     pause,
     requeue_held_jobs,
@@ -38,6 +39,7 @@ __all__ = [
     "delete",
     "deliver",
     "drain",
+    "drop_beat_messages",
     "flush",
     "is_message",
     "message",

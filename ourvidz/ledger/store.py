@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from ourvidz.ledger.base import DAY_S, Keys, LedgerOptions
 from ourvidz.ledger.connection import Connection
+from ourvidz.ledger.duties import DutyOperations
 from ourvidz.ledger.enhancement import EnhancementOperations
 from ourvidz.ledger.jobs import JobOperations
 from ourvidz.ledger.maintenance import MaintenanceOperations
@@ -16,7 +17,14 @@ from ourvidz.ledger.outbox import OutboxOperations
 from ourvidz.ledger.workers import WorkerOperations
 
 
-class Ledger(JobOperations, EnhancementOperations, MaintenanceOperations, OutboxOperations, WorkerOperations):
+class Ledger(
+    JobOperations,
+    EnhancementOperations,
+    MaintenanceOperations,
+    OutboxOperations,
+    WorkerOperations,
+    DutyOperations,
+):
     """The ledger on one Redis or Valkey server (not a cluster). Every verb is atomic and safe to send twice.
 
     Times are Unix seconds of the server's clock, so that hosts with wrong clocks agree on leases; `clock`

@@ -1,11 +1,12 @@
 """The sweep: recovers jobs whose worker, message or delivery was lost.
 
-The ledger is the truth, a message only a hint. The sweep runs every few seconds on a worker of its own. Each
-verb it uses is atomic and fenced, so two sweeps at the same time do no harm.
+The ledger is the truth, a message only a hint. A keeper sweeps every few seconds. Each verb that the sweep
+uses is atomic and fenced, so two sweeps at the same time do no harm.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -84,26 +85,42 @@ class SweepReport:
     purged: int = 0
 
 
-def sweep(ledger: Ledger, broker: Broker, options: SweepOptions) -> SweepReport:
-    """Sweep all leases, queues, deliveries and old records once."""
+def sweep(
+    ledger: Ledger,
+    broker: Broker,
+    options: SweepOptions,
+    *,
+    contact_s: float = 0.0,
+    checkpoint: Callable[[], None] = lambda: None,
+) -> SweepReport:
+    """Sweep all leases, queues, deliveries and old records once.
+
+    `contact_s`: for how long the caller has been in unbroken contact with the ledger; live workers could
+    renew their leases during that time. `checkpoint` is called between steps; what it raises ends the sweep.
+    """
     report = SweepReport()
     gap_s = ledger.record_sweep()
-    if gap_s is None or gap_s > 3 * options.interval_s:
+    swept_lately = gap_s is not None and gap_s <= 3 * options.interval_s
+    if not swept_lately and contact_s < options.lease_s:
         # The server or the sweep was away: leases expired without their holders being at fault. Holders that
         # live renew; the others are found one lease later.
         report.rearmed = ledger.extend_leases(options.lease_s)
     else:
         for record in ledger.expired():
+            checkpoint()
             result = recover(ledger, broker, record)
             report.ended += result == "ended"
             report.recovered += result == "recovered"
     paused = ledger.paused_queues()
     for queue in QUEUES.values():
+        checkpoint()
         _sweep_queue(ledger, broker, options, queue, report, paused=queue in paused)
     if broker.deliveries_waiting() == 0:
         for job_id in ledger.due_deliveries(DELIVERIES_PER_SWEEP):
+            checkpoint()
             broker.deliver(job_id)
             report.dispatched += 1
+    checkpoint()
     report.purged = ledger.purge(older_than_s=options.retention_s)
     # Again at the end: the next gap is then the time without a sweep, however long this one took.
     ledger.record_sweep()

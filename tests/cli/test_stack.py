@@ -90,7 +90,7 @@ def test_only_the_shim_inherits_the_listening_sockets(tmp_path: Path) -> None:
     """Another process would keep the port open after the shim has stopped."""
     endpoints = stack.Endpoints(SHIM, REDIS, 5555, (5, 6))
     specs = {spec.name: spec for spec in stack.process_specs(("sdxl",), StateDir(tmp_path), endpoints, {})}
-    assert set(specs) == {"sdxl", "web", "io", "keeper", "clock", "flower"}
+    assert set(specs) == {"sdxl", "web", "io", "keeper", "flower"}
     assert specs["web"].argv[-4:] == ("--fd", "5", "--fd", "6")
     assert {name for name, spec in specs.items() if spec.pass_fds} == {"web"}
 

@@ -35,11 +35,10 @@ def option_value(argv: list[str], option: str) -> str:
         ("sdxl", "sdxl_queue", "prefork"),
         ("wan", "wan_queue", "prefork"),
         ("io", "callbacks", "threads"),
-        ("keeper", "maintenance", "threads"),
     ],
 )
 def test_every_worker_has_its_own_queue_and_pool(name: str, queue: str, pool: str) -> None:
-    """A callback receiver that hangs must not stop the sweep, and the sweep must not stop generation."""
+    """A callback receiver that hangs must not stop generation."""
     argv = celery_arguments(name, load_settings(_env_file=None))
     assert argv[0] == "worker"
     assert option_value(argv, "-Q") == queue
@@ -68,6 +67,13 @@ def test_an_unknown_worker_is_one_line_with_the_known_names() -> None:
         assert "no worker 'sdlx'" in result.stderr
         assert "sdxl" in result.stderr
         assert "Traceback" not in result.output
+
+
+def test_a_worker_of_an_earlier_release_is_named_with_what_replaces_it() -> None:
+    """An operator with a Procfile of his own learns what to change."""
+    result = CliRunner().invoke(cli, ["worker", "clock"])
+    assert result.exit_code == 2
+    assert "keepers sweep on timers of their own" in result.stderr
 
 
 def test_worker_names_are_separated_by_commas_or_spaces() -> None:

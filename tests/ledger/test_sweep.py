@@ -214,6 +214,27 @@ def test_a_dead_worker_is_detected_one_lease_after_a_gap(system: SweepSystem) ->
     assert system.record("a").status == "queued"
 
 
+def test_a_keeper_in_contact_with_the_ledger_rescues_jobs_at_once(system: SweepSystem) -> None:
+    """It takes over from one that died and has watched the ledger for a lease: live workers could renew."""
+    system.add("a")
+    system.claim("a")
+    system.clock.now += 12
+    report = sweep(system.ledger, system.broker, OPTIONS, contact_s=10)
+    assert (report.rearmed, report.recovered) == (0, 1)
+
+
+def test_a_checkpoint_can_end_a_sweep(system: SweepSystem) -> None:
+    """Another keeper has taken over: this one must not go on."""
+    system.add("a")
+    system.claim("a")
+
+    def raise_lost() -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        sweep(system.ledger, system.broker, OPTIONS, checkpoint=raise_lost)
+
+
 def test_a_recorded_job_without_a_message_is_published(system: SweepSystem) -> None:
     """The shim may crash between recording and publishing."""
     system.add("a", published=False)

@@ -20,7 +20,7 @@ def test_a_stack_runs_a_job_delivers_its_callbacks_and_stops_completely(
         assert ready["ready"] is True
         assert ready["studio"] is None, "the shim has no such page"
         assert ready["flower"] is None
-        assert set(ready["pids"]) == {"redis", "sdxl", "web", "io", "keeper", "clock"}
+        assert set(ready["pids"]) == {"redis", "sdxl", "web", "io", "keeper"}
         assert all(psutil.pid_exists(pid) for pid in ready["pids"].values())
 
         running.submit("up-1")

@@ -55,7 +55,7 @@ def files_of(running: Any, job_id: str) -> dict[str, bytes]:
 def test_a_wan_worker_runs_clips_and_images_and_can_be_cancelled(stack: Callable[..., Any]) -> None:
     """From `ourvidz up --workers wan` to the callbacks."""
     with stack("--workers", "wan") as running:
-        assert set(running.ready["pids"]) == {"redis", "wan", "web", "io", "keeper", "clock"}
+        assert set(running.ready["pids"]) == {"redis", "wan", "web", "io", "keeper"}
         health = running.get("/health").json()
         assert (health["wan_model_loaded"], health["model_loaded"]) == (True, False)
         assert running.get("/status", worker_type="wan").json()["model"].startswith("tiny-wan")

@@ -1,0 +1,42 @@
+"""The process of `ourvidz worker keeper`."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from ourvidz import log
+from ourvidz.keeper.duties import duties
+from ourvidz.keeper.runner import DutyRunner
+from ourvidz.liveness.heartbeat import Heartbeat
+from ourvidz.settings import Settings
+from ourvidz.wiring import control
+
+NAME = "keeper"
+STOP_S = 5.0
+"""How long a duty that runs at a stop may take to finish. Duties can be interrupted anywhere."""
+
+
+def run(settings: Settings) -> None:
+    """Perform the duties until SIGTERM, SIGINT or SIGQUIT."""
+    log.configure(settings.log_level, settings.log_format)
+    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+    # Before the threads start: they inherit the mask, so only `sigwait` below receives the signals.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    ledger = control.current().ledger
+    heartbeat = Heartbeat(
+        ledger,
+        worker_id=settings.worker_id(NAME),
+        family=NAME,
+        queue=NAME,
+        pid=os.getpid(),
+        gpu=None,
+        presence_s=settings.presence_s,
+    )
+    heartbeat.start()
+    heartbeat.update("idle")
+    runner = DutyRunner(ledger, duties(), lease_s=settings.lease_s)
+    runner.start()
+    signal.sigwait(signals)
+    runner.stop(timeout_s=STOP_S)
+    heartbeat.stop()
