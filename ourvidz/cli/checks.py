@@ -53,7 +53,7 @@ def check_broker(settings: Settings) -> Check:
     from ourvidz.embedded_redis import find_server
 
     running = (StateDir(settings.state_dir).read_ready() or {}).get("redis")
-    external = settings.redis_url_given or settings.upstash_url
+    external = settings.configured_redis_url or settings.upstash_url
     if external:
         return _check_redis(settings.redis_url, "start it, or correct OURVIDZ_REDIS_URL")
     if running:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ourvidz.errors import Conflict, SettingsError
-from ourvidz.settings import adopt, settings
+from ourvidz.settings import set_environment, settings
 
 MAX_LOG_BYTES = 10 << 20
 """A log of this size is rotated at the next start."""
@@ -130,7 +130,7 @@ def use_running_stack() -> None:
     """
     current = settings()
     running = StateDir(current.state_dir).read_ready()
-    if running and not (current.redis_url_given or current.upstash_url):
-        adopt(OURVIDZ_REDIS_URL=running["redis"])
+    if running and not (current.configured_redis_url or current.upstash_url):
+        set_environment(OURVIDZ_REDIS_URL=running["redis"])
         if current.default_callback_url is None:
-            adopt(OURVIDZ_CALLBACK_URL=running["shim"] + CALLBACK_PATH)
+            set_environment(OURVIDZ_CALLBACK_URL=running["shim"] + CALLBACK_PATH)

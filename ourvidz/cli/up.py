@@ -107,7 +107,7 @@ class StackRun:
     def _start(self, sockets: list[socket.socket], update: Callable[[str], None]) -> stack.Endpoints:
         """Start Redis, unless the operator has one, then the other processes."""
         self._started_at = time.time()
-        external = self._settings.redis_url_given or self._settings.upstash_url
+        external = self._settings.configured_redis_url or self._settings.upstash_url
         endpoints = stack.Endpoints(
             shim=stack.url_of(sockets[0]),
             redis=self._settings.redis_url if external else self._start_redis(update),

@@ -6,10 +6,10 @@ Handles: one typed, frozen settings object. No other package reads the environme
 
 from ourvidz.settings.read import (
     Settings,
-    adopt,
     become_worker,
     environment,
     load_settings,
+    set_environment,
     settings,
     share_processors,
 )
@@ -18,10 +18,10 @@ from ourvidz.settings.sdxl import SDXLScheduler
 __all__ = [
     "SDXLScheduler",
     "Settings",
-    "adopt",
     "become_worker",
     "environment",
     "load_settings",
+    "set_environment",
     "settings",
     "share_processors",
 ]

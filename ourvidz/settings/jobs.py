@@ -17,21 +17,29 @@ def _limits(value: dict[str, float]) -> dict[str, float]:
 
 
 class JobSettings(Topic):
-    """How long things may take, in seconds."""
+    """Leases, retries and time limits in seconds."""
 
     lease_s: float = env("OURVIDZ_LEASE_S", 10.0, gt=0)
+    """Duration of a claim's lease; workers renew it while the job runs."""
     sweep_s: float = env("OURVIDZ_SWEEP_S", 2.0, gt=0)
+    """Interval between recovery sweeps."""
     empty_queue_s: float = env("OURVIDZ_EMPTY_QUEUE_S", 15.0, gt=0)
+    """Time a broker queue is empty before its queued jobs are published again."""
     retention_s: float = env("OURVIDZ_RETENTION_S", 7 * 86400.0, gt=0)
+    """Time after which the record of an ended job is purged."""
     retry_window_s: float = env("OURVIDZ_RETRY_WINDOW_S", 86400.0, gt=0)
+    """Time in which a failed or cancelled job with a large payload can be retried."""
     worker_grace_s: float = env("OURVIDZ_WORKER_GRACE_S", 900.0, ge=0)
+    """Time without a live worker after which submissions to its queue are refused."""
     unclaimed_s: float = env("OURVIDZ_UNCLAIMED_S", 86400.0, gt=0)
+    """Time after which a job that no worker claimed fails."""
     presence_s: float = env("OURVIDZ_PRESENCE_S", 15.0, gt=0)
+    """Time without a heartbeat after which a worker is offline."""
     time_limits_s: Annotated[dict[str, float], AfterValidator(_limits)] = env("OURVIDZ_TIME_LIMITS_S", {})
-    """JSON `{type: seconds}`; the catalog's limit where a type is not named."""
+    """Time limits by job type as JSON, `{type: seconds}`; other types have the limit of the catalog."""
     model_load_s: float = env("OURVIDZ_MODEL_LOAD_S", 600.0, ge=0)
-    """How long a first job may spend loading its model, on top of its time limit."""
+    """Time added to the limit of a job that has to load its model."""
     drain_s: float = env("OURVIDZ_DRAIN_S", 4.0, gt=0)
-    """How long `ourvidz up` lets running jobs finish before it hands them back."""
+    """Time that `ourvidz up` gives running jobs to finish before it requeues them."""
     previews: bool = env("OURVIDZ_PREVIEWS", True)
-    """Whether a job's event stream carries small pictures of the unfinished work."""
+    """Whether workers add preview images to a job's event stream."""

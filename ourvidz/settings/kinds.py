@@ -15,16 +15,16 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 
 
 class Topic(BaseModel):
-    """Variables that belong together. `Settings` has the fields of every topic."""
+    """Base class of settings groups. `Settings` inherits the fields of every group."""
 
 
 def env(name: str, default: Any = None, **bounds: Any) -> Any:
-    """A field and its variable. `bounds` are pydantic's, such as `gt=0`."""
+    """A field that is read from the environment variable `name`. `bounds` are pydantic's, such as `gt=0`."""
     return Field(default=default, validation_alias=name, **bounds)
 
 
 def with_scheme(value: str, *schemes: str) -> str:
-    """`value`, if it is a URL with one of these schemes."""
+    """Return `value` unchanged. Raises `ValueError` if it is no URL with one of these schemes."""
     if urlsplit(value).scheme not in schemes:
         raise ValueError(f"must be a URL that starts with {' or '.join(f'{one}://' for one in schemes)}")
     return value
@@ -61,11 +61,11 @@ def _web_url(value: str) -> str:
 
 
 StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-"""A list written with commas or spaces."""
+"""A list separated by commas or spaces."""
 Hosts = Annotated[StringList, AfterValidator(_hosts)]
-"""Hosts, hosts with a port, or networks."""
+"""Hosts with an optional port, and networks in CIDR notation."""
 Ports = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split), AfterValidator(_ports)]
 LocalPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-"""A path of this machine; `~` is the home directory."""
+"""An absolute path on this machine; `~` is expanded to the home directory."""
 RedisURL = Annotated[str, AfterValidator(_redis_url)]
 WebURL = Annotated[str, AfterValidator(_web_url)]

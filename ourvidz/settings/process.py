@@ -10,44 +10,48 @@ from ourvidz.settings.kinds import LocalPath, RedisURL, Topic, WebURL, env
 
 
 class ProcessSettings(Topic):
-    """Profile, directories, log; what the command line uses; which worker this is."""
+    """Profile, directories and logging, the shim of the command line, and the identity of the worker."""
 
     profile: Literal["tiny", "production"] = env("OURVIDZ_PROFILE", "tiny")
     state_dir: LocalPath = env("OURVIDZ_STATE_DIR", Path("~/.local/state/ourvidz"))
     embedded: bool = env("OURVIDZ_EMBEDDED", False)
-    """Set by `ourvidz up`: the shim also serves assets and is its own callback receiver."""
+    """Whether the shim also serves assets and receives its own callbacks; set by `ourvidz up`."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = env("OURVIDZ_LOG_LEVEL", "INFO")
     log_format: Literal["json", "console"] = env("OURVIDZ_LOG_FORMAT", "console")
 
     shim_url: str | None = env("OURVIDZ_URL")
-    """Where `ourvidz jobs` finds the shim; default is the running `ourvidz up`."""
+    """Shim that `ourvidz jobs` calls; default is that of the running `ourvidz up`."""
     shim_key: str | None = env("OURVIDZ_API_KEY")
-    """What `ourvidz jobs` authorizes itself with."""
+    """API key of `ourvidz jobs`."""
     redis_server_bin: str | None = env("REDIS_SERVER_BIN")
-    """The Redis or Valkey server that `ourvidz up` starts; default one on the PATH, else the packaged one."""
+    """Redis or Valkey binary that `ourvidz up` starts; default is one on the PATH, else the packaged one."""
 
     gpu: str | None = env("OURVIDZ_GPU")
     worker: str | None = env("OURVIDZ_WORKER")
-    """Which worker this process is (sdxl, io, keeper, …); `ourvidz worker NAME` sets it."""
+    """Name of this worker process (sdxl, io, keeper, …); set by `ourvidz worker NAME`."""
 
 
 class RedisSettings(Topic):
-    """Broker and ledger."""
+    """The Redis server of the broker and the ledger."""
 
-    redis_url_given: RedisURL | None = env("OURVIDZ_REDIS_URL")
+    configured_redis_url: RedisURL | None = env("OURVIDZ_REDIS_URL")
     upstash_url: WebURL | None = env("UPSTASH_REDIS_REST_URL")
     upstash_token: str | None = env("UPSTASH_REDIS_REST_TOKEN")
     test_redis_url: RedisURL | None = env("OURVIDZ_TEST_REDIS_URL")
-    """The server that `ourvidz.testing` uses, under key prefixes of its own; default one that it starts."""
+    """Server for `ourvidz.testing`, which uses its own key prefixes; by default it starts a server."""
     key_prefix: str = env("OURVIDZ_KEY_PREFIX", "ourvidz:")
     visibility_timeout_s: int = env("OURVIDZ_VISIBILITY_TIMEOUT_S", 7200, ge=60)
-    """Longer than any job, the same in every process: a worker restores all queues' messages with its own."""
+    """Time after which Kombu redelivers an unacknowledged message.
+
+    It must exceed the longest job and be equal in all processes, since each worker applies its own value to
+    the messages of all queues.
+    """
 
     @property
     def redis_url(self) -> str:
-        """The broker and ledger URL; `OURVIDZ_REDIS_URL` wins over Upstash."""
-        if self.redis_url_given:
-            return _with_certificates(self.redis_url_given)
+        """The broker and ledger URL; `OURVIDZ_REDIS_URL` takes precedence over Upstash."""
+        if self.configured_redis_url:
+            return _with_certificates(self.configured_redis_url)
         if self.upstash_url and self.upstash_token:
             host = urlsplit(self.upstash_url).hostname
             return _with_certificates(f"rediss://default:{quote(self.upstash_token, safe='')}@{host}:6379")
@@ -55,7 +59,7 @@ class RedisSettings(Topic):
 
 
 def _with_certificates(url: str) -> str:
-    """`rediss://` without `ssl_cert_reqs` would accept any certificate (kombu's default)."""
+    """Require a valid certificate of a `rediss://` URL, since Kombu accepts any by default."""
     if url.startswith("rediss://") and "ssl_cert_reqs" not in url:
         return url + ("&" if "?" in url else "?") + "ssl_cert_reqs=required"
     return url

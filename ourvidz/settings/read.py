@@ -1,6 +1,7 @@
 """Reads the environment into one typed, frozen settings object.
 
-Every field names its variable. A wrong value is a `SettingsError` of one line that names the variable.
+Each field declares its environment variable. An invalid value raises a `SettingsError` whose one-line message
+names the variable.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ourvidz.settings.shim import ShimSettings
 from ourvidz.settings.storage import SigningSettings, StorageSettings
 from ourvidz.settings.wan import WanSettings
 
-_TOGETHER = (
+_REQUIRED_TOGETHER = (
     ("OURVIDZ_IP_ADAPTER", "OURVIDZ_IP_ADAPTER_ENCODER"),
     ("OURVIDZ_C2PA_CERTIFICATE", "OURVIDZ_C2PA_KEY"),
     ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN"),
@@ -60,7 +61,7 @@ class Settings(
     def _complete(self) -> Settings:
         if self.profile == "production":
             needed = {
-                "OURVIDZ_REDIS_URL": self.redis_url_given or self.upstash_url,
+                "OURVIDZ_REDIS_URL": self.configured_redis_url or self.upstash_url,
                 "SUPABASE_URL": self.default_callback_url,
             }
             missing = [name for name, value in needed.items() if value is None]
@@ -69,24 +70,24 @@ class Settings(
         values = {
             field.validation_alias: getattr(self, name) for name, field in type(self).model_fields.items()
         }
-        for one, other in _TOGETHER:
+        for one, other in _REQUIRED_TOGETHER:
             if (values[one] is None) != (values[other] is None):
                 raise ValueError(f"{one} and {other} go together")
         return self
 
     @property
     def storage_dir(self) -> Path:
-        """The directory of the local storage back end's buckets."""
-        return self.kept_in(self.state_dir)
+        """The directory that contains the buckets of the local storage back end."""
+        return self.configured_storage_dir or self.state_dir / "assets"
 
     def worker_id(self, family: str) -> str:
-        """Worker ids read `sdxl@host-gpu0`; a worker without a GPU reads `sdxl@host-cpu`."""
+        """The id of this worker, such as `sdxl@host-gpu0`, or `sdxl@host-cpu` without a GPU."""
         place = "cpu" if self.gpu is None else f"gpu{self.gpu}" if self.gpu.isdigit() else self.gpu
         return f"{family}@{socket.gethostname()}-{place}"
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment; `overrides` by variable name. Raises `SettingsError` with one line."""
+    """Read and validate the environment. `overrides` are values by variable name. Raises `SettingsError`."""
     try:
         return Settings(**overrides)
     except ValidationError as refused:
@@ -94,7 +95,7 @@ def load_settings(**overrides: Any) -> Settings:
         where = str(first["loc"][0]) if first["loc"] else "settings"
         raise SettingsError(f"{where}: {first['msg'].removeprefix('Value error, ')}", field=where) from None
     except UnreadableSetting as unreadable:
-        # pydantic-settings names the field; its variable is what an operator knows.
+        # pydantic-settings reports the field, but operators know the variable.
         field = next((name for name in Settings.model_fields if f'"{name}"' in str(unreadable)), None)
         where = str(Settings.model_fields[field].validation_alias) if field else "settings"
         raise SettingsError(f"{where}: cannot be read as JSON", field=where) from None
@@ -107,26 +108,28 @@ def settings() -> Settings:
 
 
 def become_worker(name: str, gpu: str | None) -> None:
-    """Make this process and its children the worker `name`, seeing one GPU. Call it before torch loads."""
-    adopt(OURVIDZ_WORKER=name)
+    """Make this process and its children the worker `name` with one visible GPU. Call before torch loads."""
+    set_environment(OURVIDZ_WORKER=name)
     share_processors()
     if gpu is not None:
-        adopt(CUDA_VISIBLE_DEVICES=gpu)
+        set_environment(CUDA_VISIBLE_DEVICES=gpu)
 
 
 def share_processors() -> None:
-    """Let torch's waiting threads sleep instead of spin, unless OMP_WAIT_POLICY is already set.
-    Call it before torch loads. Spinning made a job on two busy cores eight times slower."""
+    """Make idle torch threads sleep instead of spin, unless OMP_WAIT_POLICY is set. Call before torch loads.
+
+    With spinning threads a job on two busy cores took eight times as long.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def adopt(**variables: str) -> None:
-    """Set variables for this process and its children; the next `settings()` reads them."""
+def set_environment(**variables: str) -> None:
+    """Set environment variables of this process and its children, and invalidate the cached `settings()`."""
     os.environ.update(variables)
     settings.cache_clear()
 
 
 def environment(**overrides: str | None) -> dict[str, str]:
-    """This process's environment for a child, with changes; None removes a variable."""
+    """The environment of this process with `overrides`, for a child process; None removes a variable."""
     merged: dict[str, str | None] = {**os.environ, **overrides}
     return {name: value for name, value in merged.items() if value is not None}

@@ -40,27 +40,27 @@ def _each_once(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 LoRAs = Annotated[StringList, AfterValidator(_loras)]
-"""`name=path` or `name=path@weight` each."""
+"""LoRA files, each `name=path` or `name=path@weight`."""
 JobLoRAs = Annotated[LoRAs, AfterValidator(_each_once)]
-"""The same, and every name once."""
+"""LoRA files with unique names."""
 
 
 class SDXLSettings(Topic):
-    """The checkpoint, and how it runs."""
+    """The SDXL checkpoint, its pipeline options and adapters."""
 
     sdxl_model: LocalPath | None = env("OURVIDZ_SDXL_MODEL")
     negative_prompt: str | None = env("OURVIDZ_NEGATIVE_PROMPT")
-    """Used by SDXL jobs that send none."""
+    """Negative prompt of SDXL jobs that have none."""
     sdxl_scheduler: SDXLScheduler | None = env("OURVIDZ_SDXL_SCHEDULER")
     sdxl_few_steps: Literal["lightning", "turbo", "lcm"] | None = env("OURVIDZ_SDXL_FEW_STEPS")
-    """What kind of distilled checkpoint it is: its guidance is built in, and a job's is not used."""
+    """Kind of a distilled checkpoint: its guidance is built in and the job's scale is ignored."""
     sdxl_dtype: Literal["float16", "bfloat16", "float32"] | None = env("OURVIDZ_SDXL_DTYPE")
     sdxl_attention: Literal["flash", "efficient", "cudnn", "math"] | None = env("OURVIDZ_SDXL_ATTENTION")
     sdxl_compile: bool = env("OURVIDZ_SDXL_COMPILE", False)
     sdxl_channels_last: bool = env("OURVIDZ_SDXL_CHANNELS_LAST", False)
     sdxl_loras: LoRAs = env("OURVIDZ_SDXL_LORAS", ())
-    """All of them are merged into the weights."""
+    """LoRAs that are merged into the weights for all jobs."""
     sdxl_job_loras: JobLoRAs = env("OURVIDZ_SDXL_JOB_LORAS", ())
-    """Those that a job may name. The weight here is used where it names none."""
+    """LoRAs that a job may select; each has its weight here unless the job has another one."""
     ip_adapter: LocalPath | None = env("OURVIDZ_IP_ADAPTER")
     ip_adapter_encoder: LocalPath | None = env("OURVIDZ_IP_ADAPTER_ENCODER")

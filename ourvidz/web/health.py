@@ -133,7 +133,7 @@ def ready() -> dict[str, str]:
 
 @router.get("/status", responses=documented(422, 503))
 def status(worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
-    """Read what the image worker can do, or the video worker, or the chat worker."""
+    """Read the job types, batch sizes and model of one type of worker."""
     rows = [row for row in of_family(worker_type) if row.kind != "admin"]
     workers = control.current().ledger.online_workers(family=worker_type)
     names = (_model_field(worker, "name") for worker in workers)

@@ -12,7 +12,7 @@ from ourvidz.cli.console import print_json, print_note
 from ourvidz.cli.wan.options import Options, add_options
 from ourvidz.cli.wan.request import Request, read_request
 from ourvidz.errors import CallerError, ModelLoadError, OurvidzError, OutOfMemory, SettingsError
-from ourvidz.settings import adopt, settings, share_processors
+from ourvidz.settings import set_environment, settings, share_processors
 
 if TYPE_CHECKING:
     from ourvidz.jobs.outcome import Outcome
@@ -84,9 +84,9 @@ def _generate(request: Request, options: Options) -> Outcome:
     share_processors()
     current = settings()
     if current.gpu is not None:
-        adopt(CUDA_VISIBLE_DEVICES=current.gpu)
+        set_environment(CUDA_VISIBLE_DEVICES=current.gpu)
     # transformers would warn about image processors that this script does not use.
-    adopt(TRANSFORMERS_VERBOSITY="error")
+    set_environment(TRANSFORMERS_VERBOSITY="error")
     from ourvidz.cli.wan.generate import generate
     from ourvidz.pipelines.wan.placement import Placement
 

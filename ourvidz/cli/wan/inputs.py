@@ -1,4 +1,4 @@
-"""The images and videos that the options of `wan_generate.py` name, read from the local disk."""
+"""Reads the image and video files of the options of `wan_generate.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOURCE_OPTIONS = ("src_video", "src_mask", "src_ref_images")
 REFERENCE_OPTIONS = ("image", "first_frame", "last_frame")
 """The options of reference images."""
 _REQUIRED_REFERENCES = {"i2v": ("image",), "flf2v": ("first_frame", "last_frame")}
-"""By Wan model: the references that it requires, and the only ones that it takes."""
+"""Required references by Wan model; these models accept no others."""
 
 
 def read_references(options: Options, task: Task, settings: Settings) -> dict[str, Image]:
@@ -41,11 +41,12 @@ def read_source(options: Options, task: Task, settings: Settings, *, frames: int
 
     None without source options. Raises `InvalidParameters` for an unreadable file and for another task.
     """
-    given = [option for option in SOURCE_OPTIONS if getattr(options, option) is not None]
-    if not given:
+    source_options = [option for option in SOURCE_OPTIONS if getattr(options, option) is not None]
+    if not source_options:
         return None
     if task.model != "vace":
-        raise InvalidParameters(f"--{given[0]} belongs to the vace tasks.", field=f"--{given[0]}")
+        option = f"--{source_options[0]}"
+        raise InvalidParameters(f"{option} belongs to the vace tasks.", field=option)
     if options.src_mask is not None and options.src_video is None:
         raise InvalidParameters("--src_mask goes with --src_video.", field="--src_mask")
     names = [name.strip() for name in (options.src_ref_images or "").split(",")]
@@ -55,19 +56,19 @@ def read_source(options: Options, task: Task, settings: Settings, *, frames: int
     )
 
 
-def _check_combination(options: Options, task: Task, given: set[str]) -> None:
-    """Raise `InvalidParameters` for reference options (`given`) that do not go together or with the task."""
+def _check_combination(options: Options, task: Task, references: set[str]) -> None:
+    """Raise `InvalidParameters` if the names of reference options contradict each other or the task."""
     required = _REQUIRED_REFERENCES.get(task.model)
-    if required is not None and given != set(required):
+    if required is not None and references != set(required):
         names = " and ".join(f"--{option}" for option in required)
         raise InvalidParameters(
             f"--task {options.task} needs {names}, and no other picture.", field=f"--{required[0]}"
         )
-    if "image" in given and len(given) > 1:
+    if "image" in references and len(references) > 1:
         raise InvalidParameters("--image goes without --first_frame and --last_frame.", field="--image")
     for option in SOURCE_OPTIONS:
-        if given and getattr(options, option) is not None:
-            raise InvalidParameters(f"--{option} goes without --{min(given)}.", field=f"--{option}")
+        if references and getattr(options, option) is not None:
+            raise InvalidParameters(f"--{option} goes without --{min(references)}.", field=f"--{option}")
 
 
 def _read_frames(file: Path | None, limit: int) -> dict[int, Image]:

@@ -1,6 +1,6 @@
 """Extra transformer inputs of the image-to-video and VACE checkpoints.
 
-An image-to-video transformer receives the given frames as additional latent channels, and their CLIP
+An image-to-video transformer receives the known frames as additional latent channels, and their CLIP
 embeddings. VACE (https://arxiv.org/abs/2503.07598) has additional blocks whose input is a control video: the
 part to keep, the part to generate, and the mask that separates them.
 """
@@ -92,17 +92,20 @@ def extra_inputs(
 
 def image_condition_channels(images: dict[int, Image], vae: VideoVAE, shape: tuple[int, ...]) -> torch.Tensor:
     """The condition channels of an image-to-video transformer, (1, 4 + latent channels, latent frames, rows,
-    columns): four mask channels that mark the given frames, and the latents of a clip that shows `images` and
-    is grey elsewhere. `images` are by frame number, 0 or -1."""
+    columns).
+
+    Four mask channels mark the frames of `images`; the others are the latents of a clip that shows `images`
+    and is grey elsewhere. `images` are by frame number, 0 or -1.
+    """
     frames, (width, height) = vae.num_frames(shape), vae.size(shape)
     tensors = {frame: image_tensor(image, width, height) for frame, image in images.items()}
     latents = vae.encode_clip(grey_clip(tensors, frames, width, height))
-    given = latents.new_zeros(frames + TEMPORAL_SCALE - 1)
+    image_frames = latents.new_zeros(frames + TEMPORAL_SCALE - 1)
     for frame in images:
-        given[frame] = 1
+        image_frames[frame] = 1
     # The first latent frame stands for one frame only: its mark is repeated four times.
-    given[:TEMPORAL_SCALE] = given[0]
-    mask = given.view(-1, TEMPORAL_SCALE).T[None, :, :, None, None].expand(-1, -1, -1, *shape[3:])
+    image_frames[:TEMPORAL_SCALE] = image_frames[0]
+    mask = image_frames.view(-1, TEMPORAL_SCALE).T[None, :, :, None, None].expand(-1, -1, -1, *shape[3:])
     return torch.cat([mask, latents], dim=1)
 
 

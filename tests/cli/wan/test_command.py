@@ -161,7 +161,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path / "state"))
     # The variables that the command sets would outlive the test.
-    monkeypatch.setattr(wan_command, "adopt", lambda **_: None)
+    monkeypatch.setattr(wan_command, "set_environment", lambda **_: None)
     settings.cache_clear()
     yield tmp_path
     settings.cache_clear()
@@ -301,7 +301,7 @@ def test_out_of_memory_is_exit_status_four(folder: Path, monkeypatch: pytest.Mon
     assert call(*QUICK, "--frame_num=1").exit_code == 4
     monkeypatch.undo()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(wan_command, "adopt", lambda **_: None)
+    monkeypatch.setattr(wan_command, "set_environment", lambda **_: None)
     monkeypatch.setattr(generate.WanPipeline, "denoise", raise_memory_error)
     result = call(*QUICK, "--frame_num=1")
     assert (result.exit_code, result.stdout) == (4, "")

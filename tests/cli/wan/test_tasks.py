@@ -54,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path / "state"))
     # The variables that the command sets would outlive the test.
-    monkeypatch.setattr(wan_command, "adopt", lambda **_: None)
+    monkeypatch.setattr(wan_command, "set_environment", lambda **_: None)
     settings.cache_clear()
     yield tmp_path
     settings.cache_clear()
