@@ -23,6 +23,9 @@ MARK_OF_FIXTURE = {
     "docs_stack": "system",
     "browser": "browser",
     "deno": "deno",
+    "untrained_sdxl": "model",
+    "untrained_wan": "model",
+    "qwen": "model",
 }
 """Every test that uses one of these fixtures, directly or not, has the mark."""
 LONG = ("system", "browser", "model", "training")

@@ -17,7 +17,7 @@ FAST = "not system and not model and not training and not browser and not deno"
     ("expression", "collected"), [(FAST, False), ("model", True)], ids=["fast leaves them out", "model"]
 )
 def test_the_mark_of_a_folder_selects_its_tests(expression: str, collected: bool) -> None:
-    """`scripts/test --fast` promises to sample no trained model."""
+    """`scripts/test --fast` promises to run no model."""
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", expression, "tests/contract"],
         cwd=ROOT,

@@ -29,7 +29,7 @@ PAGES = [
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
 UP = "tests/docs/conftest.py::docs_stack"
-START = "a_stack_runs_a_job_delivers_its_callbacks_and_stops_completely"
+START = "a_stack_runs_jobs_restarts_a_killed_process_and_stops_completely"
 ELSEWHERE = {
     "scripts/demo": "tests/docs/test_docs_commands.py::test_the_demo_makes_its_pictures",
     "scripts/test": "the run of this test",

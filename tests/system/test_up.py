@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.system
 
 
-def test_a_stack_runs_a_job_delivers_its_callbacks_and_stops_completely(
+def test_a_stack_runs_jobs_restarts_a_killed_process_and_stops_completely(
     stack: Callable[..., Any],
 ) -> None:
     """The embedded mode from start to stop."""
@@ -31,38 +31,35 @@ def test_a_stack_runs_a_job_delivers_its_callbacks_and_stops_completely(
         asset = items[-1]["payload"]["assets"][0]
         assert running.get(f"/assets/{asset['url']}").content.startswith(b"\x89PNG")
 
+        before = running.kill("io")
+        running.submit("up-2")
+        assert running.wait_done("up-2")["status"] == "completed"
+        running.wait_callbacks("up-2", "processing", "completed", within_s=30)
+        assert running.pid_of("io") != before
+
         processes = running.processes()
         assert running.stop() == 0
         assert running.still_running(processes, within_s=5) == [], "a process outlived `up`"
 
 
-def test_a_killed_process_is_restarted_and_a_new_stack_has_the_jobs(stack: Callable[..., Any]) -> None:
-    """Supervision, and state that outlives the stack."""
-    with stack() as first:
-        before = first.kill("io")
-        first.submit("up-2")
-        assert first.wait_done("up-2")["status"] == "completed"
-        first.wait_callbacks("up-2", "processing", "completed", within_s=30)
-        assert first.pid_of("io") != before
-        processes = first.processes()
-        first.process.kill()
-        assert first.still_running(processes, within_s=10) == [], "`up` was killed and left processes running"
-    with stack() as second:
-        assert second.job("up-2")["status"] == "completed"
-        assert second.stop() == 0
-
-
-def test_a_job_that_is_interrupted_by_a_stop_runs_after_the_next_start(
-    stack: Callable[..., Any],
-) -> None:
-    """A stop does not wait for a long job, and its interrupted attempt does not count."""
+def test_finished_and_interrupted_jobs_outlive_the_stack(stack: Callable[..., Any]) -> None:
+    """A stop does not wait for a long job; its interrupted attempt does not count, and it runs after the next
+    start. A killed `up` leaves no process behind."""
     long = {"width": 128, "height": 128, "num_images": 6, "steps": 100, "seed": 3}
     # Longer than a worker takes to notice SIGTERM (one poll of the broker), shorter than the job.
     with stack(env={"OURVIDZ_DRAIN_S": "1.5"}) as first:
-        first.submit("up-3", config=long)
-        first.wait_for(lambda: first.job("up-3")["status"] == "processing", "the job did not start")
+        first.submit("up-3")
+        assert first.wait_done("up-3")["status"] == "completed"
+        first.submit("up-4", config=long)
+        first.wait_for(lambda: first.job("up-4")["status"] == "processing", "the job did not start")
         assert first.stop() == 0
     with stack() as second:
-        assert second.job("up-3")["attempt"] <= 1, "the interrupted attempt counts"
-        assert second.wait_done("up-3")["status"] == "completed"
-        assert second.job("up-3")["attempt"] == 1
+        assert second.job("up-3")["status"] == "completed"
+        assert second.job("up-4")["attempt"] <= 1, "the interrupted attempt counts"
+        assert second.wait_done("up-4")["status"] == "completed"
+        assert second.job("up-4")["attempt"] == 1
+        processes = second.processes()
+        second.process.kill()
+        assert second.still_running(processes, within_s=10) == [], (
+            "`up` was killed and left processes running"
+        )

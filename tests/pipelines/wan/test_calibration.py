@@ -17,6 +17,8 @@ from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from tests.pipelines.helpers import no_progress
 
+pytestmark = pytest.mark.model
+
 CURVE = MagnitudeCurve(levels=(1.0, 0.5, 0.25), logs=(0.0, np.log(2.0), np.log(8.0)))
 
 

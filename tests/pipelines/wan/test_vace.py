@@ -25,6 +25,8 @@ from tests.factories import video_job
 from tests.pipelines.helpers import MAX_DIFFERENCE, Pixels, clip_levels, difference, levels, no_progress
 from training.untrained.wan_image_models import build_vace
 
+pytestmark = pytest.mark.model
+
 MODES = ("single", "start", "end", "both")
 
 
