@@ -7,6 +7,7 @@ is first makes it. Companions of a text batch are claimed by the same call to th
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,11 @@ class RequestClaim:
     candidates: list[dict[str, Any]] | None = None
     decided: bool = False
     claim: Claim | None = None
+
+
+def task_argument(args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None) -> Any:
+    """Return the one argument of a generation task, passed by position or as `message`; None without it."""
+    return args[0] if args else (kwargs or {}).get("message")
 
 
 def claim_for(request: Context, argument: Any) -> Claim | None:

@@ -15,7 +15,7 @@ from celery import signals
 
 from ourvidz import dispatch, log
 from ourvidz.celery_settings import CALLBACKS_QUEUE, GENERATION_TASKS
-from ourvidz.claims import claim_for, current_claim
+from ourvidz.claims import claim_for, current_claim, task_argument
 from ourvidz.errors import Conflict, JobTimeout, ModelLoadError, NotFound, WorkerUnavailable
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
@@ -38,11 +38,11 @@ def configure_logging(**_: Any) -> None:
 
 
 @signals.task_prerun.connect
-def open_attempt(task: Any, args: Any, **_: Any) -> None:
+def open_attempt(task: Any, args: Any, kwargs: Any = None, **_: Any) -> None:
     """Claim the job of a generation task, and have its `processing` callback delivered."""
     if task.name not in GENERATION_TASKS:
         return
-    claim = claim_for(task.request, args[0])
+    claim = claim_for(task.request, task_argument(args, kwargs))
     if claim is not None:
         log.bind(job_id=claim.job_id, attempt=claim.record.attempt)
         if _heartbeat is not None:
@@ -57,12 +57,12 @@ def deliver_success(sender: Any, **_: Any) -> None:
 
 
 @signals.task_failure.connect
-def deliver_failure(sender: Any, exception: BaseException, args: Any, **_: Any) -> None:
+def deliver_failure(sender: Any, exception: BaseException, args: Any, kwargs: Any = None, **_: Any) -> None:
     """Have the callback of a failed task delivered; end the jobs of a child that was killed."""
     if sender.name not in GENERATION_TASKS:
         return
     if isinstance(exception, WorkerLostError | TimeLimitExceeded):
-        _recover_jobs_of_lost_child(sender.name, exception, args)
+        _recover_jobs_of_lost_child(sender.name, exception, task_argument(args, kwargs))
     else:
         _deliver(sender)
 
@@ -98,10 +98,10 @@ def _deliver(task: Any) -> None:
         dispatch.deliver(claim.job_id)
 
 
-def _recover_jobs_of_lost_child(name: str, exception: BaseException, args: Any) -> None:
+def _recover_jobs_of_lost_child(name: str, exception: BaseException, argument: Any) -> None:
     """In the parent: end or requeue every job that its killed child had claimed."""
     ledger = control.current().ledger
-    record: Record | None = ledger.get(args[0]["id"]) if dispatch.is_message(args[0]) else None
+    record: Record | None = ledger.get(argument["id"]) if dispatch.is_message(argument) else None
     if isinstance(exception, TimeLimitExceeded) and record is not None and record.worker_id == _parent_id:
         timeout = JobTimeout("the job was still running long after its time limit and was stopped")
         if ledger.end(record.job_id, run=record.run, fence=record.fence, outcome=Outcome.failure(timeout)):

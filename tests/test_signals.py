@@ -92,6 +92,14 @@ class TestAroundATask:
         assert deliveries == ["a", "a"]
         assert heartbeat.states == ["busy", "idle"]
 
+    def test_an_argument_sent_by_name_is_claimed_too(self, ledger: Ledger, deliveries: list[str]) -> None:
+        """`send_task(..., kwargs={"message": payload})`: the caller hears of the start as the job begins."""
+        payload = {"id": "b", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me"}
+        signals.open_attempt(task=task(), args=(), kwargs={"message": payload})
+        record = ledger.get("b")
+        assert record is not None
+        assert (record.status, deliveries) == ("processing", ["b"])
+
     def test_a_task_without_a_claim_delivers_nothing(
         self, ledger: Ledger, deliveries: list[str], heartbeat: SimpleNamespace
     ) -> None:

@@ -10,8 +10,8 @@ from celery.exceptions import Ignore
 from celery.result import AsyncResult
 
 from ourvidz import dispatch, log
-from ourvidz.claims import claim_for
-from ourvidz.errors import OurvidzError, WorkerUnavailable
+from ourvidz.claims import claim_for, task_argument
+from ourvidz.errors import InvalidParameters, OurvidzError, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim
 from ourvidz.tasks.attempt import Attempt, services, to_job_error
@@ -21,6 +21,8 @@ from ourvidz.workflows.services import Services
 Workflow = Callable[[Any, Any, Services], Outcome]
 """A workflow takes the job, the run and the services."""
 
+UNSUPPORTED_OPTIONS = ("chain", "chord", "link", "link_error", "countdown", "eta", "expires")
+"""Celery's options for what follows a task, and when it runs; a submitted job has none of them."""
 RETRY_DELAY_S = 1.0
 PUBLISH_SLACK_S = 0.25
 """A retry's message is due this much after the job, so that it never arrives early."""
@@ -48,11 +50,18 @@ class GenerationTask(Task):  # type: ignore[misc]
     family: str
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult:
-        """Submit a payload, or publish a message. Raises what `dispatch.submit` raises."""
-        if args and not dispatch.is_message(args[0]):
-            record = dispatch.submit(args[0]).record
-            return AsyncResult(dispatch.task_id(record), app=self.app)
-        return super().apply_async(args, kwargs, **options)
+        """Submit a payload, or publish a message.
+
+        Raises what `dispatch.submit` raises, `InvalidParameters` for an option that a submitted job cannot
+        have, and `TypeError` for other arguments than the task's one.
+        """
+        self.__header__(*(args or ()), **(kwargs or {}))
+        argument = task_argument(args, kwargs)
+        if dispatch.is_message(argument):
+            return super().apply_async(args, kwargs, **options)
+        _refuse_options(options)
+        record = dispatch.submit(argument).record
+        return AsyncResult(dispatch.task_id(record), app=self.app)
 
     def run_job(self, message: dict[str, Any], workflow: Workflow) -> dict[str, Any]:
         """Claim the job, run the workflow and commit the outcome. Returns the job's id and status.
@@ -103,3 +112,11 @@ class GenerationTask(Task):  # type: ignore[misc]
         )
         dispatch.note_published(attempt.claim.record)
         raise retry
+
+
+def _refuse_options(options: dict[str, Any]) -> None:
+    """Raise `InvalidParameters` for options that would be ignored: a second task of a chain would be lost."""
+    for name in UNSUPPORTED_OPTIONS:
+        if options.get(name):
+            message = f"{name} is not supported for a payload: a job is submitted alone and runs when it can."
+            raise InvalidParameters(message, field=name, rule="not given")

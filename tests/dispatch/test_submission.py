@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from celery import chain, group
 from celery.app.task import Context
 from click.testing import CliRunner
 from starlette.testclient import TestClient
@@ -76,6 +77,18 @@ def with_delay(task: str) -> Submit:
     return submit
 
 
+def with_keyword(_: Installation, payload: dict[str, Any]) -> str | None:
+    """`task.delay(message=payload)`: the same argument by its name."""
+    tasks.load()
+    return refusal(lambda: celery_app.tasks["ourvidz.sdxl.generate"].delay(message=payload))
+
+
+def with_group(_: Installation, payload: dict[str, Any]) -> str | None:
+    """A Celery group, whose signatures are applied one by one."""
+    tasks.load()
+    return refusal(lambda: group(celery_app.tasks["ourvidz.sdxl.generate"].si(payload)).apply_async())
+
+
 def with_dispatch(_: Installation, payload: dict[str, Any]) -> str | None:
     return refusal(lambda: dispatch.submit(payload))
 
@@ -122,6 +135,8 @@ ENTRANCES: dict[str, tuple[Submit, dict[str, Any]]] = {
         with_delay("ourvidz.admin.run"),
         {"id": "job-1", "type": "admin_utilities", "operation": "status"},
     ),
+    "sdxl.generate.delay by keyword": (with_keyword, IMAGE),
+    "group of signatures": (with_group, IMAGE),
     "dispatch.submit": (with_dispatch, IMAGE),
 }
 TEXT_ENTRANCES = [name for name in ENTRANCES if name != "admin.run.delay"]
@@ -174,6 +189,29 @@ def test_a_payload_that_arrives_as_a_message_is_submitted_too(install: Install) 
     assert claim is not None
     assert (claim.job_id, claim.record.status) == ("job-1", "processing")
     assert installation.messages("sdxl_queue") == []
+
+
+def test_options_that_a_submitted_job_cannot_have_are_refused(installation: Installation) -> None:
+    """Celery would drop the rest of a chain, and a delay, without a word."""
+    tasks.load()
+    task = celery_app.tasks["ourvidz.sdxl.generate"]
+    steps = chain(task.si(IMAGE), task.si(IMAGE | {"id": "job-2"}))
+    delayed = task.si(IMAGE).set(countdown=60)
+    for signature, option in ((steps, "chain"), (delayed, "countdown")):
+        with pytest.raises(InvalidParameters) as refused:
+            signature.apply_async()
+        assert refused.value.field == option
+    assert installation.ledger.page().records == []
+    assert installation.messages("sdxl_queue") == []
+
+
+@pytest.mark.parametrize("arguments", [(), (IMAGE, IMAGE)])
+def test_a_task_takes_one_argument(installation: Installation, arguments: tuple[Any, ...]) -> None:
+    """A second payload in one call would be lost."""
+    tasks.load()
+    with pytest.raises(TypeError):
+        celery_app.tasks["ourvidz.sdxl.generate"].delay(*arguments)
+    assert installation.ledger.page().records == []
 
 
 def test_eager_mode_is_its_own_worker(ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
