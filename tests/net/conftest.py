@@ -45,9 +45,9 @@ class Site:
             if self.gone.is_set():
                 connection.close()
                 return
-            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._handle_connection, args=(connection,), daemon=True).start()
 
-    def _talk(self, connection: socket.socket) -> None:
+    def _handle_connection(self, connection: socket.socket) -> None:
         with connection:
             request = b""
             try:
@@ -62,13 +62,13 @@ class Site:
             except OSError:
                 self.gone.wait(0)
 
-    def repeat(self, start: bytes, again: bytes, pause_s: float) -> Script:
+    def repeat(self, start: bytes, repeated: bytes, pause_s: float) -> Script:
         """A script that sends `start`, then `again` repeatedly until the connection ends."""
 
         def script(connection: socket.socket) -> None:
             connection.sendall(start)
             while not self.gone.wait(pause_s):
-                connection.sendall(again)
+                connection.sendall(repeated)
 
         return script
 
@@ -86,8 +86,8 @@ class NameServer:
         self._server.start()
 
     def close(self) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as knock:
-            knock.sendto(b"", ("127.0.0.1", self.port))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wake_up:
+            wake_up.sendto(b"", ("127.0.0.1", self.port))
         self._server.join()
         self._socket.close()
 
@@ -107,28 +107,28 @@ class NameServer:
 @pytest.fixture
 def site() -> Iterator[Site]:
     """An HTTP server with scriptable pages."""
-    made = Site()
-    yield made
-    made.close()
+    started = Site()
+    yield started
+    started.close()
 
 
 @pytest.fixture
-def other() -> Iterator[Site]:
-    """A second site, at another port."""
-    made = Site()
-    yield made
-    made.close()
+def other_site() -> Iterator[Site]:
+    """A second HTTP server, on another port."""
+    started = Site()
+    yield started
+    started.close()
 
 
 @pytest.fixture
 def name_server() -> Iterator[Callable[[list[str]], NameServer]]:
-    """Start name servers with these answers each."""
-    made: list[NameServer] = []
+    """Returns a function that starts a name server with the given answers."""
+    started: list[NameServer] = []
 
     def start(answers: list[str]) -> NameServer:
-        made.append(NameServer(answers))
-        return made[-1]
+        started.append(NameServer(answers))
+        return started[-1]
 
     yield start
-    for one in made:
+    for one in started:
         one.close()

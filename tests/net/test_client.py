@@ -46,9 +46,9 @@ class Peer:
             if self.gone.is_set():
                 connection.close()
                 return
-            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._handle_connection, args=(connection,), daemon=True).start()
 
-    def _talk(self, connection: socket.socket) -> None:
+    def _handle_connection(self, connection: socket.socket) -> None:
         with connection:
             request = b""
             while not request.endswith(b"{}") and (more := connection.recv(1 << 16)):
@@ -76,18 +76,18 @@ class Peer:
 @pytest.fixture
 def peer() -> Iterator[Callable[[Script], Peer]]:
     """Return a function that starts a `Peer` with a script."""
-    made: list[Peer] = []
+    peers: list[Peer] = []
 
     def start(script: Script) -> Peer:
-        made.append(Peer(script))
-        return made[-1]
+        peers.append(Peer(script))
+        return peers[-1]
 
     yield start
-    for one in made:
+    for one in peers:
         one.close()
 
 
-def says(answer: bytes) -> Script:
+def sends(answer: bytes) -> Script:
     return lambda connection: connection.sendall(answer)
 
 
@@ -98,51 +98,51 @@ def post(url: str, *, timeout_s: float = PATIENCE_S, **headers: str) -> HttpResp
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
-def test_an_answer_is_status_headers_and_bytes(peer: Callable[[Script], Peer]) -> None:
-    """The response has a status, headers and a body."""
-    found = post(peer(says(b"HTTP/1.1 429 Slow\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\n{}")).url)
-    assert isinstance(found, HttpResponse)
-    assert (found.status, found.headers["retry-after"], found.body) == (429, "7", b"{}")
+def test_a_response_has_status_headers_and_body(peer: Callable[[Script], Peer]) -> None:
+    """The body is returned as bytes, whatever its content type."""
+    result = post(peer(sends(b"HTTP/1.1 429 Slow\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\n{}")).url)
+    assert isinstance(result, HttpResponse)
+    assert (result.status, result.headers["retry-after"], result.body) == (429, "7", b"{}")
 
 
-def test_only_what_was_asked_is_sent(
+def test_no_netrc_entry_or_proxy_of_the_environment_is_used(
     peer: Callable[[Script], Peer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A .netrc entry or a proxy of the environment would replace the key or see it."""
+    """A .netrc entry would replace the Authorization header, and a proxy would see it."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login a password b\n")
     monkeypatch.setenv("NETRC", str(netrc))
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    there = peer(says(OK))
-    assert isinstance(post(there.url, Authorization="Bearer key"), HttpResponse)
-    sent = there.requests[0].decode()
+    server = peer(sends(OK))
+    assert isinstance(post(server.url, Authorization="Bearer key"), HttpResponse)
+    sent = server.requests[0].decode()
     assert "Authorization: Bearer key\r\n" in sent
     assert sent.endswith("\r\n\r\n{}")
     assert "python" not in sent
 
 
 def test_a_redirect_is_returned_and_not_followed(peer: Callable[[Script], Peer]) -> None:
-    """Following it would send a signed body to a host that was not checked."""
-    elsewhere = peer(says(OK))
-    there = peer(says(f"HTTP/1.1 307 Go\r\nLocation: {elsewhere.url}\r\nContent-Length: 0\r\n\r\n".encode()))
-    found = post(there.url)
-    assert isinstance(found, HttpResponse)
-    assert found.status == 307
-    assert elsewhere.requests == []
+    """Following it would send the signed body to a host that the egress policy has not checked."""
+    target = peer(sends(OK))
+    server = peer(sends(f"HTTP/1.1 307 Go\r\nLocation: {target.url}\r\nContent-Length: 0\r\n\r\n".encode()))
+    result = post(server.url)
+    assert isinstance(result, HttpResponse)
+    assert result.status == 307
+    assert target.requests == []
 
 
 def test_cookies_are_not_kept(peer: Callable[[Script], Peer]) -> None:
     """A response does not change the next request."""
-    there = peer(says(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n"))
+    server = peer(sends(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n"))
     client = HttpClient(timeout_s=PATIENCE_S)
     for _ in range(2):
-        assert isinstance(client.post(there.url, body=b"{}", headers={}), HttpResponse)
-    assert len(there.requests) == 2, there.requests
-    assert b"Cookie" not in there.requests[1]
+        assert isinstance(client.post(server.url, body=b"{}", headers={}), HttpResponse)
+    assert len(server.requests) == 2, server.requests
+    assert b"Cookie" not in server.requests[1]
 
 
-def test_every_request_has_a_connection_of_its_own(peer: Callable[[Script], Peer]) -> None:
+def test_every_request_uses_a_new_connection(peer: Callable[[Script], Peer]) -> None:
     """No keep-alive: a reused connection may be closed by the peer during the next request."""
     first_left = threading.Event()
 
@@ -151,97 +151,99 @@ def test_every_request_has_a_connection_of_its_own(peer: Callable[[Script], Peer
         if connection.recv(1) == b"":
             first_left.set()
 
-    there = peer(script)
+    server = peer(script)
     client = HttpClient(timeout_s=PATIENCE_S)
-    assert isinstance(client.post(there.url, body=b"{}", headers={}), HttpResponse)
+    assert isinstance(client.post(server.url, body=b"{}", headers={}), HttpResponse)
     assert first_left.wait(PATIENCE_S)
-    assert isinstance(client.post(there.url, body=b"{}", headers={}), HttpResponse)
+    assert isinstance(client.post(server.url, body=b"{}", headers={}), HttpResponse)
 
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX: "], ids=["status line", "header"])
-def test_a_dripping_answer_ends_at_the_deadline(peer: Callable[[Script], Peer], start: bytes) -> None:
-    """A slow trickle of bytes never exceeds a read timeout; only a total deadline ends it."""
+def test_a_slow_response_ends_at_the_deadline(peer: Callable[[Script], Peer], start: bytes) -> None:
+    """Single bytes at short intervals never exceed a read timeout, so a total deadline is needed."""
 
     def script(connection: socket.socket) -> None:
         connection.sendall(start)
-        there.drip(b"H")(connection)
+        server.drip(b"H")(connection)
 
-    there = peer(script)
-    began = time.monotonic()
-    assert post(there.url, timeout_s=TIMEOUT_S) == RequestFailure("no answer in time")
-    assert time.monotonic() - began < TIMEOUT_S + SLACK_S
+    server = peer(script)
+    started = time.monotonic()
+    assert post(server.url, timeout_s=TIMEOUT_S) == RequestFailure("no answer in time")
+    assert time.monotonic() - started < TIMEOUT_S + SLACK_S
 
 
-def test_a_silent_peer_ends_at_the_deadline(peer: Callable[[Script], Peer]) -> None:
+def test_a_request_without_a_response_ends_at_the_deadline(peer: Callable[[Script], Peer]) -> None:
     """The peer accepts the connection and never responds."""
 
     def script(connection: socket.socket) -> None:
-        there.gone.wait(10)
+        server.gone.wait(10)
 
-    there = peer(script)
-    began = time.monotonic()
-    assert post(there.url, timeout_s=TIMEOUT_S) == RequestFailure("no answer in time")
-    assert time.monotonic() - began < TIMEOUT_S + SLACK_S
+    server = peer(script)
+    started = time.monotonic()
+    assert post(server.url, timeout_s=TIMEOUT_S) == RequestFailure("no answer in time")
+    assert time.monotonic() - started < TIMEOUT_S + SLACK_S
 
 
-def test_a_status_counts_even_if_its_body_never_ends(peer: Callable[[Script], Peer]) -> None:
+def test_the_status_is_returned_even_if_the_body_never_ends(peer: Callable[[Script], Peer]) -> None:
     """The status decides; errors in the rest of the response are ignored."""
 
     def script(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-        there.drip(b"x")(connection)
+        server.drip(b"x")(connection)
 
-    there = peer(script)
-    began = time.monotonic()
-    found = post(there.url, timeout_s=TIMEOUT_S)
-    assert isinstance(found, HttpResponse)
-    assert found.status == 200
-    assert time.monotonic() - began < TIMEOUT_S + SLACK_S
+    server = peer(script)
+    started = time.monotonic()
+    result = post(server.url, timeout_s=TIMEOUT_S)
+    assert isinstance(result, HttpResponse)
+    assert result.status == 200
+    assert time.monotonic() - started < TIMEOUT_S + SLACK_S
 
 
 def test_a_huge_body_is_not_read(peer: Callable[[Script], Peer]) -> None:
     """At most the size limit of the body is read."""
-    there = peer(says(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (4 << 20)))
-    found = post(there.url)
-    assert isinstance(found, HttpResponse)
-    assert len(found.body) == MAX_BODY_BYTES
+    server = peer(sends(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (4 << 20)))
+    result = post(server.url)
+    assert isinstance(result, HttpResponse)
+    assert len(result.body) == MAX_BODY_BYTES
 
 
-def test_a_closed_port_is_no_answer() -> None:
-    """A refused connection is a result, not an exception."""
+def test_a_refused_connection_is_a_request_failure() -> None:
+    """`post` returns a `RequestFailure` and raises nothing."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
     assert post(f"http://127.0.0.1:{port}/") == RequestFailure("the connection failed")
 
 
-def test_a_connection_that_breaks_is_no_answer(peer: Callable[[Script], Peer]) -> None:
-    """A restarting receiver closes the connection without a response."""
+def test_a_connection_closed_without_a_response_is_a_request_failure(peer: Callable[[Script], Peer]) -> None:
+    """A receiver that restarts closes its connections."""
     assert post(peer(lambda connection: None).url) == RequestFailure("the connection failed")
 
 
-def test_a_peer_without_tls_is_no_answer(peer: Callable[[Script], Peer]) -> None:
+def test_a_server_without_tls_is_a_request_failure(peer: Callable[[Script], Peer]) -> None:
     """An https URL is not requested in plain text."""
-    there = peer(says(OK))
-    found = post(there.url.replace("http:", "https:"))
-    assert found == RequestFailure("the TLS handshake failed")
+    server = peer(sends(OK))
+    result = post(server.url.replace("http:", "https:"))
+    assert result == RequestFailure("the TLS handshake failed")
 
 
 @pytest.mark.parametrize("key", ["line\nbreak", "ключ"])
-def test_a_header_that_cannot_be_sent_is_not_quoted(peer: Callable[[Script], Peer], key: str) -> None:
+def test_the_failure_does_not_contain_an_invalid_header_value(
+    peer: Callable[[Script], Peer], key: str
+) -> None:
     """The library's error message contains the header value, which may be a service key."""
-    found = post(peer(says(OK)).url, Authorization=f"Bearer {key}")
-    assert found == RequestFailure("a header value cannot be sent")
+    result = post(peer(sends(OK)).url, Authorization=f"Bearer {key}")
+    assert result == RequestFailure("a header value cannot be sent")
 
 
 def test_a_failed_request_is_not_repeated(peer: Callable[[Script], Peer]) -> None:
-    """Whether to try again is decided by the caller: the peer may have acted on the first request."""
-    there = peer(lambda connection: None)
-    assert isinstance(post(there.url), RequestFailure)
-    assert len(there.requests) == 1
+    """The server may have processed the first request, so the caller decides whether to retry."""
+    server = peer(lambda connection: None)
+    assert isinstance(post(server.url), RequestFailure)
+    assert len(server.requests) == 1
 
 
-def test_a_url_that_is_not_http_is_not_called() -> None:
-    """A URL that cannot be parsed is a failure like any other, not an exception."""
+def test_an_invalid_url_is_a_request_failure() -> None:
+    """A URL with another scheme, or one that cannot be parsed, raises no exception."""
     for url in ("ftp://example.com/", "https://user:pw@example.com/", "http://exa mple.com/"):
         assert post(url) == RequestFailure("the URL cannot be called")
 
@@ -255,17 +257,17 @@ def test_a_slow_name_server_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch
         raise socket.gaierror("too late")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    began = time.monotonic()
+    started = time.monotonic()
     assert post("http://slow.example/", timeout_s=TIMEOUT_S) == RequestFailure("connecting took too long")
-    assert time.monotonic() - began < TIMEOUT_S + SLACK_S
+    assert time.monotonic() - started < TIMEOUT_S + SLACK_S
     enough.set()
 
 
-def test_a_peer_that_does_not_read_ends_at_the_deadline(peer: Callable[[Script], Peer]) -> None:
+def test_a_request_body_that_is_not_read_ends_at_the_deadline(peer: Callable[[Script], Peer]) -> None:
     """One deadline covers all writes of a large request body."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        began = time.monotonic()
-        found = HttpClient(timeout_s=TIMEOUT_S).post(url, body=bytes(64 << 20), headers={})
-        assert found == RequestFailure("no answer in time")
-        assert time.monotonic() - began < TIMEOUT_S + SLACK_S
+        started = time.monotonic()
+        result = HttpClient(timeout_s=TIMEOUT_S).post(url, body=bytes(64 << 20), headers={})
+        assert result == RequestFailure("no answer in time")
+        assert time.monotonic() - started < TIMEOUT_S + SLACK_S

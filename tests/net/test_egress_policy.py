@@ -1,4 +1,4 @@
-"""Which hosts may be called: every way to write, name or rebind a private address is refused."""
+"""The egress policy refuses private addresses in every notation, by name and after DNS rebinding."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ourvidz.net.transport import Deadline, EgressDenied
 SLACK_S = 3.0
 
 REFUSED = [
-    # loopback and this host
+    # loopback and unspecified addresses
     *("http://127.0.0.1/", "http://127.8.9.10/", "http://0.0.0.0/", "http://[::1]/", "http://[::]/"),
     # private
     *("http://10.0.0.1/", "http://172.16.0.1/", "http://172.31.255.255/", "http://192.168.1.1/"),
     *("http://[fc00::1]/", "http://[fd12:3456::1]/", "http://[fec0::1]/"),
-    # link-local, and where clouds keep their credentials
+    # link-local, and the metadata services of clouds
     *("http://169.254.0.1/", "http://169.254.169.254/latest/meta-data/", "http://169.254.170.2/"),
     *("http://[fe80::1]/", "http://[fe80::1%25eth0]/", "http://[fd00:ec2::254]/"),
     *("http://100.100.100.200/", "http://192.0.0.192/", "http://168.63.129.16/"),
@@ -36,7 +36,7 @@ REFUSED = [
     *("http://[::ffff:0:127.0.0.1]/", "http://[64:ff9b::127.0.0.1]/", "http://[64:ff9b::a9fe:a9fe]/"),
     *("http://[64:ff9b:1::10.0.0.1]/", "http://[2002:7f00:1::]/", "http://[2002:a9fe:a9fe::1]/"),
     *("http://[2001:0:7f00:1::]/", "http://[::ffff:8.8.8.8]/", "http://[2002:808:808::]/"),
-    # an address in disguise
+    # other notations of loopback addresses
     *("http://2130706433/", "http://017700000001/", "http://0177.0.0.1/", "http://127.1/", "http://127.0.1/"),
     *("http://0x7f000001/", "http://0x7f.0x0.0x0.0x1/", "http://0x7f.1/", "http://0X7F.1/", "http://0/"),
     *("http://127.0.0.1./", "http://0x8080808/", "http://134744072/", "http://010.8.8.8/"),
@@ -45,7 +45,7 @@ REFUSED = [
     *("file:///etc/passwd", "ftp://example.com/a.png"),
     *("gopher://example.com/_x", "dict://example.com:11211/"),
     *("ldap://example.com/", "jar:http://example.com!/", "javascript:alert(1)", "data:text/html,x", "//x/y"),
-    # user names, ports, and what parsers disagree about
+    # user names, ports, and URLs that parsers read differently
     *("http://user@example.com/", "http://user:pw@example.com/", "http://example.com@127.0.0.1/"),
     *("http://127.0.0.1:80@example.com/", "http://example.com\\@127.0.0.1/"),
     "http://example.com#@127.0.0.1\\/",
@@ -69,7 +69,7 @@ def never(*_: Any) -> Any:
     raise AssertionError("no name may be looked up")
 
 
-def says(*addresses: str) -> Callable[..., list[Any]]:
+def resolves_to(*addresses: str) -> Callable[..., list[Any]]:
     """Return a resolver with a fixed result."""
 
     def resolver(host: str, port: int, *_: Any) -> list[Any]:
@@ -96,14 +96,14 @@ def connect(policy: EgressPolicy, host: str, port: int = 80, within_s: float = 3
 
 
 @pytest.mark.parametrize("url", REFUSED)
-def test_a_url_that_leads_inside_is_refused_by_its_text(url: str) -> None:
-    """Literal private addresses are refused without a DNS query."""
+def test_a_url_with_a_private_address_is_refused_without_a_lookup(url: str) -> None:
+    """Literal addresses need no DNS query."""
     assert EgressPolicy(resolver=never).refusal(url)
 
 
 @pytest.mark.parametrize("url", PUBLIC)
 def test_a_public_url_is_not_refused(url: str) -> None:
-    """Public addresses must pass, or operators would disable the policy."""
+    """Public addresses are allowed by default."""
     assert EgressPolicy(resolver=never).refusal(url) is None
 
 
@@ -116,17 +116,17 @@ def test_a_public_url_is_not_refused(url: str) -> None:
         ["2606:4700::1111", "::1"],
     ],
 )  # fmt: skip
-def test_a_name_with_a_private_address_is_not_called(addresses: list[str]) -> None:
-    """A host name with one private address among public ones is refused."""
+def test_a_host_name_with_a_private_address_is_refused(addresses: list[str]) -> None:
+    """One private address among public ones is enough."""
     with pytest.raises(EgressDenied):
-        connect(EgressPolicy(resolver=says(*addresses)), "innocent.example")
+        connect(EgressPolicy(resolver=resolves_to(*addresses)), "innocent.example")
 
 
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST", "0x7f.1", "2130706433", "127.1", "::1", "127.0.0.1"]
 )
-def test_no_spelling_of_this_host_is_called(host: str) -> None:
-    """The look-up itself reads numbers as addresses; what the client hands over is checked again."""
+def test_no_notation_of_a_loopback_address_is_called(host: str) -> None:
+    """`getaddrinfo` accepts numbers as addresses, so resolved addresses are checked as well."""
     with pytest.raises(EgressDenied):
         connect(EgressPolicy(), host)
 
@@ -134,7 +134,7 @@ def test_no_spelling_of_this_host_is_called(host: str) -> None:
 def test_the_checked_address_is_the_one_connected_to(
     site: Any, name_server: Callable[[list[str]], Any]
 ) -> None:
-    """DNS rebinding is prevented by resolving the name only once."""
+    """The name is resolved once only, which prevents DNS rebinding."""
     server = name_server(["127.0.0.1", "169.254.169.254"])
     resolver = UdpResolver(
         nameservers=("127.0.0.1",), nameserver_port=server.port, families=(socket.AF_INET,)
@@ -165,46 +165,46 @@ def test_the_checked_address_is_the_one_connected_to(
         ("under_score.example", "http://under_score.example/a", True),
     ],
 )
-def test_an_operator_may_allow_hosts_and_networks(allowed: str, url: str, refused: bool) -> None:
-    """Local development and private storage need allowed private addresses."""
+def test_allowed_hosts_and_networks_may_be_private(allowed: str, url: str, refused: bool) -> None:
+    """Local development and private storage use private addresses."""
     named = {"networks": [allowed]} if "/" in allowed else {"hosts": [allowed]}
     assert bool(EgressPolicy(**named, resolver=never).refusal(url)) is refused
 
 
-def test_an_allowed_host_may_have_a_private_address_among_public_ones(site: Any) -> None:
-    """Split-horizon DNS is common; an allowed host is trusted by the operator."""
-    policy = EgressPolicy([f"mixed.example:{site.port}"], resolver=says("127.0.0.1", "8.8.8.8"))
+def test_an_allowed_host_may_have_private_and_public_addresses(site: Any) -> None:
+    """The operator trusts an allowed host, which may have split-horizon DNS."""
+    policy = EgressPolicy([f"mixed.example:{site.port}"], resolver=resolves_to("127.0.0.1", "8.8.8.8"))
     assert connect(policy, "mixed.example", site.port) == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
     "address", ["169.254.169.254", "224.0.0.1", "0.0.0.0", "fe80::1", "::ffff:127.0.0.1"]
 )
-def test_an_allowed_host_never_reaches_cloud_metadata(address: str) -> None:
-    """The metadata addresses are refused even for allowed hosts, whose DNS may be controlled by others."""
+def test_a_cloud_metadata_address_is_refused_for_allowed_hosts(address: str) -> None:
+    """The DNS records of an allowed host may be controlled by others."""
     with pytest.raises(EgressDenied):
-        connect(EgressPolicy(["partner.example"], resolver=says(address)), "partner.example")
+        connect(EgressPolicy(["partner.example"], resolver=resolves_to(address)), "partner.example")
 
 
-def test_a_slow_name_server_does_not_hold_a_request() -> None:
-    """The system resolver has no timeout, and the name's owner controls its DNS server."""
-    queried, enough = threading.Event(), threading.Event()
+def test_a_slow_name_server_ends_at_the_deadline() -> None:
+    """The system resolver has no timeout, and an attacker may control the DNS server of a name."""
+    queried, finished = threading.Event(), threading.Event()
 
     def slow(*_: Any) -> Any:
         queried.set()
-        enough.wait(30)
+        finished.wait(30)
         raise socket.gaierror("too late")
 
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(TimeoutError):
         connect(EgressPolicy(resolver=slow), "slow.example", within_s=0.2)
-    assert time.monotonic() - began < SLACK_S
+    assert time.monotonic() - started < SLACK_S
     assert queried.is_set()
-    enough.set()
+    finished.set()
 
 
-def test_a_name_that_is_not_there_is_no_refusal() -> None:
-    """An unresolvable name is reported as a DNS failure, not as a refusal."""
+def test_an_unknown_host_name_is_a_dns_failure() -> None:
+    """It is not reported as a refusal by the policy."""
 
     def unknown(*_: Any) -> Any:
         raise socket.gaierror("no such name")
@@ -213,7 +213,7 @@ def test_a_name_that_is_not_there_is_no_refusal() -> None:
         connect(EgressPolicy(resolver=unknown), "gone.example")
 
 
-def test_a_network_that_is_none_is_an_error() -> None:
-    """An invalid network in the setting raises an error."""
+def test_an_invalid_network_in_the_settings_is_an_error() -> None:
+    """It is not ignored, which would refuse the hosts that the operator wants to allow."""
     with pytest.raises(ValueError, match=r"10[.]0[.]0[.]0/40"):
         EgressPolicy(networks=["10.0.0.0/40"])

@@ -28,33 +28,35 @@ def is_png(head: bytes) -> bool:
 
 
 def fetch(url: str, *sites: Any, timeout_s: float = PATIENCE_S) -> HttpResponse | RequestFailure:
-    """GET a URL; only these sites are allowed besides the public Internet."""
+    """GET a URL with a policy that allows public addresses and `sites`."""
     policy = EgressPolicy([site.netloc for site in sites])
     return Fetcher(policy, timeout_s=timeout_s, max_bytes=MAX_BYTES).get(url, is_png)
 
 
-def answer(body: bytes = PNG, *headers: str, status: str = "200 OK", length: int | None = None) -> bytes:
+def response(body: bytes = PNG, *headers: str, status: str = "200 OK", length: int | None = None) -> bytes:
     named = "".join(f"{header}\r\n" for header in headers)
     counted = len(body) if length is None else length
     return f"HTTP/1.1 {status}\r\nContent-Length: {counted}\r\n{named}\r\n".encode("latin-1") + body
 
 
-def moved(to: str, status: int = 302) -> bytes:
+def redirect(to: str, status: int = 302) -> bytes:
     return f"HTTP/1.1 {status} Go\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n".encode()
 
 
-def test_a_picture_comes_whole(site: Any) -> None:
-    """A valid image is returned unchanged."""
-    found = fetch(site.page("/a.png", answer()), site)
-    assert isinstance(found, HttpResponse)
-    assert found.body == PNG
+def test_an_image_is_returned_unchanged(site: Any) -> None:
+    """The body has exactly the bytes that the server sent."""
+    result = fetch(site.page("/a.png", response()), site)
+    assert isinstance(result, HttpResponse)
+    assert result.body == PNG
 
 
-def test_the_request_says_little(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proxies of the environment are ignored; the request accepts no compressed body."""
+def test_the_request_has_minimal_headers_and_uses_no_proxy(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proxies of the environment are ignored, and no content encoding is accepted."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    fetch(site.page("/a.png", answer()), site)
+    fetch(site.page("/a.png", response()), site)
     sent = site.requests[0].decode()
     assert "Accept-Encoding: identity\r\n" in sent
     assert f"Host: {site.netloc}\r\n" in sent
@@ -63,9 +65,9 @@ def test_the_request_says_little(site: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("kind", ["text/html", "application/octet-stream", "image/svg+xml"])
-def test_bytes_count_and_not_what_they_are_called(site: Any, kind: str) -> None:
-    """The image type comes from the first bytes; the Content-Type header is ignored."""
-    assert isinstance(fetch(site.page("/a", answer(PNG, f"Content-Type: {kind}")), site), HttpResponse)
+def test_the_image_type_is_detected_by_the_first_bytes(site: Any, kind: str) -> None:
+    """The Content-Type header is ignored."""
+    assert isinstance(fetch(site.page("/a", response(PNG, f"Content-Type: {kind}")), site), HttpResponse)
 
 
 @pytest.mark.parametrize(
@@ -80,26 +82,26 @@ def test_bytes_count_and_not_what_they_are_called(site: Any, kind: str) -> None:
     ],
     ids=["html", "svg", "pdf", "nothing", "four bytes", "json"],
 )
-def test_what_does_not_begin_like_a_picture_is_not_kept(site: Any, body: bytes) -> None:
-    """A body without an image signature is rejected, whatever its Content-Type."""
-    found = fetch(site.page("/a.png", answer(body, "Content-Type: image/png")), site)
-    assert found == RequestFailure("the body is of another kind")
+def test_a_body_without_an_image_signature_is_rejected(site: Any, body: bytes) -> None:
+    """The Content-Type header does not matter."""
+    result = fetch(site.page("/a.png", response(body, "Content-Type: image/png")), site)
+    assert result == RequestFailure("the body is of another kind")
 
 
 @pytest.mark.parametrize(
     "status", ["204 No", "206 Part", "304 Same", "401 Who", "403 No", "404 No", "500 Oh", "503 Oh"]
 )
-def test_only_a_full_answer_counts(site: Any, status: str) -> None:
-    """Only status 200 is accepted."""
-    assert fetch(site.page("/a.png", answer(status=status)), site) == RequestFailure(f"HTTP {status[:3]}")
+def test_a_status_other_than_200_is_a_failure(site: Any, status: str) -> None:
+    """Partial content and other success statuses are not accepted either."""
+    assert fetch(site.page("/a.png", response(status=status)), site) == RequestFailure(f"HTTP {status[:3]}")
 
 
 @pytest.mark.parametrize(
     "page",
     [
-        answer(gzip.compress(PNG + bytes(10 << 20)), "Content-Encoding: gzip"),
-        answer(PNG, "Content-Encoding: br"),
-        answer(PNG, "Content-Encoding: gzip, identity"),
+        response(gzip.compress(PNG + bytes(10 << 20)), "Content-Encoding: gzip"),
+        response(PNG, "Content-Encoding: br"),
+        response(PNG, "Content-Encoding: gzip, identity"),
     ],
     ids=["a gzip bomb", "brotli", "two of them"],
 )
@@ -108,36 +110,36 @@ def test_a_compressed_body_is_refused(site: Any, page: bytes) -> None:
     assert fetch(site.page("/a.png", page), site) == RequestFailure("the body is compressed")
 
 
-def test_bytes_that_cannot_be_read_are_no_answer(site: Any) -> None:
-    """An exception while the body is read becomes a `RequestFailure`, so the job can fall back."""
+def test_an_error_while_reading_the_body_is_a_request_failure(site: Any) -> None:
+    """No exception is raised, so that the job can continue without its reference."""
     policy = EgressPolicy([site.netloc])
     fetcher = Fetcher(policy, timeout_s=PATIENCE_S, max_bytes=MAX_BYTES)
-    found = fetcher.get(site.page("/a.png", answer(b"x" * 99)), lambda head: int(head) > 0)
-    assert found == RequestFailure("the answer cannot be read")
+    result = fetcher.get(site.page("/a.png", response(b"x" * 99)), lambda head: int(head) > 0)
+    assert result == RequestFailure("the answer cannot be read")
 
 
 CHUNK = b"8000\r\n" + PNG + bytes(0x8000 - len(PNG)) + b"\r\n"
 
 
-def test_a_body_that_says_it_is_too_large_is_not_read(site: Any) -> None:
-    """A Content-Length over the limit is rejected before the body is read."""
-    page = answer(PNG, length=MAX_BYTES + 1)
+def test_a_content_length_over_the_limit_is_rejected_before_reading(site: Any) -> None:
+    """The connection is closed without reading the body."""
+    page = response(PNG, length=MAX_BYTES + 1)
     assert fetch(site.page("/a.png", page), site) == RequestFailure("the body is too large")
 
 
 @pytest.mark.parametrize("lengths", [[f" {len(PNG)} "], [str(len(PNG))] * 2, [f"{len(PNG)},{len(PNG)}"]])
-def test_a_length_that_is_repeated_is_one_length(site: Any, lengths: list[str]) -> None:
-    """Proxies write the header twice; where both agree nothing is in doubt."""
+def test_a_repeated_equal_content_length_is_accepted(site: Any, lengths: list[str]) -> None:
+    """Some proxies write the header twice."""
     named = "".join(f"Content-Length: {length}\r\n" for length in lengths)
     page = f"HTTP/1.1 200 OK\r\n{named}\r\n".encode() + PNG
-    found = fetch(site.page("/a.png", page), site)
-    assert isinstance(found, HttpResponse)
-    assert found.body == PNG
+    result = fetch(site.page("/a.png", page), site)
+    assert isinstance(result, HttpResponse)
+    assert result.body == PNG
 
 
 @pytest.mark.parametrize("digits", ["9" * 4300, "9" * 5000, "1" + "0" * 60_000, "0" * 5000 + "9"])
-def test_a_length_of_thousands_of_digits_is_no_answer(site: Any, digits: str) -> None:
-    """Python reads no integer of more than 4300 digits; an untrusted header must not become our error."""
+def test_a_content_length_of_thousands_of_digits_is_a_request_failure(site: Any, digits: str) -> None:
+    """Python raises `ValueError` for integers of more than 4300 digits."""
     page = f"HTTP/1.1 200 OK\r\nContent-Length: {digits}\r\n\r\n".encode() + PNG
     assert isinstance(fetch(site.page("/a.png", page), site), RequestFailure)
 
@@ -150,22 +152,22 @@ def test_a_length_of_thousands_of_digits_is_no_answer(site: Any, digits: str) ->
     ],
     ids=lambda length: ascii(length[:8]),
 )  # fmt: skip
-def test_a_malformed_length_is_no_answer(site: Any, length: str) -> None:
-    """RFC 9112, section 6.3: where the body ends is unknown then, so a client discards the response."""
+def test_a_malformed_content_length_is_a_request_failure(site: Any, length: str) -> None:
+    """The length of the body is unknown then, so the response is discarded (RFC 9112, section 6.3)."""
     page = f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode() + PNG
     assert isinstance(fetch(site.page("/a.png", page), site), RequestFailure)
 
 
 @pytest.mark.parametrize("lengths", [["5", "9"], ["5", "9" * 5000], ["+5"], [f"{len(PNG)}, {MAX_BYTES + 1}"]])
-def test_lengths_that_contradict_make_no_answer(site: Any, lengths: list[str]) -> None:
-    """The length of the body is ambiguous."""
+def test_contradicting_content_lengths_are_a_request_failure(site: Any, lengths: list[str]) -> None:
+    """The length of the body is ambiguous, which allows response smuggling."""
     named = "".join(f"Content-Length: {length}\r\n" for length in lengths)
     page = f"HTTP/1.1 200 OK\r\n{named}\r\n".encode() + PNG
     assert isinstance(fetch(site.page("/a.png", page), site), RequestFailure)
 
 
 @pytest.mark.parametrize(
-    ("start", "again"),
+    ("start", "repeated"),
     [
         (b"HTTP/1.1 200 OK\r\n\r\n" + PNG, bytes(1 << 16)),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", CHUNK),
@@ -173,21 +175,21 @@ def test_lengths_that_contradict_make_no_answer(site: Any, lengths: list[str]) -
     ],
     ids=["until it closes", "in chunks", "in chunks, with a length"],
 )
-def test_an_endless_body_ends_at_the_limit(site: Any, start: bytes, again: bytes) -> None:
-    """Memory is bounded by us, not by the peer."""
-    url = site.page("/a.png", site.repeat(start, again, 0))
+def test_an_endless_body_is_read_up_to_the_limit(site: Any, start: bytes, repeated: bytes) -> None:
+    """The memory use is bounded by the size limit."""
+    url = site.page("/a.png", site.repeat(start, repeated, 0))
     tracemalloc.start()
-    found = fetch(url, site)
+    result = fetch(url, site)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert found == RequestFailure("the body is too large")
+    assert result == RequestFailure("the body is too large")
     assert peak < 40 * MAX_BYTES
 
 
 @pytest.mark.parametrize(
     "page",
     [
-        answer(PNG, length=len(PNG) + 1),
+        response(PNG, length=len(PNG) + 1),
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNK,
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"HTTP/1.1 200",
@@ -197,10 +199,10 @@ def test_an_endless_body_ends_at_the_limit(site: Any, start: bytes, again: bytes
     ],
     ids=["short", "a chunk is missing", "no chunk", "half a status", "ssh", "tls", "nothing"],
 )
-def test_an_answer_that_breaks_off_is_none(site: Any, page: bytes) -> None:
-    """Some decoders accept a truncated image."""
-    found = fetch(site.page("/a.png", page), site, timeout_s=2.0)
-    assert isinstance(found, RequestFailure)
+def test_a_truncated_response_is_a_request_failure(site: Any, page: bytes) -> None:
+    """A truncated body is not returned, since some decoders would accept it."""
+    result = fetch(site.page("/a.png", page), site, timeout_s=2.0)
+    assert isinstance(result, RequestFailure)
 
 
 PACES = {
@@ -216,41 +218,41 @@ PACES = {
 
 
 @pytest.mark.parametrize("pace", PACES)
-def test_a_slow_peer_ends_at_the_deadline(site: Any, pace: str) -> None:
-    """Each read succeeds in time; the total deadline ends the request."""
+def test_a_slow_response_ends_at_the_deadline(site: Any, pace: str) -> None:
+    """Each read is within the read timeout, so a total deadline is needed."""
     url = site.page("/a.png", site.repeat(*PACES[pace], 0.02))
-    began = time.monotonic()
+    started = time.monotonic()
     assert fetch(url, site, timeout_s=TIMEOUT_S) == RequestFailure("no answer in time")
-    assert time.monotonic() - began < TIMEOUT_S + SLACK_S
+    assert time.monotonic() - started < TIMEOUT_S + SLACK_S
 
 
-def test_an_endless_header_ends_by_itself(site: Any) -> None:
-    """Headers are kept too, so their number and length are bounded."""
+def test_the_size_of_the_headers_is_limited(site: Any) -> None:
+    """Headers are held in memory as well."""
     url = site.page("/a.png", site.repeat(b"HTTP/1.1 200 OK\r\nX: ", bytes(b"x" * (1 << 16)), 0))
     assert isinstance(fetch(url, site, timeout_s=TIMEOUT_S), RequestFailure)
 
 
-def test_redirects_share_one_deadline(site: Any) -> None:
-    """The deadline covers all redirects together."""
+def test_one_deadline_covers_all_redirects(site: Any) -> None:
+    """A chain of slow redirects cannot extend the total time."""
 
-    def late(connection: socket.socket) -> None:
+    def redirect_late(connection: socket.socket) -> None:
         site.gone.wait(0.3)
-        connection.sendall(moved("/a.png"))
+        connection.sendall(redirect("/a.png"))
 
-    url = site.page("/a.png", late)
-    began = time.monotonic()
+    url = site.page("/a.png", redirect_late)
+    started = time.monotonic()
     assert fetch(url, site, timeout_s=TIMEOUT_S) == RequestFailure("no answer in time")
-    assert time.monotonic() - began < TIMEOUT_S + SLACK_S
+    assert time.monotonic() - started < TIMEOUT_S + SLACK_S
     assert len(site.requests) == 2
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_followed(site: Any, other: Any, status: int) -> None:
+def test_a_redirect_is_followed(site: Any, other_site: Any, status: int) -> None:
     """Redirects to allowed sites are followed."""
-    site.page("/a", moved(other.url + "/b", status))
-    other.page("/b", moved("c?d=e", status))
-    other.page("/c?d=e", answer())
-    assert isinstance(fetch(site.url + "/a", site, other), HttpResponse)
+    site.page("/a", redirect(other_site.url + "/b", status))
+    other_site.page("/b", redirect("c?d=e", status))
+    other_site.page("/c?d=e", response())
+    assert isinstance(fetch(site.url + "/a", site, other_site), HttpResponse)
 
 
 @pytest.mark.parametrize(
@@ -263,50 +265,50 @@ def test_a_redirect_is_followed(site: Any, other: Any, status: int) -> None:
         *("http://a:b@example.com/", "http://example.com\\@127.0.0.1/", "http://[", "javascript:0"),
     ],
 )  # fmt: skip
-def test_a_redirect_inside_is_not_followed(site: Any, to: str) -> None:
+def test_a_redirect_to_a_private_address_is_not_followed(site: Any, to: str) -> None:
     """Each redirect target is checked against the egress policy."""
-    assert isinstance(fetch(site.page("/a.png", moved(to)), site), RequestFailure)
+    assert isinstance(fetch(site.page("/a.png", redirect(to)), site), RequestFailure)
     assert len(site.requests) == 1
 
 
-def test_a_redirect_to_a_site_that_is_not_allowed_never_arrives(site: Any, other: Any) -> None:
-    """Loopback is allowed at one port, not at its neighbour."""
-    other.page("/b", answer())
-    assert isinstance(fetch(site.page("/a.png", moved(other.url + "/b")), site), RequestFailure)
-    assert other.requests == []
+def test_a_redirect_to_another_port_of_an_allowed_host_is_not_followed(site: Any, other_site: Any) -> None:
+    """Hosts are allowed with their port."""
+    other_site.page("/b", response())
+    assert isinstance(fetch(site.page("/a.png", redirect(other_site.url + "/b")), site), RequestFailure)
+    assert other_site.requests == []
 
 
 @pytest.mark.parametrize("to", ["/a.png", "/b.png"], ids=["to itself", "in a circle"])
-def test_redirects_end(site: Any, to: str) -> None:
-    """The number of redirects is limited."""
-    site.page("/b.png", moved("/a.png"))
-    assert fetch(site.page("/a.png", moved(to)), site) == RequestFailure("too many redirects")
+def test_the_number_of_redirects_is_limited(site: Any, to: str) -> None:
+    """Redirect loops end as well."""
+    site.page("/b.png", redirect("/a.png"))
+    assert fetch(site.page("/a.png", redirect(to)), site) == RequestFailure("too many redirects")
     assert len(site.requests) == 4
 
 
-def test_a_redirect_to_nowhere_is_an_error_page(site: Any) -> None:
-    """A redirect without a Location header is a failure."""
-    page = answer(status="302 Go")
+def test_a_redirect_without_a_location_is_a_request_failure(site: Any) -> None:
+    """Its status is handled like other error statuses."""
+    page = response(status="302 Go")
     assert fetch(site.page("/a.png", page), site) == RequestFailure("HTTP 302")
 
 
-def test_a_closed_port_is_no_answer() -> None:
-    """A refused connection is a typed error."""
+def test_a_refused_connection_is_a_request_failure() -> None:
+    """`get` returns a `RequestFailure` and raises nothing."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
     policy = EgressPolicy([f"127.0.0.1:{port}"])
-    found = Fetcher(policy, timeout_s=PATIENCE_S, max_bytes=9).get(f"http://127.0.0.1:{port}/", is_png)
-    assert found == RequestFailure("the connection failed")
+    result = Fetcher(policy, timeout_s=PATIENCE_S, max_bytes=9).get(f"http://127.0.0.1:{port}/", is_png)
+    assert result == RequestFailure("the connection failed")
 
 
-def test_https_is_never_spoken_in_the_clear(site: Any) -> None:
-    """The certificate is verified; there is no fallback to plain text."""
-    found = fetch(site.page("/a.png", answer()).replace("http:", "https:"), site)
-    assert found == RequestFailure("the TLS handshake failed")
+def test_https_does_not_fall_back_to_plain_text(site: Any) -> None:
+    """A server without TLS is a failure."""
+    result = fetch(site.page("/a.png", response()).replace("http:", "https:"), site)
+    assert result == RequestFailure("the TLS handshake failed")
 
 
 def test_the_log_has_the_reason_and_no_query(site: Any) -> None:
-    """Operators need to know why; a signed URL's query is a key."""
+    """Operators see why a download failed; the query of a signed URL is a credential and is not logged."""
     with capture_logs() as logs:
         fetch(site.url + "/a.png?signature=hush", site)
         fetch("http://name:hush@10.0.0.1/x", site)

@@ -1,4 +1,4 @@
-"""Server-sent events are parsed as the standard says, however the bytes arrive."""
+"""The parser of server-sent events follows the WHATWG standard, independent of how the bytes are split."""
 
 from __future__ import annotations
 
@@ -22,21 +22,19 @@ EVENTS = [
 
 @pytest.mark.parametrize("size", [1, 2, 7, len(STREAM)])
 def test_events_do_not_depend_on_how_the_body_is_split(size: int) -> None:
-    """Comments and `retry` are skipped, data may have several lines, and a type or id ends with its event."""
+    """Comments and `retry` are ignored, data may have several lines; type and id apply to one event only."""
     chunks = [STREAM[at : at + size] for at in range(0, len(STREAM), size)]
     assert list(parse_events(chunks)) == EVENTS
 
 
 @pytest.mark.parametrize(("flush", "expected"), [(False, [b"one"]), (True, [b"one", b"tw"])])
-def test_an_event_cut_off_by_the_end_of_the_body_is_dropped_unless_asked_for(
-    flush: bool, expected: list[bytes]
-) -> None:
-    """Half an event may be half a JSON document; some model servers leave the last blank line out."""
-    found = parse_events([b"data: one\n\ndata: tw"], flush_incomplete=flush)
-    assert [event.data for event in found] == expected
+def test_an_incomplete_last_event_is_returned_only_with_flush(flush: bool, expected: list[bytes]) -> None:
+    """It may be a truncated JSON document, but some model servers omit the final blank line."""
+    events = parse_events([b"data: one\n\ndata: tw"], flush_incomplete=flush)
+    assert [event.data for event in events] == expected
 
 
-def test_a_line_without_end_is_refused() -> None:
-    """The line length is limited, which bounds memory."""
+def test_a_line_over_the_length_limit_is_refused() -> None:
+    """The limit bounds the memory use."""
     with pytest.raises(LineTooLong):
         list(parse_events([b"data: "] + [b"x" * 4096] * (LINE_BYTES // 4096)))

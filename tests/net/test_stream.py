@@ -25,7 +25,7 @@ def chunked(*parts: bytes) -> bytes:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """A stream from a server that does what a script says, once."""
+    """Returns a function that opens a stream from a new server, which runs a script on one connection."""
     threads: list[threading.Thread] = []
     listeners: list[socket.socket] = []
 
@@ -52,7 +52,7 @@ def start() -> Iterator[Start]:
         thread.join(PATIENCE_S)
 
 
-def says(answer: bytes) -> Script:
+def sends(answer: bytes) -> Script:
     return lambda connection: connection.sendall(answer)
 
 
@@ -64,28 +64,28 @@ def says(answer: bytes) -> Script:
         chunked(b"data: o", b"ne\n", b"\ndata: two\ndata: more\n\nda", b"ta: three\n\n"),
     ],
 )
-def test_events_are_the_same_however_they_are_cut_up(start: Start, answer: bytes) -> None:
-    """Lines end in several ways, pieces anywhere, and comments are no data."""
-    assert list(start(says(answer)).events()) == [b"one", b"two\nmore", b"three"]
+def test_events_do_not_depend_on_line_ends_and_chunks(start: Start, answer: bytes) -> None:
+    """Line ends differ, chunks end anywhere, and comments are ignored."""
+    assert list(start(sends(answer)).events()) == [b"one", b"two\nmore", b"three"]
 
 
-def test_an_event_is_there_before_the_next_is_written(start: Start) -> None:
-    """Events are delivered before the response ends."""
-    seen = threading.Event()
+def test_an_event_is_yielded_before_the_response_ends(start: Start) -> None:
+    """The client does not wait for further data."""
+    received = threading.Event()
 
     def script(connection: socket.socket) -> None:
         connection.sendall(PLAIN + b"data: one\n\n")
-        assert seen.wait(PATIENCE_S)
+        assert received.wait(PATIENCE_S)
         connection.sendall(b"data: two\n\n")
 
     events = start(script).events()
     assert next(events) == b"one"
-    seen.set()
+    received.set()
     assert list(events) == [b"two"]
 
 
-def test_closing_wakes_the_reader_and_disconnects(start: Start) -> None:
-    """The stream is closed from another thread during an endless response."""
+def test_closing_a_stream_unblocks_its_reader_and_disconnects(start: Start) -> None:
+    """The stream is closed by another thread while its reader waits for data."""
     closed = threading.Event()
 
     def script(connection: socket.socket) -> None:
@@ -112,8 +112,8 @@ def test_closing_wakes_the_reader_and_disconnects(start: Start) -> None:
     assert closed.wait(PATIENCE_S)
 
 
-def test_a_stream_that_was_closed_first_is_never_asked_for() -> None:
-    """A stream closed before it connects sends no request."""
+def test_a_stream_closed_before_it_connects_sends_no_request() -> None:
+    """A cancellation before the start needs no connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         stream = EventStream(
             f"http://127.0.0.1:{listener.getsockname()[1]}/", body=b"", headers={}, timeout_s=PATIENCE_S
@@ -123,17 +123,17 @@ def test_a_stream_that_was_closed_first_is_never_asked_for() -> None:
             list(stream.events())
 
 
-def test_another_answer_is_given_as_it_is(start: Start) -> None:
-    """An error response raises `StreamRefused` with its status and body."""
-    stream = start(says(b"HTTP/1.1 422 No\r\nContent-Length: 3\r\n\r\nwhy"))
+def test_an_error_response_raises_its_status_and_body(start: Start) -> None:
+    """`StreamRefused` has the response of the server."""
+    stream = start(sends(b"HTTP/1.1 422 No\r\nContent-Length: 3\r\n\r\nwhy"))
     with pytest.raises(StreamRefused) as refused:
         list(stream.events())
     assert (refused.value.response.status, refused.value.response.body) == (422, b"why")
 
 
-def test_an_answer_that_breaks_off_is_broken(start: Start) -> None:
+def test_a_truncated_response_raises_an_error(start: Start) -> None:
     """A chunked response without its final chunk raises an error."""
-    stream = start(says(chunked(b"data: one\n\n").removesuffix(b"0\r\n\r\n")))
+    stream = start(sends(chunked(b"data: one\n\n").removesuffix(b"0\r\n\r\n")))
     events = stream.events()
     assert next(events) == b"one"
     with pytest.raises(StreamBroken, match="broke off"):

@@ -29,7 +29,7 @@ Script = Callable[[socket.socket], None]
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate of `receiver.example` with its key, in one file."""
+    """A self-signed certificate of `receiver.example` and its key in one PEM file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
     now = datetime.datetime.now(datetime.UTC)
@@ -59,7 +59,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The client trusts that certificate and no other."""
+    """Makes the client trust that certificate only."""
     monkeypatch.setattr(certifi, "where", lambda: str(certificate))
     transport.tls_context.cache_clear()
     yield
@@ -68,7 +68,8 @@ def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 @pytest.fixture
 def serve(certificate: Path) -> Iterator[Callable[[Script], int]]:
-    """Start a TLS server that runs a script on one connection; its port."""
+    """Returns a function that starts a TLS server and returns its port. The server runs a script on one
+    connection."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -95,7 +96,7 @@ def serve(certificate: Path) -> Iterator[Callable[[Script], int]]:
 
 
 def get(host: str, port: int, *, timeout_s: float = PATIENCE_S) -> HttpResponse | RequestFailure:
-    """GET https://host:port/ from a client whose every name has the address 127.0.0.1."""
+    """GET https://host:port/ with a resolver that returns 127.0.0.1 for every name."""
 
     def resolver(name: str, port: int, *_: object) -> list[tuple[object, ...]]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
@@ -105,38 +106,38 @@ def get(host: str, port: int, *, timeout_s: float = PATIENCE_S) -> HttpResponse 
 
 
 @pytest.mark.parametrize("host", [NAME, f"{NAME}."])
-def test_a_certificate_of_the_name_is_accepted(
+def test_a_certificate_of_the_host_name_is_accepted(
     trusted: None, serve: Callable[[Script], int], host: str
 ) -> None:
-    """The connection goes to an address, the handshake speaks of the name; a final dot is not part of it."""
-    found = get(host, serve(lambda connection: connection.sendall(OK)))
-    assert isinstance(found, HttpResponse)
-    assert found.body == b"{}"
+    """TLS uses the host name, without a final dot, although the connection is to a pinned address."""
+    result = get(host, serve(lambda connection: connection.sendall(OK)))
+    assert isinstance(result, HttpResponse)
+    assert result.body == b"{}"
 
 
 def test_a_certificate_of_another_name_is_refused(trusted: None, serve: Callable[[Script], int]) -> None:
     """The host name is verified although the address is pinned."""
-    found = get("other.example", serve(lambda connection: connection.sendall(OK)))
-    assert found == RequestFailure("the TLS handshake failed")
+    result = get("other.example", serve(lambda connection: connection.sendall(OK)))
+    assert result == RequestFailure("the TLS handshake failed")
 
 
-def test_a_certificate_that_nobody_trusts_is_refused(serve: Callable[[Script], int]) -> None:
+def test_an_untrusted_certificate_is_refused(serve: Callable[[Script], int]) -> None:
     """A self-signed certificate is rejected with the default certificate authorities."""
-    found = get(NAME, serve(lambda connection: connection.sendall(OK)))
-    assert found == RequestFailure("the TLS handshake failed")
+    result = get(NAME, serve(lambda connection: connection.sendall(OK)))
+    assert result == RequestFailure("the TLS handshake failed")
 
 
-def test_a_peer_that_is_silent_after_the_handshake_ends_at_the_deadline(
+def test_a_response_that_never_starts_ends_at_the_deadline(
     trusted: None, serve: Callable[[Script], int]
 ) -> None:
     """The encrypted connection has the same deadline as a plain one."""
-    enough = threading.Event()
-    port = serve(lambda connection: enough.wait(PATIENCE_S) and None)
+    finished = threading.Event()
+    port = serve(lambda connection: finished.wait(PATIENCE_S) and None)
     assert get(NAME, port, timeout_s=0.5) == RequestFailure("no answer in time")
-    enough.set()
+    finished.set()
 
 
-def test_a_handshake_that_never_ends_ends_at_the_deadline(trusted: None) -> None:
+def test_an_unfinished_handshake_ends_at_the_deadline(trusted: None) -> None:
     """The TLS handshake is bounded by the timeout."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

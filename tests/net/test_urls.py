@@ -30,17 +30,17 @@ from ourvidz.net.urls import Origin, origin, parse_http_url
         ("", None),
     ],
 )
-def test_the_origin_is_whom_the_client_calls(url: str, expected: Origin | None) -> None:
-    """The parsed origin equals the host that the HTTP client connects to."""
+def test_the_origin_is_the_host_that_the_client_connects_to(url: str, expected: Origin | None) -> None:
+    """A policy check of the parsed origin is a check of the real connection."""
     assert origin(url) == expected
 
 
 @given(st.text())
-def test_any_text_has_an_origin_or_none(text: str) -> None:
-    """A URL from a payload never raises."""
+def test_any_text_is_parsed_without_an_exception(text: str) -> None:
+    """URLs come from payloads and may be any text."""
     assert origin(text) is None or isinstance(origin(text), Origin)
-    found = origin("http://" + text)
-    assert found is None or found.host
+    parsed = origin("http://" + text)
+    assert parsed is None or parsed.host
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_any_text_has_an_origin_or_none(text: str) -> None:
         ("http://h?x=1", "/?x=1"),
     ],
 )
-def test_the_target_is_what_the_request_line_holds(url: str, target: str) -> None:
-    """Percent-encoded once, without the fragment; what is encoded already stays so, as signatures need."""
+def test_the_request_target_is_encoded_once_without_the_fragment(url: str, target: str) -> None:
+    """Existing percent-encodings are unchanged, since signatures of URLs depend on them."""
     parsed = parse_http_url(url)
     assert parsed is not None
     assert parsed.target == target

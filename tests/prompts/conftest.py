@@ -44,16 +44,16 @@ def flags(content: str, *, normalized: bool) -> dict[str, Any]:
 
 
 def slow_layout(folder: Path, pad: str) -> None:
-    """`vocab.json` and `merges.txt`, as the published SDXL has them."""
+    """Write `vocab.json` and `merges.txt`, the layout of the published SDXL checkpoint."""
     words = vocabulary()
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps(words))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]))
-    listed = {BOS: True, EOS: pad != EOS} | ({pad: False} if pad != EOS else {})
+    added_tokens = {BOS: True, EOS: pad != EOS} | ({pad: False} if pad != EOS else {})
     config = {
         "added_tokens_decoder": {
             str(words[token]): flags(token, normalized=normalized) | {"special": True}
-            for token, normalized in listed.items()
+            for token, normalized in added_tokens.items()
         },
         "bos_token": BOS,
         "eos_token": EOS,
@@ -66,23 +66,23 @@ def slow_layout(folder: Path, pad: str) -> None:
 
 
 def oldest_layout(folder: Path, pad: str) -> None:
-    """The layout without added tokens: `special_tokens_map.json` takes precedence."""
+    """Write the layout without added tokens, in which `special_tokens_map.json` takes precedence."""
     slow_layout(folder, pad)
-    named = {"bos_token": flags(BOS, normalized=True), "eos_token": flags(EOS, normalized=True)}
-    others = {"unk_token": EOS, "pad_token": pad}
-    (folder / "special_tokens_map.json").write_text(json.dumps(named | others))
-    typed = {name: token | {"__type": "AddedToken"} for name, token in named.items()}
-    config = typed | others | {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
+    special_tokens = {"bos_token": flags(BOS, normalized=True), "eos_token": flags(EOS, normalized=True)}
+    plain_tokens = {"unk_token": EOS, "pad_token": pad}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special_tokens | plain_tokens))
+    typed_tokens = {name: token | {"__type": "AddedToken"} for name, token in special_tokens.items()}
+    config = typed_tokens | plain_tokens | {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def fast_layout(folder: Path, pad: str) -> None:
-    """`tokenizer.json`, as newer libraries save it."""
+    """Write `tokenizer.json`, the layout of newer library versions."""
     from transformers import CLIPTokenizer
 
     merges = [tuple(line.split(" ")) for line in MERGES]
-    made = CLIPTokenizer(vocab=vocabulary(), merges=merges, model_max_length=77, pad_token=pad)
-    made.save_pretrained(folder)
+    tokenizer = CLIPTokenizer(vocab=vocabulary(), merges=merges, model_max_length=77, pad_token=pad)
+    tokenizer.save_pretrained(folder)
 
 
 LAYOUTS: dict[str, Callable[[Path, str], None]] = {
@@ -94,7 +94,7 @@ LAYOUTS: dict[str, Callable[[Path, str], None]] = {
 
 @pytest.fixture(scope="session", params=[(layout, pad) for layout in LAYOUTS for pad in (EOS, "!")], ids=str)
 def tokenizer_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tokenizer in one of the layouts, that pads with the end or with an exclamation mark."""
+    """The folder of a tokenizer in each layout, with the end token or an exclamation mark as padding."""
     layout, pad = request.param
     folder = tmp_path_factory.mktemp("tokenizers") / "tokenizer"
     LAYOUTS[layout](folder, pad)
@@ -102,7 +102,7 @@ def tokenizer_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 
 
 @pytest.fixture
-def slow_folder(tmp_path: Path) -> Path:
-    """One tokenizer in files, to be damaged."""
+def slow_tokenizer_folder(tmp_path: Path) -> Path:
+    """The folder of a tokenizer in the slow layout, which a test may change."""
     slow_layout(tmp_path / "tokenizer", "!")
     return tmp_path / "tokenizer"

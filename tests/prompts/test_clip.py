@@ -29,34 +29,36 @@ PIECES = st.sampled_from(
         "12",
     ]
 )
-ODD = st.sampled_from(["½", "İ", "ß", "\x1c", "\u00a0", "</w>", "-", "(", ":1.2)"])
-ENDS = st.sampled_from(["<|endoftext|>", "<|ENDOFTEXT|>", "<|startoftext|>"])
-TEXTS = st.one_of(st.text(st.characters(codec="utf-8")), st.lists(PIECES | ODD | ENDS).map("".join))
+SPECIAL_CASES = st.sampled_from(["½", "İ", "ß", "\x1c", "\u00a0", "</w>", "-", "(", ":1.2)"])
+SPECIAL_TOKENS = st.sampled_from(["<|endoftext|>", "<|ENDOFTEXT|>", "<|startoftext|>"])
+TEXTS = st.one_of(
+    st.text(st.characters(codec="utf-8")), st.lists(PIECES | SPECIAL_CASES | SPECIAL_TOKENS).map("".join)
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS)
 @example(text="The red fox and the café!! <|ENDOFTEXT|> it's 42")
-def test_tokens_are_those_of_the_model_libraries(tokenizer_folder: Path, text: str) -> None:
-    """The token counts of the shim equal those of the encoders."""
-    theirs, ours = tokenizers(tokenizer_folder)
-    assert ours.tokens(text) == theirs.tokenize(text)
+def test_tokens_equal_those_of_transformers(tokenizer_folder: Path, text: str) -> None:
+    """The shim counts the same tokens as the text encoders, for any text."""
+    reference, tokenizer = tokenizers(tokenizer_folder)
+    assert tokenizer.tokens(text) == reference.tokenize(text)
 
 
 def tokenizers(folder: Path, _read: dict[Path, tuple] = {}) -> tuple:  # noqa: B006  read once a folder
     from transformers import CLIPTokenizer
 
     if folder not in _read:
-        theirs = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        _read[folder] = theirs, read_tokenizer(folder)
+        reference = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        _read[folder] = reference, read_tokenizer(folder)
     return _read[folder]
 
 
-def test_the_context_is_the_tokenizers_own(slow_folder: Path) -> None:
-    """The context length comes from the checkpoint's tokenizer."""
-    config = slow_folder / "tokenizer_config.json"
+def test_the_context_length_is_read_from_the_tokenizer(slow_tokenizer_folder: Path) -> None:
+    """Checkpoints may have a context length other than 77."""
+    config = slow_tokenizer_folder / "tokenizer_config.json"
     config.write_text(config.read_text().replace("77", "40"))
-    assert read_tokenizer(slow_folder).context == 40
+    assert read_tokenizer(slow_tokenizer_folder).context == 40
 
 
 @pytest.mark.parametrize(
@@ -73,11 +75,13 @@ def test_the_context_is_the_tokenizers_own(slow_folder: Path) -> None:
         ("tokenizer.json", "{}", r"tokenizer\.json is not a CLIP tokenizer"),
     ],
 )
-def test_a_damaged_file_is_named(slow_folder: Path, name: str, content: str | None, words: str) -> None:
-    """The error message names the damaged file."""
+def test_the_error_names_the_damaged_file(
+    slow_tokenizer_folder: Path, name: str, content: str | None, words: str
+) -> None:
+    """Operators see which file of the checkpoint to replace."""
     if content is None:
-        (slow_folder / name).unlink()
+        (slow_tokenizer_folder / name).unlink()
     else:
-        (slow_folder / name).write_text(content)
+        (slow_tokenizer_folder / name).write_text(content)
     with pytest.raises(ModelLoadError, match=words):
-        read_tokenizer(slow_folder)
+        read_tokenizer(slow_tokenizer_folder)

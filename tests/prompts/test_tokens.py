@@ -9,7 +9,7 @@ from ourvidz.prompts.clip import read_tokenizer
 from ourvidz.prompts.tokens import Chunk, PromptTokenizer
 from ourvidz.prompts.weights import Fragment, literal, parse
 
-ROOM = 75
+CHUNK_TOKENS = 75
 
 
 def counts(chunks: list[Chunk]) -> list[int]:
@@ -24,45 +24,45 @@ def test_seventy_five_tokens_make_one_chunk(tokenizer_folder: Path) -> None:
     assert counts(tokenizer.chunks(literal("fox " * 200))) == [75, 75, 50]
 
 
-def test_a_word_is_not_cut_in_two(slow_folder: Path) -> None:
-    """Chunk boundaries are word boundaries."""
-    tokenizer = read_tokenizer(slow_folder)
-    found = tokenizer.chunks(literal("fox " * 73 + "hills and"))
-    assert [chunk.tokens[-1] for chunk in found] == ["fox</w>", "and</w>"]
-    assert counts(found) == [73, 6]
+def test_a_word_is_not_split_over_two_chunks(slow_tokenizer_folder: Path) -> None:
+    """A word whose tokens do not fit into a chunk begins the next one."""
+    tokenizer = read_tokenizer(slow_tokenizer_folder)
+    chunks = tokenizer.chunks(literal("fox " * 73 + "hills and"))
+    assert [chunk.tokens[-1] for chunk in chunks] == ["fox</w>", "and</w>"]
+    assert counts(chunks) == [73, 6]
 
 
-def test_each_section_begins_a_chunk(slow_folder: Path) -> None:
-    """BREAK starts a new chunk."""
-    found = read_tokenizer(slow_folder).chunks(parse("the fox BREAK (red:1.2) fox BREAK and"))
-    assert [chunk.tokens for chunk in found] == [
+def test_break_starts_a_new_chunk(slow_tokenizer_folder: Path) -> None:
+    """Each section between BREAKs has chunks of its own."""
+    chunks = read_tokenizer(slow_tokenizer_folder).chunks(parse("the fox BREAK (red:1.2) fox BREAK and"))
+    assert [chunk.tokens for chunk in chunks] == [
         ("the</w>", "fox</w>"),
         ("red</w>", "fox</w>"),
         ("and</w>",),
     ]
-    assert [part.weight for part in found[1].fragments] == [1.2, 1.0]
+    assert [part.weight for part in chunks[1].fragments] == [1.2, 1.0]
 
 
-def test_nothing_is_still_one_chunk(slow_folder: Path) -> None:
-    """An empty prompt makes one chunk."""
-    tokenizer = read_tokenizer(slow_folder)
+def test_an_empty_prompt_has_one_chunk(slow_tokenizer_folder: Path) -> None:
+    """The encoders need at least one chunk."""
+    tokenizer = read_tokenizer(slow_tokenizer_folder)
     assert counts(tokenizer.chunks(literal(""))) == [0]
     assert counts(tokenizer.chunks(parse("()"))) == [0]
 
 
-def test_a_fragment_keeps_its_weight_over_the_cut(slow_folder: Path) -> None:
-    """A weighted sentence at the end of a chunk is weighted on both sides."""
-    found = read_tokenizer(slow_folder).chunks(parse("fox " * 74 + "(the red fox:1.4)"))
-    assert found[0].fragments[-1] == Fragment("the", 1.4)
-    assert found[1].fragments == (Fragment(" red fox", 1.4),)
+def test_a_fragment_split_over_two_chunks_keeps_its_weight(slow_tokenizer_folder: Path) -> None:
+    """Both parts of the fragment have its weight."""
+    chunks = read_tokenizer(slow_tokenizer_folder).chunks(parse("fox " * 74 + "(the red fox:1.4)"))
+    assert chunks[0].fragments[-1] == Fragment("the", 1.4)
+    assert chunks[1].fragments == (Fragment(" red fox", 1.4),)
 
 
-def test_a_tokenizer_that_truncates_is_copied_first(slow_folder: Path) -> None:
-    """The model libraries leave theirs set to cut at 77 tokens; counting must not follow."""
+def test_a_truncating_tokenizer_is_copied_before_counting(slow_tokenizer_folder: Path) -> None:
+    """transformers leaves its tokenizer configured to truncate at 77 tokens, which would limit the count."""
     from tokenizers import Tokenizer
 
-    theirs = read_tokenizer(slow_folder)._tokenizer
-    shared = Tokenizer.from_str(theirs.to_str())
+    reference = read_tokenizer(slow_tokenizer_folder)._tokenizer
+    shared = Tokenizer.from_str(reference.to_str())
     shared.enable_truncation(3)
     shared.enable_padding(length=3)
     assert len(PromptTokenizer("tokenizer", shared).tokens("fox " * 9)) == 9
@@ -80,15 +80,17 @@ TEXTS = st.one_of(st.text(st.characters(codec="utf-8")), st.lists(PIECES, max_si
 @example(text="🦊" * 900)
 @example(text="!" * 400)
 @example(text="x" * 300 + " the fox")
-def test_chunks_are_the_whole_text_and_tokenize_to_what_they_say(tokenizer_folder: Path, text: str) -> None:
-    """Each chunk tokenizes to its counted tokens, and the chunks together are the whole prompt."""
+def test_the_chunks_contain_the_whole_text_and_have_the_counted_tokens(
+    tokenizer_folder: Path, text: str
+) -> None:
+    """The text of each chunk has the counted tokens, and the chunks together are the prompt."""
     tokenizer = read_tokenizer(tokenizer_folder)
     prompt = parse(text)
-    found = tokenizer.chunks(prompt)
-    assert all(len(chunk.tokens) <= ROOM for chunk in found)
-    for chunk in found:
+    chunks = tokenizer.chunks(prompt)
+    assert all(len(chunk.tokens) <= CHUNK_TOKENS for chunk in chunks)
+    for chunk in chunks:
         again = [token for part in chunk.fragments for token in tokenizer.tokens(part.text)]
         assert again == list(chunk.tokens)
-    chunk_text = "".join(part.text for chunk in found for part in chunk.fragments)
+    chunk_text = "".join(part.text for chunk in chunks for part in chunk.fragments)
     whole = "".join(part.text for part in prompt.fragments)
     assert "".join(chunk_text.split()) == "".join(whole.split())

@@ -18,9 +18,9 @@ from ourvidz.prompts.weights import (
     weights_error,
 )
 
-Read = list[list[tuple[str, float]]]
+ParsedSections = list[list[tuple[str, float]]]
 
-CASES: list[tuple[str, Read]] = [
+CASES: list[tuple[str, ParsedSections]] = [
     # plain text
     ("", []),
     ("a red fox", [[("a red fox", 1.0)]]),
@@ -62,7 +62,7 @@ CASES: list[tuple[str, Read]] = [
     ("(x:1.2:1.5)", [[("x:1.2", 1.5)]]),
     ("(a:1.2)(b:1.2)", [[("ab", 1.2)]]),
     ("(sharp:1.3), (calm:1.2)", [[("sharp", 1.3), (", ", 1.0), ("calm", 1.2)]]),
-    # what is no weight
+    # brackets without a weight
     ("(x:abc)", [[("x:abc", 1.1)]]),
     ("(x:)", [[("x:", 1.1)]]),
     ("(x:1.2.3)", [[("x:1.2.3", 1.1)]]),
@@ -88,7 +88,7 @@ CASES: list[tuple[str, Read]] = [
     (r"a \\ b", [[("a \\ b", 1.0)]]),
     (r"(fox \(red\):1.3)", [[("fox (red)", 1.3)]]),
     (r"\\(x)", [[("\\", 1.0), ("x", 1.1)]]),
-    # blanks
+    # whitespace
     ("()", []),
     ("( )", []),
     ("(:1.2)", []),
@@ -105,14 +105,14 @@ CASES: list[tuple[str, Read]] = [
 ]
 
 
-def shown(prompt: WeightedPrompt) -> Read:
+def fragments_of(prompt: WeightedPrompt) -> ParsedSections:
     return [[(part.text, part.weight) for part in section.fragments] for section in prompt.sections]
 
 
 @pytest.mark.parametrize(("text", "expected"), CASES)
-def test_a_prompt_is_read_as_its_authors_expect(text: str, expected: Read) -> None:
-    """The bracket syntax has the meaning that it has in other tools."""
-    assert shown(parse(text)) == expected
+def test_the_weight_syntax_is_that_of_common_tools(text: str, expected: ParsedSections) -> None:
+    """Brackets, weights, escapes and BREAK have the meaning that prompt authors know from other tools."""
+    assert fragments_of(parse(text)) == expected
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_a_prompt_is_read_as_its_authors_expect(text: str, expected: Read) -> No
         (" () ", ""),
     ],
 )
-def test_the_clean_text_is_the_words_without_syntax(text: str, words: str) -> None:
-    """The clean text, for the pooled embedding, has no weight syntax."""
+def test_the_clean_text_has_no_syntax(text: str, words: str) -> None:
+    """The clean text is the input of the pooled embedding."""
     assert clean(text) == words
 
 
@@ -142,7 +142,7 @@ ANYTHING = st.one_of(st.text(), st.lists(PIECES).map("".join))
 @given(ANYTHING)
 @example("(" * 20 + "a" + ":2)" * 20)
 @example("\ud800 (\x00)")
-def test_any_text_is_read_with_weights_inside_the_clamp(text: str) -> None:
+def test_any_text_is_parsed_and_its_weights_are_in_range(text: str) -> None:
     """Parsing never raises, for any text."""
     for section in parse(text).sections:
         assert section.fragments
@@ -155,11 +155,11 @@ def test_any_text_is_read_with_weights_inside_the_clamp(text: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(ANYTHING)
 @example("un(believ)able")
-def test_no_word_is_dropped_or_added(text: str) -> None:
-    """All text outside the syntax is kept, in order."""
+def test_no_text_outside_the_syntax_is_dropped_or_added(text: str) -> None:
+    """The letters and digits of the fragments are those of the prompt, in order."""
 
-    def words(of: str) -> str:
-        return re.sub(r"[\W_]", "", of)
+    def words(text: str) -> str:
+        return re.sub(r"[\W_]", "", text)
 
     without_numbers = re.sub(r":\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)\s*\)", "", text)
     kept = words("".join(part.text for part in parse(text).fragments))
@@ -177,10 +177,10 @@ def is_subsequence(short: str, long: str) -> bool:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_characters="()[]\\:"), min_size=1).filter(lambda text: text.strip()))
-def test_text_without_syntax_is_one_fragment_of_itself(text: str) -> None:
+def test_text_without_syntax_is_one_literal_fragment(text: str) -> None:
     """Enabling weights does not change a prompt without syntax."""
     if "BREAK" not in text:
-        assert shown(parse(text)) == shown(literal(text))
+        assert fragments_of(parse(text)) == fragments_of(literal(text))
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,8 @@ def test_text_without_syntax_is_one_fragment_of_itself(text: str) -> None:
     ],
     ids=lambda text: text[:8],
 )
-def test_a_hostile_prompt_is_read_at_once(text: str) -> None:
-    """Deeply nested brackets neither overflow the stack nor block the shim."""
+def test_deeply_nested_brackets_are_parsed_within_a_second(text: str) -> None:
+    """Malicious prompts neither overflow the stack nor block the shim."""
     started = time.process_time()
     parse(text)
     weights_error(text)
@@ -209,8 +209,8 @@ def test_a_hostile_prompt_is_read_at_once(text: str) -> None:
 @pytest.mark.parametrize(
     "weights", ["(a:1.2)", "(a:1.3), (b c:0.8)", "a", "(a", "[a]", "(16:9 frame:1.2)", "(x:9)"]
 )
-def test_weights_that_can_be_used(weights: str) -> None:
-    """Valid `prompt_weights` values are accepted."""
+def test_valid_prompt_weights_have_no_error(weights: str) -> None:
+    """`prompt_weights` of these forms are used."""
     assert weights_error(weights) is None
 
 
@@ -231,56 +231,56 @@ def test_weights_that_can_be_used(weights: str) -> None:
         ("BREAK", "Nothing is left"),
     ],
 )
-def test_weights_that_cannot_be_used_say_why(weights: str, words: str) -> None:
-    """A caller who mistyped a weight must learn it instead of finding "abc" in the picture."""
+def test_invalid_prompt_weights_have_an_error_with_the_reason(weights: str, words: str) -> None:
+    """A caller learns of a mistyped weight, which would otherwise be used as text of the prompt."""
     reason = weights_error(weights)
     assert reason is not None
     assert words in reason
     assert not {"abc", "heavy"} & set(re.findall(r"\w+", reason)), "what people write is not repeated"
 
 
-def test_weights_stand_behind_the_prompt() -> None:
-    """The prompt keeps its own weights, and a bracket it leaves open stops at its end."""
+def test_prompt_weights_are_appended_to_the_prompt() -> None:
+    """The prompt keeps its weights, and an unclosed bracket ends at the end of the prompt."""
     parsed = parse_prompt("a (red fox", "(calm:1.2) sea", weighted=True)
     assert (parsed.strategy, parsed.reason) == ("compel", None)
-    assert shown(parsed.prompt) == [
+    assert fragments_of(parsed.prompt) == [
         [("a ", 1.0), ("red fox", 1.1), (", ", 1.0), ("calm", 1.2), (" sea", 1.0)]
     ]
     assert parsed.prompt.text == "a red fox, calm sea"
 
 
-def test_weights_join_the_last_section() -> None:
-    """Weights do not get a chunk of their own, which would have the influence of a whole chunk."""
+def test_prompt_weights_belong_to_the_last_section() -> None:
+    """A chunk of their own would give them too much influence."""
     parsed = parse_prompt("a BREAK b", "(c:1.2) BREAK d", weighted=True)
-    assert shown(parsed.prompt) == [
+    assert fragments_of(parsed.prompt) == [
         [("a ", 1.0)],
         [(" b", 1.0), (", ", 1.0), ("c", 1.2)],
         [(" d", 1.0)],
     ]
 
 
-def test_weights_alone_are_enough() -> None:
-    """A job whose prompt is empty may still say what to draw with weights."""
-    assert shown(parse_prompt("", "(a:1.2)", weighted=True).prompt) == [[("a", 1.2)]]
+def test_prompt_weights_are_enough_without_a_prompt() -> None:
+    """A job with an empty prompt uses the text of its `prompt_weights`."""
+    assert fragments_of(parse_prompt("", "(a:1.2)", weighted=True).prompt) == [[("a", 1.2)]]
 
 
-def test_unusable_weights_leave_the_prompt_as_it_is() -> None:
-    """The image is generated without weights, and the reason is reported."""
+def test_invalid_prompt_weights_leave_the_prompt_unchanged() -> None:
+    """The image is generated without them, and the reason is part of the result."""
     parsed = parse_prompt("a (red:1.2) fox", "(a:abc)", weighted=True)
     assert parsed.strategy == "fallback"
     assert parsed.reason
     assert parsed.prompt == literal("a (red:1.2) fox")
 
 
-def test_a_prompt_of_brackets_alone_is_taken_literally() -> None:
-    """A prompt without text outside its brackets is used literally."""
+def test_a_prompt_of_brackets_only_is_literal_text() -> None:
+    """Without any text in its fragments, the prompt is used as it is."""
     parsed = parse_prompt("(())", weighted=True)
     assert parsed.strategy == "fallback"
     assert parsed.prompt == literal("(())")
 
 
-def test_without_weights_brackets_are_text() -> None:
-    """Workers use the prompt as literal text unless weights are enabled."""
+def test_brackets_are_literal_text_if_weights_are_disabled() -> None:
+    """The prompt is parsed only if weights are enabled."""
     parsed = parse_prompt("a (red:1.2) fox BREAK b", "(a:1.2)", weighted=False)
     assert parsed.strategy == "none"
-    assert shown(parsed.prompt) == [[("a (red:1.2) fox BREAK b", 1.0)]]
+    assert fragments_of(parsed.prompt) == [[("a (red:1.2) fox BREAK b", 1.0)]]

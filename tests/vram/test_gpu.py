@@ -6,8 +6,8 @@ import torch
 from ourvidz.vram import gpu
 
 
-def test_bytes_become_mib_gib_and_a_share() -> None:
-    """Callbacks carry MiB and the older GiB side by side; both speak of the same bytes."""
+def test_memory_is_reported_in_mib_gib_and_as_a_fraction() -> None:
+    """Callbacks have the older GiB fields beside those in MiB; both come from the same reading."""
     assert gpu.report(used=8 << 30, total=48 << 30) == {
         "vram_used": 8192,
         "vram_total": 49152,
@@ -19,13 +19,13 @@ def test_bytes_become_mib_gib_and_a_share() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_everything_is_zero() -> None:
-    """A laptop's callbacks keep their shape."""
+    """Callbacks of CPU workers have the same fields."""
     assert set(gpu.memory().values()) == {0}
     assert gpu.free_mib() is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_what_a_process_takes_shows() -> None:
+def test_allocated_memory_is_part_of_the_reading() -> None:
     """The pressure levels are computed from this reading."""
     before = gpu.memory()
     taken = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
