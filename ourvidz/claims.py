@@ -16,7 +16,6 @@ from celery.app.task import Context
 from ourvidz import dispatch
 from ourvidz.jobs.catalog import CATALOG, QUEUES
 from ourvidz.ledger.record import Claim, Record
-from ourvidz.settings import settings
 from ourvidz.wiring import control
 
 TEXT_TASK = CATALOG["chat_conversation"].task
@@ -55,7 +54,8 @@ def claim_for(request: Context, argument: Any) -> Claim | None:
     """
     state = _state(request)
     if not state.decided:
-        worker_id = settings().worker_id("eager") if request.is_eager else request.hostname
+        settings = control.current().settings
+        worker_id = settings.worker_id("eager") if request.is_eager else request.hostname
         if state.candidates is None:
             state.candidates = _candidates(request, argument)
         claims = (

@@ -218,7 +218,8 @@ def key_prefix() -> Iterator[str]:
 
 @contextmanager
 def eager(directory: Path, recorder: CallbackRecorder, **variables: Any) -> Iterator[Eager]:
-    """Run jobs in this process for a while. `variables` are settings by environment variable name."""
+    """Run jobs in this process for a while. `variables` are settings by environment variable name; one that
+    does not exist raises `SettingsError`."""
     tasks.load()
     kept = {name: app.conf[name] for name in ("task_always_eager", "task_eager_propagates")}
     with key_prefix() as prefix:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ourvidz import dispatch
-from ourvidz.errors import InvalidParameters, PolicyViolation
+from ourvidz.errors import InvalidParameters, PolicyViolation, SettingsError
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.tasks.sdxl import generate
 from ourvidz.testing import CallbackRecorder, Eager, eager
@@ -86,6 +86,16 @@ def test_settings_can_be_given_by_variable(tmp_path: Path, ourvidz_callbacks: Ca
         assert system.callbacks.of("one")[-1].payload["assets"] == ["workspace-temp/me/one/0.png"]
 
 
+def test_a_misspelt_setting_is_refused(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> None:
+    """A test that passes because its setting had no effect proves nothing."""
+    for name in ("OURVIDZ_CALBACK_ASSETS", "callback_assets"):
+        with (
+            pytest.raises(SettingsError, match=f"^{name}: "),
+            eager(tmp_path, ourvidz_callbacks, **{name: "urls"}),
+        ):
+            pass
+
+
 @pytest.mark.parametrize(
     ("type_name", "content_type"),
     [
@@ -115,6 +125,14 @@ def test_worker_ids_read_as_in_production(ourvidz_eager: Eager) -> None:
     """A receiver that parses them is tested with real ones."""
     ourvidz_eager.submit(JOB)
     assert ourvidz_eager.callbacks.of("one")[0].payload["worker_id"].startswith("eager@")
+
+
+def test_the_worker_id_follows_the_settings(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> None:
+    """The GPU is part of the id, in the order in which jobs happen to run too."""
+    for gpu in ("3", "5"):
+        with eager(tmp_path, ourvidz_callbacks, OURVIDZ_GPU=gpu) as system:
+            system.submit({"id": gpu, "type": "admin_utilities"})
+            assert system.callbacks.of(gpu)[0].payload["worker_id"].endswith(f"-gpu{gpu}")
 
 
 def test_an_operators_retry_says_which_run_and_attempt_it_is(ourvidz_eager: Eager) -> None:

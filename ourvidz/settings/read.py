@@ -87,7 +87,12 @@ class Settings(
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read and validate the environment. `overrides` are values by variable name. Raises `SettingsError`."""
+    """Read and validate the environment. `overrides` are values by variable name, and pydantic-settings' own
+    arguments such as `_env_file`. Raises `SettingsError`, also for a name that is no setting."""
+    variables = {field.validation_alias for field in Settings.model_fields.values()}
+    for name in overrides:
+        if name not in variables and not name.startswith("_"):
+            raise SettingsError(f"{name}: there is no setting of this name", field=name)
     try:
         return Settings(**overrides)
     except ValidationError as refused:
