@@ -104,7 +104,7 @@ def _recover_jobs_of_lost_child(name: str, exception: BaseException, argument: A
     record: Record | None = ledger.get(argument["id"]) if dispatch.is_message(argument) else None
     if isinstance(exception, TimeLimitExceeded) and record is not None and record.worker_id == _parent_id:
         timeout = JobTimeout("the job was still running long after its time limit and was stopped")
-        if ledger.end(record.job_id, run=record.run, fence=record.fence, outcome=Outcome.failure(timeout)):
+        if ledger.end(record, outcome=Outcome.failure(timeout)):
             dispatch.deliver(record.job_id)
     # A task may decode the texts of several jobs together.
     for held in ledger.leased_by(_parent_id or ""):

@@ -62,7 +62,7 @@ def test_a_request_that_lost_does_not_try_again(register: Register, ledger: Ledg
     other = ledger.claim("a", 1, worker_id="chat@another", lease_s=10, token="t")
     assert other is not None
     assert claims.claim_for(one, dispatch.message(record)) is None
-    assert ledger.rescue("a", fence=other.fence)
+    assert ledger.rescue(other)
     assert claims.claim_for(one, dispatch.message(record)) is None
 
 
@@ -118,7 +118,7 @@ def test_a_message_starts_its_own_job_where_another_cannot_start(register: Regis
     own = register("c")
     ledger.request_cancel("a")
     assert started_by(own) == "c"
-    assert ledger.end("a", run=1, fence=0, outcome=DONE)
+    assert ledger.end(ledger.get("a"), outcome=DONE)
     released = claims.claim("b", 1, worker_id=WORKER, token="t")
     assert released is not None
     assert ledger.release(released, code=OutOfMemory.code, due_in_s=60)

@@ -22,7 +22,7 @@ def cancel(job_id: str) -> Record:
     if record.status == "queued":
         outcome = Outcome.failure(Cancelled("the job was cancelled"))
         # Losing this race means a worker claimed or the sweep ended it; both have seen the flag.
-        if ledger.end(job_id, run=record.run, fence=record.fence, outcome=outcome):
+        if ledger.end(record, outcome=outcome):
             deliver(job_id)
     return ledger.get(job_id) or record
 

@@ -30,7 +30,7 @@ def requeue_held_jobs(worker_id: str) -> list[str]:
     for record in ledger.leased_by(worker_id):
         if not record.repeatable:
             recover(ledger, Broker(), record)
-        elif ledger.rescue(record.job_id, fence=record.fence, counted=False):
+        elif ledger.rescue(record, counted=False):
             publish(ledger.get(record.job_id) or record)
             requeued.append(record.job_id)
     return requeued

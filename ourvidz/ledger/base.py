@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ourvidz.ledger.connection import Connection
+from ourvidz.ledger.record import Claim, Record
 
 DAY_S = 86400.0
 STREAM_TTL_S = 3600.0
@@ -96,6 +97,11 @@ class Keys:
     def paused(self) -> str:
         """Set: the paused queues."""
         return f"{self.prefix}paused"
+
+
+def claim_identity(job: Claim | Record) -> tuple[str, int, int, str]:
+    """What the scripts recognise a claim by: job id, run, fence, and the token, '' for a queued job."""
+    return job.job_id, job.run, job.fence, job.token or ""
 
 
 class LedgerBase:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ourvidz.errors import Conflict, NotFound
 from ourvidz.jobs.job import Job, dump_job, load_job
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.base import STREAM_TTL_S, LedgerBase
+from ourvidz.ledger.base import STREAM_TTL_S, LedgerBase, claim_identity
 from ourvidz.ledger.codec import dump_json, dump_outcome, generation_ms, load_record, pairs, unsigned_assets
 from ourvidz.ledger.connection import new_call_token
 from ourvidz.ledger.record import Admission, Claim, Record, Verdict, awaits_enhancement, is_one_shot
@@ -61,7 +61,7 @@ class JobOperations(LedgerBase):
         self._connection.run_script("mark_published", job_id, run, new_call_token())
 
     def claim(self, job_id: str, run: int, *, worker_id: str, lease_s: float, token: str) -> Claim | None:
-        """Compare-and-set `queued` → `processing`: attempt + 1, fence + 1, a lease.
+        """Compare-and-set `queued` → `processing`: attempt + 1, a new fence, a lease.
 
         Adds a `processing` outbox event, due now, and a `state` item. An enhancement that the job still
         awaits is over. `token` is unique to the claim; sent twice, it gets the same claim with a lease from
@@ -88,40 +88,37 @@ class JobOperations(LedgerBase):
         """Record progress (0 to 100, never decreasing within an attempt), stage and stream items.
 
         With `add_event` a `processing` outbox event carries the progress in its metadata. A token item marks
-        the run as `streamed`. Returns whether the attempt may go on; with a lost fence nothing changes.
+        the run as `streamed`. Returns whether the attempt may go on; with a lost claim nothing changes.
         """
         item_args = [part for kind, data in items for part in (kind, dump_json(data))]
         percent = None if progress is None else repr(min(max(float(progress), 0.0), 100.0))
-        args = (claim.job_id, claim.run, claim.fence, percent, stage, new_call_token())
+        args = (*claim_identity(claim), percent, stage, new_call_token())
         wants_event = "1" if add_event else None
         return Verdict(self._connection.run_script("step", *args, wants_event, *item_args, quick=True))
 
     def renew(self, claim: Claim, *, lease_s: float) -> bool:
-        """Extend the lease to now + lease_s. False when the fence is lost."""
-        return bool(self._connection.run_script("renew", claim.job_id, claim.run, claim.fence, lease_s))
+        """Extend the lease to now + lease_s. False when the claim is lost."""
+        return bool(self._connection.run_script("renew", *claim_identity(claim), lease_s))
 
     def release(self, claim: Claim, *, code: str, due_in_s: float) -> bool:
         """Give an attempt that failed with error `code` back to the queue, due in `due_in_s`.
 
-        failures[code] + 1, fence + 1. False when the fence is lost.
+        failures[code] + 1, a new fence. False when the claim is lost.
         """
-        args = (claim.job_id, claim.run, claim.fence, code, due_in_s, new_call_token())
+        args = (*claim_identity(claim), code, due_in_s, new_call_token())
         return bool(self._connection.run_script("release", *args))
 
-    def end(
-        self, job_id: str, *, run: int, fence: int, outcome: Outcome, worker_id: str | None = None
-    ) -> bool:
+    def end(self, job: Claim | Record, *, outcome: Outcome, worker_id: str | None = None) -> bool:
         """Commit the terminal status and its outbox event, due now, in one transaction; adds a `done` item.
 
-        Works on a `queued` or `processing` record with exactly this run and fence, else False. The same
-        outcome sent twice returns True twice and adds one event. A document over the size limit is deleted:
-        of a completed job at once, else after the retry window.
+        `job` is the claim, or the record as it was read. Works on a `queued` or `processing` record with
+        exactly this run, fence and token, else False. The same outcome sent twice returns True twice and adds
+        one event. A document over the size limit is deleted: of a completed job at once, else after the retry
+        window.
         """
         committed = self._connection.run_script(
             "end",
-            job_id,
-            run,
-            fence,
+            *claim_identity(job),
             outcome.status,
             dump_outcome(outcome),
             dump_json(outcome.error.to_public()) if outcome.error else None,

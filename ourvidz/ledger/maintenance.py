@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ourvidz.ledger.base import DELIVERED_TTL_S
+from ourvidz.ledger.base import DELIVERED_TTL_S, claim_identity
 from ourvidz.ledger.connection import new_call_token
 from ourvidz.ledger.queries import Queries
-from ourvidz.ledger.record import Record
+from ourvidz.ledger.record import Claim, Record
 
 
 class MaintenanceOperations(Queries):
@@ -32,13 +32,14 @@ class MaintenanceOperations(Queries):
         """Extend the lease of every `processing` record to now + lease_s. Returns their number."""
         return int(self._connection.run_script("extend_leases", lease_s))
 
-    def rescue(self, job_id: str, *, fence: int, counted: bool = True) -> bool:
-        """Take a job back from a worker that is lost: queue it again, due now, unpublished; fence + 1.
+    def rescue(self, job: Claim | Record, *, counted: bool = True) -> bool:
+        """Take a job back from a worker that is lost: queue it again, due now, unpublished, with a new fence.
 
         `counted`: failures[WORKER_LOST] + 1; else the attempt does not count (attempt - 1). False when the
-        fence is lost or the job is not `repeatable`.
+        claim is another one by now or the job is not `repeatable`.
         """
-        return bool(self._connection.run_script("rescue", job_id, fence, int(counted), new_call_token()))
+        args = (*claim_identity(job), int(counted), new_call_token())
+        return bool(self._connection.run_script("rescue", *args))
 
     def queued(self, queue: str, limit: int = 200) -> list[Record]:
         """Queued records in the order in which they will start, due or not."""

@@ -24,11 +24,11 @@ class Record:
     """The state of a job: everything the ledger stores besides the job document.
 
     `run` counts submissions: 1, then one more for every operator retry. `attempt` counts the claims of this
-    run, without those whose worker handed the job back. `fence` grows with every claim, release and rescue: a
-    claim with an older fence can change nothing any more. `order` numbers registrations and retries;
-    within a priority the lower order starts first. `token` is that of the current claim. `failures` counts
-    the failed attempts of this run by error code. `callback_metadata` is what the job contributes to the
-    metadata of its callbacks.
+    run, without those whose worker handed the job back. Every registration, claim, release and rescue draws a
+    new, higher `fence`. `token` is that of the latest claim, None while the job is queued. A claim with
+    another fence or token can change nothing any more. `order` numbers registrations and retries; within a
+    priority the lower order starts first. `failures` counts the failed attempts of this run by error code.
+    `callback_metadata` is what the job contributes to the metadata of its callbacks.
 
     `suppress_callbacks`: the job has no outbox events. `one_shot`: its caller reads the answer while it is
     generated, so a run that has `streamed` tokens is not repeated. `enhancement` is None for a job whose

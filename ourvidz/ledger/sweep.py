@@ -130,7 +130,7 @@ def sweep(
 def recover(ledger: Ledger, broker: Broker, record: Record) -> Literal["ended", "recovered"] | None:
     """Take a job back from a lost worker: queue it again, or end it when no attempt is left.
 
-    None when its fence has changed meanwhile.
+    None when another claim has it, or none, by now.
     """
     error: OurvidzError | None = None
     if record.cancel_requested:
@@ -141,7 +141,7 @@ def recover(ledger: Ledger, broker: Broker, record: Record) -> Literal["ended", 
         error = WorkerLost(f"the worker was lost {WorkerLost.attempts} times while it ran this job")
     if error is not None:
         return "ended" if _end(ledger, broker, record, error) else None
-    if not ledger.rescue(record.job_id, fence=record.fence):
+    if not ledger.rescue(record):
         return None
     _log.warning("worker_lost", job_id=record.job_id, worker_id=record.worker_id, attempt=record.attempt)
     queued = ledger.get(record.job_id)
@@ -151,9 +151,9 @@ def recover(ledger: Ledger, broker: Broker, record: Record) -> Literal["ended", 
 
 
 def _end(ledger: Ledger, broker: Broker, record: Record, error: OurvidzError) -> bool:
-    """End a job with an error and publish its delivery. False when its fence has changed."""
+    """End a job with an error and publish its delivery. False when its claim has changed."""
     outcome = Outcome.failure(error)
-    ended = ledger.end(record.job_id, run=record.run, fence=record.fence, outcome=outcome)
+    ended = ledger.end(record, outcome=outcome)
     if ended:
         broker.deliver(record.job_id)
     return ended

@@ -85,13 +85,7 @@ class Attempt:
         deadline = time.monotonic() + COMMIT_TIMEOUT_S
         while True:
             try:
-                committed = ledger.end(
-                    claim.job_id,
-                    run=claim.run,
-                    fence=claim.fence,
-                    outcome=outcome,
-                    worker_id=claim.record.worker_id,
-                )
+                committed = ledger.end(claim, outcome=outcome, worker_id=claim.record.worker_id)
                 break
             except WorkerUnavailable:
                 if time.monotonic() > deadline:

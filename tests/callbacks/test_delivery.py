@@ -40,7 +40,7 @@ def run_job(ledger: Ledger, make_job: Callable[..., ImageJob]) -> Callable[..., 
         claim = ledger.claim(id, record.run, worker_id="sdxl@host-cpu", lease_s=10, token=id)
         assert claim is not None
         if outcome is not None:
-            assert ledger.end(id, run=claim.run, fence=claim.fence, outcome=outcome)
+            assert ledger.end(claim, outcome=outcome)
 
     return run
 
@@ -331,7 +331,7 @@ def test_an_event_committed_during_a_post_is_delivered_by_the_same_thread(
     delivering.start()
     receiver.wait_for(1)
     record = ledger.get("job-1")
-    assert ledger.end("job-1", run=record.run, fence=record.fence, outcome=DONE)
+    assert ledger.end(record, outcome=DONE)
     receiver.hold.clear()
     receiver.released.set()
     delivering.join(PATIENCE_S)

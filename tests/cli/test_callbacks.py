@@ -53,7 +53,7 @@ def dead_letter(ledger: Ledger) -> Callable[[str], OutboxEvent]:
             seed=1,
         )
         ledger.register(job, priority=6)
-        ledger.end(job_id, run=1, fence=0, outcome=Outcome(status="completed"))
+        ledger.end(ledger.get(job_id), outcome=Outcome(status="completed"))
         event = ledger.lease_event(job_id, lease_s=5, token="t")
         assert event is not None
         ledger.dead_letter(event, status=400, error="HTTP 400")

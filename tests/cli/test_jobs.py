@@ -74,7 +74,7 @@ def claim_job(app: control.ControlPlane, job_id: str = "job-1") -> Claim:
 def finish_job(app: control.ControlPlane, outcome: Outcome) -> None:
     claim = claim_job(app)
     app.ledger.step(claim, progress=40.0, items=[("progress", {"progress": 40.0})])
-    assert app.ledger.end("job-1", run=1, fence=claim.fence, outcome=outcome)
+    assert app.ledger.end(claim, outcome=outcome)
 
 
 COMPLETED = Outcome(
@@ -169,7 +169,7 @@ def test_watch_prints_the_text_of_a_conversation_once(
         app.ledger.step(claim, items=[("token", {"text": piece})])
     text = Asset(type="text", metadata={"text": TEXT, "format": "text", "asset_index": 0})
     done = Outcome(status="completed", assets=(text,))
-    assert app.ledger.end("job-1", run=1, fence=claim.fence, outcome=done)
+    assert app.ledger.end(claim, outcome=done)
     watched = run("watch", "job-1")
     assert watched.exit_code == 0, watched.output
     assert watched.stdout.count(TEXT) == 1

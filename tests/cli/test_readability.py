@@ -88,7 +88,7 @@ def dead_letter(redis_url: str) -> Iterator[str]:
         seed=1,
     )
     ledger.register(job, priority=6)
-    ledger.end(JOB_ID, run=1, fence=0, outcome=Outcome(status="completed"))
+    ledger.end(ledger.get(JOB_ID), outcome=Outcome(status="completed"))
     event = ledger.lease_event(JOB_ID, lease_s=5, token="t")
     assert event is not None
     ledger.dead_letter(event, status=502, error=ERROR)

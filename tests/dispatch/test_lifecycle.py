@@ -28,7 +28,7 @@ def complete(installation: Installation) -> None:
     won = claim(installation)
     installation.app.store.put(KEY, b"png", content_type="image/png")
     outcome = Outcome(status="completed", assets=(Asset(type="image", key=KEY),))
-    assert installation.ledger.end("a", run=1, fence=won.fence, outcome=outcome)
+    assert installation.ledger.end(won, outcome=outcome)
 
 
 def settle_callbacks(installation: Installation) -> None:

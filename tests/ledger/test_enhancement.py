@@ -75,7 +75,7 @@ class TestBegin:
         assert enhancement.job == video_job()
         assert enhancement.record == record
         assert (record.status, record.stage, record.enhancement) == ("queued", "enhancing", "wanted")
-        assert (record.attempt, record.fence, record.claimed_at) == (0, 0, None)
+        assert (record.attempt, record.token, record.claimed_at) == (0, None, None)
         assert job_ledger.queue_depth("wan_queue") == 1
         assert job_ledger.next_event("job-1") is None
         assert states(job_ledger) == [("queued", None), ("queued", "enhancing")]
@@ -139,7 +139,7 @@ class TestRenewal:
         enhancement = begin(job_ledger)
         job_ledger.request_cancel("job-1")
         assert job_ledger.renew_enhancement(enhancement, lease_s=10) is Verdict.CANCEL
-        job_ledger.end("job-1", run=1, fence=0, outcome=Outcome(status="cancelled"))
+        job_ledger.end(job_ledger.get("job-1"), outcome=Outcome(status="cancelled"))
         assert job_ledger.renew_enhancement(enhancement, lease_s=10) is Verdict.LOST
         assert job_ledger.end_enhancement(enhancement, result=RESULT) is False
         record = job_ledger.get("job-1")
@@ -192,7 +192,7 @@ class TestEnd:
         """An operator's retry does not reuse the result of the earlier run."""
         job_ledger.end_enhancement(begin(job_ledger), result=RESULT)
         claim = claim_job(job_ledger)
-        job_ledger.end("job-1", run=1, fence=claim.fence, outcome=FAILED)
+        job_ledger.end(claim, outcome=FAILED)
         record = job_ledger.reopen("job-1", priority=6)
         assert (record.enhancement, record.enhancement_result) == ("wanted", None)
         assert begin(job_ledger, "e2", run=2).run == 2
@@ -226,7 +226,7 @@ class TestSkip:
 def test_deleting_a_job_deletes_its_enhancement(job_ledger) -> None:
     """A later job with the same id does not get the stored result."""
     job_ledger.end_enhancement(begin(job_ledger), result=RESULT)
-    job_ledger.end("job-1", run=1, fence=0, outcome=Outcome(status="cancelled"))
+    job_ledger.end(job_ledger.get("job-1"), outcome=Outcome(status="cancelled"))
     event = job_ledger.lease_event("job-1", lease_s=10, token="d")
     job_ledger.mark_delivered(event, status=200)
     job_ledger.delete("job-1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -181,6 +181,7 @@ VERBS: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
     "end_claim": (4, {"recency": RECENCY, "outcome": OUTCOMES}),
     "end_any": (1, {"job_id": JOBS, "run_offset": OFFSETS, "fence_offset": OFFSETS, "outcome": OUTCOMES}),
     "rescue": (2, {"job_id": JOBS, "offset": OFFSETS, "counted": st.booleans()}),
+    "use_other_token": (3, {"recency": RECENCY, "outcome": OUTCOMES}),
     "raise_priority": (2, {"job_id": JOBS, "offset": OFFSETS, "priority": st.sampled_from([0, 3])}),
     "reopen": (5, {"job_id": JOBS}),
     "request_cancel": (1, {"job_id": JOBS}),
@@ -273,6 +274,7 @@ class Invariants(RuleBasedStateMachine):
         self.leased: dict[str, float] = {}
         """Event id → end of the lease, of leased events that are not settled."""
         self.fences: dict[str, int] = {}
+        """Job id → highest fence so far, of deleted jobs too."""
         self.sequences: dict[str, int] = {}
         self.endings: dict[tuple[str, int], str] = {}
         """(Job id, run) → stored outcome, of jobs that were not deleted."""
@@ -290,10 +292,8 @@ class Invariants(RuleBasedStateMachine):
 
     def drop_job(self, job_id: str) -> None:
         """Delete the expected state of a deleted job, whose id may be registered again."""
-        self.fences.pop(job_id, None)
         self.sequences.pop(job_id, None)
         self.endings = {key: outcome for key, outcome in self.endings.items() if key[0] != job_id}
-        self.claims = [claim for claim in self.claims if claim.job_id != job_id]
         self.enhancements = [held for held in self.enhancements if held.job_id != job_id]
 
     def pick_claim(self, recency: int | None) -> Claim:
@@ -336,7 +336,8 @@ class Invariants(RuleBasedStateMachine):
             assert before.due_at <= self.time
             assert before.queue not in self.paused
             assert worker not in self.draining
-            assert (claim.record.attempt, claim.fence) == (before.attempt + 1, before.fence + 1)
+            assert (claim.record.attempt, claim.token) == (before.attempt + 1, token)
+            assert claim.fence > max(self.fences.values())
             self.claims.append(claim)
 
     def step(
@@ -349,13 +350,13 @@ class Invariants(RuleBasedStateMachine):
                 claim, progress=progress, stage=stage, items=[(kind, {"t": "x"})], add_event=add_event
             )
             after = self.ledger.get(claim.job_id)
-            assert before is not None
-            assert after is not None
             assert (verdict is Verdict.LOST) == (not self.is_held(claim, before))
-            assert (verdict is Verdict.CANCEL) == (before.cancel_requested and self.is_held(claim, before))
-            assert after.progress >= before.progress
-            if verdict is Verdict.LOST:
+            if before is None or verdict is Verdict.LOST:
                 assert after == before
+                return
+            assert after is not None
+            assert (verdict is Verdict.CANCEL) == before.cancel_requested
+            assert after.progress >= before.progress
 
     def renew(self, recency: int | None, lease_s: float) -> None:
         if self.claims:
@@ -368,34 +369,50 @@ class Invariants(RuleBasedStateMachine):
             claim = self.pick_claim(recency)
             held = self.is_held(claim, self.ledger.get(claim.job_id))
             assert self.ledger.release(claim, code="OOM_ERROR", due_in_s=due_in_s) == held
-            assert not held or self.current(claim.job_id).fence == claim.fence + 1
+            assert not held or self.current(claim.job_id).fence > claim.fence
 
     def end_claim(self, recency: int | None, outcome: Outcome) -> None:
         if self.claims:
             claim = self.pick_claim(recency)
-            self.end(claim.job_id, claim.run, claim.fence, outcome)
+            self.end(claim, outcome)
 
     def end_any(self, job_id: str, run_offset: int, fence_offset: int, outcome: Outcome) -> None:
         record = self.current(job_id)
-        self.end(job_id, record.run + run_offset, record.fence + fence_offset, outcome)
+        self.end(replace(record, run=record.run + run_offset, fence=record.fence + fence_offset), outcome)
 
-    def end(self, job_id: str, run: int, fence: int, outcome: Outcome) -> None:
-        before = self.ledger.get(job_id)
-        committed = self.ledger.end(job_id, run=run, fence=fence, outcome=outcome)
-        after = self.ledger.get(job_id)
-        assert self.ledger.end(job_id, run=run, fence=fence, outcome=outcome) == committed
+    def end(self, job: Claim | Record, outcome: Outcome) -> None:
+        before = self.ledger.get(job.job_id)
+        committed = self.ledger.end(job, outcome=outcome)
+        after = self.ledger.get(job.job_id)
+        assert self.ledger.end(job, outcome=outcome) == committed
         if not committed:
             assert after == before
         else:
             assert before is not None
-            assert (before.run, before.fence) == (run, fence)
+            assert (before.run, before.fence, before.token or "") == (job.run, job.fence, job.token or "")
             assert before.outcome in (None, outcome), "a run ends once"
 
     def rescue(self, job_id: str, offset: int, counted: bool) -> None:
         before = self.current(job_id)
-        rescued = self.ledger.rescue(job_id, fence=before.fence + offset, counted=counted)
+        rescued = self.ledger.rescue(replace(before, fence=before.fence + offset), counted=counted)
         assert rescued == (before.status == "processing" and offset == 0 and before.repeatable)
-        assert not rescued or self.current(job_id).fence == before.fence + 1
+        assert not rescued or self.current(job_id).fence > before.fence
+
+    def use_other_token(self, recency: int | None, outcome: Outcome) -> None:
+        """A claim that a failover of the server lost: its run and fence were given away again."""
+        if self.claims:
+            claim = self.pick_claim(recency)
+            before = self.ledger.get(claim.job_id)
+            record = replace(claim.record, token="another")
+            if before is not None:
+                record = replace(record, run=before.run, fence=before.fence)
+            other = Claim(claim.job, record)
+            assert self.ledger.step(other, progress=100, items=[("token", {"t": "x"})]) is Verdict.LOST
+            assert not self.ledger.renew(other, lease_s=1000)
+            assert not self.ledger.release(other, code="OOM_ERROR", due_in_s=0)
+            assert not self.ledger.rescue(other)
+            assert not self.ledger.end(other, outcome=outcome)
+            assert self.ledger.get(claim.job_id) == before
 
     def raise_priority(self, job_id: str, offset: int, priority: int) -> None:
         before = self.current(job_id)
@@ -530,10 +547,11 @@ class Invariants(RuleBasedStateMachine):
 
     @staticmethod
     def is_held(claim: Claim, record: Record | None) -> bool:
-        return record is not None and (record.status, record.run, record.fence) == (
+        return record is not None and (record.status, record.run, record.fence, record.token) == (
             "processing",
             claim.run,
             claim.fence,
+            claim.token,
         )
 
     @invariant()
@@ -566,7 +584,7 @@ class Invariants(RuleBasedStateMachine):
         assert set(holders.values()) <= {1}, "one claim is held at a time"
 
     def check_runs(self, keys: Keys) -> None:
-        """The fence only rises, a run ends once, and every end is counted."""
+        """The fence of an id only rises, a run ends once, and every end is counted."""
         for job_id, job in keys.jobs.items():
             fence, run = int(job["fence"]), int(job["run"])
             assert fence >= self.fences.get(job_id, 0)

@@ -31,19 +31,19 @@ def claim_job(ledger: Ledger, job_id: str = "job-1", run: int = 1, token: str = 
 
 
 def end_claim(ledger: Ledger, claim: Claim, outcome: Outcome = DONE) -> bool:
-    return ledger.end(claim.job_id, run=claim.run, fence=claim.fence, outcome=outcome, worker_id="sdxl@a")
+    return ledger.end(claim, outcome=outcome, worker_id="sdxl@a")
 
 
 class TestRegistration:
     def test_a_new_job_is_queued_with_initial_counters(self, ledger, clock, image_job):
-        """The record has the priority of the submission, run 1, and no attempt, fence or result yet."""
+        """The record has the priority of the submission, run 1, a fence, and no attempt or result yet."""
         job = image_job(callback_url="https://example.org/hook", carried={"video_id": "v:1"})
         admission = ledger.register(job, priority=6)
         record = ledger.get("job-1")
         assert admission.created
         assert admission.same
         assert admission.record == record
-        assert (record.status, record.run, record.attempt, record.fence) == ("queued", 1, 0, 0)
+        assert (record.status, record.run, record.attempt, record.fence) == ("queued", 1, 0, 1)
         assert (record.type, record.queue, record.user_id) == ("sdxl_image_fast", "sdxl_queue", "user-1")
         assert (record.created_at, record.queued_at, record.due_at) == (clock.time,) * 3
         assert (record.priority, record.progress, record.failures, record.publishes) == (6, 0.0, {}, 0)
@@ -103,7 +103,7 @@ class TestRegistration:
 
 class TestClaims:
     def test_a_claim_starts_an_attempt_under_a_new_fence(self, ledger, clock, image_job):
-        """The attempt and the fence are incremented and the lease starts now."""
+        """The attempt is incremented, the fence is a higher one, and the lease starts now."""
         ledger.register(image_job(), priority=6)
         clock.advance(2)
         claim = claim_job(ledger)
@@ -113,7 +113,7 @@ class TestClaims:
         assert (record.status, record.attempt, record.fence, record.worker_id) == (
             "processing",
             1,
-            1,
+            2,
             "sdxl@a",
         )
         assert (record.claimed_at, record.lease_until) == (clock.time, clock.time + 10)
@@ -204,14 +204,14 @@ class TestRunningJobs:
         """A worker whose lease expired cannot change the job after another worker claimed it."""
         ledger.register(image_job(), priority=6)
         old = claim_job(ledger)
-        assert ledger.rescue("job-1", fence=old.fence)
+        assert ledger.rescue(old)
         assert not end_claim(ledger, old)
         claim_job(ledger, token="t2")
         before, items = ledger.get("job-1"), ledger.stream("job-1")
         assert ledger.step(old, progress=90, items=[("token", {"text": "x"})]) is Verdict.LOST
         assert not ledger.renew(old, lease_s=99)
         assert not ledger.release(old, code="OOM_ERROR", due_in_s=0)
-        assert not ledger.rescue("job-1", fence=old.fence)
+        assert not ledger.rescue(old)
         assert not end_claim(ledger, old)
         assert (ledger.get("job-1"), ledger.stream("job-1")) == (before, items)
 
@@ -259,7 +259,7 @@ class TestRunningJobs:
         ledger.mark_published("job-1", 1)
         claim = claim_job(ledger)
         clock.advance(1)
-        assert ledger.rescue("job-1", fence=claim.fence, counted=counted)
+        assert ledger.rescue(claim, counted=counted)
         record = ledger.get("job-1")
         assert (record.status, record.attempt, record.failures) == ("queued", attempt, failures)
         assert (record.due_at, record.published_at) == (clock.time, None)
@@ -309,7 +309,7 @@ class TestEndedJobs:
         """A job can be cancelled before it runs, or fail because no worker claimed it."""
         ledger.register(image_job(), priority=6)
         cancelled = Outcome(status="cancelled")
-        assert ledger.end("job-1", run=1, fence=0, outcome=cancelled)
+        assert ledger.end(ledger.get("job-1"), outcome=cancelled)
         record = ledger.get("job-1")
         assert (record.status, record.worker_id, record.progress) == ("cancelled", None, 0.0)
         assert ledger.queue_position("job-1") is None
@@ -323,7 +323,7 @@ class TestEndedJobs:
         before = ledger.get("job-1")
         assert not end_claim(ledger, claim, FAILED)
         assert not end_claim(ledger, claim)
-        assert not ledger.end("job-1", run=2, fence=claim.fence + 1, outcome=DONE)
+        assert not ledger.end(replace(before, fence=before.fence + 1), outcome=DONE)
         assert ledger.get("job-1") == before
 
     def test_outcomes_and_generation_time_are_counted(self, ledger, image_job):
@@ -354,7 +354,7 @@ class TestRetries:
         ledger.request_cancel("job-1")
         ledger.release(claim, code="OOM_ERROR", due_in_s=0)
         fence = ledger.get("job-1").fence
-        ledger.end("job-1", run=1, fence=fence, outcome=FAILED)
+        ledger.end(ledger.get("job-1"), outcome=FAILED)
         clock.advance(60)
         record = ledger.reopen("job-1", priority=3)
         assert record == ledger.get("job-1")

@@ -18,7 +18,7 @@ FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
 def run_to(ledger, job_id="job-1", outcome=DONE, run=1):
     """Claim a job and end it."""
     claim = ledger.claim(job_id, run, worker_id="sdxl@a", lease_s=10, token=f"{job_id}-{run}")
-    assert ledger.end(job_id, run=run, fence=claim.fence, outcome=outcome, worker_id="sdxl@a")
+    assert ledger.end(claim, outcome=outcome, worker_id="sdxl@a")
 
 
 def deliver_all(ledger):
@@ -63,7 +63,7 @@ class TestOrder:
         ledger.step(claim, progress=25, add_event=True)
         ledger.step(claim, progress=50)
         delivered = deliver_all(ledger)
-        assert ledger.end("job-1", run=1, fence=claim.fence, outcome=DONE)
+        assert ledger.end(claim, outcome=DONE)
         assert ledger.step(claim, progress=75, add_event=True) is Verdict.LOST
         delivered += deliver_all(ledger)
         assert delivered == [(1, "processing", None), (2, "processing", 25), (3, "completed", None)]
@@ -76,7 +76,7 @@ class TestOrder:
             ledger.step(claim, progress=progress, add_event=True)
         pending = {event.metadata.get("progress") for event in ledger.list_events("pending")}
         assert pending == {75, None}
-        assert ledger.end("job-1", run=1, fence=claim.fence, outcome=DONE)
+        assert ledger.end(claim, outcome=DONE)
         assert [kind for _, kind, _ in deliver_all(ledger)] == ["processing", "completed"]
 
     def test_progress_under_delivery_is_kept_until_it_is_settled(self, ledger, clock, image_job):

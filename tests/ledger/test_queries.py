@@ -17,7 +17,7 @@ FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
 def run_to(ledger, job_id, outcome, run=1):
     """Claim a job and end it."""
     claim = ledger.claim(job_id, run, worker_id="w", lease_s=10, token=f"{job_id}-{run}")
-    assert ledger.end(job_id, run=run, fence=claim.fence, outcome=outcome)
+    assert ledger.end(claim, outcome=outcome)
     return claim
 
 
@@ -181,7 +181,7 @@ class TestStreams:
         ledger.step(claim, progress=50, stage="denoising")
         ledger.step(claim, progress=50)
         ledger.step(claim, progress=60, items=[("token", {"text": "ü"}), ("progress", {"step": 3})])
-        ledger.end("job-1", run=1, fence=1, outcome=FAILED)
+        ledger.end(ledger.get("job-1"), outcome=FAILED)
         assert [(item.kind, item.data) for item in ledger.stream("job-1")] == [
             ("state", {"status": "queued", "run": 1, "attempt": 0, "stage": None}),
             ("state", {"status": "processing", "run": 1, "attempt": 1, "stage": None}),
@@ -242,7 +242,7 @@ class TestStreams:
             claim = await asyncio.to_thread(ledger.claim, "job-1", 1, worker_id="w", lease_s=10, token="t")
             items.append(await anext(following))
             await asyncio.to_thread(ledger.step, claim, progress=10)
-            await asyncio.to_thread(ledger.end, "job-1", run=1, fence=1, outcome=DONE)
+            await asyncio.to_thread(ledger.end, ledger.get("job-1"), outcome=DONE)
             items += [item async for item in following]
             return items
 

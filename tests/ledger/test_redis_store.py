@@ -138,9 +138,9 @@ def warm_up(ledger: Ledger, job: object) -> None:
         if verb == "release":
             ledger.release(claim, code="OOM_ERROR", due_in_s=0)
         elif verb == "lose":
-            ledger.rescue(job.id, fence=claim.fence)
+            ledger.rescue(claim)
         else:
-            ledger.end(job.id, run=1, fence=claim.fence, outcome=FAILED)
+            ledger.end(claim, outcome=FAILED)
     for n in range(3):
         ledger.postpone(
             ledger.lease_event(job.id, lease_s=30, token=f"p{n}"), due_in_s=0, status=None, error="x"
@@ -150,7 +150,7 @@ def warm_up(ledger: Ledger, job: object) -> None:
     ledger.replay(ledger.list_events("dead")[0].event_id)
     ledger.mark_delivered(ledger.lease_event(job.id, lease_s=30, token="r"), status=200)
     ledger.reopen(job.id, priority=6)
-    ledger.end(job.id, run=2, fence=ledger.get(job.id).fence, outcome=FAILED)
+    ledger.end(ledger.get(job.id), outcome=FAILED)
     ledger.mark_delivered(ledger.lease_event(job.id, lease_s=30, token="z"), status=200)
     ledger.delete(job.id)
     ledger.record_sweep()
@@ -176,9 +176,7 @@ class TestRoundTrips:
                 lambda: proxied_ledger.step(claim, progress=3, items=[("token", {"text": "x"})])
             ),
             "renew": round_trips(lambda: proxied_ledger.renew(claim, lease_s=10)),
-            "end": round_trips(
-                lambda: proxied_ledger.end("job-1", run=1, fence=claim.fence, outcome=typical_outcome())
-            ),
+            "end": round_trips(lambda: proxied_ledger.end(claim, outcome=typical_outcome())),
             "get": round_trips(lambda: proxied_ledger.get("job-1")),
             "take": round_trips(lambda: proxied_ledger.lease_event("job-1", lease_s=30, token="t")),
             "delivered": round_trips(
@@ -207,7 +205,7 @@ class TestLostReplies:
         proxied_ledger.register(image_job(), priority=6)
         proxy.lose_next.set()
         claim = proxied_ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
-        assert (claim.record.attempt, claim.fence) == (1, 1)
+        assert (claim.record.attempt, claim.token) == (1, "a")
         assert len(proxied_ledger.list_events("pending")) == 1
 
     def test_a_repeated_step_adds_its_items_once(self, proxied_ledger, proxy, image_job):
@@ -228,7 +226,7 @@ class TestLostReplies:
         proxied_ledger.register(image_job(), priority=6)
         claim = proxied_ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         proxy.lose_next.set()
-        assert proxied_ledger.end("job-1", run=1, fence=claim.fence, outcome=typical_outcome())
+        assert proxied_ledger.end(claim, outcome=typical_outcome())
         assert [event.kind for event in proxied_ledger.list_events("pending")].count("completed") == 1
 
     def test_repeated_releases_and_rescues_count_once(self, proxied_ledger, proxy, image_job):
@@ -239,13 +237,13 @@ class TestLostReplies:
         assert proxied_ledger.release(claim, code="OOM_ERROR", due_in_s=0)
         claim = proxied_ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="b")
         proxy.lose_next.set()
-        assert proxied_ledger.rescue("job-1", fence=claim.fence)
+        assert proxied_ledger.rescue(claim)
         assert proxied_ledger.get("job-1").failures == {"OOM_ERROR": 1, "WORKER_LOST": 1}
 
     def test_repeated_outbox_calls_count_one_delivery(self, proxied_ledger, proxy, image_job):
         """Neither deliveries nor retries are counted twice."""
         proxied_ledger.register(image_job(), priority=6)
-        proxied_ledger.end("job-1", run=1, fence=0, outcome=FAILED)
+        proxied_ledger.end(proxied_ledger.get("job-1"), outcome=FAILED)
         proxy.lose_next.set()
         event = proxied_ledger.lease_event("job-1", lease_s=30, token="t")
         assert event.deliveries == 1
@@ -262,12 +260,12 @@ class TestLostReplies:
     def test_a_repeated_operator_call_raises_no_conflict(self, proxied_ledger, proxy, image_job):
         """Repeated retries and deletions return the result of the first call."""
         proxied_ledger.register(image_job(), priority=6)
-        proxied_ledger.end("job-1", run=1, fence=0, outcome=FAILED)
+        proxied_ledger.end(proxied_ledger.get("job-1"), outcome=FAILED)
         proxy.lose_next.set()
         assert proxied_ledger.reopen("job-1", priority=6).run == 2
         proxy.lose_next.set()
         assert proxied_ledger.raise_priority("job-1", run=2, priority=3)
-        proxied_ledger.end("job-1", run=2, fence=0, outcome=FAILED)
+        proxied_ledger.end(proxied_ledger.get("job-1"), outcome=FAILED)
         for token in ("a", "b"):
             proxied_ledger.mark_delivered(
                 proxied_ledger.lease_event("job-1", lease_s=30, token=token), status=200
@@ -360,7 +358,7 @@ class TestOutages:
             kinds = [(await anext(follower)).kind]
             server.kill()
             await asyncio.to_thread(server.start)
-            await asyncio.to_thread(ledger.end, "job-1", run=1, fence=0, outcome=FAILED)
+            await asyncio.to_thread(ledger.end, ledger.get("job-1"), outcome=FAILED)
             return kinds + [item.kind async for item in follower]
 
         assert asyncio.run(asyncio.wait_for(follow_over_restart(), 20)) == ["state", "done"]
@@ -399,7 +397,7 @@ class TestMemoryUse:
         claim = ledger.claim(job_id, 1, worker_id="sdxl@host-gpu0", lease_s=10, token="a")
         for n in range(25):
             ledger.step(claim, progress=4.0 * n, stage="denoising")
-        ledger.end(job_id, run=1, fence=claim.fence, outcome=typical_outcome(), worker_id="sdxl@host-gpu0")
+        ledger.end(claim, outcome=typical_outcome(), worker_id="sdxl@host-gpu0")
         for token in ("p", "t"):
             ledger.mark_delivered(ledger.lease_event(job_id, lease_s=30, token=token), status=200)
         sizes = sizes_by_kind(redis_url)
@@ -424,18 +422,18 @@ class TestMemoryUse:
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         ledger.step(claim, progress=1, items=[("preview", {"webp": "x"})])
-        ledger.end("job-1", run=1, fence=claim.fence, outcome=FAILED)
+        ledger.end(claim, outcome=FAILED)
         ledger.mark_delivered(ledger.lease_event("job-1", lease_s=30, token="p"), status=200)
         ledger.dead_letter(ledger.lease_event("job-1", lease_s=30, token="t"), status=400, error="no")
         ledger.delete("job-1")
         ledger.close()
-        assert set(sizes_by_kind(redis_url)) == {"order", "counters", "claimed", "call"}
+        assert set(sizes_by_kind(redis_url)) == {"order", "fence", "counters", "claimed", "call"}
 
     def test_a_reopened_job_does_not_expire(self, redis_url, image_job):
         """The expiry set at the end of an earlier run is removed."""
         ledger = Ledger(redis_url)
         ledger.register(image_job(), priority=6)
-        ledger.end("job-1", run=1, fence=0, outcome=FAILED)
+        ledger.end(ledger.get("job-1"), outcome=FAILED)
         ledger.reopen("job-1", priority=6)
         ledger.close()
         with redis.Redis.from_url(redis_url) as client:

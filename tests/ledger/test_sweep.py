@@ -315,7 +315,7 @@ def test_the_priority_of_an_overtaken_job_is_raised_once(system: SweepSystem) ->
     for minute in range(4):
         system.add(f"urgent{minute}", priority=0)
         claim = system.claim(f"urgent{minute}")
-        system.ledger.end(claim.job_id, run=1, fence=claim.fence, outcome=Outcome(status="completed"))
+        system.ledger.end(claim, outcome=Outcome(status="completed"))
         system.keep_sweeping(20)
     assert system.record("patient").priority == 0
     assert system.record("patient").status == "queued"
@@ -355,7 +355,7 @@ def test_ended_jobs_are_purged_after_the_retention_period(system: SweepSystem) -
     for name in ("delivered", "undelivered"):
         system.add(name)
         claim = system.claim(name)
-        system.ledger.end(name, run=1, fence=claim.fence, outcome=Outcome(status="completed"))
+        system.ledger.end(claim, outcome=Outcome(status="completed"))
     for _ in range(2):
         event = system.ledger.lease_event("delivered", lease_s=5, token=f"t{_}")
         assert event is not None

@@ -20,7 +20,7 @@ def claim_job(ledger: Ledger, token: str = "t1", run: int = 1) -> Claim:
 
 def end_claim(ledger: Ledger, claim: Claim, status: str = "completed") -> None:
     outcome = Outcome(status=status)
-    assert ledger.end("chat-1", run=claim.run, fence=claim.fence, outcome=outcome)
+    assert ledger.end(claim, outcome=outcome)
 
 
 class TestSuppressedCallbacks:
@@ -90,15 +90,15 @@ class TestStreaming:
         ledger.step(claim_job(ledger), items=TOKEN)
         record = ledger.get("chat-1")
         assert (record.one_shot, record.streamed, record.repeatable) == (False, True, True)
-        assert ledger.rescue("chat-1", fence=record.fence)
+        assert ledger.rescue(record)
 
     def test_a_one_shot_answer_is_not_queued_again_when_its_worker_is_lost(self, ledger, chat_job):
         """`rescue` checks this itself, since a token may arrive after the sweep has read the record."""
         ledger.register(chat_job(stream=True), priority=0)
         claim = claim_job(ledger)
         ledger.step(claim, items=TOKEN)
-        assert not ledger.rescue("chat-1", fence=claim.fence)
-        assert not ledger.rescue("chat-1", fence=claim.fence, counted=False)
+        assert not ledger.rescue(claim)
+        assert not ledger.rescue(claim, counted=False)
         assert ledger.get("chat-1").status == "processing"
 
     def test_tokens_of_an_earlier_attempt_still_count(self, ledger, chat_job):

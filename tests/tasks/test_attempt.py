@@ -106,7 +106,7 @@ def test_a_lost_fence_commits_nothing(ourvidz_eager: Eager, replace_workflow: Re
 
     def lose_fence(job: Any, run: Any, services: Services) -> Outcome:
         record = ourvidz_eager.record("a")
-        ourvidz_eager.control.ledger.rescue("a", fence=record.fence)
+        ourvidz_eager.control.ledger.rescue(record)
         raise FenceLost("a")
 
     replace_workflow(lose_fence)
@@ -119,7 +119,7 @@ def test_a_late_result_changes_nothing(ourvidz_eager: Eager, replace_workflow: R
     """A worker that was frozen past its lease must not overwrite its successor's outcome."""
 
     def late(job: Any, run: Any, services: Services) -> Outcome:
-        ourvidz_eager.control.ledger.rescue("a", fence=ourvidz_eager.record("a").fence)
+        ourvidz_eager.control.ledger.rescue(ourvidz_eager.record("a"))
         return Outcome(status="completed", metadata={"late": True})
 
     replace_workflow(late)

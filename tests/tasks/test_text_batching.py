@@ -292,7 +292,7 @@ def test_an_item_whose_fence_is_lost_changes_nothing(
     """Another worker may have the job by now."""
     queue("a")
     jobs = start("a")
-    assert ourvidz_eager.control.ledger.rescue("a", fence=ourvidz_eager.record("a").fence)
+    assert ourvidz_eager.control.ledger.rescue(ourvidz_eager.record("a"))
     jobs.first.end(DONE)
     assert jobs.first.ending == "lost"
     record = ourvidz_eager.record("a")

@@ -70,7 +70,7 @@ class Shim:
     def end(self, job_id: str, outcome: Outcome) -> None:
         """Claim a job and commit its outcome."""
         claim = self.claim(job_id)
-        assert self.ledger.end(job_id, run=1, fence=claim.fence, outcome=outcome, worker_id="sdxl@host-cpu")
+        assert self.ledger.end(claim, outcome=outcome, worker_id="sdxl@host-cpu")
 
     def register_worker(self, **fields: Any) -> None:
         """Send one heartbeat of an idle SDXL worker; `fields` replace its own."""
@@ -168,7 +168,7 @@ class FakeChatWorker:
         return Outcome(status="completed", assets=(text,), metadata=self._metadata, enhanced_prompt=enhanced)
 
     def _end(self, claim: Claim, outcome: Outcome) -> None:
-        self._ledger.end(claim.job_id, run=claim.run, fence=claim.fence, outcome=outcome)
+        self._ledger.end(claim, outcome=outcome)
         if outcome.status == "cancelled":
             self.cancelled.set()
 

@@ -38,7 +38,7 @@ def ended(shim) -> Any:
     claim = shim.claim("job-1")
     items = [("token", {"text": "a"}), ("preview", {"webp": "UklGRg=="})]
     shim.ledger.step(claim, progress=40, items=[("progress", {"progress": 40}), *items])
-    assert shim.ledger.end("job-1", run=1, fence=claim.fence, outcome=shim.completed())
+    assert shim.ledger.end(claim, outcome=shim.completed())
     return shim
 
 
@@ -133,11 +133,11 @@ def test_the_end_of_an_earlier_run_is_a_state_event(shim) -> None:
     shim.submit()
     claim = shim.claim("job-1")
     failed = Outcome.failure(OutOfMemory("no room"))
-    assert shim.ledger.end("job-1", run=1, fence=claim.fence, outcome=failed)
+    assert shim.ledger.end(claim, outcome=failed)
     shim.ledger.reopen("job-1", priority=6)
     second = shim.ledger.claim("job-1", 2, worker_id="w", lease_s=10, token="second")
     assert second is not None
-    assert shim.ledger.end("job-1", run=2, fence=second.fence, outcome=shim.completed())
+    assert shim.ledger.end(second, outcome=shim.completed())
     received = parse(shim.client.get("/jobs/job-1/events").content)
     statuses = [(event.kind, event.data["status"]) for event in received if "status" in event.data]
     assert ("state", "failed") in statuses

@@ -166,7 +166,7 @@ def test_a_lost_worker_is_replaced_for_a_request_that_does_not_stream(shim, serv
     request = RunningRequest(shim, stream=False)
     first = shim.ledger.claim(request.job_id, 1, worker_id="w", lease_s=30, token="one")
     shim.ledger.step(first, items=[("token", {"text": "Half a "})])
-    assert shim.ledger.rescue(request.job_id, fence=first.fence)
+    assert shim.ledger.rescue(first)
     chat_worker(shim.ledger)
     assert request.result().text == "A tide is moving water."
 
@@ -177,7 +177,7 @@ def test_a_lost_worker_ends_a_stream_with_an_error(shim) -> None:
     first = shim.ledger.claim(request.job_id, 1, worker_id="w", lease_s=30, token="one")
     shim.ledger.step(first, items=[("token", {"text": "Half a "})])
     outcome = Outcome.failure(WorkerLost("gone"))
-    assert shim.ledger.end(request.job_id, run=1, fence=first.fence, outcome=outcome)
+    assert shim.ledger.end(first, outcome=outcome)
     with pytest.raises(WorkerLost):
         request.result()
 
@@ -189,7 +189,7 @@ def test_a_stream_that_missed_parts_of_the_text_is_an_error(shim) -> None:
     shim.ledger.step(claim, items=[("token", {"text": "water."})])
     text = Asset(type="text", metadata={"text": "A tide is water."})
     ended = Outcome(status="completed", assets=(text,))
-    assert shim.ledger.end(request.job_id, run=1, fence=claim.fence, outcome=ended)
+    assert shim.ledger.end(claim, outcome=ended)
     with pytest.raises(InternalError):
         request.result()
 

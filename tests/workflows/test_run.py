@@ -90,7 +90,7 @@ def test_a_lost_fence_stops_the_run_and_its_puts(
     """A worker that was frozen must not overwrite its successor's files."""
     store = LocalStore(tmp_path)
     with running(ledger, claim) as run:
-        ledger.rescue("a", fence=claim.fence)
+        ledger.rescue(claim)
         with pytest.raises(FenceLost):
             run.step(1, 4)
         with pytest.raises(FenceLost):
@@ -223,7 +223,7 @@ def test_a_lost_lease_stops_the_run_also_while_the_ledger_is_away(
 
     ledger.renew = renew  # type: ignore[method-assign]
     with running(ledger, claim, lease_s=0.15) as run:
-        ledger.rescue("a", fence=claim.fence)
+        ledger.rescue(claim)
         assert lost.wait(5)
         ledger.away = True
         run._renewer.join(5)

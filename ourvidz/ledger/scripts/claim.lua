@@ -1,7 +1,7 @@
--- Claim a queued job: compare-and-set queued -> processing, attempt + 1, fence + 1, a lease. On a paused queue
+-- Claim a queued job: compare-and-set queued -> processing, attempt + 1, a new fence, a lease. On a paused queue
 -- or for a draining worker the job is marked as unpublished instead, so that the sweep publishes it again.
 -- Arguments: id, run, worker, lease_s, token (the same token gets the same claim again, its lease from now).
--- Keys: job, doc, worker, paused, queued, leases, claimed, and those of add_event and the stream.
+-- Keys: job, doc, worker, paused, queued, leases, claimed, fence, and those of add_event and the stream.
 -- Returns: { the record, the job document }, or false when the claim is refused.
 -- Events: `processing`; a `state` item.
 local id, run, worker, lease_s, token = unpack(ARGV, 4)
@@ -22,9 +22,8 @@ if draining or redis.call('SISMEMBER', key('paused'), job.queue) == 1 then
 end
 
 job.attempt = redis.call('HINCRBY', name, 'attempt', 1)
-redis.call('HINCRBY', name, 'fence', 1)
-redis.call('HSET', name, 'status', 'processing', 'claimed_at', timestamp(now), 'worker', worker,
-  'token', token, 'progress', 0)
+redis.call('HSET', name, 'status', 'processing', 'fence', next_fence(job), 'claimed_at', timestamp(now),
+  'worker', worker, 'token', token, 'progress', 0)
 redis.call('HDEL', name, 'stage', 'step', 'enhancer', 'enhancing_until')
 if job.enhancement then redis.call('HSET', name, 'enhancement', 'over') end
 job.claimed_at, job.worker, job.stage = timestamp(now), worker, nil

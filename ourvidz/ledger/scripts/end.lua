@@ -1,15 +1,16 @@
 -- End a run: the terminal status and its event in one transaction. The same outcome sent twice changes nothing
 -- the second time.
--- Arguments: id, run, fence, status, outcome (JSON), fault (JSON of the public error), worker, generation_ms,
---   limit (bytes: a longer document is not kept), retry_window_s, keep_s, stream_s, unsigned (number of assets).
+-- Arguments: id, run, fence, token ('' for a queued job), status, outcome (JSON), fault (JSON of the public error),
+--   worker, generation_ms, limit (bytes: a longer document is not kept), retry_window_s, keep_s, stream_s, unsigned
+--   (number of assets).
 -- Keys: job, doc, stream, queued, leases, finished, documents, counters, and those of add_event.
--- Returns: 1, or 0 when run or fence are others, or the run has ended with another outcome.
+-- Returns: 1, or 0 when run, fence or token are others, or the run has ended with another outcome.
 -- Events: the terminal status; a `done` item.
-local id, run, fence, status, outcome, fault, worker, generation_ms = unpack(ARGV, 4, 11)
-local limit, retry_window_s, keep_s, stream_s, unsigned = unpack(ARGV, 12)
+local id, run, fence, token, status, outcome, fault, worker, generation_ms = unpack(ARGV, 4, 12)
+local limit, retry_window_s, keep_s, stream_s, unsigned = unpack(ARGV, 13)
 
 local job = read_record(id)
-if not job or job.run ~= run or job.fence ~= fence then return 0 end
+if not is_current(job, run, fence, token) then return 0 end
 if job.status ~= 'queued' and job.status ~= 'processing' then return job.outcome == outcome and 1 or 0 end
 
 local name, at = key('job', id), timestamp(now)
@@ -17,7 +18,7 @@ if worker ~= '' then job.worker = worker end
 if job.worker then redis.call('HSET', name, 'worker', job.worker) end
 if status == 'completed' then redis.call('HSET', name, 'progress', 100) end
 redis.call('HSET', name, 'status', status, 'outcome', outcome, 'finished_at', at)
-redis.call('HDEL', name, 'lease_until', 'token', 'step', 'stage', 'preview', 'enhancer', 'enhancing_until')
+redis.call('HDEL', name, 'lease_until', 'step', 'stage', 'preview', 'enhancer', 'enhancing_until')
 redis.call('ZREM', key('queued', job.queue), id)
 redis.call('ZREM', key('leases'), id)
 redis.call('ZADD', key('finished'), at, id)

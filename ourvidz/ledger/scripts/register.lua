@@ -1,7 +1,7 @@
--- Register a new job as queued: run 1, attempt 0, fence 0, due now. Changes nothing when the id is taken.
+-- Register a new job as queued: run 1, attempt 0, a new fence, due now. Changes nothing when the id is taken.
 -- Arguments: id, type, queue, user, priority, fingerprint, callback_url, facts (JSON), document (JSON), token,
 --   quiet, one_shot, enhancement: absent or the value of the record's field.
--- Keys: job, doc, order, queued, index:all, index:user, stream, call.
+-- Keys: job, doc, order, fence, queued, index:all, index:user, stream, call.
 -- Returns: { 1 for a new job or 0, the record }.
 -- Events: a `state` item.
 local id, type, queue, user, priority, fingerprint, callback_url, facts, document, token = unpack(ARGV, 4, 13)
@@ -13,7 +13,7 @@ if #existing > 0 then return { 0, existing } end
 local order = redis.call('INCR', key('order'))
 local at = timestamp(now)
 local job = {
-  v = KNOWN_VERSION, type = type, queue = queue, status = 'queued', run = 1, attempt = 0, fence = 0, seq = 0,
+  v = KNOWN_VERSION, type = type, queue = queue, status = 'queued', run = 1, attempt = 0, seq = 0, fence = next_fence(),
   priority = priority, order = order, created_at = at, queued_at = at, due_at = at, publishes = 0,
   progress = 0, fingerprint = fingerprint, facts = facts,
 }

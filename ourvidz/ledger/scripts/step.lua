@@ -1,19 +1,19 @@
 -- Record what a running attempt reports: progress (never backwards), stage, stream items.
--- Arguments: id, run, fence, progress, stage, token, wants_event ('1' adds an event that carries the progress),
---   then a kind and its JSON for every item.
+-- Arguments: id, run, fence, token, progress, stage, call, wants_event ('1' adds an event that carries the
+--   progress), then a kind and its JSON for every item.
 -- Keys: job, stream, and those of add_event.
--- Returns: 'continue', 'cancel' when the caller asked for it, or 'lost' when the fence is another one's.
+-- Returns: 'continue', 'cancel' when the caller asked for it, or 'lost' when the claim is another one's.
 -- Events: with wants_event `processing`; the items, and a `progress` item when something moved without one.
-local id, run, fence, progress, stage, token, wants_event = unpack(ARGV, 4, 10)
-local FIRST_ITEM = 11
+local id, run, fence, token, progress, stage, call, wants_event = unpack(ARGV, 4, 11)
+local FIRST_ITEM = 12
 
 local name = key('job', id)
-local read = redis.call('HMGET', name, 'status', 'run', 'fence', 'progress', 'stage', 'cancel', 'step', 'preview')
-local job = { status = read[1], run = read[2], fence = read[3] }
-if not holds_claim(job, run, fence) then return 'lost' end
-local old_progress, old_stage, cancelled, last_token, preview = read[4], read[5] or '', read[6], read[7], read[8]
+local read = redis.call('HMGET', name, 'status', 'run', 'fence', 'token', 'progress', 'stage', 'cancel', 'step', 'preview')
+local job = { status = read[1], run = read[2], fence = read[3], token = read[4] }
+if not holds_claim(job, run, fence, token) then return 'lost' end
+local old_progress, old_stage, cancelled, last_call, preview = read[5], read[6] or '', read[7], read[8], read[9]
 local verdict = cancelled and 'cancel' or 'continue'
-if last_token == token then return verdict end
+if last_call == call then return verdict end
 
 local new_progress, new_stage = old_progress, old_stage
 if progress ~= '' and tonumber(progress) > tonumber(old_progress) then new_progress = progress end
@@ -38,7 +38,7 @@ end
 if moved and not has_progress_item then add_item(id, 'progress', 'progress', new_progress, 'stage', new_stage) end
 if wants_event ~= '' then add_event(id, read_record(id), 'processing', nil, '{"progress":' .. new_progress .. '}') end
 if moved or wants_event ~= '' or #ARGV >= FIRST_ITEM then
-  redis.call('HSET', name, 'progress', new_progress, 'stage', new_stage, 'step', token)
+  redis.call('HSET', name, 'progress', new_progress, 'stage', new_stage, 'step', call)
   if streamed then redis.call('HSET', name, 'streamed', 1) end
 end
 return verdict

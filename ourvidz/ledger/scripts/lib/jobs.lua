@@ -6,11 +6,22 @@ local function set_lease(id, lease_until)
   redis.call('ZADD', key('leases'), lease_until, id)
 end
 
--- Queue a processed job again, due at a time: fence + 1, without worker, lease and stage, unpublished.
+-- Let the counter of fences be at least at a fence: of a record of a release that counted by record.
+local function raise_fences(fence)
+  if tonumber(fence) > tonumber(redis.call('GET', key('fence')) or 0) then redis.call('SET', key('fence'), fence) end
+end
+
+-- Draw a fence above all that were drawn before. One counter for all jobs: a job under the id of a deleted one gets
+-- no fence that the deleted one had.
+local function next_fence(job)
+  raise_fences(job and job.fence or 0)
+  return redis.call('INCR', key('fence'))
+end
+
+-- Queue a processed job again, due at a time: a new fence, without worker, lease and stage, unpublished.
 local function requeue(id, job, due)
   local name = key('job', id)
-  redis.call('HSET', name, 'status', 'queued', 'due_at', timestamp(due), 'progress', 0)
-  redis.call('HINCRBY', name, 'fence', 1)
+  redis.call('HSET', name, 'status', 'queued', 'fence', next_fence(job), 'due_at', timestamp(due), 'progress', 0)
   redis.call('HDEL', name, 'worker', 'claimed_at', 'lease_until', 'token', 'step', 'stage', 'published_at')
   redis.call('ZREM', key('leases'), id)
   redis.call('ZADD', key('queued', job.queue), queue_score(job.priority, job.order), id)
@@ -19,6 +30,7 @@ end
 
 -- Delete a job with its document, stream, events and places in every index.
 local function delete_job(id, job)
+  raise_fences(job.fence)
   for event in string.gmatch(job.events or '', '%S+') do delete_event(event) end
   for _, event in ipairs(redis.call('ZRANGE', key('rows', id), 0, -1)) do delete_event(event) end
   redis.call('DEL', key('job', id), key('doc', id), key('stream', id), key('rows', id))

@@ -18,9 +18,15 @@ end
 -- The record as the flat list of names and values that the client reads.
 local function flat_record(id) return redis.call('HGETALL', key('job', id)) end
 
--- Whether a record is being processed under exactly this run and fence.
-local function holds_claim(job, run, fence)
-  return job and job.status == 'processing' and job.run == run and job.fence == fence
+-- Whether a record is in exactly this run, fence and claim. `token` is '' for a job that is not claimed. A failover
+-- of the server may give two claims one run and fence: the token is what no other claim has.
+local function is_current(job, run, fence, token)
+  return job and job.run == run and job.fence == fence and (job.token or '') == token
+end
+
+-- Whether a record is being processed under exactly this claim.
+local function holds_claim(job, run, fence, token)
+  return is_current(job, run, fence, token) and job.status == 'processing'
 end
 
 -- The score of a job in `queued:<queue>`: priority before order. Exact up to 2^53, so up to priority 8999
