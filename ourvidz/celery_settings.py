@@ -63,6 +63,8 @@ worker_prefetch_multiplier = 1
 # One more queue for each worker: what only the process that holds a model can do.
 worker_direct = True
 worker_cancel_long_running_tasks_on_connection_loss = False
+# Celery's prefork pool, whose children ignore signals to the whole process group.
+worker_pool = "ourvidz.pool:TaskPool"
 worker_pool_start_method = "spawn"
 worker_proc_alive_timeout = 600
 worker_send_task_events = True

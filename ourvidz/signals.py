@@ -7,7 +7,6 @@ line: the task body makes a claim that was not decided, and the sweep repeats a 
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
@@ -16,7 +15,8 @@ from celery import signals
 from ourvidz import dispatch, log
 from ourvidz.celery_settings import CALLBACKS_QUEUE, GENERATION_TASKS
 from ourvidz.claims import claim_for, current_claim, task_argument
-from ourvidz.errors import Conflict, JobTimeout, ModelLoadError, NotFound, WorkerUnavailable
+from ourvidz.draining import Drain
+from ourvidz.errors import Conflict, JobTimeout, ModelLoadError, NotFound
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Record
@@ -29,6 +29,8 @@ _log = log.get(__name__)
 _heartbeat: Heartbeat | None = None
 _parent_id: str | None = None
 """The worker id of this process, set in a worker's parent."""
+_drain: Drain | None = None
+"""The drain of this process, a worker's parent, once it was asked to stop."""
 
 
 @signals.setup_logging.connect
@@ -165,19 +167,16 @@ def announce_parent(sender: Any, **_: Any) -> None:
 
 
 @signals.worker_shutting_down.connect
-def drain_on_shutdown(sender: str, **_: Any) -> None:
-    """In the parent, at a request to stop: keep the running task, which may claim companions, from claiming
-    more."""
-    if settings().worker in QUEUES:
-        # Not here: a signal handler may have interrupted the holder of the connection's lock.
-        threading.Thread(target=_drain, args=(sender,), name="drain", daemon=True).start()
-
-
-def _drain(worker_id: str) -> None:
-    try:
-        control.current().ledger.set_draining(worker_id, True)
-    except WorkerUnavailable:
-        _log.warning("drain_not_noted", worker_id=worker_id)
+def drain_on_shutdown(sender: str, how: str, **_: Any) -> None:
+    """In the parent, at every request to stop: the first one starts the drain, a second one ends it."""
+    global _drain
+    if settings().worker not in QUEUES or how != "Warm":
+        return
+    if _drain is None:
+        _drain = Drain(sender, limit_s=settings().drain_s)
+        _drain.start()
+    else:
+        _drain.hand_back()
 
 
 @signals.worker_shutdown.connect

@@ -13,7 +13,7 @@ from celery import signals as celery_signals
 from celery.app.task import Context
 
 from ourvidz import dispatch, signals
-from ourvidz.errors import JobTimeout, ModelLoadError, WorkerUnavailable
+from ourvidz.errors import JobTimeout, ModelLoadError
 from ourvidz.ledger.record import Claim, Record
 from ourvidz.ledger.store import Ledger
 from ourvidz.testing import Eager
@@ -314,27 +314,43 @@ class TestStarting:
 
 
 class TestStopping:
-    def drained_after(self, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-        monkeypatch.setattr(signals, "settings", lambda: SimpleNamespace(worker=family))
-        celery_signals.worker_shutting_down.send(sender=WORKER, sig="SIGTERM", how="Warm", exitcode=0)
-        for thread in threading.enumerate():
-            if thread.name == "drain":
-                thread.join()
+    @pytest.fixture
+    def stopped(self, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+        """This process is the parent of a worker with a long drain limit; set once it would stop."""
+        stopped = threading.Event()
+        monkeypatch.setattr(signals, "_drain", None)
+        monkeypatch.setattr(signals, "settings", lambda: SimpleNamespace(worker="sdxl", drain_s=3600.0))
+        monkeypatch.setattr("ourvidz.draining.stop_process", stopped.set)
+        return stopped
 
-    def test_a_stopping_worker_drains(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The running task may claim companions, and would be killed in the middle of their texts."""
-        ledger.heartbeat(worker(id=WORKER))
-        self.drained_after(monkeypatch, "sdxl")
-        assert ledger.workers()[0].draining
+    def ask_to_stop(self, how: str = "Warm") -> None:
+        celery_signals.worker_shutting_down.send(sender=WORKER, sig="SIGTERM", how=how, exitcode=0)
 
-    def test_a_ledger_that_is_away_is_no_error(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The lease of what is claimed too late runs out."""
+    def test_a_second_signal_ends_the_drain(
+        self, ledger: Ledger, published: list[str], stopped: threading.Event
+    ) -> None:
+        """The first one lets the running job finish, however long it takes."""
+        claimed(ledger)
+        self.ask_to_stop()
+        assert not stopped.wait(0.05)
+        self.ask_to_stop()
+        assert stopped.wait(10)
+        record = ledger.get("a")
+        assert record is not None
+        assert (record.status, record.attempt, published) == ("queued", 0, ["a"])
 
-        def away(*_: Any) -> bool:
-            raise WorkerUnavailable("the job store cannot be reached")
+    def test_a_cold_shutdown_starts_no_drain(self, ledger: Ledger, stopped: threading.Event) -> None:
+        """What it interrupts is handed back when the process ends."""
+        self.ask_to_stop(how="Cold")
+        assert signals._drain is None
 
-        monkeypatch.setattr(ledger, "set_draining", away)
-        self.drained_after(monkeypatch, "sdxl")
+    def test_a_process_without_jobs_does_not_drain(
+        self, ledger: Ledger, stopped: threading.Event, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The io worker and the keeper have nothing to hand back."""
+        monkeypatch.setattr(signals, "settings", lambda: SimpleNamespace(worker="io"))
+        self.ask_to_stop()
+        assert signals._drain is None
 
     def test_a_stopped_worker_is_offline(
         self, ledger: Ledger, heartbeat: SimpleNamespace, monkeypatch: pytest.MonkeyPatch

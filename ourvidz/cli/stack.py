@@ -21,7 +21,7 @@ from ourvidz.web import listener
 PYTHON_M = (sys.executable, "-P", "-m")
 """Runs a module without the working directory on `sys.path`: a `flower.py` there would be imported."""
 HAND_BACK_S = 3.0
-"""How long a worker has to requeue its job and exit after SIGQUIT; it takes about two seconds."""
+"""How long a worker has to exit after its drain limit; it requeues its job at once and takes two seconds."""
 EXIT_S = 1.0
 """How long a process without a job has to exit."""
 
@@ -103,9 +103,9 @@ def process_specs(
 
 
 def drain_steps(drain_s: float) -> list[StopStep]:
-    """The signals that stop a worker: SIGTERM, with `drain_s` to finish its job; SIGQUIT, to requeue the job;
-    SIGKILL."""
-    return [(signal.SIGTERM, drain_s), (signal.SIGQUIT, HAND_BACK_S), (signal.SIGKILL, EXIT_S)]
+    """The signals that stop a worker: SIGTERM, at which it drains for `drain_s` and requeues its job after
+    that; SIGKILL."""
+    return [(signal.SIGTERM, drain_s + HAND_BACK_S), (signal.SIGKILL, EXIT_S)]
 
 
 STOP_STEPS: list[StopStep] = [(signal.SIGTERM, EXIT_S), (signal.SIGKILL, EXIT_S)]

@@ -40,6 +40,6 @@ class JobSettings(Topic):
     model_load_s: float = env("OURVIDZ_MODEL_LOAD_S", 600.0, ge=0)
     """Time added to the limit of a job that has to load its model."""
     drain_s: float = env("OURVIDZ_DRAIN_S", 4.0, gt=0)
-    """Time that `ourvidz up` gives running jobs to finish before it requeues them."""
+    """Time that a stopping worker gives its running job to finish before it requeues it."""
     previews: bool = env("OURVIDZ_PREVIEWS", True)
     """Whether workers add preview images to a job's event stream."""

@@ -118,9 +118,8 @@ def test_the_procfile_names_the_same_processes() -> None:
     assert all(commands[name] == f"ourvidz worker {name}" for name in (*FAMILIES, *HELPERS))
 
 
-def test_a_worker_may_finish_its_job_then_requeues_it_then_is_killed() -> None:
-    """A process without a job is not given the time to finish one."""
-    signals = [signum for signum, _ in stack.drain_steps(30)]
-    assert signals == [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL]
-    assert stack.drain_steps(30)[0] == (signal.SIGTERM, 30)
+def test_a_worker_has_its_drain_limit_and_time_to_hand_its_job_back() -> None:
+    """It requeues the job by itself. A process without a job is not given the time to finish one."""
+    assert stack.drain_steps(30)[0] == (signal.SIGTERM, 30 + stack.HAND_BACK_S)
+    assert [signum for signum, _ in stack.drain_steps(30)] == [signal.SIGTERM, signal.SIGKILL]
     assert [signum for signum, _ in stack.STOP_STEPS] == [signal.SIGTERM, signal.SIGKILL]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import signals as celery_signals
 
 from ourvidz import dispatch
 from ourvidz.errors import (
@@ -182,20 +179,13 @@ def test_a_ledger_that_fails_is_not_polled_again(
 
 
 def test_a_stopping_worker_claims_no_companions(
-    queue: Callable[..., Record],
-    start: Callable[..., ClaimedJobs],
-    ourvidz_eager: Eager,
-    monkeypatch: pytest.MonkeyPatch,
+    queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
 ) -> None:
     """Under a steady load its batch would go on for half a minute, and be killed in the middle."""
     queue("a"), queue("b")
     jobs = start("a")
     ourvidz_eager.control.ledger.heartbeat(worker("chat", id=WORKER, state="busy"))
-    monkeypatch.setattr("ourvidz.signals.settings", lambda: SimpleNamespace(worker="chat"))
-    celery_signals.worker_shutting_down.send(sender=WORKER, sig="SIGTERM", how="Warm", exitcode=0)
-    for thread in threading.enumerate():
-        if thread.name == "drain":
-            thread.join()
+    ourvidz_eager.control.ledger.set_draining(WORKER, True)
     assert join(jobs) == []
     close(jobs.first)
 

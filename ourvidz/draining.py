@@ -1,0 +1,56 @@
+"""The drain of a stopping worker: its running job may finish, or is handed back without a lost attempt."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+from ourvidz import dispatch, log
+from ourvidz.errors import WorkerUnavailable
+from ourvidz.wiring import control
+
+_log = log.get(__name__)
+
+
+class Drain:
+    """One shutdown of a worker's parent process, on a thread of its own.
+
+    From `start` on the worker claims nothing. After `limit_s` seconds, or at `hand_back`, what it still holds
+    is queued again, uncounted, and the process stops at once (Celery's cold shutdown). The process usually
+    ends before, with its last job.
+    """
+
+    def __init__(self, worker_id: str, *, limit_s: float) -> None:
+        self._worker_id = worker_id
+        self._limit_s = limit_s
+        self._ended = threading.Event()
+        # Not in the signal handler: it may have interrupted the holder of a connection's lock.
+        self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
+
+    def start(self) -> None:
+        """Stop claiming. Returns at once."""
+        self._thread.start()
+
+    def hand_back(self) -> None:
+        """Hand the running job back now. Returns at once; safe to call twice."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        try:
+            control.current().ledger.set_draining(self._worker_id, True)
+        except WorkerUnavailable:
+            _log.warning("drain_not_noted", worker_id=self._worker_id)
+        self._ended.wait(self._limit_s)
+        try:
+            # Before the child is stopped: its death would count as a lost attempt.
+            for job_id in dispatch.requeue_held_jobs(self._worker_id):
+                _log.warning("job_handed_back", worker_id=self._worker_id, job_id=job_id)
+        except WorkerUnavailable:
+            _log.warning("job_not_handed_back", worker_id=self._worker_id)
+        stop_process()
+
+
+def stop_process() -> None:
+    """Ask Celery for a cold shutdown of this process."""
+    # To the main thread: it is inside a system call, which the signal must interrupt.
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGQUIT)

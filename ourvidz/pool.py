@@ -1,0 +1,58 @@
+"""The prefork pool of GPU workers: children ignore stop signals, and only their parent ends them.
+
+A supervisor that signals a whole process group (systemd by default, honcho, Ctrl-C in a terminal) reaches the
+child that computes, and by default it dies in the middle of a job. Here the parent alone decides: it drains,
+and where it must end a child (hard time limit, revoke, cold shutdown) it uses SIGKILL. Celery's own pool uses
+SIGTERM with the default action, which ends the child just as abruptly.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from billiard.context import SpawnProcess
+from celery.concurrency import prefork
+from celery.concurrency.asynpool import AsynPool
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""The signals that supervisors and terminals send to a whole process group."""
+
+
+class _Child(SpawnProcess):  # type: ignore[misc]
+    def terminate(self) -> None:
+        """End the process at once."""
+        if self.pid is not None and self.exitcode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+class _Pool(AsynPool):  # type: ignore[misc]
+    def __init__(self, *args: Any, initializer: Callable[..., None], **options: Any) -> None:
+        super().__init__(*args, initializer=partial(_initialize, initializer), **options)
+
+    def Process(self, *args: Any, **options: Any) -> _Child:
+        return _Child(*args, **options)
+
+    def terminate_job(self, pid: int, sig: int | None = None) -> None:
+        """End the child that runs a job. Stop signals become SIGKILL; others are sent as they are."""
+        ends = sig is None or sig in STOP_SIGNALS
+        super().terminate_job(pid, signal.SIGKILL if ends else sig)
+
+
+class TaskPool(prefork.TaskPool):  # type: ignore[misc]
+    """Celery's prefork pool with such children; the setting `worker_pool` names it."""
+
+    Pool = _Pool
+
+
+def _initialize(initializer: Callable[..., None], *args: Any) -> None:
+    """Ignore stop signals in this child, then run Celery's own initializer, which loads the models."""
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    prefork.WORKER_SIGRESET.discard("SIGTERM")  # Else the initializer would restore the default action.
+    initializer(*args)

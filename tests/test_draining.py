@@ -1,0 +1,75 @@
+"""The drain of a stopping worker, without the worker: what it writes, and when it stops the process."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from ourvidz.draining import Drain
+from ourvidz.errors import WorkerUnavailable
+from ourvidz.ledger.store import Ledger
+from ourvidz.testing import Eager
+from tests.factories import image_job, worker
+
+WORKER = "sdxl@host-gpu0"
+
+
+@pytest.fixture
+def ledger(ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    """A ledger with the worker and its running job `a`; nothing is published."""
+    monkeypatch.setattr("ourvidz.dispatch.workers.publish", lambda record: True)
+    ledger = ourvidz_eager.control.ledger
+    ledger.heartbeat(worker(id=WORKER))
+    ledger.register(image_job("a"), priority=6)
+    assert ledger.claim("a", 1, worker_id=WORKER, lease_s=60, token="t")
+    return ledger
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once the process would stop."""
+    stopped = threading.Event()
+    monkeypatch.setattr("ourvidz.draining.stop_process", stopped.set)
+    return stopped
+
+
+def test_a_draining_worker_keeps_its_job_and_claims_no_other(
+    ledger: Ledger, stopped: threading.Event
+) -> None:
+    """The running task may claim companions, and would be stopped in the middle of their texts."""
+    drain = Drain(WORKER, limit_s=3600)
+    drain.start()
+    ledger.register(image_job("b"), priority=6)
+    while not ledger.workers()[0].draining:
+        continue
+    assert ledger.claim("b", 1, worker_id=WORKER, lease_s=60, token="u") is None
+    record = ledger.get("a")
+    assert record is not None
+    assert (record.status, stopped.is_set()) == ("processing", False)
+    drain.hand_back()
+    assert stopped.wait(10)
+
+
+def test_after_its_limit_the_job_is_queued_again_uncounted(ledger: Ledger, stopped: threading.Event) -> None:
+    """Before the process stops: a child that dies would cost the job an attempt."""
+    Drain(WORKER, limit_s=0.01).start()
+    assert stopped.wait(10)
+    record = ledger.get("a")
+    assert record is not None
+    assert (record.status, record.attempt, record.failures) == ("queued", 0, {})
+
+
+def test_a_ledger_that_is_away_does_not_keep_the_process_alive(
+    ledger: Ledger, stopped: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor would kill it; the lease runs out instead."""
+
+    def away(*_: Any) -> Any:
+        raise WorkerUnavailable("the job store cannot be reached")
+
+    monkeypatch.setattr(ledger, "set_draining", away)
+    monkeypatch.setattr(ledger, "leased_by", away)
+    Drain(WORKER, limit_s=0.01).start()
+    assert stopped.wait(10)
