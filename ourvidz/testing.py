@@ -20,8 +20,9 @@ import atexit
 import json
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -57,11 +58,16 @@ __all__ = [
     "redis_url",
 ]
 
+PREFIX = "ourvidz-test:"
+"""Every key of a test begins with it."""
+ABANDONED_AFTER_S = 86400.0
+"""Age at which keys belong to no running test any more."""
 LEDGER_DATABASE = 1
 """The database of the private server that holds ledgers; the others are free for tests."""
 
 _server: PrivateServer | None = None
 _server_lock = threading.Lock()
+_abandoned_keys_deleted = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +212,36 @@ def redis_url() -> str:
 
 @contextmanager
 def key_prefix() -> Iterator[str]:
-    """Reserve a key prefix on the server of `redis_url`; at the end every key under it is deleted."""
-    prefix = f"ourvidz-test:{secrets.token_hex(8)}:"
-    try:
-        yield prefix
-    finally:
-        with redis.Redis.from_url(redis_url()) as client:
-            for name in client.scan_iter(f"{prefix}*", count=1000):
-                client.unlink(name)
+    """Reserve a key prefix on the server of `redis_url`; at the end every key under it is deleted.
+
+    The prefix contains the time: keys that a killed process left on a shared server are deleted by the first
+    test of a later session, when they are `ABANDONED_AFTER_S` old.
+    """
+    with redis.Redis.from_url(redis_url()) as client:
+        _delete_abandoned_keys(client)
+        prefix = f"{PREFIX}{time.time():.0f}:{secrets.token_hex(8)}:"
+        try:
+            yield prefix
+        finally:
+            _delete_keys(client, prefix)
+
+
+def _delete_abandoned_keys(client: redis.Redis) -> None:
+    """Delete the keys of test sessions that were killed; once in a process."""
+    global _abandoned_keys_deleted
+    if _abandoned_keys_deleted:
+        return
+    _abandoned_keys_deleted = True
+    oldest = time.time() - ABANDONED_AFTER_S
+    for name in client.scan_iter(f"{PREFIX}*", count=1000):
+        reserved_at = name.split(b":")[1]
+        if reserved_at.isdigit() and int(reserved_at) < oldest:
+            client.unlink(name)
+
+
+def _delete_keys(client: redis.Redis, prefix: str) -> None:
+    for name in client.scan_iter(f"{prefix}*", count=1000):
+        client.unlink(name)
 
 
 @contextmanager
@@ -238,9 +266,8 @@ def eager(directory: Path, recorder: CallbackRecorder, **variables: Any) -> Iter
         )
         app.conf.update(task_always_eager=True, task_eager_propagates=False)
         try:
-            with control.using(control.build(settings)) as built:
+            with control.using(control.build(settings)) as built, closing(built.ledger):
                 yield Eager(recorder, settings.storage_dir, built)
-                built.ledger.close()
         finally:
             app.conf.update(kept)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
+import redis
 
-from ourvidz import dispatch
+from ourvidz import dispatch, testing
 from ourvidz.errors import InvalidParameters, PolicyViolation, SettingsError
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.tasks.sdxl import generate
@@ -146,3 +148,18 @@ def test_an_operators_retry_says_which_run_and_attempt_it_is(ourvidz_eager: Eage
         one.payload for one in ourvidz_eager.callbacks.of("one") if one.payload["status"] == "processing"
     ][-1]
     assert (again["metadata"]["run"], again["metadata"]["attempt"]) == (2, 1)
+
+
+def test_keys_of_a_killed_session_are_deleted_by_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test process that is killed deletes nothing, and most of its keys never expire on a shared server."""
+    day_s = testing.ABANDONED_AFTER_S
+    abandoned = f"{testing.PREFIX}{time.time() - day_s - 60:.0f}:aa:index:all"
+    running, foreign = f"{testing.PREFIX}{time.time():.0f}:bb:index:all", f"{testing.PREFIX}cc"
+    with redis.Redis.from_url(testing.redis_url()) as client:
+        client.mset({abandoned: "", running: "", foreign: ""})
+        monkeypatch.setattr(testing, "_abandoned_keys_deleted", False)
+        with testing.key_prefix() as prefix:
+            client.set(f"{prefix}order", 1)
+            assert [client.exists(name) for name in (abandoned, running, foreign)] == [0, 1, 1]
+        assert client.keys(f"{prefix}*") == []
+        client.unlink(running, foreign)
