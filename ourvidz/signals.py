@@ -82,7 +82,7 @@ def cancel_revoked(sender: Any, request: Any, **_: Any) -> None:
         except (NotFound, Conflict):
             return
         if record.status == "processing" and record.worker_id == _parent_id:
-            recover(control.current().ledger, dispatch.Broker(), record)
+            recover(control.current().ledger, dispatch.Broker(), record, worker_is_dead=True)
 
 
 @signals.task_postrun.connect
@@ -111,7 +111,7 @@ def _recover_jobs_of_lost_child(name: str, exception: BaseException, argument: A
     # A task may decode the texts of several jobs together.
     for held in ledger.leased_by(_parent_id or ""):
         _log.error("child_lost", task=name, job_id=held.job_id)
-        recover(ledger, dispatch.Broker(), held)
+        recover(ledger, dispatch.Broker(), held, worker_is_dead=True)
 
 
 @signals.celeryd_init.connect

@@ -29,7 +29,7 @@ def requeue_held_jobs(worker_id: str) -> list[str]:
     requeued = []
     for record in ledger.leased_by(worker_id):
         if not record.repeatable:
-            recover(ledger, Broker(), record)
+            recover(ledger, Broker(), record, worker_is_dead=True)
         elif ledger.rescue(record, counted=False):
             publish(ledger.get(record.job_id) or record)
             requeued.append(record.job_id)

@@ -108,11 +108,19 @@ class JobOperations(LedgerBase):
         args = (*claim_identity(claim), code, due_in_s, new_call_token())
         return bool(self._connection.run_script("release", *args))
 
-    def end(self, job: Claim | Record, *, outcome: Outcome, worker_id: str | None = None) -> bool:
+    def end(
+        self,
+        job: Claim | Record,
+        *,
+        outcome: Outcome,
+        worker_id: str | None = None,
+        if_expired: bool = False,
+    ) -> bool:
         """Commit the terminal status and its outbox event, due now, in one transaction; adds a `done` item.
 
         `job` is the claim, or the record as it was read. Works on a `queued` or `processing` record with
-        exactly this run, fence and token, else False. The same outcome sent twice returns True twice and adds
+        exactly this run, fence and token, else False; with `if_expired` on a `processing` one only when its
+        lease has ended by now. The same outcome sent twice returns True twice and adds
         one event. A document over the size limit is deleted: of a completed job at once, else after the retry
         window.
         """
@@ -129,6 +137,7 @@ class JobOperations(LedgerBase):
             self._options.record_ttl_s,
             int(STREAM_TTL_S),
             unsigned_assets(outcome),
+            int(if_expired),
         )
         return bool(committed)
 

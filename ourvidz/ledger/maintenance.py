@@ -32,13 +32,14 @@ class MaintenanceOperations(Queries):
         """Extend the lease of every `processing` record to now + lease_s. Returns their number."""
         return int(self._connection.run_script("extend_leases", lease_s))
 
-    def rescue(self, job: Claim | Record, *, counted: bool = True) -> bool:
+    def rescue(self, job: Claim | Record, *, counted: bool = True, if_expired: bool = False) -> bool:
         """Take a job back from a worker that is lost: queue it again, due now, unpublished, with a new fence.
 
-        `counted`: failures[WORKER_LOST] + 1; else the attempt does not count (attempt - 1). False when the
+        `counted`: failures[WORKER_LOST] + 1; else the attempt does not count (attempt - 1). With `if_expired`
+        only when the lease has ended by now: a renewal may have come since it was read. False also when the
         claim is another one by now or the job is not `repeatable`.
         """
-        args = (*claim_identity(job), int(counted), new_call_token())
+        args = (*claim_identity(job), int(counted), int(if_expired), new_call_token())
         return bool(self._connection.run_script("rescue", *args))
 
     def queued(self, queue: str, limit: int = 200) -> list[Record]:

@@ -127,10 +127,14 @@ def sweep(
     return report
 
 
-def recover(ledger: Ledger, broker: Broker, record: Record) -> Literal["ended", "recovered"] | None:
+def recover(
+    ledger: Ledger, broker: Broker, record: Record, *, worker_is_dead: bool = False
+) -> Literal["ended", "recovered"] | None:
     """Take a job back from a lost worker: queue it again, or end it when no attempt is left.
 
-    None when another claim has it, or none, by now.
+    Nothing happens, and the answer is None, when another claim has it by now, or when the lease is alive:
+    it may have been renewed since the record was read. A caller that knows that `worker_is_dead` does not
+    wait for the end of the lease.
     """
     error: OurvidzError | None = None
     if record.cancel_requested:
@@ -140,8 +144,8 @@ def recover(ledger: Ledger, broker: Broker, record: Record) -> Literal["ended", 
     elif record.failures.get(WorkerLost.code, 0) + 1 >= WorkerLost.attempts:
         error = WorkerLost(f"the worker was lost {WorkerLost.attempts} times while it ran this job")
     if error is not None:
-        return "ended" if _end(ledger, broker, record, error) else None
-    if not ledger.rescue(record):
+        return "ended" if _end(ledger, broker, record, error, if_expired=not worker_is_dead) else None
+    if not ledger.rescue(record, if_expired=not worker_is_dead):
         return None
     _log.warning("worker_lost", job_id=record.job_id, worker_id=record.worker_id, attempt=record.attempt)
     queued = ledger.get(record.job_id)
@@ -150,10 +154,12 @@ def recover(ledger: Ledger, broker: Broker, record: Record) -> Literal["ended", 
     return "recovered"
 
 
-def _end(ledger: Ledger, broker: Broker, record: Record, error: OurvidzError) -> bool:
+def _end(
+    ledger: Ledger, broker: Broker, record: Record, error: OurvidzError, *, if_expired: bool = False
+) -> bool:
     """End a job with an error and publish its delivery. False when its claim has changed."""
     outcome = Outcome.failure(error)
-    ended = ledger.end(record, outcome=outcome)
+    ended = ledger.end(record, outcome=outcome, if_expired=if_expired)
     if ended:
         broker.deliver(record.job_id)
     return ended

@@ -9,7 +9,7 @@ import pytest
 
 from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Claim, Record
+from ourvidz.ledger.record import Claim, Record, Verdict
 from ourvidz.ledger.store import Ledger
 from ourvidz.ledger.sweep import SweepOptions, SweepReport, recover, sweep
 
@@ -365,11 +365,32 @@ def test_ended_jobs_are_purged_after_the_retention_period(system: SweepSystem) -
     assert system.ledger.get("undelivered") is not None
 
 
+@pytest.mark.parametrize("would_be", ["queued again", "failed after three losses", "cancelled"])
+def test_a_lease_renewed_after_it_was_read_as_expired_is_kept(system: SweepSystem, would_be: str) -> None:
+    """The sweep takes no job from a live worker and charges no attempt: the script that acts checks the lease."""
+    system.add("a")
+    claim = system.claim("a")
+    for _ in range(2 if would_be == "failed after three losses" else 0):
+        system.ledger.rescue(claim)
+        claim = system.claim("a")
+    if would_be == "cancelled":
+        system.ledger.request_cancel("a")
+    system.clock.now += 11
+    [expired] = system.ledger.expired()
+    assert system.ledger.renew(claim, lease_s=10)
+    before = system.record("a")
+    assert recover(system.ledger, system.broker, expired) is None
+    assert system.record("a") == before
+    assert system.ledger.step(claim, progress=50) is not Verdict.LOST
+    assert recover(system.ledger, system.broker, expired, worker_is_dead=True) is not None
+
+
 def test_rescuing_under_an_outdated_fence_changes_nothing(system: SweepSystem) -> None:
     """Two sweeps, or a sweep and the parent process of the worker, may detect the same loss."""
     system.add("a")
     system.claim("a")
     old = system.record("a")
+    system.clock.now += 11
     assert recover(system.ledger, system.broker, old) == "recovered"
     assert recover(system.ledger, system.broker, old) is None
     assert system.record("a").failures == {"WORKER_LOST": 1}

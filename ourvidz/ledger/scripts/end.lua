@@ -2,16 +2,18 @@
 -- the second time.
 -- Arguments: id, run, fence, token ('' for a queued job), status, outcome (JSON), fault (JSON of the public error),
 --   worker, generation_ms, limit (bytes: a longer document is not kept), retry_window_s, keep_s, stream_s, unsigned
---   (number of assets).
+--   (number of assets), if_expired ('1': a processed job only when its lease has ended by now).
 -- Keys: job, doc, stream, queued, leases, finished, documents, counters, and those of add_event.
--- Returns: 1, or 0 when run, fence or token are others, or the run has ended with another outcome.
+-- Returns: 1, or 0 when run, fence or token are others, the run has ended with another outcome, or
+--   the lease has not ended.
 -- Events: the terminal status; a `done` item.
 local id, run, fence, token, status, outcome, fault, worker, generation_ms = unpack(ARGV, 4, 12)
-local limit, retry_window_s, keep_s, stream_s, unsigned = unpack(ARGV, 13)
+local limit, retry_window_s, keep_s, stream_s, unsigned, if_expired = unpack(ARGV, 13)
 
 local job = read_record(id)
 if not is_current(job, run, fence, token) then return 0 end
 if job.status ~= 'queued' and job.status ~= 'processing' then return job.outcome == outcome and 1 or 0 end
+if if_expired == '1' and job.status == 'processing' and not lease_ended(job) then return 0 end
 
 local name, at = key('job', id), timestamp(now)
 if worker ~= '' then job.worker = worker end

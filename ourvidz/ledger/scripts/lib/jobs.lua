@@ -6,6 +6,11 @@ local function set_lease(id, lease_until)
   redis.call('ZADD', key('leases'), lease_until, id)
 end
 
+-- Whether a processed job's lease has ended by now: read and acted on in one script, or a renewal in between is lost.
+local function lease_ended(job)
+  return job.status == 'processing' and tonumber(job.lease_until or 0) <= now
+end
+
 -- Let the counter of fences be at least at a fence: of a record of a release that counted by record.
 local function raise_fences(fence)
   if tonumber(fence) > tonumber(redis.call('GET', key('fence')) or 0) then redis.call('SET', key('fence'), fence) end
