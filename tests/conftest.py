@@ -22,8 +22,11 @@ pytest_plugins = ["ourvidz.testing", "tests.selection"]
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what is imported by now from garbage collection: a pipeline collects garbage whenever it frees a
-    device's memory, and going through the libraries' million objects takes longer than a test's few steps."""
+    """Exempt imported modules from garbage collection.
+
+    Pipelines collect garbage when they free device memory; with the million objects of the libraries that
+    would take longer than the few steps of a test.
+    """
     gc.collect()
     gc.freeze()
 
@@ -50,7 +53,7 @@ def untrained_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def redis_url() -> str:
-    """The URL of an empty database: the broker, and ledgers whose keys a test looks at."""
+    """The URL of an empty database, for the broker and for ledgers whose keys a test reads."""
     from ourvidz.testing import private_server  # not earlier: pytest rewrites the plugin's assertions first
 
     url = private_server().url
@@ -61,7 +64,7 @@ def redis_url() -> str:
 
 @pytest.fixture
 def start_redis(tmp_path: Path) -> Iterator[Callable[..., PrivateServer]]:
-    """Start servers with these options; they belong to one test, which may kill and start them again."""
+    """Returns a function that starts a server with the given options; the test may kill and restart it."""
     started: list[PrivateServer] = []
 
     def start(*options: str) -> PrivateServer:
@@ -79,17 +82,15 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., PrivateServer]]:
 
 @pytest.fixture
 def make_ledger() -> Iterator[Callable[..., Any]]:
-    """Make ledgers, each under a key prefix of its own: `make_ledger(kind, **options)`, where `kind` may be a
-    subclass that counts or fails."""
+    """Returns `make_ledger(kind, **options)`, which makes a ledger with its own key prefix. `kind` may be a
+    subclass of `Ledger`."""
     from ourvidz import testing
 
-    with ExitStack() as until_the_end:
+    with ExitStack() as exit_stack:
 
         def make(kind: type[Ledger] = Ledger, **options: Any) -> Ledger:
-            made = kind(
-                testing.redis_url(), prefix=until_the_end.enter_context(testing.key_prefix()), **options
-            )
-            until_the_end.callback(made.close)
+            made = kind(testing.redis_url(), prefix=exit_stack.enter_context(testing.key_prefix()), **options)
+            exit_stack.callback(made.close)
             return made
 
         yield make
@@ -97,13 +98,13 @@ def make_ledger() -> Iterator[Callable[..., Any]]:
 
 @dataclass(frozen=True)
 class Chain:
-    """A signing certificate that somebody made at home, and its private key: PEM."""
+    """A self-signed certificate chain and its private key, in PEM."""
 
     certificate: bytes
     key: bytes
 
     def variables(self, folder: Path) -> dict[str, str]:
-        """Write both into a folder; the variables that name them."""
+        """Write both files into a folder and return the variables of the settings with their paths."""
         written = {"OURVIDZ_C2PA_CERTIFICATE": self.certificate, "OURVIDZ_C2PA_KEY": self.key}
         for name, pem in written.items():
             (folder / f"{name}.pem").write_bytes(pem)
@@ -112,7 +113,7 @@ class Chain:
 
 @pytest.fixture(scope="session")
 def make_chain() -> Callable[..., Chain]:
-    """Make a certificate that may sign media, valid for so many days from ten days ago, and its key."""
+    """Returns a function that makes a C2PA signing certificate, valid for `days` from ten days ago."""
     if importlib.util.find_spec("c2pa") is None:
         missing = "c2pa-python is not installed (pip install 'ourvidz[dev]'): signing is not tested"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)

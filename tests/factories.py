@@ -2,8 +2,8 @@
 
 `image_job`, `video_job`, `chat_job` build small valid jobs; keyword arguments replace fields. `RecordingRun`
 implements the workflows' `Run`, `RecordingItem` their `BatchItem`, `QueuedItems` their `JobSource`.
-`STAND_IN_GATE` is a safety gate over two harmless terms. `ManualClock` is a clock that only the test moves.
-`publishing_to` switches the broker.
+`STAND_IN_GATE` is a safety gate over two harmless terms. `ManualClock` is a clock that advances only when the
+test advances it. `publishing_to` switches the broker.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def video_job(job_id: str = "job-1", **changes: Any) -> VideoJob:
 def chat_job(
     text: str = "a red circle", *, job_id: str = "job-1", system: str | None = None, **changes: Any
 ) -> ChatJob:
-    """Build a greedy text job: one user message, after a system prompt where one is given."""
+    """Build a greedy text job with one user message and an optional system prompt."""
     system_messages = [] if system is None else [Message(role="system", content=system)]
     fields: dict[str, Any] = {
         "id": job_id,
@@ -89,7 +89,7 @@ def chat_job(
 
 
 def worker(family: str = "sdxl", **changes: Any) -> Worker:
-    """Build the ledger's row of an idle worker `{family}@host-gpu0` whose model is loaded."""
+    """Build the worker record of an idle worker `{family}@host-gpu0` with a loaded model."""
     fields: dict[str, Any] = {
         "id": f"{family}@host-gpu0",
         "family": family,
@@ -125,7 +125,7 @@ def services(models: Any, folder: Path, **changes: Any) -> Services:
 
 @contextmanager
 def publishing_to(broker_url: str) -> Iterator[None]:
-    """Let the Celery app publish to another broker."""
+    """Make the Celery app publish to `broker_url` inside the `with` block."""
     before = celery_app.conf.get("broker_url")
 
     def switch(url: str) -> None:
@@ -141,7 +141,7 @@ def publishing_to(broker_url: str) -> Iterator[None]:
 
 @dataclass
 class ManualClock:
-    """A clock that stands still until the test advances it. Seconds."""
+    """A clock in seconds that advances only when the test advances it."""
 
     now: float = 1_700_000_000.0
 
@@ -149,7 +149,7 @@ class ManualClock:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         self.now += seconds
 
 
@@ -157,8 +157,8 @@ class ManualClock:
 class RecordingRun:
     """A `Run` that records its calls and stores files for real.
 
-    `stop_with` is raised by the step or the piece of text that reaches `stop_at`. The first `unreachable`
-    pieces of text are not delivered. `before_put` is called with each key first.
+    `stop_with` is raised by the step or text delta number `stop_at`. The first `unreachable` text deltas are
+    not delivered. `before_put` is called with the key of each file before it is stored.
     """
 
     stop_at: int | None = None
@@ -197,7 +197,7 @@ class RecordingRun:
 
 @dataclass
 class RecordingItem:
-    """A text job in a batch, and how it ended: with `outcome` or `error`, once."""
+    """A text job in a batch. It records its end, which must happen once, in `outcome` or `error`."""
 
     job: ChatJob
     run: RecordingRun = field(default_factory=RecordingRun)
@@ -225,7 +225,7 @@ class RecordingItem:
 
 @dataclass
 class QueuedItems:
-    """A `JobSource` whose items join together, after `after` calls; `batch_sizes` records the calls."""
+    """A `JobSource` that returns no items for `after` calls and then all; `batch_sizes` records the calls."""
 
     items: list[RecordingItem] = field(default_factory=list)
     after: int = 0
@@ -235,5 +235,5 @@ class QueuedItems:
         self.batch_sizes.append(batch_size)
         if len(self.batch_sizes) <= self.after:
             return []
-        joined, self.items = self.items, []
-        return joined
+        next_items, self.items = self.items, []
+        return next_items

@@ -16,7 +16,7 @@ MARK_OF_PATH = {
     "cli/wan": "model",
     "training": "training",
 }
-"""Every test of a folder has its mark, unless it says `@pytest.mark.fast`."""
+"""Marks by folder; a test with `@pytest.mark.fast` does not get the mark of its folder."""
 MARK_OF_FIXTURE = {
     "stack": "system",
     "stacks": "system",
@@ -27,33 +27,33 @@ MARK_OF_FIXTURE = {
     "untrained_wan": "model",
     "qwen": "model",
 }
-"""Every test that uses one of these fixtures, directly or not, has the mark."""
+"""Marks by fixture, for tests that use it directly or through another fixture."""
 LONG = ("system", "browser", "model", "training")
-"""Files with a test of these marks start first: the last file to start ends the run."""
+"""Files with tests of these marks start first, since a long file that starts late extends the run."""
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Read by torch when it is imported: test processes that run side by side must not each take every core.
+    # Torch reads it when it is imported; parallel test processes must not each use every core.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class Ordering:
-    """Moves whole files with long tests to the front. Within both groups the (random) order stays."""
+    """Moves files with long tests to the front. The (random) order within both groups is unchanged."""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Sort the tests that were selected."""
+        """Sort the selected tests."""
         long = {item.path for item in items if any(item.get_closest_marker(mark) for mark in LONG)}
         items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the ordering, which must come after the selection by marks."""
+    """Register the ordering, which must run after the selection by marks."""
     config.pluginmanager.register(Ordering())
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Add the marks. Before everything else: `-m` selects by them."""
+    """Add the marks before `-m` selects by them."""
     for item in items:
         for mark in _marks(item):
             item.add_marker(mark)

@@ -14,7 +14,7 @@ from tests.factories import worker
 
 @pytest.fixture
 def system(ourvidz_eager: Eager) -> Eager:
-    """An installation in this process, with one busy worker."""
+    """A system in eager mode with one busy worker."""
     ourvidz_eager.control.ledger.heartbeat(worker(state="busy", started_at=1.0, seen_at=1.0))
     return ourvidz_eager
 
@@ -22,19 +22,19 @@ def system(ourvidz_eager: Eager) -> Eager:
 def test_the_status_is_queues_and_workers(system: Eager) -> None:
     """The overview for operators."""
     system.control.ledger.set_paused("wan_queue", True)
-    found = administration.administer("status")
-    assert found["queues"] == {
+    result = administration.administer("status")
+    assert result["queues"] == {
         "sdxl_queue": {"depth": 0, "paused": False, "workers": 1},
         "wan_queue": {"depth": 0, "paused": True, "workers": 0},
         "chat_queue": {"depth": 0, "paused": False, "workers": 0},
     }
-    (row,) = found["workers"]
+    (row,) = result["workers"]
     assert (row["id"], row["state"], row["models"]) == ("sdxl@host-gpu0", "busy", ["sdxl"])
-    assert found == administration.administer("queues") | administration.administer("workers")
+    assert result == administration.administer("queues") | administration.administer("workers")
 
 
 def test_the_models_are_those_of_the_online_workers(system: Eager) -> None:
-    """An offline worker holds none."""
+    """Models of offline workers are not listed."""
     assert administration.administer("models") == {
         "models": [{"worker": "sdxl@host-gpu0", "name": "sdxl", "info": {"name": "tiny-sdxl"}}]
     }
@@ -43,21 +43,21 @@ def test_the_models_are_those_of_the_online_workers(system: Eager) -> None:
 
 
 def test_an_unknown_operation_is_refused_with_the_names_that_exist() -> None:
-    """Operators guess names."""
+    """The error lists the valid operations."""
     with pytest.raises(InvalidParameters, match="flush_caches") as refused:
         administration.administer("reboot")
     assert refused.value.field == "operation"
 
 
 def test_a_flush_is_sent_to_every_worker_with_models(system: Eager) -> None:
-    """Each on its own queue: only the process that holds a model can free its memory."""
+    """Only the process that has loaded a model can free its memory."""
     assert FLUSH_TASK in app.tasks
-    found = administration.administer("flush_caches")
-    assert found == {"flushed": ["tokenizers"], "asked": ["sdxl@host-gpu0"]}
+    result = administration.administer("flush_caches")
+    assert result == {"flushed": ["tokenizers"], "asked": ["sdxl@host-gpu0"]}
 
 
 def test_an_operation_can_run_as_a_job(system: Eager) -> None:
-    """Its one asset carries the result."""
+    """The result is the only asset of the job."""
     system.submit({"id": "a", "type": "admin_utilities", "operation": "queues"})
     system.submit({"id": "b", "type": "admin_utilities", "operation": "reboot"})
     (asset,) = system.record("a").outcome.assets

@@ -1,4 +1,4 @@
-"""Rules of the source tree: which package uses which library, who reads the environment, names in use."""
+"""Rules of the source tree: libraries by package, access to the environment, names and docstrings."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ FORMER_NAMES = frozenset(
         *("last_words", "bury", "lift", "ripe", "tell", "_climb", "seat", "speak", "door", "told", "heard"),
     }
 )
-"""Names of an earlier private vocabulary that the field's own terms have replaced."""
+"""Former names, which must not be used again."""
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -89,18 +89,18 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def test_every_library_is_used_in_its_own_packages_only() -> None:
-    """A line that uses torch outside the pipelines is in the wrong package."""
-    strays = [
+    """Code that uses torch outside the pipelines is in the wrong package."""
+    violations = [
         f"{name}: {library}"
         for name, tree in modules()
         for library in imported(tree)
         if library in HOME_OF and package_of(name) not in HOME_OF[library]
     ]
-    assert strays == []
+    assert violations == []
 
 
 def test_only_the_settings_read_the_environment() -> None:
-    """One reader means one list of settings, validated at start."""
+    """All settings are listed in one package and validated at startup."""
     readers = {
         name
         for name, tree in modules()
@@ -124,7 +124,7 @@ def identifiers(tree: ast.Module) -> Iterator[str]:
 
 @pytest.mark.parametrize("folder", ["ourvidz", "training", "benchmarks", "campaigns", "tests"])
 def test_no_former_name_is_in_use(folder: str) -> None:
-    """A reader who knows the field must not have to learn a second vocabulary."""
+    """The identifiers in `FORMER_NAMES` occur in no module."""
     found = {
         f"{path.relative_to(ROOT.parent)}: {name}"
         for path in sorted((ROOT.parent / folder).rglob("*.py"))
@@ -136,14 +136,14 @@ def test_no_former_name_is_in_use(folder: str) -> None:
 
 @pytest.mark.parametrize("package", sorted(p.parent.name for p in ROOT.glob("*/__init__.py")))
 def test_every_package_docstring_says_what_it_owns_and_handles(package: str) -> None:
-    """It is the first thing that a newcomer reads."""
+    """Package docstrings have a sentence for each of them."""
     docstring = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text())) or ""
     assert re.search(r"^Owns\b", docstring, re.MULTILINE)
     assert re.search(r"^(Handles|Speaks)\b", docstring, re.MULTILINE)
 
 
 def test_the_drawn_error_tree_is_the_real_one() -> None:
-    """People read the tree in the module docstring; it must match the classes."""
+    """The tree in the module docstring equals the class hierarchy."""
     drawn = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
 
     def walk(kind: type) -> Iterator[str]:
@@ -155,8 +155,8 @@ def test_the_drawn_error_tree_is_the_real_one() -> None:
     assert drawn == list(walk(errors.OurvidzError))
 
 
-def test_the_codes_are_the_contracts() -> None:
-    """Callers branch on these strings: none may be lost, renamed or shared by two classes."""
+def test_the_error_codes_are_those_of_the_contract() -> None:
+    """Callers branch on the codes, so none is removed, renamed or used by two classes."""
     assert {code: kind.retryable for code, kind in errors.by_code().items()} == {
         "INVALID_PROMPT": False,
         "INVALID_PARAMETERS": False,

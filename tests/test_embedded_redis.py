@@ -1,4 +1,4 @@
-"""The private Redis-protocol server: which binary runs, and that it ends with its process."""
+"""The private Redis server: the choice of its binary, its start and its end."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ time.sleep(60)
 """
 
 
-def test_the_named_server_wins_over_every_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """REDIS_SERVER_BIN is the operator's choice; without it the PATH, then the package."""
+def test_the_configured_server_takes_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order is REDIS_SERVER_BIN, the PATH, the package."""
     assert find_server(sys.executable) == Path(sys.executable)
     with pytest.raises(SettingsError, match="REDIS_SERVER_BIN"):
         find_server(str(tmp_path / "none"))
@@ -39,15 +39,15 @@ def test_the_named_server_wins_over_every_other(tmp_path: Path, monkeypatch: pyt
     assert find_server(None) == system
 
 
-def test_a_server_that_does_not_start_says_why() -> None:
-    """The reader sees the server's own message."""
+def test_a_failed_start_raises_the_message_of_the_server() -> None:
+    """Operators see why the server did not start."""
     server = PrivateServer("--no-such-option", "1", binary=find_server(None))
     with pytest.raises(OperatorError, match="no-such-option"):
         server.start()
 
 
-def test_a_killed_server_comes_back_on_its_port() -> None:
-    """Clients that keep the URL find it again."""
+def test_a_killed_server_restarts_on_the_same_port() -> None:
+    """Clients reconnect with the same URL."""
     server = PrivateServer(binary=find_server(None))
     server.start()
     url = server.url
@@ -62,8 +62,8 @@ def test_a_killed_server_comes_back_on_its_port() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels have no parent-death signal")
-def test_it_dies_with_the_process_that_started_it() -> None:
-    """A test run that is killed leaves no server behind."""
+def test_the_server_exits_with_the_process_that_started_it() -> None:
+    """A killed test run leaves no server running."""
     owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     url = owner.stdout.readline().strip()

@@ -1,4 +1,4 @@
-"""What is built from the tree: the trained checkpoints travel in the package."""
+"""The contents of the built package: code, scripts, data and trained checkpoints."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ STAND_IN = {
     "tiny-wan/tokenizer/spiece.model": b"pieces",
 }
 SCRIPTS = ("celeryconfig.py", "wan_generate.py")
-"""What lies beside the package: Celery and people look for these names."""
+"""Modules beside the package, which Celery and users import or run by name."""
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
 def build(kind: str, tree: Path, into: Path) -> Path:
-    """Build as pip does in the end, through the build backend's own hook, with what is installed here."""
+    """Build an sdist or a wheel through the hook of the build backend, without build isolation."""
     run = subprocess.run(
         [sys.executable, "-c", BUILD, f"build_{kind}", str(into)],
         cwd=tree, capture_output=True, text=True, timeout=90,
@@ -61,30 +61,30 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("wheel", unpacked, folder)
 
 
-def test_the_checkpoints_travel_whole(wheel: Path, tmp_path: Path) -> None:
-    """Whoever installs the package has the weights, and the list that checks them agrees."""
-    with zipfile.ZipFile(wheel) as opened:
-        opened.extractall(tmp_path)
+def test_the_wheel_contains_the_complete_checkpoints(wheel: Path, tmp_path: Path) -> None:
+    """The installed files match their checksums."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
     checkpoints = tmp_path / "ourvidz" / "checkpoints"
     assert {name: (checkpoints / name).read_bytes() for name in STAND_IN} == STAND_IN
     for family in ("tiny-sdxl", "tiny-wan", "tiny-qwen"):
         verify(checkpoints / family)
 
 
-def test_everything_else_the_package_reads_travels_too(wheel: Path) -> None:
-    """Scripts for Redis, term lists, types: an installed package has no tree to read them from."""
-    with zipfile.ZipFile(wheel) as opened:
-        names = set(opened.namelist())
-    own = {
+def test_the_wheel_contains_every_file_of_the_package(wheel: Path) -> None:
+    """Lua scripts, term lists and `py.typed` are read from the installed package."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    package_files = {
         path.relative_to(ROOT).as_posix()
         for path in PACKAGE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and "checkpoints" not in path.parts
     }
-    assert {*own, *SCRIPTS} - names == set()
+    assert {*package_files, *SCRIPTS} - names == set()
 
 
-def test_what_ships_is_listed_and_whole() -> None:
-    """Weights without their checksums or their card, or others than those listed, must not be released."""
+def test_the_packaged_checkpoints_have_checksums_and_cards() -> None:
+    """A release contains no weights without a model card or with other checksums."""
     folders = sorted((PACKAGE / "checkpoints").glob("tiny-*"))
     assert [folder.name for folder in folders] == ["tiny-qwen", "tiny-sdxl", "tiny-wan"]
     assert sum(file.stat().st_size for folder in folders for file in folder.rglob("*")) <= 40_000_000

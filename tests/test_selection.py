@@ -29,5 +29,5 @@ def test_the_mark_of_a_folder_selects_its_tests(expression: str, collected: bool
 
 
 def test_the_script_selects_what_is_documented() -> None:
-    """The option of the script and the expression that is tested here are the same."""
+    """`scripts/test --fast` uses the expression that is tested here."""
     assert f'-m "{FAST}"' in (ROOT / "scripts/test").read_text()

@@ -33,7 +33,7 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return load
 
 
-def test_nothing_set_is_the_tiny_profile_on_loopback(read: Any) -> None:
+def test_the_default_is_the_tiny_profile_on_loopback(read: Any) -> None:
     """An unconfigured installation works and listens on the loopback interface only."""
     settings = read()
     assert (settings.profile, settings.host, settings.storage) == ("tiny", "127.0.0.1", "local")
@@ -43,43 +43,43 @@ def test_nothing_set_is_the_tiny_profile_on_loopback(read: Any) -> None:
 
 
 def test_the_production_profile_has_the_production_sizes(read: Any) -> None:
-    """Submission fixes the sizes, so it must not need the model's path to know them."""
+    """Sizes are set at submission, where the path of the model may be unknown."""
     sizes = control.defaults(read(**PRODUCTION))
     assert (sizes.sdxl_size, sizes.wan_size) == ((1024, 1024), (480, 832))
 
 
-def test_upstash_becomes_a_broker_url_with_certificates(read: Any) -> None:
+def test_an_upstash_url_becomes_a_broker_url_that_verifies_certificates(read: Any) -> None:
     """Kombu would accept any certificate unless certificates are required explicitly."""
     settings = read(UPSTASH_REDIS_REST_URL="https://eu1.upstash.io", UPSTASH_REDIS_REST_TOKEN="to/ken")
     assert settings.redis_url == "rediss://default:to%2Fken@eu1.upstash.io:6379?ssl_cert_reqs=required"
 
 
-def test_our_own_redis_url_wins_over_upstash(read: Any) -> None:
-    """An operator who moves away sets one variable."""
+def test_the_redis_url_takes_precedence_over_upstash(read: Any) -> None:
+    """An operator who stops using Upstash sets one variable."""
     upstash = {"UPSTASH_REDIS_REST_URL": "https://eu1.upstash.io", "UPSTASH_REDIS_REST_TOKEN": "t"}
     assert read(**upstash, OURVIDZ_REDIS_URL="redis://here/1").redis_url == "redis://here/1"
 
 
-def test_lists_are_written_with_commas_or_spaces(read: Any) -> None:
-    """Both are in use; two secrets at once are a rotation."""
+def test_lists_are_separated_by_commas_or_spaces(read: Any) -> None:
+    """Both separators are in use."""
     settings = read(JOB_CALLBACK_SECRET="new, old", OURVIDZ_PORTS="7859 7860")
     assert (settings.callback_secrets, settings.ports) == (("new", "old"), (7859, 7860))
 
 
-def test_hosts_to_fetch_from_are_hosts_and_networks(read: Any) -> None:
-    """Covers every form that the settings reference lists."""
+def test_allowed_hosts_may_be_hosts_ports_and_networks(read: Any) -> None:
+    """All forms of the settings reference are accepted."""
     written = "localhost:8000 minio.internal [::1]:9000 10.1.0.0/16 fd00::/8"
     settings = read(OURVIDZ_FETCH_ALLOWED_HOSTS=written)
     assert " ".join(settings.fetch_allowed_hosts) == written
 
 
 def test_an_empty_variable_counts_as_not_set(read: Any) -> None:
-    """Environment templates contain empty variables."""
+    """Templates of environment files contain empty variables."""
     assert read(SUPABASE_URL="", OURVIDZ_GPU="").default_callback_url is None
 
 
 def test_a_dot_env_file_is_read(read: Any, tmp_path: Path) -> None:
-    """The usual place for a laptop's secrets."""
+    """Developers keep their settings there."""
     (tmp_path / ".env").write_text("SUPABASE_URL=https://abc.supabase.co\n")
     assert read().default_callback_url == "https://abc.supabase.co/functions/v1/job-callback"
 
@@ -111,8 +111,10 @@ def test_a_dot_env_file_is_read(read: Any, tmp_path: Path) -> None:
         ("OURVIDZ_SDXL_JOB_LORAS", "hills=/m/a.safetensors, hills=/m/b.safetensors"),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_its_variable(read: Any, variable: str, value: str) -> None:
-    """An operator reads the last line of a log."""
+def test_an_invalid_value_raises_a_one_line_error_with_its_variable(
+    read: Any, variable: str, value: str
+) -> None:
+    """Operators see the cause in the last line of the log."""
     with pytest.raises(SettingsError) as wrong:
         read(**{variable: value})
     assert wrong.value.message.startswith(f"{variable}: ")
@@ -120,7 +122,7 @@ def test_a_wrong_value_is_one_line_that_names_its_variable(read: Any, variable: 
 
 
 @pytest.mark.parametrize("missing", ["OURVIDZ_REDIS_URL", "SUPABASE_URL"])
-def test_the_production_profile_refuses_to_start_without_what_it_needs(read: Any, missing: str) -> None:
+def test_the_production_profile_requires_redis_and_a_receiver(read: Any, missing: str) -> None:
     """A missing setting fails at startup instead of at the first job."""
     with pytest.raises(SettingsError, match=missing):
         read(**{name: value for name, value in PRODUCTION.items() if name != missing})
@@ -133,7 +135,7 @@ def test_upstash_needs_its_url_and_its_token(read: Any) -> None:
 
 
 def test_an_adapter_needs_its_encoder(read: Any) -> None:
-    """One without the other would fail the first job that names a reference type."""
+    """One without the other would fail the first job with a reference."""
     with pytest.raises(SettingsError, match="OURVIDZ_IP_ADAPTER_ENCODER"):
         read(OURVIDZ_IP_ADAPTER="/m/adapter.safetensors")
 

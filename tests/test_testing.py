@@ -1,4 +1,4 @@
-"""The fixtures that other projects test with: complete jobs in this process, seen by their callbacks."""
+"""The pytest fixtures for other projects: jobs run in this process and their callbacks are recorded."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ JOB = {
 }
 
 
-def test_a_submitted_job_has_run_when_submit_returns(ourvidz_eager: Eager) -> None:
-    """A user's test needs no waiting and no worker."""
+def test_submit_returns_after_the_job_has_run(ourvidz_eager: Eager) -> None:
+    """Tests need neither a worker nor waiting."""
     ourvidz_eager.submit(JOB)
     record = ourvidz_eager.record("one")
     assert (record.status, record.progress, record.attempt) == ("completed", 100, 1)
@@ -33,8 +33,8 @@ def test_a_submitted_job_has_run_when_submit_returns(ourvidz_eager: Eager) -> No
     assert (ourvidz_eager.storage / "workspace-temp/me/one/0.thumb.webp").is_file()
 
 
-def test_its_callbacks_are_signed_and_complete(ourvidz_eager: Eager) -> None:
-    """The same payload, headers and order as from a worker."""
+def test_callbacks_are_signed_and_complete(ourvidz_eager: Eager) -> None:
+    """Payload, headers and order are those of a worker."""
     ourvidz_eager.submit(JOB)
     processing, completed = ourvidz_eager.callbacks.of("one")
     assert [processing.payload["status"], completed.payload["status"]] == ["processing", "completed"]
@@ -48,15 +48,15 @@ def test_its_callbacks_are_signed_and_complete(ourvidz_eager: Eager) -> None:
     assert completed.payload["assets"][0]["url"] == "workspace-temp/me/one/0.png"
 
 
-def test_the_task_itself_is_a_door(ourvidz_eager: Eager) -> None:
-    """A Python client on the same broker calls `delay` with a payload."""
+def test_delay_submits_a_payload(ourvidz_eager: Eager) -> None:
+    """Python clients on the same broker call `delay` instead of the HTTP API."""
     result = generate.delay(JOB | {"id": "two"})
     assert result.id == "two"
     assert ourvidz_eager.callbacks.statuses("two") == ["processing", "completed"]
 
 
-def test_a_refused_payload_changes_nothing(ourvidz_eager: Eager) -> None:
-    """Neither a record nor a callback tells of it."""
+def test_an_invalid_payload_leaves_no_record_and_no_callback(ourvidz_eager: Eager) -> None:
+    """`delay` raises the error, with the field of the payload."""
     with pytest.raises(InvalidParameters) as refused:
         generate.delay(JOB | {"config": {"steps": 0}})
     assert refused.value.field == "config.steps"
@@ -64,8 +64,10 @@ def test_a_refused_payload_changes_nothing(ourvidz_eager: Eager) -> None:
     assert ourvidz_eager.callbacks.received == []
 
 
-def test_the_gate_stands_at_the_door_of_the_task(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> None:
-    """Whoever comes past the shim meets it too."""
+def test_the_safety_gate_checks_payloads_of_delay(
+    tmp_path: Path, ourvidz_callbacks: CallbackRecorder
+) -> None:
+    """Submissions that do not use the shim are checked as well."""
     with eager(tmp_path, ourvidz_callbacks) as system:
         object.__setattr__(system.control, "gate", Gate(Terms(minor=("blorple",), sexual=("quuxish",))))
         with pytest.raises(PolicyViolation):
@@ -73,16 +75,16 @@ def test_the_gate_stands_at_the_door_of_the_task(tmp_path: Path, ourvidz_callbac
         assert system.control.ledger.get("one") is None
 
 
-def test_a_reference_falls_back_to_text_and_says_so(ourvidz_eager: Eager) -> None:
-    """A caller must be able to tell that the reference was not used."""
+def test_a_missing_reference_is_reported_as_a_fallback(ourvidz_eager: Eager) -> None:
+    """The metadata say that the reference image was not used."""
     ourvidz_eager.submit(JOB | {"metadata": {"reference_image_url": REFERENCE}})
     metadata = ourvidz_eager.callbacks.of("one")[-1].payload["metadata"]
     assert metadata["reference_fallback"] is True
     assert metadata["reference_error"] == "REFERENCE_FRAME_ERROR"
 
 
-def test_settings_can_be_given_by_variable(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> None:
-    """The July form of assets, as one caller in the field wants it."""
+def test_settings_are_passed_as_variables(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> None:
+    """`eager` takes settings by the names of their environment variables."""
     with eager(tmp_path, ourvidz_callbacks, OURVIDZ_CALLBACK_ASSETS="urls") as system:
         system.submit(JOB)
         assert system.callbacks.of("one")[-1].payload["assets"] == ["workspace-temp/me/one/0.png"]
@@ -109,10 +111,8 @@ def test_a_misspelt_setting_is_refused(tmp_path: Path, ourvidz_callbacks: Callba
         ("admin_utilities", "json"),
     ],
 )
-def test_every_kind_of_job_runs_inside_submit(
-    ourvidz_eager: Eager, type_name: str, content_type: str
-) -> None:
-    """In eager mode this process is every worker there is, one for each family."""
+def test_every_job_type_runs_in_eager_mode(ourvidz_eager: Eager, type_name: str, content_type: str) -> None:
+    """In eager mode this process acts as the workers of all families."""
     config = {"frames": 5, "steps": 2} if content_type == "video" else {"steps": 2, "max_tokens": 20}
     ourvidz_eager.submit(
         {"id": "any", "type": type_name, "prompt": "a comet", "user_id": "me", "config": config}
@@ -123,22 +123,22 @@ def test_every_kind_of_job_runs_inside_submit(
     assert [asset["type"] for asset in last["assets"]] == [content_type]
 
 
-def test_worker_ids_read_as_in_production(ourvidz_eager: Eager) -> None:
-    """A receiver that parses them is tested with real ones."""
+def test_worker_ids_have_the_format_of_production(ourvidz_eager: Eager) -> None:
+    """Receivers that parse worker ids can be tested."""
     ourvidz_eager.submit(JOB)
     assert ourvidz_eager.callbacks.of("one")[0].payload["worker_id"].startswith("eager@")
 
 
 def test_the_worker_id_follows_the_settings(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> None:
-    """The GPU is part of the id, in the order in which jobs happen to run too."""
+    """The GPU is part of the id, also after a job with other settings in the same process."""
     for gpu in ("3", "5"):
         with eager(tmp_path, ourvidz_callbacks, OURVIDZ_GPU=gpu) as system:
             system.submit({"id": gpu, "type": "admin_utilities"})
             assert system.callbacks.of(gpu)[0].payload["worker_id"].endswith(f"-gpu{gpu}")
 
 
-def test_an_operators_retry_says_which_run_and_attempt_it_is(ourvidz_eager: Eager) -> None:
-    """The receiver sees `processing` again for a job it knows as failed."""
+def test_a_retry_reports_its_run_and_attempt(ourvidz_eager: Eager) -> None:
+    """The receiver can tell the second `processing` callback from that of the first run."""
     ourvidz_eager.submit(
         JOB | {"prompt": "", "metadata": {"exact_copy_mode": True, "reference_image_url": REFERENCE}}
     )

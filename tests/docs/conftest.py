@@ -39,7 +39,7 @@ class Page:
         self.prose = FENCE.sub("", self.text)
 
     def blocks(self, *languages: str) -> list[Block]:
-        """Return the fenced blocks in some languages, or all."""
+        """Return the fenced blocks in these languages, or all blocks."""
         blocks = [Block(*match.groups(default="")) for match in FENCE.finditer(self.text)]
         return [block for block in blocks if not languages or block.language in languages]
 
@@ -54,7 +54,7 @@ class Page:
         return found[1]
 
     def rows(self, *header: str) -> list[list[str]]:
-        """Return the rows of every table whose header begins like this."""
+        """Return the rows of every table whose header begins with these cells."""
         lines = self.prose.splitlines()
         starts = [at for at, line in enumerate(lines) if tuple(_cells(line)[: len(header)]) == header]
         assert starts, f"{self.path.name} has no table {header}"
@@ -79,7 +79,7 @@ def page() -> Callable[[str], Page]:
 
 @pytest.fixture(scope="session")
 def docs_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One running `ourvidz up` for all pages, with the settings that a page asks its reader to set."""
+    """One running `ourvidz up` for all pages, with the settings that the pages require."""
     system = load_file(ROOT / "tests/system/conftest.py")
     env = {"JOB_CALLBACK_SECRET": "my-secret", "OURVIDZ_CALLBACK_ALLOW": "localhost"}
     with system.stack(
@@ -89,7 +89,7 @@ def docs_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def load_file(path: Path) -> Any:
-    """Import a Python file that is not on the path."""
+    """Import a Python file by its path."""
     spec = spec_from_file_location(path.parent.name + "_" + path.stem, path)
     assert spec
     assert spec.loader
@@ -100,7 +100,7 @@ def load_file(path: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def fast_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A stand-in for `python` that starts programs in a process with the large libraries loaded."""
+    """The folder of a replacement for `python` that runs programs in a process with preloaded libraries."""
     folder = tmp_path_factory.mktemp("python")
     source = ROOT / "tests/docs/preloaded.py"
     program, path = folder / "python", folder / "socket"

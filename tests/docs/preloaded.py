@@ -38,7 +38,7 @@ sys.exit(server.recv(1)[0])
 
 
 def serve(path: str) -> None:
-    """Answer clients until the socket's file is removed or this process is killed."""
+    """Handle clients until the socket file is removed or this process is killed."""
     for name in LIBRARIES:
         import_module(name)
     listener = socket.socket(socket.AF_UNIX)
@@ -48,13 +48,13 @@ def serve(path: str) -> None:
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
-            _answer(connection)
+            _handle(connection)
         connection.close()
         _reap()
 
 
-def _answer(connection: socket.socket) -> None:
-    """In a child of the server: run the program in a child of its own, and send its exit status."""
+def _handle(connection: socket.socket) -> None:
+    """Run the requested program in a child process and send its exit status."""
     head, streams, _, _ = socket.recv_fds(connection, LENGTH_BYTES, 3)
     left, request = int.from_bytes(head, "big"), b""
     while len(request) < left:
@@ -70,7 +70,7 @@ def _answer(connection: socket.socket) -> None:
 
 
 def _run(arguments: list[str], environment: dict[str, str], folder: str, streams: list[int]) -> None:
-    """Become the program: `-m MODULE ARGUMENTS` or `FILE ARGUMENTS`. Does not return."""
+    """Run the program `-m MODULE ARGUMENTS` or `FILE ARGUMENTS` in this process. Does not return."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -99,7 +99,7 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str, streams
 
 
 def _reap() -> None:
-    """Collect children that have ended."""
+    """Reap children that have exited."""
     while True:
         try:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:

@@ -1,4 +1,4 @@
-"""The callbacks page describes what a receiver really gets."""
+"""The callbacks page describes the payloads that a receiver gets."""
 
 from __future__ import annotations
 
@@ -62,32 +62,35 @@ def names(rows: list[list[str]]) -> set[str]:
 
 
 def test_the_example_has_exactly_the_fields_of_a_real_callback(page: OpenPage, ourvidz_eager: Eager) -> None:
-    """A receiver is written from this example; a real job proves it."""
+    """Authors of receivers use this example, so it is compared with the callback of an eager job."""
     ourvidz_eager.submit(JOB)
-    real = ourvidz_eager.callbacks.of("one")[-1].payload
-    assert shape(example(page(CALLBACKS), "callback")) == shape(real)
+    sent = ourvidz_eager.callbacks.of("one")[-1].payload
+    assert shape(example(page(CALLBACKS), "callback")) == shape(sent)
 
 
-def test_the_failed_example_is_a_part_of_a_real_one(page: OpenPage, ourvidz_eager: Eager) -> None:
-    """The fields of a failed job that differ have names that are really sent."""
+def test_the_partial_example_has_the_values_of_a_cancelled_job(page: OpenPage, ourvidz_eager: Eager) -> None:
+    """The example shows only the fields in which a job without a result differs."""
     ourvidz_eager.submit(JOB)
-    made = ourvidz_eager.control.ledger.list_events("delivered", 1)[0]
+    completed_event = ourvidz_eager.control.ledger.list_events("delivered", 1)[0]
     event = replace(
-        made, kind="cancelled", outcome=Outcome.failure(Cancelled("the job was cancelled")), sequence=2
+        completed_event,
+        kind="cancelled",
+        outcome=Outcome.failure(Cancelled("the job was cancelled")),
+        sequence=2,
     )
-    real = payload.build(event, worker_version="1")
+    sent = payload.build(event, worker_version="1")
     part = example(page(CALLBACKS), "part of a callback")
     metadata = part.pop("metadata")
-    assert part == {name: real[name] for name in part}
-    assert set(metadata) <= set(real["metadata"])
+    assert part == {name: sent[name] for name in part}
+    assert set(metadata) <= set(sent["metadata"])
 
 
 def test_every_field_is_explained(page: OpenPage, ourvidz_eager: Eager) -> None:
-    """Receivers need the meaning of every field, and of the metadata that every payload has."""
+    """The tables have every field of the payload and of its metadata."""
     ourvidz_eager.submit(JOB)
-    real = ourvidz_eager.callbacks.of("one")[-1].payload
+    sent = ourvidz_eager.callbacks.of("one")[-1].payload
     explained = names(page(CALLBACKS).rows("field", "meaning"))
-    assert explained == set(real) | set(payload.DEFAULTS) | set(real["assets"][0])
+    assert explained == set(sent) | set(payload.DEFAULTS) | set(sent["assets"][0])
 
 
 @pytest.mark.parametrize("job", [CHAT, ENHANCED, WITH_REFERENCE], ids=lambda job: str(job["type"]))
@@ -96,16 +99,16 @@ def test_every_field_of_other_jobs_is_explained(
 ) -> None:
     """Text jobs, enhanced clips and jobs with a reference have fields that a plain image job lacks."""
     ourvidz_eager.submit(job)
-    real = ourvidz_eager.callbacks.of(job["id"])[-1].payload
-    assert real["status"] == "completed", real["error"]
+    sent = ourvidz_eager.callbacks.of(job["id"])[-1].payload
+    assert sent["status"] == "completed", sent["error"]
     pages = page(CALLBACKS)
-    everywhere = names(pages.rows("field", "meaning"))
-    assert set(real["metadata"]) - everywhere <= names(pages.rows("metadata"))
-    assert set(real["assets"][0]["metadata"]) <= names(pages.rows("asset metadata"))
+    common_fields = names(pages.rows("field", "meaning"))
+    assert set(sent["metadata"]) - common_fields <= names(pages.rows("metadata"))
+    assert set(sent["assets"][0]["metadata"]) <= names(pages.rows("asset metadata"))
 
 
-def test_the_waits_are_those_between_deliveries(page: OpenPage) -> None:
-    """The table is computed as the retry schedule is."""
+def test_the_table_of_delivery_intervals_is_the_retry_schedule(page: OpenPage) -> None:
+    """Receivers can rely on the documented intervals."""
     rows = page(CALLBACKS).rows("after delivery")
     for number, ceiling in ((re.match(r"\d+", row[0]), float(row[1])) for row in rows):
         assert number
@@ -115,15 +118,15 @@ def test_the_waits_are_those_between_deliveries(page: OpenPage) -> None:
     )
 
 
-def test_the_statuses_that_are_tried_again_are_documented(page: OpenPage) -> None:
-    """The author of a receiver chooses its status by this table."""
+def test_the_table_of_retried_statuses_is_the_retry_policy(page: OpenPage) -> None:
+    """Authors of receivers choose their status codes by this table."""
     again = next(row[0] for row in page(CALLBACKS).rows("your answer") if "again" in row[2])
     assert {int(status) for status in re.findall(r"\b\d{3}\b", again)} == RETRIED_STATUSES
     assert "5xx" in again
 
 
-def test_the_verification_in_the_page_works(page: OpenPage) -> None:
-    """It accepts what is signed with either of two secrets, and nothing that was changed or is old."""
+def test_the_verification_code_of_the_page_works(page: OpenPage) -> None:
+    """It accepts signatures of either secret, and rejects changed bodies and old timestamps."""
     verify: dict[str, Any] = {}
     exec(page(CALLBACKS).blocks("python")[0].text, verify)
     old, new = "whsec_b2xkZXIgc2VjcmV0", "whsec_bmV3ZXIgc2VjcmV0"

@@ -40,7 +40,7 @@ def options_in(section: str) -> set[str]:
 
 
 def test_every_command_is_documented_and_no_other(page: OpenPage) -> None:
-    """The page is the overview of the command line."""
+    """Each command has a section, and each section a command."""
     documented = [title for title in page(CLI).headings() if title.startswith("`ourvidz ")]
     assert sorted(documented) == sorted(heading(path) for path, _ in commands())
 
@@ -49,8 +49,8 @@ def test_every_command_is_documented_and_no_other(page: OpenPage) -> None:
 def test_every_option_is_documented_and_no_other(
     page: OpenPage, path: tuple[str, ...], command: click.Command
 ) -> None:
-    """An option is described in its command's section, or in its group's for all commands of the group."""
-    real = {
+    """Options are described in the section of their command, shared options in that of their group."""
+    options = {
         name
         for parameter in command.params
         for name in (*parameter.opts, *parameter.secondary_opts)
@@ -62,13 +62,13 @@ def test_every_option_is_documented_and_no_other(
         for length in range(1, len(path))
         for name in options_in(page(CLI).section(heading(path[:length])))
     }
-    assert real <= own | shared
+    assert options <= own | shared
     if not isinstance(command, click.Group):
-        assert own <= real
+        assert own <= options
 
 
 def test_every_worker_is_documented(page: OpenPage) -> None:
-    """The name of a worker that the page leaves out cannot be guessed."""
+    """Operators find the names of all workers on the page."""
     sections = {command: page(CLI).section(heading((command,))) for command in ("up", "worker")}
     assert [name for name in FAMILIES if f"`{name}`" not in sections["up"]] == []
     assert [name for name in (*FAMILIES, *HELPERS) if f"`{name}`" not in sections["worker"]] == []

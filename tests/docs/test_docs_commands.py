@@ -1,4 +1,4 @@
-"""Every command in the documentation is executed: here on one stack, or by the test that is named here."""
+"""Every command in the documentation is executed: on one stack here, or by another test in `ELSEWHERE`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PAGES = [
 UP = "tests/docs/conftest.py::docs_stack"
 START = "a_stack_runs_jobs_restarts_a_killed_process_and_stops_completely"
 ELSEWHERE = {
-    "scripts/demo": "tests/docs/test_docs_commands.py::test_the_demo_makes_its_pictures",
+    "scripts/demo": "tests/docs/test_docs_commands.py::test_the_demo_generates_its_images",
     "scripts/test": "the run of this test",
     "scripts/lint": "continuous integration, before the tests",
     "ourvidz up --state-dir ./state": f"tests/system/test_up.py::test_{START}",
@@ -44,11 +44,11 @@ ELSEWHERE = {
         "tests/pipelines/sdxl/test_checkpoint.py::test_a_single_file_generates_the_images_of_its_folder"
     ),
     "ourvidz worker sdxl": f"tests/system/test_up.py::test_{START}",
-    "ourvidz demo --json": "tests/docs/test_docs_commands.py::test_the_demo_makes_its_pictures",
+    "ourvidz demo --json": "tests/docs/test_docs_commands.py::test_the_demo_generates_its_images",
 }
-"""Command → what executes it. A block that consists of such commands only is not executed here."""
-DRAWN = {"README.md", "ARCHITECTURE.md"}
-"""Pages with a diagram of characters in a block without a language."""
+"""Command → the test or script that executes it. A block of such commands only is not executed here."""
+PAGES_WITH_TEXT_DIAGRAMS = {"README.md", "ARCHITECTURE.md"}
+"""Pages with a text diagram in a block without a language."""
 BLOCK_S = 120
 
 OpenPage = Callable[[str], Any]
@@ -68,7 +68,7 @@ def make_script(path: Path, text: str) -> None:
 
 
 def write_checkpoint(models: Path) -> None:
-    """Write a checkpoint with the files of the single-file layout; its weights cannot be loaded."""
+    """Write the files of the single-file layout, with weights that cannot be loaded."""
     shipped = ROOT / "ourvidz/checkpoints/tiny-sdxl"
     copytree(shipped, models / "my-sdxl.config", ignore=ignore_patterns("*.safetensors", "SHA256SUMS"))
     weights = next((shipped / "unet").glob("*.safetensors"))
@@ -76,7 +76,7 @@ def write_checkpoint(models: Path) -> None:
 
 
 def free_port() -> int:
-    """Return a TCP port that is free now."""
+    """Return a free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -84,8 +84,8 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def shell(docs_stack: Any, fast_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Arguments of `subprocess.run` for commands of pages: this checkout's `ourvidz`, a curl that fails on
-    errors, and the variables and files that the pages ask their reader to have."""
+    """Arguments of `subprocess.run` for the commands of the pages: the `ourvidz` of this checkout, a curl
+    that fails on HTTP errors, and the variables and files that the pages require."""
     folder = tmp_path_factory.mktemp("reader")
     make_script(folder / "bin/ourvidz", f'#!/bin/sh\nexec {fast_python} -m ourvidz.cli.main "$@"\n')
     make_script(folder / "bin/python", f'#!/bin/sh\nexec {fast_python} "$@"\n')
@@ -115,7 +115,7 @@ def shell(docs_stack: Any, fast_python: Path, tmp_path_factory: pytest.TempPathF
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", PAGES)
 def test_every_command_of_a_page_works(page: OpenPage, name: str, request: pytest.FixtureRequest) -> None:
-    """Readers type the commands from top to bottom; a curl that is answered with an error fails too."""
+    """The commands of a page are executed in order; a curl call with an error response fails."""
     blocks = executable(page(name))
     for tool in ("curl", "openssl"):
         if any(tool in text for text in blocks) and not shutil.which(tool):
@@ -131,10 +131,10 @@ def test_every_command_of_a_page_works(page: OpenPage, name: str, request: pytes
 
 
 @pytest.mark.system
-def test_the_receiver_got_the_callbacks_and_the_old_list_was_forwarded(
+def test_the_example_receiver_gets_callbacks_and_the_forwarder_forwards_jobs(
     page: OpenPage, shell: dict[str, Any], docs_stack: Any
 ) -> None:
-    """The two programs that readers copy do what their pages promise, beyond ending without an error."""
+    """The two example programs work, not only end without an error."""
     for name in ("docs/how-to/own-receiver.md", "docs/how-to/migration.md"):
         for block in page(name).blocks("python"):
             (shell["cwd"] / block.title).write_text(block.text)
@@ -155,10 +155,10 @@ def test_the_receiver_got_the_callbacks_and_the_old_list_was_forwarded(
 
 
 @pytest.mark.system
-def test_the_page_about_tests_is_enough_for_another_project(
+def test_the_example_tests_of_the_page_pass_in_another_project(
     page: OpenPage, fast_python: Path, tmp_path: Path
 ) -> None:
-    """Another project that copies the page gets passing tests, without any of our configuration."""
+    """The examples need none of this project's pytest configuration."""
     blocks = page("docs/testing.md").blocks("python")
     for block in blocks:
         (tmp_path / block.title).write_text(block.text)
@@ -176,7 +176,7 @@ def test_the_page_about_tests_is_enough_for_another_project(
 
 
 def test_the_settings_files_of_the_pages_are_accepted(page: OpenPage) -> None:
-    """Operators copy these files; a name that has changed would stop every process."""
+    """Operators copy these files, and an invalid value would stop every process."""
     files = [block.text for name in PAGES for block in page(name).blocks("text") if block.title == ".env"]
     assert len(files) >= 2
     for text in files:
@@ -187,8 +187,8 @@ def test_the_settings_files_of_the_pages_are_accepted(page: OpenPage) -> None:
 
 
 @pytest.mark.system
-def test_the_demo_makes_its_pictures(tmp_path: Path) -> None:
-    """`ourvidz demo --json`, which is what `scripts/demo` does once its environment is made."""
+def test_the_demo_generates_its_images(tmp_path: Path) -> None:
+    """Runs `ourvidz demo --json`, as `scripts/demo` does after it has created its environment."""
     run = subprocess.run(
         [sys.executable, "-m", "ourvidz.cli.main", "demo", "--json"],
         env=environment(PYTHONPATH=str(ROOT)),
@@ -211,15 +211,17 @@ def test_the_demo_makes_its_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_are_marked_as_bash(page: OpenPage, name: str) -> None:
-    """A block in another language, or in none, would not be executed."""
+    """Blocks in another language, or without one, are not executed."""
     known = {"bash", "json", "python", "text", "mermaid"}
-    assert {block.language for block in page(name).blocks()} - known <= ({""} if name in DRAWN else set())
+    assert {block.language for block in page(name).blocks()} - known <= (
+        {""} if name in PAGES_WITH_TEXT_DIAGRAMS else set()
+    )
 
 
-def test_what_executes_a_command_elsewhere_exists(page: OpenPage) -> None:
-    """The table names real tests and real scripts, and no command that no page shows any more."""
-    shown = {line for name in PAGES for b in page(name).blocks("bash") for line in b.text.splitlines()}
-    assert set(ELSEWHERE) <= shown
+def test_every_entry_of_the_table_of_other_tests_exists(page: OpenPage) -> None:
+    """`ELSEWHERE` has existing tests and scripts, and only commands that a page contains."""
+    documented = {line for name in PAGES for b in page(name).blocks("bash") for line in b.text.splitlines()}
+    assert set(ELSEWHERE) <= documented
     for command, runner in ELSEWHERE.items():
         if "::" in runner:
             path, _, test = runner.partition("::")

@@ -1,4 +1,4 @@
-"""The diagrams of the architecture are Mermaid text of the forms that this parser knows."""
+"""The diagrams of the architecture chapters are valid Mermaid, in the subset that this parser supports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OpenPage = Callable[[str], Any]
 
 
 def check_flowchart(lines: list[str]) -> None:
-    """Raise `AssertionError` for a line of another form, and for an edge between unknown nodes."""
+    """Raise `AssertionError` for an invalid line or an edge between undefined nodes."""
     nodes: set[str] = set()
     used: set[str] = set()
     depth = 0
@@ -43,7 +43,7 @@ def check_flowchart(lines: list[str]) -> None:
 
 
 def check_sequence(lines: list[str]) -> None:
-    """Raise `AssertionError` for a line of another form, and for a message between unknown participants."""
+    """Raise `AssertionError` for an invalid line or a message between undefined participants."""
     names: set[str] = set()
     depth = 0
     for line in lines:
@@ -61,12 +61,12 @@ def check_sequence(lines: list[str]) -> None:
 
 
 def check_states(lines: list[str]) -> None:
-    """Raise `AssertionError` for a line of another form, and for a state that cannot be left or reached."""
+    """Raise `AssertionError` for an invalid line or a state that cannot be left or reached."""
     edges = []
     for line in lines:
-        found = TRANSITION.fullmatch(line)
-        assert found, line
-        edges.append((found[1], found[2]))
+        transition = TRANSITION.fullmatch(line)
+        assert transition, line
+        edges.append((transition[1], transition[2]))
     assert {left for left, _ in edges} == {right for _, right in edges}
 
 
@@ -80,14 +80,14 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_every_chapter_has_a_diagram_that_parses(page: OpenPage, name: str) -> None:
-    """A diagram with a mistake shows as an error message in the middle of the page."""
+    """An invalid diagram is rendered as an error message."""
     (diagram,) = page(name).blocks("mermaid")
     kind, *lines = [line.strip() for line in diagram.text.splitlines() if line.strip()]
     CHECKS[kind](lines)
 
 
 def test_the_chapters_are_numbered_in_reading_order(page: OpenPage) -> None:
-    """Each leads to the next one."""
+    """Each chapter links to the next one."""
     assert [Path(name).name[:2] for name in CHAPTERS] == [f"{number:02}" for number in range(len(CHAPTERS))]
-    for name, following in pairwise(CHAPTERS):
-        assert f"]({Path(following).name})" in page(name).text.splitlines()[-1]
+    for name, next_name in pairwise(CHAPTERS):
+        assert f"]({Path(next_name).name})" in page(name).text.splitlines()[-1]

@@ -30,12 +30,12 @@ def row_of(kind: type[errors.OurvidzError]) -> list[str]:
 
 
 def test_the_table_of_codes_is_the_error_tree(page: OpenPage) -> None:
-    """Callers decide by these codes; the branch of the tree says who must act."""
+    """Callers branch on these codes; the base class says who must act."""
     documented = {row[0].strip("`"): row[1:5] for row in page(ERRORS).rows("code", "HTTP")}
     assert documented == {code: row_of(kind) for code, kind in errors.by_code().items()}
 
 
 def test_every_error_code_has_advice(page: OpenPage) -> None:
-    """A caller or operator who looks up a code finds what to do."""
+    """The troubleshooting page says for each code what to do."""
     advised = [row[0].strip("`") for row in page(TROUBLESHOOTING).rows("code", "the caller")]
     assert sorted(advised) == sorted(errors.by_code())

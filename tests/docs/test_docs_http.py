@@ -1,4 +1,4 @@
-"""The reference pages say what the shim does: routes, scopes, answers, fields, examples."""
+"""The reference pages match the shim: routes, scopes, status codes, fields and examples."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def client(tmp_path: Path, make_ledger: Callable[..., Any]) -> Iterator[TestClie
 
 def sections(page: OpenPage) -> Iterator[tuple[str, str, str]]:
     """Yield method, path and text of every documented route; a section may describe several."""
-    for opened in map(page, REFERENCE):
-        for title in opened.headings():
+    for current_page in map(page, REFERENCE):
+        for title in current_page.headings():
             for method, path in ROUTE.findall(title):
-                yield method, path, opened.section(title)
+                yield method, path, current_page.section(title)
 
 
 def routes(router: Any) -> Iterator[tuple[str, str]]:
@@ -105,7 +105,7 @@ def routes(router: Any) -> Iterator[tuple[str, str]]:
 
 
 def test_every_route_is_documented_and_no_other(page: OpenPage, client: TestClient) -> None:
-    """A route that is missing is not found; one that does not exist cannot be called."""
+    """The pages have exactly the routes of the app."""
     app: Any = client.app
     real = set(routes(app)) - {("GET", app.swagger_ui_oauth2_redirect_url)}
     documented = [(method, path) for method, path, _ in sections(page)]
@@ -113,7 +113,7 @@ def test_every_route_is_documented_and_no_other(page: OpenPage, client: TestClie
 
 
 def test_every_route_requires_the_scope_that_is_documented(page: OpenPage, client: TestClient) -> None:
-    """Tried on the running shim with each kind of key, and with none."""
+    """Each route is called with each kind of key and without a key."""
     wrong = []
     for method, path, text in sections(page):
         scope = text.strip().splitlines()[0].partition(" · ")[0]
@@ -130,7 +130,7 @@ def test_every_route_requires_the_scope_that_is_documented(page: OpenPage, clien
 
 
 def test_every_route_answers_with_the_documented_statuses(page: OpenPage, client: TestClient) -> None:
-    """The statuses of the page are those of the OpenAPI document, which the fuzz test holds to the code."""
+    """The statuses are those of the OpenAPI document, which the fuzz test compares with the code."""
     app: Any = client.app
     paths = app.openapi()["paths"]
     wrong = []
@@ -154,7 +154,7 @@ def shape(value: Any) -> Any:
 
 
 def test_every_example_has_exactly_the_fields_of_its_document(page: OpenPage) -> None:
-    """Clients are written from the examples: one field too many or too few misleads their authors."""
+    """Authors of clients use the examples, which have no more and no fewer fields than the documents."""
     seen = set()
     for block in (block for name in REFERENCE for block in page(name).blocks("json") if block.title):
         example = json.loads(block.text)

@@ -1,4 +1,4 @@
-"""The documentation uses the project's present names, and no others: modules, terms, decisions, pages."""
+"""The documentation uses current names only, and lists every package, page, decision and term."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def top_level(module: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_module_that_a_page_names_exists(page: OpenPage, name: str) -> None:
-    """A newcomer follows these names into the code."""
+    """Readers look up these names in the code."""
     text = page(name).text
     missing = {found for found in DOTTED.findall(text) if found not in NOT_MODULES and not exists(found)}
     for found in PATHS.findall(text):
@@ -92,7 +92,7 @@ def test_every_module_that_a_page_names_exists(page: OpenPage, name: str) -> Non
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_use_the_terms_of_the_field(page: OpenPage, name: str) -> None:
-    """Metaphors and former names make a reader guess; both have a plain word."""
+    """Pages contain no metaphors and no former names."""
     text = page(name).text
     prose = re.sub(r"`[^`]*`", "", page(name).prose).lower()
     metaphors = [word for word in METAPHORS if re.search(rf"\b{word}s?\b", prose)]
@@ -101,12 +101,12 @@ def test_pages_use_the_terms_of_the_field(page: OpenPage, name: str) -> None:
 
 
 def code_of(text: str) -> str:
-    """Return what stands in backticks on a page: one line per span."""
+    """Return the code spans of a page, one per line."""
     return "\n".join(re.findall(r"`([^`\n]+)`", text))
 
 
 def test_every_term_of_the_glossary_has_one_definition_and_an_owner(page: OpenPage) -> None:
-    """Whoever wants to change the meaning of a term finds the module that decides it."""
+    """Each row names the module that implements the term."""
     rows = page(GLOSSARY).rows("term", "meaning", "module")
     terms = [row[0] for row in rows]
     assert len(terms) == len(set(terms))
@@ -125,13 +125,13 @@ def test_every_term_of_the_glossary_has_one_definition_and_an_owner(page: OpenPa
         *("admission window", "catalog", "dialect", "outcome", "safety gate", "workflow", "OOM fallback"),
     ],
 )
-def test_the_glossary_defines_the_terms_that_the_code_leans_on(page: OpenPage, term: str) -> None:
-    """These words stand in module names and docstrings without further explanation."""
+def test_the_glossary_defines_the_terms_of_the_code(page: OpenPage, term: str) -> None:
+    """Module names and docstrings use these words without explanation."""
     assert term in {row[0] for row in page(GLOSSARY).rows("term", "meaning", "module")}
 
 
 def test_the_overview_describes_every_package(page: OpenPage) -> None:
-    """A package that is missing there is one that newcomers do not find."""
+    """The table of packages is complete."""
     packages = {path.parent.name for path in (ROOT / "ourvidz").glob("*/__init__.py")}
     described = {
         name
@@ -142,15 +142,15 @@ def test_the_overview_describes_every_package(page: OpenPage) -> None:
     assert packages <= described <= packages | modules
 
 
-def test_the_index_leads_to_every_page(page: OpenPage) -> None:
-    """A page that the reading path leaves out is not read."""
+def test_the_index_links_to_every_page(page: OpenPage) -> None:
+    """The reading path is complete."""
     linked = {name for name in re.findall(r"\]\(([\w/.-]+\.md)[)#]", page(INDEX).text) if name[0] != "."}
-    there = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
-    decisions = {name for name in there if name.startswith("decisions/0")}
-    assert there - decisions - {"index.md"} == linked
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    decisions = {name for name in pages if name.startswith("decisions/0")}
+    assert pages - decisions - {"index.md"} == linked
 
 
 def test_the_index_of_decisions_names_every_decision(page: OpenPage) -> None:
-    """Decisions are found by their titles."""
+    """The index of decisions links to each one."""
     linked = set(re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", page("docs/decisions/README.md").text))
     assert linked == {path.name for path in (ROOT / "docs/decisions").glob("0*.md")}

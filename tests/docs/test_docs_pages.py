@@ -1,4 +1,4 @@
-"""Every page: its links lead somewhere, its JSON parses, its blocks say their language."""
+"""Checks of every page: relative links, JSON blocks, and the size of images."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ OpenPage = Callable[[str], Any]
 
 
 def anchor(heading: str) -> str:
-    """Return the anchor that a heading gets."""
+    """Return the anchor that GitHub generates for a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_relative_link_leads_somewhere(page: OpenPage, name: str) -> None:
-    """At a broken link a newcomer stops reading."""
+def test_every_relative_link_has_a_target(page: OpenPage, name: str) -> None:
+    """Files and anchors of links exist."""
     broken = []
     for target in LINK.findall(page(name).prose):
         if re.match(r"[a-z]+:", target):
@@ -45,14 +45,14 @@ def test_every_relative_link_leads_somewhere(page: OpenPage, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_json_block_is_json(page: OpenPage, name: str) -> None:
-    """Examples are copied, so they have to parse."""
+def test_every_json_block_is_valid(page: OpenPage, name: str) -> None:
+    """Readers copy the examples."""
     for block in page(name).blocks("json"):
         json.loads(block.text)
 
 
 def test_the_front_page_is_short_and_shows_an_image(page: OpenPage) -> None:
-    """A reader decides within one screen whether to go on."""
+    """The README has at most 80 lines."""
     front = page("README.md")
     assert len(front.text.splitlines()) < README_LINES
     assert "](docs/images/demo-grid.png)" in front.text.split("##")[0]
@@ -60,7 +60,7 @@ def test_the_front_page_is_short_and_shows_an_image(page: OpenPage) -> None:
 
 
 def test_committed_images_are_small() -> None:
-    """They are downloaded with every clone."""
+    """Every clone of the repository downloads them."""
     for path in (ROOT / "docs/images").iterdir():
         assert path.stat().st_size <= IMAGE_BYTES
         Image.open(path).verify()

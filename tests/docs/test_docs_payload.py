@@ -36,7 +36,7 @@ def row_of(job_type: JobType) -> list[str]:
 
 
 def test_the_catalog_table_is_the_catalog(page: OpenPage) -> None:
-    """These numbers decide everything that a payload leaves open."""
+    """The table has the defaults of each job type."""
     documented = {row[0].strip("`"): row[1:] for row in page(PAYLOAD).rows("type", "queue", "steps")}
     assert documented == {name: row_of(job_type) for name, job_type in CATALOG.items()}
     aliases = page(PAYLOAD).rows("alias", "means")
@@ -44,7 +44,7 @@ def test_the_catalog_table_is_the_catalog(page: OpenPage) -> None:
 
 
 class RecordingFields(Fields):
-    """Records which places of a payload are read, in which order, and within which range."""
+    """Records the paths of a payload that are read, their order and their ranges."""
 
     read_paths: dict[tuple[str, ...], set[str]]
 
@@ -57,10 +57,10 @@ class RecordingFields(Fields):
         return super().number(*paths, within=within)
 
 
-def test_the_payload_tables_name_every_place_and_range_that_is_read(
+def test_the_payload_tables_have_every_path_and_range_that_is_read(
     page: OpenPage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tables list what the parser reads for all types: each place, in its order, with its range."""
+    """The tables have each path that the parser reads for any job type, in its order, with its range."""
     RecordingFields.read_paths = {}
     monkeypatch.setattr(dialects, "Fields", RecordingFields)
     for name in CATALOG:

@@ -38,15 +38,15 @@ def table(page: OpenPage) -> dict[str, tuple[str, str]]:
 
 
 def test_the_settings_table_is_the_settings(page: OpenPage) -> None:
-    """An operator who reads the table knows every variable and its default."""
+    """The table has every variable with its default."""
     documented = {name: default for name, (default, _) in table(page).items()}
     assert documented == {
         str(field.validation_alias): default_of(field) for field in Settings.model_fields.values()
     }
 
 
-def test_a_setting_with_few_values_names_them_all(page: OpenPage) -> None:
-    """An operator must not have to read the source for the values of a variable."""
+def test_the_values_of_an_enumerated_setting_are_documented(page: OpenPage) -> None:
+    """The row of the variable has all of its values."""
     documented = table(page)
     for field in Settings.model_fields.values():
         if get_origin(field.annotation) is Literal:
@@ -55,7 +55,7 @@ def test_a_setting_with_few_values_names_them_all(page: OpenPage) -> None:
 
 
 def test_a_setting_that_nothing_reads_is_marked(page: OpenPage) -> None:
-    """An operator who sets a variable without effect looks for the fault elsewhere."""
+    """Operators can see that such a variable has no effect."""
     read = {
         node.attr
         for path in PACKAGE.rglob("*.py")

@@ -17,13 +17,15 @@ from ourvidz.wiring import signing
 def test_the_certificate_of_the_page_signs(
     page: Callable[[str], Any], tmp_path: Path, make_chain: Any
 ) -> None:
-    """Verifiers require extensions that are easily left out; a reader types what the page shows."""
+    """The documented openssl commands create the certificate extensions that C2PA verifiers require."""
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
-    (recipe,) = (
+    (commands,) = (
         block.text for block in page("docs/how-to/production.md").blocks("bash") if "openssl" in block.text
     )
-    subprocess.run(["bash", "-euo", "pipefail", "-c", recipe], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands], cwd=tmp_path, check=True, capture_output=True
+    )
     settings = load_settings(
         _env_file=None,
         OURVIDZ_C2PA_CERTIFICATE=tmp_path / "chain.pem",
