@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ourvidz.errors import SettingsError
+from ourvidz.net.urls import parse_http_url
 from ourvidz.settings import Settings, load_settings
 from ourvidz.wiring import control
 
@@ -119,6 +120,32 @@ def test_an_invalid_value_raises_a_one_line_error_with_its_variable(
         read(**{variable: value})
     assert wrong.value.message.startswith(f"{variable}: ")
     assert "\n" not in wrong.value.message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:pw@host.example/x",
+        "http://host.example/a b",
+        "http://host.example/{job}",
+        "http://host.example:99999/",
+        "http://host.example:0/",
+        "http://host^x/",
+        "http://host.example/\u200b",
+        "http://[::1]x/",
+        "HTTPS://Host.example",
+        "http://[::1]:80/x?y=%7Bz%7D",
+        "http://bücher.example/ü",
+    ],
+)
+def test_a_web_url_is_refused_exactly_when_the_client_cannot_call_it(read: Any, url: str) -> None:
+    """Else every callback would fail for a day, on the first day in production."""
+    if parse_http_url(url) is not None and ":0/" not in url:
+        assert read(OURVIDZ_CALLBACK_URL=url).callback_url == url
+        return
+    with pytest.raises(SettingsError, match=r"^OURVIDZ_CALLBACK_URL: ") as refused:
+        read(OURVIDZ_CALLBACK_URL=url)
+    assert "pw" not in str(refused.value)
 
 
 @pytest.mark.parametrize("missing", ["OURVIDZ_REDIS_URL", "SUPABASE_URL"])

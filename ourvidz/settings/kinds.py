@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
+_NETLOC = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(:[0-9]{1,5})?")
+_UNENCODED = frozenset('\\ "<>^`{|}')
+"""Characters that `net.urls` refuses in a URL."""
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 
 
@@ -54,9 +57,17 @@ def _redis_url(value: str) -> str:
 
 
 def _web_url(value: str) -> str:
-    """Return `value` unchanged. Raises `ValueError` if it is no URL with a host."""
-    if not urlsplit(with_scheme(value, "http", "https")).hostname:
+    """Return `value` unchanged. Raises `ValueError` for a URL that `net` would not call: without a host, with
+    a user name, a port that does not exist, or characters that must be percent-encoded."""
+    parts = urlsplit(with_scheme(value, "http", "https"))
+    if not parts.hostname:
         raise ValueError("must be a URL with a host")
+    if parts.username is not None:
+        raise ValueError("must be a URL without a user name: it would be sent to nobody")
+    if not value.isprintable() or _UNENCODED & set(value):
+        raise ValueError("must be a URL whose special characters are percent-encoded")
+    if not _NETLOC.fullmatch(parts.netloc) or parts.port == 0:
+        raise ValueError("must be a URL with a host, and a port from 1 to 65535 if any")
     return value
 
 
