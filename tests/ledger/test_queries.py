@@ -1,4 +1,4 @@
-"""Reading the ledger: pages, queues, event streams and workers."""
+"""Reading the ledger: pages, queues and event streams."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 from ourvidz.errors import InvalidParameters, OutOfMemory
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Worker
 
 DONE = Outcome(status="completed")
 FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
@@ -285,79 +284,3 @@ class TestStreams:
 
         streams = asyncio.run(asyncio.wait_for(follow_while_running(), 10))
         assert all(each == ledger.stream("job-1") for each in streams)
-
-
-def worker(**changes):
-    """A worker record as the heartbeat writes it."""
-    defaults = {
-        "id": "sdxl@a-gpu0",
-        "family": "sdxl",
-        "queue": "sdxl_queue",
-        "host": "a",
-        "pid": 7,
-        "gpu": "0",
-        "state": "idle",
-        "models": ("sdxl",),
-        "version": "0.1.0",
-        "started_at": 1.0,
-        "seen_at": 0.0,
-        "detail": {"vram_total": 8192},
-    }
-    return Worker(**(defaults | changes))
-
-
-class TestWorkers:
-    def test_heartbeats_are_timed_by_the_clock_of_the_ledger(self, ledger, clock):
-        """A worker on a host with a wrong clock is not shown as offline."""
-        ledger.heartbeat(worker(seen_at=5.0))
-        assert ledger.workers() == [worker(seen_at=clock.time)]
-        assert ledger.queue_seen_at("sdxl_queue") == clock.time
-        assert ledger.queue_seen_at("wan_queue") is None
-
-    def test_a_worker_without_heartbeats_is_offline_and_after_a_day_deleted(self, ledger, clock):
-        """A crashed worker is detected by its missing heartbeats."""
-        ledger.heartbeat(worker())
-        clock.advance(15)
-        assert ledger.workers()[0].state == "idle"
-        clock.advance(1)
-        assert ledger.workers()[0].state == "offline"
-        clock.advance(86400)
-        assert ledger.workers() == []
-        assert ledger.queue_seen_at("sdxl_queue") == clock.time - 86416
-
-    def test_a_worker_marked_offline_is_offline_until_its_next_heartbeat(self, ledger):
-        """A clean shutdown is visible at once, not only after missing heartbeats."""
-        ledger.heartbeat(worker())
-        ledger.mark_offline(worker().id)
-        ledger.mark_offline("nobody")
-        assert [each.state for each in ledger.workers()] == ["offline"]
-        ledger.heartbeat(worker(state="busy"))
-        assert ledger.workers()[0].state == "busy"
-
-    def test_a_heartbeat_keeps_the_draining_flag(self, ledger):
-        """Only an operator clears the flag."""
-        assert not ledger.set_draining(worker().id, True)
-        ledger.heartbeat(worker())
-        assert ledger.set_draining(worker().id, True)
-        ledger.heartbeat(worker())
-        assert ledger.workers()[0].draining
-        assert ledger.set_draining(worker().id, False)
-        assert not ledger.workers()[0].draining
-
-    def test_a_draining_worker_claims_nothing(self, ledger, image_job):
-        """The drain broadcast may be lost, so the claim itself is refused."""
-        ledger.heartbeat(worker(id="sdxl@a"))
-        ledger.register(image_job(), priority=6)
-        ledger.mark_published("job-1", 1)
-        ledger.set_draining("sdxl@a", True)
-        assert ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="t") is None
-        assert ledger.get("job-1").published_at is None
-        assert ledger.claim("job-1", 1, worker_id="sdxl@b", lease_s=10, token="u") is not None
-
-    def test_queues_are_paused_independently(self, ledger):
-        """Pausing is idempotent and affects one queue only."""
-        ledger.set_paused("sdxl_queue", True)
-        ledger.set_paused("sdxl_queue", True)
-        ledger.set_paused("wan_queue", True)
-        ledger.set_paused("wan_queue", False)
-        assert ledger.paused_queues() == frozenset({"sdxl_queue"})

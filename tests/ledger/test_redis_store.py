@@ -485,6 +485,24 @@ class TestOtherReleases:
         assert [record.job_id for record in ledger.queued("sdxl_queue")] == ["mine"]
         ledger.close()
 
+    def test_a_record_of_a_newer_schema_version_is_skipped_by_pages_and_by_the_purge(
+        self, redis_url, image_job
+    ):
+        """An old process lists and purges the other jobs, and deletes nothing that it cannot read."""
+        ledger = Ledger(redis_url)
+        for job_id in ("newer", "own", "later"):
+            ledger.end(ledger.register(image_job(job_id), priority=6).record, outcome=FAILED)
+            ledger.mark_delivered(ledger.lease_event(job_id, lease_s=30, token=job_id), status=200)
+        with redis.Redis.from_url(redis_url) as client:
+            client.hset("ourvidz:job:newer", "v", 99)
+            assert [record.job_id for record in ledger.page(limit=1).records] == ["later"]
+            page = ledger.page()
+            assert ([record.job_id for record in page.records], page.cursor) == (["later", "own"], None)
+            assert ledger.purge(older_than_s=0) == 2
+            assert client.hget("ourvidz:job:newer", "status") == b"failed"
+            assert client.zrange("ourvidz:index:all", 0, -1) == [b"newer"]
+        ledger.close()
+
     def test_fields_of_a_newer_release_are_ignored(self, redis_url, image_job):
         """Additional fields are compatible while the schema version is the same."""
         ledger = Ledger(redis_url)

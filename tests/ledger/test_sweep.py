@@ -367,7 +367,7 @@ def test_ended_jobs_are_purged_after_the_retention_period(system: SweepSystem) -
 
 @pytest.mark.parametrize("would_be", ["queued again", "failed after three losses", "cancelled"])
 def test_a_lease_renewed_after_it_was_read_as_expired_is_kept(system: SweepSystem, would_be: str) -> None:
-    """The sweep takes no job from a live worker and charges no attempt: the script that acts checks the lease."""
+    """The script that ends or requeues the job checks the lease itself, so a live worker keeps its job."""
     system.add("a")
     claim = system.claim("a")
     for _ in range(2 if would_be == "failed after three losses" else 0):

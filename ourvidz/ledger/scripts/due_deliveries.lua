@@ -4,7 +4,8 @@
 -- Keys: due.
 -- Returns: job ids.
 -- Events: none.
-local limit = tonumber(ARGV[4])
+local limit = unpack(ARGV, 4)
+limit = tonumber(limit)
 
 local function read(first, count)
   local offset = string.format('%.0f', first)
