@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from ourvidz.ledger.duties import LeaseLost
 from ourvidz.ledger.store import Ledger
 
 RENEWALS_PER_LEASE = 4
 """How often a long duty renews its lease within its length."""
-
-
-class LeaseLost(Exception):
-    """Another keeper has taken the duty over: this one was silent for the length of the lease."""
 
 
 class Contact:

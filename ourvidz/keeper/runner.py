@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from ourvidz import log
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.keeper.duties import Duty
-from ourvidz.keeper.lease import DutyLease, LeaseLost
+from ourvidz.keeper.lease import DutyLease
+from ourvidz.ledger.duties import LeaseLost
 from ourvidz.ledger.store import Ledger
 
 SILENT_INTERVALS = 3

@@ -79,6 +79,11 @@ class Keys:
         return f"{self.prefix}letters:{state}"
 
     @property
+    def quarantine(self) -> str:
+        """Sorted set: the jobs that cannot be read by the time of their last check."""
+        return f"{self.prefix}quarantine"
+
+    @property
     def leases(self) -> str:
         """Sorted set: the processed jobs by the end of their lease."""
         return f"{self.prefix}leases"

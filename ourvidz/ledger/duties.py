@@ -22,6 +22,10 @@ class DutyState:
         return f"{self.holder}:{self.renewals}"
 
 
+class LeaseLost(Exception):
+    """Another keeper has taken the duty over: this one was silent for the length of the lease."""
+
+
 class DutyOperations(LedgerBase):
     """Verbs of the keepers. The length of a lease is measured by whoever waits for it, on its own monotonic
     clock: clocks that are wrong or set during operation neither prolong nor shorten it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ourvidz.ledger.base import DELIVERED_TTL_S, claim_identity
 from ourvidz.ledger.connection import new_call_token
 from ourvidz.ledger.queries import Queries
@@ -15,6 +17,10 @@ class MaintenanceOperations(Queries):
         """Note that a sweep runs now. Returns the seconds since the last one, None for the first ever."""
         gap = self._connection.run_script("record_sweep", new_call_token())
         return float(gap) if gap else None
+
+    def end_sweep(self, failed: Sequence[str]) -> None:
+        """Note that a sweep ended now, and which of its phases failed."""
+        self._connection.run_script("end_sweep", " ".join(failed))
 
     def expired(self, limit: int = 200) -> list[Record]:
         """`processing` records whose lease has expired, longest ago first."""

@@ -6,12 +6,12 @@ import re
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
-from ourvidz.errors import InvalidParameters
+from ourvidz.errors import InternalError, InvalidParameters
 from ourvidz.jobs.job import Job, load_job
 from ourvidz.ledger.base import LedgerBase
 from ourvidz.ledger.codec import load_item, load_record
 from ourvidz.ledger.connection import FOLLOW_BLOCK_S, retry_async
-from ourvidz.ledger.record import FINISHED, RECORD_VERSION, Page, Record, StreamItem
+from ourvidz.ledger.record import FINISHED, Page, Record, StreamItem
 
 BATCH = 100
 """Records that a page reads in one round trip."""
@@ -37,13 +37,10 @@ class Queries(LedgerBase):
         return load_job(document) if document else None
 
     def records(self, job_ids: Iterable[str]) -> list[Record]:
-        """The records of these jobs in this order. Jobs that are gone are left out, and records of a newer
-        version, which only a newer release may handle."""
-        return [
-            load_record(job_id, fields)
-            for job_id, fields in self._read_rows(job_ids)
-            if fields and int(fields["v"]) <= RECORD_VERSION
-        ]
+        """The records of these jobs in this order. Jobs that are gone are left out, and records that this
+        release cannot read, which may be of a newer one."""
+        records = (_load_readable(job_id, fields) for job_id, fields in self._read_rows(job_ids))
+        return [record for record in records if record is not None]
 
     def _read_rows(self, job_ids: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
         """Job ids with the hashes of their records, empty where there is none."""
@@ -71,10 +68,8 @@ class Queries(LedgerBase):
             self._drop_dangling(index, [job_id for job_id, fields in rows if not fields])
             for (job_id, fields), (_, order) in zip(rows, batch, strict=True):
                 below, scanned = order, scanned + 1
-                if not fields or int(fields["v"]) > RECORD_VERSION:
-                    continue
-                record = load_record(job_id, fields)
-                if not _passes(record, type, status):
+                record = _load_readable(job_id, fields)
+                if record is None or not _passes(record, type, status):
                     continue
                 if len(selected) == limit:
                     return Page(selected, _dump_cursor(last))
@@ -154,6 +149,14 @@ class Queries(LedgerBase):
         """Whether no later run was opened after this end."""
         run = await retry_async(lambda: client.hget(self._keys.job(job_id), "run"))
         return run is None or int(run) == done.data["run"]
+
+
+def _load_readable(job_id: str, fields: dict[str, str]) -> Record | None:
+    """A record, or None where there is none or this release cannot read it."""
+    try:
+        return load_record(job_id, fields) if fields else None
+    except (InternalError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _dump_cursor(order: int) -> str:

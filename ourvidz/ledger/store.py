@@ -12,15 +12,15 @@ from ourvidz.ledger.connection import Connection
 from ourvidz.ledger.duties import DutyOperations
 from ourvidz.ledger.enhancement import EnhancementOperations
 from ourvidz.ledger.jobs import JobOperations
-from ourvidz.ledger.maintenance import MaintenanceOperations
 from ourvidz.ledger.outbox import OutboxOperations
+from ourvidz.ledger.quarantine import QuarantineOperations
 from ourvidz.ledger.workers import WorkerOperations
 
 
 class Ledger(
     JobOperations,
     EnhancementOperations,
-    MaintenanceOperations,
+    QuarantineOperations,
     OutboxOperations,
     WorkerOperations,
     DutyOperations,

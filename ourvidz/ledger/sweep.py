@@ -7,13 +7,16 @@ uses is atomic and fenced, so two sweeps at the same time do no harm.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 from ourvidz import log
 from ourvidz.errors import Cancelled, OurvidzError, WorkerLost, WorkerUnavailable
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.duties import LeaseLost
+from ourvidz.ledger.quarantine import Walk
 from ourvidz.ledger.record import Record
 from ourvidz.ledger.store import Ledger
 
@@ -72,7 +75,9 @@ class SweepReport:
 
     Leases extended after an outage (`rearmed`); jobs queued again (`recovered`), ended, republished, given a
     more urgent priority (`lifted`), generated without their enhancement (`given_up`); deliveries dispatched;
-    jobs purged.
+    jobs purged; ids without a record or in the wrong index that were removed from it; jobs that were set
+    aside because they cannot be read or handled (`quarantined`), and those that came back (`restored`).
+    `failed` names the phases that raised an error.
     """
 
     rearmed: int = 0
@@ -83,6 +88,10 @@ class SweepReport:
     given_up: int = 0
     dispatched: int = 0
     purged: int = 0
+    removed: int = 0
+    quarantined: int = 0
+    restored: int = 0
+    failed: list[str] = field(default_factory=list)
 
 
 def sweep(
@@ -95,36 +104,132 @@ def sweep(
 ) -> SweepReport:
     """Sweep all leases, queues, deliveries and old records once.
 
-    `contact_s`: for how long the caller has been in unbroken contact with the ledger; live workers could
-    renew their leases during that time. `checkpoint` is called between steps; what it raises ends the sweep.
+    A phase that fails, or a record, does not stop the others. `contact_s`: for how long the caller has been
+    in unbroken contact with the ledger; live workers could renew their leases during that time. `checkpoint`
+    is called between steps and may raise `LeaseLost`. Raises that, and `WorkerUnavailable` when the ledger
+    cannot be reached.
     """
-    report = SweepReport()
+    run = _Sweep(ledger, broker, options, checkpoint)
     gap_s = ledger.record_sweep()
     swept_lately = gap_s is not None and gap_s <= 3 * options.interval_s
     if not swept_lately and contact_s < options.lease_s:
         # The server or the sweep was away: leases expired without their holders being at fault. Holders that
         # live renew; the others are found one lease later.
-        report.rearmed = ledger.extend_leases(options.lease_s)
+        run.phase("leases", run.extend_leases)
     else:
-        for record in ledger.expired():
-            checkpoint()
-            result = recover(ledger, broker, record)
-            report.ended += result == "ended"
-            report.recovered += result == "recovered"
-    paused = ledger.paused_queues()
+        run.phase("leases", run.recover_expired)
     for queue in QUEUES.values():
-        checkpoint()
-        _sweep_queue(ledger, broker, options, queue, report, paused=queue in paused)
-    if broker.deliveries_waiting() == 0:
-        for job_id in ledger.due_deliveries(DELIVERIES_PER_SWEEP):
-            checkpoint()
-            broker.deliver(job_id)
-            report.dispatched += 1
-    checkpoint()
-    report.purged = ledger.purge(older_than_s=options.retention_s)
-    # Again at the end: the next gap is then the time without a sweep, however long this one took.
-    ledger.record_sweep()
-    return report
+        run.phase(queue, partial(run.sweep_queue, queue))
+    run.phase("deliveries", run.dispatch_deliveries)
+    run.phase("purge", run.purge)
+    run.phase("quarantine", run.recheck_quarantined)
+    # The next gap is then the time without a sweep, however long this one took.
+    ledger.end_sweep(run.report.failed)
+    return run.report
+
+
+class _Sweep:
+    """One sweep. Each phase and each record is isolated from the others."""
+
+    def __init__(
+        self, ledger: Ledger, broker: Broker, options: SweepOptions, checkpoint: Callable[[], None]
+    ) -> None:
+        self.report = SweepReport()
+        self._ledger = ledger
+        self._broker = broker
+        self._options = options
+        self._checkpoint = checkpoint
+
+    def phase(self, name: str, work: Callable[[], None]) -> None:
+        """Do one part of the sweep. An error in it is logged and noted in the report."""
+        self._checkpoint()
+        try:
+            work()
+        except (WorkerUnavailable, LeaseLost):
+            raise
+        except Exception:  # noqa: BLE001  one part that fails must not end recovery
+            _log.exception("sweep_phase_failed", phase=name)
+            self.report.failed.append(name)
+
+    def extend_leases(self) -> None:
+        """Let all leases end one lease from now."""
+        self.report.rearmed = self._ledger.extend_leases(self._options.lease_s)
+
+    def recover_expired(self) -> None:
+        """Take the jobs back whose lease has expired."""
+        self._handle("leases", self._ledger.walk_expired(), self._recover)
+
+    def sweep_queue(self, queue: str) -> None:
+        """End, republish or raise the queued jobs of one queue where that is due."""
+        ledger, options = self._ledger, self._options
+        paused = queue in ledger.paused_queues()
+        empty_since = ledger.broker_empty_since(queue, self._broker.waiting_messages(queue) == 0)
+        now = ledger.now()
+        starved = empty_since is not None and now - empty_since >= options.empty_s
+        walk = ledger.walk_queued(queue)
+        if walk.records and starved and not paused:
+            # The broadcast that resumed a queue may have met a worker that was just reconnecting.
+            self._broker.wake(queue)
+        handle = partial(self._sweep_queued, now=now, starved=starved, paused=paused)
+        self._handle(f"queued:{queue}", walk, handle)
+
+    def dispatch_deliveries(self) -> None:
+        """Publish the messages of due deliveries, unless the broker still holds some."""
+        if self._broker.deliveries_waiting() > 0:
+            return
+        due = self._ledger.due_deliveries(DELIVERIES_PER_SWEEP)
+        readable = self._ledger.walk_due(due)
+        self.report.quarantined += len(due) - len(readable)
+        for job_id in readable:
+            self._checkpoint()
+            self._broker.deliver(job_id)
+            self.report.dispatched += 1
+
+    def purge(self) -> None:
+        """Delete what is kept no longer."""
+        self.report.purged = self._ledger.purge(older_than_s=self._options.retention_s)
+
+    def recheck_quarantined(self) -> None:
+        """Put jobs back that can be read again."""
+        self.report.restored = self._ledger.recheck_quarantined()
+
+    def _handle(self, index: str, walk: Walk, handle: Callable[[Record], None]) -> None:
+        """Handle the records of a walk. One that raises an error is set aside for a minute."""
+        self.report.removed += walk.removed
+        self.report.quarantined += walk.quarantined
+        for record in walk.records:
+            self._checkpoint()
+            try:
+                handle(record)
+            except (WorkerUnavailable, LeaseLost):
+                raise
+            except Exception as error:  # noqa: BLE001  one job that fails must not stop the sweep for others
+                _log.exception("sweep_record_failed", job_id=record.job_id, index=index)
+                reason = f"the sweep of {index} failed: {type(error).__name__}"
+                self._ledger.quarantine(record.job_id, index=index, reason=reason)
+                self.report.quarantined += 1
+
+    def _recover(self, record: Record) -> None:
+        result = recover(self._ledger, self._broker, record)
+        self.report.ended += result == "ended"
+        self.report.recovered += result == "recovered"
+
+    def _sweep_queued(self, record: Record, *, now: float, starved: bool, paused: bool) -> None:
+        ledger, broker, options, report = self._ledger, self._broker, self._options, self.report
+        if record.cancel_requested:
+            report.ended += _end(ledger, broker, record, Cancelled("the job was cancelled"))
+        elif now - record.queued_at > options.unclaimed_s:
+            error = WorkerUnavailable(f"no worker took this job within {options.unclaimed_s / 3600:g} hours")
+            report.ended += _end(ledger, broker, record, error)
+        elif record.enhancement == "wanted" and record.published_at is not None:
+            # Its generation is published by the enhancement, so no message in this queue is missing.
+            late = not paused and now - record.published_at >= options.enhance_within_s
+            report.given_up += late and _skip_enhancement(ledger, broker, record)
+        elif record.due_at <= now and not paused:
+            raised = _raise_priority(ledger, record, now)
+            report.lifted += raised
+            if raised or _is_forgotten(ledger, record, now, starved=starved):
+                report.republished += broker.publish(ledger.get(record.job_id) or record)
 
 
 def recover(
@@ -163,34 +268,6 @@ def _end(
     if ended:
         broker.deliver(record.job_id)
     return ended
-
-
-def _sweep_queue(
-    ledger: Ledger, broker: Broker, options: SweepOptions, queue: str, report: SweepReport, *, paused: bool
-) -> None:
-    """End, republish or raise the queued jobs of one queue where that is due."""
-    empty_since = ledger.broker_empty_since(queue, broker.waiting_messages(queue) == 0)
-    now = ledger.now()
-    starved = empty_since is not None and now - empty_since >= options.empty_s
-    records = ledger.queued(queue)
-    if records and starved and not paused:
-        # The broadcast that resumed a queue may have met a worker that was just reconnecting.
-        broker.wake(queue)
-    for record in records:
-        if record.cancel_requested:
-            report.ended += _end(ledger, broker, record, Cancelled("the job was cancelled"))
-        elif now - record.queued_at > options.unclaimed_s:
-            error = WorkerUnavailable(f"no worker took this job within {options.unclaimed_s / 3600:g} hours")
-            report.ended += _end(ledger, broker, record, error)
-        elif record.enhancement == "wanted" and record.published_at is not None:
-            # Its generation is published by the enhancement, so no message in this queue is missing.
-            late = not paused and now - record.published_at >= options.enhance_within_s
-            report.given_up += late and _skip_enhancement(ledger, broker, record)
-        elif record.due_at <= now and not paused:
-            raised = _raise_priority(ledger, record, now)
-            report.lifted += raised
-            if raised or _is_forgotten(ledger, record, now, starved=starved):
-                report.republished += broker.publish(ledger.get(record.job_id) or record)
 
 
 def _skip_enhancement(ledger: Ledger, broker: Broker, record: Record) -> bool:

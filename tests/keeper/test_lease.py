@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ourvidz.keeper.lease import Contact, DutyLease, LeaseLost
+from ourvidz.keeper.lease import Contact, DutyLease
+from ourvidz.ledger.duties import LeaseLost
 from ourvidz.ledger.store import Ledger
 from tests.factories import ManualClock
 

@@ -5,8 +5,11 @@
 -- Events: none.
 local id, lease_s, token = unpack(ARGV, 4)
 
-local event = redis.call('ZRANGE', key('rows', id), 0, 0)[1]
-if not event then return false end
+local event = oldest_event(id)
+if not event then
+  redis.call('ZREM', key('due'), id)
+  return false
+end
 local name = key('event', event)
 local row = read_hash(name)
 if row.taken_by == token then return { event, redis.call('HGETALL', name) } end

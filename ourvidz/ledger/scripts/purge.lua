@@ -1,6 +1,6 @@
 -- Delete what is kept no longer: oversized documents, delivered events, jobs that ended long ago.
 -- Arguments: older_than_s (jobs), limit (of each kind), delivered_s (events).
--- Keys: documents, doc, letters:delivered, event, finished, index:all, and every key of a deleted job.
+-- Keys: documents, doc, letters:delivered, event, finished, index:all, quarantine, and every key of a deleted job.
 -- Returns: the number of deleted jobs.
 -- Events: none; those of deleted jobs are deleted.
 local older_than_s, limit, delivered_s = unpack(ARGV, 4)
@@ -24,9 +24,11 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', finished, '-inf', ended_before, 
     if not job then
       redis.call('ZREM', finished, id)
       redis.call('ZREM', key('index:all'), id)
-    elseif tonumber(job.v) <= KNOWN_VERSION then
+    elseif (tonumber(job.v) or 0) <= KNOWN_VERSION then
       delete_job(id, job)
       deleted = deleted + 1
+    else
+      quarantine_job(id, 'finished', 'it has a record of version ' .. job.v)
     end
   end
 end

@@ -13,7 +13,7 @@ end
 
 -- Let the counter of fences be at least at a fence: of a record of a release that counted by record.
 local function raise_fences(fence)
-  if tonumber(fence) > tonumber(redis.call('GET', key('fence')) or 0) then redis.call('SET', key('fence'), fence) end
+  if (tonumber(fence) or 0) > tonumber(redis.call('GET', key('fence')) or 0) then redis.call('SET', key('fence'), fence) end
 end
 
 -- Draw a fence above all that were drawn before. One counter for all jobs: a job under the id of a deleted one gets

@@ -2,12 +2,22 @@
 -- `letters:<state>` all events of a state by time, `due` the jobs with a pending event by the time at which
 -- its oldest one may be delivered.
 
+-- The oldest pending event of a job, nil when nothing is pending. Ids without an event are removed.
+local function oldest_event(id)
+  local rows = key('rows', id)
+  while true do
+    local event = redis.call('ZRANGE', rows, 0, 0)[1]
+    if not event or redis.call('EXISTS', key('event', event)) == 1 then return event end
+    redis.call('ZREM', rows, event)
+  end
+end
+
 -- Note in `due` when the oldest pending event of a job may be leased.
 local function schedule_job(id)
-  local head = redis.call('ZRANGE', key('rows', id), 0, 0)[1]
+  local head = oldest_event(id)
   if not head then return redis.call('ZREM', key('due'), id) end
   local times = redis.call('HMGET', key('event', head), 'due_at', 'lease_until')
-  local due = math.max(tonumber(times[1]), tonumber(times[2] or 0))
+  local due = math.max(tonumber(times[1] or 0) or 0, tonumber(times[2] or 0) or 0)
   redis.call('ZADD', key('due'), timestamp(due), id)
 end
 

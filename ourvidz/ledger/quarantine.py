@@ -1,0 +1,183 @@
+"""Walking the indexes of a sweep: what cannot be read is set aside, and ids without a record are removed.
+
+A record that this release cannot read (of a newer version, of a job type that it does not know, damaged) is
+left as it is. Its id is taken out of the index that was walked and put into quarantine: it cannot stop the
+sweep or stand before other jobs. It is read again every minute: a release that can read it puts it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from redis.exceptions import ResponseError
+
+from ourvidz.errors import InternalError
+from ourvidz.jobs.catalog import CATALOG
+from ourvidz.ledger.codec import load_event, load_record
+from ourvidz.ledger.maintenance import MaintenanceOperations
+from ourvidz.ledger.record import FINISHED, Record
+
+RECHECK_S = 60.0
+"""How long a quarantined job is left alone before it is read again."""
+RECHECKS = 100
+"""Quarantined jobs that one sweep reads again."""
+ROUNDS = 10
+"""Batches in a row, without a job in them, that one walk reads."""
+STATUSES = {"queued", "processing", *FINISHED}
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A job that is set aside. `checked_at`: when it was last found unreadable (Unix seconds)."""
+
+    job_id: str
+    reason: str
+    checked_at: float
+
+
+@dataclass(slots=True)
+class Walk:
+    """The result of a walk: the records to handle, and the numbers of ids that were removed from the index
+    and that were quarantined."""
+
+    records: list[Record] = field(default_factory=list)
+    removed: int = 0
+    quarantined: int = 0
+
+
+class UnreadableRecord(Exception):
+    """A record that this release cannot handle; the message says why, without what is in it."""
+
+
+def read_record(job_id: str, fields: dict[str, str] | ResponseError) -> Record:
+    """Return a record that this release can handle, from its hash or the error of reading it. Raises
+    `UnreadableRecord`."""
+    if isinstance(fields, ResponseError):
+        raise UnreadableRecord("its key holds no record")
+    try:
+        record = load_record(job_id, fields)
+    except InternalError:
+        raise UnreadableRecord(f"it has a record of version {fields['v']}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnreadableRecord(f"its record cannot be decoded: {_brief(error)}") from None
+    if record.type not in CATALOG:
+        raise UnreadableRecord(f"its type {record.type!r} is unknown")
+    if record.status not in STATUSES:
+        raise UnreadableRecord(f"its status {record.status!r} is unknown")
+    return record
+
+
+def _brief(error: Exception) -> str:
+    """The kind of an error, and the field that is missing, never a value: values may contain prompts."""
+    return f"KeyError {error}" if isinstance(error, KeyError) else type(error).__name__
+
+
+class QuarantineOperations(MaintenanceOperations):
+    """Verbs of the sweep that read many records, and of the quarantine."""
+
+    def walk_expired(self, limit: int = 200) -> Walk:
+        """Processing records whose lease has expired, longest ago first."""
+        return self._walk("leases", lambda: self._connection.run_script("expired", limit), "processing")
+
+    def walk_queued(self, queue: str, limit: int = 200) -> Walk:
+        """Queued records of a queue in the order in which they will start, due or not."""
+        index, client = f"queued:{queue}", self._connection.client
+
+        def read_ids() -> list[str]:
+            return list(
+                self._connection.with_retries(lambda: client.zrange(self._keys.queued(queue), 0, limit - 1))
+            )
+
+        return self._walk(index, read_ids, "queued")
+
+    def walk_due(self, job_ids: Iterable[str]) -> list[str]:
+        """Those of these jobs whose next event can be read; the others are quarantined."""
+        readable = []
+        for job_id in job_ids:
+            reason = self._unreadable_event(job_id)
+            if reason is None:
+                readable.append(job_id)
+            else:
+                self.quarantine(job_id, index="due", reason=reason)
+        return readable
+
+    def quarantine(self, job_id: str, *, index: str, reason: str) -> None:
+        """Take a job out of an index, for a minute at least. `reason` is a sentence about it."""
+        self._connection.run_script("quarantine", job_id, index, reason)
+
+    def quarantined(self, limit: int = 100, *, older_than_s: float = 0.0) -> list[Quarantined]:
+        """Quarantined jobs that were last checked longer ago than this, longest ago first."""
+        rows = self._connection.run_script("quarantined", older_than_s, limit)
+        return [Quarantined(job_id, reason, float(at)) for job_id, at, reason in rows]
+
+    def quarantine_size(self) -> int:
+        """The number of quarantined jobs."""
+        name = self._keys.quarantine
+        return int(self._connection.with_retries(lambda: self._connection.client.zcard(name)))
+
+    def recheck_quarantined(self) -> int:
+        """Read quarantined jobs again, and put those back that can be read now. Returns their number."""
+        restored = 0
+        for entry in self.quarantined(RECHECKS, older_than_s=RECHECK_S):
+            (fields,) = self._read_each([entry.job_id])
+            try:
+                if fields:
+                    read_record(entry.job_id, fields)
+                reason = self._unreadable_event(entry.job_id)
+            except UnreadableRecord as error:
+                reason = str(error)
+            if reason is None:
+                restored += bool(self._connection.run_script("end_quarantine", entry.job_id))
+            else:
+                self.quarantine(entry.job_id, index="quarantine", reason=reason)
+        return restored
+
+    def _walk(self, index: str, read_ids: Callable[[], list[str]], status: str) -> Walk:
+        """Read batches of an index until one contains a record of this status. Ids that do not belong there
+        are removed, unreadable records quarantined."""
+        walk = Walk()
+        for _ in range(ROUNDS):
+            job_ids = read_ids()
+            for job_id, fields in zip(job_ids, self._read_each(job_ids), strict=True):
+                try:
+                    record = read_record(job_id, fields) if fields else None
+                except UnreadableRecord as error:
+                    self.quarantine(job_id, index=index, reason=str(error))
+                    walk.quarantined += 1
+                    continue
+                if record is not None and record.status == status:
+                    walk.records.append(record)
+                else:
+                    walk.removed += bool(self._connection.run_script("reindex", job_id, index))
+            if walk.records or not job_ids:
+                break
+        return walk
+
+    def _read_each(self, job_ids: list[str]) -> list[dict[str, str] | ResponseError]:
+        """The hashes of these records, empty where there is none; an error where the key is no hash."""
+
+        def read() -> list[dict[str, str] | ResponseError]:
+            pipeline = self._connection.client.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.hgetall(self._keys.job(job_id))
+            answers = pipeline.execute(raise_on_error=False)
+            for answer in answers:
+                if isinstance(answer, Exception) and not str(answer).startswith("WRONGTYPE"):
+                    raise answer
+            return list(answers)
+
+        return self._connection.with_retries(read) if job_ids else []
+
+    def _unreadable_event(self, job_id: str) -> str | None:
+        """Why the next event of a job cannot be read, None when it can or there is none."""
+        answer = self._connection.run_script("next_event", job_id)
+        if not answer:
+            return None
+        event_id, flat = answer
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        try:
+            load_event(event_id, fields)
+        except (KeyError, TypeError, ValueError) as error:
+            return f"its event {event_id} cannot be decoded: {_brief(error)}"
+        return None
