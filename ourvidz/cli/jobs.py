@@ -108,13 +108,13 @@ def list_(user: str | None, type_name: str | None, status: str | None, cursor: s
         return
     table = [
         TableRow(
-            (job["job_id"], job["type"], job["status"], f"{job['progress']:.0f} %"),
+            (job["job_id"], job["type"], _status(job)),
             (f"error: {job['error'].get('code')}",) if job.get("error") else (),
         )
         for job in page["items"]
     ]
     if table:
-        print_table(("job", "type", "status", "progress"), table)
+        print_table(("job", "type", "status"), table)
     else:
         click.echo("No jobs.")
     if page.get("cursor"):
@@ -212,6 +212,12 @@ def _print_job(job: dict[str, Any], as_json: bool, printed: str = "") -> None:
             print_note(f"{job['error'].get('code')}: {job['error'].get('message')}")
     if job["status"] in ("failed", "cancelled"):
         raise click.exceptions.Exit(1)
+
+
+def _status(job: dict[str, Any]) -> str:
+    """The status of a job for a list; with the progress while it runs."""
+    running = job["status"] == "processing"
+    return f"processing {job['progress']:.0f} %" if running else str(job["status"])
 
 
 def _format_asset(asset: dict[str, Any]) -> str:

@@ -136,7 +136,8 @@ class Shim:
         try:
             response = self._session.request(method, url, timeout=timeout, **content)
         except requests.ConnectionError:
-            raise ShimError(f"nothing answers at {self.url}; is `ourvidz up` running?") from None
+            hint = "is `ourvidz up` running, and OURVIDZ_STATE_DIR its directory?"
+            raise ShimError(f"nothing answers at {self.url}; {hint}") from None
         except requests.RequestException as error:
             raise ShimError(f"{self.url}: {error}") from None
         _raise_for_status(response)

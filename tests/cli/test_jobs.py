@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -228,3 +229,20 @@ def test_the_list_filters_and_pages(run: Run) -> None:
     rest = run("list", "--user", "me", "--cursor", page["cursor"])
     assert "job-1" in rest.stdout
     assert "job-0" not in rest.stdout
+
+
+def test_a_list_of_jobs_is_one_line_a_job_at_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ids as callers have them and the longest type; a longer id moves only the rest of its own line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    ids = [str(uuid.UUID(int=number)) for number in range(3)] + [
+        f"chatcmpl-{uuid.UUID(int=4).hex}",
+        "x" * 128,
+    ]
+    for job_id in ids:
+        run("submit", "--prompt", "a hill", "--id", job_id, "--type", "video7b_high_enhanced")
+    header, *lines = run("list").stdout.splitlines()
+    assert header.split() == ["job", "type", "status"]
+    assert [line.split() for line in lines] == [
+        [job_id, "video7b_high_enhanced", "queued"] for job_id in reversed(ids)
+    ]
+    assert all(len(line) <= 80 for line in lines if "x" not in line)
