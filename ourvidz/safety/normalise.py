@@ -1,15 +1,19 @@
 """Normalises text before terms are matched: undoes the usual disguises of words.
 
 A text has several variants because a disguise is ambiguous: a `1` may be an i or an l, a full stop may end a
-word or split it.
+word or split it. What encoders remove from a prompt, HTML entities and the syntax of weights, is a disguise
+too.
 """
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from ourvidz.prompts import weights
 
 LETTER = r"[^\W\d_\u0e00-\U0010ffff]"
 """A letter of the alphabets that put spaces between words; the scripts above U+0E00 do not."""
@@ -74,8 +78,10 @@ def _visible(text: str, hidden: str) -> Iterator[str]:
 
 
 def text_variants(text: str) -> TextVariants:
-    """All variants of `text`."""
-    folded = {fold(text), fold(text, hidden=" ")}
+    """All variants of `text`, and of what text encoders read in place of it."""
+    readings = {text, _unescape(text)}
+    readings |= set(map(weights.clean, readings))
+    folded = {fold(reading, hidden=hidden) for reading in readings for hidden in ("", " ")}
     undisguised = {variant for base in folded for variant in _undisguised(base)}
     words = folded | undisguised
     spelled = {
@@ -85,6 +91,11 @@ def text_variants(text: str) -> TextVariants:
     }
     words |= {_INSIDE.sub("", variant) for variant in words}
     return TextVariants(frozenset(map(_shorten_runs, words)), frozenset(map(_shorten_runs, spelled)))
+
+
+def _unescape(text: str) -> str:
+    """Replace HTML entities, twice, as the encoder of Wan does: `q&#117;ux` is a word there."""
+    return html.unescape(html.unescape(text))
 
 
 def _shorten_runs(text: str) -> str:

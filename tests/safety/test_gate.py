@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from ourvidz.errors import PolicyViolation
 from ourvidz.jobs.outcome import JobError
+from ourvidz.pipelines.wan.prompt_encoding import clean_prompt
+from ourvidz.prompts.weights import parse_prompt
 from ourvidz.safety.gate import Gate, Terms
+from ourvidz.safety.normalise import text_variants
 
 GATE = Gate(Terms(minor=frozenset({"blorple", "wee zibby"}), sexual=frozenset({"quuxish", "vookil"})))
 
@@ -99,6 +102,14 @@ def test_terms_of_both_kinds_anywhere_in_a_job_are_refused(texts: tuple[str, ...
         "lamp\u200bvookil\u200blamp",
         "lamp\ue000vookil\ud800lamp",
         "灯quuxish灯",
+        "qu&#117;xish",
+        "quux&#x69;sh",
+        "quu&shy;xish",
+        "quu&amp;#120;ish",
+        "&#113;&#117;&#117;&#120;&#105;&#115;&#104;",
+        "quu(:1.2)xish",
+        "quu(:1.2)xi[]sh",
+        "qu&#117;x(:1.1)ish",
     ],
 )
 def test_a_disguised_term_is_matched(disguised: str) -> None:
@@ -265,3 +276,21 @@ def test_long_texts_are_checked_in_time() -> None:
     for unit in ("q", "a ", "a_", "1l!|", "q.u.", "1 1 years ", "16 to 17 ", "-", "@", "quu"):
         assert not is_refused(unit * (50_000 // len(unit)), "quuxish")
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "qu&#117;xish",
+        "quux&amp;#105;sh",
+        "a &lt;hill&gt;",
+        "quu(:1.2)xish",
+        "a (red:1.2) [hill]",
+        "quu[]xish BREAK x",
+    ],
+)
+def test_what_the_encoders_read_is_among_the_variants(prompt: str) -> None:
+    """The gate checks the text that reaches a model, not only the one that was sent."""
+    words = text_variants(prompt).words
+    assert clean_prompt(prompt).lower() in words
+    assert parse_prompt(prompt, weighted=True).prompt.text.lower() in words
