@@ -84,7 +84,7 @@ def _parse_and_check(payloads: Sequence[object | Job], index: int, make_id: Make
         control.current().gate.check_job(job)
     except OurvidzError as error:
         if len(payloads) > 1:
-            error.field = f"[{index}].{error.field}" if error.field else f"[{index}]"
+            _at(error, index)
         raise
     return job
 
@@ -93,14 +93,20 @@ def _check_together(jobs: Sequence[Job]) -> None:
     """Raise what `_enqueue` would raise for any of the jobs, also for two different ones under one id."""
     ledger = control.current().ledger
     by_id: dict[str, tuple[str, dict[str, Any]]] = {}
-    for job in jobs:
+    for index, job in enumerate(jobs):
         record = ledger.get(job.id)
         if record is not None:
             by_id[job.id] = record.fingerprint, record.callback_metadata
-        else:
-            _check_availability(job)
+        elif _has_no_worker(job):
+            raise _at(control.current().availability.refusal(job.queue), index)
         if not job.is_repeat_of(*by_id.setdefault(job.id, (job.fingerprint(), job.callback_metadata()))):
-            raise _id_conflict(job.id)
+            raise _at(_id_conflict(job.id), index)
+
+
+def _at(error: OurvidzError, index: int) -> OurvidzError:
+    """Prefix the `field` of an error with the position of its payload; return the error."""
+    error.field = f"[{index}].{error.field}" if error.field else f"[{index}]"
+    return error
 
 
 def _enqueue(job: Job, priority: int, suppress_callbacks: bool, in_worker: bool) -> Admission:
@@ -117,13 +123,15 @@ def _enqueue(job: Job, priority: int, suppress_callbacks: bool, in_worker: bool)
 
 
 def _check_availability(job: Job) -> None:
-    """Raise `WorkerUnavailable` for a new job of a queue without workers. In eager mode this process is the
-    worker."""
+    """Raise `WorkerUnavailable` for a new job of a queue without workers."""
     app = control.current()
-    if celery_app.conf.task_always_eager or not app.availability.is_missing(job.queue):
-        return
-    if app.ledger.get(job.id) is None:
+    if _has_no_worker(job) and app.ledger.get(job.id) is None:
         raise app.availability.refusal(job.queue)
+
+
+def _has_no_worker(job: Job) -> bool:
+    """Return whether no worker serves the job's queue. In eager mode this process is the worker."""
+    return not celery_app.conf.task_always_eager and control.current().availability.is_missing(job.queue)
 
 
 def _id_conflict(job_id: str) -> Conflict:

@@ -249,8 +249,9 @@ def test_a_known_id_needs_no_worker(install: Install) -> None:
     assert [each.created for each in dispatch.submit_all([IMAGE, IMAGE])] == [False, False]
     with pytest.raises(WorkerUnavailable):
         dispatch.submit(IMAGE | {"id": "job-2"})
-    with pytest.raises(WorkerUnavailable):
+    with pytest.raises(WorkerUnavailable) as unavailable:
         dispatch.submit_all([IMAGE, IMAGE | {"id": "job-2"}])
+    assert unavailable.value.field == "[1].type"
     with pytest.raises(Conflict):
         dispatch.submit(IMAGE | {"prompt": "a blue square"})
 
@@ -263,8 +264,9 @@ def test_several_payloads_are_all_checked_before_one_is_recorded(installation: I
     with pytest.raises(PolicyViolation) as violation:
         dispatch.submit_all([IMAGE, IMAGE | {"id": "job-2", "prompt": REFUSED_TEXT}])
     assert violation.value.field == "[1]"
-    with pytest.raises(Conflict):
+    with pytest.raises(Conflict) as conflict:
         dispatch.submit_all([IMAGE, IMAGE | {"prompt": "a blue square"}])
+    assert conflict.value.field == "[1].id"
     assert installation.ledger.page().records == []
     first, second = dispatch.submit_all([IMAGE, IMAGE])
     assert (first.created, second.created) == (True, False)
