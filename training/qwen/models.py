@@ -32,10 +32,10 @@ class Shape:
     """Dimensions of the transformer. Copying takes two layers at least: one records which token came before,
     the next finds the position where the current token occurred and attends to the one after it."""
 
-    width: int = 128
+    width: int = 160
     layers: int = 4
-    heads: int = 4
-    inner: int = 320
+    heads: int = 5
+    inner: int = 400
 
 
 def build_model(shape: Shape, tokenizer: transformers.Qwen2Tokenizer) -> transformers.Qwen2ForCausalLM:

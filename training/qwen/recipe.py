@@ -23,7 +23,7 @@ class Recipe:
     base_minutes: float | None = None
     base_batch: int = 16
     base_lr: float = 2e-3
-    instruct_steps: int = 6000
+    instruct_steps: int = 8000
     instruct_minutes: float | None = None
     instruct_batch: int = 16
     instruct_lr: float = 1.5e-3

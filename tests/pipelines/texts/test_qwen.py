@@ -110,7 +110,7 @@ def test_grouped_query_attention_and_bfloat16_are_supported(tmp_path: Path) -> N
 
     packaged = find_qwen(None, "base").path
     shutil.copytree(packaged, tmp_path, dirs_exist_ok=True)
-    config = transformers.Qwen2Config.from_pretrained(packaged, num_key_value_heads=2)
+    config = transformers.Qwen2Config.from_pretrained(packaged, num_attention_heads=4, num_key_value_heads=2)
     torch.manual_seed(3)
     transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path)
     checkpoint = Checkpoint(tmp_path, "folder")
@@ -170,7 +170,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_while_others_are_decoded(
 ) -> None:
     """A prompt of thousands of tokens must not stop the other texts. Its result does not change."""
     pipeline = qwen("instruct")
-    long = ", ".join(PROMPTS[1:6])
+    long = ", ".join(PROMPTS[1:6] * 2)
     expected = {prompt: decode_alone(pipeline, chat_job(prompt)) for prompt in (PROMPTS[0], long)}
     limit_prefill(monkeypatch, 20)
     recording = Recording(pipeline.new_decoder())
@@ -224,8 +224,9 @@ def test_a_greedy_text_does_not_depend_on_the_seed(qwen: LoadQwen) -> None:
 
 def test_penalties_change_the_text(qwen: LoadQwen) -> None:
     """The maximum penalty prevents frequent repetition."""
+    repetitive = "Prompt: a fox\nPrompt: a fox\nPrompt:"
     plain, penalised = (
-        decode_alone(qwen("base"), chat_job("a a a a a a", frequency_penalty=penalty)) for penalty in (0, 2.0)
+        decode_alone(qwen("base"), chat_job(repetitive, frequency_penalty=penalty)) for penalty in (0, 2.0)
     )
     assert plain != penalised
 
