@@ -55,7 +55,7 @@ def main() -> None:
         models = copy_without_end_token(Path(folder) / "models")
         print_note("starting the stack")
         with running_stack(Path(folder) / "state", workers="chat", OURVIDZ_QWEN_MODEL=str(models)) as ready:
-            ours, bare = Ours(ready["shim"]), Bare(models / "instruct")
+            ours, bare = Stack(ready["shim"]), BareModel(models / "instruct")
             results = measure(ours, bare, arguments.rounds, arguments.tokens)
     print_results(results, as_json=arguments.json)
 
@@ -71,7 +71,7 @@ def copy_without_end_token(folder: Path) -> Path:
     return folder
 
 
-class Ours:
+class Stack:
     """The running stack, called over HTTP."""
 
     def __init__(self, shim: str) -> None:
@@ -90,15 +90,16 @@ class Ours:
         raise RuntimeError("the stream was empty")
 
     def in_sequence(self, tokens: int) -> None:
-        """All prompts, one after the other."""
+        """Request all prompts one after the other."""
         for number in range(CONCURRENCY):
             self._request(number, tokens)
 
     def concurrently(self, tokens: int) -> None:
-        """All prompts at the same time."""
+        """Request all prompts at the same time."""
         list(self._pool.map(lambda number: self._request(number, tokens), range(CONCURRENCY)))
 
     def _request(self, number: int, tokens: int) -> None:
+        """Request the text of prompt `number`. Raises `RuntimeError` if its length is not `tokens`."""
         response = self._sessions[number].post(self._chat, json=self._body(number, tokens), timeout=60)
         response.raise_for_status()
         generated = response.json()["tokens_generated"]
@@ -110,7 +111,7 @@ class Ours:
         return {"messages": messages, "max_tokens": tokens, "temperature": 0}
 
 
-class Bare:
+class BareModel:
     """`generate` of transformers with the same checkpoint, in this process."""
 
     def __init__(self, folder: Path) -> None:
@@ -121,18 +122,18 @@ class Bare:
         self._model = model.eval()
 
     def first_token(self, _tokens: int) -> float:
-        """Seconds for one token."""
+        """Seconds that one generated token takes."""
         started = time.perf_counter()
         self._generate(PROMPTS[:1], 1)
         return time.perf_counter() - started
 
     def in_sequence(self, tokens: int) -> None:
-        """One call for each prompt."""
+        """Generate the texts of all prompts, one call each."""
         for prompt in PROMPTS:
             self._generate([prompt], tokens)
 
     def concurrently(self, tokens: int) -> None:
-        """All prompts as one batch."""
+        """Generate the texts of all prompts as one batch."""
         self._generate(PROMPTS, tokens)
 
     def _generate(self, prompts: list[str], tokens: int) -> None:
@@ -144,10 +145,10 @@ class Bare:
             self._model.generate(**inputs, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens)
 
 
-def measure(ours: Ours, bare: Bare, rounds: int, tokens: int) -> dict[str, dict[str, float]]:
+def measure(ours: Stack, bare: BareModel, rounds: int, tokens: int) -> dict[str, dict[str, float]]:
     """Medians of both systems: milliseconds to the first token, tokens a second in sequence and
     concurrently."""
-    systems: dict[str, Ours | Bare] = {"OurVidz, over HTTP": ours, "bare generate": bare}
+    systems: dict[str, Stack | BareModel] = {"OurVidz, over HTTP": ours, "bare generate": bare}
     for system in systems.values():
         system.concurrently(tokens)
     first_token_s: dict[str, list[float]] = {name: [] for name in systems}

@@ -87,7 +87,7 @@ def measure_ours(ready: dict[str, Any], probes: int, jobs: int) -> Row:
     for number in range(-WARM_UP_JOBS, probes):
         submitted_at = time.time()
         http.post(f"{shim}/jobs", json=payload(f"probe{number}")).raise_for_status()
-        record = wait_for(lambda name=f"probe{number}": finished_record(ledger, name))
+        record = wait_for(lambda job_id=f"probe{number}": finished_record(ledger, job_id))
         if number >= 0:
             latencies_ms.append((record.claimed_at - submitted_at) * 1000)
     print_note("measuring the throughput")
@@ -103,21 +103,21 @@ def measure_ours(ready: dict[str, Any], probes: int, jobs: int) -> Row:
     return Row("OurVidz (HTTP … delivered callback)", *percentiles(latencies_ms), rate)
 
 
-def payload(name: str) -> dict[str, Any]:
-    """The payload of the smallest job: one step, 64x64 px."""
+def payload(job_id: str) -> dict[str, Any]:
+    """The payload of the smallest image job, with this id: one step, 64x64 px."""
     config = {"steps": 1, "seed": 1, "width": 64, "height": 64}
-    return {"id": name, "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "bench", "config": config}
+    return {"id": job_id, "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "bench", "config": config}
 
 
-def submit(shim: str, name: str) -> None:
-    """Submit one job; it must be accepted (202)."""
-    response = requests.post(f"{shim}/jobs", json=payload(name), timeout=60)
+def submit(shim: str, job_id: str) -> None:
+    """Submit one job over HTTP. Fails unless it is accepted (202)."""
+    response = requests.post(f"{shim}/jobs", json=payload(job_id), timeout=60)
     assert response.status_code == 202, response.text
 
 
-def finished_record(ledger: Any, name: str) -> Any:
-    """The record of a finished job; None while it is not finished."""
-    record = ledger.get(name)
+def finished_record(ledger: Any, job_id: str) -> Any:
+    """The record of a job that has ended, otherwise None."""
+    record = ledger.get(job_id)
     return record if record is not None and record.finished else None
 
 

@@ -98,15 +98,15 @@ def compare_warm_and_fresh(rounds: int) -> dict[str, float]:
             for name, run in runs.items():
                 seconds[name].append(timed(partial(run, k))[1])
     recorder.close()
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+    return {name: statistics.median(seconds_taken) for name, seconds_taken in seconds.items()}
 
 
-def run_job(system: Eager, name: str, job_type: str, frames: int) -> None:
-    """Run one job, from the payload to the delivered callbacks."""
+def run_job(system: Eager, job_id: str, job_type: str, frames: int) -> None:
+    """Run one job to its delivered callbacks. Raises `RuntimeError` if it does not complete."""
     config = {"frames": frames, "width": SIDE_PX, "height": SIDE_PX, "seed": SEED}
-    system.submit({"id": name, "type": job_type, "prompt": PROMPT, "user_id": "bench", "config": config})
-    if system.callbacks.statuses(name) != ["processing", "completed"]:
-        raise RuntimeError(f"the job ended otherwise: {system.record(name)}")
+    system.submit({"id": job_id, "type": job_type, "prompt": PROMPT, "user_id": "bench", "config": config})
+    if system.callbacks.statuses(job_id) != ["processing", "completed"]:
+        raise RuntimeError(f"the job ended otherwise: {system.record(job_id)}")
 
 
 def run_script(file: Path, frames: int) -> None:
@@ -137,11 +137,11 @@ def compare_caches(clips: int, steps: int) -> list[dict[str, Any]]:
     psnr_db: dict[str, list[float]] = {name: [] for name in CACHES}
     for k in range(clips):
         print_note(f"{steps} steps, clip {k + 1} of {clips}")
-        exact, taken = timed(partial(generate, uncached, steps, k), time.process_time)
-        seconds["none"].append(taken)
+        exact, seconds_taken = timed(partial(generate, uncached, steps, k), time.process_time)
+        seconds["none"].append(seconds_taken)
         for name, wan in cached.items():
-            approximate, taken = timed(partial(generate, wan, steps, k), time.process_time)
-            seconds[name].append(taken)
+            approximate, seconds_taken = timed(partial(generate, wan, steps, k), time.process_time)
+            seconds[name].append(seconds_taken)
             psnr_db[name].append(psnr(exact, approximate))
     baseline = statistics.median(seconds["none"])
     return [

@@ -30,20 +30,20 @@ START_TIMEOUT_S = 20.0
 POLL_S = 0.005
 
 
-def find_server(named: str | None) -> Path:
-    """Return the server's binary: the named one, one on the PATH, or the packaged one.
+def find_server(configured: str | None) -> Path:
+    """Return the server's binary: the configured one, one on the PATH, or the packaged one.
 
     `SettingsError` if there is none.
     """
-    if named is not None:
-        found = shutil.which(named)
-        if found is None:
-            raise SettingsError(f"REDIS_SERVER_BIN: {named} is not a program", field="REDIS_SERVER_BIN")
-        return Path(found)
+    if configured is not None:
+        path = shutil.which(configured)
+        if path is None:
+            raise SettingsError(f"REDIS_SERVER_BIN: {configured} is not a program", field="REDIS_SERVER_BIN")
+        return Path(path)
     for name in SYSTEM_SERVERS:
-        found = shutil.which(name)
-        if found is not None:
-            return Path(found)
+        path = shutil.which(name)
+        if path is not None:
+            return Path(path)
     return _packaged_server()
 
 

@@ -204,11 +204,11 @@ class InternalError(OurError):
 
 def by_code() -> dict[str, type[OurvidzError]]:
     """Return the error class of each wire code."""
-    found: dict[str, type[OurvidzError]] = {}
-    waiting = list(OurvidzError.__subclasses__())
-    while waiting:
-        kind = waiting.pop()
-        waiting.extend(kind.__subclasses__())
+    classes: dict[str, type[OurvidzError]] = {}
+    pending = list(OurvidzError.__subclasses__())
+    while pending:
+        kind = pending.pop()
+        pending.extend(kind.__subclasses__())
         if "code" in vars(kind):
-            found[kind.code] = kind
-    return found
+            classes[kind.code] = kind
+    return classes

@@ -41,7 +41,7 @@ def configure_logging(**_: Any) -> None:
 
 @signals.task_prerun.connect
 def open_attempt(task: Any, args: Any, kwargs: Any = None, **_: Any) -> None:
-    """Claim the job of a generation task, and have its `processing` callback delivered."""
+    """Claim the job of a generation task and start the delivery of its `processing` callback."""
     if task.name not in GENERATION_TASKS:
         return
     claim = claim_for(task.request, task_argument(args, kwargs))
@@ -54,13 +54,13 @@ def open_attempt(task: Any, args: Any, kwargs: Any = None, **_: Any) -> None:
 
 @signals.task_success.connect
 def deliver_success(sender: Any, **_: Any) -> None:
-    """Have the callback of a task that returned delivered."""
+    """Start the delivery of the terminal callback of a task that succeeded."""
     _deliver(sender)
 
 
 @signals.task_failure.connect
 def deliver_failure(sender: Any, exception: BaseException, args: Any, kwargs: Any = None, **_: Any) -> None:
-    """Have the callback of a failed task delivered; end the jobs of a child that was killed."""
+    """Start the delivery of a failed task's callback, or recover the jobs of a child that was killed."""
     if sender.name not in GENERATION_TASKS:
         return
     if isinstance(exception, WorkerLostError | TimeLimitExceeded):
@@ -71,7 +71,7 @@ def deliver_failure(sender: Any, exception: BaseException, args: Any, kwargs: An
 
 @signals.task_revoked.connect
 def cancel_revoked(sender: Any, request: Any, **_: Any) -> None:
-    """Cancel the job whose message was revoked with Celery's own `revoke`."""
+    """Cancel the job of a message that was revoked with Celery's `revoke`; end it if this worker ran it."""
     if sender.name in GENERATION_TASKS and request.args and dispatch.is_message(request.args[0]):
         message = request.args[0]
         current = control.current().ledger.get(message["id"])
@@ -87,7 +87,7 @@ def cancel_revoked(sender: Any, request: Any, **_: Any) -> None:
 
 @signals.task_postrun.connect
 def close_attempt(task: Any, **_: Any) -> None:
-    """Mark the worker as idle again."""
+    """After a generation task: mark the worker as idle and clear the job from the log context."""
     if task.name in GENERATION_TASKS:
         if _heartbeat is not None:
             _heartbeat.set_state("idle")
@@ -95,6 +95,7 @@ def close_attempt(task: Any, **_: Any) -> None:
 
 
 def _deliver(task: Any) -> None:
+    """Start the delivery of the callbacks of the job that the task has claimed, if any."""
     claim = current_claim(task.request)
     if claim is not None:
         dispatch.deliver(claim.job_id)

@@ -124,7 +124,7 @@ class CallbackRecorder:
         return [one for one in list(self.received) if one.payload["job_id"] == job_id]
 
     def statuses(self, job_id: str) -> list[str]:
-        """Just their statuses."""
+        """The statuses of the callbacks of one job, in order of arrival."""
         return [one.payload["status"] for one in self.of(job_id)]
 
     def close(self) -> None:
@@ -157,14 +157,14 @@ class Eager:
         return dispatch.submit(payload)
 
     def record(self, job_id: str) -> Record:
-        """What the ledger says of a job."""
+        """The record of a job in the ledger. Raises `NotFound`."""
         found = self.control.ledger.get(job_id)
         if found is None:
             raise NotFound(f"no job {job_id!r}", field="id", value=job_id)
         return found
 
     def document(self, job_id: str) -> dict[str, Any]:
-        """The normalised job, as the worker got it."""
+        """The job document as JSON, as the worker reads it. Raises `NotFound`."""
         job = self.control.ledger.job(job_id)
         if job is None:
             raise NotFound(f"no job document for {job_id!r}", field="id", value=job_id)

@@ -101,12 +101,12 @@ def spinner(text: str) -> Iterator[Callable[[str], None]]:
         with Console(stderr=True).status(text) as status:
             yield lambda text: status.update(text)
         return
-    shown = ""
+    current = ""
 
     def show(text: str) -> None:
-        nonlocal shown
-        if text != shown:
-            shown = text
+        nonlocal current
+        if text != current:
+            current = text
             print_note(text)
 
     show(text)

@@ -48,9 +48,9 @@ def up(state_dir: Path | None, port: int | None, flower: bool, workers: str | No
 
     Prints one line of JSON when everything is ready. Ctrl-C drains and stops; a second one stops at once.
     """
-    named = None if workers is None else parse_families(workers)
+    requested = None if workers is None else parse_families(workers)
     settings = load_settings(**({"OURVIDZ_STATE_DIR": state_dir} if state_dir else {}))
-    families = named or default_families(settings)
+    families = requested or default_families(settings)
     for family in families:
         check_models(family, settings)
     if flower and not stack.flower_installed():

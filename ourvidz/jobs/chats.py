@@ -53,32 +53,35 @@ def parse_chat(fields: Fields, row: JobType, common: dict[str, Any], defaults: D
 def parse_admin(fields: Fields, row: JobType, common: dict[str, Any], defaults: Defaults) -> AdminJob:
     """Parse an `admin_utilities` payload; without an operation it is `status`."""
     del row, defaults
-    found = fields.first("operation", "config.operation")
-    if found is None:
+    field = fields.first("operation", "config.operation")
+    if field is None:
         return AdminJob(**common)
-    if not isinstance(found.value, str) or not _OPERATION.fullmatch(found.value):
-        raise invalid_value(found.path, "the name of an operation", found.value)
-    return AdminJob(**common, operation=found.value)
+    if not isinstance(field.value, str) or not _OPERATION.fullmatch(field.value):
+        raise invalid_value(field.path, "the name of an operation", field.value)
+    return AdminJob(**common, operation=field.value)
 
 
 def _penalty(fields: Fields, name: str) -> float:
+    """The penalty `name`, at the top level or in `config`; default 0."""
     return or_default(fields.number(name, f"config.{name}", within=PENALTY), 0.0)
 
 
 def _stop(fields: Fields) -> tuple[str, ...]:
-    found = fields.first("stop", "config.stop")
-    if found is None:
+    """The stop strings: one text or a list."""
+    field = fields.first("stop", "config.stop")
+    if field is None:
         return ()
-    texts = found.value if isinstance(found.value, (list, tuple)) else [found.value]
+    texts = field.value if isinstance(field.value, (list, tuple)) else [field.value]
     if len(texts) > MAX_STOPS or not all(isinstance(text, str) and text for text in texts):
-        raise invalid_value(found.path, f"a text or a list of at most {MAX_STOPS} texts", found.value)
-    return tuple(check_text(found.path, text, limit=STOP_CHARS) for text in texts)
+        raise invalid_value(field.path, f"a text or a list of at most {MAX_STOPS} texts", field.value)
+    return tuple(check_text(field.path, text, limit=STOP_CHARS) for text in texts)
 
 
 def _messages(fields: Fields) -> tuple[Message, ...]:
-    found = fields.first("messages")
-    if found is not None:
-        return _conversation(found)
+    """The conversation in `messages`, or one made of `prompt` and `config.system_prompt`."""
+    field = fields.first("messages")
+    if field is not None:
+        return _parse_messages(field)
     system = fields.text("config.system_prompt", limit=CONVERSATION_CHARS)
     prompt = fields.prompt()
     if not prompt:
@@ -87,13 +90,13 @@ def _messages(fields: Fields) -> tuple[Message, ...]:
     return (*system_messages, Message(role="user", content=prompt))
 
 
-def _conversation(found: FieldValue) -> tuple[Message, ...]:
-    if not isinstance(found.value, (list, tuple)) or not 1 <= len(found.value) <= MAX_MESSAGES:
-        raise invalid_value(found.path, f"a list of 1 to {MAX_MESSAGES} messages", found.value)
-    messages = tuple(_message(f"{found.path}[{at}]", item) for at, item in enumerate(found.value))
+def _parse_messages(field: FieldValue) -> tuple[Message, ...]:
+    if not isinstance(field.value, (list, tuple)) or not 1 <= len(field.value) <= MAX_MESSAGES:
+        raise invalid_value(field.path, f"a list of 1 to {MAX_MESSAGES} messages", field.value)
+    messages = tuple(_message(f"{field.path}[{at}]", item) for at, item in enumerate(field.value))
     if sum(len(message.content) for message in messages) > CONVERSATION_CHARS:
         raise invalid_value(
-            found.path, f"messages of at most {CONVERSATION_CHARS:,} characters in all", found.value
+            field.path, f"messages of at most {CONVERSATION_CHARS:,} characters in all", field.value
         )
     return messages
 

@@ -48,12 +48,12 @@ def parse(payload: object, defaults: Defaults, *, make_id: Callable[[], str] | N
     `CallerError` whose `field` is the path in the payload, such as `config.resolution`.
     """
     fields = Fields(payload)
-    job_id = _id(fields, make_id)
-    row = _row(fields)
+    job_id = _read_id(fields, make_id)
+    row = _read_type(fields)
     common = {
         "id": job_id,
         "type": row.name,
-        "user_id": _user_id(fields, row),
+        "user_id": _read_user_id(fields, row),
         "expected_time": or_default(
             fields.lenient(
                 partial(fields.number, within=EXPECTED_S),
@@ -63,14 +63,15 @@ def parse(payload: object, defaults: Defaults, *, make_id: Callable[[], str] | N
             row.expected_s[1],
         ),
         "callback_url": read_callback_url(fields, defaults.callback_hosts),
-        "carried": _present({name: fields.passthrough(*paths) for name, paths in CARRIED_FIELDS.items()}),
-        "flags": _flags(fields),
+        "carried": _drop_none({name: fields.passthrough(*paths) for name, paths in CARRIED_FIELDS.items()}),
+        "flags": _read_flags(fields),
     }
     job = PARSERS[row.kind](fields, row, common, defaults)
     return job.model_copy(update={"extras": fields.unread()})
 
 
-def _id(fields: Fields, make_id: Callable[[], str] | None) -> str:
+def _read_id(fields: Fields, make_id: Callable[[], str] | None) -> str:
+    """The job id; if it is missing, one from `make_id`."""
     job_id = fields.identifier("id", "job_id")
     if job_id is not None:
         return job_id
@@ -79,30 +80,33 @@ def _id(fields: Fields, make_id: Callable[[], str] | None) -> str:
     return make_id()
 
 
-def _row(fields: Fields) -> JobType:
-    found = fields.first("type", "job_type")
-    if found is None:
+def _read_type(fields: Fields) -> JobType:
+    """The catalog row of the job type or alias."""
+    field = fields.first("type", "job_type")
+    if field is None:
         raise missing_field("type", "a job needs a type")
-    row = lookup(found.value) if isinstance(found.value, str) else None
+    row = lookup(field.value) if isinstance(field.value, str) else None
     if row is None:
-        raise invalid_value(found.path, f"one of {', '.join((*CATALOG, *ALIASES))}", found.value)
+        raise invalid_value(field.path, f"one of {', '.join((*CATALOG, *ALIASES))}", field.value)
     return row
 
 
-def _user_id(fields: Fields, row: JobType) -> str | None:
+def _read_user_id(fields: Fields, row: JobType) -> str | None:
+    """The user id, required for job types that store assets."""
     user_id = fields.identifier("user_id", "metadata.user_id")
     if user_id is None and row.stores_assets:
         raise missing_field("user_id", "a job that stores assets needs the user they belong to")
     return user_id
 
 
-def _flags(fields: Fields) -> dict[str, Any]:
+def _read_flags(fields: Fields) -> dict[str, Any]:
+    """The boolean flags and the echoed fields of the payload, without missing ones."""
     booleans = {
         name: fields.lenient(fields.boolean, name, f"config.{name}", f"metadata.{name}")
         for name in BOOLEAN_FLAGS
     }
-    return _present(booleans | {name: fields.passthrough(*paths) for name, paths in ECHOED_FIELDS.items()})
+    return _drop_none(booleans | {name: fields.passthrough(*paths) for name, paths in ECHOED_FIELDS.items()})
 
 
-def _present(values: dict[str, Any]) -> dict[str, Any]:
+def _drop_none(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}

@@ -43,9 +43,9 @@ def invalid_value(
 ) -> CallerError:
     """Build the error for a value that breaks its rule; the caller raises it. The message quotes the
     value."""
-    shown = summarize(value)
-    quoted = repr(shown) if isinstance(value, str) else str(shown)
-    return error(f"{path} must be {rule}, not {quoted}.", field=path, rule=rule, value=shown)
+    summary = summarize(value)
+    quoted = repr(summary) if isinstance(value, str) else str(summary)
+    return error(f"{path} must be {rule}, not {quoted}.", field=path, rule=rule, value=summary)
 
 
 def invalid_text(
@@ -54,8 +54,8 @@ def invalid_text(
     """Like `invalid_value`, for text that people write: its error does not quote it, as errors are logged."""
     if not isinstance(value, str):
         return invalid_value(path, rule, value, error=error)
-    shown = f"a text of {len(value):,} characters"
-    return error(f"{path} must be {rule}; this is {shown}.", field=path, rule=rule, value=shown)
+    summary = f"a text of {len(value):,} characters"
+    return error(f"{path} must be {rule}; this is {summary}.", field=path, rule=rule, value=summary)
 
 
 def missing_field(path: str, rule: str, *, error: type[CallerError] = InvalidParameters) -> CallerError:

@@ -25,10 +25,10 @@ def submission_schema() -> Schema:
         "additionalProperties": True,
         "required": ["id", "type"],
         "properties": {
-            **_top(),
-            **_conversation(),
-            "config": _object("How to generate.", _config()),
-            "metadata": _object("References, and what comes back in the callback.", _metadata()),
+            **_top_level_properties(),
+            **_conversation_properties(),
+            "config": _object("How to generate.", _config_properties()),
+            "metadata": _object("References, and what comes back in the callback.", _metadata_properties()),
         },
     }
 
@@ -46,7 +46,7 @@ def conversation_schema() -> Schema:
         "additionalProperties": True,
         "properties": {
             "prompt": _text(ranges.PROMPT_CHARS),
-            **_conversation(),
+            **_conversation_properties(),
             "seed": _number(ranges.SEED),
             "content_tier": {"description": "Comes back in the answer."},
             "unrestricted_mode": {"description": "Comes back in the answer."},
@@ -57,17 +57,17 @@ def conversation_schema() -> Schema:
     }
 
 
-def _top() -> Schema:
+def _top_level_properties() -> Schema:
     identifier = {"type": "string", "pattern": f"^{IDENTIFIER.pattern}$"}
     return {
         "id": identifier | {"description": "The caller's id; `job_id` is accepted too."},
-        "type": {"type": "string", "enum": [*CATALOG, *ALIASES], "description": _types()},
+        "type": {"type": "string", "enum": [*CATALOG, *ALIASES], "description": _types_description()},
         "prompt": _text(ranges.PROMPT_CHARS),
         "user_id": identifier | {"description": "Required for jobs that store assets."},
         "negative_prompt": _text(ranges.PROMPT_CHARS),
         "compel_enabled": _boolean(),
         "compel_weights": _text(ranges.PROMPT_CHARS, "A1111 syntax, such as (sharp focus:1.2)."),
-        "bucket": _words(WRITE_BUCKETS, default=DEFAULT_BUCKET),
+        "bucket": _enum(WRITE_BUCKETS, default=DEFAULT_BUCKET),
         "callback_url": _text(ranges.URL_CHARS, "Must be on the allow-list."),
         **{
             name: {"description": "Comes back in the callback."}
@@ -76,7 +76,7 @@ def _top() -> Schema:
     }
 
 
-def _conversation() -> Schema:
+def _conversation_properties() -> Schema:
     message = {
         "type": "object",
         "required": ["role", "content"],
@@ -90,7 +90,7 @@ def _conversation() -> Schema:
             "maxItems": ranges.MAX_MESSAGES,
             "description": f"At most {ranges.CONVERSATION_CHARS:,} characters in all.",
         },
-        "model": _words(MODELS, default="qwen_instruct"),
+        "model": _enum(MODELS, default="qwen_instruct"),
         "max_tokens": _number(ranges.MAX_TOKENS),
         "temperature": _number(ranges.TEMPERATURE, default=0.7),
         "top_p": _number(ranges.TOP_P, default=0.9),
@@ -108,7 +108,7 @@ def _conversation() -> Schema:
     }
 
 
-def _config() -> Schema:
+def _config_properties() -> Schema:
     link = "An http(s) URL, a data:image/ URI, or a storage path under the job's user."
     return {
         "steps": _number(ranges.STEPS),
@@ -121,22 +121,22 @@ def _config() -> Schema:
         "seed": _number(ranges.SEED),
         "frames": _number(ranges.FRAMES),
         "fps": _number(ranges.FPS, default=16),
-        "sample_solver": _words(SOLVERS, default="unipc"),
+        "sample_solver": _enum(SOLVERS, default="unipc"),
         "sample_shift": _number(ranges.SHIFT, default=5.0),
         "image": _text(ranges.DATA_URI_CHARS, link),
         "first_frame": _text(ranges.DATA_URI_CHARS, link),
         "last_frame": _text(ranges.DATA_URI_CHARS, link),
-        "reference_mode": _words(MODES),
+        "reference_mode": _enum(MODES),
         "enhance_prompt": _boolean(),
         "system_prompt": _text(ranges.CONVERSATION_CHARS),
         "max_tokens": _number(ranges.MAX_TOKENS),
         "temperature": _number(ranges.TEMPERATURE, default=0.7),
-        "loras": _loras(),
+        "loras": _loras_schema(),
         "expected_time": _number(ranges.EXPECTED_S, description="Seconds."),
     }
 
 
-def _loras() -> Schema:
+def _loras_schema() -> Schema:
     one = {"name": {"type": "string"}, "weight": _number(ranges.LORA_WEIGHT)}
     return {
         "description": "SDXL: LoRA files by the names that the operator allows; ignored where none are.",
@@ -145,24 +145,25 @@ def _loras() -> Schema:
     }
 
 
-def _metadata() -> Schema:
+def _metadata_properties() -> Schema:
     return {
         "reference_image_url": _text(ranges.DATA_URI_CHARS),
         "start_reference_url": _text(ranges.DATA_URI_CHARS),
         "end_reference_url": _text(ranges.DATA_URI_CHARS),
-        "reference_type": _words(REFERENCE_TYPES),
+        "reference_type": _enum(REFERENCE_TYPES),
         "denoise_strength": _number(ranges.STRENGTH, default=0.15),
         "reference_strength": _number(ranges.STRENGTH, description="1 - denoise_strength."),
         "exact_copy_mode": _boolean(),
     }
 
 
-def _types() -> str:
+def _types_description() -> str:
     aliases = ", ".join(f"{alias} for {name}" for alias, name in ALIASES.items())
     return f"`job_type` is accepted too. Aliases: {aliases}."
 
 
 def _object(description: str, properties: Schema) -> Schema:
+    """Schema of an object or null."""
     return {
         "type": ["object", "null"],
         "description": description,
@@ -171,23 +172,27 @@ def _object(description: str, properties: Schema) -> Schema:
     }
 
 
-def _number(within: Range, **more: Any) -> Schema:
+def _number(within: Range, **keywords: Any) -> Schema:
+    """Schema of a number in a range, a numeric string or null, with further JSON Schema keywords."""
     low = "exclusiveMinimum" if within.above else "minimum"
     schema: Schema = {"type": ["integer" if within.whole else "number", "string", "null"]}
     schema |= {low: within.low, "maximum": within.high}
     if within.multiple > 1:
         schema["multipleOf"] = within.multiple
-    return schema | more
+    return schema | keywords
 
 
 def _text(limit: int, description: str | None = None) -> Schema:
+    """Schema of a string of at most `limit` characters, or null."""
     schema: Schema = {"type": ["string", "null"], "maxLength": limit}
     return schema if description is None else schema | {"description": description}
 
 
-def _words(words: tuple[str, ...], **more: Any) -> Schema:
-    return {"enum": [*words, "", None]} | more
+def _enum(values: tuple[str, ...], **keywords: Any) -> Schema:
+    """Schema of one of these strings, an empty one or null, with further JSON Schema keywords."""
+    return {"enum": [*values, "", None]} | keywords
 
 
 def _boolean() -> Schema:
+    """Schema of a boolean, the same as text, an empty text or null."""
     return {"enum": [True, False, "true", "false", "", None]}

@@ -101,6 +101,7 @@ def _size_path(fields: Fields) -> str:
 
 
 def _frames(fields: Fields, row: JobType) -> int:
+    """The number of frames; still images have one."""
     if row.output == "png":
         return fields.one_of(*FRAME_PATHS, numbers=(1,)) or row.frames or 1
     return fields.integer(*FRAME_PATHS, within=FRAMES) or row.frames or 1
@@ -115,6 +116,7 @@ def _derived_guidance(fields: Fields) -> dict[str, float]:
 
 
 def _size(fields: Fields) -> tuple[int, int] | None:
+    """Width and height (px): `width` and `height`, `size`, or the aspect of `resolution`; else None."""
     return (
         read_sides(fields, WAN_SIDE_PX)
         or parse_size(fields.first("config.size"), WAN_SIDE_PX)
@@ -154,6 +156,7 @@ def _references(fields: Fields, owner: str) -> dict[str, str | None]:
 
 
 def _derive_mode(names: set[str]) -> str:
+    """The reference mode for these references: start and end take precedence over single."""
     if {"start", "end"} <= names:
         return "both"
     return next((name for name in ("start", "end", "single") if name in names), "none")

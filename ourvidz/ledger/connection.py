@@ -140,6 +140,7 @@ class Connection:
             return retry.call_with_retry(command, self._before_retry, is_retryable=is_retryable)
 
     def _before_retry(self, error: Exception) -> None:
+        """Close the connections to a server that has become read-only, so that the retry connects again."""
         if isinstance(error, ReadOnlyError):
             # A primary that was demoted: its address may lead to the new one by now.
             self.client.connection_pool.disconnect()

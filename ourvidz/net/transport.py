@@ -289,8 +289,8 @@ def _httpcore_url(url: HttpUrl) -> httpcore2.URL:
 
 
 def _request_headers(url: HttpUrl, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    given = {name.lower() for name in headers}
-    merged = {name: value for name, value in _DEFAULT_HEADERS.items() if name.lower() not in given}
+    names = {name.lower() for name in headers}
+    merged = {name: value for name, value in _DEFAULT_HEADERS.items() if name.lower() not in names}
     default_port = {"http": 80, "https": 443}[url.origin.scheme]
     host = url.origin.host if url.origin.port == default_port else url.origin.netloc
     all_headers = {"Host": host, **merged, **headers}

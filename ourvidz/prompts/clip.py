@@ -25,11 +25,11 @@ def read_tokenizer(folder: Path) -> PromptTokenizer:
     Raises `ModelLoadError`, which names the file, if one is missing or damaged.
     """
     config = read_json(folder / "tokenizer_config.json")
-    whole = folder / "tokenizer.json"
-    file = whole if whole.is_file() else folder / "vocab.json"
+    fast_file = folder / "tokenizer.json"
+    file = fast_file if fast_file.is_file() else folder / "vocab.json"
     document = read_json(file)
     try:
-        if file == whole:
+        if file == fast_file:
             model, added = document["model"], document.get("added_tokens", [])
             vocabulary, merges = model["vocab"], [_merge(line) for line in model["merges"]]
         else:
@@ -74,19 +74,21 @@ def _added_tokens(folder: Path, config: dict[str, Any], added: list[dict[str, An
     Newer folders list them in `tokenizer_config.json`; older ones define them by the named tokens and to
     `special_tokens_map.json` or `tokenizer.json`.
     """
-    named = config
-    listed = config.get("added_tokens_decoder")
-    if listed is None:
+    token_config = config
+    added_tokens = config.get("added_tokens_decoder")
+    if added_tokens is None:
         older = folder / "special_tokens_map.json"
-        named = config | (read_json(older) if older.is_file() else {})
-        listed = {token["id"]: token for token in added}
-    found = [_added(listed[at]) for at in sorted(listed, key=int)]
-    seen = {token.content for token in found}
-    names = [named.get(name, _END_OF_TEXT) for name in _NAMED if name in named or name == "unk_token"]
-    return found + [_added(name) for name in names if _content(name) not in seen]
+        token_config = config | (read_json(older) if older.is_file() else {})
+        added_tokens = {token["id"]: token for token in added}
+    tokens = [_added_token(added_tokens[at]) for at in sorted(added_tokens, key=int)]
+    contents = {token.content for token in tokens}
+    names = [
+        token_config.get(name, _END_OF_TEXT) for name in _NAMED if name in token_config or name == "unk_token"
+    ]
+    return tokens + [_added_token(name) for name in names if _content(name) not in contents]
 
 
-def _added(token: str | dict[str, Any]) -> AddedToken:
+def _added_token(token: str | dict[str, Any]) -> AddedToken:
     if isinstance(token, str):
         return AddedToken(token, special=True)
     return AddedToken(

@@ -91,8 +91,8 @@ def parse_prompt(prompt: str, weights: str | None = None, *, weighted: bool) -> 
         return ParsedPrompt(
             literal(prompt), "fallback", "Nothing is left of the prompt without its brackets."
         )
-    whole = _append_weights(parsed, parse(weights)) if weights else parsed
-    return ParsedPrompt(whole if whole.sections else literal(prompt), "compel")
+    combined = _append_weights(parsed, parse(weights)) if weights else parsed
+    return ParsedPrompt(combined if combined.sections else literal(prompt), "compel")
 
 
 def literal(text: str) -> WeightedPrompt:
@@ -107,7 +107,7 @@ def parse(text: str) -> WeightedPrompt:
         first, *further = _BREAK.split(piece)
         sections[-1].append(Fragment(first, weight))
         sections.extend([Fragment(after, weight)] for after in further)
-    return WeightedPrompt(tuple(found for found in map(_section, sections) if found.fragments))
+    return WeightedPrompt(tuple(brackets for brackets in map(_section, sections) if brackets.fragments))
 
 
 def clean(text: str) -> str:
@@ -143,14 +143,14 @@ def _brackets(text: str) -> list[_Bracket]:
 
     Round and square brackets are matched independently, as in A1111.
     """
-    found: list[_Bracket] = []
+    brackets: list[_Bracket] = []
     rounds: list[_Bracket] = []
     squares: list[_Bracket] = []
     for token in _MARK.finditer(text):
         mark = token["mark"]
         if mark in ("(", "["):
             bracket = _Bracket(token.start(), BRACKET if mark == "(" else 1 / BRACKET)
-            found.append(bracket)
+            brackets.append(bracket)
             (rounds if mark == "(" else squares).append(bracket)
         elif token["weight"] and rounds:
             closed = rounds.pop()
@@ -162,7 +162,7 @@ def _brackets(text: str) -> list[_Bracket]:
         elif (mark == ":" or token["weight"]) and (rounds or squares):
             innermost = max(rounds[-1:] + squares[-1:], key=lambda bracket: bracket.at)
             innermost.invalid_weight = True
-    return found
+    return brackets
 
 
 def _factor(digits: str) -> float:
@@ -197,13 +197,13 @@ def _weighted_text(text: str) -> Iterator[tuple[str, float]]:
 def _section(fragments: Iterable[Fragment]) -> Section:
     """Build a section of the non-blank fragments; `text` has a space where only a bracket separated words."""
     text = ""
-    kept = []
+    visible = []
     for fragment in fragments:
         needs_space = text[-1:].isalnum() and fragment.text[:1].isalnum()
         text += f" {fragment.text}" if needs_space else fragment.text
         if fragment.text.strip():
-            kept.append(fragment)
-    return Section(tuple(kept), text.strip())
+            visible.append(fragment)
+    return Section(tuple(visible), text.strip())
 
 
 def _append_weights(prompt: WeightedPrompt, weights: WeightedPrompt) -> WeightedPrompt:

@@ -165,13 +165,13 @@ def _job_type(fields: Fields, type_name: str) -> JobType:
 
     The body of an enhancement names the type that the prompt is for, which is checked and ignored.
     """
-    named = fields.first(*_TYPE_FIELDS)
-    row = lookup(named.value) if named and isinstance(named.value, str) else None
-    if named is not None and type_name == ENHANCE:
+    field = fields.first(*_TYPE_FIELDS)
+    row = lookup(field.value) if field and isinstance(field.value, str) else None
+    if field is not None and type_name == ENHANCE:
         if row is None:
-            raise invalid_value(named.path, f"one of {', '.join(CATALOG)}", named.value)
-    elif named is not None and (row is None or row.kind != "chat"):
-        raise invalid_value(named.path, f"one of {', '.join(_CHAT_TYPES)}", named.value)
+            raise invalid_value(field.path, f"one of {', '.join(CATALOG)}", field.value)
+    elif field is not None and (row is None or row.kind != "chat"):
+        raise invalid_value(field.path, f"one of {', '.join(_CHAT_TYPES)}", field.value)
     return row if row is not None and type_name != ENHANCE else CATALOG[type_name]
 
 

@@ -104,20 +104,20 @@ class ModelList(BaseModel):
 
 def _request_body() -> dict[str, Any]:
     """The OpenAPI description of the request body, from the schema of conversations."""
-    known = conversation_schema()["properties"]
+    schemas = conversation_schema()["properties"]
     properties: dict[str, Any] = {
-        name: known[name] for name in ("messages", *_PASSED_FIELDS) if name in known
+        name: schemas[name] for name in ("messages", *_PASSED_FIELDS) if name in schemas
     }
-    own: dict[str, Any] = {
-        "max_completion_tokens": known["max_tokens"],
-        "max_tokens": known["max_tokens"],
+    openai_fields: dict[str, Any] = {
+        "max_completion_tokens": schemas["max_tokens"],
+        "max_tokens": schemas["max_tokens"],
         "n": {"enum": [1, None]},
         "stream_options": {
             "type": ["object", "null"],
             "properties": {"include_usage": {"type": ["boolean", "null"]}},
         },
     }
-    schema = {"type": "object", "required": ["messages"], "properties": properties | own}
+    schema = {"type": "object", "required": ["messages"], "properties": properties | openai_fields}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 

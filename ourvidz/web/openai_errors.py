@@ -1,4 +1,4 @@
-"""Error responses of the OpenAI routes, in that API's form."""
+"""Error responses of the OpenAI routes, in the format of the OpenAI API."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _CODES = {
     "POLICY_VIOLATION": "content_policy_violation",
     "RATE_LIMITED": "rate_limit_exceeded",
 }
-"""Our error codes that have a counterpart in that API; the others are sent in lower case."""
+"""OpenAI error codes by our own codes; other codes are sent in lower case."""
 MODEL_NOT_FOUND = "model_not_found"
 
 
 class ErrorObject(BaseModel):
-    """What went wrong; `param` is the path of the wrong field in the request."""
+    """The error object of the OpenAI API; `param` is the path of the invalid field in the request."""
 
     message: str
     type: str
@@ -57,7 +57,7 @@ def document(error: OurvidzError, status: int | None = None) -> ErrorDocument:
 
 
 def response(error: OurvidzError, status: int, headers: Mapping[str, str]) -> JSONResponse:
-    """The response to a request that raised `error`."""
+    """The response to a request that raised `error`; permanent ones get `X-Should-Retry: false`."""
     # OpenAI clients repeat a request after any 5xx unless this header forbids it.
     final = status >= HTTPStatus.INTERNAL_SERVER_ERROR and not error.retryable
     all_headers = {**headers, **({"X-Should-Retry": "false"} if final else {})}
@@ -65,11 +65,12 @@ def response(error: OurvidzError, status: int, headers: Mapping[str, str]) -> JS
 
 
 def _openai_status(status: int) -> int:
-    """The status as that API has it: 400 in place of 422."""
+    """The HTTP status that the OpenAI API uses for `status`: 400 instead of 422, otherwise the same."""
     return HTTPStatus.BAD_REQUEST if status == HTTPStatus.UNPROCESSABLE_ENTITY else status
 
 
 def _error_type(status: int) -> str:
+    """The `type` field of an error with this HTTP status."""
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return "server_error"
     return "rate_limit_error" if status == HTTPStatus.TOO_MANY_REQUESTS else "invalid_request_error"

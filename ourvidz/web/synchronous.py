@@ -115,15 +115,15 @@ async def encode_events(
 
     An error before the first item is raised; a later one is one more event, because the response has begun.
     """
-    begun = False
+    has_started = False
     async with aclosing(stream):
         try:
             async for item in stream:
-                begun = True
+                has_started = True
                 for event in (sse.KEEP_ALIVE,) if item == IDLE else encode_item(item):
                     yield event
         except OurvidzError as error:
-            if not begun:
+            if not has_started:
                 raise
             yield encode_error(error)
 

@@ -35,12 +35,13 @@ def clip_prompts(count: int, seed: int) -> list[tuple[Clip, str]]:
     generators = [np.random.default_rng((seed, STAGE, 9, k)) for k in range(count)]
     clips = [random_clip(rng, held_out=True) for rng in generators]
     return [
-        (clip, _inflected(clip, rng) if k % 2 else clip_caption(clip, rng, complete=True))
+        (clip, _sentence_with_inflected_verb(clip, rng) if k % 2 else clip_caption(clip, rng, complete=True))
         for k, (clip, rng) in enumerate(zip(clips, generators, strict=True))
     ]
 
 
-def _inflected(clip: Clip, rng: np.random.Generator) -> str:
+def _sentence_with_inflected_verb(clip: Clip, rng: np.random.Generator) -> str:
+    """A sentence about the clip with a random wording of its motion from `MOTION_SENTENCES`."""
     motion = pick(rng, MOTION_SENTENCES[clip.motion])
     return articled(f"a {clip.colour} {clip.shape} {motion} on a {clip.background} background")
 

@@ -64,8 +64,11 @@ def _most_constant_channel(features: torch.Tensor) -> int:
 
 
 def _isolate(vae: Any, channel: int, *, mean: torch.Tensor) -> None:
-    """Connect a latent channel to its channel of the encoder's last convolution alone, and replace it by its
-    mean in the decoder."""
+    """Separate a latent channel from all others in the convolutions before and after the latents.
+
+    Its mean depends on the same channel of the encoder's last convolution only, and its log variance is
+    constant. The decoder ignores it: the constant `mean` is used in its place.
+    """
     before, after = vae.quant_conv, vae.post_quant_conv
     before.weight[:, channel].zero_()
     for row, bias in ((channel, 0.0), (vae.config.z_dim + channel, LOG_VARIANCE)):

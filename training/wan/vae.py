@@ -31,7 +31,7 @@ def prepare(recipe: Recipe, folder: Path) -> tuple[diffusers.AutoencoderKLWan, R
 
 
 def train(recipe: Recipe, folder: Path) -> diffusers.AutoencoderKLWan:
-    """Train the VAE to the end of the recipe, resuming an earlier run; the trained VAE."""
+    """Train the VAE to the end of the recipe, resuming an earlier run, and return it."""
     vae, run = prepare(recipe, folder)
 
     def step_loss(step: int, progress: float) -> torch.Tensor:
@@ -61,6 +61,7 @@ def batch(rng: np.random.Generator, count: int, *, crops: bool) -> Pixels:
 
 
 def _whole_clip(rng: np.random.Generator, frames: int) -> Pixels:
+    """A random training clip in the native size."""
     return render_clip(random_clip(rng, held_out=False), frames, NATIVE_PX, NATIVE_PX)
 
 
@@ -69,14 +70,16 @@ def _crop(rng: np.random.Generator, frames: int) -> Pixels:
     clip = random_clip(rng, held_out=False)
     whole = max(frames, int(rng.choice((9, 17, 33))))
     start = int(rng.integers(0, whole - frames + 1))
-    shown = render_clip(clip, whole, NATIVE_PX, NATIVE_PX)[start : start + frames]
+    pixels = render_clip(clip, whole, NATIVE_PX, NATIVE_PX)[start : start + frames]
     left, top = _corner(rng, clip, (start + frames / 2) / whole)
-    return shown[:, top : top + CROP_PX, left : left + CROP_PX]
+    return pixels[:, top : top + CROP_PX, left : left + CROP_PX]
 
 
 def _corner(rng: np.random.Generator, clip: Clip, time: float) -> tuple[int, int]:
-    """Left and top, in pixels, of a square whose centre is within the extent of the shape at a time from 0 to
-    1."""
+    """A random left and top (px) of a `CROP_PX` square inside the clip, centred within `radius` of the shape.
+
+    `time` is the time in the clip, from 0 to 1.
+    """
     x, y, radius = geometry(clip, time)
     centre = np.array([x, y]) + rng.uniform(-1, 1, 2) * radius
     left, top = np.clip(centre * NATIVE_PX - CROP_PX / 2, 0, NATIVE_PX - CROP_PX).astype(int)

@@ -186,15 +186,15 @@ class QwenBatchDecoder:
     def _delta(self, text: DecodingText, token: int) -> TextDelta:
         tokens_generated = len(text.sampling.tokens)
         at_end = token in self._model.end_tokens
-        shown = "" if at_end else text.stop_filter.feed(text.detokenizer.decode(token))
+        text_delta = "" if at_end else text.stop_filter.feed(text.detokenizer.decode(token))
         finish_reason: Literal["stop", "length"] | None = None
         if at_end or text.stop_filter.stopped:
             finish_reason = "stop"
         elif tokens_generated == text.max_tokens:
             finish_reason = "length"
         if finish_reason:
-            shown += text.stop_filter.flush()
-        return TextDelta(text.key, shown, tokens_generated, finish_reason)
+            text_delta += text.stop_filter.flush()
+        return TextDelta(text.key, text_delta, tokens_generated, finish_reason)
 
     def _remove_rows(self, rows: list[int]) -> None:
         """Remove texts from the batch; the last rows of the KV cache fill the gaps."""

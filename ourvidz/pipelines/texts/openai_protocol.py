@@ -1,4 +1,4 @@
-"""Requests and responses of the OpenAI API, as a client sees them. Pure functions without I/O."""
+"""Builds requests to OpenAI-compatible servers and parses their responses. Pure functions without I/O."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ class StreamEvent:
 
 
 def build_request(job: ChatJob, model: str, *, plain: bool) -> tuple[str, dict[str, Any]]:
-    """The path below the server's URL, and the JSON body, of a streamed request for a job. `plain` requests a
-    text completion instead of a chat completion."""
+    """Build the streamed request of a job. Returns the path below the server's URL and the JSON body.
+
+    `plain` requests a text completion instead of a chat completion.
+    """
     body: dict[str, Any] = {
         "model": model,
         "max_tokens": job.max_tokens,
@@ -127,5 +129,6 @@ def context_length(models: Iterable[Mapping[str, Any]], name: str) -> int | None
 
 
 def _status_of(error: object) -> int:
+    """The HTTP status in the `code` field of an error event; 500 if it has none."""
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) else 500

@@ -124,7 +124,7 @@ def _sample_top_p(
     `uniforms` are (rows, 1). `total` is the probability of the whole vocabulary.
     """
     cumulative = probabilities.cumsum(-1)
-    kept = (cumulative - probabilities < top_p).sum(-1, keepdim=True).clamp(min=1)
-    mass = torch.where(top_p < 1, cumulative.gather(1, kept - 1), total)
+    nucleus_size = (cumulative - probabilities < top_p).sum(-1, keepdim=True).clamp(min=1)
+    mass = torch.where(top_p < 1, cumulative.gather(1, nucleus_size - 1), total)
     index = (cumulative <= uniforms * mass).sum(-1, keepdim=True)
-    return order.gather(1, torch.minimum(index, kept - 1))[:, 0]
+    return order.gather(1, torch.minimum(index, nucleus_size - 1))[:, 0]

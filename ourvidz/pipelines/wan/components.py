@@ -41,13 +41,17 @@ class Components:
         return self._pipe
 
     def set_pipe(self, pipe: Any) -> None:
-        """Take a newly read pipeline, optimize its transformer and place its components."""
+        """Set the main pipeline: optimize its transformer and move its components to their devices."""
         self._options.optimize(pipe.transformer)
         self._placement.place(pipe, self._device)
         self._pipe = pipe
 
     def set_vace(self, pipe: Any) -> None:
-        """Take a VACE pipeline that shares all components but the transformer with `pipe`."""
+        """Set the VACE pipeline: optimize its transformer, move it to its device, and share equal weights.
+
+        It has all components but the transformer in common with the main pipeline. Weights that are equal in
+        both transformers are in memory once.
+        """
         self._options.optimize(pipe.transformer)
         self._placement.place(pipe, self._device, ("transformer",))
         if not self._options.grouped:  # group offloading moves each weight separately
@@ -83,5 +87,6 @@ class Components:
             return extra_inputs.encode_images(images, self.pipe.image_encoder)
 
     def _pipe_for(self, plan: ReferencePlan | None) -> Any:
+        """The VACE pipeline for plans that use it, if it is loaded, otherwise the main pipeline."""
         use_vace = plan is not None and plan.model == "vace" and self.vace is not None
         return self.vace if use_vace else self.pipe

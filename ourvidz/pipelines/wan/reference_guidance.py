@@ -101,8 +101,8 @@ def _plan_latents(job: VideoJob) -> ReferencePlan:
         start = 0.7 + 0.3 * strength
         steps = partial_steps(job.steps, start)
         return ReferencePlan("sdedit", start, steps, (0,), held_steps(steps, strength))
-    held = {"start": (0,), "end": (-1,), "both": (0, *_end_frames(job.frames))}[job.reference_mode]
-    return ReferencePlan("latent_replacement", 1.0, job.steps, held, held_steps(job.steps, strength))
+    held_frames = {"start": (0,), "end": (-1,), "both": (0, *_end_frames(job.frames))}[job.reference_mode]
+    return ReferencePlan("latent_replacement", 1.0, job.steps, held_frames, held_steps(job.steps, strength))
 
 
 def _end_frames(frames: int) -> tuple[int, ...]:
