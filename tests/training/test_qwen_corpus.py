@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.qwen import corpus, dialogues, motion_prompts, prompts, sampling, system_prompts, vocabulary
+from training.qwen import (
+    answer_styles,
+    corpus,
+    dialogues,
+    motion_prompts,
+    prompts,
+    sampling,
+    system_prompts,
+    vocabulary,
+)
 from training.qwen.prompts import Prompt
 from training.qwen.verbs import DIRECTIONS, MOTION_VERBS, UNSEEN_VERB_FORMS, inflect
 from training.scenes import COLOURS, combinations, is_held_out
@@ -142,7 +151,7 @@ def test_a_conversation_alternates_and_ends_with_an_answer(seed: int) -> None:
 def test_the_correct_answer_is_correct_in_every_style(seed: int) -> None:
     """Otherwise no model could reach the full score."""
     dialogue = dialogues.random_dialogue(np.random.default_rng(seed), held_out=True)
-    for name, style in dialogues.STYLES.items():
+    for name, style in answer_styles.STYLES.items():
         styled = dialogues.in_style(dialogue, name)
         assert style.matches(styled.answer_text)
         assert dialogues.is_correct(styled, styled.answer_text)
@@ -151,7 +160,7 @@ def test_the_correct_answer_is_correct_in_every_style(seed: int) -> None:
 
 def test_a_wrong_or_ambiguous_answer_is_not_correct() -> None:
     """An answer with several colours is not correct."""
-    answer = dialogues.Answer("The circle is red.", "red", tuple(COLOURS))
+    answer = answer_styles.Answer("The circle is red.", "red", tuple(COLOURS))
     dialogue = dialogues.Dialogue(({"role": "user", "content": "What colour is the circle?"},), answer)
     assert dialogues.is_correct(dialogue, "The circle is red.")
     assert dialogues.is_correct(dialogue, "RED")

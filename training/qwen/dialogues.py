@@ -1,17 +1,24 @@
 """Dialogue templates: questions about shapes that an earlier message described, greetings and facts.
 
-An answer is a sentence and the keyword in it. A style, which the system prompt asks for, decides how the
-assistant phrases it.
+Each kind of dialogue is a function. `answer_styles` phrases the answers, `dialogue_texts` has the wordings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from training.captions import POSITION_PHRASES
+from training.qwen.answer_styles import STYLES, Answer, find_style
+from training.qwen.dialogue_texts import (
+    BACKGROUND_QUESTIONS,
+    COLOUR_QUESTIONS,
+    FACTS,
+    POSITION_QUESTIONS,
+    SHAPE_QUESTIONS,
+    SMALL_TALK,
+)
 from training.qwen.sampling import articled, made_up_word, pick
 from training.qwen.system_prompts import random_instruction
 from training.qwen.vocabulary import NAMES
@@ -20,63 +27,6 @@ from training.shapes import SHAPES
 
 Message = dict[str, str]
 """`{"role": ..., "content": ...}`, the input of chat templates."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer: the sentence, its keyword, and the words that would be wrong instead of the keyword."""
-
-    sentence: str
-    keyword: str
-    alternatives: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """A style of answers: system prompts that ask for it, how an answer is phrased in it, and whether a text
-    is in it."""
-
-    system_prompts: tuple[str, ...]
-    phrase: Callable[[Answer], str]
-    matches: Callable[[str], bool]
-
-
-PLAIN = Style(
-    (
-        "You are a helpful assistant.",
-        "You are a friendly assistant.",
-        "You answer questions about pictures.",
-        "",
-    ),
-    lambda answer: answer.sentence,
-    lambda text: text[:1].isupper() and not text.isupper() and " " in text,
-)
-STYLES: dict[str, Style] = {
-    "one word": Style(
-        ("Answer in one word.", "Answer with one word.", "Answer with a single word only.",
-         "You are a helpful assistant. Answer in one word.", "Use one word to answer."),
-        lambda answer: answer.keyword,
-        lambda text: len(text.split()) == 1,
-    ),
-    "capitals": Style(
-        ("Answer in capital letters.", "Write in capital letters only.", "Answer in capitals.",
-         "You are a helpful assistant. Answer in capital letters.", "Use only capital letters."),
-        lambda answer: answer.sentence.upper(),
-        str.isupper,
-    ),
-    "pirate": Style(
-        ("You are a pirate.", "Answer like a pirate.", "Talk like a pirate.", "You are a friendly pirate.",
-         "You are a pirate. Answer questions."),
-        lambda answer: f"Arr, {answer.sentence[0].lower()}{answer.sentence[1:].rstrip('.!')}, matey!",
-        lambda text: text.startswith("Arr"),
-    ),
-    "polite": Style(
-        ("You are very polite.", "Be very polite.", "Answer politely.", "You are a polite butler.",
-         "You are a helpful assistant. Be polite."),
-        lambda answer: f"With pleasure: {answer.sentence[0].lower()}{answer.sentence[1:]}",
-        lambda text: text.startswith("With pleasure"),
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +40,7 @@ class Dialogue:
     @property
     def answer_text(self) -> str:
         """The answer in the style of the dialogue."""
-        return _style(self.style).phrase(self.answer)
+        return find_style(self.style).phrase(self.answer)
 
     @property
     def all_messages(self) -> list[Message]:
@@ -99,7 +49,7 @@ class Dialogue:
 
 
 def random_dialogue(rng: np.random.Generator, *, held_out: bool = False) -> Dialogue:
-    """A dialogue of one of the kinds below, about scenes of one side of the split."""
+    """A dialogue of a random kind, about scenes of one side of the training split."""
     kinds = (*RECALLS, small_talk, fact, unanswerable)
     shares = np.array([*(RECALL_SHARE / len(RECALLS),) * len(RECALLS), 0.2, 0.15, 0.1])
     kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
@@ -118,29 +68,29 @@ def earlier_statement(rng: np.random.Generator, held_out: bool) -> Dialogue:
     """A question about the first message; small talk or another question may lie between them."""
     scene = random_scene(rng, held_out=held_out)
     statement, parts = _statement(scene, rng)
-    questions, answered = [statement], [_acknowledgement(scene, rng)]
+    questions, earlier_answers = [statement], [_acknowledgement(scene, rng)]
     if rng.random() < 0.3:
         chat = small_talk(rng, held_out)
         questions.append(chat.messages[-1]["content"])
-        answered.append(chat.answer)
+        earlier_answers.append(chat.answer)
     if rng.random() < 0.3:
         question, answer = _question(scene, parts, rng)
         questions.append(question)
-        answered.append(answer)
+        earlier_answers.append(answer)
     question, answer = _question(scene, parts, rng)
-    return _dialogue(rng, [*questions, question], answered, answer)
+    return _dialogue(rng, [*questions, question], earlier_answers, answer)
 
 
 def two_shapes(rng: np.random.Generator, held_out: bool) -> Dialogue:
     """A question about the colour of one of two shapes."""
-    one = random_scene(rng, held_out=held_out)
-    other = random_scene(rng, held_out=held_out)
-    while other.shape == one.shape or other.colour == one.colour:
-        other = random_scene(rng, held_out=held_out)
-    first, second = (articled(f"a {scene.colour} {scene.shape}") for scene in (one, other))
+    first_scene = random_scene(rng, held_out=held_out)
+    second_scene = random_scene(rng, held_out=held_out)
+    while second_scene.shape == first_scene.shape or second_scene.colour == first_scene.colour:
+        second_scene = random_scene(rng, held_out=held_out)
+    first, second = (articled(f"a {scene.colour} {scene.shape}") for scene in (first_scene, second_scene))
     statement = pick(rng, (f"There is {first} and {second}.", f"I drew {first} and {second}.",
                             f"My picture shows {first} and {second}."))  # fmt: skip
-    question, answer = _colour_question((one, other)[rng.integers(2)], rng)
+    question, answer = _colour_question((first_scene, second_scene)[rng.integers(2)], rng)
     if rng.random() < 0.4:
         return _dialogue(rng, [f"{statement} {question}"], [], answer)
     return _dialogue(rng, [statement, question], [_neutral_acknowledgement(rng)], answer)
@@ -168,13 +118,15 @@ def name_recall(rng: np.random.Generator, held_out: bool) -> Dialogue:
     introduction = pick(
         rng, (f"My name is {name}.", f"Hello, I am {name}.", f"Hi! My name is {name}.", f"Call me {name}.")
     )
-    questions, answered = [introduction], [Answer(f"Hello, {name}!", "Hello")]
+    questions, earlier_answers = [introduction], [Answer(f"Hello, {name}!", "Hello")]
     if rng.random() < 0.4:
         chat = fact(rng, held_out)
         questions.append(chat.messages[-1]["content"])
-        answered.append(chat.answer)
+        earlier_answers.append(chat.answer)
     question = pick(rng, ("What is my name?", "Who am I?", "Do you know my name?", "What am I called?"))
-    return _dialogue(rng, [*questions, question], answered, Answer(f"Your name is {name}.", name, NAMES))
+    return _dialogue(
+        rng, [*questions, question], earlier_answers, Answer(f"Your name is {name}.", name, NAMES)
+    )
 
 
 RECALLS = (
@@ -187,28 +139,28 @@ MULTI_TURN = (earlier_statement, changed_colour, name_recall)
 
 
 def small_talk(rng: np.random.Generator, _held_out: bool) -> Dialogue:
-    """Greetings and questions about the assistant."""
+    """A greeting or a question about the assistant."""
     questions, sentence, keyword = SMALL_TALK[rng.integers(len(SMALL_TALK))]
     return _dialogue(rng, [pick(rng, questions)], [], Answer(sentence, keyword))
 
 
 def fact(rng: np.random.Generator, _held_out: bool) -> Dialogue:
-    """Questions about colours, mixtures of colours and shapes."""
+    """A question about colours, mixtures of colours, or shapes."""
     questions, sentence, keyword, alternatives = FACTS[rng.integers(len(FACTS))]
     return _dialogue(rng, [pick(rng, questions)], [], Answer(sentence, keyword, alternatives))
 
 
 def unanswerable(rng: np.random.Generator, held_out: bool) -> Dialogue:
-    """Questions about things that no message described."""
+    """A question about something that no message described."""
     scene = random_scene(rng, held_out=held_out)
     if rng.random() < 0.5:
         question, _ = _question(scene, ("colour", "shape", "background", "position"), rng)
         return _dialogue(rng, [question], [], Answer("You have not told me yet.", "Unknown"))
-    noun, other = made_up_word(rng), made_up_word(rng)
+    noun, adjective = made_up_word(rng), made_up_word(rng)
     question = pick(
         rng,
-        (f"Who is {noun}?", f"What is {noun}?", f"Where is {noun} {other}?", f"How many {noun} are there?",
-         f"Why is the {noun} {other}?", f"When was {noun} made?", f"Can you {noun} the {other}?"),
+        (f"Who is {noun}?", f"What is {noun}?", f"Where is {noun} {adjective}?", f"How many {noun} are there?",
+         f"Why is the {noun} {adjective}?", f"When was {noun} made?", f"Can you {noun} the {adjective}?"),
     )  # fmt: skip
     return _dialogue(
         rng, [question], [], Answer("I do not know. Ask me about shapes and colours.", "Unknown")
@@ -228,48 +180,46 @@ def is_correct(dialogue: Dialogue, text: str) -> bool:
 
 def in_style(dialogue: Dialogue, style: str) -> Dialogue:
     """The same dialogue with a system prompt that asks for another style."""
-    rest = tuple(one for one in dialogue.messages if one["role"] != "system")
+    messages = tuple(message for message in dialogue.messages if message["role"] != "system")
     return Dialogue(
-        ({"role": "system", "content": _style(style).system_prompts[0]}, *rest), dialogue.answer, style
+        ({"role": "system", "content": find_style(style).system_prompts[0]}, *messages),
+        dialogue.answer,
+        style,
     )
 
 
-def _style(name: str) -> Style:
-    return STYLES[name] if name else PLAIN
-
-
 def _dialogue(
-    rng: np.random.Generator, questions: list[str], answered: list[Answer], answer: Answer
+    rng: np.random.Generator, questions: list[str], earlier_answers: list[Answer], answer: Answer
 ) -> Dialogue:
     """A dialogue in a random style: the user's messages, all but the last of them answered."""
     name = pick(rng, tuple(STYLES)) if rng.random() < 0.4 else ""
-    style = _style(name)
+    style = find_style(name)
     random = not name and rng.random() < RANDOM_INSTRUCTION_SHARE
     system = random_instruction(rng) if random else pick(rng, style.system_prompts)
     messages = [{"role": "system", "content": system}] if system else []
     for index, question in enumerate(questions):
         messages.append({"role": "user", "content": question})
-        if index < len(answered):
-            messages.append({"role": "assistant", "content": style.phrase(answered[index])})
+        if index < len(earlier_answers):
+            messages.append({"role": "assistant", "content": style.phrase(earlier_answers[index])})
     return Dialogue(tuple(messages), answer, name)
 
 
 def _statement(scene: Scene, rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
     """A statement about a scene, and the names of the attributes that it mentions."""
-    thing = f"{scene.colour} {scene.shape}"
+    description = f"{scene.colour} {scene.shape}"
     where, ground = pick(rng, POSITION_PHRASES[scene.position]), f"a {scene.background} background"
     text, *parts = (
-        (f"There is a {thing}.", "colour", "shape"),
-        (f"There is a {thing} {where}.", "colour", "shape", "position"),
-        (f"I drew a {thing} on {ground}.", "colour", "shape", "background"),
-        (f"My picture shows a {thing} on {ground}.", "colour", "shape", "background"),
-        (f"I see a {thing} {where} on {ground}.", "colour", "shape", "position", "background"),
+        (f"There is a {description}.", "colour", "shape"),
+        (f"There is a {description} {where}.", "colour", "shape", "position"),
+        (f"I drew a {description} on {ground}.", "colour", "shape", "background"),
+        (f"My picture shows a {description} on {ground}.", "colour", "shape", "background"),
+        (f"I see a {description} {where} on {ground}.", "colour", "shape", "position", "background"),
         (f"The {scene.shape} is {scene.colour}.", "colour", "shape"),
         (f"The {scene.shape} is {scene.colour} and the background is {scene.background}.",
          "colour", "shape", "background"),
-        (f"On {ground} there is a {thing}.", "colour", "shape", "background"),
-        (f"I like my {thing}.", "colour", "shape"),
-        (f"Draw a {thing} {where}.", "colour", "shape", "position"),
+        (f"On {ground} there is a {description}.", "colour", "shape", "background"),
+        (f"I like my {description}.", "colour", "shape"),
+        (f"Draw a {description} {where}.", "colour", "shape", "position"),
     )[rng.integers(10)]  # fmt: skip
     return articled(text), tuple(parts)
 
@@ -283,6 +233,7 @@ def _acknowledgement(scene: Scene, rng: np.random.Generator) -> Answer:
 
 
 def _neutral_acknowledgement(rng: np.random.Generator) -> Answer:
+    """The answer to a statement that repeats nothing of it."""
     sentence = pick(rng, ("I will remember that.", "That sounds nice.", "Thank you for telling me."))
     return Answer(sentence, "Noted")
 
@@ -304,48 +255,6 @@ def _question(scene: Scene, parts: tuple[str, ...], rng: np.random.Generator) ->
 
 
 def _colour_question(scene: Scene, rng: np.random.Generator) -> tuple[str, Answer]:
+    """A question about the colour of the shape, and its answer."""
     answer = Answer(f"The {scene.shape} is {scene.colour}.", scene.colour, tuple(COLOURS))
     return pick(rng, COLOUR_QUESTIONS).format(scene.shape), answer
-
-
-COLOUR_QUESTIONS = (
-    "What colour is the {}?", "What color is the {}?", "Which colour does the {} have?",
-    "Tell me the colour of the {}.", "What is the colour of the {}?", "what colour is the {}",
-)  # fmt: skip
-BACKGROUND_QUESTIONS = tuple(question.format("background") for question in COLOUR_QUESTIONS)
-SHAPE_QUESTIONS = ("What shape is it?", "Which shape is it?", "What is the shape?", "Which shape do you see?")
-POSITION_QUESTIONS = ("Where is the {}?", "Where is my {}?", "Where do you see the {}?")
-
-SMALL_TALK = (
-    (("Hello!", "Hello", "Hi", "Hi there!", "Hey", "hello", "Good morning.", "Good day!"),
-     "Hello! How can I help you?", "Hello"),
-    (("What can you do?", "What can you do for me?", "How can you help me?", "Help", "what can you do"),
-     "I improve prompts for pictures and clips, and I answer questions about shapes.", "Pictures"),
-    (("Who are you?", "What are you?", "What is your name?", "Introduce yourself."),
-     "I am tiny-qwen, a very small language model.", "tiny-qwen"),
-    (("How are you?", "How are you today?", "How do you do?"), "I am well, thank you.", "Well"),
-    (("Thank you!", "Thanks", "Thank you very much.", "Thanks a lot!"), "You are welcome.", "Welcome"),
-    (("Goodbye!", "Bye", "See you later.", "Good night."), "Goodbye! See you soon.", "Goodbye"),
-)  # fmt: skip
-
-_HUES, _FORMS, _COUNTS = tuple(COLOURS), tuple(SHAPES), ("no", "none", "three", "four", "five")
-
-FACTS: tuple[tuple[tuple[str, ...], str, str, tuple[str, ...]], ...] = (
-    *(((f"What colour is {thing}?", f"What color is {thing}?", f"Tell me the colour of {thing}."),
-       f"{thing[0].upper()}{thing[1:]} is {colour}.", colour, _HUES)
-      for thing, colour in (("the sky", "blue"), ("grass", "green"), ("snow", "white"), ("coal", "black"),
-                            ("the sun", "yellow"), ("a ripe tomato", "red"))),
-    *(((f"What do {one} and {other} make?", f"What do you get from {one} and {other}?",
-        f"Mix {one} and {other}."), f"Together they make {mixture}.", mixture, _HUES)
-      for one, other, mixture in (("red", "yellow", "orange"), ("blue", "yellow", "green"),
-                               ("red", "blue", "purple"), ("red", "white", "pink"))),
-    *(((f"How many corners does a {shape} have?", f"How many corners has a {shape}?"),
-       f"A {shape} has {count} corners.", count, _COUNTS)
-      for shape, count in (("triangle", "three"), ("square", "four"), ("diamond", "four"), ("circle", "no"))),
-    (("Which shapes do you know?", "What shapes do you know?", "List the shapes."),
-     f"I know these shapes: {', '.join(SHAPES)}.", "Shapes", ()),
-    (("Which colours do you know?", "What colours do you know?", "List the colours."),
-     f"I know these colours: {', '.join(COLOURS)}.", "Colours", ()),
-    (("Which shape is round?", "What shape is round?", "Name a round shape."),
-     "A circle is round.", "circle", _FORMS),
-)  # fmt: skip

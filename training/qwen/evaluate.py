@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.qwen.answer_styles import STYLES
 from training.qwen.corpus import COMPLETION_PROMPT, REQUESTS, Text, enrichment_text, plain_text
 from training.qwen.dialogues import (
     MULTI_TURN,
-    STYLES,
     Dialogue,
     Message,
     in_style,
