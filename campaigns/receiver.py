@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,10 +25,7 @@ class CallbackReceiver:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.add(json.loads(body), self.headers["webhook-id"])
-                self.send_response(204)
-                self.end_headers()
+                receiver.handle(self, self.rfile.read(int(self.headers["Content-Length"])))
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Keep the output of the campaign readable."""
@@ -55,6 +53,12 @@ class CallbackReceiver:
         self._server.shutdown()
         self._server.server_close()
 
+    def handle(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
+        """Record a delivery and answer it."""
+        self.add(json.loads(body), request.headers["webhook-id"])
+        request.send_response(204)
+        request.end_headers()
+
     def add(self, payload: dict[str, Any], event_id: str) -> None:
         """Record one delivery."""
         if payload["status"] == "processing":
@@ -72,3 +76,40 @@ class CallbackReceiver:
         with self._changed:
             self._changed.wait_for(lambda: not missing(), timeout=within_s)
             return missing()
+
+
+class UnreliableReceiver(CallbackReceiver):
+    """Answers most deliveries and fails the others: a server error, no answer until the sender gives up, a
+    connection closed after the body was read, with the delivery recorded or not.
+
+    While `refusing` is set, every connection is closed at once. While `healthy` is set, nothing fails.
+    """
+
+    FAILURES = ("server error", "hangs", "closes", "closes after recording")
+
+    def __init__(self, *, failing: float, hang_s: float, seed: int) -> None:
+        super().__init__()
+        self.refusing = threading.Event()
+        self.healthy = threading.Event()
+        self._failing = failing
+        self._hang_s = hang_s
+        self._random = random.Random(seed)
+
+    def handle(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
+        """Record and answer a delivery, or fail in one of the ways."""
+        if self.refusing.is_set():
+            request.connection.close()
+            return
+        fails = not self.healthy.is_set() and self._random.random() < self._failing
+        failure = self._random.choice(self.FAILURES) if fails else None
+        if failure is None:
+            super().handle(request, body)
+        elif failure == "server error":
+            request.send_error(500)
+        elif failure == "hangs":
+            self.healthy.wait(self._hang_s)
+            request.connection.close()
+        else:
+            if failure == "closes after recording":
+                self.add(json.loads(body), request.headers["webhook-id"])
+            request.connection.close()

@@ -1,0 +1,309 @@
+"""Random faults under load: does every accepted job end once, and does its caller hear of it once?
+
+    python -m campaigns.faults [--jobs 5000] [--events 1000] [--seed 1] [--folder DIR] [--json]
+
+Runs in parts of 50 events, each on a new stack (`ourvidz up` with one worker without weights), with
+submitters that repeat a submission until it is accepted and a receiver that fails in every way. With
+`--folder` the result of each part is kept there; a campaign that was interrupted goes on after its last
+complete part.
+
+After the last event of a part everything is healed, and its jobs are inspected. Every column but `jobs`,
+`events`, `cancelled` and `charged` must be 0, else the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import requests
+from PIL import Image
+
+from campaigns.events import Bench, possible_events
+from campaigns.installation import POLL_S
+from campaigns.receiver import UnreliableReceiver
+from campaigns.stack import Stack
+from ourvidz.cli.console import print_note
+from ourvidz.ledger.record import FINISHED, Record
+
+EVENTS_PER_PART = 50
+CLIENTS = 4
+"""Threads that submit jobs at the same time."""
+SUBMIT_S = 120.0
+"""How long a caller repeats a submission."""
+UNBLOCKED_S = 60.0
+"""How long after the last fault a job may still be unfinished; then it counts as blocked."""
+LOST_S = 180.0
+"""How long after the last fault a job or its callback may be missing; then it counts as lost."""
+CANCELLED = 0.04
+"""Share of the jobs that their caller cancels."""
+FAILING = 0.25
+"""Share of the deliveries that the receiver fails."""
+INTERRUPTIONS = ("WORKER_LOST", "TIMEOUT_ERROR")
+"""Failures that a job is charged for when its worker dies or hangs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The result of one part. Everything after `charged` counts broken promises.
+
+    `charged`: attempts that ended because a worker was killed or silent for longer than a lease. `lost`: jobs
+    without an end, or whose caller never heard of it. `doubled`: more than one terminal event. `blocked`: not
+    ended a minute after the last fault. `failed`: ended otherwise than completed or cancelled, without three
+    charged attempts. `innocent`: charged attempts beyond the number of faults that can interrupt one.
+    `files_missing`: images that cannot be read. `orphans`: files that belong to no job.
+    """
+
+    seed: int
+    seconds: float
+    jobs: int
+    events: int
+    cancelled: int
+    charged: int
+    lost: int
+    doubled: int
+    blocked: int
+    failed: int
+    innocent: int
+    files_missing: int
+    orphans: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether every promise was kept."""
+        return not any(getattr(self, name) for name in BROKEN)
+
+
+COLUMNS = tuple(field.name for field in fields(Result))
+BROKEN = COLUMNS[COLUMNS.index("charged") + 1 :]
+
+
+class Load:
+    """Callers that submit jobs, a few for each event, and repeat what was not accepted."""
+
+    def __init__(self, stack: Stack, jobs: int, events: int, seed: int) -> None:
+        self.accepted: list[str] = []
+        self.unexpected: Counter[str] = Counter()
+        self._stack = stack
+        self._random = random.Random(seed)
+        self._allowed = threading.Semaphore(0)
+        self._per_event = max(1, round(jobs / events))
+        self._names = [f"job-{seed}-{number}" for number in range(jobs)]
+        self._pool = ThreadPoolExecutor(CLIENTS)
+        self._submissions = [self._pool.submit(self._submit, name) for name in self._names]
+
+    def allow(self) -> None:
+        """Let the callers submit the jobs of one more event."""
+        self._allowed.release(self._per_event)
+
+    def finish(self) -> None:
+        """Let the callers submit the rest, and wait until everything was accepted."""
+        self._allowed.release(len(self._names))
+        for submission in self._submissions:
+            submission.result()
+        self._pool.shutdown()
+
+    def _submit(self, name: str) -> None:
+        self._allowed.acquire()
+        steps = self._random.choice((1, 5, 20))
+        config = {"width": 64, "height": 64, "steps": steps, "seed": self._random.randrange(2**31)}
+        kind = {"id": name, "type": "sdxl_image_fast", "user_id": "campaign", "config": config}
+        self._repeat("/jobs", kind | {"prompt": "a red hill under a blue sky"}, accept=(200, 202))
+        self.accepted.append(name)
+        if self._random.random() < CANCELLED:
+            # 409: it has ended already.
+            self._repeat(f"/jobs/{name}/cancel", None, accept=(200, 202, 409))
+
+    def _repeat(self, path: str, document: Any, *, accept: tuple[int, ...]) -> None:
+        deadline = time.monotonic() + SUBMIT_S
+        while True:
+            try:
+                answer = requests.post(self._stack.shim + path, json=document, timeout=15)
+                if answer.status_code in accept:
+                    return
+                if answer.status_code < 500:
+                    raise AssertionError(f"{path} answered {answer.status_code}: {answer.text}")
+                self.unexpected[str(answer.status_code)] += answer.status_code not in (502, 503, 504)
+            except requests.RequestException as error:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{path} was not accepted within {SUBMIT_S:g} s") from error
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{path} was not accepted within {SUBMIT_S:g} s")
+            time.sleep(POLL_S)
+
+
+def run_part(folder: Path, *, jobs: int, events: int, seed: int) -> Result:
+    """Run one part: break things while jobs are submitted, heal, inspect."""
+    started = time.monotonic()
+    chance = random.Random(seed)
+    with (
+        UnreliableReceiver(failing=FAILING, hang_s=5, seed=seed) as receiver,
+        Stack(folder, receiver) as stack,
+    ):
+        load = Load(stack, jobs, events, seed)
+        bench = Bench(stack, receiver, chance, load.accepted)
+        possible, missing = possible_events(stack)
+        for reason in missing:
+            print_note(f"left out: {reason}")
+        for number in range(events):
+            load.allow()
+            (event,) = chance.choices(list(possible), list(possible.values()))
+            print_note(f"{time.monotonic() - started:6.1f} s  {number + 1:3}  {event(bench)}")
+            time.sleep(chance.uniform(0, 1))
+        stack.clock.step_to(0)
+        receiver.healthy.set()
+        stack.wait_until_live()
+        load.finish()
+        return _inspect(bench, load, seed=seed, events=events, started=started)
+
+
+def _inspect(bench: Bench, load: Load, *, seed: int, events: int, started: float) -> Result:
+    stack, receiver = bench.stack, bench.receiver
+    healed = time.monotonic()
+
+    def unfinished() -> list[str]:
+        done = {record.job_id for record in stack.ledger.records(load.accepted) if record.finished}
+        return [name for name in load.accepted if name not in done]
+
+    def wait_until_none(read: Any, until_s: float) -> list[str]:
+        while (left := list(read())) and time.monotonic() - healed < until_s:
+            time.sleep(0.5)
+        return left
+
+    blocked = wait_until_none(unfinished, UNBLOCKED_S)
+    lost = wait_until_none(unfinished, LOST_S)
+    unheard = receiver.wait_for(load.accepted, within_s=max(1.0, LOST_S - (time.monotonic() - healed)))
+    records = stack.ledger.records(load.accepted)
+    charges: Counter[str] = Counter()
+    for record in records:
+        charges.update(record.failures)
+    charged = sum(charges[code] for code in INTERRUPTIONS)
+    doubled = [name for name in load.accepted if len(receiver.endings[name]) > 1]
+    orphans = wait_until_none(lambda: _orphans(stack, records), UNBLOCKED_S + 30)
+    result = Result(
+        seed=seed,
+        seconds=round(time.monotonic() - started, 1),
+        jobs=len(load.accepted),
+        events=events,
+        cancelled=sum(record.status == "cancelled" for record in records),
+        charged=charged,
+        lost=len(set(lost) | set(unheard)) + len(load.accepted) - len(records),
+        doubled=len(doubled) + _counted_twice(stack, records),
+        blocked=len(blocked),
+        failed=sum(_failed_without_cause(record) for record in records),
+        innocent=max(0, charged - bench.interrupted),
+        files_missing=sum(_unreadable(stack, record) for record in records),
+        orphans=len(orphans),
+    )
+    if not result.kept:
+        _explain(stack, {"lost": lost, "unheard": unheard, "doubled": doubled, "orphans": orphans}, records)
+    if load.unexpected.total():
+        print_note(f"unexpected answers of the shim: {dict(load.unexpected)}")
+    return result
+
+
+def _counted_twice(stack: Stack, records: list[Record]) -> int:
+    """How many more endings the ledger counted than jobs ended."""
+    counters = stack.ledger.counters()
+    endings = sum(counters.get(f"jobs.sdxl_image_fast.{status}", 0) for status in sorted(FINISHED))
+    return max(0, endings - sum(record.finished for record in records))
+
+
+def _failed_without_cause(record: Record) -> bool:
+    return record.status == "failed" and sum(record.failures.values()) < record.attempt
+
+
+def _unreadable(stack: Stack, record: Record) -> int:
+    """The number of images of a completed job that cannot be read."""
+    missing = 0
+    for asset in record.outcome.assets if record.status == "completed" and record.outcome else ():
+        for key in (asset.key, asset.thumbnail_key):
+            try:
+                with Image.open(stack.assets / str(key)) as image:
+                    image.load()
+            except OSError:
+                missing += 1
+    return missing
+
+
+def _orphans(stack: Stack, records: list[Record]) -> list[str]:
+    """The stored files that no ended job names."""
+    assets = [asset for record in records if record.outcome for asset in record.outcome.assets]
+    named = {asset.key for asset in assets} | {asset.thumbnail_key for asset in assets}
+    stored = (path for path in stack.assets.rglob("*") if path.is_file())
+    return [key for key in (str(path.relative_to(stack.assets)) for path in stored) if key not in named]
+
+
+def _explain(stack: Stack, findings: dict[str, list[str]], records: list[Record]) -> None:
+    """Print what is known about broken promises."""
+    for what, names in findings.items():
+        if names:
+            print_note(f"{what}: {', '.join(names[:10])}")
+    for record in records:
+        concerned = any(record.job_id in names for names in findings.values())
+        if concerned or record.status == "failed" or not record.finished:
+            print_note(repr(record))
+    print_note(stack.log_tails())
+
+
+def run(folder: Path, *, jobs: int, events: int, seed: int) -> list[Result]:
+    """Run every part that has no result in `folder` yet."""
+    parts = max(1, round(events / EVENTS_PER_PART))
+    results = []
+    for part in range(parts):
+        kept = folder / f"part-{part}.json"
+        if not kept.exists():
+            with tempfile.TemporaryDirectory(prefix="ourvidz-faults-") as state:
+                result = run_part(
+                    Path(state) / "state", jobs=jobs // parts, events=events // parts, seed=seed * 1000 + part
+                )
+            kept.write_text(json.dumps(asdict(result)))
+        results.append(Result(**json.loads(kept.read_text())))
+        print_table(results[-1:])
+    return results
+
+
+def print_table(results: list[Result]) -> None:
+    """Print one line for each part, and their sum."""
+    print("".join(f"{name:>14}" for name in COLUMNS))
+    for result in results:
+        print("".join(f"{getattr(result, name):>14}" for name in COLUMNS))
+    if len(results) > 1:
+        sums = [f"{sum(getattr(result, name) for result in results):>14g}" for name in COLUMNS[1:]]
+        print(f"{'all':>14}" + "".join(sums), flush=True)
+
+
+def main() -> None:
+    """Run the campaign and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, default=5000, help="number of jobs in all")
+    parser.add_argument("--events", type=int, default=1000, help="number of faults in all")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="where the results of the parts are kept")
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON document")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ourvidz-faults-results-") as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        results = run(folder, jobs=arguments.jobs, events=arguments.events, seed=arguments.seed)
+    if arguments.json:
+        print(json.dumps([asdict(result) for result in results]))
+    else:
+        print_table(results)
+    sys.exit(0 if all(result.kept for result in results) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""One supervised installation, `ourvidz up`, beside a Redis server that the campaign can break."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+import requests
+
+from campaigns.clock import ServerClock
+from campaigns.installation import WEBHOOK_SECRET, wait_until
+from campaigns.receiver import CallbackReceiver
+from campaigns.redelivery import Redelivery
+from campaigns.releases import ROOT
+from ourvidz.embedded_redis import PrivateServer, free_port
+from ourvidz.ledger.store import Ledger
+
+READY_S = 120.0
+STOP_S = 60.0
+LEASE_S = 5.0
+"""The lease of a job: a worker that is silent for longer loses it."""
+DISK_BYTES = 64 * 1024 * 1024
+"""Size of the file system of the stored files, where one can be mounted."""
+SERVER_OPTIONS = ("--appendonly", "yes", "--appendfsync", "always")
+
+
+class Stack:
+    """`ourvidz up` with one SDXL worker without weights; use it as a context manager.
+
+    Its Redis server is a process of the campaign, so that it can be frozen and restarted, on a clock that can
+    be stepped where `libfaketime` is installed. Files are stored on a small file system of their own where
+    one may be mounted, so that it can be filled.
+    """
+
+    def __init__(self, folder: Path, receiver: CallbackReceiver) -> None:
+        self.folder = folder
+        self.assets = folder / "assets"
+        self.port = free_port()
+        self.shim = f"http://127.0.0.1:{self.port}"
+        self.clock = ServerClock(folder)
+        self.server = PrivateServer(*SERVER_OPTIONS, binary=self.clock.server_binary(), folder=folder)
+        self.can_fill_disk = False
+        self._receiver = receiver
+        self._up: subprocess.Popen[bytes] | None = None
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.assets.mkdir(parents=True, exist_ok=True)
+        self.can_fill_disk = self._mount_small_disk()
+        self.server.start()
+        self._cleanup.callback(self.server.kill)
+        self._cleanup.callback(self.kill)
+        self.ledger = Ledger(self.server.url)
+        self._cleanup.callback(self.ledger.close)
+        self.redelivery = Redelivery(self._environment())
+        self._cleanup.callback(self.redelivery.close)
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            error.add_note(self.log_tails())
+        self._cleanup.close()
+
+    def start(self) -> None:
+        """Start `ourvidz up`, and wait until it is ready."""
+        command = [sys.executable, "-P", "-m", "ourvidz.cli.main", "up", "--no-flower", "--workers", "sdxl"]
+        with (self.folder / "up.log").open("ab") as log:
+            self._up = subprocess.Popen(
+                [*command, "--state-dir", str(self.folder), "--port", str(self.port)],
+                env=self._environment(),
+                cwd=self.folder,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                process_group=0,
+            )
+        impatience = threading.Timer(READY_S, self._up.kill)
+        impatience.start()
+        assert self._up.stdout is not None
+        try:
+            line = self._up.stdout.readline()
+        finally:
+            impatience.cancel()
+        if not line:
+            raise TimeoutError(f"`ourvidz up` was not ready within {READY_S:g} s")
+        json.loads(line)
+
+    def stop(self) -> None:
+        """Stop `ourvidz up` as a deploy does, and wait for its end."""
+        if self._up is not None:
+            self._up.send_signal(signal.SIGTERM)
+            self._up.wait(STOP_S)
+            self._close()
+
+    def kill(self) -> None:
+        """Kill `ourvidz up`; all of its processes end with it."""
+        if self._up is not None:
+            processes = self._descendants()
+            self._up.kill()
+            self._up.wait()
+            self._close()
+            psutil.wait_procs(processes, timeout=10)
+
+    def process(self, name: str) -> psutil.Process | None:
+        """The running process of this name; `child` is the pool child of the SDXL worker. None while it is
+        being restarted."""
+        wanted = "sdxl" if name == "child" else name
+        for process in self._children():
+            try:
+                command = process.cmdline()
+                if "worker" in command and command[command.index("worker") + 1] == wanted:
+                    return next(iter(process.children()), None) if name == "child" else process
+            except (psutil.NoSuchProcess, IndexError):
+                continue
+        return None
+
+    def is_live(self) -> bool:
+        """Whether the shim answers."""
+        try:
+            return requests.get(f"{self.shim}/health/live", timeout=2).status_code == 200
+        except requests.RequestException:
+            return False
+
+    def wait_until_live(self) -> None:
+        """Wait until the shim answers."""
+        wait_until(self.is_live, within_s=READY_S, what="the shim")
+
+    def log_tails(self, lines: int = 30) -> str:
+        """The last lines of every log."""
+        logs = [self.folder / "up.log", *sorted((self.folder / "logs").glob("*.log"))]
+        return "\n".join(
+            f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+            for log in logs
+            if log.exists()
+        )
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("OURVIDZ_")}
+        return inherited | {
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "OURVIDZ_REDIS_URL": self.server.url,
+            "OURVIDZ_STORAGE_DIR": str(self.assets),
+            "OURVIDZ_MODELS": "campaigns.slow_models:build",
+            "OURVIDZ_LEASE_S": str(LEASE_S),
+            "OURVIDZ_SWEEP_S": "1",
+            "OURVIDZ_CALLBACK_URL": self._receiver.url,
+            "OURVIDZ_CALLBACK_ALLOW": self._receiver.host,
+            "OURVIDZ_CALLBACK_TIMEOUT_S": "2",
+            "OURVIDZ_WEBHOOK_SECRET": WEBHOOK_SECRET,
+        }
+
+    def _children(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self._up.pid).children() if self._up else []
+        except psutil.NoSuchProcess:
+            return []
+
+    def _descendants(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self._up.pid).children(recursive=True) if self._up else []
+        except psutil.NoSuchProcess:
+            return []
+
+    def _close(self) -> None:
+        if self._up is not None and self._up.stdout is not None:
+            self._up.stdout.close()
+        self._up = None
+
+    def _mount_small_disk(self) -> bool:
+        """Mount a file system of `DISK_BYTES` for the stored files. False where that is forbidden."""
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(self.assets)]
+        try:
+            if subprocess.run(mount, capture_output=True).returncode != 0:
+                return False
+        except FileNotFoundError:
+            return False
+        self._cleanup.callback(subprocess.run, ["umount", "-l", str(self.assets)], capture_output=True)
+        return True
