@@ -35,6 +35,7 @@ class Bench:
     random: random.Random
     accepted: list[str]
     interrupted: int = 0
+    disk_was_full: bool = False
 
     def process(self, name: str) -> psutil.Process | None:
         """The running process of this name; None while it is being restarted."""
@@ -153,6 +154,7 @@ def restart_stack(bench: Bench) -> str:
 
 def fill_disk(bench: Bench) -> str:
     """Fill the disk of the stored files for a while."""
+    bench.disk_was_full = True
     filler = bench.stack.assets / "~filler"
     try:
         with filler.open("wb", buffering=0) as file:

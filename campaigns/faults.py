@@ -1,6 +1,6 @@
 """Random faults under load: does every accepted job end once, and does its caller hear of it once?
 
-    python -m campaigns.faults [--jobs 5000] [--events 1000] [--seed 1] [--folder DIR] [--json]
+    python -m campaigns.faults [--jobs 5000] [--events 1000] [--seed 1] [--pause 1] [--folder DIR] [--json]
 
 Runs in parts of 50 events, each on a new stack (`ourvidz up` with one worker without weights), with
 submitters that repeat a submission until it is accepted and a receiver that fails in every way. With
@@ -59,9 +59,9 @@ class Result:
 
     `charged`: attempts that ended because a worker was killed or silent for longer than a lease. `lost`: jobs
     without an end, or whose caller never heard of it. `doubled`: more than one terminal event. `blocked`: not
-    ended a minute after the last fault. `failed`: ended otherwise than completed or cancelled, without three
-    charged attempts. `innocent`: charged attempts beyond the number of faults that can interrupt one.
-    `files_missing`: images that cannot be read. `orphans`: files that belong to no job.
+    ended a minute after the last fault. `failed`: ended otherwise than completed or cancelled, without
+    charged attempts or a full disk. `innocent`: charged attempts beyond the number of faults that interrupt
+    one. `files_missing`: images that cannot be read. `orphans`: files that belong to no job.
     """
 
     seed: int
@@ -142,7 +142,7 @@ class Load:
             time.sleep(POLL_S)
 
 
-def run_part(folder: Path, *, jobs: int, events: int, seed: int) -> Result:
+def run_part(folder: Path, *, jobs: int, events: int, seed: int, pause_s: float) -> Result:
     """Run one part: break things while jobs are submitted, heal, inspect."""
     started = time.monotonic()
     chance = random.Random(seed)
@@ -159,7 +159,7 @@ def run_part(folder: Path, *, jobs: int, events: int, seed: int) -> Result:
             load.allow()
             (event,) = chance.choices(list(possible), list(possible.values()))
             print_note(f"{time.monotonic() - started:6.1f} s  {number + 1:3}  {event(bench)}")
-            time.sleep(chance.uniform(0, 1))
+            time.sleep(chance.uniform(0, pause_s))
         stack.clock.step_to(0)
         receiver.healthy.set()
         stack.wait_until_live()
@@ -200,7 +200,7 @@ def _inspect(bench: Bench, load: Load, *, seed: int, events: int, started: float
         lost=len(set(lost) | set(unheard)) + len(load.accepted) - len(records),
         doubled=len(doubled) + _counted_twice(stack, records),
         blocked=len(blocked),
-        failed=sum(_failed_without_cause(record) for record in records),
+        failed=sum(_failed_without_cause(record, bench) for record in records),
         innocent=max(0, charged - bench.interrupted),
         files_missing=sum(_unreadable(stack, record) for record in records),
         orphans=len(orphans),
@@ -219,8 +219,12 @@ def _counted_twice(stack: Stack, records: list[Record]) -> int:
     return max(0, endings - sum(record.finished for record in records))
 
 
-def _failed_without_cause(record: Record) -> bool:
-    return record.status == "failed" and sum(record.failures.values()) < record.attempt
+def _failed_without_cause(record: Record, bench: Bench) -> bool:
+    """Whether a job failed though no attempt of it was interrupted and no disk was full."""
+    if record.status != "failed" or record.outcome is None or record.outcome.error is None:
+        return False
+    code = record.outcome.error.code
+    return code not in INTERRUPTIONS and not (code == "STORAGE_ERROR" and bench.disk_was_full)
 
 
 def _unreadable(stack: Stack, record: Record) -> int:
@@ -256,7 +260,7 @@ def _explain(stack: Stack, findings: dict[str, list[str]], records: list[Record]
     print_note(stack.log_tails())
 
 
-def run(folder: Path, *, jobs: int, events: int, seed: int) -> list[Result]:
+def run(folder: Path, *, jobs: int, events: int, seed: int, pause_s: float) -> list[Result]:
     """Run every part that has no result in `folder` yet."""
     parts = max(1, round(events / EVENTS_PER_PART))
     results = []
@@ -265,11 +269,15 @@ def run(folder: Path, *, jobs: int, events: int, seed: int) -> list[Result]:
         if not kept.exists():
             with tempfile.TemporaryDirectory(prefix="ourvidz-faults-") as state:
                 result = run_part(
-                    Path(state) / "state", jobs=jobs // parts, events=events // parts, seed=seed * 1000 + part
+                    Path(state) / "state",
+                    jobs=jobs // parts,
+                    events=events // parts,
+                    seed=seed * 1000 + part,
+                    pause_s=pause_s,
                 )
             kept.write_text(json.dumps(asdict(result)))
         results.append(Result(**json.loads(kept.read_text())))
-        print_table(results[-1:])
+        print_note(f"part {part + 1} of {parts}: {results[-1]}")
     return results
 
 
@@ -291,13 +299,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=5000, help="number of jobs in all")
     parser.add_argument("--events", type=int, default=1000, help="number of faults in all")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pause", type=float, default=1.0, help="most seconds between two faults")
     parser.add_argument("--folder", type=Path, help="where the results of the parts are kept")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON document")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ourvidz-faults-results-") as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        results = run(folder, jobs=arguments.jobs, events=arguments.events, seed=arguments.seed)
+        results = run(
+            folder,
+            jobs=arguments.jobs,
+            events=arguments.events,
+            seed=arguments.seed,
+            pause_s=arguments.pause,
+        )
     if arguments.json:
         print(json.dumps([asdict(result) for result in results]))
     else:
