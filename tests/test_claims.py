@@ -1,4 +1,4 @@
-"""Claims: which job a running task has the right to run."""
+"""Claims: which job a task runs, and how its claim is passed from the signal handler to the task body."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def register(ledger: Ledger) -> Register:
 
 
 def started_by(record: Record, task: str = TEXT_TASK) -> str | None:
-    """The id of the job that a worker starts when it receives this job's message."""
+    """The id of the job that is claimed for the message of `record`; None if no job is."""
     claim = claims.claim_for(request(task), dispatch.message(record))
     return None if claim is None else claim.job_id
 
 
 def test_one_request_makes_one_claim(register: Register) -> None:
-    """The signal handler and the task body both ask; the second gets what the first got."""
+    """The signal handler and the task body get the same claim."""
     record, one = register("a"), request()
     assert claims.current_claim(one) is None
     claim = claims.claim_for(one, dispatch.message(record))
@@ -56,8 +56,8 @@ def test_one_request_makes_one_claim(register: Register) -> None:
     assert claims.current_claim(one) is claim
 
 
-def test_a_request_that_lost_does_not_try_again(register: Register, ledger: Ledger) -> None:
-    """Between handler and body the job may have become free; the sweep has published it again by then."""
+def test_a_request_whose_claim_was_refused_does_not_claim_again(register: Register, ledger: Ledger) -> None:
+    """If the job is free again when the task body runs, the sweep has published another message."""
     record, one = register("a"), request(IMAGE_TASK)
     other = ledger.claim("a", 1, worker_id="chat@another", lease_s=10, token="t")
     assert other is not None
@@ -66,10 +66,10 @@ def test_a_request_that_lost_does_not_try_again(register: Register, ledger: Ledg
     assert claims.claim_for(one, dispatch.message(record)) is None
 
 
-def test_a_claim_whose_reply_was_lost_is_found_again(
+def test_a_claim_whose_reply_was_lost_is_claimed_again_with_its_token(
     register: Register, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server had made the claim: with the same token the task body gets it, and no attempt is lost."""
+    """The task body repeats the call with the same token and gets the claim, so no attempt is lost."""
     record, one, claim = register("a"), request(), ledger.claim
 
     def lose_the_reply(*args: Any, **kwargs: Any) -> Any:
@@ -86,7 +86,7 @@ def test_a_claim_whose_reply_was_lost_is_found_again(
 
 
 def test_a_request_carries_one_typed_object(register: Register) -> None:
-    """State between handler and body is in one place, and a misspelt field fails."""
+    """The state between handler and body is a dataclass with slots, so a misspelt field raises an error."""
     one = request()
     before = set(vars(one))
     claims.claim_for(one, dispatch.message(register("a")))
@@ -96,8 +96,8 @@ def test_a_request_carries_one_typed_object(register: Register) -> None:
     assert not hasattr(state, "__dict__")
 
 
-def test_a_message_starts_the_text_that_is_next(register: Register) -> None:
-    """Callers of the same moment are recorded in one order and published in another: no job is overtaken."""
+def test_a_text_message_starts_the_next_text_job_of_the_queue(register: Register) -> None:
+    """Concurrent submissions may be published in another order than recorded; jobs start as recorded."""
     first, second, third = register("a"), register("b"), register("c")
     assert started_by(third) == "a"
     assert started_by(first) == "b"
@@ -106,14 +106,16 @@ def test_a_message_starts_the_text_that_is_next(register: Register) -> None:
 
 
 def test_a_message_of_another_task_starts_its_own_job(ledger: Ledger) -> None:
-    """Only texts are short enough, and alike enough, to stand for each other."""
+    """Only messages of text jobs are interchangeable."""
     ledger.register(image_job("a"), priority=6)
     second = ledger.register(image_job("b"), priority=6).record
     assert started_by(second, IMAGE_TASK) == "b"
 
 
-def test_a_message_starts_its_own_job_where_another_cannot_start(register: Register, ledger: Ledger) -> None:
-    """A job that is cancelled, not due yet or of another task keeps no text from starting."""
+def test_a_text_message_starts_its_own_job_if_the_next_one_cannot_start(
+    register: Register, ledger: Ledger
+) -> None:
+    """A next job that is cancelled, not due or of another task does not block text jobs."""
     register("a"), register("b")
     own = register("c")
     ledger.request_cancel("a")
@@ -128,7 +130,7 @@ def test_a_message_starts_its_own_job_where_another_cannot_start(register: Regis
 
 
 def test_a_companion_is_claimed_like_any_job(register: Register, ledger: Ledger) -> None:
-    """Under the same lease, for the worker that runs the batch; a job that is taken is not claimed twice."""
+    """It is claimed for the worker that runs the batch; a claimed job is not claimed twice."""
     record = register("a")
     claim = claims.claim_companion(record, worker_id=WORKER)
     assert claim is not None
@@ -137,7 +139,7 @@ def test_a_companion_is_claimed_like_any_job(register: Register, ledger: Ledger)
 
 
 def test_a_payload_in_a_message_is_recorded_once(ledger: Ledger) -> None:
-    """A bare `send_task` may be delivered twice; under a taken id another payload is refused."""
+    """A repeated delivery of `send_task` creates one job; another payload with the same id is refused."""
     payload = {"id": "a", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me"}
     first, second = request(IMAGE_TASK), request(IMAGE_TASK)
     assert claims.claim_for(first, payload) is not None
@@ -146,10 +148,10 @@ def test_a_payload_in_a_message_is_recorded_once(ledger: Ledger) -> None:
         claims.claim_for(request(IMAGE_TASK), payload | {"prompt": "a lake"})
 
 
-def test_a_payload_sent_to_the_wrong_task_is_published_for_the_right_one(
+def test_a_payload_sent_to_the_task_of_another_family_is_published_on_its_queue(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker has only the models of its family."""
+    """Workers have only the models of their family."""
     published: list[Record] = []
     monkeypatch.setattr(dispatch, "publish", lambda record: published.append(record) or True)
     payload = {"id": "a", "type": "video_fast", "prompt": "a hill", "user_id": "me"}

@@ -30,7 +30,7 @@ def ledger(ourvidz_eager: Eager) -> Ledger:
 
 @pytest.fixture
 def deliveries(ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the jobs whose delivery was queued."""
+    """The ids of the jobs for which a delivery message was published."""
     queued: list[str] = []
     monkeypatch.setattr(dispatch, "deliver", queued.append)
     monkeypatch.setattr("ourvidz.dispatch.lifecycle.deliver", queued.append)
@@ -48,7 +48,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def heartbeat(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The running heartbeat; `states` are those that were set."""
+    """A test double of the running heartbeat; `states` has the states that were set."""
     states: list[str] = []
     double = SimpleNamespace(states=states, set_state=states.append, stop=lambda: states.append("stopped"))
     monkeypatch.setattr(signals, "_heartbeat", double)
@@ -66,23 +66,23 @@ def task(name: str = TASK) -> SimpleNamespace:
     return SimpleNamespace(name=name, request=Context(task=name, hostname=WORKER, is_eager=False))
 
 
-def registered(ledger: Ledger, job_id: str = "a") -> Record:
+def register(ledger: Ledger, job_id: str = "a") -> Record:
     return ledger.register(image_job(job_id), priority=6).record
 
 
-def claimed(ledger: Ledger, job_id: str = "a", worker_id: str = WORKER) -> Claim:
-    record = registered(ledger, job_id)
+def claim_job(ledger: Ledger, job_id: str = "a", worker_id: str = WORKER) -> Claim:
+    record = register(ledger, job_id)
     claim = ledger.claim(job_id, record.run, worker_id=worker_id, lease_s=60, token=job_id)
     assert claim is not None
     return claim
 
 
-class TestAroundATask:
-    def test_a_task_claims_its_job_and_has_it_announced(
+class TestTasks:
+    def test_a_task_claims_its_job_and_starts_the_delivery_of_its_callbacks(
         self, ledger: Ledger, deliveries: list[str], heartbeat: SimpleNamespace
     ) -> None:
-        """`processing` is committed with the claim, and delivered while the job runs."""
-        record, running = registered(ledger), task()
+        """The `processing` callback is delivered while the job runs."""
+        record, running = register(ledger), task()
         signals.open_attempt(task=running, args=(dispatch.message(record),))
         current = ledger.get("a")
         assert current is not None
@@ -103,8 +103,8 @@ class TestAroundATask:
     def test_a_task_without_a_claim_delivers_nothing(
         self, ledger: Ledger, deliveries: list[str], heartbeat: SimpleNamespace
     ) -> None:
-        """The worker that has the job reports it."""
-        claim, late = claimed(ledger, worker_id="sdxl@another"), task()
+        """The callbacks belong to the worker that has claimed the job."""
+        claim, late = claim_job(ledger, worker_id="sdxl@another"), task()
         signals.open_attempt(task=late, args=(dispatch.message(claim.record),))
         signals.deliver_success(sender=late)
         signals.deliver_failure(sender=late, exception=ValueError(), args=())
@@ -112,8 +112,8 @@ class TestAroundATask:
 
     @pytest.mark.parametrize("name", ["ourvidz.callbacks.deliver", "ourvidz.chat.enhance", "celery.ping"])
     def test_other_tasks_claim_nothing(self, ledger: Ledger, heartbeat: SimpleNamespace, name: str) -> None:
-        """The enhancement has a lease of its own; a delivery has no job to run."""
-        record, other = registered(ledger), task(name)
+        """Enhancements have their own lease, and deliveries run no job."""
+        record, other = register(ledger), task(name)
         signals.open_attempt(task=other, args=(dispatch.message(record),))
         signals.deliver_failure(sender=other, exception=WorkerLostError(), args=())
         signals.close_attempt(task=other)
@@ -124,14 +124,14 @@ class TestAroundATask:
 
 
 @pytest.mark.usefixtures("parent")
-class TestALostChild:
-    def test_its_jobs_are_queued_again(
+class TestLostChild:
+    def test_all_jobs_of_a_lost_child_are_queued_again(
         self, ledger: Ledger, deliveries: list[str], published: list[str]
     ) -> None:
-        """A task may run several text jobs at once: all that the child held are recovered, and no other."""
-        record = claimed(ledger, "a").record
-        claimed(ledger, "b")
-        claimed(ledger, "c", worker_id="sdxl@another")
+        """A task may run a batch of text jobs, all of which are recovered; jobs of other workers are not."""
+        record = claim_job(ledger, "a").record
+        claim_job(ledger, "b")
+        claim_job(ledger, "c", worker_id="sdxl@another")
         signals.deliver_failure(sender=task(), exception=WorkerLostError(), args=(dispatch.message(record),))
         statuses = [ledger.get(job_id).status for job_id in ("a", "b", "c")]  # type: ignore[union-attr]
         assert statuses == ["queued", "queued", "processing"]
@@ -140,8 +140,8 @@ class TestALostChild:
     def test_a_job_over_its_hard_limit_fails_as_timed_out(
         self, ledger: Ledger, deliveries: list[str], published: list[str]
     ) -> None:
-        """It is not a lost worker: another attempt would take as long."""
-        record = claimed(ledger, "a").record
+        """It is not counted as a lost worker, since another attempt would take as long."""
+        record = claim_job(ledger, "a").record
         error = TimeLimitExceeded(180)
         signals.deliver_failure(sender=task(), exception=error, args=(dispatch.message(record),))
         ended = ledger.get("a")
@@ -151,9 +151,9 @@ class TestALostChild:
         assert (ended.status, ended.outcome.error.code) == ("failed", JobTimeout.code)
         assert (deliveries, published) == (["a"], [])
 
-    def test_a_job_of_another_worker_is_left_alone(self, ledger: Ledger, published: list[str]) -> None:
-        """A duplicate message may die here while its job runs elsewhere."""
-        record = claimed(ledger, "a", worker_id="sdxl@another").record
+    def test_a_job_of_another_worker_is_not_ended(self, ledger: Ledger, published: list[str]) -> None:
+        """The child may have died with a duplicate message of a job that another worker runs."""
+        record = claim_job(ledger, "a", worker_id="sdxl@another").record
         error = TimeLimitExceeded(180)
         signals.deliver_failure(sender=task(), exception=error, args=(dispatch.message(record),))
         current = ledger.get("a")
@@ -162,28 +162,32 @@ class TestALostChild:
 
 
 @pytest.mark.usefixtures("parent")
-class TestARevokedMessage:
+class TestRevokedMessages:
     def revoke(self, record: Record) -> None:
         request = SimpleNamespace(args=(dispatch.message(record),))
         signals.cancel_revoked(sender=task(), request=request)
 
-    def test_its_queued_job_is_cancelled(self, ledger: Ledger, deliveries: list[str]) -> None:
-        """An operator who revokes in Flower means the job."""
-        self.revoke(registered(ledger))
+    def test_revoking_a_message_cancels_its_queued_job(self, ledger: Ledger, deliveries: list[str]) -> None:
+        """Operators can cancel jobs with `revoke`, for example in Flower."""
+        self.revoke(register(ledger))
         current = ledger.get("a")
         assert current is not None
         assert (current.status, deliveries) == ("cancelled", ["a"])
 
-    def test_its_running_job_ends_at_once(self, ledger: Ledger, deliveries: list[str]) -> None:
-        """`terminate` has killed the child: no step will see the cancel flag."""
-        self.revoke(claimed(ledger).record)
+    def test_revoking_with_terminate_ends_the_running_job(
+        self, ledger: Ledger, deliveries: list[str]
+    ) -> None:
+        """`terminate` has killed the child, so no step would see the cancel flag."""
+        self.revoke(claim_job(ledger).record)
         current = ledger.get("a")
         assert current is not None
         assert current.status == "cancelled"
 
-    def test_an_older_run_is_not_the_job(self, ledger: Ledger, deliveries: list[str]) -> None:
-        """Celery remembers revoked ids for long: the retry of the job must not be hit."""
-        first = registered(ledger)
+    def test_revoking_a_message_of_an_earlier_run_changes_nothing(
+        self, ledger: Ledger, deliveries: list[str]
+    ) -> None:
+        """Celery remembers revoked ids for hours, which must not cancel a retried job."""
+        first = register(ledger)
         dispatch.cancel("a")
         ledger.reopen("a", priority=6)
         self.revoke(first)
@@ -191,9 +195,11 @@ class TestARevokedMessage:
         assert current is not None
         assert (current.status, current.run) == ("queued", 2)
 
-    def test_a_job_that_is_gone_or_finished_is_no_error(self, ledger: Ledger, deliveries: list[str]) -> None:
-        """Celery would log a traceback for what is no fault."""
-        record = registered(ledger)
+    def test_revoking_a_message_of_a_deleted_or_ended_job_raises_nothing(
+        self, ledger: Ledger, deliveries: list[str]
+    ) -> None:
+        """Celery would log a traceback."""
+        record = register(ledger)
         dispatch.cancel("a")
         self.revoke(record)
         ledger_record = ledger.get("a")
@@ -202,10 +208,10 @@ class TestARevokedMessage:
         signals.cancel_revoked(sender=task(), request=SimpleNamespace(args=({"v": 1, "id": "z", "run": 1},)))
 
 
-class TestStarting:
+class TestWorkerStart:
     @pytest.fixture
     def as_worker(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-        """Make this process the worker of that name."""
+        """Returns a function that makes this process the worker with the given name."""
         monkeypatch.setattr(signals, "_heartbeat", None)
         settings = SimpleNamespace(
             worker=None, gpu="0", presence_s=15.0, worker_id=lambda name: f"{name}@host-gpu0"
@@ -219,7 +225,7 @@ class TestStarting:
     def test_a_child_loads_its_models_before_its_first_job(
         self, ledger: Ledger, as_worker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The first caller must not wait for it; what is loaded stands in the worker's row."""
+        """The first job does not wait for the models; the worker record lists the loaded models."""
         as_worker("sdxl")
         models = SimpleNamespace(warm=lambda: None, info=lambda: {"sdxl": {"name": "tiny-sdxl"}})
         monkeypatch.setattr("ourvidz.wiring.loading.models", lambda settings, family: models)
@@ -228,10 +234,10 @@ class TestStarting:
         assert (row.id, row.state, row.models, row.draining) == (WORKER, "idle", ("sdxl",), False)
         assert row.detail == {"info": {"sdxl": {"name": "tiny-sdxl"}}}
 
-    def test_models_that_fail_are_loaded_once_more(
+    def test_loading_is_repeated_once_after_a_failure(
         self, ledger: Ledger, as_worker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A network file system may stumble once."""
+        """A network file system may fail temporarily."""
         as_worker("sdxl")
         calls: list[str] = []
 
@@ -245,10 +251,10 @@ class TestStarting:
         assert calls == ["warm", "reload"]
         assert ledger.workers()[0].models == ("sdxl",)
 
-    def test_a_worker_that_cannot_load_takes_no_jobs(
+    def test_a_worker_that_cannot_load_its_models_drains_itself(
         self, ledger: Ledger, as_worker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One broken host would fail every caller's jobs, one after the other."""
+        """It would claim and fail one job after the other."""
         as_worker("sdxl")
         drained: list[str] = []
         monkeypatch.setattr(dispatch, "drain", drained.append)
@@ -274,7 +280,7 @@ class TestStarting:
     def test_a_worker_without_a_child_sends_its_own_heartbeat(
         self, ledger: Ledger, as_worker: Callable[[str], None]
     ) -> None:
-        """Health checks see every process."""
+        """All processes are visible in the health endpoints."""
         as_worker("io")
         signals.announce_parent(sender=SimpleNamespace(hostname="io@host"))
         (row,) = ledger.workers()
@@ -283,7 +289,7 @@ class TestStarting:
     def test_a_parent_consumes_no_paused_queue(
         self, ledger: Ledger, as_worker: Callable[[str], None]
     ) -> None:
-        """A pause outlives restarts."""
+        """Pauses are stored in the ledger and are kept over restarts."""
         as_worker("sdxl")
         ledger.set_paused("sdxl_queue", True)
         cancelled: list[str] = []
@@ -294,7 +300,7 @@ class TestStarting:
     def test_a_worker_whose_child_drained_it_consumes_nothing(
         self, ledger: Ledger, as_worker: Callable[[str], None]
     ) -> None:
-        """The child could not load its models before the parent was ready."""
+        """The child drains the worker if it cannot load its models before the parent is ready."""
         as_worker("sdxl")
         ledger.heartbeat(worker(id=WORKER))
         ledger.set_draining(WORKER, True)
@@ -304,7 +310,7 @@ class TestStarting:
         assert sorted(cancelled) == ["chat_queue", "sdxl_queue", "wan_queue"]
 
     def test_a_restart_ends_a_drain(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An operator who restarts a worker wants it back."""
+        """A restarted worker takes jobs again."""
         monkeypatch.setattr(signals, "_parent_id", None)
         ledger.heartbeat(worker(id=WORKER))
         ledger.set_draining(WORKER, True)
@@ -313,7 +319,7 @@ class TestStarting:
         assert signals._parent_id == WORKER
 
 
-class TestStopping:
+class TestWorkerShutdown:
     @pytest.fixture
     def stopped(self, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         """This process is the parent of a worker with a long drain limit; set once it would stop."""
@@ -330,7 +336,7 @@ class TestStopping:
         self, ledger: Ledger, published: list[str], stopped: threading.Event
     ) -> None:
         """The first one lets the running job finish, however long it takes."""
-        claimed(ledger)
+        claim_job(ledger)
         self.ask_to_stop()
         assert not stopped.wait(0.05)
         self.ask_to_stop()
@@ -355,7 +361,7 @@ class TestStopping:
     def test_a_stopped_worker_is_offline(
         self, ledger: Ledger, heartbeat: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """At once, not after the presence time; a parent without a heartbeat marks its child."""
+        """It is marked at once, not by missing heartbeats; a parent without a heartbeat marks its child."""
         signals.stop_heartbeat(sender=SimpleNamespace(hostname=WORKER))
         assert heartbeat.states == ["stopped"]
         monkeypatch.setattr(signals, "_heartbeat", None)

@@ -159,8 +159,9 @@ def unanswerable(rng: np.random.Generator, held_out: bool) -> Dialogue:
     noun, adjective = made_up_word(rng), made_up_word(rng)
     question = pick(
         rng,
-        (f"Who is {noun}?", f"What is {noun}?", f"Where is {noun} {adjective}?", f"How many {noun} are there?",
-         f"Why is the {noun} {adjective}?", f"When was {noun} made?", f"Can you {noun} the {adjective}?"),
+        (f"Who is {noun}?", f"What is {noun}?", f"Where is {noun} {adjective}?",
+         f"How many {noun} are there?", f"Why is the {noun} {adjective}?", f"When was {noun} made?",
+         f"Can you {noun} the {adjective}?"),
     )  # fmt: skip
     return _dialogue(
         rng, [question], [], Answer("I do not know. Ask me about shapes and colours.", "Unknown")
