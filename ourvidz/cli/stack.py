@@ -110,6 +110,12 @@ def drain_steps(drain_s: float) -> list[StopStep]:
 
 STOP_STEPS: list[StopStep] = [(signal.SIGTERM, EXIT_S), (signal.SIGKILL, EXIT_S)]
 """The signals that stop a process without a job."""
+WEB_STOP_STEPS: list[StopStep] = [
+    (signal.SIGTERM, EXIT_S),
+    (signal.SIGTERM, HAND_BACK_S),
+    (signal.SIGKILL, EXIT_S),
+]
+"""The signals that stop the shim. The workers are gone by then: a second one ends what callers wait for."""
 
 
 def _worker_spec(

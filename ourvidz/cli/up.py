@@ -189,7 +189,7 @@ class StackRun:
         stop([*self._families, "keeper", "flower"], stack.drain_steps(self._settings.drain_s))
         self._drain_callbacks()
         stop(["io"], stack.STOP_STEPS)
-        stop(["web"], stack.STOP_STEPS)
+        stop(["web"], stack.WEB_STOP_STEPS)
         stop([embedded.NAME], stack.STOP_STEPS)
         self._supervisor.kill_all()
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import redis
@@ -35,8 +34,6 @@ QUICK_TIMEOUT_S = 0.9
 """Timeout for connections and answers of quick calls."""
 PATIENCE_S = 8.0
 """Time after its start within which a call may begin another try."""
-FOLLOW_BLOCK_S = 1.0
-"""Duration of one blocking read of a stream."""
 PATIENT_RETRIES: tuple[AbstractBackoff, int] = (ExponentialBackoff(cap=1.0, base=0.05), 10)
 """Waits 7.5 s in all: callers do not notice a server that is killed and started again within that time."""
 QUICK_RETRIES: tuple[AbstractBackoff, int] = (ConstantBackoff(0.05), 1)
@@ -115,7 +112,6 @@ class Connection:
         self._quick_client: Any = redis.Redis.from_url(
             self._url, retry=no_retry, **_options(QUICK_TIMEOUT_S, QUICK_TIMEOUT_S)
         )
-        self._async_clients: dict[asyncio.AbstractEventLoop, tuple[Any, int]] = {}
         self._scripts = {verb: self.client.register_script(source) for verb, source in load_scripts().items()}
 
     def run_script(self, verb: str, *args: object, quick: bool = False) -> Any:
@@ -170,26 +166,13 @@ class Connection:
         """Raise `WorkerUnavailable` within a second when the server does not answer."""
         self.with_retries(self._quick_client.ping, quick=True)
 
-    @asynccontextmanager
-    async def async_client(self) -> AsyncIterator[Any]:
-        """A client of the running event loop; its users share it, and the last one closes it."""
-        loop = asyncio.get_running_loop()
-        client, users = self._async_clients.get(loop) or (self._open_async_client(), 0)
-        self._async_clients[loop] = (client, users + 1)
-        try:
-            yield client
-        finally:
-            client, users = self._async_clients.pop(loop)
-            if users > 1:
-                self._async_clients[loop] = (client, users - 1)
-            else:
-                await client.aclose()
-
-    def _open_async_client(self) -> Any:
+    def open_async_client(self) -> Any:
+        """A client of its own for the running event loop; the caller closes it."""
         return redis.asyncio.Redis.from_url(
             self._url,
             retry=AsyncRetry(NoBackoff(), 0),
-            **_options(CONNECT_TIMEOUT_S, FOLLOW_BLOCK_S + ANSWER_TIMEOUT_S),
+            health_check_interval=10,
+            **_options(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S),
         )
 
     def close(self) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 
 from ourvidz.errors import InternalError, InvalidParameters
 from ourvidz.jobs.job import Job, load_job
 from ourvidz.ledger.base import LedgerBase
 from ourvidz.ledger.codec import load_item, load_record
-from ourvidz.ledger.connection import FOLLOW_BLOCK_S, retry_async
-from ourvidz.ledger.record import FINISHED, Page, Record, StreamItem
+from ourvidz.ledger.following import START
+from ourvidz.ledger.record import Page, Record, StreamItem
 
 BATCH = 100
 """Records that a page reads in one round trip."""
@@ -120,35 +120,16 @@ class Queries(LedgerBase):
         )
         return [load_item(item_id, fields) for item_id, fields in items]
 
-    async def follow(self, job_id: str, *, after: str = "0") -> AsyncIterator[StreamItem]:
-        """The items after an item id as they come, until the `done` of the current run."""
+    async def follow(self, job_id: str, *, after: str = START) -> AsyncGenerator[StreamItem, None]:
+        """The items after an item id as they come, until the `done` of the current run. Where items after it
+        were trimmed, a `gap` item comes first, and the current state as a `state` and a `progress` item.
+
+        Any number of followers share two connections. Raises `WorkerUnavailable` when the server stays away.
+        """
         last = _checked_item_id(after)
-        async with self._connection.async_client() as client:
-            block_ms: int | None = None
-            while True:
-                # Read before the items: whatever this status has written is then in the stream.
-                status, run = await retry_async(lambda: client.hmget(self._keys.job(job_id), "status", "run"))
-                items = await self._read_items(client, job_id, last, block_ms)
-                for item in items:
-                    last = item.id
-                    yield item
-                    if item.kind == "done" and await self._ends_last_run(client, job_id, item):
-                        return
-                if not items and (run is None or status in FINISHED):
-                    return
-                block_ms = None if items else int(FOLLOW_BLOCK_S * 1000)
-
-    async def _read_items(
-        self, client: Any, job_id: str, after: str, block_ms: int | None
-    ) -> list[StreamItem]:
-        name = self._keys.stream(job_id)
-        answer = await retry_async(lambda: client.xread({name: after}, count=200, block=block_ms))
-        return [load_item(item_id, fields) for _, items in answer for item_id, fields in items]
-
-    async def _ends_last_run(self, client: Any, job_id: str, done: StreamItem) -> bool:
-        """Whether no later run was opened after this end."""
-        run = await retry_async(lambda: client.hget(self._keys.job(job_id), "run"))
-        return run is None or int(run) == done.data["run"]
+        async with self._followers.hub() as hub, aclosing(hub.follow(job_id, last)) as items:
+            async for item in items:
+                yield item
 
 
 def _load_readable(job_id: str, fields: dict[str, str]) -> Record | None:

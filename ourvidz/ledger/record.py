@@ -215,10 +215,11 @@ def event_id(record: Record, sequence: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StreamItem:
-    """One item of a job's live stream. Items are ordered by `id`; a reader resumes after one."""
+    """One item of a job's live stream. Items are ordered by `id`; a reader resumes after one. `gap` stands
+    for items that were trimmed before the reader got to them."""
 
     id: str
-    kind: Literal["state", "progress", "preview", "token", "done"]
+    kind: Literal["state", "progress", "preview", "token", "done", "gap"]
     data: dict[str, Any]
 
 

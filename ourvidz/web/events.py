@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from anyio import CancelScope
@@ -14,6 +14,7 @@ from ourvidz.errors import OurvidzError
 from ourvidz.ledger.record import Record, StreamItem
 from ourvidz.ledger.store import Ledger
 from ourvidz.web import sse
+from ourvidz.web.callers import Stop, open_callers, stopped
 
 KEEP_ALIVE_S = 15.0
 RECONNECT_MS = 2000
@@ -23,25 +24,32 @@ _log = log.get(__name__)
 
 
 class StreamReader:
-    """Reads stream items one at a time, each with a timeout. Close it with `aclosing`.
+    """Reads stream items one at a time, each with a timeout, until `stop` is done. Close it with `aclosing`.
 
     A timeout leaves the pending read running, so no item is lost: the next call waits for the same item.
     """
 
-    def __init__(self, items: AsyncIterator[StreamItem]) -> None:
+    def __init__(self, items: AsyncIterator[StreamItem], stop: Stop | None = None) -> None:
         self._items = items
+        self._stop = stop
         self._pending: asyncio.Task[StreamItem | None] | None = None
 
     async def next_item(self, *, timeout_s: float) -> StreamItem | None:
-        """The next item, or None at the end of the stream. Raises `TimeoutError`."""
+        """The next item, or None at the end of the stream. Raises `TimeoutError`, and `WorkerUnavailable`
+        once the shim stops."""
         if self._pending is None:
             # A task: cancelling `anext` itself would end the iterator.
             self._pending = asyncio.ensure_future(_next_or_none(self._items))
-        finished, _ = await asyncio.wait({self._pending}, timeout=timeout_s)
-        if not finished:
-            raise TimeoutError
-        read, self._pending = self._pending, None
-        return read.result()
+        awaited: set[asyncio.Future[Any]] = {self._pending}
+        if self._stop is not None:
+            awaited.add(self._stop)
+        await asyncio.wait(awaited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if self._pending.done():
+            read, self._pending = self._pending, None
+            return read.result()
+        if self._stop is not None and self._stop.done():
+            raise stopped()
+        raise TimeoutError
 
     async def aclose(self) -> None:
         """Cancel the pending read and wait until it has ended, then close the iterator.
@@ -71,13 +79,16 @@ async def stream(
 ) -> AsyncGenerator[bytes, None]:
     """Yield a job's events after a stream position as they happen, and `done` once, at the end.
 
-    A keep-alive comment is sent after `keep_alive_s` without an event. When the ledger cannot be reached the
-    stream ends without `done`: clients reconnect with the last id they have.
+    A keep-alive comment is sent after `keep_alive_s` without an event. When the ledger cannot be reached, or
+    the shim stops, the stream ends without `done`: clients reconnect with the last id they have.
     """
     yield sse.encode_retry(RECONNECT_MS)
     ended = False
     try:
-        async with aclosing(StreamReader(ledger.follow(job_id, after=after))) as reader:
+        async with AsyncExitStack() as stack:
+            stop = stack.enter_context(open_callers.follow())
+            items = ledger.follow(job_id, after=after)
+            reader = await stack.enter_async_context(aclosing(StreamReader(items, stop)))
             while not ended:
                 try:
                     item = await reader.next_item(timeout_s=keep_alive_s)

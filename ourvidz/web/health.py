@@ -14,6 +14,7 @@ from ourvidz.jobs.catalog import QUEUES, QualityTier, of_family
 from ourvidz.ledger.record import Worker
 from ourvidz.web import audit
 from ourvidz.web.auth import Keyring
+from ourvidz.web.callers import open_callers, stopped
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 
@@ -123,7 +124,9 @@ async def live() -> dict[str, str]:
 
 @router.get("/health/ready", responses=documented(503))
 def ready() -> dict[str, str]:
-    """Readiness: the broker responds, and a worker with its models loaded is live."""
+    """Readiness: this shim goes on, the broker responds, and a worker with its models loaded is live."""
+    if open_callers.stopping:
+        raise stopped()
     control.current().ledger.ping()
     online = control.current().ledger.online_workers()
     if not any(w.family in QUEUES and w.state != "starting" and w.models for w in online):

@@ -31,7 +31,7 @@ EVENT: dict[str, Any] = {
     "required": ["event", "data"],
     "properties": {
         "id": {"type": "string", "description": "Position to resume after, as Last-Event-ID."},
-        "event": {"enum": ["state", "progress", "preview", "token", "done"]},
+        "event": {"enum": ["state", "progress", "preview", "token", "gap", "done"]},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
@@ -107,7 +107,7 @@ def show(job_id: JobId) -> JobState:
 async def follow(
     job_id: JobId, last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None
 ) -> Response:
-    """Follow the events of a job as they happen: state, progress, preview, token, done."""
+    """Follow the events of a job as they happen: state, progress, preview, token, gap, done."""
     ledger = control.current().ledger
     after = sse.parse_last_event_id(last_event_id)
     record = await run_in_threadpool(_record, job_id)

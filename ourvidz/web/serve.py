@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import socket
+import time
 from collections.abc import Sequence
+from types import FrameType
 
 import uvicorn
 
@@ -11,11 +14,44 @@ from ourvidz import log
 from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings, settings
 from ourvidz.web.auth import require_safe_binding
+from ourvidz.web.callers import OpenCallers, open_callers
 from ourvidz.web.listener import BACKLOG, listen
 from ourvidz.web.main import create_app
 
 SHUTDOWN_TIMEOUT_S = 3
-"""How long open requests and event streams may go on after a stop signal."""
+"""How long the last responses may take once the shim has stopped to serve."""
+MAX_OPEN_FILES = 65536
+"""Every open request is a connection, and many systems allow 1,024 files unless a process asks for more."""
+
+
+class Server(uvicorn.Server):
+    """Serves until a stop signal; callers that wait for a text then have until `drain_s` seconds later, new
+    ones are refused. A second signal ends all of them at once; their jobs are cancelled."""
+
+    def __init__(self, config: uvicorn.Config, callers: OpenCallers, *, drain_s: float) -> None:
+        super().__init__(config)
+        self._callers = callers
+        self._drain_s = drain_s
+        self._drain_until: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Note a stop signal. Called by uvicorn."""
+        self._captured_signals.append(sig)
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop serving now. uvicorn asks ten times a second."""
+        return await super().on_tick(counter) and self._is_drained()
+
+    def _is_drained(self) -> bool:
+        now = time.monotonic()
+        if self._drain_until is None:
+            self._drain_until = now + self._drain_s
+            self._callers.stopping = True
+        if self._callers.waiting and now < self._drain_until and len(self._captured_signals) < 2:
+            return False
+        self._callers.end()
+        return True
 
 
 def run(settings: Settings, fds: Sequence[int] = ()) -> None:
@@ -34,7 +70,16 @@ def run(settings: Settings, fds: Sequence[int] = ()) -> None:
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
         server_header=False,
     )
-    uvicorn.Server(config).run(sockets=sockets)
+    _raise_file_limit()
+    Server(config, open_callers, drain_s=settings.sync_deadline_s).run(sockets=sockets)
+
+
+def _raise_file_limit() -> None:
+    """Allow this process as many open files as its hard limit, up to `MAX_OPEN_FILES`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _open_ports(settings: Settings) -> list[socket.socket]:

@@ -29,15 +29,20 @@ from ourvidz.jobs.job import ChatJob
 from ourvidz.ledger.record import Record, StreamItem
 from ourvidz.ledger.store import Ledger
 from ourvidz.web import sse
+from ourvidz.web.callers import Stop, open_callers
 from ourvidz.web.events import StreamReader
+from ourvidz.web.obstacles import QueueObstacles
 from ourvidz.wiring import control
 
 IDLE_S = 5.0
 """After so long without an item a stream yields `IDLE`, and availability of workers is checked."""
 IDLE = ""
 
+_LOST_PART = "A part of the answer was lost on its way; the job has all of it."
+
 T = TypeVar("T")
 _log = log.get(__name__)
+_obstacles = QueueObstacles()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +73,22 @@ TextStream = AsyncGenerator[str | TextResult, None]
 async def stream_text(job: ChatJob) -> TextStream:
     """Submit a job and yield its text. Closing the generator cancels the job.
 
-    Raises the error that the job failed with, `WorkerUnavailable` when no worker claims it, `JobTimeout` when
-    it has generated no text by the deadline, and `WorkerLost` when a job that streams loses its worker after
-    the first part: another attempt would write another text.
+    Raises the error that the job failed with, `WorkerUnavailable` when no worker claims it or the shim stops,
+    `JobTimeout` when it has generated no text by the deadline, and `WorkerLost` when a job that streams loses
+    its worker after the first part: another attempt would write another text.
     """
-    follower = _JobFollower(job, control.current().ledger, control.current().settings.sync_deadline_s)
-    try:
-        await run_in_threadpool(follower.submit)
-        async with aclosing(follower.follow()) as parts:
-            async for part in parts:
-                yield part
-    finally:
-        if follower.unfinished:
-            with CancelScope(shield=True):
-                await run_in_threadpool(_cancel_job, job.id)
+    with open_callers.wait() as stop:
+        deadline_s = control.current().settings.sync_deadline_s
+        follower = _JobFollower(job, control.current().ledger, deadline_s, stop)
+        try:
+            await run_in_threadpool(follower.submit)
+            async with aclosing(follower.follow()) as parts:
+                async for part in parts:
+                    yield part
+        finally:
+            if follower.unfinished:
+                with CancelScope(shield=True):
+                    await run_in_threadpool(_cancel_job, job.id)
 
 
 async def read_result(stream: TextStream) -> TextResult:
@@ -150,15 +157,18 @@ async def await_first_event(
 class _JobFollower:
     """Submits one job and follows its stream until it ends or the deadline passes."""
 
-    def __init__(self, job: ChatJob, ledger: Ledger, deadline_s: float) -> None:
+    def __init__(self, job: ChatJob, ledger: Ledger, deadline_s: float, stop: Stop) -> None:
         self._job = job
         self._ledger = ledger
+        self._stop = stop
         self._deadline_s = deadline_s
         self._deadline_at = time.monotonic() + deadline_s
         self._parts: list[str] = []
         self._tokens = 0
         self._claimed_at: float | None = None
         self._was_obstructed = False
+        self._has_gap = False
+        """Whether parts were trimmed from the job's stream before they were read."""
         self.unfinished = False
         """Whether a job was submitted that has not ended: it must be cancelled."""
 
@@ -180,9 +190,11 @@ class _JobFollower:
                 if item is None:
                     await self._require_workers()
                     yield IDLE
+                elif item.kind == "gap":
+                    self._on_gap()
                 elif item.kind == "state":
                     self._on_state(item)
-                elif item.kind == "token" and item.data.get("text"):
+                elif item.kind == "token" and item.data.get("text") and not self._has_gap:
                     self._parts.append(item.data["text"])
                     self._tokens = item.data.get("tokens", self._tokens + 1)
                     yield self._parts[-1]
@@ -197,7 +209,8 @@ class _JobFollower:
 
     async def _items(self) -> AsyncGenerator[StreamItem | None, None]:
         """Yield the items of the job's stream; None after `IDLE_S` without one, and at the deadline."""
-        async with aclosing(StreamReader(self._ledger.follow(self._job.id))) as reader:
+        items = self._ledger.follow(self._job.id)
+        async with aclosing(StreamReader(items, self._stop)) as reader:
             while True:
                 timeout_s = min(IDLE_S, max(0.0, self._deadline_at - time.monotonic()))
                 try:
@@ -217,22 +230,21 @@ class _JobFollower:
             raise WorkerLost("The worker was lost after it had begun to answer.")
         self._parts.clear()
 
+    def _on_gap(self) -> None:
+        """Parts were lost on the way: a text that streams cannot go on; another one is read when it ends."""
+        if self._job.stream:
+            raise InternalError(_LOST_PART)
+        self._has_gap = True
+        self._parts.clear()
+
     async def _require_workers(self) -> None:
         """Raise `WorkerUnavailable` when no worker could claim the queued job at two checks in a row."""
         if self._claimed_at is not None:
             return
-        obstacle = await run_in_threadpool(self._obstacle)
+        obstacle = await run_in_threadpool(_obstacles.find, self._ledger, self._job.queue)
         if self._was_obstructed and obstacle is not None:
             raise WorkerUnavailable(obstacle)
         self._was_obstructed = obstacle is not None
-
-    def _obstacle(self) -> str | None:
-        """Why no worker can claim the job now; None when one can."""
-        queue = self._job.queue
-        if self._ledger.active_workers(queue=queue):
-            return None
-        paused = queue in self._ledger.paused_queues()
-        return f"{queue} is paused." if paused else f"No worker of {queue} is at work."
 
     def _partial_result(self) -> TextResult:
         """The text up to the deadline. Raises `WorkerUnavailable` or `JobTimeout` when there is none."""
@@ -250,8 +262,7 @@ class _JobFollower:
         if text.startswith(yielded):
             return text[len(yielded) :]
         if self._job.stream and text.strip() != yielded.strip():
-            # The ledger keeps the last few hundred items: a slow reader may have missed some.
-            raise InternalError("A part of the answer was lost on its way; the job has all of it.")
+            raise InternalError(_LOST_PART)
         return ""
 
 

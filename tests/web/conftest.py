@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import requests
 import uvicorn
 from starlette.testclient import TestClient
 
@@ -113,6 +119,7 @@ class FakeChatWorker:
         """Set when a job has ended because it was cancelled."""
         self.text_streamed = threading.Event()
         """Set when the whole text of a job is in its stream."""
+        self._finish = threading.Event()
         self._ledger = ledger
         self._text = text
         self._endless = endless
@@ -138,6 +145,10 @@ class FakeChatWorker:
         self._stopping.set()
         self._thread.join()
 
+    def finish(self) -> None:
+        """Complete an endless job."""
+        self._finish.set()
+
     @property
     def job(self) -> Any:
         """The job of the last claim."""
@@ -158,6 +169,8 @@ class FakeChatWorker:
         verdicts = [self._ledger.step(claim, items=[("token", {"text": word})]) for word in words]
         self.text_streamed.set()
         while self._endless and Verdict.CANCEL not in verdicts and not self._stopping.wait(0.01):
+            if self._finish.is_set():
+                break
             verdicts.append(self._ledger.step(claim))
         if Verdict.CANCEL in verdicts:
             return Outcome.failure(Cancelled("the job was cancelled"))
@@ -247,3 +260,53 @@ def serve() -> Iterator[Callable[[Shim], str]]:
             return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
         yield listen
+
+
+START_SHIM = "import json, sys; from ourvidz.settings import settings; from ourvidz.web.serve import run; " \
+    "run(settings(), json.loads(sys.argv[1]))"  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def get(port: int, path: str, process: subprocess.Popen[str]) -> requests.Response:
+    """Read a path, as soon as the process listens."""
+    until = time.monotonic() + 30
+    while True:
+        try:
+            return requests.get(f"http://127.0.0.1:{port}{path}", timeout=5)
+        except requests.ConnectionError:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def start(tmp_path: Path, redis_url: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start shim processes; settings by variable name."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*, fds: tuple[int, ...] = (), **variables: str) -> subprocess.Popen[str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("OURVIDZ_")}
+        root = str(Path(__file__).parents[2])
+        process = subprocess.Popen(
+            [sys.executable, "-c", START_SHIM, json.dumps(fds)],
+            env={
+                **kept, "PYTHONPATH": root, "OURVIDZ_REDIS_URL": redis_url,
+                "OURVIDZ_STATE_DIR": str(tmp_path), **variables,
+            },
+            cwd=tmp_path,
+            pass_fds=fds,
+            stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()

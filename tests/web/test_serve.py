@@ -2,69 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import requests
 
-START = "import json, sys; from ourvidz.settings import settings; from ourvidz.web.serve import run; " \
-    "run(settings(), json.loads(sys.argv[1]))"  # fmt: skip
+from tests.web.conftest import free_port, get
 
 Start = Callable[..., subprocess.Popen[str]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def get(port: int, path: str, process: subprocess.Popen[str]) -> requests.Response:
-    """Read a path, as soon as the process listens."""
-    until = time.monotonic() + 30
-    while True:
-        try:
-            return requests.get(f"http://127.0.0.1:{port}{path}", timeout=5)
-        except requests.ConnectionError:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < until
-            time.sleep(0.02)
-
-
-@pytest.fixture
-def start(tmp_path: Path, redis_url: str) -> Iterator[Start]:
-    """Start shim processes; settings by variable name."""
-    started: list[subprocess.Popen[str]] = []
-
-    def begin(*, fds: tuple[int, ...] = (), **variables: str) -> subprocess.Popen[str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("OURVIDZ_")}
-        root = str(Path(__file__).parents[2])
-        process = subprocess.Popen(
-            [sys.executable, "-c", START, json.dumps(fds)],
-            env={
-                **kept, "PYTHONPATH": root, "OURVIDZ_REDIS_URL": redis_url,
-                "OURVIDZ_STATE_DIR": str(tmp_path), **variables,
-            },
-            cwd=tmp_path,
-            pass_fds=fds,
-            stderr=subprocess.PIPE,
-            text=True,
-        )  # fmt: skip
-        started.append(process)
-        return process
-
-    yield begin
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def test_one_process_serves_every_port_and_stops_at_sigterm(start: Start) -> None:
@@ -91,7 +39,7 @@ def test_an_inherited_socket_accepts_connections_during_a_restart(start: Start) 
 
 
 def test_an_open_event_stream_does_not_delay_the_stop(start: Start) -> None:
-    """Browsers keep streams open for hours."""
+    """Browsers keep streams open for hours, and resume them."""
     port = free_port()
     process = start(OURVIDZ_PORTS=str(port))
     get(port, "/health/live", process)

@@ -1,0 +1,297 @@
+"""Following job streams: all followers of an event loop share two connections, however many they are.
+
+Every item of a stream is announced on a channel with the stream's name (`scripts/lib/stream.lua`). One
+connection listens to the channels of the followed jobs, another reads records and streams in batches. The
+announcements say only that something is new: what counts is read from the stream, so one that is lost costs a
+delay of one poll and no item.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ourvidz import log
+from ourvidz.ledger.codec import load_item
+from ourvidz.ledger.connection import Connection, retry_async
+from ourvidz.ledger.record import FINISHED, StreamItem
+
+START = "0"
+"""The position before the first item of a stream."""
+READ_COUNT = 200
+"""Items that one read returns at most; fewer than a stream keeps when it is trimmed."""
+READS_PER_BATCH = 128
+"""Reads that are sent to the server together."""
+POLL_S = 2.0
+"""A follower reads its stream this often without an announcement: those of older workers, lost ones."""
+LISTEN_TIMEOUT_S = 1.0
+RECONNECT_DELAY_S = 0.5
+CANCEL_AGAIN_S = 0.05
+_STATE_FIELDS = ("status", "run", "attempt", "stage", "progress")
+
+_log = log.get(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """The state of a job, each field None where it has none, and items of its stream, read after the state:
+    whatever the state says is then in the stream."""
+
+    state: dict[str, str | None]
+    items: list[StreamItem]
+
+
+class Followers:
+    """The hubs of a process, one per event loop; each exists as long as it has followers."""
+
+    def __init__(self, connection: Connection, *, job_key: Callable[[str], str],
+                 stream_key: Callable[[str], str]) -> None:  # fmt: skip
+        self._connection = connection
+        self._job_key = job_key
+        self._stream_key = stream_key
+        self._hubs: dict[asyncio.AbstractEventLoop, tuple[StreamHub, int]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def hub(self) -> AsyncIterator[StreamHub]:
+        """The hub of the running event loop; its users share it, and the last one closes it."""
+        loop = asyncio.get_running_loop()
+        hub, users = self._hubs.get(loop) or (self._open(), 0)
+        self._hubs[loop] = (hub, users + 1)
+        try:
+            yield hub
+        finally:
+            hub, users = self._hubs.pop(loop)
+            if users > 1:
+                self._hubs[loop] = (hub, users - 1)
+            else:
+                # A task: a follower that is cancelled meanwhile must not leave connections open.
+                closing = loop.create_task(hub.aclose())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+                await asyncio.shield(closing)
+
+    def _open(self) -> StreamHub:
+        return StreamHub(self._connection.open_async_client(), self._job_key, self._stream_key)
+
+
+class StreamHub:
+    """Reads the streams of many jobs for the followers of one event loop."""
+
+    def __init__(self, client: Any, job_key: Callable[[str], str], stream_key: Callable[[str], str]) -> None:
+        self._client = client
+        self._job_key = job_key
+        self._stream_key = stream_key
+        self._listener = _Listener(client)
+        self._reads: list[tuple[str, str, int, asyncio.Future[_Snapshot]]] = []
+        self._requested = asyncio.Event()
+        self._reader = asyncio.ensure_future(self._serve_reads())
+        self._closed = False
+
+    async def follow(self, job_id: str, after: str) -> AsyncGenerator[StreamItem, None]:
+        """Yield the items after an item id as they come, until the `done` of the current run.
+
+        Where items after it have been trimmed, a `gap` item comes first, with the position before it as its
+        id, and then the current state of the job as a `state` and a `progress` item under the same id.
+        """
+        last = after
+        with self._listener.watching(self._stream_key(job_id)) as changed:
+            while True:
+                changed.clear()
+                snapshot = await self._read(job_id, last)
+                if snapshot.items and await self._has_gap(job_id, last, snapshot.items):
+                    for item in _gap_items(last, snapshot.state):
+                        yield item
+                for item in snapshot.items:
+                    last = item.id
+                    yield item
+                    if item.kind == "done" and await self._ends_last_run(job_id, item):
+                        return
+                if snapshot.items:
+                    continue
+                if snapshot.state["run"] is None or snapshot.state["status"] in FINISHED:
+                    return
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_S):
+                        await changed.wait()
+
+    async def aclose(self) -> None:
+        """Stop both tasks and close the connections."""
+        self._closed = True
+        await self._listener.aclose()
+        await _cancel(self._reader)
+        await self._client.aclose()
+
+    async def _has_gap(self, job_id: str, last: str, items: list[StreamItem]) -> bool:
+        """Whether items between a position and the items read after it were trimmed.
+
+        A stream begins with the state `queued`. Trimming leaves more items than one read returns, so only a
+        full read can follow a gap.
+        """
+        if last == START:
+            first = items[0]
+            return not (first.kind == "state" and first.data["status"] == "queued")
+        if len(items) < READ_COUNT:
+            return False
+        oldest = (await self._read(job_id, START, count=1)).items
+        return bool(oldest) and _order(oldest[0].id) > _order(last)
+
+    async def _ends_last_run(self, job_id: str, done: StreamItem) -> bool:
+        """Whether no later run was opened after this end."""
+        run = (await self._read(job_id, done.id, count=1)).state["run"]
+        return run is None or int(run) == done.data["run"]
+
+    async def _read(self, job_id: str, after: str, count: int = READ_COUNT) -> _Snapshot:
+        """Read with the next batch. Raises `WorkerUnavailable` when the server stays away."""
+        answer: asyncio.Future[_Snapshot] = asyncio.get_running_loop().create_future()
+        self._reads.append((job_id, after, count, answer))
+        self._requested.set()
+        return await answer
+
+    async def _serve_reads(self) -> None:
+        while not self._closed:
+            await self._requested.wait()
+            self._requested.clear()
+            while self._reads:
+                batch, self._reads = self._reads[:READS_PER_BATCH], self._reads[READS_PER_BATCH:]
+                await self._serve(batch)
+
+    async def _serve(self, batch: list[tuple[str, str, int, asyncio.Future[_Snapshot]]]) -> None:
+        try:
+            snapshots: list[Any] = await retry_async(lambda: self._execute(batch))
+        except Exception as error:  # noqa: BLE001  each follower raises it
+            snapshots = [error.with_traceback(None)] * len(batch)
+        for (_, _, _, answer), snapshot in zip(batch, snapshots, strict=True):
+            if answer.done():
+                continue
+            if isinstance(snapshot, Exception):
+                answer.set_exception(snapshot)
+            else:
+                answer.set_result(snapshot)
+
+    async def _execute(self, batch: list[tuple[str, str, int, Any]]) -> list[_Snapshot]:
+        pipeline = self._client.pipeline(transaction=False)
+        for job_id, after, count, _ in batch:
+            pipeline.hmget(self._job_key(job_id), *_STATE_FIELDS)
+            pipeline.xrange(self._stream_key(job_id), min=f"({after}", count=count)
+        answers = await pipeline.execute()
+        return [
+            _Snapshot(
+                dict(zip(_STATE_FIELDS, fields, strict=True)),
+                [load_item(item_id, row) for item_id, row in items],
+            )
+            for fields, items in zip(answers[::2], answers[1::2], strict=True)
+        ]
+
+
+class _Listener:
+    """Listens to the announcements of many streams on one connection, and wakes their followers."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._changes: dict[str, bool] = {}
+        """Channels to subscribe to (true) or to leave."""
+        self._changed = asyncio.Event()
+        self._closed = False
+        self._tasks = [asyncio.ensure_future(self._listen())]
+
+    @contextmanager
+    def watching(self, channel: str) -> Iterator[asyncio.Event]:
+        """Yields an event that is set at every announcement, and whenever one may have been missed."""
+        changed = asyncio.Event()
+        self._watchers.setdefault(channel, set()).add(changed)
+        self._change(channel, subscribed=True)
+        try:
+            yield changed
+        finally:
+            watchers = self._watchers[channel]
+            watchers.discard(changed)
+            if not watchers:
+                del self._watchers[channel]
+                self._change(channel, subscribed=False)
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        self._closed = True
+        for task in self._tasks:
+            await _cancel(task)
+
+    def _change(self, channel: str, *, subscribed: bool) -> None:
+        self._changes[channel] = subscribed
+        self._changed.set()
+
+    async def _listen(self) -> None:
+        while not self._closed:
+            pubsub = self._client.pubsub()
+            updating = None
+            try:
+                # A connection without any subscription cannot be listened to.
+                await pubsub.subscribe("", *self._watchers)
+                updating = asyncio.ensure_future(self._update(pubsub))
+                while not self._closed:
+                    message = await pubsub.get_message(timeout=LISTEN_TIMEOUT_S)
+                    if updating.done():
+                        updating.result()
+                    if message is not None:
+                        # Also at the confirmation of a subscription: items may have come before it.
+                        self._wake(message["channel"])
+            except Exception as error:  # noqa: BLE001  followers poll meanwhile, and report a lasting outage
+                _log.info("announcements_lost", error=type(error).__name__)
+            finally:
+                if updating is not None:
+                    await _cancel(updating)
+                with suppress(Exception):
+                    await pubsub.aclose()
+            for channel in list(self._watchers):
+                self._wake(channel)
+            if not self._closed:
+                await asyncio.sleep(RECONNECT_DELAY_S)
+
+    async def _update(self, pubsub: Any) -> None:
+        """Send the changes of what is followed."""
+        while not self._closed:
+            await self._changed.wait()
+            self._changed.clear()
+            changes, self._changes = self._changes, {}
+            joined = [channel for channel, subscribed in changes.items() if subscribed]
+            left = [channel for channel, subscribed in changes.items() if not subscribed]
+            if joined:
+                await pubsub.subscribe(*joined)
+            if left:
+                await pubsub.unsubscribe(*left)
+
+    def _wake(self, channel: str) -> None:
+        for changed in self._watchers.get(channel, ()):
+            changed.set()
+
+
+def _gap_items(last: str, state: dict[str, str | None]) -> list[StreamItem]:
+    """A `gap` item and the state of the job after it; only the gap where the job was deleted."""
+    gap = StreamItem(last, "gap", {"after": last})
+    if state["run"] is None:
+        return [gap]
+    stage = state["stage"] or None
+    numbers = {"run": int(state["run"]), "attempt": int(state["attempt"] or 0)}
+    status = StreamItem(last, "state", {"status": state["status"], **numbers, "stage": stage})
+    progress = StreamItem(last, "progress", {"progress": float(state["progress"] or 0), "stage": stage})
+    return [gap, status, progress]
+
+
+def _order(item_id: str) -> tuple[int, int]:
+    """An item id as numbers; `5` is `5-0`."""
+    milliseconds, _, sequence = item_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
+async def _cancel(task: asyncio.Future[Any]) -> None:
+    """Cancel a task and wait until it has ended. Repeated: between two of its own timeouts the Redis client
+    may take a cancellation for one of them and go on."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_AGAIN_S)
+    if not task.cancelled():
+        task.exception()  # Retrieved, or asyncio logs it.
