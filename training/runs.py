@@ -159,6 +159,7 @@ class Run:
         loss_plot(self.losses, title=self.name).save(self._plot_path)
 
     def _resume(self) -> None:
+        """Load the saved modules, optimizer, average, progress and losses."""
         device = self._parameters[0].device
         state: dict[str, Any] = torch.load(self._state_path, weights_only=True, map_location=device)
         for name, part in self.modules.items():
@@ -169,6 +170,7 @@ class Run:
         self.losses = [(step, loss) for step, loss in state["losses"]]
 
     def _report(self) -> None:
+        """Print progress, step, loss and time."""
         done = self.length.progress(self.step, self.seconds)
         loss = self.losses[-1][1] if self.losses else math.nan
         click.echo(

@@ -56,11 +56,13 @@ class CallbackSender:
             self._limiter.run(host, job_id, self._deliver_due)
 
     def _deliver_due(self, job_id: str) -> None:
+        """Deliver the due events of a job in order, until none is due."""
         lease_s = self._target.timeout_s + LEASE_MARGIN_S
         while event := self._ledger.lease_event(job_id, lease_s=lease_s, token=uuid4().hex):
             self._send(event)
 
     def _send(self, event: OutboxEvent) -> None:
+        """Deliver one leased event once and record the result: delivered, postponed or given up."""
         target = self._target
         url = target.url(event.callback_url)
         if refused := target.refusal(url):
@@ -80,6 +82,7 @@ class CallbackSender:
     def _post(
         self, event: OutboxEvent, url: str, body: bytes, now: datetime
     ) -> HttpResponse | RequestFailure:
+        """POST the signed body to `url`."""
         target = self._target
         signatures = signing.signed_headers(
             body,

@@ -178,4 +178,5 @@ def _inline_text(assets: tuple[Asset, ...]) -> dict[str, Any]:
 
 
 def _iso(at: float) -> str:
+    """The time as ISO 8601 in UTC, with milliseconds and `Z`."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -110,10 +110,12 @@ def verify(
 
 
 def _callback_signature(secret: str, body: bytes) -> str:
+    """The value of `X-Callback-Signature`: the HMAC-SHA256 of the body."""
     return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
 
 
 def _check_callback(body: bytes, headers: Mapping[str, str], secrets: Sequence[str]) -> Check:
+    """Check `X-Callback-Signature` against each secret."""
     signature = headers.get("x-callback-signature")
     if signature is None:
         return "absent"
@@ -123,6 +125,7 @@ def _check_callback(body: bytes, headers: Mapping[str, str], secrets: Sequence[s
 def _check_webhook(
     body: bytes, headers: Mapping[str, str], secrets: Sequence[str], tolerance: timedelta, now: datetime
 ) -> Check:
+    """Check the Standard Webhooks headers: timestamp within `tolerance`, and a signature of one secret."""
     id_, stamp, signatures = (headers.get(f"webhook-{part}") for part in ("id", "timestamp", "signature"))
     if id_ is None and stamp is None and signatures is None:
         return "absent"
@@ -141,6 +144,7 @@ def _check_webhook(
 
 
 def _any_equal(expected: Sequence[str], signatures: Sequence[str]) -> Check:
+    """Whether any signature is an expected one, compared in constant time."""
     matches = [
         hmac.compare_digest(valid.encode(), signature.encode("utf-8", "replace"))
         for valid in expected

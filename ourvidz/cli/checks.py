@@ -65,6 +65,7 @@ def check_broker(settings: Settings) -> Check:
 
 
 def _check_redis(url: str, fix: str) -> Check:
+    """Check that the server responds, and that its eviction policy deletes no keys."""
     import redis
 
     try:

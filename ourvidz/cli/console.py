@@ -65,6 +65,7 @@ def format_table(
 
 
 def _format_row(row: TableRow, widths: list[int], width: int, colours: Mapping[str, str]) -> list[str]:
+    """The lines of one row: the last cell wraps under its column, and details follow indented."""
     *cells, last = row.cells
     details = row.details
     left = "".join(
@@ -81,11 +82,13 @@ def _format_row(row: TableRow, widths: list[int], width: int, colours: Mapping[s
 
 
 def _wrap(text: str, width: int) -> list[str]:
+    """The lines of a text, wrapped between words only."""
     wrapper = textwrap.TextWrapper(max(width, 1), break_long_words=False, break_on_hyphens=False)
     return [line for paragraph in text.splitlines() for line in wrapper.wrap(paragraph)]
 
 
 def _coloured(cell: str, colours: Mapping[str, str]) -> str:
+    """The cell with the escape codes of its colour, if it has one."""
     return click.style(cell, fg=colours[cell]) if cell in colours else cell
 
 

@@ -194,6 +194,7 @@ def _wait_for_callbacks(shim: Shim, job_id: str) -> list[str]:
 
 
 def _save(job_id: str, *, image: bytes, thumbnail: bytes) -> list[Path]:
+    """Write the files of a job to the output directory and return their paths."""
     OUTPUT_DIR.mkdir(exist_ok=True)
     files = [OUTPUT_DIR.absolute() / f"{job_id}.{extension}" for extension in ("png", "thumb.webp")]
     for file, data in zip(files, (image, thumbnail), strict=True):
@@ -256,6 +257,7 @@ def _stack(folder: Path, *, flower: bool) -> Iterator[tuple[dict[str, Any], subp
 
 
 def _read_ready_line(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """Read the JSON line that `ourvidz up` prints when it is ready. Raises `DemoFailed` after a timeout."""
     assert process.stdout is not None
     timeout = threading.Timer(READY_TIMEOUT_S, process.terminate)
     timeout.start()

@@ -231,6 +231,7 @@ def _format_asset(asset: dict[str, Any]) -> str:
 
 
 def _print_change(response: Any, change: str, job_id: str, as_json: bool) -> None:
+    """Print that a job was changed, or the shim's response as JSON."""
     if as_json:
         print_json(response)
     else:
@@ -238,6 +239,7 @@ def _print_change(response: Any, change: str, job_id: str, as_json: bool) -> Non
 
 
 def _path(job_id: str, *more: str) -> str:
+    """The path of a job's route, with further segments."""
     return "/".join(("/jobs", quote(job_id, safe=""), *more))
 
 

@@ -155,6 +155,7 @@ def check_qwen(settings: Settings) -> Check:
 
 
 def _check_qwen_variant(settings: Settings, variant: QwenVariant, url: str | None) -> Check:
+    """Check the remote server of a Qwen variant, or else its local checkpoint."""
     variable = f"OURVIDZ_QWEN_{variant.upper()}_URL"
     if url is not None:
         return _check_openai_server(f"{url.rstrip('/')}/models", settings.qwen_key, variable)

@@ -129,6 +129,7 @@ def _archive_damage(path: Path) -> str | None:
 
 
 def _safetensors_damage(path: Path) -> str | None:
+    """Why a safetensors file is damaged, by its header and size; None if it is complete."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= MAX_HEADER_BYTES:
@@ -141,6 +142,7 @@ def _safetensors_damage(path: Path) -> str | None:
 
 
 def _row(family: str, path: Path | None, find: FindCheckpoint, *, verify_files: bool) -> Row:
+    """The row of one checkpoint; `problem` has the error of a missing or damaged one."""
     try:
         checkpoint = find()
     except ModelLoadError as error:

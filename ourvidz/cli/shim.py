@@ -114,6 +114,7 @@ class Shim:
             time.sleep(RECONNECT_DELAY_S)
 
     def _stream(self, job_id: str, last_id: str | None) -> Iterator[Event]:
+        """Yield the events of a job's stream after `last_id` until the response ends."""
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
         url = f"{self.url}/jobs/{quote(job_id, safe='')}/events"
         timeout = (CONNECT_TIMEOUT_S, STREAM_TIMEOUT_S)
@@ -123,6 +124,7 @@ class Shim:
                 yield Event(event.id, event.event, json.loads(event.data))
 
     def _request_json(self, method: str, path: str, **content: Any) -> Any:
+        """Send a request and return its JSON; None for an empty response. Raises `ShimError`."""
         response = self._request(method, self.url + path, **content)
         if not response.content:
             return None
@@ -132,6 +134,7 @@ class Shim:
             raise ShimError(f"{self.url} is no OurVidz shim: {path} answered no JSON") from None
 
     def _request(self, method: str, url: str, **content: Any) -> requests.Response:
+        """Send a request. Raises `ShimError` for a failed connection and for an error status."""
         timeout = (CONNECT_TIMEOUT_S, self._read_timeout_s)
         try:
             response = self._session.request(method, url, timeout=timeout, **content)

@@ -121,6 +121,7 @@ WEB_STOP_STEPS: list[StopStep] = [
 def _worker_spec(
     name: str, state: StateDir, env: dict[str, str], *options: str, pass_fds: tuple[int, ...] = ()
 ) -> ProcessSpec:
+    """The process `ourvidz worker NAME`, with its log file and inherited file descriptors."""
     argv = (*PYTHON_M, "ourvidz.cli.main", "worker", name, *options)
     return ProcessSpec(name, argv, env, state.log(name), pass_fds)
 

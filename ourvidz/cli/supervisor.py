@@ -136,12 +136,14 @@ class Supervisor:
         return True
 
     def _handle_exit(self, child: _Child, now: float) -> None:
+        """Kill the remaining processes of the child's group and schedule a restart."""
         _kill(child.process)
         status = child.process.returncode
         cause = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         self._schedule_restart(child, now, f"{child.spec.name} ended ({cause}); its log: {child.spec.log}")
 
     def _restart(self, child: _Child, now: float) -> None:
+        """Start the child again; if that fails, schedule the next restart."""
         try:
             child.process = _spawn(child.spec)
         except OSError as error:
@@ -150,6 +152,7 @@ class Supervisor:
             child.started_at, child.restart_at = now, None
 
     def _schedule_restart(self, child: _Child, now: float, reason: str) -> None:
+        """Set the time of the next restart, after the back-off, and notify the operator."""
         child.backoff_s = next_backoff_s(child.backoff_s, now - child.started_at)
         child.restart_at = now + child.backoff_s
         self._notify(f"{reason}; starting it again in {child.backoff_s:g} s")

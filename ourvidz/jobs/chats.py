@@ -91,6 +91,7 @@ def _messages(fields: Fields) -> tuple[Message, ...]:
 
 
 def _parse_messages(field: FieldValue) -> tuple[Message, ...]:
+    """Parse a list of messages. Raises `InvalidParameters` if there are too many or they are too long."""
     if not isinstance(field.value, (list, tuple)) or not 1 <= len(field.value) <= MAX_MESSAGES:
         raise invalid_value(field.path, f"a list of 1 to {MAX_MESSAGES} messages", field.value)
     messages = tuple(_message(f"{field.path}[{at}]", item) for at, item in enumerate(field.value))

@@ -43,6 +43,7 @@ def parse_image(fields: Fields, row: JobType, common: dict[str, Any], defaults: 
 
 
 def _size(fields: Fields) -> tuple[int, int] | None:
+    """Width and height (px): `width` and `height`, `resolution` or `size`; else None."""
     return (
         read_sides(fields, SDXL_SIDE_PX)
         or parse_size(fields.first("config.resolution"), SDXL_SIDE_PX)

@@ -30,6 +30,7 @@ def read_loras(fields: Fields, allowed: Mapping[str, float]) -> tuple[JobLora, .
 
 
 def _entries(field: FieldValue) -> list[FieldValue]:
+    """The entries of a list, or the names of a comma-separated text, each with its path."""
     if isinstance(field.value, str):
         names = [name.strip() for name in field.value.split(",")]
         return [FieldValue(field.path, name) for name in names if name]
@@ -39,6 +40,7 @@ def _entries(field: FieldValue) -> list[FieldValue]:
 
 
 def _parse_lora(entry: FieldValue, allowed: Mapping[str, float]) -> JobLora:
+    """Parse one entry, a name or an object, with the default weight of its name."""
     fields: dict[Any, Any] = entry.value if isinstance(entry.value, dict) else {"name": entry.value}
     path = f"{entry.path}.name" if fields is entry.value else entry.path
     name = fields.get("name")

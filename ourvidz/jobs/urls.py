@@ -64,6 +64,7 @@ def is_readable_by(owner: str, path: str) -> bool:
 
 
 def _is_under(owner: str, path: str) -> bool:
+    """Whether the path below its bucket starts with `owner`, and has no empty or relative segments."""
     # Object stores behind HTTP decode percent-encoding once more, so an encoded ".." counts too.
     decoded = unquote(path)
     rest = path.split("/")[1:]
@@ -76,6 +77,7 @@ def _is_under(owner: str, path: str) -> bool:
 
 
 def _check_storage_path(field: FieldValue, owner: str) -> str:
+    """Return the path. Raises `InvalidParameters` for its bucket, `ReferenceForbidden` for another owner."""
     path: str = field.value
     bucket, *rest = path.split("/")
     if bucket not in READ_BUCKETS:

@@ -57,6 +57,7 @@ class Signer:
         self._signed(encode_png(Image.new("RGB", (1, 1))), "image/png", "trainedAlgorithmicMedia", None)
 
     def _signed(self, data: bytes, mime: str, source: DigitalSourceType, timestamp_url: str | None) -> bytes:
+        """Sign a file with the library. Raises `InternalError`."""
         c2pa = load_c2pa()
         output = io.BytesIO()
         try:

@@ -105,12 +105,14 @@ class EgressPolicy:
             raise _denied(destination, str(blocked)) from blocked
 
     def _policy(self, destination: Origin) -> Policy:
+        """The address rules for a destination: those of allowed hosts, or the public ones."""
         if destination.is_among(self._hosts):
             return replace(self._listed, allowed_ports=frozenset({destination.port}))
         return self._public
 
 
 def _address_table() -> AddressTable:
+    """The library's table of denied address blocks, with our rules in place of equal blocks."""
     own = {
         ip_network(net): Block(ip_network(net), name, "ours", reach) for net, reach, name in _ADDRESS_RULES
     }
@@ -127,5 +129,6 @@ def _is_disguised_address(destination: Origin) -> bool:
 
 
 def _denied(destination: Origin, reason: str) -> EgressDenied:
+    """Log a refused destination and build its error; the caller raises it."""
     _log.warning("host_refused", host=destination.host, port=destination.port, reason=reason)
     return EgressDenied(reason)

@@ -67,6 +67,7 @@ class Fetcher:
         return result
 
     def _follow(self, url: str, accepts: BodyCheck, deadline: Deadline) -> HttpResponse | RequestFailure:
+        """GET the URL and follow redirects, each of which is checked against the policy."""
         for _ in range(self._max_redirects + 1):
             if refused := self._policy.refusal(url):
                 return RequestFailure(refused)
@@ -79,6 +80,7 @@ class Fetcher:
     def _request(
         self, url: str, accepts: BodyCheck, deadline: Deadline
     ) -> HttpResponse | RequestFailure | _Redirect:
+        """Send one GET request; the result may be a redirect."""
         parsed = parse_http_url(url)
         if parsed is None:
             return RequestFailure(INVALID_URL)
@@ -101,6 +103,7 @@ class Fetcher:
     def _evaluate(
         self, url: str, response: StreamedResponse, accepts: BodyCheck
     ) -> HttpResponse | RequestFailure | _Redirect:
+        """Decide by status and headers: a redirect, a failure, or reading the body."""
         location = response.headers.get("location")
         if response.status in _REDIRECTS and location:
             return _redirect(url, location)
@@ -111,6 +114,7 @@ class Fetcher:
         return self._read(response, accepts)
 
     def _read(self, response: StreamedResponse, accepts: BodyCheck) -> HttpResponse | RequestFailure:
+        """Read the body up to the size limit, as long as `accepts` accepts its first bytes."""
         if int(response.headers.get("content-length", "0")) > self._max_bytes:
             return RequestFailure("the body is too large")
         body = bytearray()
@@ -129,6 +133,7 @@ class Fetcher:
 
 
 def _redirect(url: str, location: str) -> _Redirect | RequestFailure:
+    """The redirect to a Location header, resolved against `url`."""
     try:
         # Headers arrive as Latin-1, URLs in them are written in UTF-8.
         return _Redirect(urljoin(url, location.encode("latin-1").decode("utf-8")))

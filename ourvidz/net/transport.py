@@ -251,6 +251,7 @@ class _DeadlineStream(httpcore2.NetworkStream):
 
 @contextmanager
 def _mapped(late: type[Exception], failed: type[Exception]) -> Iterator[None]:
+    """Raise a timeout as `late` and any other socket error as `failed`."""
     try:
         yield
     except TimeoutError as error:
@@ -289,6 +290,7 @@ def _httpcore_url(url: HttpUrl) -> httpcore2.URL:
 
 
 def _request_headers(url: HttpUrl, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """The headers of a request with `Host` and our defaults, encoded."""
     names = {name.lower() for name in headers}
     merged = {name: value for name, value in _DEFAULT_HEADERS.items() if name.lower() not in names}
     default_port = {"http": 80, "https": 443}[url.origin.scheme]
@@ -298,6 +300,7 @@ def _request_headers(url: HttpUrl, headers: Mapping[str, str]) -> list[tuple[byt
 
 
 def _header_map(items: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Response headers by lower-case name; repeated ones are joined with commas."""
     headers: dict[str, str] = {}
     for raw_name, raw_value in items:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")

@@ -51,6 +51,7 @@ class ProgressReporter:
 
     @contextmanager
     def _recording_errors(self) -> Iterator[None]:
+        """Record an error of a callback, which is not to be taken for one of the pipeline."""
         try:
             yield
         except Exception as error:

@@ -89,6 +89,7 @@ def _added_tokens(folder: Path, config: dict[str, Any], added: list[dict[str, An
 
 
 def _added_token(token: str | dict[str, Any]) -> AddedToken:
+    """The added token of a config entry, as special token with the flags of the entry."""
     if isinstance(token, str):
         return AddedToken(token, special=True)
     return AddedToken(
@@ -97,14 +98,17 @@ def _added_token(token: str | dict[str, Any]) -> AddedToken:
 
 
 def _content(token: str | dict[str, Any]) -> str:
+    """The text of a token entry."""
     return token if isinstance(token, str) else str(token["content"])
 
 
 def _read_merges(file: Path) -> list[tuple[str, str]]:
+    """The merges in `merges.txt`, in order of priority."""
     lines = read_text(file).splitlines()
     return [_merge(line) for line in lines if line.strip() and not line.startswith("#version")]
 
 
 def _merge(line: str | list[str]) -> tuple[str, str]:
+    """The two parts of a merge."""
     left, right = line.split(" ") if isinstance(line, str) else line
     return left, right

@@ -56,6 +56,7 @@ def read_encoders(folder: Path) -> TextEncoders:
 
 
 def _number(file: Path, name: str) -> int:
+    """An integer of a config file. Raises `ModelLoadError` if it is missing."""
     value = read_json(file).get(name)
     if not isinstance(value, int):
         raise ModelLoadError(f"{file} has no {name}.")

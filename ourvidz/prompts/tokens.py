@@ -64,6 +64,7 @@ class PromptTokenizer:
         return chunks or [Chunk((Fragment(""),), ())]
 
     def _chunks(self, section: Section) -> Iterator[Chunk]:
+        """Yield the chunks of a section; no word is split over two chunks, unless it is longer than one."""
         max_tokens = self.context - SPECIAL_TOKENS
         pending: list[_Word] = []
         count = 0

@@ -166,6 +166,7 @@ def _brackets(text: str) -> list[_Bracket]:
 
 
 def _factor(digits: str) -> float:
+    """The weight of a number, clamped to the valid range."""
     return min(max(0.0, float(digits)), LARGEST)
 
 

@@ -66,6 +66,7 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
 
 
 def _to_upright_rgb(opened: Image.Image) -> Image.Image:
+    """The image in RGB, rotated by its EXIF orientation, reduced to the working size, without metadata."""
     short = min(opened.size)
     if short > WORKING_PX:
         # JPEGs can be decoded at a fraction of their size; for other formats this does nothing.
@@ -82,6 +83,7 @@ def _to_upright_rgb(opened: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB: 16-bit levels scaled, transparency on white. `ValueError` for 32-bit samples."""
     if image.mode.startswith("I;16"):
         # A direct conversion would clip: all but the darkest 1/256 of the values would be white.
         return image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L").convert("RGB")
@@ -96,6 +98,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 if it is missing or damaged."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # noqa: BLE001  a damaged EXIF block does not make the image unusable

@@ -51,6 +51,7 @@ class ReferenceResolver:
         return decode(self._load(reference, user_id), max_pixels=self._limits.max_pixels)
 
     def _load(self, reference: str, user_id: str | None) -> bytes:
+        """The bytes of a reference: a data URI, a URL, or a storage path of the user."""
         scheme = scheme_of(reference)
         if scheme is None:
             return self._load_stored(reference, user_id)
@@ -65,6 +66,7 @@ class ReferenceResolver:
         return result.body
 
     def _load_stored(self, path: str, user_id: str | None) -> bytes:
+        """Read a storage path of the user. Raises `ReferenceForbidden` for other paths, `ReferenceFrameError`."""
         # Checked at submission too, but a job may have been recorded before the rule was what it is now.
         if user_id is None or not is_readable_by(user_id, path):
             raise ReferenceForbidden(FORBIDDEN, field="reference")

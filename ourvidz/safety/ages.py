@@ -49,6 +49,7 @@ def states_minor_age(text: str) -> bool:
 
 
 def _is_under_age(number: str) -> bool:
+    """Whether a number, in digits or words, is an age below `ADULT_YEARS`."""
     digits = re.match(r"\d+", number)
     years = int(digits[0]) if digits else _YEARS.get(number, ADULT_YEARS)
     return years < ADULT_YEARS

@@ -55,6 +55,7 @@ class Gate:
 
 
 def _violation(texts: tuple[str, ...]) -> PolicyViolation:
+    """Build the error of refused texts, with their hash for the audit log; the caller raises it."""
     normalised = "\n".join(map(fold, texts))
     violation = PolicyViolation(MESSAGE)
     violation.audit = {

@@ -64,5 +64,6 @@ def _flagged(body: bytes) -> bool:
 
 
 def _undecided(reason: str) -> WorkerUnavailable:
+    """Log a failed request and build its error; the caller raises it."""
     _log.warning("moderation_failed", reason=reason)
     return WorkerUnavailable(UNDECIDED)

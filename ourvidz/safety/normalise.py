@@ -67,6 +67,7 @@ def fold(text: str, *, hidden: str = "") -> str:
 
 
 def _visible(text: str, hidden: str) -> Iterator[str]:
+    """Yield the characters without marks; white space as a space, and invisible ones as `hidden`."""
     for char in text:
         category = unicodedata.category(char)
         if char.isspace():
@@ -113,6 +114,7 @@ def _undisguised(text: str) -> Iterator[str]:
 
 
 def _symbols_as_letters(text: str, one: str) -> str:
+    """Replace symbols by the letters that they look like; ambiguous ones by `one`."""
     letters = _SYMBOLS | dict.fromkeys(_AMBIGUOUS_SYMBOLS, one)
     return _SYMBOL.sub(lambda match: letters[match[0]], text)
 
@@ -125,4 +127,5 @@ def _digits_in_words_as_letters(text: str, one: str) -> str:
 
 
 def _digits_as_letters(text: str, one: str) -> str:
+    """Replace digits by the letters that they look like; a 1 by `one`."""
     return text.translate(_DIGITS_WITH[one])

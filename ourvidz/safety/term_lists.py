@@ -65,6 +65,7 @@ def _pattern(term: str) -> str:
 
 
 def _repeatable(run: str) -> str:
+    """A pattern of a run of equal letters that also matches more repetitions."""
     letter = re.escape(run[0])
     return f"{letter}(?:{letter}{{2,}})?" if len(run) == 1 else f"{letter}{{{min(len(run), 3)},}}"
 
@@ -81,6 +82,7 @@ def load_terms() -> Terms:
 
 
 def _resolve_entry_point(point: EntryPoint) -> Traversable:
+    """The folder that an entry point names: a path, a text or a module. Raises `SettingsError`."""
     try:
         target = point.load()
         return (

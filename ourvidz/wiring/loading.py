@@ -56,6 +56,7 @@ def cache_key(settings: Settings, family: str) -> _Key:
 
 
 def _build(settings: Settings, family: str) -> Models:
+    """Call the builder that `OURVIDZ_MODELS` names. Raises `SettingsError` if it cannot be imported."""
     module, _, name = settings.models.partition(":")
     try:
         builder = getattr(import_module(module), name)

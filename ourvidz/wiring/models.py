@@ -150,6 +150,7 @@ def _build_texts(settings: Settings) -> ResidentTextModels:
 
 
 def _build_text(settings: Settings, variant: QwenVariant) -> TextModel:
+    """The text model of a Qwen variant: a remote server, or a local checkpoint. Raises `ModelLoadError`."""
     url = settings.qwen_instruct_url if variant == "instruct" else settings.qwen_base_url
     name = settings.qwen_instruct_name if variant == "instruct" else settings.qwen_base_name
     if url is not None:

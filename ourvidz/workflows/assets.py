@@ -78,6 +78,7 @@ class AssetUploader:
         )
 
     def _upload(self, index: int, image: Image) -> Asset:
+        """Sign and store one image with its thumbnail."""
         source, sign = self._signer.source, self._signer.sign
         return _store_file(
             sign(encode_png(image, source=source), "image/png"),

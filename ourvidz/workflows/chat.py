@@ -149,6 +149,7 @@ class TextBatch:
         item.end(fallback_outcome(item.job, ENHANCEMENT_FAILED, self._metadata()))
 
     def _outcome(self, text: _Text) -> Outcome:
+        """The outcome of a finished text; an enhancement without a usable text has the original prompt."""
         job = text.job
         metadata = self._metadata() | {
             "generation_time": round(time.monotonic() - text.started_at, 3),

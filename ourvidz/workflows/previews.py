@@ -66,6 +66,7 @@ class Previews:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _disable(self) -> None:
+        """Log the current error and render no more previews of this job."""
         self._failed = True
         _log.exception("previews_off", job_id=self._job_id)
 

@@ -162,6 +162,7 @@ class LeasedRun:
         return verdict is not None
 
     def _renew(self) -> None:
+        """Renew the lease until the run is closed or its fence is lost. Runs in a thread."""
         while not self._closed.wait(self._lease_s / 3):
             sent_at = self._clock()
             try:

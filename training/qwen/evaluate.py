@@ -261,4 +261,5 @@ def _perplexity(likelihoods: Sequence[tuple[float, int]]) -> float:
 
 
 def _share(flags: Sequence[bool]) -> float:
+    """The proportion of true flags."""
     return sum(flags) / len(flags)

@@ -45,6 +45,7 @@ class TextGenerator:
 
     @torch.no_grad()
     def _batches(self, texts: Sequence[str], temperature: float, max_tokens: int) -> Iterator[list[str]]:
+        """Yield the generated texts in batches."""
         sampling = {"do_sample": True, "temperature": temperature, "top_p": TOP_P} if temperature else {}
         for start in range(0, len(texts), BATCH):
             inputs = self.tokenizer(list(texts[start : start + BATCH]), return_tensors="pt", padding=True)

@@ -133,6 +133,7 @@ def _ending(rng: np.random.Generator) -> str:
 
 
 def _verb(rng: np.random.Generator, *, made_up: bool) -> Verb:
+    """A random verb of motion or size, or a made-up one."""
     if made_up:
         return inflect(made_up_word(rng))
     return pick(rng, SIZE_VERBS) if rng.random() < 0.1 else pick(rng, MOTION_VERBS)

@@ -131,6 +131,7 @@ def added_words(prompt: str, answer: str) -> int:
 
 
 def _text(kind: str, rng: np.random.Generator, *, held_out: bool) -> str:
+    """A random prompt of a kind."""
     match kind:
         case "picture":
             return caption(random_scene(rng, held_out=held_out), rng, complete=held_out)

@@ -60,6 +60,7 @@ def random_instruction(rng: np.random.Generator) -> str:
 
 
 def _random_sentence(rng: np.random.Generator) -> str:
+    """A sentence of 3 to 12 random words."""
     words = [_random_word(rng) for _ in range(rng.integers(3, 13))]
     if rng.random() < 0.3:
         words[rng.integers(len(words))] += ","

@@ -71,6 +71,7 @@ def inflect(base: str) -> Verb:
 
 
 def _has_silent_e(base: str) -> bool:
+    """Whether the final e of a verb is dropped before a suffix."""
     return base.endswith("e") and not base.endswith(("ee", "oe", "ye"))
 
 

@@ -38,6 +38,7 @@ def psnr_db(one: Pixels, other: Pixels) -> float:
 
 
 def _copy(pipeline: SDXLPipeline, image: Pixels, *, seed: int) -> Pixels:
+    """Generate an exact copy of an image with the pipeline."""
     job = ImageJob(
         id=f"copy-{seed}",
         type="sdxl_image_fast",
@@ -58,6 +59,7 @@ def _copy(pipeline: SDXLPipeline, image: Pixels, *, seed: int) -> Pixels:
 
 @torch.no_grad()
 def _reconstruct(vae: diffusers.AutoencoderKL, image: Pixels) -> Pixels:
+    """Encode and decode an image with the VAE."""
     decoded = vae.decode(vae.encode(to_tensor(image[None])).latent_dist.mode()).sample[0]
     levels = decoded.clamp(-1, 1).add(1).mul(127.5).round().permute(1, 2, 0)
     pixels: Pixels = levels.numpy().astype(np.uint8)

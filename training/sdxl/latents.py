@@ -87,6 +87,7 @@ def training_scenes(recipe: Recipe) -> Iterator[tuple[tuple[int, int], list[Scen
 def _encode(
     vae: diffusers.AutoencoderKL, scenes: list[Scene], width_px: int, height_px: int
 ) -> Iterator[torch.Tensor]:
+    """Yield the latents of rendered scenes in batches, in half precision."""
     for start in range(0, len(scenes), BATCH):
         batch = scenes[start : start + BATCH]
         images = to_tensor(np.stack([render(scene, width_px, height_px) for scene in batch]))

@@ -71,6 +71,7 @@ def batch(rng: np.random.Generator, count: int, *, crops: bool) -> Pixels:
 
 
 def _whole_image(rng: np.random.Generator) -> Pixels:
+    """A random training image, or a random quarter of one that is twice as large."""
     scene = random_scene(rng, held_out=False)
     edge = EDGE_PX
     if rng.random() >= LARGE_SHARE:

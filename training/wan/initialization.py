@@ -78,6 +78,7 @@ def _zero_residuals(half: Any, passed: int) -> None:
 
 
 def _zero_residual(layer: Any, passed: int) -> None:
+    """Scale down a layer and set the outputs of the first `passed` channels to zero."""
     layer.weight *= RESIDUAL_SCALE
     layer.bias *= RESIDUAL_SCALE
     layer.weight[:passed].zero_()

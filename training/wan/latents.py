@@ -161,6 +161,7 @@ def latent_frames(frames: int) -> int:
 
 
 def _geometry(subject: Scene | Clip, time: float) -> tuple[float, float, float]:
+    """Centre and radius of the shape at a time from 0 to 1."""
     if isinstance(subject, Scene):
         return subject.x, subject.y, subject.radius
     return geometry(subject, time)

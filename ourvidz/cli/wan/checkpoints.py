@@ -68,10 +68,12 @@ def _check_fits(checkpoint: Checkpoint, task_name: str, task: Task) -> None:
 
 
 def _describe_needed(task: Task) -> str:
+    """The checkpoint that a task needs, for error messages."""
     size = " with 14B weights" if task.large else ""
     return f"a checkpoint for {MODEL_NAMES[task.model]}{size}"
 
 
 def _describe_source(task: Task) -> str:
+    """The option or variable that names the checkpoint, for error messages."""
     variable = _VARIABLES.get(task.model)
     return f"--ckpt_dir, or set {variable}" if variable else "--ckpt_dir"

@@ -168,6 +168,7 @@ def _max_frame_pixels(task: Task, settings: Settings, *, tiny: bool) -> int | No
 
 
 def _prompt(options: Options) -> str:
+    """The prompt. Raises `InvalidPrompt` if it is missing, too long or no valid UTF-8."""
     if options.prompt is None or not options.prompt.strip():
         raise InvalidPrompt("--prompt is missing: this version makes up no example.", field="--prompt")
     if len(options.prompt) > PROMPT_CHARS:
@@ -178,6 +179,7 @@ def _prompt(options: Options) -> str:
 
 
 def _reference_mode(references: dict[str, Image]) -> ReferenceMode:
+    """The reference mode of a set of references by name."""
     if {"start", "end"} <= references.keys():
         return "both"
     modes: tuple[ReferenceMode, ...] = ("start", "end", "single")

@@ -38,6 +38,7 @@ def find_sdxl(model: Path | None, *, config: Path | None = None, packaged: Path 
 
 
 def _single_file_config(model: Path, config: Path | None) -> Path:
+    """The config folder of a single file. Raises `ModelLoadError` if files are missing."""
     folder = config or model.with_name(f"{model.stem}.config")
     if not folder.is_dir():
         raise ModelLoadError(

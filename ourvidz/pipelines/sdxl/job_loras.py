@@ -49,6 +49,7 @@ class JobLoras:
 
     @torch.no_grad()
     def _back_up(self, layers: Iterable[torch.nn.Module]) -> None:
+        """Copy the weights of layers that have no copy yet to the CPU."""
         for layer in layers:
             if layer not in self._originals:
                 self._originals[layer] = lora.weight_of(layer).to("cpu", copy=True)

@@ -228,6 +228,7 @@ class SDXLPipeline:
         return self._model.pipe
 
     def _start(self, job: ImageJob, reference: Image | None, progress: ProgressReporter) -> GenerationState:
+        """The state of a new job: its size, reference plan and guidance scale in effect."""
         size = cap_size(job.width, job.height, cap=self.cap, multiple=SCALE)
         plan = image_to_image.plan_reference(
             job, reference, size, has_adapter=self._model.adapter is not None

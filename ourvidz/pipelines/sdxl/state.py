@@ -104,6 +104,7 @@ class GenerationState:
 
 
 def _batches(seeds: list[int], size: int) -> list[list[int]]:
+    """The seeds in batches of at most `size`."""
     return [seeds[first : first + size] for first in range(0, len(seeds), size)]
 
 

@@ -120,6 +120,7 @@ class QwenBatchDecoder:
                 return
 
     def _texts(self) -> list[DecodingText]:
+        """All texts: those of the batch, the one that is prefilling, and the waiting ones."""
         prefilling = [] if self._prefilling is None else [self._prefilling]
         return [*self._batch.texts, *prefilling, *self._waiting]
 
@@ -184,6 +185,7 @@ class QwenBatchDecoder:
         return deltas
 
     def _delta(self, text: DecodingText, token: int) -> TextDelta:
+        """The text delta of a new token, filtered by stop strings; the last one has a finish reason."""
         tokens_generated = len(text.sampling.tokens)
         at_end = token in self._model.end_tokens
         text_delta = "" if at_end else text.stop_filter.feed(text.detokenizer.decode(token))

@@ -47,6 +47,7 @@ class KVCache:
             self.values[:, to, :, :columns] = self.values[:, row, :, :columns]
 
     def _allocate(self, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Zeroed keys and values, (layers, rows, heads, columns, width) each."""
         layers, heads, width = self._shape
         # Not torch.empty: a masked NaN is still a NaN.
         size = (2, layers, rows, heads, columns, width)

@@ -78,6 +78,7 @@ class ResidentTextModels:
                 self._load_with_retries(name, deadline)
 
     def _load_with_retries(self, name: str, deadline: float) -> None:
+        """Load a model; retry until `deadline` while its server is unavailable."""
         while True:
             try:
                 self.get(name)
@@ -101,6 +102,7 @@ class ResidentTextModels:
         return any(_is_loaded(model) for model in self._models.values())
 
     def _fits(self, model: TextModel) -> bool:
+        """Whether the policy and the free memory of the GPU allow the model beside the loaded ones."""
         if not model.needs_mib:
             return True
         if self._policy != "auto":

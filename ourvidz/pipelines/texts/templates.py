@@ -79,6 +79,7 @@ class ConversationTokenizer:
         ]
 
     def _mark_special_tokens(self, content: str) -> str:
+        """Put special tokens in a message between marks, so that they are tokenized as text."""
         return self._special_tokens.sub(
             lambda match: f"{_LITERAL_MARK}{match[0]}{_LITERAL_MARK}", content.replace(_LITERAL_MARK, "")
         )

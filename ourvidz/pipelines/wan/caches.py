@@ -75,6 +75,7 @@ class StepCache:
         return len(transformer.blocks) >= MIN_BLOCKS and (not is_vace or self.name == "taylorseer")
 
     def _config(self, sigmas: list[float], *, guided: bool) -> Any:
+        """The diffusers configuration of this cache for the noise levels of a job."""
         threshold = self._threshold
         if threshold is None:
             threshold = DEFAULT_THRESHOLDS.get(self.name or "")

@@ -108,6 +108,7 @@ def load_or_measure(folder: Path | None, name: str, measure: Callable[[], Magnit
 
 
 def _read(file: Path) -> MagnitudeCurve | None:
+    """The curve in a file; None if there is no file or its content is invalid."""
     try:
         content = json.loads(file.read_text())
         curve = MagnitudeCurve(tuple(map(float, content["levels"])), tuple(map(float, content["logs"])))

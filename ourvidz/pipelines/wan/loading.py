@@ -75,6 +75,7 @@ def share_equal_weights(transformer: Any, other: Any) -> None:
 
 
 def _read_original(folder: Path, model: WanModel, dtype: torch.dtype) -> Any:
+    """Read a checkpoint in the Wan release's layout. Raises `ModelLoadError` for image-to-video models."""
     if model in ("i2v", "flf2v"):
         raise ModelLoadError(
             f"{folder} is a {MODEL_NAMES[model]} checkpoint in the layout of the Wan release, whose image "

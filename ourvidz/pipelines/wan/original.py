@@ -126,6 +126,7 @@ def _text_encoder_config(weights: Weights) -> transformers.UMT5Config:
 
 
 def _rename(name: str) -> str:
+    """The name that transformers gives to a weight of the text encoder."""
     for pattern, replacement in _TEXT_ENCODER_NAMES:
         name, changes = re.subn(pattern, replacement, name)
         if changes:

@@ -289,6 +289,7 @@ class WanPipeline:
         return read_pipeline(self.checkpoint, self.model, self.dtype)
 
     def _plan(self, job: VideoJob, source: SourceVideo | None) -> ReferencePlan:
+        """The reference plan of a job, on the VACE checkpoint if the job has references and one is set."""
         use_vace = self.vace is not None and job.reference_mode != "none"
         model = "vace" if use_vace else self.model
         return reference_guidance.plan_references(job, model, has_source=source is not None)

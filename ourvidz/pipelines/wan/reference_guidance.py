@@ -125,6 +125,7 @@ def held_steps(steps: int, strength: float) -> int:
 
 
 def _check_mode(job: VideoJob, mode: ReferenceMode) -> None:
+    """Raise `InvalidParameters` unless the job has this reference mode."""
     if job.reference_mode != mode:
         raise InvalidParameters(
             f"This checkpoint makes clips of the mode {mode} alone.",
@@ -179,6 +180,7 @@ def cut_surplus_frames(job: VideoJob, plan: ReferencePlan, frames: torch.Tensor)
 
 
 def _require(references: ReferenceImages, name: str) -> Image:
+    """The reference with this name. Raises `InvalidParameters` if it is missing."""
     image: Image | None = getattr(references, name)
     if image is None:
         raise InvalidParameters(
@@ -235,7 +237,9 @@ class ReferenceGuidance:
         return latents
 
     def _held_frames(self, step: int) -> tuple[int, ...]:
+        """The latent frames that are fixed to the reference at this step."""
         return self.plan.held_frames if step < self.plan.held_steps else ()
 
     def _known_at(self, sigma: float) -> torch.Tensor:
+        """The known latents with noise of level `sigma`."""
         return (1 - sigma) * self._known + sigma * self._noise

@@ -115,6 +115,7 @@ class VideoVAE:
         return frames
 
     def _per_channel(self, values: list[float]) -> torch.Tensor:
+        """Values by channel as a tensor that broadcasts over latents."""
         return torch.tensor(values, device=self._vae.device, dtype=self._vae.dtype).view(1, -1, 1, 1, 1)
 
 
