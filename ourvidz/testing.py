@@ -273,6 +273,12 @@ def eager(directory: Path, recorder: CallbackRecorder, **variables: Any) -> Iter
             app.conf.update(kept)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Ignore a warning of diffusers' schedulers with numpy 2: in a project that turns warnings into errors,
+    every image job would fail."""
+    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning:diffusers")
+
+
 def pytest_unconfigure() -> None:
     """End the server with the test session."""
     stop_private_server()

@@ -158,7 +158,10 @@ def test_the_example_receiver_gets_callbacks_and_the_forwarder_forwards_jobs(
 def test_the_example_tests_of_the_page_pass_in_another_project(
     page: OpenPage, fast_python: Path, tmp_path: Path
 ) -> None:
-    """The examples need none of this project's pytest configuration."""
+    """The examples need none of this project's pytest configuration, and run where warnings are errors."""
+    # `fast_python` has imported modules before pytest could rewrite their assertions.
+    filters = ("error", "ignore::pytest.PytestAssertRewriteWarning")
+    (tmp_path / "pytest.ini").write_text("\n    ".join(("[pytest]\nfilterwarnings =", *filters)))
     blocks = page("docs/testing.md").blocks("python")
     for block in blocks:
         (tmp_path / block.title).write_text(block.text)
