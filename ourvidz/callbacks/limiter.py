@@ -54,7 +54,7 @@ class PerHostLimiter:
             return len(self._hosts[host].backlog) if host in self._hosts else 0
 
     def _admit(self, name: str, item: str) -> bool:
-        """Take a slot of the host and return True; if none is free, add the item to its backlog unless full."""
+        """Take a slot of the host and return True; without a free slot add the item to its backlog."""
         with self._lock:
             host = self._hosts.setdefault(name, _Host())
             if host.active < self._max_active:

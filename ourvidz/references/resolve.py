@@ -66,7 +66,7 @@ class ReferenceResolver:
         return result.body
 
     def _load_stored(self, path: str, user_id: str | None) -> bytes:
-        """Read a storage path of the user. Raises `ReferenceForbidden` for other paths, `ReferenceFrameError`."""
+        """Read a storage path of the user. Raises `ReferenceForbidden` or `ReferenceFrameError`."""
         # Checked at submission too, but a job may have been recorded before the rule was what it is now.
         if user_id is None or not is_readable_by(user_id, path):
             raise ReferenceForbidden(FORBIDDEN, field="reference")

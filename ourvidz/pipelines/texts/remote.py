@@ -219,7 +219,7 @@ class _StreamedRequest:
         return WorkerUnavailable("What the language model's server said cannot be read.")
 
     def _read_stream(self) -> None:
-        """Put a text delta into the queue for each event. Raises `WorkerUnavailable` for a truncated stream."""
+        """Put a text delta into the queue for each event. `WorkerUnavailable` for a truncated stream."""
         finish_reason, prompt_tokens = None, None
         for data in self.stream.events():
             if data == openai_protocol.DONE:
