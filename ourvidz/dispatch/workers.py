@@ -8,8 +8,10 @@ from kombu.entity import Exchange, Queue
 from ourvidz import log
 from ourvidz.app import app as celery_app
 from ourvidz.celery_settings import BEAT_QUEUE, CALLBACKS_QUEUE, FLUSH_TASK, PRIORITY_SYNC
+from ourvidz.dispatch.inspection import read_messages
 from ourvidz.dispatch.messages import BROKER_ERRORS, deliver, publish
 from ourvidz.errors import NotFound
+from ourvidz.ledger.check import Messages
 from ourvidz.ledger.record import Record
 from ourvidz.ledger.sweep import recover
 from ourvidz.wiring import control
@@ -104,7 +106,7 @@ def drop_beat_messages() -> int:
 
 
 class Broker:
-    """The broker as the sweep uses it; implements `ledger.sweep.Outlet`."""
+    """The broker as `ledger.sweep` and `ledger.check` use it; implements the `Broker` of both."""
 
     def publish(self, record: Record) -> bool:
         """Publish a job's message. Returns whether the broker was reached."""
@@ -121,6 +123,10 @@ class Broker:
     def waiting_messages(self, queue: str) -> int:
         """Return how many messages no worker has received."""
         return waiting_messages(queue)
+
+    def messages(self, queue: str) -> Messages:
+        """Read the messages of a queue, without taking them."""
+        return read_messages(queue)
 
     def deliveries_waiting(self) -> int:
         """Return how many deliveries no worker has received."""

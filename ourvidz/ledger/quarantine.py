@@ -116,10 +116,11 @@ class QuarantineOperations(MaintenanceOperations):
         name = self._keys.quarantine
         return int(self._connection.with_retries(lambda: self._connection.client.zcard(name)))
 
-    def recheck_quarantined(self) -> int:
-        """Read quarantined jobs again, and put those back that can be read now. Returns their number."""
+    def recheck_quarantined(self, *, older_than_s: float = RECHECK_S) -> int:
+        """Read quarantined jobs again that were last checked longer ago than this, and put those back that
+        can be read now. Returns their number."""
         restored = 0
-        for entry in self.quarantined(RECHECKS, older_than_s=RECHECK_S):
+        for entry in self.quarantined(RECHECKS, older_than_s=older_than_s):
             (fields,) = self._read_each([entry.job_id])
             try:
                 if fields:

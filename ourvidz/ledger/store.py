@@ -11,16 +11,16 @@ from ourvidz.ledger.base import DAY_S, Keys, LedgerOptions
 from ourvidz.ledger.connection import Connection
 from ourvidz.ledger.duties import DutyOperations
 from ourvidz.ledger.enhancement import EnhancementOperations
+from ourvidz.ledger.inspection import InspectionOperations
 from ourvidz.ledger.jobs import JobOperations
 from ourvidz.ledger.outbox import OutboxOperations
-from ourvidz.ledger.quarantine import QuarantineOperations
 from ourvidz.ledger.workers import WorkerOperations
 
 
 class Ledger(
     JobOperations,
     EnhancementOperations,
-    QuarantineOperations,
+    InspectionOperations,
     OutboxOperations,
     WorkerOperations,
     DutyOperations,

@@ -286,9 +286,17 @@ class Invariants(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "ledger"):
+            self.check_reports_nothing()
             self.ledger.close()
             self.client.close()
             self._prefixes.__exit__(None, None, None)
+
+    def check_reports_nothing(self) -> None:
+        """`ourvidz ledger check` must not take what the verbs leave for damage."""
+        ledger = self.ledger
+        assert list(ledger.check_jobs(ledger.job_ids(), repair=False)) == []
+        assert list(ledger.check_events(ledger.event_ids(), repair=False)) == []
+        assert list(ledger.check_user_indexes(repair=False)) == []
 
     def drop_job(self, job_id: str) -> None:
         """Delete the expected state of a deleted job, whose id may be registered again."""

@@ -1,0 +1,146 @@
+"""Reading the whole ledger, to compare what is stored with itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, TypeVar
+
+from redis.exceptions import ResponseError
+
+from ourvidz.jobs.catalog import QUEUES
+from ourvidz.ledger.base import DELIVERED_TTL_S, STREAM_TTL_S
+from ourvidz.ledger.quarantine import QuarantineOperations, UnreadableRecord, read_record
+
+BATCH = 50
+"""Jobs or events that one script checks: other clients wait meanwhile, for about two milliseconds."""
+SCAN_COUNT = 1000
+
+Code = Literal[
+    "dangling", "orphan", "index", "document", "lifetime", "event", "counter", "unreadable", "quarantine",
+    "message",
+]  # fmt: skip
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it must be. `subject` is a job id, an event id or the name of a queue."""
+
+    code: Code
+    subject: str
+    detail: str
+    mended: bool = False
+
+
+class InspectionOperations(QuarantineOperations):
+    """Verbs of `ourvidz ledger check`. Every job and event is checked, and mended, by one script each, so
+    nothing needs to be stopped."""
+
+    def job_ids(self) -> set[str]:
+        """The ids of all jobs that anything is stored of: a record, a part of one, or a place in an index."""
+        found: set[str] = set()
+        for kind in ("job:", "doc:", "rows:", "stream:"):
+            found.update(self._scan(kind))
+        indexes = ["leases", "finished", "due", "documents", "index:all", "quarantine"]
+        indexes += [f"queued:{queue}" for queue in QUEUES.values()]
+        for index in indexes:
+            found.update(self._members(f"{self._keys.prefix}{index}"))
+        return found
+
+    def event_ids(self) -> set[str]:
+        """The ids of all outbox events that anything is stored of."""
+        found = set(self._scan("event:"))
+        for state in ("pending", "delivered", "dead"):
+            found.update(self._members(self._keys.events(state)))
+        return found
+
+    def check_jobs(self, job_ids: Iterable[str], *, repair: bool) -> Iterator[Finding]:
+        """Check jobs; with `repair`, mend what is found."""
+        for batch in _batches(job_ids, BATCH):
+            readable = []
+            for job_id, fields in zip(batch, self._read_each(batch), strict=True):
+                try:
+                    if fields:
+                        read_record(job_id, fields)
+                    readable.append(job_id)
+                except UnreadableRecord as error:
+                    yield self._report_unreadable(job_id, str(error), repair=repair)
+            yield from self._run_check(
+                "check_jobs",
+                readable,
+                int(repair),
+                self._options.record_ttl_s,
+                int(STREAM_TTL_S),
+                int(DELIVERED_TTL_S),
+                " ".join(QUEUES.values()),
+                repair=repair,
+            )
+
+    def check_events(self, event_ids: Iterable[str], *, repair: bool) -> Iterator[Finding]:
+        """Check outbox events; with `repair`, mend what is found."""
+        for batch in _batches(event_ids, BATCH):
+            yield from self._run_check("check_events", batch, int(repair), repair=repair)
+
+    def check_user_indexes(self, *, repair: bool) -> Iterator[Finding]:
+        """Check the index of each user; with `repair`, remove ids without a record."""
+        for user in set(self._scan("index:user:")):
+            for job_id, code, detail in self._connection.run_script("check_user", user, int(repair)):
+                yield Finding(code, job_id, detail, repair)
+
+    def _report_unreadable(self, job_id: str, reason: str, *, repair: bool) -> Finding:
+        """An unreadable record; with `repair`, it is set aside. It stays a finding until it can be read."""
+        if repair:
+            for index in ("leases", *(f"queued:{queue}" for queue in QUEUES.values())):
+                self.quarantine(job_id, index=index, reason=reason)
+        return Finding("unreadable", job_id, reason)
+
+    def _run_check(self, verb: str, ids: list[str], *args: object, repair: bool) -> Iterator[Finding]:
+        """Run a check script on ids; where one raises an error, on each id alone."""
+        if not ids:
+            return
+        try:
+            rows = self._connection.run_script(verb, *args, *ids)
+        except ResponseError as error:
+            if len(ids) == 1:
+                yield Finding("unreadable", ids[0], f"it cannot be checked: {_first_line(error)}")
+                return
+            for each in ids:
+                yield from self._run_check(verb, [each], *args, repair=repair)
+            return
+        for subject, code, detail in rows:
+            yield Finding(code, subject, detail, repair and code not in ("document", "quarantine"))
+
+    def _scan(self, kind: str) -> Iterator[str]:
+        """What follows `kind` in the names of keys. A name may come twice."""
+        start = f"{self._keys.prefix}{kind}"
+        cursor: int = 0
+        while True:
+            cursor, names = self._connection.with_retries(
+                lambda at=cursor: self._connection.client.scan(  # type: ignore[misc]
+                    at, match=f"{_escaped(start)}*", count=SCAN_COUNT
+                )
+            )
+            yield from (name.removeprefix(start) for name in names)
+            if cursor == 0:
+                return
+
+    def _members(self, name: str) -> list[str]:
+        """The members of a sorted set."""
+        return list(self._connection.with_retries(lambda: self._connection.client.zrange(name, 0, -1)))
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    values = iter(items)
+    while batch := list(islice(values, size)):
+        yield batch
+
+
+def _escaped(text: str) -> str:
+    """A text as a glob pattern that matches only it."""
+    return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in text)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:60]
