@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ourvidz.errors import OurvidzError, SettingsError
+from ourvidz.net.client import HttpClient, RequestFailure
 from ourvidz.settings import Settings
 
 NETWORK_TIMEOUT_S = 5
@@ -128,11 +129,9 @@ def check_callbacks(settings: Settings) -> Check:
 
 
 def _check_endpoint(name: str, url: str, fix: str) -> Check:
-    """Send OPTIONS. Any status passes: a POST would deliver a real callback or text."""
-    import requests
-
-    try:
-        response = requests.options(url, timeout=NETWORK_TIMEOUT_S, allow_redirects=False)
-    except requests.RequestException as error:
-        return failed(name, f"{url}: {type(error).__name__}", fix)
-    return ok(name, f"{url} answers ({response.status_code})")
+    """Send OPTIONS. Any status passes: a POST would deliver a real callback or text. The client is the one
+    that will send those, with the same rules for proxies, passwords and certificates."""
+    response = HttpClient(timeout_s=NETWORK_TIMEOUT_S).options(url, headers={})
+    if isinstance(response, RequestFailure):
+        return failed(name, f"{url}: {response.reason}", fix)
+    return ok(name, f"{url} answers ({response.status})")

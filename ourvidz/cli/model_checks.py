@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from ourvidz.cli.checks import NETWORK_TIMEOUT_S, Check, failed, ok, skipped
 from ourvidz.errors import ModelLoadError
+from ourvidz.net.client import HttpClient, RequestFailure
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
@@ -166,16 +168,13 @@ def _check_qwen_variant(settings: Settings, variant: QwenVariant, url: str | Non
 
 def _check_openai_server(url: str, key: str | None, variable: str) -> Check:
     """`url` is the server's list of models: GET needs the key that the worker will use."""
-    import requests
-
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        response = requests.get(url, headers=headers, timeout=NETWORK_TIMEOUT_S, allow_redirects=False)
-    except requests.RequestException as error:
-        return failed("qwen", f"{url}: {type(error).__name__}", f"start that server, or correct {variable}")
-    if response.status_code != requests.codes.ok:
+    response = HttpClient(timeout_s=NETWORK_TIMEOUT_S).get(url, headers=headers)
+    if isinstance(response, RequestFailure):
+        return failed("qwen", f"{url}: {response.reason}", f"start that server, or correct {variable}")
+    if response.status != HTTPStatus.OK:
         fix = f"correct {variable} or OURVIDZ_QWEN_KEY"
-        return failed("qwen", f"{url} answers {response.status_code}", fix)
+        return failed("qwen", f"{url} answers {response.status}", fix)
     return ok("qwen", f"{url} answers")
 
 

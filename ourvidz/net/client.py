@@ -57,6 +57,10 @@ class HttpClient:
         """Send one GET; the response is read as in `post`."""
         return self._send("GET", url, None, headers)
 
+    def options(self, url: str, *, headers: Mapping[str, str]) -> HttpResponse | RequestFailure:
+        """Send one OPTIONS; the response is read as in `post`."""
+        return self._send("OPTIONS", url, None, headers)
+
     def _send(
         self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
     ) -> HttpResponse | RequestFailure:

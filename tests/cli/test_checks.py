@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ourvidz.cli import checks
 from ourvidz.settings import Settings
 
@@ -76,6 +78,17 @@ def test_any_status_of_a_callback_receiver_passes(make_settings: MakeSettings, m
     """Only a real callback may be posted there, so an answer of any kind must do."""
     check = checks.check_callbacks(make_settings(SUPABASE_URL=model_server.removesuffix("/v1")))
     assert (check.status, "(405)" in check.reason) == ("ok", True)
+
+
+def test_a_proxy_of_the_environment_does_not_decide_what_is_reachable(
+    make_settings: MakeSettings, model_server: str, unused_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers send callbacks without it, so that a check through the proxy says nothing about them."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{unused_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    url = model_server.removesuffix("/v1")
+    assert checks.check_callbacks(make_settings(SUPABASE_URL=url)).status == "ok"
 
 
 def test_an_unreachable_moderation_endpoint_is_a_failure(

@@ -149,3 +149,17 @@ def test_a_model_server_must_list_its_models(
     assert (away.status, "OURVIDZ_QWEN_BASE_URL" in away.fix) == ("failed", True)
     half = model_checks.check_qwen(make_settings(**production, OURVIDZ_QWEN_KEY=model_server_key))
     assert (half.status, "OURVIDZ_QWEN_BASE_URL" in half.fix) == ("failed", True)
+
+
+def test_a_password_of_netrc_is_no_key(
+    make_settings: MakeSettings,
+    model_server: str,
+    model_server_key: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The worker would not send it."""
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login me password {model_server_key}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    both = {"OURVIDZ_QWEN_INSTRUCT_URL": model_server, "OURVIDZ_QWEN_BASE_URL": model_server}
+    assert "401" in model_checks.check_qwen(make_settings(**both)).reason
