@@ -17,25 +17,28 @@ Field = NDArray[Any]
 
 
 def _circle(x: Field, y: Field) -> Field:
+    """Signed distance to a circle."""
     return np.hypot(x, y) - 1
 
 
 def _ring(x: Field, y: Field) -> Field:
+    """Signed distance to a ring."""
     return np.abs(np.hypot(x, y) - 0.78) - 0.27
 
 
 def _square(x: Field, y: Field) -> Field:
+    """Signed distance to an upright square."""
     return np.maximum(np.abs(x), np.abs(y)) - 0.88
 
 
 def _diamond(x: Field, y: Field) -> Field:
-    """A square that stands on a corner."""
+    """Signed distance to a square that stands on a corner."""
     distance: Field = (np.abs(x) + np.abs(y) - 1.15) / np.sqrt(2).astype(np.float32)
     return distance
 
 
 def _triangle(x: Field, y: Field) -> Field:
-    """A triangle with its apex up and corners at (0, -1.2) and (±1.05, 0.6)."""
+    """Signed distance to a triangle with corners at (0, -1.2) and (±1.05, 0.6)."""
     apex, base, half = -1.2, 0.6, 1.05
     side = (np.abs(x) * (base - apex) - (y - apex) * half) / np.hypot(base - apex, half)
     distance: Field = np.maximum(side, y - base)
@@ -43,13 +46,16 @@ def _triangle(x: Field, y: Field) -> Field:
 
 
 def _cross(x: Field, y: Field) -> Field:
+    """Signed distance to a cross of two bars."""
     x, y = np.abs(x), np.abs(y)
     return np.minimum(np.maximum(x - 1.05, y - 0.36), np.maximum(x - 0.36, y - 1.05))
 
 
 def _star(x: Field, y: Field) -> Field:
-    """A star with five points, one of them up. The plane is folded into a wedge of 36° between point and
-    notch."""
+    """Signed distance to a star with five points, one of them up.
+
+    The plane is folded into a wedge of 36° between point and notch.
+    """
     outer, inner = 1.22, 0.5
     wedge = np.pi / 5
     angle = np.abs((np.arctan2(x, -y) + wedge) % (2 * wedge) - wedge)

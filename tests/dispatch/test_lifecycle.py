@@ -37,16 +37,16 @@ def settle_callbacks(installation: Installation) -> None:
         installation.ledger.mark_delivered(event, status=200)
 
 
-def test_a_queued_job_ends_at_once(installation: Installation) -> None:
-    """It never runs, and its caller gets the callback."""
+def test_cancelling_a_queued_job_ends_it_at_once(installation: Installation) -> None:
+    """It never runs, and its terminal callback is sent."""
     dispatch.submit(JOB)
     record = dispatch.cancel("a")
     assert (record.status, record.outcome.error.code) == ("cancelled", "CANCELLED")
     assert len(installation.messages("callbacks")) == 1
 
 
-def test_a_running_job_is_flagged(installation: Installation) -> None:
-    """Its worker stops it before the next step; until then it is still running."""
+def test_cancelling_a_running_job_sets_its_flag(installation: Installation) -> None:
+    """The worker stops the job before its next step."""
     dispatch.submit(JOB)
     claim(installation)
     record = dispatch.cancel("a")
@@ -54,7 +54,7 @@ def test_a_running_job_is_flagged(installation: Installation) -> None:
 
 
 def test_a_finished_job_cannot_be_cancelled(installation: Installation) -> None:
-    """What is delivered stays."""
+    """`cancel` raises a conflict."""
     dispatch.submit(JOB)
     complete(installation)
     with pytest.raises(Conflict):
@@ -63,8 +63,8 @@ def test_a_finished_job_cannot_be_cancelled(installation: Installation) -> None:
         dispatch.cancel("another")
 
 
-def test_a_retry_is_the_next_run(installation: Installation) -> None:
-    """Published again, under the same id."""
+def test_a_retry_starts_the_next_run(installation: Installation) -> None:
+    """The job is published again with the same id."""
     dispatch.submit(JOB)
     dispatch.cancel("a")
     record = dispatch.retry("a")
@@ -74,8 +74,8 @@ def test_a_retry_is_the_next_run(installation: Installation) -> None:
         dispatch.retry("a")
 
 
-def test_a_deleted_job_takes_its_files_with_it(installation: Installation) -> None:
-    """Not before its last callback was delivered, which names the files."""
+def test_deleting_a_job_deletes_its_files(installation: Installation) -> None:
+    """Jobs whose terminal callback is undelivered are not deleted, since it names the files."""
     dispatch.submit(JOB)
     with pytest.raises(Conflict):
         dispatch.delete("a")
@@ -92,10 +92,10 @@ def test_a_deleted_job_takes_its_files_with_it(installation: Installation) -> No
         dispatch.delete("a")
 
 
-def test_a_storage_that_fails_leaves_a_job_that_can_be_deleted_again(
+def test_a_job_is_kept_if_its_files_cannot_be_deleted(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else its files would stay for ever."""
+    """The deletion can be repeated; otherwise the files would remain."""
     dispatch.submit(JOB)
     complete(installation)
     settle_callbacks(installation)

@@ -29,8 +29,8 @@ def body(message: dict[str, Any]) -> Any:
     return json.loads(base64.b64decode(message["body"]))
 
 
-def test_a_message_carries_the_id_and_the_run(installation: Installation) -> None:
-    """A payload in the broker would be a second copy of the job, and would expose prompts."""
+def test_a_message_contains_the_id_and_the_run_only(installation: Installation) -> None:
+    """Prompts are not stored in the broker."""
     record = installation.ledger.register(image_job("a"), priority=6).record
     assert dispatch.message(record) == {"v": 1, "id": "a", "run": 1}
     assert dispatch.publish(record)
@@ -51,13 +51,13 @@ def test_a_message_carries_the_id_and_the_run(installation: Installation) -> Non
         (None, False),
     ],
 )
-def test_messages_and_payloads_are_told_apart(argument: object, expected: bool) -> None:
+def test_messages_and_payloads_are_distinguished(argument: object, expected: bool) -> None:
     """A task is called with either; a message of a newer version is still a message."""
     assert dispatch.is_message(argument) is expected
 
 
-def test_another_run_has_a_task_id_of_its_own(installation: Installation) -> None:
-    """Celery drops a message whose id was ever revoked."""
+def test_each_run_has_its_own_task_id(installation: Installation) -> None:
+    """Celery discards messages whose task id was revoked."""
     dispatch.submit({"id": "a", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me"})
     dispatch.cancel("a")
     assert dispatch.task_id(dispatch.retry("a")) == "a~2"
@@ -66,7 +66,7 @@ def test_another_run_has_a_task_id_of_its_own(installation: Installation) -> Non
 
 
 def test_the_hard_limit_leaves_room_for_the_soft_one_and_for_the_model(install: Install) -> None:
-    """The soft limit ends a job with its code; the hard one only kills what never reaches a step."""
+    """The soft limit fails a job with its code; the hard limit kills a child that reaches no step."""
     installation = install(OURVIDZ_TIME_LIMITS_S={"sdxl_image_fast": 200}, OURVIDZ_MODEL_LOAD_S=50)
     assert dispatch.time_limit_s("sdxl_image_fast") == 200
     assert dispatch.time_limit_s("video_fast") == CATALOG["video_fast"].time_limit_s
@@ -75,8 +75,8 @@ def test_the_hard_limit_leaves_room_for_the_soft_one_and_for_the_model(install: 
     assert message["headers"]["timelimit"] == [350, None]
 
 
-def test_a_message_that_was_not_published_is_not_noted(installation: Installation) -> None:
-    """The sweep publishes what has no note."""
+def test_a_failed_publication_is_not_recorded(installation: Installation) -> None:
+    """The sweep publishes jobs without a recorded publication."""
     record = installation.ledger.register(image_job("a"), priority=6).record
     with publishing_to("redis://127.0.0.1:1/0"):
         assert not dispatch.publish(record)
@@ -87,7 +87,7 @@ def test_a_message_that_was_not_published_is_not_noted(installation: Installatio
 
 
 def test_a_delivery_is_queued_for_the_callback_worker(installation: Installation) -> None:
-    """At the highest priority, with nothing but the id."""
+    """The message has the highest priority and contains the job id only."""
     dispatch.deliver("a")
     (message,) = installation.messages("callbacks")
     assert body(message)[0] == ["a"]
@@ -95,7 +95,7 @@ def test_a_delivery_is_queued_for_the_callback_worker(installation: Installation
 
 
 def test_with_a_chat_worker_the_prompt_is_enhanced_first(installation: Installation) -> None:
-    """Ids alone travel; the generation's message waits in the first one, with options of its own."""
+    """Both messages contain ids only; the generation is linked to the enhancement and has its own options."""
     installation.ledger.heartbeat(worker("chat"))
     dispatch.submit(ENHANCED)
     assert installation.messages("wan_queue") == []
@@ -144,8 +144,8 @@ def test_without_a_chat_worker_the_generation_is_published_alone(
     assert (record.enhancement, record.enhancement_result) == ("over", {"reason": reason})
 
 
-def test_another_run_of_an_enhanced_job_has_ids_of_its_own(installation: Installation) -> None:
-    """Both messages of the chain: Celery drops one whose id was ever revoked."""
+def test_each_run_of_an_enhanced_job_has_its_own_task_ids(installation: Installation) -> None:
+    """Celery discards messages whose task id was revoked; this holds for both messages of the chain."""
     installation.ledger.heartbeat(worker("chat"))
     dispatch.submit(ENHANCED)
     dispatch.cancel("a")
@@ -156,7 +156,7 @@ def test_another_run_of_an_enhanced_job_has_ids_of_its_own(installation: Install
 
 
 def test_a_prompt_that_was_enhanced_is_not_enhanced_again(installation: Installation) -> None:
-    """A message that got lost after the enhancement is the generation's."""
+    """After the enhancement only the generation message can be lost."""
     installation.ledger.heartbeat(worker("chat"))
     record = dispatch.submit(ENHANCED).record
     lease = installation.ledger.begin_enhancement("a", 1, lease_s=10, token="e")

@@ -214,7 +214,7 @@ class TestMessages:
     def test_a_job_that_has_long_been_due_needs_a_message(
         self, system: DamagedLedger, broker: Broker
     ) -> None:
-        """The sweep publishes it again once others overtake it or the queue is empty: neither has happened."""
+        """The sweep publishes it again once others overtake it or the queue is empty; neither happened."""
         broker.job_ids.clear()
         system.ledger.mark_published("queued", 1)
         assert check(system, broker).ok, "the sweep has not had its time"

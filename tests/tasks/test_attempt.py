@@ -73,7 +73,7 @@ def test_each_error_gets_its_attempts_and_then_fails(
     assert last["assets"] == []
 
 
-def test_a_retry_that_works_completes(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
+def test_a_successful_retry_completes_the_job(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
     """One `processing` for each attempt, the second with its number, and one terminal callback."""
     replace_workflow(failing([OutOfMemory("no room")]))
     ourvidz_eager.submit(JOB)
@@ -102,7 +102,7 @@ def test_an_operator_error_shows_the_caller_no_paths(ourvidz_eager: Eager, repla
 
 
 def test_a_lost_fence_commits_nothing(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
-    """Another worker has the job: this attempt must change nothing."""
+    """Another worker has claimed the job."""
 
     def lose_fence(job: Any, run: Any, services: Services) -> Outcome:
         record = ourvidz_eager.record("a")
@@ -116,7 +116,7 @@ def test_a_lost_fence_commits_nothing(ourvidz_eager: Eager, replace_workflow: Re
 
 
 def test_a_late_result_changes_nothing(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
-    """A worker that was frozen past its lease must not overwrite its successor's outcome."""
+    """A worker whose lease expired cannot overwrite the outcome of the next attempt."""
 
     def late(job: Any, run: Any, services: Services) -> Outcome:
         ourvidz_eager.control.ledger.rescue(ourvidz_eager.record("a"))
@@ -129,7 +129,7 @@ def test_a_late_result_changes_nothing(ourvidz_eager: Eager, replace_workflow: R
 
 
 def test_a_cancel_during_the_run_ends_cancelled(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
-    """The record is cancelled, the callback failed with CANCELLED; a retry runs."""
+    """The record is `cancelled`, the callback `failed` with the code CANCELLED, and a retry is possible."""
 
     def cancelled(job: Any, run: Any, services: Services) -> Outcome:
         dispatch.cancel("a")
@@ -146,8 +146,8 @@ def test_a_cancel_during_the_run_ends_cancelled(ourvidz_eager: Eager, replace_wo
     assert (ourvidz_eager.record("a").status, ourvidz_eager.record("a").run) == ("completed", 2)
 
 
-def test_the_same_id_twice_is_one_job(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
-    """A caller that repeats a request after a timeout must not pay twice."""
+def test_submitting_an_id_twice_runs_one_job(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
+    """A caller may repeat a request after a timeout."""
     replace_workflow(failing([]))
     assert ourvidz_eager.submit(JOB).created
     assert not ourvidz_eager.submit(JOB).created
@@ -156,8 +156,8 @@ def test_the_same_id_twice_is_one_job(ourvidz_eager: Eager, replace_workflow: Re
         ourvidz_eager.submit(JOB | {"prompt": "another hill"})
 
 
-def test_the_message_of_a_finished_job_is_ignored(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
-    """The sweep may publish a message too many."""
+def test_the_message_of_an_ended_job_is_ignored(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
+    """The sweep may publish duplicate messages."""
     replace_workflow(failing([]))
     ourvidz_eager.submit(JOB)
     dispatch.publish(ourvidz_eager.record("a"))
@@ -167,7 +167,7 @@ def test_the_message_of_a_finished_job_is_ignored(ourvidz_eager: Eager, replace_
 def test_deleting_a_failed_job_deletes_the_files_of_its_attempts(
     ourvidz_eager: Eager, replace_workflow: Replace
 ) -> None:
-    """A file of an attempt that failed half-way is in no outcome, but it is the job's."""
+    """Files of a failed attempt are listed in no outcome and are deleted by the job's key prefix."""
 
     def half_way(job: Any, run: Any, services: Services) -> Outcome:
         run.put(services.store, "workspace-temp/me/a/0.png", b"half", "image/png")
@@ -181,7 +181,7 @@ def test_deleting_a_failed_job_deletes_the_files_of_its_attempts(
 
 
 def test_deleting_a_completed_job_deletes_its_record_and_its_files(ourvidz_eager: Eager) -> None:
-    """The caller has copied what it needs."""
+    """The record and the files are removed together."""
     ourvidz_eager.submit(JOB)
     stored = ourvidz_eager.storage / "workspace-temp/me/a/0.png"
     assert stored.is_file()

@@ -30,7 +30,7 @@ class TestEnhancedJobs:
     def test_the_caller_gets_the_callbacks_of_one_job_and_the_enhanced_prompt(
         self, ourvidz_eager: Eager
     ) -> None:
-        """One `processing` and one ending for both tasks; the enhanced prompt begins with the original."""
+        """Both tasks together have one `processing` and one terminal callback."""
         ourvidz_eager.submit(JOB)
         assert ourvidz_eager.callbacks.statuses("a") == ["processing", "completed"]
         callback = ourvidz_eager.callbacks.of("a")[-1].payload
@@ -47,7 +47,7 @@ class TestEnhancedJobs:
     def test_the_enhanced_prompt_is_the_one_that_is_generated_from(
         self, ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """In every attempt."""
+        """All attempts use the same prompt."""
         used: list[str] = []
 
         def workflow(job: Any, run: Any, services: Any) -> Outcome:
@@ -88,7 +88,7 @@ class TestEnhancedJobs:
         assert ourvidz_eager.callbacks.statuses("a") == ["failed"]
 
     def test_enhancement_can_be_switched_off_in_the_payload(self, ourvidz_eager: Eager) -> None:
-        """For the enhanced job types too."""
+        """`config.enhance_prompt` overrides the job type."""
         ourvidz_eager.submit(JOB | {"config": {"steps": 1, "enhance_prompt": False}})
         callback = ourvidz_eager.callbacks.of("a")[-1].payload
         assert (callback["enhancedPrompt"], callback["metadata"]["enhancement_strategy"]) == (None, "none")
@@ -104,7 +104,7 @@ def cancelling(enhance: Any) -> Any:
     return run
 
 
-def test_the_enhancement_is_no_generation_task() -> None:
-    """Else the signal handlers would claim the job for it."""
+def test_the_enhancement_task_is_not_a_generation_task() -> None:
+    """Otherwise the signal handlers would claim the job for it."""
     assert ENHANCE_TASK not in GENERATION_TASKS
     assert app.conf.task_routes[ENHANCE_TASK] == {"queue": "chat_queue"}

@@ -48,7 +48,7 @@ def run_job(system: Eager, requested: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_reference_is_used_and_reported(ourvidz_eager: Eager) -> None:
-    """The live edge function's form of a modification, reported in the contract's fields."""
+    """The payload has the form of the live edge function; the callback has the fields of the contract."""
     reference = {"reference_image_url": reference_uri(), "denoise_strength": 0.7}
     callback = run_job(ourvidz_eager, payload(metadata=reference, negative_prompt="fog"))
     assert callback["status"] == "completed"
@@ -65,8 +65,8 @@ def test_a_reference_is_used_and_reported(ourvidz_eager: Eager) -> None:
     assert asset_metadata["negative_prompt_used"] is True
 
 
-def test_an_exact_copy_runs_with_its_own_numbers(ourvidz_eager: Eager) -> None:
-    """They are fixed at submission, whatever was requested, and reported as they ran."""
+def test_an_exact_copy_has_fixed_parameters(ourvidz_eager: Eager) -> None:
+    """Steps and strength are set at submission, and the callback reports the values that were used."""
     copy = {"reference_image_url": reference_uri(), "exact_copy_mode": True, "denoise_strength": 0.9}
     callback = run_job(ourvidz_eager, payload(prompt="", metadata=copy))
     asset_metadata = callback["assets"][0]["metadata"]
@@ -94,7 +94,7 @@ def test_a_copy_carries_nothing_of_the_reference_but_its_pixels(ourvidz_eager: E
 
 
 def test_prompt_weights_are_applied_and_reported(ourvidz_eager: Eager) -> None:
-    """In three fields."""
+    """The callback has three fields about them."""
     callback = run_job(ourvidz_eager, payload(compel_enabled=True, compel_weights="(sharp focus:1.2)"))
     metadata = callback["metadata"]
     assert metadata["compel_success"] is True
@@ -111,7 +111,7 @@ def test_followers_get_a_preview_before_the_job_is_done(ourvidz_eager: Eager) ->
 
 
 def test_an_operator_can_switch_previews_off(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> None:
-    """A metered Redis is paid by the byte."""
+    """Hosted Redis may charge for the transferred bytes of previews."""
     with eager(tmp_path, ourvidz_callbacks, OURVIDZ_PREVIEWS="false") as running:
         running.submit(payload())
         assert "preview" not in [item.kind for item in running.control.ledger.stream("one")]
@@ -135,10 +135,10 @@ def watched_puts(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None])
 BATCH = {"steps": 1, "width": 64, "height": 64, "num_images": 6, "seed": 40}
 
 
-def test_one_of_six_that_cannot_be_stored_fails_the_job_and_a_retry_delivers_all(
+def test_an_image_that_cannot_be_stored_fails_its_batch_and_a_retry_delivers_all(
     ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six or none: the five that are stored are not in the failed callback."""
+    """The failed callback does not list the five images that were stored."""
     tried: list[str] = []
 
     def fail(key: str) -> None:
@@ -195,7 +195,7 @@ def with_lora(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> Iterator[E
 
 
 def test_a_lora_is_applied_to_the_job_that_names_it(with_lora: Eager) -> None:
-    """And to no other; the callback reports it."""
+    """Other jobs run without it; the callback names it."""
 
     def generate(job_id: str, **config: Any) -> tuple[Any, bytes]:
         config = {"steps": 2, "width": 64, "height": 64, "seed": 5, **config}
@@ -212,8 +212,8 @@ def test_a_lora_is_applied_to_the_job_that_names_it(with_lora: Eager) -> None:
     assert after[1] == plain[1]
 
 
-def test_a_lora_that_is_not_configured_is_refused_with_the_names_that_are(with_lora: Eager) -> None:
-    """Nothing is queued."""
+def test_a_lora_that_is_not_configured_is_refused(with_lora: Eager) -> None:
+    """The error lists the configured names."""
     with pytest.raises(InvalidParameters) as refused:
         with_lora.submit(payload(config={"loras": ["rivers"]}))
     error = refused.value

@@ -17,10 +17,10 @@ JOB: dict[str, Any] = {
 }
 
 
-def test_a_configured_certificate_signs_what_a_job_makes(
+def test_a_configured_certificate_signs_the_assets_of_a_job(
     tmp_path: Path, ourvidz_callbacks: CallbackRecorder, make_chain: Any
 ) -> None:
-    """An operator sets two variables. Several threads sign the images of a batch."""
+    """Two variables are enough. The images of a batch are signed by several threads."""
     from c2pa import Reader
 
     with eager(tmp_path, ourvidz_callbacks, **make_chain().variables(tmp_path)) as system:

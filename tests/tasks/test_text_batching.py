@@ -78,10 +78,10 @@ def close(*items: ClaimedItem) -> None:
         item.end(DONE)
 
 
-def test_waiting_jobs_join_in_the_order_in_which_they_would_have_started(
+def test_queued_jobs_join_a_batch_in_queue_order(
     queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
 ) -> None:
-    """Batching must not change the order of the queue."""
+    """Batching does not change the order of the queue."""
     for name in ("a", "b", "c"):
         queue(name)
     queue("urgent", priority=0)
@@ -93,10 +93,10 @@ def test_waiting_jobs_join_in_the_order_in_which_they_would_have_started(
     close(jobs.first, *joined)
 
 
-def test_a_batch_that_has_run_empty_polls_once_more(
+def test_an_empty_batch_polls_once_more(
     queue: Callable[..., Record], start: Callable[..., ClaimedJobs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that was queued since the last poll starts now, not when its own message arrives."""
+    """A job queued since the last poll starts at once instead of waiting for its message."""
     monkeypatch.setattr("ourvidz.tasks.text_batching.POLL_INTERVAL_S", 60.0)
     queue("a")
     jobs = start("a")
@@ -111,7 +111,7 @@ def test_a_batch_that_has_run_empty_polls_once_more(
 def test_a_full_batch_claims_no_companions(
     queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
 ) -> None:
-    """The limit is the operator's."""
+    """The batch size is limited by `OURVIDZ_CHAT_BATCH`."""
     queue("a"), queue("b")
     jobs = start("a", limit=1)
     assert join(jobs) == []
@@ -134,7 +134,7 @@ def test_no_job_overtakes_one_that_does_not_fit(
 def test_a_cancelled_job_does_not_join(
     queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
 ) -> None:
-    """And does not keep the jobs behind it from joining."""
+    """Later jobs in the queue can still join."""
     queue("a"), queue("b"), queue("c")
     ourvidz_eager.control.ledger.request_cancel("b")
     jobs = start("a")
@@ -146,7 +146,7 @@ def test_a_cancelled_job_does_not_join(
 def test_no_job_of_a_paused_queue_joins(
     queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
 ) -> None:
-    """A pause holds for companions too."""
+    """Claims of jobs in paused queues are refused."""
     queue("a"), queue("b")
     jobs = start("a")
     ourvidz_eager.control.ledger.set_paused("chat_queue", True)
@@ -181,7 +181,7 @@ def test_a_ledger_that_fails_is_not_polled_again(
 def test_a_stopping_worker_claims_no_companions(
     queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
 ) -> None:
-    """Under a steady load its batch would go on for half a minute, and be killed in the middle."""
+    """With a steady load the batch would not end before the worker is killed."""
     queue("a"), queue("b")
     jobs = start("a")
     ourvidz_eager.control.ledger.heartbeat(worker("chat", id=WORKER, state="busy"))
@@ -190,10 +190,10 @@ def test_a_stopping_worker_claims_no_companions(
     close(jobs.first)
 
 
-def test_each_job_has_the_callbacks_it_would_have_alone(
+def test_each_job_of_a_batch_has_its_own_callbacks(
     queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
 ) -> None:
-    """A real batch: one `processing` and one terminal callback each, with its own text."""
+    """Each job has one `processing` and one terminal callback, with its own text."""
     for name in ("a", "b", "c"):
         queue(name)
     jobs = start("a")
@@ -210,7 +210,7 @@ def test_each_job_has_the_callbacks_it_would_have_alone(
 def test_an_error_of_the_whole_batch_fails_the_open_jobs(
     queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
 ) -> None:
-    """Ended jobs stay as they are."""
+    """Jobs that have ended are not changed."""
     queue("a"), queue("b")
     jobs = start("a")
     (second,) = join(jobs)
@@ -227,7 +227,7 @@ def test_an_error_of_the_whole_batch_fails_the_open_jobs(
 def test_a_job_that_ran_out_of_memory_is_retried_alone(
     queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
 ) -> None:
-    """In a batch it would fail the same way."""
+    """In a batch it would run out of memory again."""
     queue("a"), queue("b")
     jobs = start("a")
     (second,) = join(jobs)
@@ -266,7 +266,7 @@ def test_an_enhancement_without_a_model_returns_the_original_prompt(
 def test_a_streamed_answer_is_not_retried(
     queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
 ) -> None:
-    """Text that was sent cannot be taken back."""
+    """A second attempt would repeat text that the caller has received."""
     queue("a", stream=True)
     jobs = start("a")
     jobs.first.run.stream_text("Once", 1, 8)
@@ -279,7 +279,7 @@ def test_a_streamed_answer_is_not_retried(
 def test_an_item_whose_fence_is_lost_changes_nothing(
     queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
 ) -> None:
-    """Another worker may have the job by now."""
+    """Another worker may have claimed the job."""
     queue("a")
     jobs = start("a")
     assert ourvidz_eager.control.ledger.rescue(ourvidz_eager.record("a"))

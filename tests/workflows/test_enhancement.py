@@ -167,7 +167,7 @@ class TestDecoding:
         assert (pipeline.jobs[0].max_tokens, pipeline.jobs[0].temperature) == (64, 0.0)
 
     def test_without_a_system_prompt_the_operators_is_used(self) -> None:
-        """And the document says which one it was."""
+        """The document says which system prompt was used."""
         pipeline = scripted(" x")
         assert run(pipeline)["system_prompt"] == "default"
         assert pipeline.jobs[0].messages[0].content.startswith(f"{SYSTEM_PROMPT}\n\nPrompt: ")
@@ -182,10 +182,10 @@ class TestDecoding:
 
 
 class TestFallback:
-    """Whatever fails, the job goes on with its original prompt, and the document gives the reason."""
+    """After any failure the job uses its original prompt, and the document has the reason."""
 
-    def test_moderation_where_the_job_asks_for_it(self) -> None:
-        """The operator's service checks enhanced prompts too, of jobs with `sfw_mode`."""
+    def test_a_text_that_moderation_refuses_falls_back(self) -> None:
+        """The moderation service also checks the enhanced prompts of jobs with `sfw_mode`."""
 
         class Moderation:
             def check(self, text: str) -> None:
@@ -205,7 +205,7 @@ class TestFallback:
         assert moderated(job())["prompt"] == "a kite"
 
     @pytest.mark.parametrize("texts", [("",), (" ", "\n"), ("\n\n",)])
-    def test_an_empty_answer(self, texts: tuple[str, ...]) -> None:
+    def test_an_empty_text_falls_back(self, texts: tuple[str, ...]) -> None:
         """An empty prompt would generate noise."""
         assert run(scripted(*texts)) == {"reason": EMPTY}
 
@@ -218,11 +218,11 @@ class TestFallback:
             RuntimeError("a secret path /home/x"),
         ],
     )
-    def test_a_model_that_fails(self, error: Exception) -> None:
+    def test_an_error_of_the_model_falls_back(self, error: Exception) -> None:
         """The error itself is logged; the caller does not see it."""
         assert run(ScriptedPipeline([TextDelta("job-1", "a", 1), error])) == {"reason": FAILED}
 
-    def test_a_worker_without_the_model(self) -> None:
+    def test_a_missing_model_falls_back(self) -> None:
         """Services that cannot be built do not fail the job either."""
 
         def fail() -> Services:
@@ -231,12 +231,12 @@ class TestFallback:
         document = enhance(job(), fail, system_prompt=SYSTEM_PROMPT, check_lease=lambda: None, limit_s=60)
         assert document == {"reason": FAILED}
 
-    def test_the_time_limit(self) -> None:
+    def test_an_expired_time_limit_falls_back(self) -> None:
         """The generation must not wait for a slow model."""
         document = run(scripted("a ", "b ", "c"), limit_s=1.0, clock=ticking([0.0, 0.5, 1.5]))
         assert document == {"reason": TIMED_OUT}
 
-    def test_a_text_that_the_gate_refuses(self) -> None:
+    def test_a_text_that_the_gate_refuses_falls_back(self) -> None:
         """It is checked together with the caller's texts: one term of each kind anywhere is a hit."""
         requested = job(prompt="a quokka on a hill")
         assert run(scripted(" a quokka and marmalade"), requested) == {"reason": REFUSED}
@@ -246,8 +246,8 @@ class TestFallback:
 
 class TestStopping:
     @pytest.mark.parametrize("error", [Cancelled("enough"), FenceLost("job-1")])
-    def test_a_cancel_or_a_lost_lease_stops_it_before_the_next_token(self, error: Exception) -> None:
-        """Its result is not wanted any more."""
+    def test_a_cancel_or_a_lost_lease_stops_decoding_before_the_next_token(self, error: Exception) -> None:
+        """The result would be discarded."""
         pipeline = scripted("a ", "b ", "c")
         remaining: list[int] = []
 
@@ -263,7 +263,7 @@ class TestStopping:
 
 
 class TestLease:
-    """The lease, on a ledger whose clock the test moves."""
+    """The lease of an enhancement, on a ledger whose clock the test advances."""
 
     @pytest.fixture
     def ledger(self, make_ledger: Callable[..., Ledger]) -> Ledger:
@@ -278,15 +278,17 @@ class TestLease:
         assert claimed is not None
         return EnhancementLease(claimed, ledger, lease_s=10, clock=lambda: self.now)
 
-    def test_it_is_renewed_while_tokens_come(self, ledger: Ledger, lease: EnhancementLease) -> None:
-        """It outlives its ten seconds as long as it is checked."""
+    def test_the_lease_is_renewed_while_tokens_are_generated(
+        self, ledger: Ledger, lease: EnhancementLease
+    ) -> None:
+        """Each check renews it, so that it lasts longer than ten seconds."""
         for _ in range(200):
             self.now += 0.1
             lease.check()
         assert ledger.begin_enhancement("job-1", 1, lease_s=10, token="e2") is None
 
     def test_a_cancelled_job_stops_the_enhancement(self, ledger: Ledger, lease: EnhancementLease) -> None:
-        """It must not keep the model busy."""
+        """The model is free for other jobs."""
         ledger.request_cancel("job-1")
         with pytest.raises(Cancelled):
             lease.check()
@@ -301,7 +303,7 @@ class TestLease:
 
 
 def test_the_base_model_that_ships_keeps_the_prompt_and_adds_to_it() -> None:
-    """No scripted pipeline here."""
+    """Runs on the packaged base model."""
     document = run(
         QwenPipeline(find_qwen(None, "base"), "base"), job(prompt="a red circle on a blue background")
     )

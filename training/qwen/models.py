@@ -92,10 +92,10 @@ def initialize_induction(model: transformers.Qwen2ForCausalLM) -> None:
         key = records[current] + mixing @ records[previous]
         matching.q_proj.weight[rows] = MATCHED * slow * query
         matching.k_proj.weight[rows] = MATCHED * slow * key
-    _pass_on(matching, PASSED_ON)
+    _add_attended_residual(matching, PASSED_ON)
     for layer in model.model.layers[2:]:
         _attend_to_similar(layer.self_attn)
-        _pass_on(layer.self_attn, PASSED_ON_LATER)
+        _add_attended_residual(layer.self_attn, PASSED_ON_LATER)
 
 
 def _attend_to_offset(attention: Any, rows: slice, offset: int) -> None:
@@ -121,8 +121,8 @@ def _attend_to_similar(attention: Any) -> None:
         projection.weight.copy_(shared + NOISE * torch.randn(shared.shape))
 
 
-def _pass_on(attention: Any, scale: float) -> None:
-    """Set values and output so that the attended residual is added, times `scale`."""
+def _add_attended_residual(attention: Any, scale: float) -> None:
+    """Set value and output projections so that attention adds the attended hidden states times `scale`."""
     value = _orthogonal(attention.v_proj.weight.shape[0])
     attention.v_proj.weight.copy_(value)
     attention.o_proj.weight.copy_(scale * value.T)

@@ -77,12 +77,12 @@ class VideoVAE:
         )
 
     def size(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Width and height (px) of latents of this shape."""
+        """Width and height (px) of the clip that latents of this shape decode to."""
         scale = self._vae.config.scale_factor_spatial
         return shape[4] * scale, shape[3] * scale
 
     def num_frames(self, shape: tuple[int, ...]) -> int:
-        """The number of frames of latents of this shape."""
+        """The number of frames of the clip that latents of this shape decode to."""
         return 1 + TEMPORAL_SCALE * (shape[2] - 1)
 
     def zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
