@@ -36,13 +36,14 @@ class Post:
 class Receiver:
     """An HTTP server. It answers each request with the next of `script`, then with 200.
 
-    While `hold` is set, requests wait for `released`. `max_active` is the largest number of concurrent
-    requests so far.
+    While `down` is set, it closes each connection without an answer and records nothing. While `hold` is set,
+    requests wait for `released`. `max_active` is the largest number of concurrent requests so far.
     """
 
     port: int
     script: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     posts: list[Post] = field(default_factory=list)
+    down: threading.Event = field(default_factory=threading.Event)
     hold: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -81,11 +82,14 @@ class Receiver:
         return answer
 
 
-def _handler(handle: Callable[[Post], tuple[int, dict[str, str]]]) -> type[BaseHTTPRequestHandler]:
+def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            status, headers = handle(Post(self.path, dict(self.headers.items()), body))
+            if receiver.down.is_set():
+                self.close_connection = True
+                return
+            status, headers = receiver.handle(Post(self.path, dict(self.headers.items()), body))
             try:
                 self.send_response(status)
                 for name, value in {"Content-Length": "2", **headers}.items():
@@ -109,7 +113,7 @@ def make_receiver() -> Iterator[Callable[[], Receiver]]:
 
     def make() -> Receiver:
         receiver = Receiver(port=0)
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(receiver.handle))
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(receiver))
         server.daemon_threads = True
         receiver.port = server.server_address[1]
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
