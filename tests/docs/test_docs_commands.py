@@ -29,6 +29,8 @@ PAGES = [
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
 UP = "tests/docs/conftest.py::docs_stack"
+UNITS = "tests/test_deploy.py::test_systemd_finds_nothing_wrong_with_the_units"
+DEPLOY = "tests/system/test_deploys.py::test_a_deploy_restarts_one_unit_at_a_time_and_charges_no_attempt"
 START = "a_stack_runs_jobs_restarts_a_killed_process_and_stops_completely"
 ELSEWHERE = {
     "scripts/demo": "tests/docs/test_docs_commands.py::test_the_demo_generates_its_images",
@@ -44,6 +46,12 @@ ELSEWHERE = {
         "tests/pipelines/sdxl/test_checkpoint.py::test_a_single_file_generates_the_images_of_its_folder"
     ),
     "ourvidz worker sdxl": f"tests/system/test_up.py::test_{START}",
+    "install -m 644 -t /etc/systemd/system deploy/systemd/*": UNITS,
+    "systemctl daemon-reload": UNITS,
+    "systemctl enable --now ourvidz.target ourvidz-worker@{web,io,keeper,sdxl}": UNITS,
+    "systemctl restart ourvidz-worker@keeper ourvidz-worker@io": DEPLOY,
+    "systemctl restart ourvidz-worker@sdxl": DEPLOY,
+    "systemctl restart ourvidz-worker@web": DEPLOY,
     "ourvidz demo --json": "tests/docs/test_docs_commands.py::test_the_demo_generates_its_images",
 }
 """Command → the test or script that executes it. A block of such commands only is not executed here."""

@@ -24,12 +24,13 @@ PAGES = [
         for path in sorted((ROOT / folder).rglob("*.md"))
     ),
 ]
-DOTTED = re.compile(r"\bourvidz(?:\.[a-zA-Z_]\w*)+")
-PATHS = re.compile(r"\b(?:ourvidz|tests|training|benchmarks|scripts|docs|deploy)/[\w./*-]+")
+DOTTED = re.compile(r"(?<!/)\bourvidz(?:\.[a-zA-Z_]\w*)+")
+PATHS = re.compile(r"(?<!/)\b(?:ourvidz|tests|training|benchmarks|scripts|docs|deploy)/[\w./*-]+")
 NOT_MODULES = frozenset(
     {
         *(row.task for row in CATALOG.values()),
         *(value for name, value in vars(celery_settings).items() if name.endswith("_TASK")),
+        "ourvidz.target",  # a systemd unit
         "ourvidz.safety_terms",  # an entry-point group
     }
 )

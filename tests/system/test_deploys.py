@@ -1,4 +1,4 @@
-"""Supervisors that stop a worker by signalling its whole process group: no job loses its attempt."""
+"""Deploys: whatever supervisor stops a worker, and however it signals, no job loses its attempt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from configparser import ConfigParser
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,14 @@ from ourvidz.settings import environment, load_settings
 from ourvidz.wiring import control
 from tests.factories import image_job, publishing_to
 from tests.system.conftest import wait_for
+from tests.system.units import Unit
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
 ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "deploy/systemd/ourvidz-worker@.service"
+PROGRAM = "/opt/ourvidz/bin/ourvidz"
+"""The program that the files in `deploy` run."""
 WORKER = (sys.executable, "-P", "-m", "ourvidz.cli.main", "worker", "sdxl")
 EXIT_S = 15.0
 
@@ -41,30 +48,34 @@ class Deployment:
             "OURVIDZ_REDIS_URL": redis_url,
             "OURVIDZ_STATE_DIR": str(state_dir),
             "OURVIDZ_MODELS": "tests.system.paced_models:build",
-            "PYTHONPATH": str(ROOT),
         }
         state_dir.mkdir()
         self.log = state_dir / "worker.log"
         self.ledger = Ledger(redis_url)
         self.process: subprocess.Popen[bytes] | None = None
+        self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, command: tuple[str, ...] = WORKER, **variables: str) -> subprocess.Popen[bytes]:
-        """Start a command in a process group of its own and wait until the worker has loaded its models."""
+    def start(
+        self, command: tuple[str, ...] = WORKER, *, workers: int = 1, **variables: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a command in a process group of its own and wait until so many workers have loaded their
+        models."""
         self.process = subprocess.Popen(
             command,
-            env=environment(**{**self.variables, **variables}),
+            env=environment(PYTHONPATH=str(ROOT), **{**self.variables, **variables}),
             cwd=self.state_dir,
             stdin=subprocess.DEVNULL,
             stdout=self.log.open("ab"),
             stderr=subprocess.STDOUT,
             process_group=0,
         )
-        self.wait_for(
-            lambda: any(worker.state == "idle" and worker.models for worker in self.ledger.workers()),
-            "no worker became ready",
-            within_s=60,
-        )
+        self.processes.append(self.process)
+        self.wait_for(lambda: self.ready_workers() >= workers, "no worker became ready", within_s=60)
         return self.process
+
+    def ready_workers(self) -> int:
+        """The number of running workers that have loaded their models."""
+        return sum(bool(worker.models) and worker.state != "offline" for worker in self.ledger.workers())
 
     def start_job(self, job_id: str) -> Record:
         """Submit a job and wait until it is at work; return its record."""
@@ -100,11 +111,12 @@ class Deployment:
 
     def destroy(self) -> None:
         """Kill what is left."""
-        if self.process is not None and self.process.poll() is None:
-            for process in psutil.Process(self.process.pid).children(recursive=True):
+        for process in self.processes:
+            if process.poll() is None:
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
                 process.kill()
-            self.process.kill()
-            self.process.wait()
+                process.wait()
         self.ledger.close()
 
 
@@ -177,3 +189,114 @@ def test_under_honcho_a_job_is_handed_back_before_it_is_killed(
     deployment.start()
     deployment.wait_for(lambda: deployment.record("a").status == "completed", "the job did not run again")
     assert deployment.record("a").attempt == 1
+
+
+def load_unit(instance: str, **variables: str) -> Unit:
+    """An instance of the unit that is shipped, with the `ourvidz` of this checkout as its program."""
+    unit = Unit.load(UNIT, instance, overrides=variables)
+    assert unit.command[0] == PROGRAM
+    return replace(unit, command=(*WORKER[:4], *unit.command[1:]))
+
+
+def start_unit(deployment: Deployment, unit: Unit, *, workers: int) -> subprocess.Popen[bytes]:
+    """Start a unit. The directories of the test replace those of the unit."""
+    return deployment.start(unit.command, workers=workers, **{**unit.environment, **deployment.variables})
+
+
+def test_a_deploy_restarts_one_unit_at_a_time_and_charges_no_attempt(deployment: Deployment) -> None:
+    """`systemctl restart` of each unit in turn, while jobs run that outlast the drain limit: each is handed
+    back and runs on another worker, as its first attempt. Nothing had to be killed."""
+    units = {
+        f"sdxl-{gpu}": load_unit(f"sdxl-{gpu}", PROCESS="sdxl", OURVIDZ_GPU=str(gpu), OURVIDZ_DRAIN_S="1")
+        for gpu in (0, 1)
+    }
+    processes = {
+        name: start_unit(deployment, unit, workers=number)
+        for number, (name, unit) in enumerate(units.items(), 1)
+    }
+    for job_id in ("a", "b"):
+        deployment.start_job(job_id)
+    dispatch.submit(image_job("c"))
+    for name, unit in units.items():
+        assert unit.kill_mode == "mixed"
+        assert not unit.stop(processes[name])
+        processes[name] = start_unit(deployment, unit, workers=2)
+    deployment.finish()
+    jobs = ("a", "b", "c")
+    deployment.wait_for(lambda: all(deployment.record(job).finished for job in jobs), "a job did not end")
+    for record in map(deployment.record, jobs):
+        assert (record.status, record.attempt, record.failures) == ("completed", 1, {}), record
+
+
+def test_a_unit_that_signals_its_whole_control_group_lets_the_job_finish(deployment: Deployment) -> None:
+    """Operators have units of their own, and `control-group` is systemd's default. The shipped drain limit is
+    long enough for the job."""
+    unit = replace(load_unit("sdxl"), kill_mode="control-group")
+    process = start_unit(deployment, unit, workers=1)
+    deployment.start_job("a")
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(unit.stop, process)
+        deployment.wait_for(lambda: deployment.ledger.workers()[0].draining, "the worker does not drain")
+        deployment.finish()
+        assert not killed.result(EXIT_S)
+    record = deployment.record("a")
+    assert (record.status, record.attempt, record.failures) == ("completed", 1, {})
+
+
+@pytest.fixture
+def supervisord(deployment: Deployment) -> Iterator[Callable[..., str]]:
+    """Runs the shipped supervisord configuration with its SDXL worker; returns a function that calls
+    `supervisorctl`. Without supervisor the test is skipped, under CI it fails."""
+    folder = Path(os.environ.get("SUPERVISOR_BIN", Path(sys.executable).parent))
+    if not (folder / "supervisord").exists():
+        missing = "supervisor is not installed (pip install 'ourvidz[dev]'): its configuration is not run"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    text = (ROOT / "deploy/supervisord/supervisord.conf").read_text()
+    for shipped in ("/var/lib/ourvidz", "/var/log/ourvidz", "/run/ourvidz"):
+        text = text.replace(shipped, str(deployment.state_dir))
+    shipped_config = ConfigParser(interpolation=None)
+    shipped_config.read_string(text.replace(PROGRAM, " ".join(WORKER[:4])))
+    del shipped_config["supervisord"]["user"]
+    for name in ("keeper", "io", "wan", "chat", "web"):
+        del shipped_config[f"program:{name}"]
+    config = deployment.state_dir / "supervisord.conf"
+    with config.open("w") as file:
+        shipped_config.write(file)
+
+    def control(*arguments: str) -> str:
+        command = (str(folder / "supervisorctl"), "-c", str(config), *arguments)
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+
+    deployment.log = deployment.state_dir / "sdxl.log"
+    process = deployment.start((str(folder / "supervisord"), "-n", "-c", str(config)))
+    yield control
+    process.terminate()
+    assert process.wait(EXIT_S) == 0
+
+
+def test_supervisord_restarts_drains_and_stops_a_worker(
+    deployment: Deployment, supervisord: Callable[..., str]
+) -> None:
+    """With the shipped configuration: a worker that was killed comes back, and `supervisorctl restart` lets
+    its job finish."""
+
+    def pid() -> int:
+        return int(supervisord("pid", "sdxl"))
+
+    killed = pid()
+    os.kill(killed, signal.SIGKILL)
+
+    def came_back() -> bool:
+        children = {child.pid for child in psutil.Process(pid()).children()} if pid() else set()
+        return any(worker.pid in children and worker.models for worker in deployment.ledger.workers())
+
+    deployment.wait_for(came_back, "no worker was started again", within_s=60)
+    deployment.start_job("a")
+    with ThreadPoolExecutor(1) as pool:
+        restarted = pool.submit(supervisord, "restart", "sdxl")
+        deployment.wait_for(lambda: deployment.ledger.workers()[0].draining, "the worker does not drain")
+        deployment.finish()
+        assert "sdxl: started" in restarted.result(60)
+    record = deployment.record("a")
+    assert (record.status, record.attempt, record.failures) == ("completed", 1, {})
+    assert "sdxl: stopped" in supervisord("stop", "sdxl")
