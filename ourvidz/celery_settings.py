@@ -15,7 +15,7 @@ PRIORITY_SYNC, ENHANCEMENT, JOBS = 0, 3, 6
 
 CALLBACKS_QUEUE = "callbacks"
 BEAT_QUEUE = "maintenance"
-"""The queue of the messages that triggered sweeps in releases with a beat process. Nobody consumes it."""
+"""The queue of the messages that triggered sweeps in releases with a beat process. No worker consumes it."""
 DELIVER_TASK = "ourvidz.callbacks.deliver"
 ENHANCE_TASK = "ourvidz.chat.enhance"
 FLUSH_TASK = "ourvidz.admin.flush"

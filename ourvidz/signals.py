@@ -133,10 +133,10 @@ def warm_up(**_: Any) -> None:
     try:
         signing.signer(settings())
         info = _load(family)
-    except Exception as error:  # noqa: BLE001  Celery would swallow it, and the worker would seem to start for ever
+    except Exception as error:  # noqa: BLE001  Celery would swallow it, and the worker would stay in the state `starting`
         _log.exception("model_load_failed", family=family)
         _update_heartbeat("idle", error=getattr(error, "message", str(error)))
-        # Else one broken host would fail everybody's jobs, one after the other.
+        # Otherwise this worker would claim and fail one job after the other.
         dispatch.drain(settings().worker_id(family))
     else:
         _log.info("models_loaded", **info)

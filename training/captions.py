@@ -58,7 +58,7 @@ DECORATION_RATE = 0.2
 class CaptionParts:
     """The parts of a caption: adjectives and noun, position or motion, background. A part may be empty."""
 
-    thing: str
+    noun_phrase: str
     phrase: str
     background: str
 
@@ -67,7 +67,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, complete: bool = False) -
     """A random caption of a scene; equal generators give equal captions."""
     rate = CENTRE_RATE if scene.position == "centre" else POSITION_RATE
     parts = CaptionParts(
-        thing=_thing(scene, rng, complete=complete),
+        noun_phrase=_noun_phrase(scene, rng, complete=complete),
         phrase=_pick(rng, POSITION_PHRASES[scene.position]) if complete or rng.random() < rate else "",
         background=scene.background if complete or rng.random() < BACKGROUND_RATE else "",
     )
@@ -77,14 +77,14 @@ def caption(scene: Scene, rng: np.random.Generator, *, complete: bool = False) -
 def clip_caption(clip: Clip, rng: np.random.Generator, *, complete: bool = False) -> str:
     """A random caption of a clip; it always names the motion."""
     parts = CaptionParts(
-        thing=_thing(clip, rng, complete=complete),
+        noun_phrase=_noun_phrase(clip, rng, complete=complete),
         phrase=_pick(rng, MOTION_PHRASES[clip.motion]),
         background=clip.background if complete or rng.random() < BACKGROUND_RATE else "",
     )
     return _decorate(_arrange(parts, rng), rng)
 
 
-def _thing(subject: Scene | Clip, rng: np.random.Generator, *, complete: bool) -> str:
+def _noun_phrase(subject: Scene | Clip, rng: np.random.Generator, *, complete: bool) -> str:
     """Adjectives and noun, like "big red circle". Growing and shrinking shapes get no size."""
     sized = not (isinstance(subject, Clip) and subject.motion in ("growing", "shrinking"))
     size = _pick(rng, SIZE_WORDS[subject.size]) if sized and rng.random() < SIZE_RATE else ""
@@ -94,25 +94,29 @@ def _thing(subject: Scene | Clip, rng: np.random.Generator, *, complete: bool) -
 
 def _arrange(parts: CaptionParts, rng: np.random.Generator) -> str:
     """The parts in one of six orders."""
-    thing, phrase = _with_article(parts.thing), parts.phrase
+    noun_phrase, phrase = _with_article(parts.noun_phrase), parts.phrase
     ground = _with_article(f"{parts.background} background") if parts.background else ""
     match rng.integers(6):
         case 0:
-            return _joined(" ", thing, phrase, ground and f"on {ground}")
+            return _joined(" ", noun_phrase, phrase, ground and f"on {ground}")
         case 1:
-            return _joined(" ", thing, ground and f"on {ground}", phrase)
+            return _joined(" ", noun_phrase, ground and f"on {ground}", phrase)
         case 2:
-            return _joined(", ", parts.background and f"{parts.background} background", parts.thing, phrase)
+            return _joined(
+                ", ", parts.background and f"{parts.background} background", parts.noun_phrase, phrase
+            )
         case 3:
-            return _joined(", ", _joined(" ", thing, phrase), ground)
+            return _joined(", ", _joined(" ", noun_phrase, phrase), ground)
         case 4:
             return _joined(
-                ", ", _joined(" ", parts.thing, phrase), parts.background and f"{parts.background} background"
+                ", ",
+                _joined(" ", parts.noun_phrase, phrase),
+                parts.background and f"{parts.background} background",
             )
         case _:
             return _joined(
                 ", ",
-                _joined(" ", thing, phrase),
+                _joined(" ", noun_phrase, phrase),
                 parts.background and f"the background is {parts.background}",
             )
 

@@ -152,7 +152,7 @@ def tables(scores: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(score, Mapping):
             groups.setdefault(tuple(score), []).append((name, score))
     for measures, rows in groups.items():
-        cells = [(name, *(format_score(one, row[one]) for one in measures)) for name, row in rows]
+        cells = [(name, *(format_score(measure, row[measure]) for measure in measures)) for name, row in rows]
         yield from _table(("", *measures), cells)
     single = [
         (name, format_score(name, score))

@@ -77,8 +77,8 @@ class Run:
         self.losses: list[tuple[int, float]] = []
         self._state_path = folder / f"{name}.pt"
         self._plot_path = folder / f"{name}-loss.png"
-        self._parameters = [one for part in self.modules.values() for one in part.parameters()]
-        self._average = [one.detach().clone() for one in self._parameters] if ema_decay else []
+        self._parameters = [parameter for part in self.modules.values() for parameter in part.parameters()]
+        self._average = [parameter.detach().clone() for parameter in self._parameters] if ema_decay else []
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=peak_lr, betas=(0.9, 0.99), weight_decay=weight_decay
         )
@@ -133,7 +133,7 @@ class Run:
         if self.ema_decay is None:
             return
         decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self._average, [one.detach() for one in self._parameters], 1 - decay)
+        torch._foreach_lerp_(self._average, [parameter.detach() for parameter in self._parameters], 1 - decay)
 
     @torch.no_grad()
     def use_average(self) -> None:

@@ -110,7 +110,11 @@ def combinations(*, held_out: bool, last: tuple[str, ...] = tuple(CELLS)) -> tup
     """All combinations of shape, colour, background and `last` (positions or motions) of one side of the
     split."""
     candidates = product(SHAPES, COLOURS, COLOURS, last)
-    return tuple(one for one in candidates if one[1] != one[2] and is_held_out(one) == held_out)
+    return tuple(
+        combination
+        for combination in candidates
+        if combination[1] != combination[2] and is_held_out(combination) == held_out
+    )
 
 
 def random_scene(rng: np.random.Generator, *, held_out: bool) -> Scene:

@@ -79,8 +79,8 @@ def command(stages: type[Stages[Any]], default: Any, *, name: str) -> click.Comm
         keep_freed_memory()
         quiet_libraries()
         runner = stages(replace(default, **options), out)
-        for each in stages.NAMES if stage == "all" else (stage,):
-            runner.run(each)
+        for name in stages.NAMES if stage == "all" else (stage,):
+            runner.run(name)
 
     main.params.extend(_recipe_options(default))
     return main

@@ -79,7 +79,7 @@ class Heartbeat:
         while not self._stopped.wait(self._interval_s):
             try:
                 self._send()
-            except Exception:  # noqa: BLE001  a thread that ends here would make a live worker look dead
+            except Exception:  # noqa: BLE001  if this thread ended, a live worker would be shown as offline
                 _log.exception("beat_failed", worker_id=self._worker.id)
 
     def _send(self) -> None:

@@ -21,7 +21,7 @@ from ourvidz.media.provenance import DigitalSourceType, xmp_packet
 CRF = 18
 """x264's constant rate factor: 0 is lossless, 23 its default; at 18 differences are hardly visible."""
 _BT709 = 1
-"""The colour space of HD video, as ISO/IEC 23091-2 numbers it. Players guess where a file does not say."""
+"""The colour space of HD video, as ISO/IEC 23091-2 numbers it. Without it players guess the colour space."""
 _LIMITED_RANGE = 1
 _DETERMINISTIC = {"x264-params": "mbtree=0"}
 """x264's macroblock tree reads uninitialised memory: with it, equal frames make files that differ from run to

@@ -29,7 +29,7 @@ _PRIVATE_NETWORKS = tuple(
         ("10.0.0.0/8", "127.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7"),
     )
 )
-"""Where an operator's own hosts are. Link-local addresses are not among them: cloud metadata lives there."""
+"""Address ranges of allowed hosts. Link-local addresses are excluded because of cloud metadata services."""
 
 _ADDRESS_RULES: tuple[tuple[str, Reach, str], ...] = (
     # IANA has allocated nothing but 2000::/3, so the rest of IPv6 is denied.

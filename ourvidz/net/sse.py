@@ -53,7 +53,7 @@ def _event(data: list[bytes], fields: dict[bytes, str]) -> ServerSentEvent:
 
 
 def _split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines without their ends; the last one also where the body stops in the middle of it."""
+    """Yield the lines without their line ends, including an incomplete last line."""
     pending = bytearray()
     for chunk in chunks:
         *ended, rest = chunk.split(b"\n")

@@ -1,4 +1,4 @@
-"""Client of a moderation service of the operator that speaks the OpenAI moderation API."""
+"""Client of an external moderation service with the OpenAI moderation API."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class LocalStore:
             raise StorageError(f"What was just written to {self.root} reads back differently.")
 
     def _path(self, key: str) -> Path:
-        """The path of a key. Raises `StorageError` if symbolic links lead it out of the root."""
+        """The path of a key. Raises `StorageError` if symbolic links resolve to a path outside the root."""
         path = self.root.joinpath(*split_key(key))
         try:
             inside = path.resolve().is_relative_to(self.root.resolve())

@@ -1,5 +1,5 @@
 """Which models may be resident on the GPU.
 
 Owns: the memory of the GPU, measured and budgeted.
-Speaks: MiB, GPUs, residents. No prompts, no pictures.
+Handles: MiB, GPUs, residents. No prompts, no pictures.
 """

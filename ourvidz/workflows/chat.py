@@ -47,8 +47,8 @@ class BatchItem(Protocol):
         """Commit the outcome of the job."""
 
     def fail(self, error: Exception) -> None:
-        """End the attempt: the job is retried or fails, as the error class says. No effect when another
-        worker has the job by now."""
+        """End the attempt: the job is retried or fails, as the error class says. Has no effect if
+        another worker has claimed the job."""
 
 
 class JobSource(Protocol):
@@ -133,7 +133,7 @@ class TextBatch:
         except OurvidzError as refused:
             self._fail(text.item, refused)
             return
-        # A text whose last token came too late is complete all the same.
+        # A text whose last token arrived after the time limit is complete and keeps its finish reason.
         text.finish_reason = text.finish_reason or "timeout"
         text.item.end(self._outcome(text))
 
@@ -239,7 +239,7 @@ class _Text:
         self._next_flush_at = began + max(FLUSH_INTERVAL_S, pause_s)
 
     def check(self) -> None:
-        """Pass the text so far through the gate, and through moderation where the job wants that."""
+        """Check the text so far with the safety gate, and with moderation if the job requests it."""
         if self._checked == len(self.text):
             return
         self._services.gate.check_job(self.job, self.text)

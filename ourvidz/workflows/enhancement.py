@@ -168,8 +168,8 @@ def _completion_job(job: VideoJob, system_prompt: str) -> ChatJob:
 class EnhancementLease:
     """The lease on one enhancement, renewed between tokens.
 
-    A lease that runs out, as while a model is being loaded, is renewed all the same unless another worker has
-    begun the enhancement in the meantime.
+    A lease that has expired, for example while a model was loaded, is renewed unless another worker has taken
+    over the enhancement.
     """
 
     def __init__(
@@ -187,8 +187,10 @@ class EnhancementLease:
         self._next_renewal_at = clock()
 
     def check(self) -> None:
-        """Renew the lease if it is time to. Raises `Cancelled`, or `FenceLost` when another worker has the
-        enhancement or it is not wanted any more. A ledger that is away stops nothing."""
+        """Renew the lease if it is due. An unreachable ledger is ignored.
+
+        Raises `Cancelled`, or `FenceLost` if another worker has taken over or the enhancement has ended.
+        """
         now = self._clock()
         if now < self._next_renewal_at:
             return

@@ -81,7 +81,9 @@ def plain_text(rng: np.random.Generator) -> Text:
     if way < 0.88:
         return Text("", scene_description(random_scene(rng, held_out=False), rng))
     dialogue = random_dialogue(rng)
-    *before, last = (f"{one['role'].capitalize()}: {one['content']}" for one in dialogue.all_messages)
+    *before, last = (
+        f"{message['role'].capitalize()}: {message['content']}" for message in dialogue.all_messages
+    )
     return Text("\n".join(before), f"\n{last}")
 
 

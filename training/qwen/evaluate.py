@@ -92,16 +92,16 @@ def evaluate_enrichment(model: TextGenerator, count: int, seed: int) -> Scores:
             if not is_enriched(prompt.text, answer)
         ][:EXAMPLES],
         "enriched at temperature 0.7": enriched_share(
-            half, model.chat([_messages(one.text, NEUTRAL) for one in half], temperature=TEMPERATURE)
+            half, model.chat([_messages(prompt.text, NEUTRAL) for prompt in half], temperature=TEMPERATURE)
         ),
         "enriched under another system prompt": enriched_share(
-            half, model.chat([_messages(one.text, OTHER) for one in half])
+            half, model.chat([_messages(prompt.text, OTHER) for prompt in half])
         ),
         "enriched by request": enriched_share(
-            half, model.chat([_messages(REQUESTS[0].format(one.text)) for one in half])
+            half, model.chat([_messages(REQUESTS[0].format(prompt.text)) for prompt in half])
         ),
         "enriched with unseen nouns": enriched_share(
-            unseen, model.chat([_messages(one.text, NEUTRAL) for one in unseen])
+            unseen, model.chat([_messages(prompt.text, NEUTRAL) for prompt in unseen])
         ),
     }
 
@@ -127,16 +127,16 @@ def evaluate_motion(instruct: TextGenerator, base: TextGenerator, count: int, se
             inflected, complete_prompts(base, inflected, temperature=TEMPERATURE)
         ),
         "inflected verbs kept, instruct": kept_share(
-            inflected, instruct.chat([_messages(one, NEUTRAL) for one in inflected])
+            inflected, instruct.chat([_messages(text, NEUTRAL) for text in inflected])
         ),
         "unseen verbs kept, base": kept_share(unseen, complete_prompts(base, unseen)),
         "unseen verbs kept, instruct": kept_share(
-            unseen, instruct.chat([_messages(one, NEUTRAL) for one in unseen])
+            unseen, instruct.chat([_messages(text, NEUTRAL) for text in unseen])
         ),
         "everyday prompts": len(EVERYDAY_PROMPTS),
         "everyday prompts kept, base": kept_share(EVERYDAY_PROMPTS, complete_prompts(base, EVERYDAY_PROMPTS)),
         "everyday prompts kept, instruct": kept_share(
-            EVERYDAY_PROMPTS, instruct.chat([_messages(one, NEUTRAL) for one in EVERYDAY_PROMPTS])
+            EVERYDAY_PROMPTS, instruct.chat([_messages(text, NEUTRAL) for text in EVERYDAY_PROMPTS])
         ),
     }
 
@@ -148,19 +148,19 @@ def evaluate_dialogues(model: TextGenerator, count: int, seed: int) -> Scores:
     ]
     generators = (np.random.default_rng((seed, STAGE, 3, k)) for k in range(count))
     multi_turn = [MULTI_TURN[k % len(MULTI_TURN)](rng, True) for k, rng in enumerate(generators)]
-    answers = model.chat([one.messages for one in dialogues])
+    answers = model.chat([dialogue.messages for dialogue in dialogues])
     return {
         "answers right": correct_share(dialogues, answers),
         "answered wrong": [
-            {"question": one.messages[-1]["content"], "answer": answer, "expected": one.answer_text}
-            for one, answer in zip(dialogues, answers, strict=True)
-            if not is_correct(one, answer)
+            {"question": dialogue.messages[-1]["content"], "answer": answer, "expected": dialogue.answer_text}
+            for dialogue, answer in zip(dialogues, answers, strict=True)
+            if not is_correct(dialogue, answer)
         ][:EXAMPLES],
         "answers right that depend on an earlier turn": correct_share(
-            multi_turn, model.chat([one.messages for one in multi_turn])
+            multi_turn, model.chat([dialogue.messages for dialogue in multi_turn])
         ),
         "the same without the earlier turns": correct_share(
-            multi_turn, model.chat([one.messages[-1:] for one in multi_turn])
+            multi_turn, model.chat([dialogue.messages[-1:] for dialogue in multi_turn])
         ),
         **style_shares(model, dialogues[: count // 4 or 1]),
     }
@@ -170,7 +170,7 @@ def style_shares(model: TextGenerator, dialogues: Sequence[Dialogue]) -> Scores:
     """How often the answers are in the style that the system prompt asks for, by style."""
     shares = {}
     for name, style in STYLES.items():
-        answers = model.chat([in_style(one, name).messages for one in dialogues])
+        answers = model.chat([in_style(dialogue, name).messages for dialogue in dialogues])
         shares[f"answers in style: {name}"] = _share([style.matches(answer) for answer in answers])
     return shares
 
@@ -179,13 +179,15 @@ def evaluate_completion(model: TextGenerator, count: int, seed: int) -> Scores:
     """The base model: completion of the first half of held-out captions, perplexity, enrichment."""
     prompts = held_out_prompts(count, seed)
     half = prompts[: max(count // 2, 1)]
-    beginnings = [" ".join(one.text.split()[: max(len(one.text.split()) // 2, 1)]) for one in prompts]
+    beginnings = [
+        " ".join(prompt.text.split()[: max(len(prompt.text.split()) // 2, 1)]) for prompt in prompts
+    ]
     known = known_words(seed)
     continuations = model.complete(beginnings, max_tokens=40)
-    lines = model.complete([COMPLETION_PROMPT.format(prompt=one.text) for one in half])
-    likelihoods = [model.negative_log_likelihood(Text("", one.text)) for one in prompts]
+    lines = model.complete([COMPLETION_PROMPT.format(prompt=prompt.text) for prompt in half])
+    likelihoods = [model.negative_log_likelihood(Text("", prompt.text)) for prompt in prompts]
     rng = np.random.default_rng((seed, STAGE, 4))
-    copies = [model.negative_log_likelihood(enrichment_text(one, rng)) for one in half]
+    copies = [model.negative_log_likelihood(enrichment_text(prompt, rng)) for prompt in half]
     return {
         "continued in known words": _share(
             [bool(words_of(text)) and set(words_of(text)) <= known for text in continuations]
@@ -220,7 +222,7 @@ def is_enriched(prompt: str, answer: str) -> bool:
 
 def enriched_share(prompts: Sequence[Prompt], answers: Sequence[str]) -> float:
     """The proportion of answers that are enriched forms of their prompts."""
-    return _share([is_enriched(one.text, answer) for one, answer in zip(prompts, answers, strict=True)])
+    return _share([is_enriched(prompt.text, answer) for prompt, answer in zip(prompts, answers, strict=True)])
 
 
 def kept_share(prompts: Sequence[str], answers: Sequence[str]) -> float:
@@ -233,15 +235,15 @@ def stray_free_share(prompts: Sequence[Prompt], answers: Sequence[str]) -> float
     names = {*COLOURS, *SHAPES}
     return _share(
         [
-            not names & (set(words_of(answer)) - set(words_of(one.text)))
-            for one, answer in zip(prompts, answers, strict=True)
+            not names & (set(words_of(answer)) - set(words_of(prompt.text)))
+            for prompt, answer in zip(prompts, answers, strict=True)
         ]
     )
 
 
 def correct_share(dialogues: Sequence[Dialogue], answers: Sequence[str]) -> float:
     """The proportion of correct answers."""
-    return _share([is_correct(one, answer) for one, answer in zip(dialogues, answers, strict=True)])
+    return _share([is_correct(dialogue, answer) for dialogue, answer in zip(dialogues, answers, strict=True)])
 
 
 def known_words(seed: int, texts: int = 4000) -> set[str]:

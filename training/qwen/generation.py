@@ -34,8 +34,10 @@ class TextGenerator:
     ) -> list[str]:
         """The assistant's next message in every conversation."""
         texts = [
-            str(self.tokenizer.apply_chat_template(list(one), tokenize=False, add_generation_prompt=True))
-            for one in dialogues
+            str(
+                self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            )
+            for messages in dialogues
         ]
         return self.complete(texts, temperature=temperature, max_tokens=max_tokens)
 

@@ -91,20 +91,20 @@ def motion_sentence(motion: Motion, rng: np.random.Generator) -> str:
 
 def _clause(motion: Motion, adjectives: str, modifiers: str, rng: np.random.Generator) -> str:
     """One of the patterns that the verb form allows."""
-    thing = f"{adjectives} {motion.noun}"
-    things = f"{adjectives} {pluralize(motion.noun)}"
+    singular = f"{adjectives} {motion.noun}"
+    plural = f"{adjectives} {pluralize(motion.noun)}"
     verb = f"{motion.verb.form(motion.form)}{modifiers}"
     patterns: dict[Form, tuple[str, ...]] = {
-        "third": (f"a {thing} {verb}", f"the {thing} {verb}", f"a {thing} that {verb}",
-                  f"one {thing} {verb}", f"{thing} {verb}"),
-        "present": (f"a {thing} {verb}", f"the {thing} is {verb}", f"a {thing} is {verb}",
-                    f"{thing} {verb}", f"a {thing} keeps {verb}", f"the {thing} was {verb}",
-                    f"{verb}, a {thing}", f"two {things} {verb}"),
-        "past": (f"a {thing} {verb}", f"the {thing} {verb}", f"the {thing} that {verb}"),
-        "participle": (f"a {thing} has {verb}", f"the {thing} had {verb}"),
-        "base": (f"a {thing} will {verb}", f"a {thing} starts to {verb}", f"make the {thing} {verb}",
-                 f"let a {thing} {verb}", f"a {thing} begins to {verb}", f"watch a {thing} {verb}",
-                 f"{pick(rng, vocabulary.NUMBERS)} {things} {verb}"),
+        "third": (f"a {singular} {verb}", f"the {singular} {verb}", f"a {singular} that {verb}",
+                  f"one {singular} {verb}", f"{singular} {verb}"),
+        "present": (f"a {singular} {verb}", f"the {singular} is {verb}", f"a {singular} is {verb}",
+                    f"{singular} {verb}", f"a {singular} keeps {verb}", f"the {singular} was {verb}",
+                    f"{verb}, a {singular}", f"two {plural} {verb}"),
+        "past": (f"a {singular} {verb}", f"the {singular} {verb}", f"the {singular} that {verb}"),
+        "participle": (f"a {singular} has {verb}", f"the {singular} had {verb}"),
+        "base": (f"a {singular} will {verb}", f"a {singular} starts to {verb}", f"make the {singular} {verb}",
+                 f"let a {singular} {verb}", f"a {singular} begins to {verb}", f"watch a {singular} {verb}",
+                 f"{pick(rng, vocabulary.NUMBERS)} {plural} {verb}"),
     }  # fmt: skip
     return pick(rng, patterns[motion.form])
 

@@ -109,8 +109,8 @@ def enrich(prompt: Prompt, rng: np.random.Generator) -> str:
     indices: list[int] = []
     extra = rng.integers(0, 2)
     for index in rng.permutation(len(details)):
-        enough = len(words_of(" ".join(details[k] for k in indices))) > ADDED_WORDS
-        if enough and (extra := extra - 1) < 0:
+        has_enough_words = len(words_of(" ".join(details[k] for k in indices))) > ADDED_WORDS
+        if has_enough_words and (extra := extra - 1) < 0:
             break
         indices.append(index)
     opened = prompt.kind not in ("clip", "motion") and rng.random() < OPENING_RATE

@@ -37,8 +37,8 @@ def made_up_word(rng: np.random.Generator) -> str:
     elif kind < 0.22:
         word = "".join(pick(rng, ACCENTED + "aeionrst") for _ in range(rng.integers(3, 8)))
     elif kind < 0.6:
-        one, other = (pick(rng, BLENDED) for _ in range(2))
-        word = one[: rng.integers(1, len(one))] + other[rng.integers(1, len(other)) :]
+        first, second = (pick(rng, BLENDED) for _ in range(2))
+        word = first[: rng.integers(1, len(first))] + second[rng.integers(1, len(second)) :]
     else:
         syllables = rng.integers(1, 4)
         word = "".join(

@@ -69,7 +69,7 @@ def loss_weights(scenes: list[Scene], shape: Sequence[int]) -> torch.Tensor:
     """
     rows, columns = shape
     y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
-    distances = [np.maximum(abs(x - one.x), abs(y - one.y)) - REACH * one.radius for one in scenes]
+    distances = [np.maximum(abs(x - scene.x), abs(y - scene.y)) - REACH * scene.radius for scene in scenes]
     weights = np.where(np.stack(distances) < 0.5 / min(rows, columns), SHAPE_WEIGHT, 1.0)
     weights /= weights.mean(axis=(1, 2), keepdims=True)
     return torch.from_numpy(weights[:, None]).float()

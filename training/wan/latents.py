@@ -69,14 +69,14 @@ def write(recipe: Recipe, folder: Path, vae: diffusers.AutoencoderKLWan) -> None
     if (folder / FILE).is_file():
         return
     examples = np.stack(
-        [render_subject(one, NATIVE_FRAMES) for one in _clips(recipe.seed, recipe.position_clips)]
+        [render_subject(clip, NATIVE_FRAMES) for clip in _clips(recipe.seed, recipe.position_clips)]
     )
     initialize_position_channels(vae, to_tensor(examples).to(vae.device))
     normalization = statistics(vae, seed=recipe.seed, count=recipe.statistics_clips)
     sets = []
     for frames, subjects in training_clips(recipe):
         click.echo(f"latents: {len(subjects)} clips of {frames} frames")
-        batches = [normalize(one, normalization).half() for one in _encode(vae, subjects, frames)]
+        batches = [normalize(batch, normalization).half() for batch in _encode(vae, subjects, frames)]
         sets.append((frames, torch.cat(batches)))
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{FILE}.writing"
@@ -111,7 +111,7 @@ def restore_vae(vae: diffusers.AutoencoderKLWan, folder: Path) -> Statistics:
 def normalize(latents: torch.Tensor, normalization: Statistics) -> torch.Tensor:
     """Latents, (n, channels, frames, rows, columns), minus the mean and over the divisor of every channel."""
     mean, deviation = (
-        torch.tensor(one)[:, None, None, None] for one in (normalization.mean, normalization.deviation)
+        torch.tensor(values)[:, None, None, None] for values in (normalization.mean, normalization.deviation)
     )
     return (latents - mean) / deviation
 
@@ -188,5 +188,7 @@ def _encode(
     vae: diffusers.AutoencoderKLWan, subjects: Sequence[Scene | Clip], frames: int
 ) -> Iterator[torch.Tensor]:
     for start in range(0, len(subjects), BATCH):
-        clips = to_tensor(np.stack([render_subject(one, frames) for one in subjects[start : start + BATCH]]))
+        clips = to_tensor(
+            np.stack([render_subject(subject, frames) for subject in subjects[start : start + BATCH]])
+        )
         yield vae.encode(clips.to(vae.device)).latent_dist.mode().float().cpu()

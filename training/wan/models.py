@@ -107,4 +107,4 @@ def build_scheduler() -> diffusers.UniPCMultistepScheduler:
 
 def parameter_count(module: torch.nn.Module) -> int:
     """The number of parameters of a module."""
-    return sum(one.numel() for one in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters())

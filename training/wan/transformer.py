@@ -55,7 +55,7 @@ class Denoiser:
     def encode(self, texts: list[str]) -> torch.Tensor:
         """Prompt embeddings as the pipeline computes them: (texts, tokens, width), zeros after the end of a
         text."""
-        ids, mask = (one.to(self.device) for one in token_ids(self.tokenizer, texts))
+        ids, mask = (tensor.to(self.device) for tensor in token_ids(self.tokenizer, texts))
         hidden: torch.Tensor = self.text(ids, mask).last_hidden_state
         return hidden * mask[:, :, None]
 

@@ -86,10 +86,10 @@ class TerminalRun:
         self._done = done
 
     def preview(self, snapshot: Snapshot) -> None:
-        """Nobody is watching."""
+        """Ignore previews: the command has no viewer."""
 
     def stream_text(self, text: str, tokens: int, max_tokens: int) -> bool:  # noqa: ARG002
-        """No clip speaks."""
+        """Ignore text, which clips do not have. Returns True."""
         return True
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:

@@ -1,7 +1,7 @@
 """The Lua scripts of the ledger, one file a verb.
 
 Owns: every atomic write to the ledger's keys; the libraries in `lib/` that the scripts share.
-Speaks: keys, scores, hash fields. A script's header names its arguments, keys, answer and events.
+Handles: keys, scores, hash fields. A script's header names its arguments, keys, result and events.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """SDXL: generates images from a prompt and an optional reference image.
 
 Owns: the loaded SDXL checkpoint, prompt encoding, image-to-image, IP-Adapter, LoRA files, schedulers.
-Speaks: image jobs and images. `pipeline` is the entry point.
+Handles: image jobs and images. `pipeline` is the entry point.
 """

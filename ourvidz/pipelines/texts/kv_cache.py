@@ -26,7 +26,7 @@ class KVCache:
 
     @torch.inference_mode()
     def reserve(self, rows: int, columns: int) -> None:
-        """Make room for this many rows and columns, keeping the contents. Shrinks the cache if at least three
+        """Reserve at least these rows and columns, keeping the contents. Shrinks the cache if at least three
         quarters of it are not needed any more."""
         needed = (_round_up(rows, ROW_MULTIPLE) if rows > 1 else rows, _round_up(columns, COLUMN_MULTIPLE))
         current = (self.keys.shape[1], self.keys.shape[3])

@@ -1,5 +1,5 @@
 """Wan: generates clips from a prompt and optional reference images.
 
 Owns: loaded Wan checkpoints of every model and layout, reference images, solvers, step caches.
-Speaks: video jobs and clips. `pipeline` is the entry point.
+Handles: video jobs and clips. `pipeline` is the entry point.
 """
