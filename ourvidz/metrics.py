@@ -24,15 +24,24 @@ MS_PER_S = 1000.0
 class Snapshot:
     """The values of one scrape.
 
-    `counts` are the ledger's counters by dotted name, `depths` the queued jobs by queue, `workers` the
-    family and state of each worker seen in the last day.
+    `counts` are the ledger's counters by dotted name, `depths` the queued jobs by queue, `oldest_s` the
+    longest wait by queue (seconds), `workers` the family and state of each worker seen in the last day,
+    `failed_workers` the families of those that cannot load their models. `sweep_age_s` is None before the
+    first sweep, `failed_phases` the number of phases that failed in the last one.
     """
 
     counts: Mapping[str, int]
     depths: Mapping[str, int]
     paused: frozenset[str]
     workers: tuple[tuple[str, str], ...]
+    failed_workers: tuple[str, ...]
     outbox_pending: int
+    outbox_lag_s: float
+    sweep_age_s: float | None
+    failed_phases: int
+    stuck_leases: int
+    quarantined: int
+    oldest_s: Mapping[str, float]
 
 
 def render(snapshot: Snapshot) -> bytes:
@@ -51,17 +60,25 @@ class _Once(Collector):
         yield from _jobs(self._snapshot.counts)
         yield from _assets(self._snapshot.counts)
         yield from _callbacks(self._snapshot)
-        yield from _workers(self._snapshot.workers)
+        yield from _workers(self._snapshot)
+        yield from _recovery(self._snapshot)
 
 
 def _queues(snapshot: Snapshot) -> Iterable[Metric]:
     depth = GaugeMetricFamily("ourvidz_queue_depth", "Jobs that wait in a queue.", labels=["queue"])
     paused = GaugeMetricFamily("ourvidz_queue_paused", "1 while a queue is paused.", labels=["queue"])
+    oldest = GaugeMetricFamily(
+        "ourvidz_queue_oldest_seconds",
+        "For how long the oldest due job has waited; 0 when none waits.",
+        labels=["queue"],
+    )
     for queue, waiting in snapshot.depths.items():
         depth.add_metric([queue], waiting)
         paused.add_metric([queue], float(queue in snapshot.paused))
+        oldest.add_metric([queue], snapshot.oldest_s.get(queue, 0.0))
     yield depth
     yield paused
+    yield oldest
 
 
 def _jobs(counts: Mapping[str, int]) -> Iterable[Metric]:
@@ -108,14 +125,40 @@ def _callbacks(snapshot: Snapshot) -> Iterable[Metric]:
     pending = GaugeMetricFamily("ourvidz_outbox_pending", "Callbacks that are still to be delivered.")
     pending.add_metric([], snapshot.outbox_pending)
     yield pending
+    yield _gauge(
+        "ourvidz_outbox_lag_seconds",
+        "For how long the most overdue callback has been due; 0 when none is.",
+        snapshot.outbox_lag_s,
+    )
 
 
-def _workers(workers: tuple[tuple[str, str], ...]) -> Iterable[Metric]:
+def _workers(snapshot: Snapshot) -> Iterable[Metric]:
     up = GaugeMetricFamily("ourvidz_workers_up", "Workers that are here.", labels=["family"])
     busy = GaugeMetricFamily("ourvidz_workers_busy", "Workers that run a job.", labels=["family"])
-    for family in sorted({family for family, _ in workers}):
-        states = [state for its, state in workers if its == family]
+    failed = GaugeMetricFamily(
+        "ourvidz_workers_failed", "Workers that cannot load their models.", labels=["family"]
+    )
+    for family in sorted({family for family, _ in snapshot.workers}):
+        states = [state for its, state in snapshot.workers if its == family]
+        failed.add_metric([family], snapshot.failed_workers.count(family))
         up.add_metric([family], sum(state != "offline" for state in states))
         busy.add_metric([family], states.count("busy"))
     yield up
     yield busy
+    yield failed
+
+
+def _recovery(snapshot: Snapshot) -> Iterable[Metric]:
+    if snapshot.sweep_age_s is not None:
+        yield _gauge("ourvidz_sweep_age_seconds", "Time since the last sweep.", snapshot.sweep_age_s)
+    yield _gauge(
+        "ourvidz_sweep_failed_phases", "Phases of the last sweep that failed.", snapshot.failed_phases
+    )
+    yield _gauge("ourvidz_leases_stuck", "Leases that ended over a minute ago.", snapshot.stuck_leases)
+    yield _gauge("ourvidz_jobs_quarantined", "Jobs that this release cannot read.", snapshot.quarantined)
+
+
+def _gauge(name: str, meaning: str, value: float) -> Metric:
+    gauge = GaugeMetricFamily(name, meaning)
+    gauge.add_metric([], value)
+    return gauge

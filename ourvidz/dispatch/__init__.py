@@ -7,6 +7,7 @@ Handles payloads, records, and messages that carry an id; what a task does is in
 from ourvidz.dispatch.lifecycle import cancel, delete, retry
 from ourvidz.dispatch.messages import (
     CHAT_QUEUE_PAUSED,
+    HARD_LIMIT_FACTOR,
     NO_CHAT_WORKER,
     REDACTED,
     deliver,
@@ -32,6 +33,7 @@ from ourvidz.dispatch.workers import (
 
 __all__ = [
     "CHAT_QUEUE_PAUSED",
+    "HARD_LIMIT_FACTOR",
     "NO_CHAT_WORKER",
     "REDACTED",
     "Broker",

@@ -14,6 +14,7 @@ from ourvidz.ledger.enhancement import EnhancementOperations
 from ourvidz.ledger.inspection import InspectionOperations
 from ourvidz.ledger.jobs import JobOperations
 from ourvidz.ledger.outbox import OutboxOperations
+from ourvidz.ledger.vitals import VitalsOperations
 from ourvidz.ledger.workers import WorkerOperations
 
 
@@ -24,6 +25,7 @@ class Ledger(
     OutboxOperations,
     WorkerOperations,
     DutyOperations,
+    VitalsOperations,
 ):
     """The ledger on one Redis or Valkey server (not a cluster). Every verb is atomic and safe to send twice.
 

@@ -8,22 +8,21 @@ from typing import Any, Literal, get_args
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from ourvidz import __version__, metrics
+from ourvidz import __version__, dispatch, metrics
 from ourvidz.errors import WorkerUnavailable
-from ourvidz.jobs.catalog import QUEUES, QualityTier, of_family
+from ourvidz.jobs.catalog import CATALOG, QUEUES, QualityTier, of_family
 from ourvidz.ledger.record import Worker
 from ourvidz.web import audit
 from ourvidz.web.auth import Keyring
 from ourvidz.web.callers import open_callers, stopped
 from ourvidz.web.problems import documented
+from ourvidz.web.watchdog import Reason, ReasonCode, degradations, is_failed
 from ourvidz.wiring import control
 
 router = APIRouter(tags=["health"])
 
 I2I_PIPELINES = {"sdxl": "SDXLPipeline", "wan": "WanPipeline"}
 """The pipeline class of each family that takes reference images; this process imports no pipelines."""
-MAX_PENDING = 1000
-"""Pending callbacks are counted up to this number."""
 
 
 class WorkerSummary(BaseModel):
@@ -38,13 +37,21 @@ class WorkerSummary(BaseModel):
     draining: bool
 
 
+class HealthReason(BaseModel):
+    """Why the installation is degraded: a code for programs, a sentence for people."""
+
+    code: ReasonCode
+    message: str
+
+
 class Health(BaseModel):
-    """Health of the installation. `degraded`: jobs are not accepted, or no worker would run them.
+    """Health of the installation. `degraded`: something needs an operator; `reasons` says what.
 
     `model_loaded` is SDXL's.
     """
 
     status: Literal["healthy", "degraded"]
+    reasons: list[HealthReason]
     model_loaded: bool
     wan_model_loaded: bool
     qwen_model_loaded: bool
@@ -96,21 +103,25 @@ class ModelInfo(BaseModel):
 @router.get("/health")
 def health(request: Request) -> Health:
     """Read the health of the installation. If keys are configured, only callers with one see the workers."""
+    uptime_s = time.monotonic() - request.app.state.started_at
     try:
         live = control.current().ledger.online_workers()
+        reasons = _reasons(live, uptime_s)
     except WorkerUnavailable:
         live = []
+        reasons = [Reason("ledger_unreachable", "The job store cannot be reached: no job is accepted.")]
     gpu_workers = [worker for worker in live if worker.family in QUEUES]
     loaded = {model for worker in gpu_workers for model in worker.models}
     keyring: Keyring = request.app.state.keyring
     trusted = keyring.empty or keyring.identify(request.headers) is not None
     return Health(
-        status="healthy" if gpu_workers else "degraded",
+        status="degraded" if reasons else "healthy",
+        reasons=[HealthReason(code=reason.code, message=reason.message) for reason in reasons],
         model_loaded="sdxl" in loaded,
         wan_model_loaded="wan" in loaded,
         qwen_model_loaded="chat" in loaded,
         device=next((device for worker in gpu_workers if (device := _model_field(worker, "device"))), None),
-        uptime_s=round(time.monotonic() - request.app.state.started_at, 1),
+        uptime_s=round(uptime_s, 1),
         version=__version__,
         workers=[_worker_summary(worker) for worker in live] if trusted else [],
     )
@@ -124,12 +135,13 @@ async def live() -> dict[str, str]:
 
 @router.get("/health/ready", responses=documented(503))
 def ready() -> dict[str, str]:
-    """Readiness: this shim goes on, the broker responds, and a worker with its models loaded is live."""
+    """Readiness: this shim goes on, the broker responds, and a worker with its models loaded takes jobs."""
     if open_callers.stopping:
         raise stopped()
     control.current().ledger.ping()
     online = control.current().ledger.online_workers()
-    if not any(w.family in QUEUES and w.state != "starting" and w.models for w in online):
+    loaded = (w for w in online if w.family in QUEUES and w.state != "starting" and w.models)
+    if all(worker.draining for worker in loaded):
         raise WorkerUnavailable("No worker is ready.")
     return {"status": "ready"}
 
@@ -201,6 +213,29 @@ def scrape(request: Request) -> Response:
     return Response(metrics.render(_snapshot()), media_type=metrics.CONTENT_TYPE)
 
 
+def _reasons(online: list[Worker], uptime_s: float) -> list[Reason]:
+    """Why the installation is degraded. Raises `WorkerUnavailable` when the ledger cannot be reached."""
+    app = control.current()
+    limits_s = {
+        queue: max(
+            app.settings.worker_grace_s,
+            *(
+                dispatch.HARD_LIMIT_FACTOR * dispatch.time_limit_s(row.name)
+                for row in CATALOG.values()
+                if row.queue == queue
+            ),
+        )
+        for queue in QUEUES.values()
+    }
+    return degradations(
+        app.ledger.vitals(),
+        online,
+        app.ledger.paused_queues(),
+        uptime_s=uptime_s,
+        stuck_after_s=limits_s,
+    )
+
+
 def _from_this_machine(request: Request) -> bool:
     """Whether a request comes from loopback and was not forwarded there by a proxy."""
     forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
@@ -209,12 +244,20 @@ def _from_this_machine(request: Request) -> bool:
 
 def _snapshot() -> metrics.Snapshot:
     ledger = control.current().ledger
+    workers, vitals = ledger.workers(), ledger.vitals()
     return metrics.Snapshot(
         counts=ledger.counters(),
         depths={queue: ledger.queue_depth(queue) for queue in QUEUES.values()},
         paused=ledger.paused_queues(),
-        workers=tuple((worker.family, worker.state) for worker in ledger.workers()),
-        outbox_pending=len(ledger.list_events("pending", MAX_PENDING)),
+        workers=tuple((worker.family, worker.state) for worker in workers),
+        failed_workers=tuple(w.family for w in workers if w.state != "offline" and is_failed(w)),
+        outbox_pending=vitals.pending_callbacks,
+        outbox_lag_s=vitals.outbox_lag_s,
+        sweep_age_s=vitals.sweep_age_s,
+        failed_phases=len(vitals.failed_phases),
+        stuck_leases=vitals.stuck_leases,
+        quarantined=vitals.quarantined,
+        oldest_s={name: queue.oldest_s or 0.0 for name, queue in vitals.queues.items()},
     )
 
 

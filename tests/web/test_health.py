@@ -12,10 +12,12 @@ from ourvidz.errors import WorkerUnavailable
 
 def test_health_lists_the_live_workers(shim) -> None:
     """Existing callers read these fields."""
-    assert shim.client.get("/health").json()["status"] == "degraded"
+    document = shim.client.get("/health").json()
+    assert document["status"] == "degraded"
+    assert document["reasons"] == [{"code": "no_worker", "message": "No worker takes jobs."}]
     shim.register_worker()
     document = shim.client.get("/health").json()
-    assert document["status"] == "healthy"
+    assert (document["status"], document["reasons"]) == ("healthy", [])
     loaded = [document[name] for name in ("model_loaded", "wan_model_loaded", "qwen_model_loaded")]
     assert loaded == [True, False, False]
     assert document["device"] == "cpu"
@@ -44,6 +46,29 @@ def test_ready_needs_a_worker_with_its_model_loaded(shim) -> None:
     assert shim.client.get("/health/ready").status_code == 200
 
 
+def test_a_drained_worker_is_not_ready(shim) -> None:
+    """It claims nothing: jobs that a load balancer sends here would wait."""
+    shim.register_worker()
+    shim.ledger.set_draining("sdxl@host-cpu", True)
+    assert shim.client.get("/health/ready").status_code == 503
+    assert shim.client.get("/health").json()["reasons"][0]["code"] == "no_worker"
+    shim.register_worker(id="wan@host-cpu", family="wan", queue="wan_queue", models=("wan",))
+    assert shim.client.get("/health/ready").status_code == 200
+    assert shim.client.get("/health").json()["status"] == "healthy"
+
+
+def test_health_tells_that_nothing_is_recovered(shim) -> None:
+    """The keeper may have died hours ago, and jobs that are not lost still run."""
+    shim.register_worker()
+    shim.ledger.end_sweep([])
+    shim.client.app.state.started_at -= 1000
+    assert shim.client.get("/health").json()["status"] == "healthy"
+    shim.ledger.end_sweep(["wan_queue"])
+    (reason,) = shim.client.get("/health").json()["reasons"]
+    assert reason["code"] == "sweep_failing"
+    assert "wan_queue" in reason["message"]
+
+
 def test_without_a_ledger_a_shim_is_live_but_not_ready(shim, monkeypatch) -> None:
     """Restarting the shim would not repair Redis."""
 
@@ -54,7 +79,9 @@ def test_without_a_ledger_a_shim_is_live_but_not_ready(shim, monkeypatch) -> Non
     monkeypatch.setattr(shim.ledger, "workers", unreachable)
     assert shim.client.get("/health/live").status_code == 200
     assert shim.client.get("/health/ready").status_code == 503
-    assert shim.client.get("/health").json()["status"] == "degraded"
+    document = shim.client.get("/health").json()
+    assert document["status"] == "degraded"
+    assert [reason["code"] for reason in document["reasons"]] == ["ledger_unreachable"]
 
 
 def test_status_describes_the_image_worker(shim) -> None:
@@ -125,8 +152,27 @@ def test_metrics_come_from_the_ledger(shim) -> None:
     assert values['ourvidz_generation_seconds_count{type="sdxl_image_fast"}'] == 1
     assert values["ourvidz_assets_unsigned_total"] == 0
     assert values["ourvidz_outbox_pending"] == 2
+    assert 0 < values["ourvidz_outbox_lag_seconds"] < 60
+    assert 0 < values['ourvidz_queue_oldest_seconds{queue="sdxl_queue"}'] < 60
+    assert values['ourvidz_queue_oldest_seconds{queue="wan_queue"}'] == 0
+    assert values['ourvidz_workers_failed{family="sdxl"}'] == 0
+    for name in ("sweep_failed_phases", "leases_stuck", "jobs_quarantined"):
+        assert values[f"ourvidz_{name}"] == 0
+    assert "ourvidz_sweep_age_seconds" not in values, "no sweep has run"
     assert values['ourvidz_workers_busy{family="sdxl"}'] == 1
     assert values['ourvidz_callbacks_total{state="delivered"}'] == 0
+
+
+def test_metrics_show_what_a_watchdog_needs(shim) -> None:
+    """Each has a value of its own to alert on."""
+    shim.register_worker(detail={"error": "/models/x is missing"})
+    shim.ledger.end_sweep(["wan_queue", "purge"])
+    shim.ledger.quarantine("a", index="leases", reason="it has a record of version 2")
+    values = numbers(shim.client.get("/metrics").text)
+    assert 0 <= values["ourvidz_sweep_age_seconds"] < 60
+    assert values["ourvidz_sweep_failed_phases"] == 2
+    assert values["ourvidz_jobs_quarantined"] == 1
+    assert values['ourvidz_workers_failed{family="sdxl"}'] == 1
 
 
 def test_metrics_need_the_admin_scope_from_other_machines(open_shim) -> None:
