@@ -257,6 +257,7 @@ def eager(directory: Path, recorder: CallbackRecorder, **variables: Any) -> Iter
             **{
                 "OURVIDZ_PROFILE": "tiny",
                 "OURVIDZ_STATE_DIR": directory,
+                "OURVIDZ_STORAGE_DIR": directory / "assets",
                 "OURVIDZ_REDIS_URL": redis_url(),
                 "OURVIDZ_KEY_PREFIX": prefix,
                 "OURVIDZ_CALLBACK_URL": recorder.url,

@@ -129,6 +129,17 @@ def test_worker_ids_have_the_format_of_production(ourvidz_eager: Eager) -> None:
     assert ourvidz_eager.callbacks.of("one")[0].payload["worker_id"].startswith("eager@")
 
 
+def test_a_storage_directory_of_the_environment_is_left_alone(
+    tmp_path: Path, ourvidz_callbacks: CallbackRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that serves production, tests must not write among its assets."""
+    monkeypatch.setenv("OURVIDZ_STORAGE_DIR", str(tmp_path / "production"))
+    with eager(tmp_path / "test", ourvidz_callbacks) as system:
+        assert system.storage == tmp_path / "test" / "assets"
+        system.control.store.put("a/b.txt", b"x", content_type="text/plain")
+    assert not (tmp_path / "production").exists()
+
+
 def test_the_worker_id_follows_the_settings(tmp_path: Path, ourvidz_callbacks: CallbackRecorder) -> None:
     """The GPU is part of the id, also after a job with other settings in the same process."""
     for gpu in ("3", "5"):
