@@ -13,9 +13,10 @@ from ourvidz.settings import settings
 PRIORITY_SYNC, ENHANCEMENT, JOBS = 0, 3, 6
 """Priorities: 0 is the most urgent. Always passed explicitly; a message without one lands at 0."""
 
+PRIORITY_STEPS = (0, 3, 6, 9)
+"""The priorities that the broker keeps apart: each is a list of its own."""
+
 CALLBACKS_QUEUE = "callbacks"
-BEAT_QUEUE = "maintenance"
-"""The queue of the messages that triggered sweeps in releases with a beat process. No worker consumes it."""
 DELIVER_TASK = "ourvidz.callbacks.deliver"
 ENHANCE_TASK = "ourvidz.chat.enhance"
 FLUSH_TASK = "ourvidz.admin.flush"
@@ -29,7 +30,8 @@ broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 broker_pool_limit = 16
 broker_transport_options = {
-    "priority_steps": [0, 3, 6, 9],
+    "global_keyprefix": _settings.broker_prefix,
+    "priority_steps": list(PRIORITY_STEPS),
     "visibility_timeout": _settings.visibility_timeout_s,
     "socket_keepalive": True,
     "socket_connect_timeout": 5,

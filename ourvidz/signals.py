@@ -200,6 +200,7 @@ def _start_heartbeat(name: str, queue: str) -> None:
         pid=os.getpid(),
         gpu=current.gpu,
         presence_s=current.presence_s,
+        broker_prefix=current.broker_prefix,
     )
     _heartbeat.start()
 

@@ -8,6 +8,7 @@ test advances it. `publishing_to` switches the broker.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,14 @@ from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
 from ourvidz.workflows.services import Services
 
+BEAT_MESSAGE = json.dumps(
+    {
+        "body": "[[], {}, {}]",
+        "headers": {"task": "ourvidz.maintenance.sweep"},
+        "properties": {"delivery_info": {"exchange": "ourvidz", "routing_key": "maintenance"}, "priority": 0},
+    }
+)
+"""What the beat process of an earlier release put into the broker, every two seconds."""
 STAND_IN_TERMS = Terms(minor=frozenset({"quokka"}), sexual=frozenset({"marmalade"}))
 """Harmless terms in place of the real ones."""
 STAND_IN_GATE = Gate(STAND_IN_TERMS)
@@ -124,19 +133,20 @@ def services(models: Any, folder: Path, **changes: Any) -> Services:
 
 
 @contextmanager
-def publishing_to(broker_url: str) -> Iterator[None]:
-    """Make the Celery app publish to `broker_url` inside the `with` block."""
-    before = celery_app.conf.get("broker_url")
+def publishing_to(broker_url: str, *, prefix: str | None = None) -> Iterator[None]:
+    """Make the Celery app publish to `broker_url`, under a prefix of its keys, inside the `with` block."""
+    before = celery_app.conf.get("broker_url"), celery_app.conf.broker_transport_options
 
-    def switch(url: str) -> None:
+    def switch(url: str, options: dict[str, Any]) -> None:
         celery_app.conf.broker_url = url
+        celery_app.conf.broker_transport_options = options
         celery_app._after_fork()
 
-    switch(broker_url)
+    switch(broker_url, before[1] if prefix is None else {**before[1], "global_keyprefix": prefix})
     try:
         yield
     finally:
-        switch(before)
+        switch(*before)
 
 
 @dataclass

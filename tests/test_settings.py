@@ -61,6 +61,15 @@ def test_the_redis_url_takes_precedence_over_upstash(read: Any) -> None:
     assert read(**upstash, OURVIDZ_REDIS_URL="redis://here/1").redis_url == "redis://here/1"
 
 
+def test_the_broker_s_keys_are_below_the_prefix_and_no_pattern(read: Any) -> None:
+    """Its keys are never bare names of queues; the broker would take `*` for other channels."""
+    assert read().broker_prefix == "ourvidz:broker:"
+    assert read(OURVIDZ_KEY_PREFIX="other:").broker_prefix == "other:broker:"
+    for pattern in ("all*", "one?", "[a]:", "two words"):
+        with pytest.raises(SettingsError, match="OURVIDZ_KEY_PREFIX"):
+            read(OURVIDZ_KEY_PREFIX=pattern)
+
+
 def test_lists_are_separated_by_commas_or_spaces(read: Any) -> None:
     """Both separators are in use."""
     settings = read(JOB_CALLBACK_SECRET="new, old", OURVIDZ_PORTS="7859 7860")

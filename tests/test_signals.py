@@ -214,7 +214,11 @@ class TestWorkerStart:
         """Returns a function that makes this process the worker with the given name."""
         monkeypatch.setattr(signals, "_heartbeat", None)
         settings = SimpleNamespace(
-            worker=None, gpu="0", presence_s=15.0, worker_id=lambda name: f"{name}@host-gpu0"
+            worker=None,
+            gpu="0",
+            presence_s=15.0,
+            broker_prefix="ourvidz:broker:",
+            worker_id=lambda name: f"{name}@host-gpu0",
         )
         monkeypatch.setattr(signals, "settings", lambda: settings)
         monkeypatch.setattr("ourvidz.wiring.signing.signer", lambda settings: None)

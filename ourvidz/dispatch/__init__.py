@@ -6,6 +6,7 @@ Handles payloads, records, and messages that carry an id; what a task does is in
 
 from ourvidz.dispatch.lifecycle import cancel, delete, retry
 from ourvidz.dispatch.messages import (
+    BROKER_ERRORS,
     CHAT_QUEUE_PAUSED,
     HARD_LIMIT_FACTOR,
     NO_CHAT_WORKER,
@@ -19,10 +20,10 @@ from ourvidz.dispatch.messages import (
     time_limit_s,
 )
 from ourvidz.dispatch.submission import parse_payload, submit, submit_all
+from ourvidz.dispatch.unprefixed import adopt_unprefixed_messages
 from ourvidz.dispatch.workers import (
     Broker,
     drain,
-    drop_beat_messages,
     flush,
     pause,
     requeue_held_jobs,
@@ -32,16 +33,17 @@ from ourvidz.dispatch.workers import (
 )
 
 __all__ = [
+    "BROKER_ERRORS",
     "CHAT_QUEUE_PAUSED",
     "HARD_LIMIT_FACTOR",
     "NO_CHAT_WORKER",
     "REDACTED",
     "Broker",
+    "adopt_unprefixed_messages",
     "cancel",
     "delete",
     "deliver",
     "drain",
-    "drop_beat_messages",
     "flush",
     "is_message",
     "message",

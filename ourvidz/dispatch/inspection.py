@@ -14,14 +14,16 @@ def read_messages(queue: str) -> Messages:
     """Return the jobs of the messages that wait in a queue or that a worker has not finished."""
     with celery_app.pool.acquire(block=True) as connection:
         channel = connection.default_channel
+        # Kombu's client puts the prefix in front of the keys of its own commands only, and these are others.
+        prefix = channel.global_keyprefix
         with channel.conn_or_acquire() as client:
             waiting = [
                 entry
                 for priority in channel.priority_steps
-                for entry in client.lrange(channel._q_for_pri(queue, priority), 0, -1)
+                for entry in client.lrange(prefix + channel._q_for_pri(queue, priority), 0, -1)
             ]
             # Each entry is [message, exchange, routing key]; the routing key is the queue.
-            received = [json.loads(entry) for entry in client.hvals(channel.unacked_key)]
+            received = [json.loads(entry) for entry in client.hvals(prefix + channel.unacked_key)]
     job_ids, foreign = set(), 0
     for document in [*map(_parse, waiting), *(entry[0] for entry in received if entry[2] == queue)]:
         job_id = _job_id(document)

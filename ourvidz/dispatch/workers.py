@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from celery.utils.nodenames import worker_direct
-from kombu.entity import Exchange, Queue
 
 from ourvidz import log
 from ourvidz.app import app as celery_app
-from ourvidz.celery_settings import BEAT_QUEUE, CALLBACKS_QUEUE, FLUSH_TASK, PRIORITY_SYNC
+from ourvidz.celery_settings import CALLBACKS_QUEUE, FLUSH_TASK, PRIORITY_SYNC
 from ourvidz.dispatch.inspection import read_messages
 from ourvidz.dispatch.messages import BROKER_ERRORS, deliver, publish
 from ourvidz.errors import NotFound
@@ -86,23 +85,6 @@ def waiting_messages(queue: str) -> int:
     """Return how many messages of a queue are in the broker and not yet received by a worker."""
     with celery_app.pool.acquire(block=True) as connection:
         return int(connection.default_channel.queue_declare(queue).message_count)
-
-
-def drop_beat_messages() -> int:
-    """Delete the queue of the messages that triggered sweeps in earlier releases. Returns how many it held.
-    A broker that cannot be reached is logged."""
-    try:
-        with celery_app.pool.acquire(block=True) as connection:
-            exchange = Exchange(celery_app.conf.task_default_exchange, type="direct")
-            queue = Queue(BEAT_QUEUE, exchange, routing_key=BEAT_QUEUE).bind(connection.default_channel)
-            count = int(queue.purge())
-            # Kombu removes only bindings that its process has declared.
-            queue.declare()
-            queue.delete()
-            return count
-    except BROKER_ERRORS as error:
-        _log.warning("beat_messages_kept", error=type(error).__name__)
-        return 0
 
 
 class Broker:

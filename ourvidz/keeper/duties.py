@@ -10,8 +10,6 @@ from ourvidz.keeper.lease import DutyLease
 from ourvidz.ledger.sweep import sweep
 from ourvidz.wiring import control
 
-BEAT_MESSAGES_INTERVAL_S = 600.0
-
 _log = log.get(__name__)
 
 
@@ -33,7 +31,7 @@ def duties() -> list[Duty]:
     settings = control.current().settings
     return [
         Duty("sweep", settings.sweep_s, sweep_ledger),
-        Duty("beat_messages", BEAT_MESSAGES_INTERVAL_S, drop_beat_messages),
+        Duty("unprefixed_messages", settings.sweep_s, adopt_unprefixed_messages),
     ]
 
 
@@ -52,9 +50,12 @@ def sweep_ledger(lease: DutyLease) -> None:
         _log.info("swept", **counts)
 
 
-def drop_beat_messages(lease: DutyLease) -> None:  # noqa: ARG001
-    """Delete the messages by which releases with a beat process triggered their sweeps. Nobody consumes them
-    any more, and such a process, if it still runs, adds 43,000 a day."""
-    dropped = dispatch.drop_beat_messages()
-    if dropped:
-        _log.warning("beat_messages_dropped", count=dropped, hint="stop `ourvidz worker clock`: it is gone")
+def adopt_unprefixed_messages(lease: DutyLease) -> None:
+    """Move what processes of an earlier release leave under broker keys without a prefix. The messages by
+    which its beat process triggered sweeps are dropped: nobody consumes them, and there are 43,000 a day."""
+    adopted = dispatch.adopt_unprefixed_messages(checkpoint=lease.renew)
+    if adopted.moved:
+        _log.info("unprefixed_messages_moved", count=adopted.moved)
+    if adopted.dropped:
+        hint = "stop `ourvidz worker clock`: it is gone"
+        _log.warning("beat_messages_dropped", count=adopted.dropped, hint=hint)

@@ -74,7 +74,7 @@ def translated_errors() -> Iterator[None]:
         raise WorkerUnavailable("the job store cannot be reached") from error
 
 
-def _redis_url(url: str) -> str:
+def client_url(url: str) -> str:
     """A URL as redis-py spells it; Kombu spells Unix sockets differently."""
     if url.startswith("redis+socket://"):
         return url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
@@ -99,7 +99,7 @@ class Connection:
     """
 
     def __init__(self, url: str, *, prefix: str, clock: Callable[[], float] | None) -> None:
-        self._url = _redis_url(url)
+        self._url = client_url(url)
         self._prefix = prefix
         self._clock = clock
         no_retry = Retry(NoBackoff(), 0)

@@ -29,6 +29,11 @@ class Queries(LedgerBase):
         )
         return load_record(job_id, fields) if fields else None
 
+    def exists(self, job_id: str) -> bool:
+        """Whether there is a record of a job, of any version."""
+        name = self._keys.job(job_id)
+        return bool(self._connection.with_retries(lambda: self._connection.client.exists(name)))
+
     def job(self, job_id: str) -> Job | None:
         """The job document, or None when none is stored (any more)."""
         document = self._connection.with_retries(

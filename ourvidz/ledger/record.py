@@ -234,7 +234,8 @@ class Page:
 @dataclass(frozen=True, slots=True)
 class Worker:
     """One worker and its last heartbeat. `state` is the one that the heartbeat reported, or `offline` when it
-    is older than the presence time. `draining`: an operator asked the worker to take no more jobs."""
+    is older than the presence time. `draining`: an operator asked the worker to take no more jobs.
+    `broker_prefix`: prefix of the broker keys that it consumes; '' for a release whose keys had none."""
 
     id: str
     family: str
@@ -248,4 +249,5 @@ class Worker:
     started_at: float
     seen_at: float
     draining: bool = False
+    broker_prefix: str = ""
     detail: dict[str, Any] = field(default_factory=dict)

@@ -28,7 +28,7 @@ class Heartbeat:
     """
 
     def __init__(self, ledger: Ledger, *, worker_id: str, family: str, queue: str, pid: int, gpu: str | None,
-                 presence_s: float) -> None:  # fmt: skip
+                 presence_s: float, broker_prefix: str = "") -> None:  # fmt: skip
         self._ledger = ledger
         self._interval_s = presence_s / BEATS_PER_PRESENCE
         self._lock = threading.Lock()
@@ -45,6 +45,7 @@ class Heartbeat:
             version=__version__,
             started_at=time.time(),
             seen_at=0.0,
+            broker_prefix=broker_prefix,
         )
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 

@@ -14,6 +14,7 @@ from pydantic_settings import NoDecode
 _NETLOC = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(:[0-9]{1,5})?")
 _UNENCODED = frozenset('\\ "<>^`{|}')
 """Characters that `net.urls` refuses in a URL."""
+_KEY_PREFIX = re.compile(r"[A-Za-z0-9._:/{}-]*")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 
 
@@ -52,6 +53,13 @@ def _ports(value: tuple[int, ...]) -> tuple[int, ...]:
     return value
 
 
+def _key_prefix(value: str) -> str:
+    """Return `value` unchanged. The broker subscribes to channels by pattern, so a prefix must not be one."""
+    if not _KEY_PREFIX.fullmatch(value):
+        raise ValueError("must be letters, digits and any of . _ : / { } -")
+    return value
+
+
 def _redis_url(value: str) -> str:
     return with_scheme(value, "redis", "rediss", "unix", "redis+socket")
 
@@ -76,6 +84,8 @@ StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Hosts = Annotated[StringList, AfterValidator(_hosts)]
 """Hosts with an optional port, and networks in CIDR notation."""
 Ports = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split), AfterValidator(_ports)]
+KeyPrefix = Annotated[str, AfterValidator(_key_prefix)]
+"""What the keys of one installation begin with on a shared Redis server."""
 LocalPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 """An absolute path on this machine; `~` is expanded to the home directory."""
 RedisURL = Annotated[str, AfterValidator(_redis_url)]

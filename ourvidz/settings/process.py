@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, urlsplit
 
-from ourvidz.settings.kinds import LocalPath, RedisURL, Topic, WebURL, env
+from ourvidz.settings.kinds import KeyPrefix, LocalPath, RedisURL, Topic, WebURL, env
 
 
 class ProcessSettings(Topic):
@@ -39,13 +39,19 @@ class RedisSettings(Topic):
     upstash_token: str | None = env("UPSTASH_REDIS_REST_TOKEN")
     test_redis_url: RedisURL | None = env("OURVIDZ_TEST_REDIS_URL")
     """Server for `ourvidz.testing`, which uses its own key prefixes; by default it starts a server."""
-    key_prefix: str = env("OURVIDZ_KEY_PREFIX", "ourvidz:")
+    key_prefix: KeyPrefix = env("OURVIDZ_KEY_PREFIX", "ourvidz:")
+    """Prefix of every key of this installation; the broker's keys continue with `broker:`."""
     visibility_timeout_s: int = env("OURVIDZ_VISIBILITY_TIMEOUT_S", 7200, ge=60)
     """Time after which Kombu redelivers an unacknowledged message.
 
     It must exceed the longest job and be equal in all processes, since each worker applies its own value to
     the messages of all queues.
     """
+
+    @property
+    def broker_prefix(self) -> str:
+        """What the broker's keys and channels begin with: no key of the ledger does."""
+        return f"{self.key_prefix}broker:"
 
     @property
     def redis_url(self) -> str:

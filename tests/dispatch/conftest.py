@@ -34,8 +34,9 @@ class Installation:
 
     def messages(self, queue: str) -> list[dict[str, Any]]:
         """The messages of a queue in the broker, most urgent priority first, newest first within one."""
+        prefix = self.app.settings.broker_prefix
         names = [queue if priority == 0 else f"{queue}\x06\x16{priority}" for priority in PRIORITIES]
-        return [json.loads(raw) for name in names for raw in self.broker.lrange(name, 0, -1)]
+        return [json.loads(raw) for name in names for raw in self.broker.lrange(prefix + name, 0, -1)]
 
 
 Install = Callable[..., Installation]
