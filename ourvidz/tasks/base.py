@@ -90,7 +90,10 @@ class GenerationTask(Task):  # type: ignore[misc]
 
     def claim(self, argument: Any) -> Claim:
         """Return the claim of this task's request; `argument` is a message or a payload. Raises `Ignore` when
-        another worker has the job, or the ledger cannot be reached."""
+        another worker has the job, or the ledger cannot be reached; `TypeError` for a task that is called
+        like a function, in a process that may be no worker."""
+        if self.request.called_directly:
+            raise TypeError(f"{self.name} runs in a worker: submit the payload with delay()")
         try:
             claim = claim_for(self.request, argument)
         except WorkerUnavailable:

@@ -214,6 +214,16 @@ def test_a_task_takes_one_argument(installation: Installation, arguments: tuple[
     assert installation.ledger.page().records == []
 
 
+@pytest.mark.parametrize("name", ["ourvidz.sdxl.generate", "ourvidz.chat.generate", "ourvidz.admin.run"])
+def test_a_task_called_like_a_function_records_nothing(install: Install, name: str) -> None:
+    """`generate(payload)`, and Celery's map and starmap: no worker may exist, and none has the job."""
+    installation = install(OURVIDZ_WORKER_GRACE_S=0)
+    tasks.load()
+    with pytest.raises(TypeError, match=r"delay\(\)"):
+        celery_app.tasks[name](IMAGE)
+    assert installation.ledger.page().records == []
+
+
 def test_eager_mode_is_its_own_worker(ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test kit checks with the same gate, and is not refused for want of workers."""
     monkeypatch.setattr("ourvidz.tasks.base.services", lambda family: None)
