@@ -38,10 +38,10 @@ class Stack:
 
     Its Redis server is a process of the campaign, so that it can be frozen and restarted, on a clock that can
     be stepped where `libfaketime` is installed. Files are stored on a small file system of their own where
-    one may be mounted, so that it can be filled.
+    one may be mounted, so that it can be filled. `variables` are added to the environment of its processes.
     """
 
-    def __init__(self, folder: Path, receiver: CallbackReceiver) -> None:
+    def __init__(self, folder: Path, receiver: CallbackReceiver, **variables: str) -> None:
         self.folder = folder
         self.assets = folder / "assets"
         self.port = free_port()
@@ -50,6 +50,7 @@ class Stack:
         self.server = PrivateServer(*SERVER_OPTIONS, binary=self.clock.server_binary(), folder=folder)
         self.can_fill_disk = False
         self._receiver = receiver
+        self._variables = variables
         self._up: subprocess.Popen[bytes] | None = None
         self._cleanup = ExitStack()
 
@@ -120,7 +121,7 @@ class Stack:
             try:
                 command = process.cmdline()
                 if "worker" in command and command[command.index("worker") + 1] == wanted:
-                    return next(iter(process.children()), None) if name == "child" else process
+                    return _pool_child(process) if name == "child" else process
             except (psutil.NoSuchProcess, IndexError):
                 continue
         return None
@@ -159,6 +160,7 @@ class Stack:
             "OURVIDZ_CALLBACK_ALLOW": self._receiver.host,
             "OURVIDZ_CALLBACK_TIMEOUT_S": "2",
             "OURVIDZ_WEBHOOK_SECRET": WEBHOOK_SECRET,
+            **self._variables,
         }
 
     def _children(self) -> list[psutil.Process]:
@@ -188,3 +190,9 @@ class Stack:
             return False
         self._cleanup.callback(subprocess.run, ["umount", "-l", str(self.assets)], capture_output=True)
         return True
+
+
+def _pool_child(worker: psutil.Process) -> psutil.Process | None:
+    """The pool child of a worker, which has other children too; None while it is being restarted."""
+    spawned = (child for child in worker.children() if any("spawn_main" in word for word in child.cmdline()))
+    return next(spawned, None)
