@@ -42,7 +42,6 @@ def sweep_ledger(lease: DutyLease) -> None:
         app.ledger,
         dispatch.Broker(),
         app.sweep_options,
-        contact_s=lease.contact_s,
         checkpoint=lease.renew,
     )
     counts = {name: count for name, count in asdict(report).items() if count}

@@ -14,8 +14,8 @@ from ourvidz.keeper.lease import DutyLease
 from ourvidz.ledger.duties import LeaseLost
 from ourvidz.ledger.store import Ledger
 
-SILENT_INTERVALS = 3
-"""Intervals without an answer of the ledger after which a keeper no longer knows what happened meanwhile."""
+INTERVALS_PER_LEASE = 3
+"""The length of a lease in intervals of the duty, at least."""
 MAX_POLL_S = 5.0
 """How often a keeper looks at least at the lease of a duty, however seldom the duty is due."""
 
@@ -57,8 +57,7 @@ class DutyRunner:
             self._ledger,
             duty.name,
             holder=self._holder,
-            lease_s=max(self._lease_s, SILENT_INTERVALS * poll_s),
-            silence_s=SILENT_INTERVALS * poll_s,
+            lease_s=max(self._lease_s, INTERVALS_PER_LEASE * poll_s),
         )
         active = False
         next_at = time.monotonic()

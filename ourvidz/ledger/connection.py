@@ -156,11 +156,8 @@ class Connection:
         return self.with_retries(read) if keys else []
 
     def now(self) -> float:
-        """Unix seconds of the injected clock, else of the server."""
-        if self._clock is not None:
-            return self._clock()
-        seconds, micros = self.with_retries(self.client.time)
-        return float(seconds) + float(micros) / 1e6
+        """Unix seconds of the ledger's time, which never goes back: see `scripts/lib/clock.lua`."""
+        return float(self.run_script("now"))
 
     def ping(self) -> None:
         """Raise `WorkerUnavailable` within a second when the server does not answer."""

@@ -9,12 +9,10 @@ from ourvidz.ledger.base import LedgerBase
 
 @dataclass(frozen=True, slots=True)
 class DutyState:
-    """Who holds the lease of a duty. `renewals` grows with every renewal, `at` is the ledger's time of this
-    answer (Unix seconds)."""
+    """Who holds the lease of a duty. `renewals` grows with every renewal."""
 
     holder: str
     renewals: int
-    at: float
 
     @property
     def version(self) -> str:
@@ -33,8 +31,8 @@ class DutyOperations(LedgerBase):
     def lease_duty(self, name: str, holder: str, *, lapsed: str | None = None) -> DutyState:
         """Take the lease of a duty if it is free, renew it if `holder` has it, or take it over if its
         `version` still is `lapsed`. Returns the state afterwards."""
-        current, renewals, at = self._connection.run_script("lease_duty", name, holder, lapsed)
-        return DutyState(current, int(renewals), float(at))
+        current, renewals = self._connection.run_script("lease_duty", name, holder, lapsed)
+        return DutyState(current, int(renewals))
 
     def release_duty(self, name: str, holder: str) -> None:
         """Give the lease of a duty back, unless another keeper has it."""

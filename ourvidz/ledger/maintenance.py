@@ -13,10 +13,13 @@ from ourvidz.ledger.record import Claim, Record
 class MaintenanceOperations(Queries):
     """Ledger operations on all jobs, regardless of their worker."""
 
-    def record_sweep(self) -> float | None:
-        """Note that a sweep runs now. Returns the seconds since the last one, None for the first ever."""
-        gap = self._connection.run_script("record_sweep", new_call_token())
-        return float(gap) if gap else None
+    def record_sweep(self, *, silence_s: float, lease_s: float) -> None:
+        """Note that a sweep begins now.
+
+        When no script has run for longer than `silence_s`, or the server's clock was set, then no lease ends
+        for `lease_s`: live workers could not renew theirs, and come back meanwhile.
+        """
+        self._connection.run_script("record_sweep", silence_s, lease_s)
 
     def end_sweep(self, failed: Sequence[str]) -> None:
         """Note that a sweep ended now, and which of its phases failed."""
@@ -33,10 +36,6 @@ class MaintenanceOperations(Queries):
 
     def _processing(self, job_ids: list[str]) -> list[Record]:
         return [record for record in self.records(job_ids) if record.status == "processing"]
-
-    def extend_leases(self, lease_s: float) -> int:
-        """Extend the lease of every `processing` record to now + lease_s. Returns their number."""
-        return int(self._connection.run_script("extend_leases", lease_s))
 
     def rescue(self, job: Claim | Record, *, counted: bool = True, if_expired: bool = False) -> bool:
         """Take a job back from a worker that is lost: queue it again, due now, unpublished, with a new fence.

@@ -29,9 +29,11 @@ class Ledger(
 ):
     """The ledger on one Redis or Valkey server (not a cluster). Every verb is atomic and safe to send twice.
 
-    Times are Unix seconds of the server's clock, so that hosts with wrong clocks agree on leases; `clock`
-    replaces it. Calls wait up to `PATIENCE_S` for a server that is away, `step`, `renew_enhancement` and
-    `ping` under a second; then they raise `WorkerUnavailable`. Threads may share an instance.
+    Times are Unix seconds of the ledger's time, which follows the server's clock but does not go back: hosts
+    with wrong clocks agree on leases, and setting the server's clock postpones no deadline by much. `clock`
+    replaces the server's. Calls wait up to `PATIENCE_S` for a server that is away, `step`,
+    `renew_enhancement` and `ping` under a second; then they raise `WorkerUnavailable`. Threads may share an
+    instance.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class Ledger(
         )
 
     def now(self) -> float:
-        """The ledger's clock: Unix seconds."""
+        """The ledger's time: Unix seconds."""
         return self._connection.now()
 
     def ping(self) -> None:

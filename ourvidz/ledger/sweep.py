@@ -73,14 +73,13 @@ class SweepOptions:
 class SweepReport:
     """Numbers of what one sweep did.
 
-    Leases extended after an outage (`rearmed`); jobs queued again (`recovered`), ended, republished, given a
+    Jobs queued again (`recovered`), ended, republished, given a
     more urgent priority (`lifted`), generated without their enhancement (`given_up`); deliveries dispatched;
     jobs purged; ids without a record or in the wrong index that were removed from it; jobs that were set
     aside because they cannot be read or handled (`quarantined`), and those that came back (`restored`).
     `failed` names the phases that raised an error.
     """
 
-    rearmed: int = 0
     recovered: int = 0
     ended: int = 0
     republished: int = 0
@@ -99,31 +98,22 @@ def sweep(
     broker: Broker,
     options: SweepOptions,
     *,
-    contact_s: float = 0.0,
     checkpoint: Callable[[], None] = lambda: None,
 ) -> SweepReport:
     """Sweep all leases, queues, deliveries and old records once.
 
-    A phase that fails, or a record, does not stop the others. `contact_s`: for how long the caller has been
-    in unbroken contact with the ledger; live workers could renew their leases during that time. `checkpoint`
-    is called between steps and may raise `LeaseLost`. Raises that, and `WorkerUnavailable` when the ledger
-    cannot be reached.
+    A phase that fails, or a record, does not stop the others. `checkpoint` is called between steps and may
+    raise `LeaseLost`. Raises that, and `WorkerUnavailable` when the ledger cannot be reached.
     """
     run = _Sweep(ledger, broker, options, checkpoint)
-    gap_s = ledger.record_sweep()
-    swept_lately = gap_s is not None and gap_s <= 3 * options.interval_s
-    if not swept_lately and contact_s < options.lease_s:
-        # The server or the sweep was away: leases expired without their holders being at fault. Holders that
-        # live renew; the others are found one lease later.
-        run.phase("leases", run.extend_leases)
-    else:
-        run.phase("leases", run.recover_expired)
+    # Workers renew three times a lease, so a shorter silence of the server ends no lease of a live one.
+    ledger.record_sweep(silence_s=max(0.6 * options.lease_s, 2 * options.interval_s), lease_s=options.lease_s)
+    run.phase("leases", run.recover_expired)
     for queue in QUEUES.values():
         run.phase(queue, partial(run.sweep_queue, queue))
     run.phase("deliveries", run.dispatch_deliveries)
     run.phase("purge", run.purge)
     run.phase("quarantine", run.recheck_quarantined)
-    # The next gap is then the time without a sweep, however long this one took.
     ledger.end_sweep(run.report.failed)
     return run.report
 
@@ -150,10 +140,6 @@ class _Sweep:
         except Exception:  # noqa: BLE001  one part that fails must not end recovery
             _log.exception("sweep_phase_failed", phase=name)
             self.report.failed.append(name)
-
-    def extend_leases(self) -> None:
-        """Let all leases end one lease from now."""
-        self.report.rearmed = self._ledger.extend_leases(self._options.lease_s)
 
     def recover_expired(self) -> None:
         """Take the jobs back whose lease has expired."""

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from ourvidz.keeper.lease import Contact, DutyLease
+from ourvidz.keeper.lease import DutyLease
 from ourvidz.ledger.duties import LeaseLost
 from ourvidz.ledger.store import Ledger
 from tests.factories import ManualClock
 
 LEASE_S = 10.0
-SILENCE_S = 6.0
 
 
 @pytest.fixture
@@ -35,9 +34,7 @@ def ledger(make_ledger: Callable[..., Ledger], server_clock: ManualClock) -> Led
 @pytest.fixture
 def lease_of(ledger: Ledger, clock: ManualClock) -> Callable[[str], DutyLease]:
     """Make the view that one keeper has of the duty `sweep`."""
-    return lambda holder: DutyLease(
-        ledger, "sweep", holder=holder, lease_s=LEASE_S, silence_s=SILENCE_S, clock=clock
-    )
+    return lambda holder: DutyLease(ledger, "sweep", holder=holder, lease_s=LEASE_S, clock=clock)
 
 
 @pytest.fixture
@@ -130,39 +127,3 @@ def test_a_long_duty_learns_between_its_steps_that_another_keeper_took_over(
     assert second.acquire()
     with pytest.raises(LeaseLost):
         first.renew()
-
-
-def test_a_keeper_that_waited_for_a_lease_was_in_contact_for_its_length(
-    lease_of: Callable[[str], DutyLease], wait: Callable[[float], None]
-) -> None:
-    """Live workers could renew all that time: it need not wait for another lease before it rescues jobs."""
-    first, second = lease_of("a"), lease_of("b")
-    assert first.acquire()
-    while not second.acquire():
-        wait(2)
-    assert second.contact_s >= LEASE_S
-
-
-class TestContact:
-    """For how long live workers could certainly renew their leases."""
-
-    def after(self, *answers: tuple[float, float]) -> float:
-        contact = Contact(SILENCE_S)
-        for local_at, ledger_at in answers:
-            contact.note(local_at, ledger_at)
-        return contact.seconds
-
-    def test_it_lasts_while_answers_come_regularly(self) -> None:
-        """From the first to the last."""
-        assert self.after() == 0
-        assert self.after((100, 5000)) == 0
-        assert self.after((100, 5000), (102, 5002), (104, 5004.5)) == 4
-
-    def test_a_silence_ends_it(self) -> None:
-        """The server, the network or this process was away: perhaps nobody could renew."""
-        assert self.after((100, 5000), (110, 5010), (112, 5012)) == 2
-
-    @pytest.mark.parametrize("step_s", [-600, 600])
-    def test_a_step_of_the_ledgers_clock_ends_it(self, step_s: float) -> None:
-        """Forward, all leases seem to have expired together."""
-        assert self.after((100, 5000), (102, 5002 + step_s), (103, 5003 + step_s)) == 1

@@ -154,7 +154,8 @@ class Keys:
 RECENCY = st.sampled_from([None] * 6 + [0, 1, 2, 5])
 """Which claim, enhancement or event a verb uses: one that is held now (None), or one of the latest."""
 VERBS: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
-    "pass_time": (3, {"seconds": st.sampled_from([0.5, 5, 20, 4000, 90000])}),
+    "pass_time": (3, {"seconds": st.sampled_from([0.5, 5, 20, 4000, 90000]), "busy": st.booleans()}),
+    "set_clock": (1, {"seconds": st.sampled_from([-600, -3, 3, 600])}),
     "register": (
         3,
         {
@@ -259,13 +260,19 @@ class Invariants(RuleBasedStateMachine):
 
     @initialize(kinds=st.tuples(JOB_KINDS, JOB_KINDS), suppressed=st.sampled_from([None, *JOB_IDS]))
     def start(self, kinds: tuple[Any, ...], suppressed: str | None) -> None:
-        self.time = 1_000_000.0
+        self.server_time = 1_000_000.0
+        self.time = self.server_time
+        """The ledger's time."""
         self.tokens = (f"t{number}" for number in itertools.count())
         self._prefixes = key_prefix()
         self.prefix = self._prefixes.__enter__()
         self.client = redis.Redis.from_url(redis_url(), decode_responses=True)
         self.ledger = Ledger(
-            redis_url(), prefix=self.prefix, clock=lambda: self.time, document_limit=400, retry_window_s=3600
+            redis_url(),
+            prefix=self.prefix,
+            clock=lambda: self.server_time,
+            document_limit=400,
+            retry_window_s=3600,
         )
         self.claims: list[Claim] = []
         self.enhancements: list[Enhancement] = []
@@ -305,7 +312,7 @@ class Invariants(RuleBasedStateMachine):
         self.enhancements = [held for held in self.enhancements if held.job_id != job_id]
 
     def pick_claim(self, recency: int | None) -> Claim:
-        held = [claim for claim in self.claims if self.is_held(claim, self.ledger.get(claim.job_id))]
+        held = self.held_claims()
         return held[-1] if recency is None and held else self.claims[-1 - (recency or 0) % len(self.claims)]
 
     def pick_event(self, recency: int | None) -> OutboxEvent:
@@ -314,8 +321,21 @@ class Invariants(RuleBasedStateMachine):
             leased[-1] if recency is None and leased else self.events[-1 - (recency or 0) % len(self.events)]
         )
 
-    def pass_time(self, seconds: float) -> None:
-        self.time += seconds
+    def move_clock(self, seconds: float) -> None:
+        """Move the server's clock. The ledger's time goes back by less than a second."""
+        self.server_time += seconds
+        before, self.time = self.time, self.ledger.now()
+        assert self.time >= max(before - 1, self.server_time - 1e-5)
+        assert self.time - before <= max(0.0, seconds) + 1e-5
+
+    def pass_time(self, seconds: float, busy: bool) -> None:
+        """`busy`: scripts of other jobs run meanwhile. Without them the server seems to have been away."""
+        for _ in range(5 if busy else 1):
+            self.move_clock(seconds / (5 if busy else 1))
+
+    def set_clock(self, seconds: float) -> None:
+        """The server's clock is set while all else goes on."""
+        self.move_clock(seconds)
 
     def register(self, job_id: str, kind: Any, priority: int, suppressed: bool) -> None:
         known = self.ledger.get(job_id)
@@ -543,15 +563,21 @@ class Invariants(RuleBasedStateMachine):
             self.leased.pop(event.event_id, None)
 
     def sweep(self) -> None:
-        """Twice: the first may find that no sweep ran for a while, and extends the leases instead."""
+        now, before = self.time, {job_id: self.ledger.get(job_id) for job_id in JOB_IDS}
+        expired = {record.job_id for record in self.ledger.expired()}
         sweep(self.ledger, Broker(), OPTIONS)
-        present = {job_id for job_id in JOB_IDS if self.ledger.get(job_id) is not None}
-        report = sweep(self.ledger, Broker(), OPTIONS)
-        assert report.rearmed == 0
         assert self.ledger.expired() == []
-        for job_id in JOB_IDS:
-            if job_id not in present:
+        for job_id, record in before.items():
+            after = self.ledger.get(job_id)
+            if after is None:
                 self.drop_job(job_id)
+            elif record is not None and record.status == "processing" and job_id not in expired:
+                assert after == record, "the lease lasts, or its holder has time to come back"
+            assert job_id not in expired or (record is not None and (record.lease_until or 0) <= now)
+
+    def held_claims(self) -> list[Claim]:
+        records = {job_id: self.ledger.get(job_id) for job_id in JOB_IDS}
+        return [claim for claim in self.claims if self.is_held(claim, records[claim.job_id])]
 
     @staticmethod
     def is_held(claim: Claim, record: Record | None) -> bool:
@@ -586,9 +612,7 @@ class Invariants(RuleBasedStateMachine):
         assert set(leases) == keys.with_status("processing")
         assert leases == {job_id: float(keys.jobs[job_id]["lease_until"]) for job_id in leases}
         assert set(keys.sets.get("finished", {})) == keys.with_status(*TERMINAL)
-        holders = Counter(
-            claim.job_id for claim in self.claims if self.is_held(claim, self.ledger.get(claim.job_id))
-        )
+        holders = Counter(claim.job_id for claim in self.held_claims())
         assert set(holders.values()) <= {1}, "one claim is held at a time"
 
     def check_runs(self, keys: Keys) -> None:

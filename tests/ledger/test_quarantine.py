@@ -233,14 +233,6 @@ class TestDanglingIds:
         assert system.members("leases") == ["running"]
         assert system.ledger.renew(claim, lease_s=10)
 
-    def test_extending_all_leases_makes_no_record_of_them(self, system: DamagedLedger) -> None:
-        """A hash with nothing but a lease would be an unreadable record."""
-        system.client.zadd(system.key("leases"), {"gone": 1})
-        system.claim("a")
-        assert system.ledger.extend_leases(10) == 1
-        assert system.members("leases") == ["a"]
-        assert not system.client.exists(system.key("job:gone"))
-
     def test_a_due_job_without_events_is_removed(self, system: DamagedLedger) -> None:
         """Else it would be dispatched at every sweep."""
         system.client.zadd(system.key("due"), {"gone": 1})

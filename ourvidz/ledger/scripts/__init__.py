@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-LIBRARIES = ("context", "memo", "records", "stream", "enhancement", "outbox", "jobs", "index")
+LIBRARIES = ("context", "clock", "memo", "records", "stream", "enhancement", "outbox", "jobs", "index")
 """The files of `lib/` in the order in which they build on each other."""
 
 

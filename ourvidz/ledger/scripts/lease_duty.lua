@@ -2,7 +2,7 @@
 -- time: whoever sees it unchanged for its whole length takes it over, so no clock that is set can prolong it.
 -- Arguments: name, holder, lapsed ('<holder>:<renewals>' of the lease that the caller found lapsed, '' for none).
 -- Keys: duty.
--- Returns: { the holder, its number of renewals, now }.
+-- Returns: { the holder, its number of renewals }.
 -- Events: none.
 local name, holder, lapsed = unpack(ARGV, 4)
 
@@ -13,4 +13,4 @@ if not current or current == holder or current .. ':' .. renewals == lapsed then
   current, renewals = holder, redis.call('HINCRBY', lease, 'renewals', 1)
   redis.call('HSET', lease, 'holder', holder)
 end
-return { current, tostring(renewals), timestamp(now) }
+return { current, tostring(renewals) }

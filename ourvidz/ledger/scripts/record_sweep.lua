@@ -1,12 +1,10 @@
--- Note that a sweep runs now.
--- Arguments: token.
--- Keys: sweep, call.
--- Returns: the seconds since the sweep before, '' for the first.
+-- Note that a sweep begins now, and how often sweeps come.
+-- Arguments: silence_s, lease_s: when no script has run for longer than silence_s, or the server's clock was set, then
+--   no lease ends for lease_s.
+-- Keys: clock.
+-- Returns: 1.
 -- Events: none.
-local token = unpack(ARGV, 4)
+local silence_s, lease_s = unpack(ARGV, 4)
 
-local gap = memoized(token)
-if gap then return gap end
-local last = redis.call('HGET', key('sweep'), 'at')
-redis.call('HSET', key('sweep'), 'at', timestamp(now))
-return memoize(token, last and timestamp(now - tonumber(last)) or '')
+redis.call('HSET', key('clock'), 'silence_s', silence_s, 'lease_s', lease_s)
+return 1

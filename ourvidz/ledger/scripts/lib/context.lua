@@ -1,16 +1,8 @@
--- What every script gets first: the key prefix, the record version, the time.
+-- What every script gets first: the key prefix, the record version, the key names.
 -- ARGV: 1 key prefix, 2 the time ('' asks the server), 3 the newest record version this release knows,
 -- from 4 on the script's own arguments, '' for an absent one. Times are Unix seconds.
 
 local PREFIX, KNOWN_VERSION = ARGV[1], tonumber(ARGV[3])
-
-local now
-if ARGV[2] == '' then
-  local time = redis.call('TIME')
-  now = tonumber(time[1]) + tonumber(time[2]) / 1000000
-else
-  now = tonumber(ARGV[2])
-end
 
 local function key(...) return PREFIX .. table.concat({ ... }, ':') end
 

@@ -8,7 +8,7 @@ end
 
 -- Whether a processed job's lease has ended by now: read and acted on in one script, or a renewal in between is lost.
 local function lease_ended(job)
-  return job.status == 'processing' and tonumber(job.lease_until or 0) <= now
+  return job.status == 'processing' and math.max(tonumber(job.lease_until or 0), leases_hold_until) <= now
 end
 
 -- Let the counter of fences be at least at a fence: of a record of a release that counted by record.
