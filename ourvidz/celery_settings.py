@@ -20,6 +20,7 @@ CALLBACKS_QUEUE = "callbacks"
 DELIVER_TASK = "ourvidz.callbacks.deliver"
 ENHANCE_TASK = "ourvidz.chat.enhance"
 FLUSH_TASK = "ourvidz.admin.flush"
+LOAD_TASK = "ourvidz.admin.load"
 GENERATION_TASKS = frozenset(row.task for row in CATALOG.values())
 
 _settings = settings()

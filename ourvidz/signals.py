@@ -16,19 +16,22 @@ from ourvidz import dispatch, log
 from ourvidz.celery_settings import CALLBACKS_QUEUE, GENERATION_TASKS
 from ourvidz.claims import claim_for, current_claim, task_argument
 from ourvidz.draining import Drain
-from ourvidz.errors import Conflict, JobTimeout, ModelLoadError, NotFound
+from ourvidz.errors import Conflict, JobTimeout, NotFound
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Record
 from ourvidz.ledger.sweep import recover
 from ourvidz.liveness.heartbeat import Heartbeat
 from ourvidz.settings import settings
-from ourvidz.wiring import control, loading, signing
+from ourvidz.warmup import WarmUp
+from ourvidz.wiring import control
 
 _log = log.get(__name__)
 _heartbeat: Heartbeat | None = None
 _parent_id: str | None = None
 """The worker id of this process, set in a worker's parent."""
+_warm_up: WarmUp | None = None
+"""The loading of this process's models, in a GPU worker's child."""
 _drain: Drain | None = None
 """The drain of this process, a worker's parent, once it was asked to stop."""
 
@@ -126,45 +129,32 @@ def remember_parent_id(sender: str, **_: Any) -> None:
 @signals.worker_process_init.connect
 def warm_up(**_: Any) -> None:
     """In a GPU worker's child: start the heartbeat, check the certificate, load the models."""
+    global _warm_up
     family = settings().worker
     if family not in QUEUES:
         return
-    _start_heartbeat(family, QUEUES[family])
-    try:
-        signing.signer(settings())
-        info = _load(family)
-    except Exception as error:  # noqa: BLE001  Celery would swallow it, and the worker would stay in the state `starting`
-        _log.exception("model_load_failed", family=family)
-        _update_heartbeat("idle", error=getattr(error, "message", str(error)))
-        # Otherwise this worker would claim and fail one job after the other.
-        dispatch.drain(settings().worker_id(family))
-    else:
-        _log.info("models_loaded", **info)
-        _update_heartbeat("idle", models=(family,), info=info)
+    heartbeat = _start_heartbeat(family, QUEUES[family])
+    _warm_up = WarmUp(heartbeat, family=family, worker_id=settings().worker_id(family))
+    _warm_up.attempt()
 
 
-def _load(family: str) -> dict[str, Any]:
-    """Load the models of a family, a second time if the first fails. Returns their description."""
-    models = loading.models(settings(), family)
-    try:
-        models.warm()
-    except ModelLoadError:
-        _log.warning("model_load_retried", family=family)
-        models.reload()
-    return models.info()
+def load_again() -> None:
+    """In a GPU worker's child: try once more to load the models that could not be loaded."""
+    if _warm_up is not None:
+        _warm_up.attempt()
 
 
 @signals.worker_ready.connect
 def announce_parent(sender: Any, **_: Any) -> None:
-    """In the parent: stop consuming paused queues, and all of them when the worker drains. Workers without
-    a prefork child start their heartbeat here."""
+    """In the parent: stop consuming paused queues, and all of them when the worker drains or could not load
+    its models. Workers without a prefork child start their heartbeat here."""
     ledger = control.current().ledger
-    drained = any(worker.draining for worker in ledger.workers() if worker.id == sender.hostname)
-    for queue in QUEUES.values() if drained else ledger.paused_queues():
+    row = next((worker for worker in ledger.workers() if worker.id == sender.hostname), None)
+    takes_none = row is not None and (row.draining or row.state == "failed")
+    for queue in QUEUES.values() if takes_none else ledger.paused_queues():
         sender.cancel_task_queue(queue)
     if settings().worker == "io":
-        _start_heartbeat("io", CALLBACKS_QUEUE)
-        _update_heartbeat("idle")
+        _start_heartbeat("io", CALLBACKS_QUEUE).update("idle")
 
 
 @signals.worker_shutting_down.connect
@@ -189,7 +179,7 @@ def stop_heartbeat(sender: Any, **_: Any) -> None:
         control.current().ledger.mark_offline(sender.hostname)
 
 
-def _start_heartbeat(name: str, queue: str) -> None:
+def _start_heartbeat(name: str, queue: str) -> Heartbeat:
     global _heartbeat
     current = settings()
     _heartbeat = Heartbeat(
@@ -203,8 +193,4 @@ def _start_heartbeat(name: str, queue: str) -> None:
         broker_prefix=current.broker_prefix,
     )
     _heartbeat.start()
-
-
-def _update_heartbeat(state: Any, **changes: Any) -> None:
-    if _heartbeat is not None:
-        _heartbeat.update(state, **changes)
+    return _heartbeat

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
@@ -13,7 +12,7 @@ from celery import signals as celery_signals
 from celery.app.task import Context
 
 from ourvidz import dispatch, signals
-from ourvidz.errors import JobTimeout, ModelLoadError
+from ourvidz.errors import JobTimeout
 from ourvidz.ledger.record import Claim, Record
 from ourvidz.ledger.store import Ledger
 from ourvidz.testing import Eager
@@ -221,7 +220,9 @@ class TestWorkerStart:
             worker_id=lambda name: f"{name}@host-gpu0",
         )
         monkeypatch.setattr(signals, "settings", lambda: settings)
+        monkeypatch.setattr("ourvidz.warmup.settings", lambda: settings)
         monkeypatch.setattr("ourvidz.wiring.signing.signer", lambda settings: None)
+        monkeypatch.setattr(dispatch, "start_consuming", lambda worker_id: None)
         yield lambda name: setattr(settings, "worker", name)
         if signals._heartbeat is not None:
             signals._heartbeat.stop()
@@ -237,40 +238,6 @@ class TestWorkerStart:
         (row,) = ledger.workers()
         assert (row.id, row.state, row.models, row.draining) == (WORKER, "idle", ("sdxl",), False)
         assert row.detail == {"info": {"sdxl": {"name": "tiny-sdxl"}}}
-
-    def test_loading_is_repeated_once_after_a_failure(
-        self, ledger: Ledger, as_worker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A network file system may fail temporarily."""
-        as_worker("sdxl")
-        calls: list[str] = []
-
-        def warm() -> None:
-            calls.append("warm")
-            raise ModelLoadError("a file is missing")
-
-        models = SimpleNamespace(warm=warm, reload=lambda: calls.append("reload"), info=dict)
-        monkeypatch.setattr("ourvidz.wiring.loading.models", lambda settings, family: models)
-        signals.warm_up()
-        assert calls == ["warm", "reload"]
-        assert ledger.workers()[0].models == ("sdxl",)
-
-    def test_a_worker_that_cannot_load_its_models_drains_itself(
-        self, ledger: Ledger, as_worker: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """It would claim and fail one job after the other."""
-        as_worker("sdxl")
-        drained: list[str] = []
-        monkeypatch.setattr(dispatch, "drain", drained.append)
-
-        def fail(settings: Any, family: str) -> Any:
-            raise ModelLoadError("OURVIDZ_SDXL_MODEL: no such folder")
-
-        monkeypatch.setattr("ourvidz.wiring.loading.models", fail)
-        signals.warm_up()
-        (row,) = ledger.workers()
-        assert (drained, row.models) == ([WORKER], ())
-        assert row.detail == {"error": "OURVIDZ_SDXL_MODEL: no such folder"}
 
     @pytest.mark.parametrize("name", ["io", None])
     def test_a_child_of_another_process_loads_nothing(
@@ -301,13 +268,14 @@ class TestWorkerStart:
         signals.announce_parent(sender=sender)
         assert cancelled == ["sdxl_queue"]
 
-    def test_a_worker_whose_child_drained_it_consumes_nothing(
-        self, ledger: Ledger, as_worker: Callable[[str], None]
+    @pytest.mark.parametrize("state", ["idle", "failed"])
+    def test_a_drained_or_failed_worker_consumes_nothing(
+        self, ledger: Ledger, as_worker: Callable[[str], None], state: str
     ) -> None:
-        """The child drains the worker if it cannot load its models before the parent is ready."""
+        """The child may fail to load its models before the parent is ready."""
         as_worker("sdxl")
-        ledger.heartbeat(worker(id=WORKER))
-        ledger.set_draining(WORKER, True)
+        ledger.heartbeat(worker(id=WORKER, state=state))
+        ledger.set_draining(WORKER, state == "idle")
         cancelled: list[str] = []
         sender = SimpleNamespace(hostname=WORKER, cancel_task_queue=cancelled.append)
         signals.announce_parent(sender=sender)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery.utils.nodenames import worker_direct
 
 from ourvidz import log
 from ourvidz.app import app as celery_app
-from ourvidz.celery_settings import CALLBACKS_QUEUE, FLUSH_TASK, PRIORITY_SYNC
+from ourvidz.celery_settings import CALLBACKS_QUEUE, FLUSH_TASK, LOAD_TASK, PRIORITY_SYNC
 from ourvidz.dispatch.inspection import read_messages
 from ourvidz.dispatch.messages import BROKER_ERRORS, deliver, publish
 from ourvidz.errors import NotFound
 from ourvidz.ledger.check import Messages
-from ourvidz.ledger.record import Record
+from ourvidz.ledger.record import Record, Worker
 from ourvidz.ledger.sweep import recover
 from ourvidz.wiring import control
 
@@ -59,26 +61,53 @@ def wake(queue: str) -> None:
 def drain(worker_id: str, *, draining: bool = True) -> None:
     """Let a worker finish its job and take no more, until it is resumed (`draining=False`) or restarted.
     Raises `NotFound`."""
-    ledger = control.current().ledger
-    worker = next((each for each in ledger.workers() if each.id == worker_id), None)
-    if worker is None or not ledger.set_draining(worker_id, draining):
-        raise NotFound(f"no worker {worker_id!r}", field="id", value=worker_id)
-    if draining:
-        celery_app.control.cancel_consumer(worker.queue, destination=[worker_id])
-    elif worker.queue not in ledger.paused_queues():
+    control.current().ledger.set_draining(_worker(worker_id).id, draining)
+    (stop_consuming if draining else start_consuming)(worker_id)
+
+
+def stop_consuming(worker_id: str) -> None:
+    """Tell a worker to consume its queue no longer. Raises `NotFound`."""
+    worker = _worker(worker_id)
+    celery_app.control.cancel_consumer(worker.queue, destination=[worker_id])
+
+
+def start_consuming(worker_id: str) -> None:
+    """Tell a worker to consume its queue, unless it drains, could not load its models, or the queue is
+    paused. Raises `NotFound`."""
+    worker = _worker(worker_id)
+    takes_none = worker.draining or worker.state == "failed"
+    if not takes_none and worker.queue not in control.current().ledger.paused_queues():
         celery_app.control.add_consumer(worker.queue, destination=[worker_id])
 
 
 def flush(worker_id: str) -> bool:
     """Tell a worker to free its cached memory after the current job. Returns whether the message was sent."""
+    return _send(FLUSH_TASK, worker_id, expires=FLUSH_EXPIRES_S)
+
+
+def request_load(worker_id: str) -> bool:
+    """Tell a worker to try again to load its models. Returns whether the message was sent."""
+    return _send(LOAD_TASK, worker_id)
+
+
+def _send(task: str, worker_id: str, **options: Any) -> bool:
+    """Send a task to the queue of one worker. Returns whether the broker was reached."""
     try:
-        celery_app.signature(FLUSH_TASK, immutable=True).apply_async(
-            queue=worker_direct(worker_id), priority=PRIORITY_SYNC, expires=FLUSH_EXPIRES_S, retry=False
+        celery_app.signature(task, immutable=True).apply_async(
+            queue=worker_direct(worker_id), priority=PRIORITY_SYNC, retry=False, **options
         )
     except BROKER_ERRORS as error:
-        _log.warning("flush_not_sent", worker_id=worker_id, error=type(error).__name__)
+        _log.warning("command_not_sent", task=task, worker_id=worker_id, error=type(error).__name__)
         return False
     return True
+
+
+def _worker(worker_id: str) -> Worker:
+    """The row of a worker. Raises `NotFound`."""
+    for worker in control.current().ledger.workers():
+        if worker.id == worker_id:
+            return worker
+    raise NotFound(f"no worker {worker_id!r}", field="id", value=worker_id)
 
 
 def waiting_messages(queue: str) -> int:

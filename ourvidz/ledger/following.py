@@ -9,6 +9,7 @@ delay of one poll and no item.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -25,8 +26,12 @@ READ_COUNT = 200
 """Items that one read returns at most; fewer than a stream keeps when it is trimmed."""
 READS_PER_BATCH = 128
 """Reads that are sent to the server together."""
-POLL_S = 2.0
-"""A follower reads its stream this often without an announcement: those of older workers, lost ones."""
+POLL_S = 1.0
+"""A follower reads its stream this often without an announcement, as long as some may be missing: in the
+first minute of a hub, and for a minute after one was missed."""
+TRUSTING_POLL_S = 10.0
+"""The same while every item has been announced."""
+DISTRUST_S = 60.0
 LISTEN_TIMEOUT_S = 1.0
 RECONNECT_DELAY_S = 0.5
 CANCEL_AGAIN_S = 0.05
@@ -89,6 +94,8 @@ class StreamHub:
         self._reads: list[tuple[str, str, int, asyncio.Future[_Snapshot]]] = []
         self._requested = asyncio.Event()
         self._reader = asyncio.ensure_future(self._serve_reads())
+        self._trusts_from = 0.0
+        self._distrust()
         self._closed = False
 
     async def follow(self, job_id: str, after: str) -> AsyncGenerator[StreamItem, None]:
@@ -97,11 +104,16 @@ class StreamHub:
         Where items after it have been trimmed, a `gap` item comes first, with the position before it as its
         id, and then the current state of the job as a `state` and a `progress` item under the same id.
         """
-        last = after
+        last, is_poll, unannounced = after, False, False
         with self._listener.watching(self._stream_key(job_id)) as changed:
             while True:
+                announced = changed.is_set()
                 changed.clear()
                 snapshot = await self._read(job_id, last)
+                if unannounced and not (announced or changed.is_set()):
+                    # Not even a round trip later.
+                    self._distrust()
+                unannounced, is_poll = is_poll and bool(snapshot.items), False
                 if snapshot.items and await self._has_gap(job_id, last, snapshot.items):
                     for item in _gap_items(last, snapshot.state):
                         yield item
@@ -114,9 +126,19 @@ class StreamHub:
                     continue
                 if snapshot.state["run"] is None or snapshot.state["status"] in FINISHED:
                     return
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_S):
-                        await changed.wait()
+                is_poll = not await self._wait_for(changed)
+
+    async def _wait_for(self, changed: asyncio.Event) -> bool:
+        """Wait for an announcement; False when it is time to poll."""
+        trusts = self._listener.connected and time.monotonic() >= self._trusts_from
+        try:
+            async with asyncio.timeout(TRUSTING_POLL_S if trusts else POLL_S):
+                return await changed.wait()
+        except TimeoutError:
+            return False
+
+    def _distrust(self) -> None:
+        self._trusts_from = time.monotonic() + DISTRUST_S
 
     async def aclose(self) -> None:
         """Stop both tasks and close the connections."""
@@ -197,7 +219,9 @@ class _Listener:
         """Channels to subscribe to (true) or to leave."""
         self._changed = asyncio.Event()
         self._closed = False
-        self._tasks = [asyncio.ensure_future(self._listen())]
+        self.connected = False
+        """Whether announcements are being received."""
+        self._task = asyncio.ensure_future(self._listen())
 
     @contextmanager
     def watching(self, channel: str) -> Iterator[asyncio.Event]:
@@ -217,8 +241,7 @@ class _Listener:
     async def aclose(self) -> None:
         """Stop listening."""
         self._closed = True
-        for task in self._tasks:
-            await _cancel(task)
+        await _cancel(self._task)
 
     def _change(self, channel: str, *, subscribed: bool) -> None:
         self._changes[channel] = subscribed
@@ -232,6 +255,7 @@ class _Listener:
                 # A connection without any subscription cannot be listened to.
                 await pubsub.subscribe("", *self._watchers)
                 updating = asyncio.ensure_future(self._update(pubsub))
+                self.connected = True
                 while not self._closed:
                     message = await pubsub.get_message(timeout=LISTEN_TIMEOUT_S)
                     if updating.done():
@@ -242,6 +266,7 @@ class _Listener:
             except Exception as error:  # noqa: BLE001  followers poll meanwhile, and report a lasting outage
                 _log.info("announcements_lost", error=type(error).__name__)
             finally:
+                self.connected = False
                 if updating is not None:
                     await _cancel(updating)
                 with suppress(Exception):

@@ -243,7 +243,7 @@ class Worker:
     host: str
     pid: int
     gpu: str | None
-    state: Literal["starting", "idle", "busy", "draining", "offline"]
+    state: Literal["starting", "failed", "idle", "busy", "draining", "offline"]
     models: tuple[str, ...]
     version: str
     started_at: float

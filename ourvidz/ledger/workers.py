@@ -11,9 +11,11 @@ class WorkerOperations(LedgerBase):
     """Verbs about workers and queues. Draining and pausing last until they are revoked."""
 
     def heartbeat(self, worker: Worker) -> None:
-        """Record a worker as it is now, seen now."""
+        """Record a worker as it is now, seen now. A `failed` one claims nothing until a heartbeat in another
+        state, and its queue is not seen by this one."""
+        failed = int(worker.state == "failed")
         self._connection.run_script(
-            "heartbeat", worker.id, worker.queue, dump_worker(worker), int(WORKER_TTL_S)
+            "heartbeat", worker.id, worker.queue, dump_worker(worker), int(WORKER_TTL_S), failed
         )
 
     def mark_offline(self, worker_id: str) -> None:
@@ -34,13 +36,13 @@ class WorkerOperations(LedgerBase):
         ]
 
     def active_workers(self, *, queue: str | None = None, family: str | None = None) -> list[Worker]:
-        """The workers that take new jobs: online, not draining, their queue not paused; of one queue or
-        family."""
+        """The workers that take new jobs: online, not failed, not draining, their queue not paused; of one
+        queue or family."""
         workers, paused = self._read_workers()
         return [
             worker
             for worker in workers
-            if worker.state != "offline"
+            if worker.state not in ("offline", "failed")
             and not worker.draining
             and worker.queue not in paused
             and queue in (None, worker.queue)

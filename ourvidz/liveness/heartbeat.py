@@ -16,7 +16,8 @@ from ourvidz.ledger.store import Ledger
 BEATS_PER_PRESENCE = 5
 """Heartbeats sent within the time after which a silent worker counts as offline."""
 
-State = Literal["starting", "idle", "busy"]
+State = Literal["starting", "failed", "idle", "busy"]
+"""`failed`: the worker could not load its models."""
 _log = log.get(__name__)
 
 
@@ -55,18 +56,23 @@ class Heartbeat:
         self._thread.start()
 
     def update(self, state: State, *, models: tuple[str, ...] | None = None, **detail: Any) -> None:
-        """Change the worker's state, its loaded models and details, and send a heartbeat at once."""
+        """Change the worker's state, its loaded models and details, and send a heartbeat at once. A detail
+        that is None is removed."""
         with self._lock:
-            changes: dict[str, Any] = {"state": state, "detail": self._worker.detail | detail}
+            merged = self._worker.detail | detail
+            kept = {name: value for name, value in merged.items() if value is not None}
+            changes: dict[str, Any] = {"state": state, "detail": kept}
             if models is not None:
                 changes["models"] = models
             self._worker = replace(self._worker, **changes)
         self._send()
 
     def set_state(self, state: State) -> None:
-        """Change the worker's state for the next regular heartbeat, without a round trip."""
+        """Change the worker's state for the next regular heartbeat, without a round trip. A failed worker
+        stays failed until `update`."""
         with self._lock:
-            self._worker = replace(self._worker, state=state)
+            if self._worker.state != "failed":
+                self._worker = replace(self._worker, state=state)
 
     def stop(self) -> None:
         """Stop the thread and mark the worker as offline."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ourvidz import __version__, log, signals  # noqa: F401  a worker's child imports only the task modules
+from ourvidz import __version__, log, signals
 from ourvidz.administration import administer
 from ourvidz.app import app
-from ourvidz.celery_settings import FLUSH_TASK
+from ourvidz.celery_settings import FLUSH_TASK, LOAD_TASK
 from ourvidz.jobs.job import AdminJob
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.settings import settings
@@ -45,3 +45,9 @@ def flush() -> None:
     if models is not None:
         models.flush()
         _log.info("caches_flushed")
+
+
+@app.task(name=LOAD_TASK, acks_late=False, ignore_result=True)
+def load() -> None:
+    """Try again to load the models of this process. Sent by a worker to its own queue."""
+    signals.load_again()

@@ -26,7 +26,8 @@ I2I_PIPELINES = {"sdxl": "SDXLPipeline", "wan": "WanPipeline"}
 
 
 class WorkerSummary(BaseModel):
-    """One worker, as it registered itself."""
+    """One worker, as it registered itself. `error` is why it could not load its models; it tries again at
+    `retry_at`, Unix seconds."""
 
     id: str
     queue: str
@@ -35,6 +36,8 @@ class WorkerSummary(BaseModel):
     gpu: str | None
     state: str
     draining: bool
+    error: str | None
+    retry_at: float | None
 
 
 class HealthReason(BaseModel):
@@ -280,4 +283,6 @@ def _worker_summary(worker: Worker) -> WorkerSummary:
         gpu=worker.gpu,
         state=worker.state,
         draining=worker.draining,
+        error=worker.detail.get("error"),
+        retry_at=worker.detail.get("retry_at"),
     )

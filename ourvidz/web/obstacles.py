@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass, field
 
 from ourvidz.ledger.store import Ledger
 
@@ -11,24 +12,37 @@ KEPT_S = 1.0
 """How long an answer of the ledger serves all callers: each of thousands that wait asks every few seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """What keeps the queued jobs of a queue from being claimed; `reason` is None when nothing does."""
+
+    reason: str | None
+    read_at: float = field(default_factory=time.monotonic)
+
+
 class QueueObstacles:
-    """What keeps queued jobs from being claimed, by queue. Threads may share it."""
+    """The last answers of the ledger, by queue. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._answers: dict[tuple[Ledger, str], tuple[float, str | None]] = {}
+        self._answers: dict[tuple[Ledger, str], Obstacle] = {}
 
-    def find(self, ledger: Ledger, queue: str) -> str | None:
-        """Why no worker can claim a job of the queue; None when one can. Up to `KEPT_S` old."""
+    def recent(self, ledger: Ledger, queue: str) -> Obstacle | None:
+        """The last answer, if it is at most `KEPT_S` old. Asks nobody."""
+        answer = self._answers.get((ledger, queue))
+        return answer if answer is not None and time.monotonic() - answer.read_at < KEPT_S else None
+
+    def read(self, ledger: Ledger, queue: str) -> Obstacle:
+        """A recent answer; one of many threads asks the ledger for it."""
         with self._lock:
-            asked_at, answer = self._answers.get((ledger, queue), (0.0, None))
-            if time.monotonic() - asked_at >= KEPT_S:
-                answer = _read(ledger, queue)
-                self._answers = {(ledger, queue): (time.monotonic(), answer)}
+            answer = self.recent(ledger, queue)
+            if answer is None:
+                answer = Obstacle(_reason(ledger, queue))
+                self._answers = {(ledger, queue): answer}
         return answer
 
 
-def _read(ledger: Ledger, queue: str) -> str | None:
+def _reason(ledger: Ledger, queue: str) -> str | None:
     if ledger.active_workers(queue=queue):
         return None
     paused = queue in ledger.paused_queues()

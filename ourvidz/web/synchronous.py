@@ -241,10 +241,12 @@ class _JobFollower:
         """Raise `WorkerUnavailable` when no worker could claim the queued job at two checks in a row."""
         if self._claimed_at is not None:
             return
-        obstacle = await run_in_threadpool(_obstacles.find, self._ledger, self._job.queue)
-        if self._was_obstructed and obstacle is not None:
-            raise WorkerUnavailable(obstacle)
-        self._was_obstructed = obstacle is not None
+        answer = _obstacles.recent(self._ledger, self._job.queue)
+        if answer is None:
+            answer = await run_in_threadpool(_obstacles.read, self._ledger, self._job.queue)
+        if self._was_obstructed and answer.reason is not None:
+            raise WorkerUnavailable(answer.reason)
+        self._was_obstructed = answer.reason is not None
 
     def _partial_result(self) -> TextResult:
         """The text up to the deadline. Raises `WorkerUnavailable` or `JobTimeout` when there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 import redis
@@ -73,6 +74,7 @@ def test_hundreds_of_followers_share_two_connections(ledger, client, image_job):
 def test_an_item_reaches_its_follower_without_a_poll(ledger, image_job, monkeypatch):
     """It is announced: a text must not arrive in bursts."""
     monkeypatch.setattr(following, "POLL_S", 3600)
+    monkeypatch.setattr(following, "TRUSTING_POLL_S", 3600)
     ledger.register(image_job(), priority=6)
 
     async def follow():
@@ -108,6 +110,35 @@ def test_an_item_that_was_not_announced_is_found_by_the_next_poll(ledger, client
         return item.data
 
     assert asyncio.run(follow()) == {"text": "a"}
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_polls_become_rare_while_every_item_is_announced(ledger, client, image_job, monkeypatch, announced):
+    """Thousands of waiting callers would keep a core busy otherwise; a worker that announces nothing must not
+    make its callers wait."""
+    monkeypatch.setattr(following, "TRUSTING_POLL_S", 0.02)
+    monkeypatch.setattr(following, "POLL_S", 0.01)
+    monkeypatch.setattr(following, "DISTRUST_S", 0.0)
+    ledger.register(image_job(), priority=6)
+    name = ledger._keys.stream("job-1")
+
+    async def follow():
+        stream = ledger.follow("job-1")
+        await anext(stream)
+        (hub, _), *_ = ledger._followers._hubs.values()
+        monkeypatch.setattr(following, "DISTRUST_S", 3600.0)
+        for _ in range(5):
+            waiting = asyncio.ensure_future(anext(stream))
+            together = client.pipeline(transaction=True).xadd(name, {"k": "token", "d": "{}"})
+            await asyncio.to_thread((together.publish(name, "") if announced else together).execute)
+            await asyncio.wait_for(waiting, 10)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(stream), 0.1)
+        trusts = hub._trusts_from <= time.monotonic()
+        await stream.aclose()
+        return trusts
+
+    assert asyncio.run(follow()) == announced
 
 
 def test_a_user_who_may_not_publish_changes_no_result(start_redis, image_job, monkeypatch):

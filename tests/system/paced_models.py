@@ -1,7 +1,7 @@
 """Models for real worker processes whose jobs last until the test lets them finish; nothing imports torch.
 
 `OURVIDZ_MODELS=tests.system.paced_models:build`. A job goes on as long as the file `finish` is missing in the
-state directory. Loading fails as long as the file `broken` is there.
+state directory. Loading fails as long as the file `broken` is there, and is tried again after a moment.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ourvidz import warmup
 from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import GeneratedImages, OnImage, OnStep
@@ -66,5 +67,6 @@ class PacedModels:
 
 
 def build(settings: Settings, family: str) -> Any:
-    """The builder that `OURVIDZ_MODELS` names."""
+    """The builder that `OURVIDZ_MODELS` names. Called in the worker's child."""
+    warmup.FIRST_DELAY_S, warmup.MAX_DELAY_S = 0.1, 0.3
     return PacedModels(settings.state_dir)

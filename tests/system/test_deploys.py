@@ -1,4 +1,5 @@
-"""Deploys: whatever supervisor stops a worker, and however it signals, no job loses its attempt."""
+"""Deploys: however a supervisor stops a worker, and however late its models can be read, no job loses an
+attempt."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from ourvidz import dispatch
 from ourvidz.app import app as celery_app
 from ourvidz.ledger.record import Record
 from ourvidz.ledger.store import Ledger
+from ourvidz.ledger.sweep import sweep
 from ourvidz.settings import environment, load_settings
 from ourvidz.wiring import control
 from tests.factories import image_job, publishing_to
@@ -300,3 +302,37 @@ def test_supervisord_restarts_drains_and_stops_a_worker(
     record = deployment.record("a")
     assert (record.status, record.attempt, record.failures) == ("completed", 1, {})
     assert "sdxl: stopped" in supervisord("stop", "sdxl")
+
+
+def sweep_until(deployment: Deployment, status: str) -> bool:
+    """Sweep once; whether job `a` has this status."""
+    sweep(deployment.ledger, dispatch.Broker(), control.current().sweep_options)
+    return deployment.record("a").status == status
+
+
+def test_a_worker_that_cannot_load_its_models_tries_again_and_then_runs_what_waits(
+    deployment: Deployment,
+) -> None:
+    """A file system that was mounted late cost an installation its worker until somebody restarted it."""
+    (deployment.state_dir / "broken").touch()
+    deployment.finish()
+    deployment.start(workers=0)
+    failed = lambda: [worker for worker in deployment.ledger.workers() if worker.state == "failed"]  # noqa: E731
+    (row,) = deployment.wait_for(failed, "the worker did not fail", within_s=60)
+    assert (row.models, row.detail["error"]) == ((), "the file system is not mounted")
+    assert deployment.ledger.queue_seen_at("sdxl_queue") < row.seen_at
+    dispatch.submit(image_job("a"))
+    failures = row.detail["load_failures"]
+    deployment.wait_for(
+        lambda: deployment.ledger.workers()[0].detail["load_failures"] > failures + 1, "no further attempts"
+    )
+    assert (deployment.record("a").status, deployment.record("a").attempt) == ("queued", 0)
+    (deployment.state_dir / "broken").unlink()
+    deployment.wait_for(lambda: deployment.ledger.workers()[0].state == "idle", "the models were not loaded")
+    # Where the worker had received the message and refused to claim the job, a sweep publishes it again.
+    deployment.wait_for(lambda: sweep_until(deployment, "completed"), "the job did not run")
+    (loaded,) = deployment.ledger.workers()
+    assert (loaded.pid, loaded.models, "error" in loaded.detail) == (row.pid, ("sdxl",), False)
+    assert deployment.record("a").attempt == 1
+    deployment.signal_group(signal.SIGTERM)
+    assert deployment.exit_status() == 0

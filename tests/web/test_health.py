@@ -24,7 +24,7 @@ def test_health_lists_the_live_workers(shim) -> None:
     assert document["workers"] == [
         {
             "id": "sdxl@host-cpu", "queue": "sdxl_queue", "host": "host", "pid": 7, "gpu": None,
-            "state": "idle", "draining": False,
+            "state": "idle", "draining": False, "error": None, "retry_at": None,
         }
     ]  # fmt: skip
 
@@ -181,3 +181,19 @@ def test_metrics_need_the_admin_scope_from_other_machines(open_shim) -> None:
     assert shim.client.get("/metrics").status_code == 401
     assert shim.client.get("/metrics", headers={"X-API-Key": "b"}).status_code == 403
     assert shim.client.get("/metrics", headers={"X-API-Key": "p"}).status_code == 200
+
+
+def test_health_says_which_queue_has_a_worker_that_cannot_load(shim) -> None:
+    """The error, which may name paths, is in the worker's row, which only callers with a key see."""
+    error = {"error": "no file /models/sdxl", "retry_at": 1_700_000_060.0}
+    shim.register_worker(state="failed", models=(), detail=error)
+    document = shim.client.get("/health").json()
+    assert {"workers_failed", "no_worker"} <= {reason["code"] for reason in document["reasons"]}
+    (row,) = document["workers"]
+    assert (row["state"], row["error"], row["retry_at"]) == ("failed", error["error"], error["retry_at"])
+    assert shim.client.get("/health/ready").status_code == 503
+    shim.register_worker(id="sdxl@other-cpu")
+    document = shim.client.get("/health").json()
+    codes = {reason["code"] for reason in document["reasons"]}
+    assert ("workers_failed" in codes, "no_worker" in codes) == (True, False)
+    assert shim.client.get("/health/ready").status_code == 200

@@ -27,11 +27,13 @@ def test_thousands_of_callers_ask_the_ledger_once_a_second(
     ledger = make_ledger(CountingLedger)
     found = QueueObstacles()
     missing = "No worker of chat_queue is at work."
-    assert [found.find(ledger, "chat_queue") for _ in range(100)] == [missing] * 100
+    assert [found.read(ledger, "chat_queue").reason for _ in range(100)] == [missing] * 100
     assert ledger.reads == 1
+    assert found.recent(ledger, "chat_queue") is not None
     ledger.heartbeat(worker("chat", id="chat@host-cpu"))
     monkeypatch.setattr(obstacles, "KEPT_S", 0.0)
-    assert found.find(ledger, "chat_queue") is None
+    assert found.recent(ledger, "chat_queue") is None
+    assert found.read(ledger, "chat_queue").reason is None
 
 
 def test_each_queue_and_ledger_has_an_answer_of_its_own(make_ledger) -> None:
@@ -39,6 +41,6 @@ def test_each_queue_and_ledger_has_an_answer_of_its_own(make_ledger) -> None:
     ledger, other = make_ledger(), make_ledger()
     ledger.heartbeat(worker("chat", id="chat@host-cpu"))
     found = QueueObstacles()
-    assert found.find(ledger, "chat_queue") is None
-    assert found.find(ledger, "wan_queue") == "No worker of wan_queue is at work."
-    assert found.find(other, "chat_queue") == "No worker of chat_queue is at work."
+    assert found.read(ledger, "chat_queue").reason is None
+    assert found.read(ledger, "wan_queue").reason == "No worker of wan_queue is at work."
+    assert found.read(other, "chat_queue").reason == "No worker of chat_queue is at work."

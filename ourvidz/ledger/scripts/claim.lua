@@ -1,5 +1,5 @@
 -- Claim a queued job: compare-and-set queued -> processing, attempt + 1, a new fence, a lease. On a paused queue
--- or for a draining worker the job is marked as unpublished instead, so that the sweep publishes it again.
+-- or for a draining or failed worker the job is marked as unpublished instead, so that the sweep publishes it again.
 -- Arguments: id, run, worker, lease_s, token (the same token gets the same claim again, its lease from now).
 -- Keys: job, doc, worker, paused, queued, leases, claimed, fence, and those of add_event and the stream.
 -- Returns: { the record, the job document }, or false when the claim is refused.
@@ -15,8 +15,8 @@ if job.status == 'processing' and job.token == token then
   return { flat_record(id), document }
 end
 if job.status ~= 'queued' or job.cancel or tonumber(job.due_at) > now or not document then return false end
-local draining = redis.call('HGET', key('worker', worker), 'draining')
-if draining or redis.call('SISMEMBER', key('paused'), job.queue) == 1 then
+local refusals = redis.call('HMGET', key('worker', worker), 'draining', 'failed')
+if refusals[1] or refusals[2] or redis.call('SISMEMBER', key('paused'), job.queue) == 1 then
   redis.call('HDEL', name, 'published_at')
   return false
 end

@@ -1,9 +1,10 @@
 -- Record a worker as it is now, seen now.
--- Arguments: id, queue, data (JSON), keep_s (workers silent for longer are deleted).
+-- Arguments: id, queue, data (JSON), keep_s (workers silent for longer are deleted), failed ('1': the worker
+--   could not load its models; it claims nothing, and its queue counts as unseen).
 -- Keys: worker, workers, queue_seen.
 -- Returns: 1.
 -- Events: none.
-local id, queue, data, keep_s = unpack(ARGV, 4)
+local id, queue, data, keep_s, failed = unpack(ARGV, 4)
 
 local name = key('worker', id)
 redis.call('HSET', name, 'data', data, 'seen_at', timestamp(now))
@@ -11,5 +12,10 @@ redis.call('HDEL', name, 'left')
 redis.call('EXPIRE', name, keep_s)
 redis.call('ZADD', key('workers'), timestamp(now), id)
 redis.call('ZREMRANGEBYSCORE', key('workers'), '-inf', '(' .. timestamp(now - tonumber(keep_s)))
-redis.call('HSET', key('queue_seen'), queue, timestamp(now))
+if failed == '1' then
+  redis.call('HSET', name, 'failed', 1)
+else
+  redis.call('HDEL', name, 'failed')
+  redis.call('HSET', key('queue_seen'), queue, timestamp(now))
+end
 return 1
