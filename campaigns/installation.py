@@ -23,7 +23,8 @@ from ourvidz.subprocesses import dying_with_parent
 
 WEBHOOK_SECRET = "whsec_Y2FtcGFpZ25zLW9mLW91cnZpZHotd29ya2Vy"
 READY_S = 90.0
-STOP_S = 30.0
+STOP_S = 60.0
+"""Celery's pool may wait 30 s for a result that came in just when it was told to stop."""
 POLL_S = 0.05
 OMITTED = frozenset({"wan", "chat", "flower"})
 """Processes of the `Procfile` that a campaign does not run."""

@@ -13,7 +13,8 @@ from typing import Any
 
 from celery.app.task import Context
 
-from ourvidz import dispatch
+from ourvidz import dispatch, log
+from ourvidz.errors import NewerRelease
 from ourvidz.jobs.catalog import CATALOG, QUEUES
 from ourvidz.ledger.record import Claim, Record
 from ourvidz.wiring import control
@@ -21,6 +22,7 @@ from ourvidz.wiring import control
 TEXT_TASK = CATALOG["chat_conversation"].task
 TEXT_TYPES = frozenset(row.name for row in CATALOG.values() if row.task == TEXT_TASK)
 
+_log = log.get(__name__)
 _ATTRIBUTE = "ourvidz_claim"
 
 
@@ -79,9 +81,14 @@ def claim_companion(record: Record, *, worker_id: str) -> Claim | None:
 
 
 def claim(job_id: str, run: int, *, worker_id: str, token: str) -> Claim | None:
-    """Claim one run of a job under the configured lease; None when the ledger refuses it."""
+    """Claim one run of a job under the configured lease; None when the ledger refuses it, or the record is of
+    a newer release: that one publishes the job again."""
     app = control.current()
-    return app.ledger.claim(job_id, run, worker_id=worker_id, lease_s=app.settings.lease_s, token=token)
+    try:
+        return app.ledger.claim(job_id, run, worker_id=worker_id, lease_s=app.settings.lease_s, token=token)
+    except NewerRelease as error:
+        _log.warning("left_to_newer_release", job_id=job_id, reason=error.message)
+        return None
 
 
 def _state(request: Context) -> RequestClaim:

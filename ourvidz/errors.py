@@ -30,6 +30,7 @@ Each branch is the party that must act. The class alone defines the code, the HT
         ├── WorkerUnavailable
         ├── ThumbnailGenerationError
         └── InternalError
+            └── NewerRelease
 """
 
 from __future__ import annotations
@@ -200,6 +201,10 @@ class ThumbnailGenerationError(OurError):
 
 class InternalError(OurError):
     code = "INTERNAL_ERROR"
+
+
+class NewerRelease(InternalError):
+    """A newer release wrote this record or document, and must handle it: misread, the job could be lost."""
 
 
 def by_code() -> dict[str, type[OurvidzError]]:

@@ -56,6 +56,19 @@ def test_one_request_makes_one_claim(register: Register) -> None:
     assert claims.current_claim(one) is claim
 
 
+def test_a_record_of_a_newer_release_is_left_alone(
+    register: Register, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message is dropped without an error: the newer release publishes the job again."""
+    record = register("a")
+    monkeypatch.setattr("ourvidz.ledger.connection.RECORD_VERSION", 0)
+    assert claims.claim_for(request(IMAGE_TASK), dispatch.message(record)) is None
+    monkeypatch.undo()
+    after = ledger.get("a")
+    assert after is not None
+    assert (after.status, after.attempt, after.failures) == ("queued", 0, {})
+
+
 def test_a_request_whose_claim_was_refused_does_not_claim_again(register: Register, ledger: Ledger) -> None:
     """If the job is free again when the task body runs, the sweep has published another message."""
     record, one = register("a"), request(IMAGE_TASK)

@@ -23,6 +23,8 @@ HARD_LIMIT_FACTOR = 1.5
 """Hard time limit, as a multiple of the soft limit: stops a job that never reaches a step boundary."""
 NO_CHAT_WORKER = "There is no chat worker to enhance the prompt: it was used as it is."
 CHAT_QUEUE_PAUSED = "The chat queue is paused: the prompt was used as it is."
+PAYLOAD_FIELDS = frozenset({"type", "job_type", "prompt"})
+"""Fields that no message has, of any version."""
 REDACTED = "(…)"
 """Shown in place of a message's arguments in events, logs and Flower."""
 BROKER_ERRORS = (OperationalError, CeleryOperationalError, RedisError, OSError)
@@ -43,7 +45,9 @@ def message(record: Record) -> dict[str, Any]:
 
 def is_message(argument: object) -> bool:
     """Return whether a task's argument is a message of any version, as opposed to a payload."""
-    return isinstance(argument, dict) and {"v", "id", "run"} == argument.keys()
+    if not isinstance(argument, dict) or argument.keys() & PAYLOAD_FIELDS:
+        return False
+    return {"v", "id", "run"} <= argument.keys()
 
 
 def time_limit_s(type_name: str) -> float:

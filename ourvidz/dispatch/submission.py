@@ -92,14 +92,15 @@ def _parse_and_check(payloads: Sequence[object | Job], index: int, make_id: Make
 def _check_together(jobs: Sequence[Job]) -> None:
     """Raise what `_enqueue` would raise for any of the jobs, also for two different ones under one id."""
     ledger = control.current().ledger
-    by_id: dict[str, tuple[str, dict[str, Any]]] = {}
+    by_id: dict[str, tuple[str, dict[str, Any], str | None]] = {}
     for index, job in enumerate(jobs):
         record = ledger.get(job.id)
         if record is not None:
-            by_id[job.id] = record.fingerprint, record.callback_metadata
+            by_id[job.id] = record.fingerprint, record.callback_metadata, record.request
         elif _has_no_worker(job):
             raise _at(control.current().availability.refusal(job.queue), index)
-        if not job.is_repeat_of(*by_id.setdefault(job.id, (job.fingerprint(), job.callback_metadata()))):
+        own = job.fingerprint(), job.callback_metadata(), job.request()
+        if not job.is_repeat_of(*by_id.setdefault(job.id, own)):
             raise _at(_id_conflict(job.id), index)
 
 

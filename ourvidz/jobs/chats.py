@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from ourvidz.jobs.catalog import JobType
 from ourvidz.jobs.defaults import Defaults
-from ourvidz.jobs.fields import Fields, FieldValue, check_text, invalid_value, or_default
+from ourvidz.jobs.fields import Fields, FieldValue, check_text, fill_in, invalid_value
 from ourvidz.jobs.generation import prompt_missing, read_num_images
 from ourvidz.jobs.job import AdminJob, ChatJob, Message
 from ourvidz.jobs.ranges import (
@@ -32,22 +32,22 @@ def parse_chat(fields: Fields, row: JobType, common: dict[str, Any], defaults: D
     """Parse a chat payload: `messages`, or the older form with `prompt` and `config.system_prompt`."""
     read_num_images(fields, row)
     seed = fields.integer("seed", "config.seed", "metadata.seed", within=SEED)
-    max_tokens = fields.integer("max_tokens", "config.max_tokens", within=MAX_TOKENS)
-    return ChatJob(
+    sent = {
         **common,
-        messages=_messages(fields),
-        model=or_default(fields.choice("model", "config.model", among=MODELS), "qwen_instruct"),
-        max_tokens=or_default(max_tokens, DEFAULT_TOKENS.get(row.name, 512)),
-        temperature=or_default(fields.number("temperature", "config.temperature", within=TEMPERATURE), 0.7),
-        top_p=or_default(fields.number("top_p", "config.top_p", within=TOP_P), 0.9),
-        frequency_penalty=_penalty(fields, "frequency_penalty"),
-        presence_penalty=_penalty(fields, "presence_penalty"),
-        stop=_stop(fields),
-        seed=defaults.draw_seed() if seed is None else seed,
-        seed_drawn=seed is None,
-        sfw_mode=bool(common["flags"].get("sfw_mode", False)),
-        stream=or_default(fields.boolean("stream", "config.stream"), False),
-    )
+        "messages": _messages(fields),
+        "model": fields.choice("model", "config.model", among=MODELS),
+        "max_tokens": fields.integer("max_tokens", "config.max_tokens", within=MAX_TOKENS),
+        "temperature": fields.number("temperature", "config.temperature", within=TEMPERATURE),
+        "top_p": fields.number("top_p", "config.top_p", within=TOP_P),
+        "frequency_penalty": _penalty(fields, "frequency_penalty"),
+        "presence_penalty": _penalty(fields, "presence_penalty"),
+        "stop": _stop(fields),
+        "seed": defaults.draw_seed() if seed is None else seed,
+        "seed_drawn": seed is None,
+        "sfw_mode": common["flags"].get("sfw_mode"),
+        "stream": fields.boolean("stream", "config.stream"),
+    }
+    return ChatJob(**fill_in(sent, {"max_tokens": DEFAULT_TOKENS.get(row.name, 512)}))
 
 
 def parse_admin(fields: Fields, row: JobType, common: dict[str, Any], defaults: Defaults) -> AdminJob:
@@ -55,15 +55,15 @@ def parse_admin(fields: Fields, row: JobType, common: dict[str, Any], defaults: 
     del row, defaults
     field = fields.first("operation", "config.operation")
     if field is None:
-        return AdminJob(**common)
+        return AdminJob(**fill_in(common | {"operation": None}, {}))
     if not isinstance(field.value, str) or not _OPERATION.fullmatch(field.value):
         raise invalid_value(field.path, "the name of an operation", field.value)
     return AdminJob(**common, operation=field.value)
 
 
-def _penalty(fields: Fields, name: str) -> float:
-    """The penalty `name`, at the top level or in `config`; default 0."""
-    return or_default(fields.number(name, f"config.{name}", within=PENALTY), 0.0)
+def _penalty(fields: Fields, name: str) -> float | None:
+    """The penalty `name`, at the top level or in `config`; None if the payload has none."""
+    return fields.number(name, f"config.{name}", within=PENALTY)
 
 
 def _stop(fields: Fields) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from ourvidz.jobs.catalog import ALIASES, CATALOG, JobType, Kind, lookup
 from ourvidz.jobs.chats import parse_admin, parse_chat
 from ourvidz.jobs.defaults import Defaults
-from ourvidz.jobs.fields import Fields, invalid_value, missing_field, or_default
+from ourvidz.jobs.fields import Fields, fill_in, invalid_value, missing_field
 from ourvidz.jobs.images import parse_image
 from ourvidz.jobs.job import Job
 from ourvidz.jobs.ranges import EXPECTED_S
@@ -50,22 +50,20 @@ def parse(payload: object, defaults: Defaults, *, make_id: Callable[[], str] | N
     fields = Fields(payload)
     job_id = _read_id(fields, make_id)
     row = _read_type(fields)
-    common = {
+    sent = {
         "id": job_id,
         "type": row.name,
         "user_id": _read_user_id(fields, row),
-        "expected_time": or_default(
-            fields.lenient(
-                partial(fields.number, within=EXPECTED_S),
-                "config.expected_time",
-                "metadata.expected_generation_time",
-            ),
-            row.expected_s[1],
+        "expected_time": fields.lenient(
+            partial(fields.number, within=EXPECTED_S),
+            "config.expected_time",
+            "metadata.expected_generation_time",
         ),
         "callback_url": read_callback_url(fields, defaults.callback_hosts),
         "carried": _drop_none({name: fields.passthrough(*paths) for name, paths in CARRIED_FIELDS.items()}),
         "flags": _read_flags(fields),
     }
+    common = fill_in(sent, {"expected_time": row.expected_s[1]})
     job = PARSERS[row.kind](fields, row, common, defaults)
     return job.model_copy(update={"extras": fields.unread()})
 

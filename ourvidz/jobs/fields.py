@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,6 +36,19 @@ class FieldValue:
 def or_default(value: T | None, default: T) -> T:
     """`value`, or `default` if it is None; 0 and False are kept."""
     return default if value is None else value
+
+
+def fill_in(sent: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a job class: `sent` with the values of `defaults` in place of None.
+
+    A field that is None in `sent` and has no value in `defaults` is left to the default of the class.
+    `defaulted`, itself an argument of the job classes, names all fields that were None, and those that an
+    earlier call filled in.
+    """
+    missing = {name for name, value in sent.items() if value is None}
+    given = {name: value for name, value in sent.items() if value is not None}
+    filled = {name: value for name, value in defaults.items() if name in missing}
+    return given | filled | {"defaulted": frozenset(missing) | sent.get("defaulted", frozenset())}
 
 
 def invalid_value(

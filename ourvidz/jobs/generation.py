@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 from ourvidz.errors import CallerError, InvalidPrompt
-from ourvidz.jobs.catalog import DEFAULT_BUCKET, WRITE_BUCKETS, JobType
+from ourvidz.jobs.catalog import WRITE_BUCKETS, JobType
 from ourvidz.jobs.defaults import Defaults
-from ourvidz.jobs.fields import Fields, FieldValue, invalid_value, missing_field, or_default
+from ourvidz.jobs.fields import Fields, FieldValue, invalid_value, missing_field
 from ourvidz.jobs.ranges import GUIDANCE, SEED, STEPS, STRENGTH, Range
 
 REFERENCE_TYPES = ("style", "composition", "character")
@@ -20,22 +20,26 @@ _DECIMALS = 6
 
 
 def read_sampling(fields: Fields, row: JobType, defaults: Defaults) -> dict[str, Any]:
-    """Read steps, guidance, number of images, seed, strength, reference type and bucket, by job field
-    name."""
+    """Read steps, guidance, number of images, seed, strength, reference type and bucket, by job field name.
+    None for what the payload does not have; a seed is drawn."""
     seed = fields.integer("config.seed", "metadata.seed", within=SEED)
     return {
-        "steps": or_default(
-            fields.integer("config.steps", "config.num_inference_steps", "config.sample_steps", within=STEPS),
-            row.steps,
+        "steps": fields.integer(
+            "config.steps", "config.num_inference_steps", "config.sample_steps", within=STEPS
         ),
-        "guidance_scale": or_default(read_guidance_scale(fields), row.guidance_scale),
-        "num_images": or_default(read_num_images(fields, row), 1),
+        "guidance_scale": read_guidance_scale(fields),
+        "num_images": read_num_images(fields, row),
         "seed": defaults.draw_seed() if seed is None else seed,
         "seed_drawn": seed is None,
         "denoise_strength": read_denoise_strength(fields),
         "reference_type": fields.choice("metadata.reference_type", among=REFERENCE_TYPES),
-        "bucket": or_default(fields.choice("bucket", among=WRITE_BUCKETS), DEFAULT_BUCKET),
+        "bucket": fields.choice("bucket", among=WRITE_BUCKETS),
     }
+
+
+def sampling_defaults(row: JobType) -> dict[str, Any]:
+    """The defaults of a job type for what `read_sampling` reads."""
+    return {"steps": row.steps, "guidance_scale": row.guidance_scale}
 
 
 def read_guidance_scale(fields: Fields) -> float | None:
@@ -56,13 +60,14 @@ def read_reference_strength(fields: Fields) -> float | None:
     return fields.number(*(path.format("reference_strength") for path in STRENGTH_PATHS), within=STRENGTH)
 
 
-def read_denoise_strength(fields: Fields) -> float:
-    """`denoise_strength`, 0 to 1: how far the result departs from the reference. Default 0.15."""
+def read_denoise_strength(fields: Fields) -> float | None:
+    """`denoise_strength`, 0 to 1: how far the result departs from the reference. None if the payload has
+    none."""
     denoise = fields.number(*(path.format("denoise_strength") for path in STRENGTH_PATHS), within=STRENGTH)
     if denoise is not None:
         return denoise
     strength = read_reference_strength(fields)
-    return 0.15 if strength is None else round(1 - strength, _DECIMALS)
+    return None if strength is None else round(1 - strength, _DECIMALS)
 
 
 def prompt_missing() -> CallerError:

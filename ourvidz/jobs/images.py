@@ -6,8 +6,8 @@ from typing import Any
 
 from ourvidz.jobs.catalog import JobType
 from ourvidz.jobs.defaults import Defaults
-from ourvidz.jobs.fields import Fields, or_default
-from ourvidz.jobs.generation import parse_size, prompt_missing, read_sampling, read_sides
+from ourvidz.jobs.fields import Fields, fill_in
+from ourvidz.jobs.generation import parse_size, prompt_missing, read_sampling, read_sides, sampling_defaults
 from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.loras import read_loras
 from ourvidz.jobs.ranges import EXACT_COPY_DENOISE, SDXL_SIDE_PX
@@ -16,25 +16,27 @@ from ourvidz.jobs.urls import read_reference
 
 def parse_image(fields: Fields, row: JobType, common: dict[str, Any], defaults: Defaults) -> ImageJob:
     """Parse an SDXL payload. Raises `InvalidPrompt` if it has no prompt and is no exact copy."""
-    width, height = _size(fields) or defaults.sdxl_size
-    job = ImageJob(
+    size = _size(fields)
+    sent = {
         **common,
         **read_sampling(fields, row, defaults),
-        prompt=fields.prompt(),
-        negative_prompt=or_default(
-            fields.text("negative_prompt", "config.negative_prompt", "metadata.negative_prompt"),
-            defaults.negative_prompt,
+        "prompt": fields.prompt(),
+        "negative_prompt": fields.text(
+            "negative_prompt", "config.negative_prompt", "metadata.negative_prompt"
         ),
-        width=width,
-        height=height,
-        reference=read_reference(
+        "width": size and size[0],
+        "height": size and size[1],
+        "reference": read_reference(
             fields, "config.image", "metadata.reference_image_url", owner=common["user_id"]
         ),
-        exact_copy_mode=or_default(fields.boolean("metadata.exact_copy_mode"), False),
-        compel_enabled=or_default(fields.boolean("compel_enabled", "metadata.compel_enabled"), False),
-        compel_weights=fields.text("compel_weights", "metadata.compel_weights"),
-        loras=read_loras(fields, defaults.loras),
-    )
+        "exact_copy_mode": fields.boolean("metadata.exact_copy_mode"),
+        "compel_enabled": fields.boolean("compel_enabled", "metadata.compel_enabled"),
+        "compel_weights": fields.text("compel_weights", "metadata.compel_weights"),
+        "loras": read_loras(fields, defaults.loras) or None,
+    }
+    width, height = defaults.sdxl_size
+    installation = {"width": width, "height": height, "negative_prompt": defaults.negative_prompt}
+    job = ImageJob(**fill_in(sent, sampling_defaults(row) | installation))
     if job.mode == "exact_copy":
         return _exact_copy(job)
     if not job.prompt:
@@ -61,4 +63,5 @@ def _exact_copy(job: ImageJob) -> ImageJob:
         "negative_prompt": None,
         "steps": round(6 + 4 * denoise / EXACT_COPY_DENOISE),
     }
-    return job.model_copy(update=fixed)
+    not_sent = job.defaulted | fixed.keys() - {"denoise_strength"}
+    return job.model_copy(update={**fixed, "defaulted": not_sent})

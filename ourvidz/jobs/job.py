@@ -9,12 +9,16 @@ import hashlib
 import json
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from ourvidz.errors import NewerRelease
 from ourvidz.jobs.catalog import CATALOG, DEFAULT_BUCKET, JobType
 from ourvidz.jobs.ranges import SEED
+from ourvidz.jobs.requests import dump_request, is_same_request
+from ourvidz.jobs.versions import FIRST_VERSION, later_fields
 
 JOB_VERSION: Final = 1
+"""The newest version of a job document that this release reads; see `ourvidz.jobs.versions`."""
 
 ReferenceMode = Literal["none", "single", "start", "end", "both"]
 ReferenceType = Literal["style", "composition", "character"]
@@ -26,11 +30,13 @@ class BaseJob(BaseModel):
 
     `type` is the name of a row of the catalog. `carried` are fields that callbacks return unchanged, `flags`
     are switches and labels that the result echoes, `extras` the fields of the payload that are not read.
+    `defaulted` names the fields that the payload did not have; it is not stored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = JOB_VERSION
+    version: int = FIRST_VERSION
+    """First, because scripts of the ledger read it from the beginning of a document."""
     id: str
     type: str
     user_id: str | None = None
@@ -39,6 +45,7 @@ class BaseJob(BaseModel):
     carried: dict[str, Any] = {}
     flags: dict[str, Any] = {}
     extras: dict[str, Any] = {}
+    defaulted: frozenset[str] = Field(default=frozenset(), exclude=True, repr=False)
 
     @property
     def row(self) -> JobType:
@@ -71,20 +78,44 @@ class BaseJob(BaseModel):
             "exact_copy_mode": False,
         }
 
+    @property
+    def document_version(self) -> int:
+        """The version of the stored document: the first one that has all fields that the job uses."""
+        return max([FIRST_VERSION, *later_fields(self)[0].values()])
+
     def fingerprint(self) -> str:
-        """A hash that is equal for requests of the same work. It ignores the seed, which may be drawn, and
-        fields that do not change the result."""
-        ignored = {"carried", "flags", "extras", "seed", "seed_drawn"}
-        document = self.model_dump(mode="json", exclude=ignored)
+        """A hash of the complete job with all defaults. It ignores the seed, which may be drawn, and fields
+        that do not change the result.
+
+        Records of the first release have only this one, and shims of it compare it, so it must not change.
+        """
+        document = self._comparable(exclude=later_fields(self)[1])
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
-    def is_repeat_of(self, fingerprint: str, callback_metadata: dict[str, Any]) -> bool:
-        """Whether this job asks for the work of an earlier one with this fingerprint and callback metadata.
+    def request(self) -> str:
+        """What the caller sent, in the form that `is_repeat_of` compares: equal requests stay equal when a
+        default changes."""
+        document = self._comparable(exclude={"id", "version", "kind"})
+        return dump_request(document, self.defaulted)
 
-        A request without a seed matches any seed; a request with one matches only the same seed.
+    def is_repeat_of(
+        self, fingerprint: str, callback_metadata: dict[str, Any], request: str | None = None
+    ) -> bool:
+        """Whether this job asks for the work of an earlier one: with this fingerprint, callback metadata and,
+        unless a release before this form recorded it, request.
+
+        A job without a seed matches any seed; one with a seed matches only the same seed.
         """
         seed = None if getattr(self, "seed_drawn", True) else getattr(self, "seed", None)
-        return self.fingerprint() == fingerprint and seed in (None, callback_metadata.get("seed"))
+        if seed not in (None, callback_metadata.get("seed")):
+            return False
+        if request is not None:
+            return is_same_request(request, self.request())
+        return self.fingerprint() == fingerprint
+
+    def _comparable(self, *, exclude: set[str]) -> dict[str, Any]:
+        ignored = {"carried", "flags", "extras", "seed", "seed_drawn"}
+        return self.model_dump(mode="json", exclude=ignored | exclude)
 
 
 class JobLora(BaseModel):
@@ -271,10 +302,25 @@ _ADAPTER: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kin
 
 
 def load_job(document: str | bytes) -> Job:
-    """Parse the JSON that `dump_job` wrote."""
-    return _ADAPTER.validate_json(document)
+    """Parse the JSON that `dump_job` wrote. Unknown fields are ignored. Raises `NewerRelease` for a document
+    of a version that this release does not know."""
+    try:
+        job = _ADAPTER.validate_json(document, extra="ignore")
+    except ValidationError:
+        _refuse_newer(json.loads(document).get("version", FIRST_VERSION))
+        raise
+    _refuse_newer(job.version)
+    return job
 
 
 def dump_job(job: Job) -> str:
-    """Serialise a job as JSON for the ledger."""
-    return job.model_dump_json()
+    """Serialise a job as JSON for the ledger, readable by every release that knows the fields it uses."""
+    versioned = job.model_copy(update={"version": job.document_version})
+    return versioned.model_dump_json(exclude=later_fields(job)[1])
+
+
+def _refuse_newer(version: int) -> None:
+    if version > JOB_VERSION:
+        raise NewerRelease(
+            f"a job document has version {version} and this release reads {JOB_VERSION}: upgrade it"
+        )

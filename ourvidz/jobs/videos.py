@@ -9,7 +9,7 @@ from typing import Any, get_args
 from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.catalog import JobType
 from ourvidz.jobs.defaults import Defaults
-from ourvidz.jobs.fields import Fields, invalid_value, or_default
+from ourvidz.jobs.fields import Fields, fill_in, invalid_value, or_default
 from ourvidz.jobs.generation import (
     parse_size,
     prompt_missing,
@@ -17,6 +17,7 @@ from ourvidz.jobs.generation import (
     read_reference_strength,
     read_sampling,
     read_sides,
+    sampling_defaults,
 )
 from ourvidz.jobs.job import ReferenceMode, VideoJob
 from ourvidz.jobs.ranges import (
@@ -51,29 +52,34 @@ _ASPECT = re.compile(r"\s*0*([1-9][0-9]{0,4})\s*[xX*×:]\s*0*([1-9][0-9]{0,4})\s
 
 def parse_video(fields: Fields, row: JobType, common: dict[str, Any], defaults: Defaults) -> VideoJob:
     """Parse a Wan payload. Raises `InvalidPrompt` if it has no prompt."""
-    width, height = _size(fields) or defaults.wan_size
-    frames = _frames(fields, row)
-    check_frame_pixels(_size_path(fields), frames, (width, height), limit=defaults.wan_frame_pixels)
+    size, frames = _size(fields), _frames(fields, row)
+    width, height = size or defaults.wan_size
+    all_frames = or_default(frames, row.frames or 1)
+    check_frame_pixels(_size_path(fields), all_frames, (width, height), limit=defaults.wan_frame_pixels)
     prompt = fields.prompt()
     if not prompt:
         raise prompt_missing()
-    return VideoJob(
+    sent = {
         **common,
         **(read_sampling(fields, row, defaults) | _derived_guidance(fields)),
         **_references(fields, common["user_id"]),
-        prompt=prompt,
-        negative_prompt=fields.text("config.negative_prompt"),
-        width=width,
-        height=height,
-        frames=frames,
-        fps=or_default(fields.integer("config.fps", within=FPS), 16),
-        solver=or_default(fields.choice("config.sample_solver", among=SOLVERS), "unipc"),
-        shift=or_default(fields.number("config.sample_shift", within=SHIFT), 5.0),
-        enhance_prompt=or_default(fields.boolean("config.enhance_prompt"), row.enhance),
-        system_prompt=fields.text("config.system_prompt", "metadata.system_prompt", limit=CONVERSATION_CHARS),
-        enhance_tokens=or_default(fields.integer("config.max_tokens", within=MAX_TOKENS), 512),
-        enhance_temperature=or_default(fields.number("config.temperature", within=TEMPERATURE), 0.7),
-    )
+        "prompt": prompt,
+        "negative_prompt": fields.text("config.negative_prompt"),
+        "width": size and size[0],
+        "height": size and size[1],
+        "frames": frames,
+        "fps": fields.integer("config.fps", within=FPS),
+        "solver": fields.choice("config.sample_solver", among=SOLVERS),
+        "shift": fields.number("config.sample_shift", within=SHIFT),
+        "enhance_prompt": fields.boolean("config.enhance_prompt"),
+        "system_prompt": fields.text(
+            "config.system_prompt", "metadata.system_prompt", limit=CONVERSATION_CHARS
+        ),
+        "enhance_tokens": fields.integer("config.max_tokens", within=MAX_TOKENS),
+        "enhance_temperature": fields.number("config.temperature", within=TEMPERATURE),
+    }
+    clip = {"width": width, "height": height, "frames": all_frames, "enhance_prompt": row.enhance}
+    return VideoJob(**fill_in(sent, sampling_defaults(row) | clip))
 
 
 def check_frame_pixels(path: str, frames: int, size: tuple[int, int], *, limit: int | None) -> None:
@@ -100,11 +106,11 @@ def _size_path(fields: Fields) -> str:
     return FRAME_PATHS[0] if field is None else field.path
 
 
-def _frames(fields: Fields, row: JobType) -> int:
-    """The number of frames; still images have one."""
+def _frames(fields: Fields, row: JobType) -> int | None:
+    """The number of frames; None if the payload has none."""
     if row.output == "png":
-        return fields.one_of(*FRAME_PATHS, numbers=(1,)) or row.frames or 1
-    return fields.integer(*FRAME_PATHS, within=FRAMES) or row.frames or 1
+        return fields.one_of(*FRAME_PATHS, numbers=(1,))
+    return fields.integer(*FRAME_PATHS, within=FRAMES)
 
 
 def _derived_guidance(fields: Fields) -> dict[str, float]:
@@ -150,7 +156,8 @@ def _references(fields: Fields, owner: str) -> dict[str, str | None]:
         if references[name] is None:
             rule = f"a mode whose references are given ({mode} needs {' or '.join(REFERENCE_PATHS[name])})"
             raise invalid_value("config.reference_mode", rule, mode)
-    return {"reference_mode": mode} | {
+    # None: a mode that follows from the references was not sent.
+    return {"reference_mode": explicit or (None if mode == "none" else mode)} | {
         f"{name}_reference": references[name] for name in REQUIRED_REFERENCES[mode]
     }
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any, cast
 
-from ourvidz.errors import InternalError
+from ourvidz.errors import NewerRelease
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import (
     RECORD_VERSION,
@@ -61,14 +61,14 @@ def unsigned_assets(outcome: Outcome) -> int:
 
 
 def refuse_newer(job_id: str, version: int) -> None:
-    """Raise `InternalError` for a record that a newer release wrote: misreading it could lose the job."""
+    """Raise `NewerRelease` for a record that a newer release wrote: misreading it could lose the job."""
     if version > RECORD_VERSION:
         raise newer_record(job_id, version)
 
 
-def newer_record(job_id: str, version: int | str) -> InternalError:
+def newer_record(job_id: str, version: int | str) -> NewerRelease:
     """The error for a record that a newer release wrote."""
-    return InternalError(
+    return NewerRelease(
         f"job {job_id} has a record of version {version} and this release knows {RECORD_VERSION}: upgrade it"
     )
 
@@ -78,7 +78,7 @@ def _time(text: str | None) -> float | None:
 
 
 def load_record(job_id: str, row: Fields) -> Record:
-    """A record from its hash. Unknown fields are ignored. `InternalError` for a newer version."""
+    """A record from its hash. Unknown fields are ignored. `NewerRelease` for a newer version."""
     refuse_newer(job_id, int(row["v"]))
     return Record(
         job_id=job_id,
@@ -105,6 +105,7 @@ def load_record(job_id: str, row: Fields) -> Record:
         token=row.get("token"),
         cancel_requested="cancel" in row,
         fingerprint=row["fingerprint"],
+        request=row.get("request"),
         callback_url=row.get("callback_url"),
         callback_metadata=json.loads(row["facts"]),
         failures={name[2:]: int(times) for name, times in row.items() if name.startswith("f:")},

@@ -59,7 +59,7 @@ def _is_outage(error: ResponseError) -> bool:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Raise the project's errors in place of redis-py's: `WorkerUnavailable` for outages, `InternalError` for
+    """Raise the project's errors in place of redis-py's: `WorkerUnavailable` for outages, `NewerRelease` for
     a record of a newer release."""
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ourvidz.jobs.job import load_job
+from ourvidz.jobs.job import JOB_VERSION, load_job
 from ourvidz.ledger.base import LedgerBase
 from ourvidz.ledger.codec import dump_json, load_record, pairs
 from ourvidz.ledger.record import Enhancement, Verdict
@@ -16,10 +16,11 @@ class EnhancementOperations(LedgerBase):
     def begin_enhancement(self, job_id: str, run: int, *, lease_s: float, token: str) -> Enhancement | None:
         """Lease the enhancement of a job: stage `enhancing`, the job stays queued.
 
-        None when the job does not await an enhancement in this run, is to be cancelled, or the lease of
-        another token is alive. The same `token` sent twice gets the same lease.
+        None when the job does not await an enhancement in this run, is to be cancelled, its document is of a
+        newer release, or the lease of another token is alive. The same `token` sent twice gets the same
+        lease.
         """
-        answer = self._connection.run_script("begin_enhancement", job_id, run, lease_s, token)
+        answer = self._connection.run_script("begin_enhancement", job_id, run, lease_s, token, JOB_VERSION)
         if answer is None:
             return None
         fields, document = answer

@@ -7,12 +7,20 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from ourvidz.errors import Conflict, NotFound
-from ourvidz.jobs.job import Job, dump_job, load_job
+from ourvidz.jobs.job import JOB_VERSION, Job, dump_job, load_job
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.base import STREAM_TTL_S, LedgerBase, claim_identity
 from ourvidz.ledger.codec import dump_json, dump_outcome, generation_ms, load_record, pairs, unsigned_assets
 from ourvidz.ledger.connection import new_call_token
-from ourvidz.ledger.record import Admission, Claim, Record, Verdict, awaits_enhancement, is_one_shot
+from ourvidz.ledger.record import (
+    Admission,
+    Claim,
+    Record,
+    Verdict,
+    awaits_enhancement,
+    is_one_shot,
+    record_version,
+)
 
 
 class JobOperations(LedgerBase):
@@ -39,11 +47,13 @@ class JobOperations(LedgerBase):
             "1" if suppress_callbacks else None,
             "1" if is_one_shot(job) else None,
             "wanted" if awaits_enhancement(job) else None,
+            job.request(),
+            record_version(job),
         )
         record = load_record(job.id, pairs(fields))
         return Admission(
             created=bool(created),
-            same=job.is_repeat_of(record.fingerprint, record.callback_metadata),
+            same=job.is_repeat_of(record.fingerprint, record.callback_metadata, record.request),
             record=record,
         )
 
@@ -66,11 +76,11 @@ class JobOperations(LedgerBase):
         Adds a `processing` outbox event, due now, and a `state` item. An enhancement that the job still
         awaits is over. `token` is unique to the claim; sent twice, it gets the same claim with a lease from
         now. None when the job is not queued in this run, is not due, or is to be cancelled; also when its
-        queue is paused or the worker draining, then the record is marked as unpublished and the sweep
-        publishes it again.
+        queue is paused, the worker draining or the document of a newer release, then the record is marked as
+        unpublished and the sweep publishes it again, the last one after some seconds.
         """
         sent_at = time.monotonic()
-        answer = self._connection.run_script("claim", job_id, run, worker_id, lease_s, token)
+        answer = self._connection.run_script("claim", job_id, run, worker_id, lease_s, token, JOB_VERSION)
         if answer is None:
             return None
         fields, document = answer

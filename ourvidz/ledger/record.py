@@ -9,8 +9,11 @@ from typing import Any, Literal
 
 from ourvidz.jobs.job import ChatJob, Job, VideoJob
 from ourvidz.jobs.outcome import JobError, Outcome, OutcomeStatus
+from ourvidz.jobs.versions import FIRST_VERSION
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+"""The newest record version that this release reads. Version 2: the version of the job document must be read
+before the document."""
 
 Status = Literal["queued", "processing", "completed", "failed", "cancelled"]
 EnhancementState = Literal["wanted", "over"]
@@ -29,6 +32,9 @@ class Record:
     another fence or token can change nothing any more. `order` numbers registrations and retries; within a
     priority the lower order starts first. `failures` counts the failed attempts of this run by error code.
     `callback_metadata` is what the job contributes to the metadata of its callbacks.
+
+    `fingerprint` and `request` are what a resubmission is compared with; `request` is None in records of the
+    first release.
 
     `suppress_callbacks`: the job has no outbox events. `one_shot`: its caller reads the answer while it is
     generated, so a run that has `streamed` tokens is not repeated. `enhancement` is None for a job whose
@@ -60,6 +66,7 @@ class Record:
     token: str | None = field(repr=False)
     cancel_requested: bool
     fingerprint: str
+    request: str | None
     callback_url: str | None
     callback_metadata: dict[str, Any]
     failures: dict[str, int]
@@ -144,6 +151,11 @@ class Enhancement:
 def is_one_shot(job: Job) -> bool:
     """Whether the caller of a job reads its answer while it is generated."""
     return isinstance(job, ChatJob) and job.stream
+
+
+def record_version(job: Job) -> int:
+    """The version of a job's record: the lowest whose releases handle the job's document."""
+    return 1 if job.document_version == FIRST_VERSION else RECORD_VERSION
 
 
 def awaits_enhancement(job: Job) -> bool:

@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from ourvidz import __version__, dispatch, log
 from ourvidz.claims import claim_companion
-from ourvidz.errors import CallerError, OurvidzError, OutOfMemory, WorkerUnavailable
+from ourvidz.errors import CallerError, NewerRelease, OurvidzError, OutOfMemory, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Record
@@ -144,6 +144,9 @@ class ClaimedJobs:
 
     def _fits(self, record: Record, first: ChatJob) -> bool:
         """Whether a queued job may join: a text job for the same model that never ran out of memory."""
-        job = control.current().ledger.job(record.job_id)
+        try:
+            job = control.current().ledger.job(record.job_id)
+        except NewerRelease:
+            return False
         out_of_memory = OutOfMemory.code in record.failures
         return isinstance(job, ChatJob) and job.model == first.model and not out_of_memory

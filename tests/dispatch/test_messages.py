@@ -45,6 +45,7 @@ def test_a_message_contains_the_id_and_the_run_only(installation: Installation) 
     [
         ({"v": 1, "id": "a", "run": 1}, True),
         ({"v": 2, "id": "a", "run": 1}, True),
+        ({"v": 2, "id": "a", "run": 1, "added": 3}, True),
         ({"id": "a", "type": "sdxl_image_fast", "prompt": "a hill"}, False),
         ({"v": 1, "id": "a", "run": 1, "prompt": "a hill"}, False),
         ("a", False),

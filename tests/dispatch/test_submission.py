@@ -266,6 +266,18 @@ def test_a_known_id_needs_no_worker(install: Install) -> None:
         dispatch.submit(IMAGE | {"prompt": "a blue square"})
 
 
+def test_a_resubmission_meets_other_defaults(install: Install) -> None:
+    """A release or a setting changed between two submissions of one request: it is the same request."""
+    install(OURVIDZ_NEGATIVE_PROMPT="fog")
+    assert dispatch.submit(IMAGE).created
+    later = install(OURVIDZ_NEGATIVE_PROMPT="rain")
+    assert not dispatch.submit(IMAGE).created
+    assert [one.created for one in dispatch.submit_all([IMAGE, IMAGE | {"id": "job-2"}])] == [False, True]
+    with pytest.raises(Conflict):
+        dispatch.submit(IMAGE | {"negative_prompt": "rain"})
+    assert later.ledger.queue_depth("sdxl_queue") == 2
+
+
 def test_several_payloads_are_all_checked_before_one_is_recorded(installation: Installation) -> None:
     """Half a push would leave the caller guessing; the error names the index."""
     with pytest.raises(InvalidParameters) as refused:

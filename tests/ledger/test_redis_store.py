@@ -14,7 +14,7 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 
-from ourvidz.errors import InternalError, OutOfMemory, WorkerUnavailable
+from ourvidz.errors import NewerRelease, OutOfMemory, WorkerUnavailable
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.ledger.record import Verdict
 from ourvidz.ledger.store import Ledger
@@ -461,9 +461,9 @@ class TestOtherReleases:
         ledger.register(image_job(), priority=6)
         with redis.Redis.from_url(redis_url) as client:
             client.hset("ourvidz:job:job-1", "v", 99)
-            with pytest.raises(InternalError, match="version 99"):
+            with pytest.raises(NewerRelease, match="version 99"):
                 ledger.get("job-1")
-            with pytest.raises(InternalError, match="job-1 has a record of version 99"):
+            with pytest.raises(NewerRelease, match="job-1 has a record of version 99"):
                 ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
             assert client.hget("ourvidz:job:job-1", "status") == b"queued"
         ledger.close()

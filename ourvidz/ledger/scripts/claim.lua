@@ -1,10 +1,13 @@
 -- Claim a queued job: compare-and-set queued -> processing, attempt + 1, a new fence, a lease. On a paused queue
 -- or for a draining or failed worker the job is marked as unpublished instead, so that the sweep publishes it again.
--- Arguments: id, run, worker, lease_s, token (the same token gets the same claim again, its lease from now).
+-- A document of a newer release is left alone for some seconds, then the sweep publishes the job again.
+-- Arguments: id, run, worker, lease_s, token (the same token gets the same claim again, its lease from now),
+--   document_version (the newest that this release reads).
 -- Keys: job, doc, worker, paused, queued, leases, claimed, fence, and those of add_event and the stream.
 -- Returns: { the record, the job document }, or false when the claim is refused.
 -- Events: `processing`; a `state` item.
-local id, run, worker, lease_s, token = unpack(ARGV, 4)
+local id, run, worker, lease_s, token, document_version = unpack(ARGV, 4)
+local NEWER_DELAY_S = 10
 
 local job = read_record(id)
 if not job or job.run ~= run then return false end
@@ -17,6 +20,11 @@ end
 if job.status ~= 'queued' or job.cancel or tonumber(job.due_at) > now or not document then return false end
 local refusals = redis.call('HMGET', key('worker', worker), 'draining', 'failed')
 if refusals[1] or refusals[2] or redis.call('SISMEMBER', key('paused'), job.queue) == 1 then
+  redis.call('HDEL', name, 'published_at')
+  return false
+end
+if version_of(document) > tonumber(document_version) then
+  redis.call('HSET', name, 'due_at', timestamp(now + NEWER_DELAY_S))
   redis.call('HDEL', name, 'published_at')
   return false
 end

@@ -1,11 +1,12 @@
 -- Register a new job as queued: run 1, attempt 0, a new fence, due now. Changes nothing when the id is taken.
 -- Arguments: id, type, queue, user, priority, fingerprint, callback_url, facts (JSON), document (JSON), token,
---   quiet, one_shot, enhancement: absent or the value of the record's field.
+--   quiet, one_shot, enhancement (each '' or the value of the record's field), request (what the caller sent, to
+--   be compared), version (of the record, the lowest that can handle it).
 -- Keys: job, doc, order, fence, queued, index:all, index:user, stream, call.
 -- Returns: { 1 for a new job or 0, the record }.
 -- Events: a `state` item.
 local id, type, queue, user, priority, fingerprint, callback_url, facts, document, token = unpack(ARGV, 4, 13)
-local quiet, one_shot, enhancement = unpack(ARGV, 14)
+local quiet, one_shot, enhancement, request, version = unpack(ARGV, 14)
 
 local existing = flat_record(id)
 if memoized(token) then return { 1, existing } end
@@ -13,9 +14,9 @@ if #existing > 0 then return { 0, existing } end
 local order = redis.call('INCR', key('order'))
 local at = timestamp(now)
 local job = {
-  v = KNOWN_VERSION, type = type, queue = queue, status = 'queued', run = 1, attempt = 0, seq = 0, fence = next_fence(),
+  v = version, type = type, queue = queue, status = 'queued', run = 1, attempt = 0, seq = 0, fence = next_fence(),
   priority = priority, order = order, created_at = at, queued_at = at, due_at = at, publishes = 0,
-  progress = 0, fingerprint = fingerprint, facts = facts,
+  progress = 0, fingerprint = fingerprint, request = request, facts = facts,
 }
 if user ~= '' then job.user = user end
 if callback_url ~= '' then job.callback_url = callback_url end

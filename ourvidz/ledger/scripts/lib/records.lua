@@ -15,6 +15,11 @@ local function read_record(id)
   return job
 end
 
+-- The version of a job document: it is the first field of its JSON.
+local function version_of(document)
+  return tonumber(string.match(string.sub(document, 1, 40), '^{"version":(%d+)') or 1)
+end
+
 -- The record as the flat list of names and values that the client reads.
 local function flat_record(id) return redis.call('HGETALL', key('job', id)) end
 
