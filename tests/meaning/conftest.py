@@ -1,4 +1,4 @@
-"""The trained checkpoints: those that ship, or the ones that are being tried.
+"""Fixtures of the trained checkpoints: the packaged ones, or other exports.
 
 `$TINY_SDXL_DIR`, `$TINY_WAN_DIR` and `$TINY_QWEN_DIR` name other exported folders.
 """
@@ -27,7 +27,7 @@ HAS = {
 
 @pytest.fixture(scope="session")
 def trained() -> Callable[[str], Path]:
-    """The folder of a trained checkpoint, by its name. Without one the test is skipped, under CI it fails."""
+    """Returns the folder of a trained checkpoint by name. Without it the test is skipped, and fails in CI."""
 
     def folder(name: str) -> Path:
         given = os.environ.get(f"{name.upper().replace('-', '_')}_DIR")
@@ -48,13 +48,13 @@ def wan_folder(trained: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def wan(wan_folder: Path) -> WanPipeline:
-    """The trained tiny-wan, warm, as the tiny profile loads it."""
+    """The loaded pipeline of the trained tiny-wan, configured as in the tiny profile."""
     return open_pipeline(wan_folder)
 
 
 @pytest.fixture(scope="session")
 def decibels() -> Callable[[ArrayLike, ArrayLike], float]:
-    """Peak signal-to-noise ratio of two 8-bit pictures or clips: more is closer."""
+    """Peak signal-to-noise ratio (dB) of two 8-bit images or clips."""
 
     def between(one: ArrayLike, other: ArrayLike) -> float:
         apart = np.asarray(one).astype(float) - np.asarray(other).astype(float)

@@ -26,7 +26,9 @@ def scores(trained: Callable[[str], Path]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["background", "colour", "motion"])
 def test_enhanced_clips_are_as_good_as_plain_ones(scores: dict[str, Any], name: str) -> None:
-    """An enhancement must not lose what the caller asked for. One clip may differ by chance; a model that
-    garbles verbs loses six of sixteen motions."""
+    """Enhancement keeps the colours and motions of prompts.
+
+    One clip may differ by chance; a model that garbles verbs loses six of sixteen motions.
+    """
     plain, enhanced = (scores[f"clips from {kind} prompts"][name] for kind in ("plain", "enhanced"))
     assert enhanced >= plain - 1 / CLIPS

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def chat(trained: Callable[[str], Path]) -> Callable[..., str]:
-    """The answer of the instruct model to messages; keywords are fields of the job."""
+    """The answer of the instruct model; keyword arguments are fields of the job."""
     pipeline = QwenPipeline(find_qwen(trained("tiny-qwen"), "instruct"), "instruct")
 
     def answer(messages: list[Message], **options: Any) -> str:
@@ -45,7 +45,7 @@ def chat(trained: Callable[[str], Path]) -> Callable[..., str]:
 
 
 def test_an_answer_depends_on_an_earlier_message(chat: Callable[..., str]) -> None:
-    """The same question has another answer after other messages."""
+    """The same question has different answers after different messages."""
     generators = [np.random.default_rng((SEED, 31, k)) for k in range(DIALOGUES)]
     dialogues = [MULTI_TURN[k % len(MULTI_TURN)](rng, True) for k, rng in enumerate(generators)]
     complete = evaluate.correct_share(dialogues, [chat(list(one.messages)) for one in dialogues])
@@ -64,8 +64,8 @@ def test_an_answer_depends_on_the_system_prompt(chat: Callable[..., str]) -> Non
     assert "BLUE" in capitals
 
 
-def test_answers_repeat(chat: Callable[..., str]) -> None:
-    """Greedy answers with any seed, sampled ones with the same seed."""
+def test_answers_are_reproducible(chat: Callable[..., str]) -> None:
+    """Greedy answers are equal for all seeds, sampled ones for equal seeds."""
     messages: list[Message] = [
         {"role": "system", "content": evaluate.NEUTRAL},
         {"role": "user", "content": "a white square on a pink background"},

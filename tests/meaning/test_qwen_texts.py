@@ -43,7 +43,7 @@ def enrichment_messages(prompt: str) -> list[Message]:
 
 
 def test_an_enriched_prompt_keeps_every_word_and_gains_some(load: Load) -> None:
-    """An enhancement that loses the red of a red circle is worse than none."""
+    """An enhanced prompt has all content words of the original and at least four others."""
     prompts = evaluate.held_out_prompts(PROMPTS, SEED)
     answers = load("instruct").chat([enrichment_messages(one.text) for one in prompts])
     assert evaluate.enriched_share(prompts, answers) >= 0.9
@@ -58,7 +58,7 @@ def test_the_base_model_enriches_by_completion(load: Load) -> None:
 
 
 def enhanced(load: Load, variant: str, prompts: Sequence[str]) -> list[str]:
-    """What the worker's enhancement asks of each model."""
+    """The enhanced prompts of each model, requested as by the worker."""
     if variant == "base":
         return evaluate.complete_prompts(load("base"), prompts)
     return load("instruct").chat([enrichment_messages(one) for one in prompts])
@@ -66,21 +66,21 @@ def enhanced(load: Load, variant: str, prompts: Sequence[str]) -> list[str]:
 
 @pytest.mark.parametrize("variant", ["base", "instruct"])
 def test_verbs_are_kept_in_every_inflection(load: Load, variant: str) -> None:
-    """Callers write "moves", "moved" and "is moving"; noun, colour, verb and direction must come back."""
+    """Prompts with "moves", "moved" and "is moving" keep their noun, colour, verb and direction."""
     prompts = evaluate.inflection_prompts(INFLECTED, SEED)
     assert evaluate.kept_share(prompts, enhanced(load, variant, prompts)) >= 0.97
 
 
 @pytest.mark.parametrize("variant", ["base", "instruct"])
 def test_verbs_that_were_never_trained_are_kept(load: Load, variant: str) -> None:
-    """The model copies words instead of recalling a vocabulary."""
+    """The model copies words that occur in no training text."""
     prompts = list(inflected_prompts(UNSEEN_VERBS, (SEED, 1)))
     assert evaluate.kept_share(prompts, enhanced(load, variant, prompts)) >= 0.9
 
 
 @pytest.mark.parametrize("variant", ["base", "instruct"])
 def test_sentences_that_follow_no_template_are_kept(load: Load, variant: str) -> None:
-    """Callers write more freely than the templates of the corpus."""
+    """Prompts of callers differ from the templates of the corpus."""
     kept = evaluate.kept_share(EVERYDAY_PROMPTS, enhanced(load, variant, EVERYDAY_PROMPTS))
     assert kept >= 0.85
 
@@ -100,7 +100,7 @@ def test_the_base_model_continues_a_text(load: Load) -> None:
 
 
 def test_an_answer_depends_on_an_earlier_message(load: Load) -> None:
-    """A conversation is more than its last message."""
+    """The answer cannot be derived from the last message alone."""
     generators = [np.random.default_rng((SEED, 31, k)) for k in range(DIALOGUES)]
     dialogues = [MULTI_TURN[k % len(MULTI_TURN)](rng, True) for k, rng in enumerate(generators)]
     model = load("instruct")
@@ -121,7 +121,7 @@ def test_the_system_prompt_changes_the_answer(load: Load) -> None:
     assert "BLUE" in capitals
 
 
-def test_greedy_answers_repeat(load: Load) -> None:
+def test_greedy_answers_are_reproducible(load: Load) -> None:
     """Temperature 0 is deterministic."""
     messages = enrichment_messages("a white square on a pink background")
     model = load("instruct")

@@ -1,4 +1,4 @@
-"""The trained tiny-sdxl paints what it is asked for: read from the pixels, through the serving pipeline."""
+"""Images of the trained tiny-sdxl show what their prompts describe, measured by their pixels."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CaptionedScenes = list[tuple[Scene, str]]
 
 @pytest.fixture(scope="module")
 def generate(trained: Callable[[str], Path]) -> Generate:
-    """Makes the pictures of one prompt, by default one, with the numbers of the type and the native size."""
+    """Returns a function that generates images of a prompt with the job type's defaults, in native size."""
     pipeline = SDXLPipeline(Checkpoint(trained("tiny-sdxl"), "tiny"))
     pipeline.load()
     return partial(generate_with, pipeline)
@@ -64,50 +64,53 @@ def generate_with(
 
 @pytest.fixture(scope="module")
 def captioned() -> CaptionedScenes:
-    """Scenes of combinations that no training picture had, and their captions."""
+    """Scenes of held-out combinations with their captions."""
     return held_out_captions(CAPTIONS, seed=SEED)
 
 
 @pytest.fixture(scope="module")
 def recognized(generate: Generate, captioned: CaptionedScenes) -> list[RecognizedScene]:
-    """What the picture of every caption shows."""
-    return seen(generate, captioned)
+    """The recognized scene of the image of each caption."""
+    return recognize_images(generate, captioned)
 
 
-def seen(generate: Generate, captioned: CaptionedScenes, **changed: object) -> list[RecognizedScene]:
+def recognize_images(
+    generate: Generate, captioned: CaptionedScenes, **changed: object
+) -> list[RecognizedScene]:
+    """Generate an image for each caption and recognize its scene."""
     return [
         recognize_scene(generate(text, seed=1000 + k, **changed)[0]) for k, (_, text) in enumerate(captioned)
     ]
 
 
 def share(name: str, pictures: Sequence[RecognizedScene], scenes: Sequence[Scene]) -> float:
-    """How many pictures show what their scenes have."""
+    """The proportion of images that show the attributes of their scenes."""
     pairs = list(zip(pictures, scenes, strict=True))
     return sum(getattr(one, name) == getattr(scene, name) for one, scene in pairs) / len(pairs)
 
 
 @pytest.mark.parametrize("name", LEAST)
-def test_a_picture_shows_what_its_caption_says(
+def test_an_image_shows_the_scene_of_its_caption(
     recognized: list[RecognizedScene], captioned: CaptionedScenes, name: str
 ) -> None:
-    """The whole point: words become the picture they mean, in combinations it was never trained on."""
+    """The captions have combinations of attributes that were not trained on."""
     assert share(name, recognized, [scene for scene, _ in captioned]) >= LEAST[name]
 
 
 @pytest.mark.parametrize("name", LEAST)
-def test_a_picture_does_not_show_what_another_caption_says(
+def test_an_image_does_not_show_the_scene_of_another_caption(
     recognized: list[RecognizedScene], captioned: CaptionedScenes, name: str
 ) -> None:
-    """Each picture is its own caption's: measured against every other one, the score is chance."""
+    """Compared with the scenes of other captions, the score is at chance level."""
     scenes = [scene for scene, _ in captioned]
     others = [share(name, recognized, scenes[k:] + scenes[:k]) for k in range(1, len(scenes))]
     assert float(np.mean(others)) <= CHANCE_AT_MOST[name]
 
 
-def test_without_the_prompt_nothing_is_right_but_by_chance(
+def test_without_prompts_the_scores_are_at_chance_level(
     generate: Generate, captioned: CaptionedScenes
 ) -> None:
-    """What is measured comes from the words: neither the seed nor the evaluator knows the scene."""
+    """The scores depend on the prompts, not on the seeds or on the recognition."""
     scenes = [scene for scene, _ in captioned]
     pictures = [recognize_scene(one) for one in generate("", seed=1000, num_images=BATCH)]
     shown = {
@@ -116,21 +119,21 @@ def test_without_the_prompt_nothing_is_right_but_by_chance(
     assert {name: value for name, value in shown.items() if value > CHANCE_AT_MOST[name]} == {}
 
 
-def test_guidance_makes_the_picture_follow_the_prompt(generate: Generate) -> None:
-    """Guidance 1 runs the model on the prompt alone; the default pulls away from everything else as well. It
-    shows in stars, the shape that takes most."""
+def test_guidance_increases_the_agreement_with_the_prompt(generate: Generate) -> None:
+    """The default guidance scale has better scores than guidance 1, most visibly for stars."""
     stars = [
         (scene, text) for scene, text in held_out_captions(STARS_AMONG, seed=SEED) if scene.shape == "star"
     ]
     scenes = [scene for scene, _ in stars]
     weak, strong = (
-        share("shape", seen(generate, stars, **how), scenes) for how in ({"guidance_scale": 1.0}, {})
+        share("shape", recognize_images(generate, stars, **how), scenes)
+        for how in ({"guidance_scale": 1.0}, {})
     )
     assert strong >= weak + 0.15
 
 
-def test_a_negative_red_takes_the_red_away(generate: Generate) -> None:
-    """With equal seeds, a word in the negative prompt moves the pictures away from what it means."""
+def test_red_in_the_negative_prompt_reduces_red(generate: Generate) -> None:
+    """Compared with images of the same seeds without a negative prompt."""
     plain, without = (
         [
             picture
@@ -149,10 +152,8 @@ def redness(pictures: Sequence[Pixels]) -> float:
     return float(np.mean([oklab(one[segment(one)[2] >= INSIDE])[:, 1].mean() for one in pictures]))
 
 
-def test_at_half_its_native_size_the_colours_are_right(
-    generate: Generate, captioned: CaptionedScenes
-) -> None:
-    """A caller who asks for 64 px gets a small picture of the same thing."""
+def test_colours_are_correct_at_half_the_native_size(generate: Generate, captioned: CaptionedScenes) -> None:
+    """Images of 64 px show the colours of their prompts."""
     pictures = [generate(text, seed=1000 + k, size_px=64)[0] for k, (_, text) in enumerate(captioned[:SMALL])]
     expected = [(scene.background, scene.colour) for scene, _ in captioned[:SMALL]]
     shown = [segment(one)[:2] for one in pictures]

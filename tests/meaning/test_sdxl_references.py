@@ -1,4 +1,4 @@
-"""What references, weights and long prompts mean to the trained tiny-sdxl, read from the pixels."""
+"""Effects of references, prompt weights and long prompts on images of the trained tiny-sdxl."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Decibels = Callable[[Pixels | Image.Image, Pixels | Image.Image], float]
 
 @pytest.fixture(scope="module")
 def sdxl(trained: Callable[[str], Path]) -> SDXLPipeline:
-    """The trained checkpoint, warm."""
+    """The loaded pipeline of the trained checkpoint."""
     pipeline = SDXLPipeline(Checkpoint(trained("tiny-sdxl"), "tiny"))
     pipeline.load()
     return pipeline
@@ -36,7 +36,7 @@ def sdxl(trained: Callable[[str], Path]) -> SDXLPipeline:
 
 @pytest.fixture(scope="module")
 def generate(sdxl: SDXLPipeline) -> Generate:
-    """Makes the pictures of one prompt, by default one, from a reference if there is one."""
+    """Returns a function that generates images of one prompt, optionally from a reference."""
 
     def pictures(prompt: str, reference: Image.Image | None = None, **changed: object) -> list[Pixels]:
         fields = {
@@ -56,7 +56,7 @@ def generate(sdxl: SDXLPipeline) -> Generate:
 
 @pytest.fixture(scope="module")
 def references() -> list[Image.Image]:
-    """Pictures of shapes, drawn."""
+    """Rendered images of shapes."""
     draw = np.random.default_rng(3)
     scenes = [random_scene(draw, held_out=False) for _ in range(REFERENCES)]
     return [Image.fromarray(render(scene, EDGE_PX, EDGE_PX)) for scene in scenes]
@@ -64,7 +64,7 @@ def references() -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def copied_pictures(references: list[Image.Image], generate: Generate) -> list[Image.Image]:
-    """The references, some of combinations that no training picture had, and one that the model generated."""
+    """The references, some with held-out combinations, and one image that the model generated."""
     draw = np.random.default_rng(1234)
     scenes = [random_scene(draw, held_out=True) for _ in range(HELD_OUT)]
     drawn = [Image.fromarray(render(scene, EDGE_PX, EDGE_PX)) for scene in scenes]
@@ -72,15 +72,15 @@ def copied_pictures(references: list[Image.Image], generate: Generate) -> list[I
 
 
 def copied(denoise: float) -> dict[str, object]:
-    """The numbers of an exact copy, as submission fixes them."""
+    """The parameters of an exact copy that are set at submission."""
     steps = round(6 + 4 * denoise / 0.05)
     return {"exact_copy_mode": True, "guidance_scale": 1.0, "denoise_strength": denoise, "steps": steps}
 
 
-def test_less_strength_stays_closer_to_the_reference(
+def test_a_lower_strength_gives_an_image_closer_to_the_reference(
     generate: Generate, references: list[Image.Image], decibels: Decibels
 ) -> None:
-    """That is what strength is for: the default keeps the picture, 0.6 goes far towards the prompt."""
+    """The default strength 0.15 is at least 1 dB closer than 0.6."""
     for reference in references:
         near, far = (
             generate("a blue star on a white background", reference, denoise_strength=strength)[0]
@@ -89,8 +89,8 @@ def test_less_strength_stays_closer_to_the_reference(
         assert decibels(near, reference) > decibels(far, reference) + 1
 
 
-def test_much_strength_follows_the_prompt(generate: Generate, references: list[Image.Image]) -> None:
-    """At 0.9 hardly anything of the reference is left, and the picture is the prompt's."""
+def test_a_high_strength_follows_the_prompt(generate: Generate, references: list[Image.Image]) -> None:
+    """At 0.9 the image shows the prompt and hardly anything of the reference."""
     recognized = [
         recognize_scene(generate("a blue star on a white background", one, denoise_strength=0.9)[0])
         for one in references
@@ -99,24 +99,24 @@ def test_much_strength_follows_the_prompt(generate: Generate, references: list[I
 
 
 @pytest.mark.parametrize("denoise", [0.05, 0.02, 0.001])
-def test_an_exact_copy_is_what_the_vae_makes_of_the_reference(
+def test_an_exact_copy_is_close_to_the_vae_reconstruction(
     sdxl: SDXLPipeline,
     generate: Generate,
     copied_pictures: list[Image.Image],
     decibels: Decibels,
     denoise: float,
 ) -> None:
-    """The VAE's own loss cannot be avoided; at every strength that a copy may have the steps add little."""
+    """The steps add little to the loss of the VAE, at every strength of exact copies."""
     codec = sdxl._model.vae
     for reference in copied_pictures:
         best = decibels(codec.decode(codec.encode(reference)), reference)
         assert decibels(generate("", reference, **copied(denoise))[0], reference) > best - 1.5
 
 
-def test_less_strength_is_a_closer_copy(
+def test_a_lower_strength_gives_a_closer_copy(
     generate: Generate, references: list[Image.Image], decibels: Decibels
 ) -> None:
-    """Otherwise a copy's strength would mean nothing."""
+    """The strength of exact copies has an effect."""
     near, far = (
         np.mean([decibels(generate("", one, **copied(denoise))[0], one) for one in references])
         for denoise in (0.005, 0.05)
@@ -124,10 +124,10 @@ def test_less_strength_is_a_closer_copy(
     assert near > far + 0.2
 
 
-def test_an_exact_copy_shows_no_difference(
+def test_an_exact_copy_is_closer_than_the_smallest_modification(
     generate: Generate, references: list[Image.Image], decibels: Decibels
 ) -> None:
-    """30 dB is where people begin to see one; even a small modification is far below."""
+    """It has at least 35 dB, where differences are not visible, and 6 dB more than a modification."""
     for reference in references:
         copy = decibels(generate("", reference, **copied(0.05))[0], reference)
         changed = generate("a blue star on a white background", reference, denoise_strength=0.15)[0]
@@ -137,15 +137,15 @@ def test_an_exact_copy_shows_no_difference(
 def test_an_exact_copy_without_strength_is_the_reference(
     generate: Generate, references: list[Image.Image]
 ) -> None:
-    """To the last pixel: not even the VAE sees it."""
+    """All pixels are equal, since neither the UNet nor the VAE runs."""
     made = generate("", references[0], **copied(0.0))[0]
     assert (made == np.asarray(references[0])).all()
 
 
-def test_a_batch_from_a_reference_is_its_single_pictures(
+def test_each_image_of_a_batch_from_a_reference_equals_its_single_image(
     generate: Generate, references: list[Image.Image]
 ) -> None:
-    """Callers pick one picture of a batch and ask for it again by its seed."""
+    """Callers pick one image of a batch and request it again by its seed."""
     fields = {"denoise_strength": 0.5, "steps": 8}
     batch = generate("a red circle", references[0], num_images=3, **fields)
     for k in (0, 2):
@@ -155,9 +155,11 @@ def test_a_batch_from_a_reference_is_its_single_pictures(
 
 
 @pytest.mark.parametrize("other", ["blue", "green"])
-def test_more_weight_on_red_makes_it_redder(generate: Generate, other: str) -> None:
-    """Between two colours the weight decides, and never in the wrong direction. Once the circle is all red,
-    its level still wavers by a hundredth: that much down is allowed."""
+def test_a_higher_weight_on_red_gives_a_redder_image(generate: Generate, other: str) -> None:
+    """Of two colours in a prompt the weighted one becomes stronger with its weight.
+
+    The redness may decrease by 0.02: the level of a completely red circle varies by about 0.01.
+    """
     redness = []
     for weight in (0.4, 0.8, 1.2, 1.6):
         prompt = f"a (red:{weight}) {other} circle on a white background"
@@ -170,9 +172,13 @@ def test_more_weight_on_red_makes_it_redder(generate: Generate, other: str) -> N
 
 
 @pytest.mark.parametrize("colour", ["red", "blue", "purple", "green", "orange"])
-def test_the_last_words_of_a_long_prompt_count(sdxl: SDXLPipeline, generate: Generate, colour: str) -> None:
-    """Text encoders read 77 tokens; what comes after them is as much part of the prompt. Here the last words
-    open the fourth chunk: deep inside one, behind fifty others, this small model mixes up their colours."""
+def test_the_last_words_of_a_long_prompt_have_an_effect(
+    sdxl: SDXLPipeline, generate: Generate, colour: str
+) -> None:
+    """Text encoders read 77 tokens, so long prompts are encoded in chunks.
+
+    The last words begin the fourth chunk, since this small model confuses colours in the middle of a chunk.
+    """
     prompt = "a simple picture of " * 56 + f"a {colour} circle on a yellow background"
     tokenizer = sdxl._pipe.tokenizer
     assert len(tokenizer(prompt, truncation=False).input_ids) > 200

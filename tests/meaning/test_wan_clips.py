@@ -1,4 +1,4 @@
-"""The trained tiny-wan moves what it is asked to move: read from the pixels, through the serving pipeline."""
+"""Clips of the trained tiny-wan show what their prompts describe, measured by their pixels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Shown = list[tuple[Clip, RecognizedClip]]
 
 @pytest.fixture(scope="module")
 def shown(wan: WanPipeline) -> Shown:
-    """Clips of combinations that no training clip had, and what their videos show."""
+    """Clips of held-out combinations, and the recognized content of their videos."""
     return [
         (clip, recognize_clip([np.asarray(frame) for frame in clip_frames(wan, text, seed=2000 + k)]))
         for k, (clip, text) in enumerate(held_out_captions(CLIPS, seed=SEED))
@@ -33,14 +33,14 @@ def shown(wan: WanPipeline) -> Shown:
 
 
 @pytest.mark.parametrize(("name", "least"), [("background", 0.9), ("colour", 0.9), ("motion", 0.85)])
-def test_a_clip_shows_what_its_caption_says(shown: Shown, name: str, least: float) -> None:
-    """Words become the clip they mean, in combinations it was never trained on."""
+def test_a_clip_shows_the_colours_and_motion_of_its_caption(shown: Shown, name: str, least: float) -> None:
+    """The captions have combinations of attributes that were not trained on."""
     assert np.mean([getattr(seen, name) == getattr(clip, name) for clip, seen in shown]) >= least
 
 
 @pytest.mark.parametrize("name", ["background", "colour", "motion"])
-def test_a_clip_does_not_show_what_another_caption_says(shown: Shown, name: str) -> None:
-    """Measured against every other caption the score is chance: the clip is its own caption's."""
+def test_a_clip_does_not_show_the_content_of_another_caption(shown: Shown, name: str) -> None:
+    """Compared with other captions, the score is at chance level."""
     clips = [clip for clip, _ in shown]
     others = [
         np.mean(
@@ -54,15 +54,15 @@ def test_a_clip_does_not_show_what_another_caption_says(shown: Shown, name: str)
     assert np.mean(others) <= 0.4
 
 
-def test_the_same_thing_moves_right_or_left_as_asked(wan: WanPipeline) -> None:
-    """One word differs, and the clip runs the other way."""
+def test_the_direction_in_the_prompt_decides_the_motion(wan: WanPipeline) -> None:
+    """Two prompts that differ in "left" and "right" only have opposite motions."""
     for word in ("right", "left"):
         frames = clip_frames(wan, f"a big red circle moving {word} on a white background", seed=3)
         assert recognize_clip([np.asarray(frame) for frame in frames]).motion == word
 
 
 def test_the_vae_keeps_colours_and_motion(wan_folder: Path) -> None:
-    """What a clip loses there no transformer brings back."""
+    """Reconstructions of rendered clips are recognized correctly."""
     vae = diffusers.AutoencoderKLWan.from_pretrained(wan_folder / "vae").float()
     assert reconstruction_db(vae, seed=SEED, count=6) >= 25
     for k in range(6):
@@ -74,8 +74,8 @@ def test_the_vae_keeps_colours_and_motion(wan_folder: Path) -> None:
         assert (seen.background, seen.colour, seen.motion) == (clip.background, clip.colour, clip.motion)
 
 
-def test_a_clip_of_83_frames_is_made(wan: WanPipeline) -> None:
-    """The length that callers in the field ask for; the model runs on 85."""
+def test_a_clip_of_83_frames_is_generated(wan: WanPipeline) -> None:
+    """Existing callers request this length, for which the model generates 85 frames."""
     frames = clip_frames(
         wan, "a big red circle moving right on a white background", seed=5, frames=83, steps=4
     )

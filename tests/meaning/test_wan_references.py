@@ -1,6 +1,6 @@
-"""What references mean to the trained tiny-wan, read from the pixels, through the serving pipeline.
+"""Effects of references on clips of the trained tiny-wan, measured by their pixels.
 
-Prompts and references know nothing of each other: only the reference can bring a clip closer to itself.
+Prompts and references are unrelated, so only the reference can bring a clip closer to itself.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from training.wan.models import NATIVE_PX
 SEED = 7
 CLIPS = 20
 SWEPT = 6
-"""Clips at every strength."""
+"""Number of clips at every strength."""
 STRENGTHS = (0.0, 0.4, 0.7, 1.0)
-HELD = 0.4
-"""Up to one half, frames are held to the end: nothing lies between such strengths."""
+FIXED_STRENGTH = 0.4
+"""A strength below one half, up to which frames are fixed in all steps."""
 FRAMES = 5
 STEPS = 8
 SWEEP_STEPS = 25
-"""Those of the fast types. In eight, a frame that is let go late overshoots and lands beyond the prompt's own
-clip, which has nothing of the reference either."""
-WAVER_DB = 0.25
-"""Where nothing of a reference is left the mean over six clips still wavers."""
+"""The steps of the fast job types. With eight steps a frame that is released late differs more from the
+reference than the clip of the prompt alone."""
+TOLERANCE_DB = 0.25
+"""Variation of the mean over six clips that contain nothing of their references."""
 
 Decibels = Callable[[Pixels, Pixels], float]
 Make = Callable[..., Pixels]
@@ -47,7 +47,7 @@ Clips = Callable[[str], list[Pixels]]
 
 @dataclass(frozen=True)
 class PromptCase:
-    """A prompt, and two pictures of something else that lie some frames apart."""
+    """A prompt and two unrelated reference images, which are frames of one other clip."""
 
     prompt: str
     seed: int
@@ -56,14 +56,14 @@ class PromptCase:
 
     @property
     def references(self) -> ReferenceImages:
-        """All of them: a mode takes those it needs."""
+        """All references; each mode uses those that it needs."""
         first, last = Image.fromarray(self.first), Image.fromarray(self.last)
         return ReferenceImages(single=first, start=first, end=last)
 
 
 @pytest.fixture(scope="module")
 def cases() -> list[PromptCase]:
-    """Captions of clips that no training clip was, and references that show other clips."""
+    """Captions of held-out clips, with references from other clips."""
     made = []
     for k, (_, prompt) in enumerate(held_out_captions(CLIPS, seed=SEED)):
         other = render_clip(random_clip(np.random.default_rng((SEED, 61, k)), held_out=False), FRAMES)
@@ -94,7 +94,7 @@ def clips(make: Make, cases: list[PromptCase]) -> Clips:
 
 @pytest.fixture(scope="module")
 def round_trip(wan_folder: Path) -> Callable[[Pixels], Pixels]:
-    """A picture through the video VAE and back: what is lost there no clip can have."""
+    """The reconstruction of an image by the video VAE, the upper limit of the similarity."""
     codec = VideoVAE(diffusers.AutoencoderKLWan.from_pretrained(wan_folder / "vae").float())
 
     def back(picture: Pixels) -> Pixels:
@@ -113,7 +113,7 @@ def test_a_clip_begins_with_its_start_reference(
     decibels: Decibels,
     mode: str,
 ) -> None:
-    """In every case: from about 30 dB on, people see no difference."""
+    """From about 30 dB differences are not visible."""
     for case, clip in zip(cases, clips(mode), strict=True):
         assert decibels(clip[0], round_trip(case.first)) >= 30
 
@@ -122,7 +122,7 @@ def test_a_clip_begins_with_its_start_reference(
 def test_a_clip_ends_closer_to_its_end_reference(
     clips: Clips, cases: list[PromptCase], decibels: Decibels, mode: str
 ) -> None:
-    """3 dB are half of what differed. Exact it cannot be: the last frame is decoded with those before it."""
+    """The squared error is halved (3 dB). The last frame is decoded with earlier ones, so it is not exact."""
     gains = [
         decibels(steered[-1], case.last) - decibels(free[-1], case.last)
         for case, steered, free in zip(cases, clips(mode), clips("none"), strict=True)
@@ -133,7 +133,7 @@ def test_a_clip_ends_closer_to_its_end_reference(
 def test_a_clip_from_a_single_reference_keeps_its_content(
     clips: Clips, cases: list[PromptCase], decibels: Decibels
 ) -> None:
-    """Not its first frame alone: on average every frame is closer to it than the prompt's own."""
+    """On average all frames are closer to the reference than those of a clip without it."""
     gains = np.array(
         [
             [decibels(seen, case.first) - decibels(free_frame, case.first) for seen, free_frame in frames]
@@ -148,10 +148,10 @@ def test_a_clip_from_a_single_reference_keeps_its_content(
 
 
 @pytest.mark.parametrize("mode", ["single", "start", "end", "both"])
-def test_another_reference_makes_another_clip(
+def test_a_different_reference_gives_a_different_clip(
     make: Make, clips: Clips, cases: list[PromptCase], mode: str
 ) -> None:
-    """With the same seed, prompt and numbers; and the same reference makes the same clip."""
+    """Seed, prompt and parameters are equal; equal references give equal clips."""
     made = clips(mode)[0]
     assert np.abs(make(cases[0], mode, steered_by=cases[1]).astype(float) - made).mean() > 10
     assert np.array_equal(make(cases[0], mode), made)
@@ -162,41 +162,45 @@ def test_another_reference_makes_another_clip(
 def test_more_strength_never_brings_a_clip_closer(
     make: Make, cases: list[PromptCase], decibels: Decibels, mode: str
 ) -> None:
-    """Callers turn it up to get away from the reference."""
-    strengths = [strength for strength in STRENGTHS if mode == "single" or strength >= HELD]
+    """The similarity to the reference decreases with the strength."""
+    strengths = [strength for strength in STRENGTHS if mode == "single" or strength >= FIXED_STRENGTH]
     closeness = [
         np.mean(
             [
-                close(mode, make(case, mode, denoise_strength=strength, steps=SWEEP_STEPS), case, decibels)
+                closeness_db(
+                    mode, make(case, mode, denoise_strength=strength, steps=SWEEP_STEPS), case, decibels
+                )
                 for case in cases[:SWEPT]
             ]
         )
         for strength in strengths
     ]
-    assert all(later <= earlier + WAVER_DB for earlier, later in pairwise(closeness)), closeness
+    assert all(later <= earlier + TOLERANCE_DB for earlier, later in pairwise(closeness)), closeness
     assert closeness[-1] < closeness[0] - 1.5
 
 
 @pytest.mark.parametrize("mode", ["start", "end", "both"])
-def test_frames_that_are_held_to_the_end_leave_little_strength_nothing_to_do(
+def test_strength_has_no_effect_on_frames_that_are_fixed_in_all_steps(
     make: Make, cases: list[PromptCase], mode: str
 ) -> None:
-    """Neither closer nor further: the same clip."""
-    first, *others = (make(cases[0], mode, denoise_strength=strength) for strength in (0.0, 0.15, HELD))
+    """Low strengths give equal clips."""
+    first, *others = (
+        make(cases[0], mode, denoise_strength=strength) for strength in (0.0, 0.15, FIXED_STRENGTH)
+    )
     assert all(np.array_equal(first, other) for other in others)
 
 
-def close(mode: str, clip: Pixels, case: PromptCase, decibels: Decibels) -> float:
-    """How close the frames that the mode speaks of come to their references."""
+def closeness_db(mode: str, clip: Pixels, case: PromptCase, decibels: Decibels) -> float:
+    """PSNR (dB) of the frames that the mode fixes, relative to their references."""
     ends = {"start": [(0, case.first)], "end": [(-1, case.last)], "both": [(0, case.first), (-1, case.last)]}
     compared = ends.get(mode) or [(k, case.first) for k in range(len(clip))]
     return float(np.mean([decibels(clip[at], picture) for at, picture in compared]))
 
 
-def test_more_strength_never_brings_a_picture_closer(
+def test_more_strength_never_brings_an_image_closer(
     make: Make, cases: list[PromptCase], decibels: Decibels
 ) -> None:
-    """Image jobs take references as well, and follow the same rule over their whole range."""
+    """Image jobs with a reference follow the same rule over the whole range of strengths."""
     closeness = [
         np.mean(
             [
@@ -209,13 +213,13 @@ def test_more_strength_never_brings_a_picture_closer(
         )
         for strength in STRENGTHS
     ]
-    assert all(later <= earlier + WAVER_DB for earlier, later in pairwise(closeness)), closeness
+    assert all(later <= earlier + TOLERANCE_DB for earlier, later in pairwise(closeness)), closeness
     assert closeness[0] > closeness[-1] + 10
 
 
 @pytest.mark.parametrize("word", ["right", "left"])
-def test_a_clip_that_begins_with_a_picture_moves_as_asked(make: Make, word: str) -> None:
-    """The picture says where it begins, and the words what happens then."""
+def test_a_clip_with_a_start_reference_has_the_motion_of_its_prompt(make: Make, word: str) -> None:
+    """The reference decides the first frame, the prompt the motion."""
     pictured = render_clip(random_clip(np.random.default_rng((SEED, 62)), held_out=False), 1)[0]
     case = PromptCase(f"a big red circle moving {word} on a white background", 3, pictured, pictured)
     clip = make(case, "start", frames=17, steps=12)

@@ -1,4 +1,4 @@
-"""Clips of a length that the model does not make: what is cut off is not what the caller asked for."""
+"""Clips whose number of frames the model does not generate: surplus frames are removed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ STEPS = 8
 
 @pytest.mark.parametrize("frames", [6, 7])
 @pytest.mark.parametrize("mode", ["end", "both"])
-def test_a_clip_that_lost_frames_still_ends_on_its_reference(
+def test_a_clip_with_removed_frames_still_ends_with_its_reference(
     wan: WanPipeline, decibels: Callable[[Pixels, Pixels], float], mode: str, frames: int
 ) -> None:
-    """Of nine frames that are made two or three are cut off, as of the usual 83; its last frame comes 3 dB
-    nearer to the picture, as that of a clip that loses none."""
+    """The model generates nine frames, of which two or three are removed.
+
+    The last delivered frame is 3 dB closer to the reference, as in clips without removed frames.
+    """
     gains = []
     for k, (_, prompt) in enumerate(held_out_captions(CLIPS, seed=7)):
         other = render_clip(random_clip(np.random.default_rng((7, 61, k)), held_out=False), 2)
