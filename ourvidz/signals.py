@@ -21,6 +21,7 @@ from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Record
 from ourvidz.ledger.sweep import recover
+from ourvidz.liveness.beats import start_beating
 from ourvidz.liveness.heartbeat import Heartbeat
 from ourvidz.settings import settings
 from ourvidz.warmup import WarmUp
@@ -133,6 +134,7 @@ def warm_up(**_: Any) -> None:
     family = settings().worker
     if family not in QUEUES:
         return
+    start_beating(settings().beats_dir, "child")
     heartbeat = _start_heartbeat(family, QUEUES[family])
     _warm_up = WarmUp(heartbeat, family=family, worker_id=settings().worker_id(family))
     _warm_up.attempt()

@@ -215,6 +215,7 @@ class TestWorkerStart:
         settings = SimpleNamespace(
             worker=None,
             gpu="0",
+            beats_dir=None,
             presence_s=15.0,
             broker_prefix="ourvidz:broker:",
             worker_id=lambda name: f"{name}@host-gpu0",

@@ -6,18 +6,20 @@ costs 0.3 ms.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import redis
-from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 
 from ourvidz import log
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import POLL_S, ProcessSpec, Supervisor
 from ourvidz.embedded_redis import HOST, free_port
 from ourvidz.errors import OperatorError
+from ourvidz.liveness.beats import BEAT_INTERVAL_S, Beat
 from ourvidz.settings import environment
 
 _log = log.get(__name__)
@@ -25,6 +27,8 @@ NAME = "redis"
 """The name of the server among the supervised processes."""
 START_ATTEMPTS = 5
 """Ports that are tried before giving up."""
+HANG_S = 60.0
+"""How long the server may answer nothing. A disk that writes slowly makes it pause."""
 
 
 def url_of(port: int, password: str) -> str:
@@ -50,10 +54,18 @@ def configuration(folder: Path, port: int, password: str) -> str:
     )
 
 
-def start(supervisor: Supervisor, state: StateDir, *, binary: Path, notify: Callable[[str], None]) -> str:
+def start(
+    supervisor: Supervisor,
+    state: StateDir,
+    *,
+    binary: Path,
+    notify: Callable[[str], None],
+    hang_s: float = HANG_S,
+) -> str:
     """Start the server on a free port, wait until it answers, and return its URL.
 
-    `notify` gets a line of text while the server loads its data. Raises `OperatorError` if it does not start.
+    `notify` gets a line of text while the server loads its data. `hang_s`: how long it may leave the pings of
+    `start_probing` unanswered before the supervisor restarts it. Raises `OperatorError` if it does not start.
     """
     password = state.secrets().redis_password
     folder = state.root / "redis"
@@ -63,11 +75,32 @@ def start(supervisor: Supervisor, state: StateDir, *, binary: Path, notify: Call
     for _ in range(START_ATTEMPTS):
         port = free_port()
         config = state.write_private("redis/redis.conf", configuration(folder, port, password))
-        supervisor.start(ProcessSpec(NAME, (str(binary), str(config)), environment(), log_file))
+        argv = (str(binary), str(config))
+        beats = state.beats(NAME)
+        supervisor.start(ProcessSpec(NAME, argv, environment(), log_file, beats=beats, hang_s=hang_s))
         if _wait_until_ready(url_of(port, password), config, lambda: supervisor.is_running(NAME), notify):
             return url_of(port, password)
         supervisor.kill(NAME)
     raise OperatorError(f"the embedded Redis server does not start; its log: {log_file}")
+
+
+def start_probing(url: str, state: StateDir) -> None:
+    """Ping the server from a thread for as long as this process runs. An answer, also an error, is a beat."""
+    beat = Beat(state.beats(NAME), "ping")
+
+    def repeat() -> None:
+        with redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=5) as client:
+            while True:
+                try:
+                    client.ping()
+                    beat()
+                except (ResponseError, BusyLoadingError):
+                    beat()
+                except RedisError as error:
+                    _log.debug("redis_silent", reason=str(error))
+                time.sleep(BEAT_INTERVAL_S)
+
+    threading.Thread(target=repeat, name="redis-ping", daemon=True).start()
 
 
 def _wait_until_ready(

@@ -22,6 +22,9 @@ PYTHON_M = (sys.executable, "-P", "-m")
 """Runs a module without the working directory on `sys.path`: a `flower.py` there would be imported."""
 HAND_BACK_S = 3.0
 """How long a worker has to exit after its drain limit; it requeues its job at once and takes two seconds."""
+HANG_S, MODEL_HANG_S = 60.0, 180.0
+"""How long a part of a process may show no sign of life; of one that holds models, whose loading may keep its
+other threads waiting."""
 EXIT_S = 1.0
 """How long a process without a job has to exit."""
 
@@ -123,7 +126,10 @@ def _worker_spec(
 ) -> ProcessSpec:
     """The process `ourvidz worker NAME`, with its log file and inherited file descriptors."""
     argv = (*PYTHON_M, "ourvidz.cli.main", "worker", name, *options)
-    return ProcessSpec(name, argv, env, state.log(name), pass_fds)
+    beats = state.beats(name)
+    env = env | {"OURVIDZ_BEATS_DIR": str(beats)}
+    hang_s = HANG_S if name in HELPERS else MODEL_HANG_S
+    return ProcessSpec(name, argv, env, state.log(name), pass_fds, beats, hang_s)
 
 
 def _flower_command(port: int) -> tuple[str, ...]:

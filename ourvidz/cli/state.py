@@ -84,6 +84,10 @@ class StateDir:
             path.replace(path.with_suffix(".log.1"))
         return path
 
+    def beats(self, name: str) -> Path:
+        """The folder in which a process shows that it is alive."""
+        return self.root / "beats" / name
+
     def write_ready(self, ready: dict[str, Any]) -> None:
         """Store the JSON line that `ourvidz up` prints when it is ready, for the other commands."""
         self.write_private("ready.json", json.dumps(ready))

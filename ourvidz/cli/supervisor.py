@@ -1,4 +1,4 @@
-"""Supervises child processes: starts them, restarts them with back-off, stops them in steps.
+"""Supervises child processes: starts them, restarts them when they end or hang, stops them in steps.
 
 All methods of a supervisor must be called from the thread that made it: Linux sends a child its parent-death
 signal when the *thread* that started it ends.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ourvidz.liveness.beats import BeatMonitor
 from ourvidz.subprocesses import dying_with_parent
 
 MIN_BACKOFF_S = 0.5
@@ -29,13 +30,19 @@ StopStep = tuple[signal.Signals, float]
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """One process to keep running. Its standard output and error are appended to `log`."""
+    """One process to keep running. Its standard output and error are appended to `log`.
+
+    `beats`: the folder in which its parts show that they are alive; a part that has not for `hang_s` means
+    that the process hangs. None: only its end is noticed.
+    """
 
     name: str
     argv: tuple[str, ...]
     env: dict[str, str]
     log: Path
     pass_fds: tuple[int, ...] = ()
+    beats: Path | None = None
+    hang_s: float = 60.0
 
 
 @dataclass(slots=True)
@@ -45,6 +52,7 @@ class _Child:
     spec: ProcessSpec
     process: subprocess.Popen[bytes]
     started_at: float
+    monitor: BeatMonitor | None = None
     backoff_s: float = 0.0
     restart_at: float | None = None
     keep_running: bool = True
@@ -70,18 +78,23 @@ class Supervisor:
         self._children: dict[str, _Child] = {}
 
     def start(self, spec: ProcessSpec) -> None:
-        """Start a process, and restart it whenever it ends."""
-        self._children[spec.name] = _Child(spec, _spawn(spec), time.monotonic())
+        """Start a process, and restart it whenever it ends or hangs."""
+        monitor = None if spec.beats is None else BeatMonitor(spec.beats, hang_s=spec.hang_s)
+        if monitor is not None:
+            monitor.reset()
+        self._children[spec.name] = _Child(spec, _spawn(spec), time.monotonic(), monitor)
 
     def tick(self) -> None:
-        """Schedule the restart of processes that ended, and restart those that are due. Call it several times
-        a second."""
+        """Schedule the restart of processes that ended, kill those that hang, and restart those that are due.
+        Call it several times a second."""
         now = time.monotonic()
         for child in self._children.values():
             if not child.keep_running:
                 continue
             if child.restart_at is None and child.process.poll() is not None:
                 self._handle_exit(child, now)
+            elif child.restart_at is None and child.monitor is not None:
+                self._check_beats(child, child.monitor, now)
             elif child.restart_at is not None and now >= child.restart_at:
                 self._restart(child, now)
 
@@ -142,8 +155,21 @@ class Supervisor:
         cause = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         self._schedule_restart(child, now, f"{child.spec.name} ended ({cause}); its log: {child.spec.log}")
 
+    def _check_beats(self, child: _Child, monitor: BeatMonitor, now: float) -> None:
+        """Kill the child, and schedule a restart, when one of its parts is silent for too long."""
+        part = monitor.silent_part(now)
+        if part is None:
+            return
+        _kill(child.process)
+        reason = (
+            f"{child.spec.name} hangs ({part} has been silent for {child.spec.hang_s:g} s) and was killed"
+        )
+        self._schedule_restart(child, now, f"{reason}; its log: {child.spec.log}")
+
     def _restart(self, child: _Child, now: float) -> None:
         """Start the child again; if that fails, schedule the next restart."""
+        if child.monitor is not None:
+            child.monitor.reset()
         try:
             child.process = _spawn(child.spec)
         except OSError as error:

@@ -121,7 +121,9 @@ class StackRun:
 
     def _start_redis(self, update: Callable[[str], None]) -> str:
         binary = find_server(self._settings.redis_server_bin)
-        return embedded.start(self._supervisor, self._state, binary=binary, notify=update)
+        url = embedded.start(self._supervisor, self._state, binary=binary, notify=update)
+        embedded.start_probing(url, self._state)
+        return url
 
     def _wait_until_ready(self, endpoints: stack.Endpoints, update: Callable[[str], None]) -> None:
         """Wait until all workers have loaded their models and the shim is ready."""

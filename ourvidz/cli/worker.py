@@ -8,6 +8,7 @@ import click
 
 from ourvidz.errors import SettingsError
 from ourvidz.jobs.catalog import QUEUES
+from ourvidz.liveness.beats import start_beating
 from ourvidz.settings import Settings, become_worker, settings
 
 FAMILIES = tuple(QUEUES)
@@ -144,6 +145,8 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
         check_models(name, settings())
         _require_signing_certificate()
         _require_unique_id(settings().worker_id(name))
+    if name not in ("web", "keeper"):
+        start_beating(settings().beats_dir, "process")
     if name == "web":
         from ourvidz.web import serve
 

@@ -18,7 +18,8 @@ class Duty:
     """Work that one keeper at a time repeats.
 
     `name` names its lease and its log lines. `interval_s`: seconds from one start to the next. `run` does it
-    once; work that takes longer than a few seconds calls `renew` of the lease between its steps.
+    once; work that takes longer than a few seconds calls `renew` of the lease between its steps: otherwise
+    another keeper takes it over, and after a minute `ourvidz up` restarts a keeper that seems to hang.
     """
 
     name: str

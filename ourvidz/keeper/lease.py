@@ -16,7 +16,7 @@ class DutyLease:
     """The lease of the duty `name` for one holder.
 
     `lease_s`: a holder that is silent for this long loses the lease to whoever waits. It is measured on the
-    waiting keeper's monotonic clock. Used by one thread.
+    waiting keeper's monotonic clock. `beat` is called in each `renew`. Used by one thread.
     """
 
     def __init__(
@@ -26,12 +26,14 @@ class DutyLease:
         *,
         holder: str,
         lease_s: float,
+        beat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
         self._name = name
         self._holder = holder
         self._lease_s = lease_s
+        self._beat = beat
         self._clock = clock
         self._version: str | None = None
         self._version_seen_at = 0.0
@@ -53,6 +55,7 @@ class DutyLease:
     def renew(self) -> None:
         """Renew the lease if that is due; to be called between the steps of a long duty. A duty that hangs
         does not get here, and loses its lease. Raises `LeaseLost` when another keeper has it."""
+        self._beat()
         due = self._clock() - self._renewed_at >= self._lease_s / RENEWALS_PER_LEASE
         if due and not self.acquire():
             raise LeaseLost(self._name)

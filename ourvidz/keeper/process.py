@@ -35,7 +35,7 @@ def run(settings: Settings) -> None:
     )
     heartbeat.start()
     heartbeat.update("idle")
-    runner = DutyRunner(ledger, duties(), lease_s=settings.lease_s)
+    runner = DutyRunner(ledger, duties(), lease_s=settings.lease_s, beats_dir=settings.beats_dir)
     runner.start()
     signal.sigwait(signals)
     runner.stop(timeout_s=STOP_S)

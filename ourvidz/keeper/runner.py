@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable
+from pathlib import Path
 
 from ourvidz import log
 from ourvidz.errors import WorkerUnavailable
@@ -13,6 +14,7 @@ from ourvidz.keeper.duties import Duty
 from ourvidz.keeper.lease import DutyLease
 from ourvidz.ledger.duties import LeaseLost
 from ourvidz.ledger.store import Ledger
+from ourvidz.liveness.beats import Beat
 
 INTERVALS_PER_LEASE = 3
 """The length of a lease in intervals of the duty, at least."""
@@ -26,12 +28,16 @@ class DutyRunner:
     """Performs duties until it is stopped, each one while it holds the duty's lease.
 
     Any number of runners may share a ledger. `lease_s`: the time after which the duties of a runner that died
-    or is frozen are taken over; at least three intervals of the duty.
+    or is frozen are taken over; at least three intervals of the duty. `beats_dir`: the folder in which each
+    duty shows that it is alive.
     """
 
-    def __init__(self, ledger: Ledger, duties: Iterable[Duty], *, lease_s: float) -> None:
+    def __init__(
+        self, ledger: Ledger, duties: Iterable[Duty], *, lease_s: float, beats_dir: Path | None = None
+    ) -> None:
         self._ledger = ledger
         self._lease_s = lease_s
+        self._beats_dir = beats_dir
         self._holder = uuid.uuid4().hex
         self._stopped = threading.Event()
         self._threads = [
@@ -53,16 +59,19 @@ class DutyRunner:
 
     def _repeat(self, duty: Duty) -> None:
         poll_s = min(duty.interval_s, MAX_POLL_S)
+        beat = Beat(self._beats_dir, f"duty-{duty.name}")
         lease = DutyLease(
             self._ledger,
             duty.name,
             holder=self._holder,
             lease_s=max(self._lease_s, INTERVALS_PER_LEASE * poll_s),
+            beat=beat,
         )
         active = False
         next_at = time.monotonic()
         while not self._stopped.is_set():
             began_at = time.monotonic()
+            beat()
             try:
                 holds = lease.acquire()
                 if holds != active:

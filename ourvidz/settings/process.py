@@ -26,6 +26,8 @@ class ProcessSettings(Topic):
     redis_server_bin: str | None = env("REDIS_SERVER_BIN")
     """Redis or Valkey binary that `ourvidz up` starts; default is one on the PATH, else the packaged one."""
 
+    beats_dir: LocalPath | None = env("OURVIDZ_BEATS_DIR")
+    """Folder in which this process shows that it is alive; set by `ourvidz up` for each process."""
     gpu: str | None = env("OURVIDZ_GPU")
     worker: str | None = env("OURVIDZ_WORKER")
     """Name of this worker process (sdxl, io, keeper, …); set by `ourvidz worker NAME`."""

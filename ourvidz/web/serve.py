@@ -6,12 +6,14 @@ import resource
 import socket
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
 from ourvidz import log
 from ourvidz.errors import SettingsError
+from ourvidz.liveness.beats import Beat
 from ourvidz.settings import Settings, settings
 from ourvidz.web.auth import require_safe_binding
 from ourvidz.web.callers import OpenCallers, open_callers
@@ -28,8 +30,11 @@ class Server(uvicorn.Server):
     """Serves until a stop signal; callers that wait for a text then have until `drain_s` seconds later, new
     ones are refused. A second signal ends all of them at once; their jobs are cancelled."""
 
-    def __init__(self, config: uvicorn.Config, callers: OpenCallers, *, drain_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, callers: OpenCallers, *, drain_s: float, beats_dir: Path | None = None
+    ) -> None:
         super().__init__(config)
+        self._beat = Beat(beats_dir, "event-loop")
         self._callers = callers
         self._drain_s = drain_s
         self._drain_until: float | None = None
@@ -40,7 +45,9 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to stop serving now. uvicorn asks ten times a second."""
+        """Whether to stop serving now. uvicorn asks ten times a second, so this also shows that the event
+        loop runs."""
+        self._beat()
         return await super().on_tick(counter) and self._is_drained()
 
     def _is_drained(self) -> bool:
@@ -71,7 +78,9 @@ def run(settings: Settings, fds: Sequence[int] = ()) -> None:
         server_header=False,
     )
     _raise_file_limit()
-    Server(config, open_callers, drain_s=settings.sync_deadline_s).run(sockets=sockets)
+    Server(config, open_callers, drain_s=settings.sync_deadline_s, beats_dir=settings.beats_dir).run(
+        sockets=sockets
+    )
 
 
 def _raise_file_limit() -> None:

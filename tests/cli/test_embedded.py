@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,33 @@ def test_acknowledged_writes_survive_a_kill(supervisor: Supervisor, state: State
     supervisor.kill("redis")
     with redis.Redis.from_url(start(supervisor, state)) as client:
         assert client.get("job") == b"queued"
+
+
+def test_a_server_that_hangs_is_restarted(supervisor: Supervisor, state: StateDir) -> None:
+    """It accepts connections and answers nothing: everybody would wait."""
+    url = embedded.start(supervisor, state, binary=find_server(None), notify=lambda _: None, hang_s=3)
+    embedded.start_probing(url, state)
+    frozen = supervisor.pids()["redis"]
+    deadline = time.monotonic() + 30
+
+    def wait_until(condition: Callable[[], bool]) -> None:
+        while not condition():
+            assert time.monotonic() < deadline
+            supervisor.tick()
+            time.sleep(0.02)
+
+    wait_until(lambda: any(state.beats("redis").iterdir()))
+    os.kill(frozen, signal.SIGSTOP)
+    wait_until(lambda: supervisor.pids().get("redis", frozen) != frozen)
+    with redis.Redis.from_url(url, socket_timeout=1) as client:
+
+        def answers() -> bool:
+            try:
+                return bool(client.ping())
+            except redis.RedisError:
+                return False
+
+        wait_until(answers)
 
 
 def test_the_server_has_a_password_evicts_nothing_and_syncs_every_write(

@@ -96,6 +96,49 @@ def test_a_process_that_ends_is_restarted(
     assert "child.log" in notices[0]
 
 
+BEATING = (
+    "import sys, time\n"
+    "from pathlib import Path\n"
+    "from ourvidz.liveness.beats import start_beating\n"
+    "start_beating(Path(sys.argv[1]), 'process')\n"
+    "print('up', flush=True)\n"
+    "time.sleep(600)"
+)
+
+
+@pytest.fixture
+def beating(tmp_path: Path, supervisor: Supervisor) -> Callable[[], int]:
+    """Start a process that shows that it is alive, and counts as hanging after 3 s of silence; then its
+    process id."""
+    beats = tmp_path / "beats"
+    argv = (sys.executable, "-c", BEATING, str(beats))
+
+    def start() -> int:
+        supervisor.start(
+            ProcessSpec("child", argv, dict(os.environ), tmp_path / "log", beats=beats, hang_s=3.0)
+        )
+        wait_until(lambda: supervisor.tick() or any(beats.iterdir()), "it did not beat")
+        return supervisor.pids()["child"]
+
+    return start
+
+
+def test_a_process_that_hangs_is_restarted(
+    supervisor: Supervisor, beating: Callable[[], int], notices: list[str]
+) -> None:
+    """A frozen process exists, so nobody else would notice; nor would it react to a request to stop."""
+    frozen = beating()
+    os.kill(frozen, signal.SIGSTOP)
+
+    def restarted() -> bool:
+        supervisor.tick()
+        return supervisor.pids().get("child", frozen) != frozen
+
+    wait_until(restarted, "it was not restarted")
+    assert has_exited(frozen)
+    assert "child hangs (process has been silent for 3 s) and was killed" in notices[0]
+
+
 def test_a_process_that_always_fails_is_restarted_without_limit(
     supervisor: Supervisor, spec: Callable[..., ProcessSpec], notices: list[str]
 ) -> None:

@@ -22,6 +22,10 @@ def test_a_stack_runs_jobs_restarts_a_killed_process_and_stops_completely(
         assert ready["flower"] is None
         assert set(ready["pids"]) == {"redis", "sdxl", "web", "io", "keeper"}
         assert all(psutil.pid_exists(pid) for pid in ready["pids"].values())
+        beats = {f"{path.parent.name}/{path.name}" for path in (running.state_dir / "beats").glob("*/*")}
+        assert beats >= {"redis/ping", "sdxl/process", "sdxl/child", "web/event-loop", "io/process"}
+        assert "keeper/duty-sweep" in beats, "a process that hangs would not be noticed"
+        assert running.get("/health").json()["reasons"] == []
 
         running.submit("up-1")
         job = running.wait_done("up-1")
