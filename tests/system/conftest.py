@@ -120,7 +120,7 @@ class Stack:
 
     @staticmethod
     def wait_for(read: Callable[[], Any], why: str, within_s: float = 10.0) -> Any:
-        """As the function `wait_for`."""
+        """Call the function `wait_for` with the logs of this stack."""
         return wait_for(read, within_s=within_s, why=why)
 
     def inbox(self, job_id: str | None = None) -> list[dict[str, Any]]:
@@ -288,7 +288,7 @@ def waiting() -> Callable[..., Any]:
 
 
 def missing_browser() -> str | None:
-    """What is missing for browser tests, with the command that installs it; None when nothing is."""
+    """What is missing for browser tests, with the command that installs it; None if nothing is missing."""
     if importlib.util.find_spec("playwright") is None:
         return "playwright is not installed (pip install 'ourvidz[dev]')"
     return None if chromium_binary() else "Chromium is not installed: run scripts/install-chromium"

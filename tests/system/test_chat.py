@@ -79,7 +79,7 @@ def test_recorded_requests_get_the_documented_fields(running: Any) -> None:
 
 
 def test_the_first_token_of_a_stream_arrives_long_before_the_last(running: Any) -> None:
-    """A stream that is sent at the end of the generation is none."""
+    """Tokens are sent while the text is generated, not at its end."""
     started_at = time.monotonic()
     with requests.post(
         running.shim + "/chat",
@@ -96,7 +96,7 @@ def test_the_first_token_of_a_stream_arrives_long_before_the_last(running: Any) 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_disconnect_cancels_the_job_within_a_second(running: Any, stream: bool) -> None:
-    """The next request must not wait for a text without a reader."""
+    """The worker is free for the next request."""
     connection = http.client.HTTPConnection(urlsplit(running.shim).netloc)
     connection.request("POST", "/chat", json.dumps({**LONG, "stream": stream}))
     (job_id,) = running.wait_for(lambda: processing(running), "the job did not start")
@@ -111,7 +111,7 @@ def test_a_disconnect_cancels_the_job_within_a_second(running: Any, stream: bool
 
 
 def test_a_killed_worker_leaves_no_request_without_a_response(running: Any) -> None:
-    """Without a stream: the next attempt's answer or a 503. A stream that has begun: an error event."""
+    """The response is that of the next attempt or a 503; a started stream ends with an error event."""
     with ThreadPoolExecutor(2) as callers:
         body = {**LONG, "max_tokens": 400}
         whole = callers.submit(post, running, "/chat", body)
@@ -178,7 +178,7 @@ def client(openai: Any, running: Any) -> Any:
 
 
 def test_the_openai_client_gets_the_same_text_for_the_same_seed(client: Any) -> None:
-    """And a usage that adds up."""
+    """The token counts of `usage` add up."""
     both = [
         client.chat.completions.create(model="qwen_instruct", seed=5, temperature=1, **HELLO)
         for _ in range(2)
@@ -204,7 +204,7 @@ def test_the_openai_client_streams_the_text_of_a_plain_completion(client: Any) -
 
 
 def test_the_openai_client_lists_models_and_raises_errors(openai: Any, client: Any) -> None:
-    """Its own exception classes, for errors of the shim and of the worker."""
+    """Errors of the shim and of the worker raise the exception classes of the client."""
     assert {model.id for model in client.models.list()} == {"qwen_instruct", "qwen_base"}
     assert client.models.retrieve("qwen_base").created > 0
     with pytest.raises(openai.NotFoundError):

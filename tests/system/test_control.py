@@ -34,7 +34,7 @@ def start_long(running: Any, job_id: str) -> None:
 
 
 def test_a_cancelled_running_job_stops_before_its_next_step(running: Any) -> None:
-    """The caller gets one callback, with the code CANCELLED."""
+    """The caller gets one terminal callback with the code CANCELLED."""
     start_long(running, "running")
     assert running.post("/jobs/running/cancel").status_code == 200
     progress = running.record("running").progress
@@ -47,7 +47,7 @@ def test_a_cancelled_running_job_stops_before_its_next_step(running: Any) -> Non
 
 
 def test_a_cancelled_queued_job_never_runs_and_a_retry_of_it_does(running: Any) -> None:
-    """Its message is still in the broker, and must not claim it."""
+    """The message in the broker claims nothing after the cancellation."""
     running.client.post("/queues/sdxl_queue/pause")
     running.submit("waiting", config=SHORT)
     assert running.post("/jobs/waiting/cancel").json()["status"] == "cancelled"
@@ -85,7 +85,7 @@ def test_a_paused_queue_accepts_jobs_and_starts_none(running: Any) -> None:
 
 
 def test_a_drained_worker_finishes_its_job_and_claims_no_other(running: Any) -> None:
-    """A job that was submitted meanwhile runs after the worker is resumed."""
+    """A job submitted in the meantime runs after the worker is resumed."""
     worker = next(
         one["id"] for one in running.get("/health").json()["workers"] if one["queue"] == "sdxl_queue"
     )
@@ -100,7 +100,7 @@ def test_a_drained_worker_finishes_its_job_and_claims_no_other(running: Any) -> 
 
 
 def test_flower_shows_the_tasks_without_their_prompts(running: Any) -> None:
-    """Its API returns task arguments as they are, so they must contain no prompt."""
+    """The API of Flower returns task arguments unchanged, so they contain no prompts."""
     running.submit("watched", prompt=SECRET_PROMPT, config=SHORT)
     running.wait_done("watched")
     deadline = time.monotonic() + 30
@@ -143,7 +143,7 @@ def test_no_log_contains_a_prompt_or_a_secret(running: Any) -> None:
 
 
 def test_metrics_count_jobs_by_type_and_ending(running: Any) -> None:
-    """They come from the ledger, whichever process is scraped."""
+    """The counts come from the ledger, so every process reports the same."""
     running.submit("counted", config=SHORT)
     running.wait_done("counted")
     shown = running.get("/metrics").text
@@ -152,7 +152,7 @@ def test_metrics_count_jobs_by_type_and_ending(running: Any) -> None:
 
 
 def test_two_stacks_run_side_by_side(running: Any, stacks: Callable[..., Any], tmp_path: Any) -> None:
-    """Each has ports and state of its own; a second `up` on one state directory is refused."""
+    """They have different ports and state directories; a second `up` on one state directory is refused."""
     again = running.run_up(running.state_dir)
     assert again.returncode == 1
     assert str(running.process.pid) in again.stderr

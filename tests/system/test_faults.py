@@ -1,4 +1,4 @@
-"""Processes, connections and receivers that fail during a job: every job ends once."""
+"""Failures of processes, connections and receivers during jobs: every job ends exactly once."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_two_hundred_submissions_at_once_are_two_hundred_jobs(running: Any) -> N
 
 @pytest.mark.parametrize("victim", ["child", "parent"])
 def test_the_job_of_a_killed_worker_runs_again(running: Any, victim: str) -> None:
-    """On the restarted worker; the caller gets one terminal callback."""
+    """It runs on the restarted worker, and one terminal callback is sent."""
     start_long(running, f"killed-{victim}")
     parent = running.pid_of("sdxl")
     child = running.pool_child()
@@ -199,7 +199,7 @@ def test_the_job_of_a_killed_worker_runs_again(running: Any, victim: str) -> Non
 
 
 def test_a_restart_of_redis_loses_no_job(running: Any) -> None:
-    """The worker goes on generating, and commits when Redis is back."""
+    """The worker continues to generate and commits when Redis is reachable again."""
     start_long(running, "server")
     running.kill("redis")
     assert_completed_once(running, "server", attempts=1)
@@ -218,7 +218,7 @@ def test_a_worker_that_lost_its_lease_commits_nothing(running: Any) -> None:
 
 
 def test_a_receiver_that_was_down_gets_its_callback_later(running: Any, receiver: Receiver) -> None:
-    """A backend may restart for ten seconds."""
+    """The receiver is unreachable for ten seconds."""
     receiver.close()
     running.submit("down", config=SHORT, callback_url=receiver.url)
     assert running.wait_done("down")["status"] == "completed"
@@ -231,7 +231,7 @@ def test_a_receiver_that_was_down_gets_its_callback_later(running: Any, receiver
 def test_a_receiver_that_never_responds_delays_no_other(
     running: Any, receiver: Receiver, other_receiver: Receiver
 ) -> None:
-    """It uses at most its own host's deliveries; jobs and other receivers go on."""
+    """It uses only the deliveries of its own host; jobs and other receivers are not affected."""
     receiver.close()
     receiver.silent.set()
     receiver.open()
@@ -357,7 +357,7 @@ def test_broken_broker_connections_lose_no_submission(running: Any) -> None:
 def test_a_job_that_hangs_beyond_its_hard_limit_is_stopped(
     stacks: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """It reaches no step boundary: the worker's parent kills the pool child, and the worker goes on."""
+    """The job reaches no step boundary, so the worker's parent kills the pool child; the worker continues."""
     env = {"OURVIDZ_TIME_LIMITS_S": '{"sdxl_image_fast": 2}', "OURVIDZ_MODEL_LOAD_S": "1"}
     with stacks(tmp_path, env=env) as running:
         start_long(running, "hanging", progress=1)

@@ -88,7 +88,7 @@ def test_a_wan_worker_runs_clips_and_images_and_can_be_cancelled(stack: Callable
 
 
 def test_a_cancelled_clip_stops_within_one_step(running: Any) -> None:
-    """Counted in steps; the next job starts at once."""
+    """At most one more step is computed, and the next job starts at once."""
     start_long(running, "stopped")
     running.submit("next", **CLIP)
     assert running.post("/jobs/stopped/cancel").status_code == 200
@@ -103,7 +103,7 @@ def test_a_cancelled_clip_stops_within_one_step(running: Any) -> None:
 
 
 def test_a_killed_worker_generates_the_same_clip_after_its_restart(running: Any) -> None:
-    """The seed was drawn at submission: the second attempt gives what the first would have given."""
+    """The seed is drawn at submission, so all attempts generate the same clip."""
     seed = start_long(running, "killed")["seed"]
     os.kill(running.pool_child("wan"), signal.SIGKILL)
     job = running.wait_done("killed")

@@ -57,7 +57,7 @@ def alone(job: ChatJob, services: Services, run: RecordingRun | None = None) -> 
 
 
 def test_the_asset_carries_the_text_and_the_metadata_its_statistics(services: Services) -> None:
-    """Nothing is stored for a text, so the callback has to carry it."""
+    """Texts are not stored as files, so the callback contains them."""
     item = alone(job(), services)
     assert item.outcome is not None
     (asset,) = item.outcome.assets
@@ -71,15 +71,15 @@ def test_the_asset_carries_the_text_and_the_metadata_its_statistics(services: Se
     assert item.text
 
 
-def test_the_streamed_pieces_are_the_text(services: Services) -> None:
-    """A streaming caller and a waiting one must get the same answer."""
+def test_the_streamed_deltas_are_the_text(services: Services) -> None:
+    """Callers that stream and callers that wait get the same answer."""
     item = alone(job(), services)
     assert "".join(item.run.pieces) == item.text
     assert item.run.pieces[0]
 
 
-def test_a_piece_that_was_not_delivered_is_sent_again(services: Services) -> None:
-    """A ledger that was away for a moment must not cost the caller half a sentence."""
+def test_an_undelivered_delta_is_sent_again(services: Services) -> None:
+    """No text is lost while the ledger is unreachable."""
     item = alone(job(), services, RecordingRun(unreachable=1))
     assert "".join(item.run.pieces) == item.text
 
@@ -115,7 +115,7 @@ class TimedItems(QueuedItems):
 
 
 class SlowGate(Gate):
-    """A gate that takes two seconds for each check."""
+    """A gate whose checks take two seconds each."""
 
     def __init__(self, clock: FakeTime) -> None:
         super().__init__(factories.STAND_IN_TERMS)
@@ -128,7 +128,7 @@ class SlowGate(Gate):
 
 
 def test_a_cancel_is_seen_while_checks_take_long(services: Services, clock: FakeTime) -> None:
-    """A long conversation is checked seldom, and its caller may still cancel at any time."""
+    """Cancellations are polled between the checks of long conversations as well."""
     gate = SlowGate(clock)
     never_ending = {"temperature": 2.0, "top_p": 1.0, "frequency_penalty": -2.0, "presence_penalty": -2.0}
     text = ", ".join([PROMPT] * 4)
@@ -144,7 +144,7 @@ def test_a_cancel_is_seen_while_checks_take_long(services: Services, clock: Fake
 
 @dataclass
 class UnreachableRun(RecordingRun):
-    """A run whose ledger is away: every flush takes a second and fails."""
+    """A run with an unreachable ledger: every flush takes a second and fails."""
 
     clock: FakeTime = field(default_factory=FakeTime)
     flushes: int = 0
@@ -155,8 +155,8 @@ class UnreachableRun(RecordingRun):
         return False
 
 
-def test_a_ledger_that_is_away_does_not_slow_the_batch_down(services: Services, clock: FakeTime) -> None:
-    """The first characters are not sent again with every token."""
+def test_an_unreachable_ledger_does_not_slow_the_batch_down(services: Services, clock: FakeTime) -> None:
+    """Failed flushes are not repeated with every token."""
     run = UnreachableRun(clock=clock)
     item = RecordingItem(job(), run)
     run_text_batch(item, TimedItems(clock=clock), services)
@@ -165,7 +165,7 @@ def test_a_ledger_that_is_away_does_not_slow_the_batch_down(services: Services, 
 
 
 def test_a_text_whose_last_token_comes_too_late_is_complete(services: Services) -> None:
-    """Nothing of it is missing, so it did not time out."""
+    """The text is complete, so its finish reason is not `timeout`."""
     whole = alone(job(), services)
     assert whole.outcome is not None
     last = whole.outcome.metadata["tokens_generated"]
@@ -189,7 +189,7 @@ def test_jobs_that_join_a_running_batch_get_the_answers_they_get_alone(services:
 
 
 def test_a_text_that_ends_early_does_not_end_the_others(services: Services) -> None:
-    """Neither a cancelled one nor one whose fence is lost."""
+    """Cancelled texts and texts with a lost fence leave the batch."""
     cancelled = RecordingItem(job("b"), RecordingRun(stop_at=1))
     lost = RecordingItem(job("c"), RecordingRun(stop_at=1, stop_with=FenceLost("c")))
     first = RecordingItem(job("a"))
@@ -200,7 +200,7 @@ def test_a_text_that_ends_early_does_not_end_the_others(services: Services) -> N
 
 
 def test_the_time_limit_returns_the_text_so_far(services: Services, clock: FakeTime) -> None:
-    """Half an answer is worth more than an error."""
+    """The outcome is completed, with the finish reason `timeout`."""
     item = RecordingItem(job(max_tokens=64), RecordingRun(stop_at=2, stop_with=JobTimeout("late")))
     run_text_batch(item, TimedItems(clock=clock), services)
     assert item.outcome is not None
@@ -227,7 +227,7 @@ def test_an_enhancement_reports_the_enhanced_prompt(services: Services) -> None:
 
 @pytest.mark.parametrize("error", [JobTimeout("late"), RuntimeError("a crash")])
 def test_an_enhancement_that_fails_returns_the_original_prompt(services: Services, error: Exception) -> None:
-    """The caller can go on with the prompt that it has."""
+    """The outcome has the original prompt and the reason."""
     item = alone(job(type="chat_enhance"), services, RecordingRun(stop_at=1, stop_with=error))
     assert item.outcome is not None
     assert item.outcome.enhanced_prompt == item.text == PROMPT
@@ -236,7 +236,7 @@ def test_an_enhancement_that_fails_returns_the_original_prompt(services: Service
 
 
 def test_a_cancelled_enhancement_is_cancelled(services: Services) -> None:
-    """No caller waits for its prompt any more."""
+    """It does not fall back to the original prompt."""
     item = alone(job(type="chat_enhance"), services, RecordingRun(stop_at=1, stop_with=Cancelled("enough")))
     assert isinstance(item.error, Cancelled)
 
@@ -265,7 +265,7 @@ class RecordingModeration:
 
 
 def test_moderation_checks_the_request_and_the_answer(services: Services) -> None:
-    """Once each; no part of a text is streamed before it has passed."""
+    """Each is checked once, and nothing is streamed before its check."""
     moderation = RecordingModeration("another word")
     item = alone(job(sfw_mode=True), replace(services, moderation=moderation))
     assert moderation.texts == [PROMPT, item.text]
@@ -288,7 +288,7 @@ def test_moderation_is_the_callers_choice(services: Services) -> None:
 
 
 def test_a_missing_model_fails_the_whole_batch(services: Services, tmp_path: Path) -> None:
-    """The workflow cannot end any item; the task does."""
+    """The workflow raises the error, and the task ends all items."""
     settings: Callable[..., Any] = load_settings
     missing = build(settings(_env_file=None, OURVIDZ_QWEN_MODEL=tmp_path / "nowhere"), "sdxl")
     with pytest.raises(ModelLoadError):

@@ -25,7 +25,7 @@ from tests.factories import image_job
 
 
 class SwitchableLedger(Ledger):
-    """A ledger whose `step` fails while `away` is set."""
+    """A ledger whose `step` raises an error while `away` is set."""
 
     away = False
 
@@ -67,7 +67,7 @@ def running(ledger: SwitchableLedger, claim: Claim, **changes: Any) -> Iterator[
 
 
 def test_steps_are_reported_as_progress_below_100_percent(ledger: SwitchableLedger, claim: Claim) -> None:
-    """100 percent comes with the commit, after everything is stored."""
+    """Progress is 100 % only after the commit."""
     with running(ledger, claim) as run:
         run.step(2, 4)
         assert ledger.get("a").progress == pytest.approx(49.5)  # type: ignore[union-attr]
@@ -87,7 +87,7 @@ def test_a_cancelled_run_stops_at_its_next_step(ledger: SwitchableLedger, claim:
 def test_a_lost_fence_stops_the_run_and_its_puts(
     ledger: SwitchableLedger, claim: Claim, tmp_path: Path
 ) -> None:
-    """A worker that was frozen must not overwrite its successor's files."""
+    """A worker whose lease expired does not overwrite the files of the next attempt."""
     store = LocalStore(tmp_path)
     with running(ledger, claim) as run:
         ledger.rescue(claim)
@@ -111,8 +111,8 @@ def test_the_time_limit_counts_from_the_first_step(ledger: SwitchableLedger, cla
             run.step(2, 4)
 
 
-def test_a_ledger_that_is_away_does_not_stop_the_run(ledger: SwitchableLedger, claim: Claim) -> None:
-    """A server that restarts must not cost minutes of GPU time."""
+def test_an_unreachable_ledger_does_not_stop_the_run(ledger: SwitchableLedger, claim: Claim) -> None:
+    """A restart of Redis does not abort generations."""
     with running(ledger, claim) as run:
         ledger.away = True
         run.step(1, 4)
@@ -136,8 +136,8 @@ def test_the_lease_is_renewed_while_a_step_takes_long(ledger: SwitchableLedger, 
         assert renewed.wait(5)
 
 
-def test_the_lease_deadline_is_known_by_the_monotonic_clock(ledger: SwitchableLedger) -> None:
-    """A worker that was cut off stops writing by its own clock, before the server gives its job away."""
+def test_the_lease_deadline_is_measured_by_the_monotonic_clock(ledger: SwitchableLedger) -> None:
+    """A disconnected worker stops writing before its lease expires on the server."""
     ledger.register(image_job("a", user_id="u", steps=4), priority=6)
     before = time.monotonic()
     claim = ledger.claim("a", 1, worker_id="w", lease_s=10, token="t")
@@ -165,7 +165,7 @@ def test_the_lease_deadline_is_known_by_the_monotonic_clock(ledger: SwitchableLe
 
 
 def test_a_put_is_tried_three_times(ledger: SwitchableLedger, claim: Claim, tmp_path: Path) -> None:
-    """The images are generated: a short storage failure must not cost them."""
+    """A short storage failure does not discard generated images."""
     store = FailingStore(tmp_path)
     store.failures = 2
     pauses: list[float] = []
@@ -208,10 +208,10 @@ def test_without_progress_callbacks_no_event_is_recorded(ledger: SwitchableLedge
     assert not [event for event in ledger.list_events("pending") if event.metadata]
 
 
-def test_a_lost_lease_stops_the_run_also_while_the_ledger_is_away(
+def test_a_lost_lease_stops_the_run_while_the_ledger_is_unreachable(
     ledger: SwitchableLedger, claim: Claim
 ) -> None:
-    """The renewing thread has learned it; a step without an answer must not go on."""
+    """The renewing thread has recorded the loss, so steps stop without a reply of the ledger."""
     lost = threading.Event()
     original = ledger.renew
 
@@ -262,7 +262,7 @@ def test_a_preview_is_sent_with_the_next_step(ledger: SwitchableLedger, claim: C
 def test_a_preview_that_is_being_rendered_delays_neither_steps_nor_the_end(
     ledger: SwitchableLedger, claim: Claim
 ) -> None:
-    """The worker is free for the next job; this preview is dropped."""
+    """The preview is dropped if it is not ready at the end."""
     begun, release = threading.Event(), threading.Event()
 
     def render() -> Image.Image:
@@ -290,7 +290,7 @@ def test_previews_can_be_switched_off(ledger: SwitchableLedger, claim: Claim) ->
 
 
 def test_a_preview_that_fails_does_not_fail_the_job(ledger: SwitchableLedger, claim: Claim) -> None:
-    """Its progress goes on too."""
+    """Progress is reported as usual."""
 
     def fail() -> Image.Image:
         raise RuntimeError("no colours")
