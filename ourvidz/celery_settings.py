@@ -8,6 +8,7 @@ from __future__ import annotations
 from kombu.entity import Exchange, Queue
 
 from ourvidz.jobs.catalog import CATALOG, QUEUES
+from ourvidz.sentinel_url import is_sentinel_url, parse_sentinel_url
 from ourvidz.settings import settings
 
 PRIORITY_SYNC, ENHANCEMENT, JOBS = 0, 3, 6
@@ -26,7 +27,9 @@ GENERATION_TASKS = frozenset(row.task for row in CATALOG.values())
 _settings = settings()
 _jobs = Exchange("ourvidz", type="direct")
 
-broker_url = _settings.redis_url
+_sentinels = parse_sentinel_url(_settings.redis_url) if is_sentinel_url(_settings.redis_url) else None
+broker_url = _sentinels.broker_url if _sentinels else _settings.redis_url
+broker_use_ssl = _sentinels.tls if _sentinels else None
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 broker_pool_limit = 16
@@ -40,6 +43,15 @@ broker_transport_options = {
     "health_check_interval": 10,
     "max_connections": 64,
 }
+if _sentinels:
+    broker_transport_options |= {
+        "master_name": _sentinels.service,
+        "sentinel_kwargs": {
+            **_sentinels.sentinel_options,
+            "socket_connect_timeout": 1,
+            "socket_timeout": 1,
+        },
+    }
 task_publish_retry_policy = {"max_retries": 2, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
 
 task_serializer = "json"

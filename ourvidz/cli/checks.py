@@ -69,13 +69,10 @@ def _check_redis(url: str, fix: str) -> Check:
     """Check that the server responds, and that its eviction policy deletes no keys."""
     import redis
 
+    from ourvidz.ledger.clients import open_client
+
     try:
-        with redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_connect_timeout=NETWORK_TIMEOUT_S,
-            socket_timeout=NETWORK_TIMEOUT_S,
-        ) as client:
+        with open_client(url, connect_s=NETWORK_TIMEOUT_S, answer_s=NETWORK_TIMEOUT_S) as client:
             client.ping()
             server = client.info()
     except (redis.RedisError, ValueError) as error:

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import redis
-
 from ourvidz.celery_settings import (
     CALLBACKS_QUEUE,
     DELIVER_TASK,
@@ -24,7 +22,8 @@ from ourvidz.celery_settings import (
 )
 from ourvidz.dispatch.messages import is_message
 from ourvidz.jobs.catalog import QUEUES
-from ourvidz.ledger.connection import client_url, translated_errors
+from ourvidz.ledger.clients import open_client
+from ourvidz.ledger.connection import translated_errors
 from ourvidz.ledger.store import Ledger
 from ourvidz.wiring import control
 
@@ -97,8 +96,8 @@ def adopt_unprefixed_messages(*, checkpoint: Callable[[], None] = lambda: None) 
     adopted = Adopted()
     with (
         translated_errors(),
-        redis.Redis.from_url(
-            client_url(settings.redis_url), socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+        open_client(
+            settings.redis_url, connect_s=TIMEOUT_S, answer_s=TIMEOUT_S, decode_responses=False
         ) as client,
     ):
         lists = [key_of(name, priority) for name in QUEUE_NAMES for priority in PRIORITY_STEPS]

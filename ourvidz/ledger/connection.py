@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import redis
-import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import AbstractBackoff, ConstantBackoff, ExponentialBackoff, NoBackoff
+from redis.backoff import AbstractBackoff, ConstantBackoff, ExponentialBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, ReadOnlyError, ResponseError
 from redis.retry import Retry
 
 from ourvidz.errors import WorkerUnavailable
+from ourvidz.ledger.clients import open_async_client, open_client
 from ourvidz.ledger.codec import newer_record
 from ourvidz.ledger.record import RECORD_VERSION
 from ourvidz.ledger.scripts import load_scripts
@@ -32,6 +32,8 @@ UNAVAILABLE = (
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 2.0, 3.0
 QUICK_TIMEOUT_S = 0.9
 """Timeout for connections and answers of quick calls."""
+REPLICA_WAIT_S = 2.0
+"""How long a submission waits for replicas. Shorter than the timeout for answers."""
 PATIENCE_S = 8.0
 """Time after its start within which a call may begin another try."""
 PATIENT_RETRIES: tuple[AbstractBackoff, int] = (ExponentialBackoff(cap=1.0, base=0.05), 10)
@@ -74,44 +76,25 @@ def translated_errors() -> Iterator[None]:
         raise WorkerUnavailable("the job store cannot be reached") from error
 
 
-def client_url(url: str) -> str:
-    """A URL as redis-py spells it; Kombu spells Unix sockets differently."""
-    if url.startswith("redis+socket://"):
-        return url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
-    return url
-
-
-def _options(connect_s: float, answer_s: float) -> dict[str, Any]:
-    # The client's own retries nest (commands around connects), so they are off and `Connection` does it once.
-    # RESP2 has one shape for every server version.
-    return {
-        "decode_responses": True,
-        "protocol": 2,
-        "socket_connect_timeout": connect_s,
-        "socket_timeout": answer_s,
-    }
-
-
 class Connection:
     """One Redis server. Threads may share it; a forked child opens sockets of its own.
 
-    `prefix` is what every key begins with. Without `clock` the server's time counts.
+    `prefix` is what every key begins with. Without `clock` the server's time counts. `replica_acks`: how many
+    replicas must confirm what `run_replicated_script` writes.
     """
 
-    def __init__(self, url: str, *, prefix: str, clock: Callable[[], float] | None) -> None:
-        self._url = client_url(url)
+    def __init__(
+        self, url: str, *, prefix: str, clock: Callable[[], float] | None, replica_acks: int = 0
+    ) -> None:
+        self._url = url
         self._prefix = prefix
         self._clock = clock
-        no_retry = Retry(NoBackoff(), 0)
-        self.client: Any = redis.Redis.from_url(
-            self._url,
-            retry=no_retry,
-            health_check_interval=30,
-            **_options(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S),
+        self._replica_acks = replica_acks
+        # The client retries nothing itself: its retries nest, commands around connects.
+        self.client: Any = open_client(
+            url, connect_s=CONNECT_TIMEOUT_S, answer_s=ANSWER_TIMEOUT_S, health_check_interval=30
         )
-        self._quick_client: Any = redis.Redis.from_url(
-            self._url, retry=no_retry, **_options(QUICK_TIMEOUT_S, QUICK_TIMEOUT_S)
-        )
+        self._quick_client: Any = open_client(url, connect_s=QUICK_TIMEOUT_S, answer_s=QUICK_TIMEOUT_S)
         self._scripts = {verb: self.client.register_script(source) for verb, source in load_scripts().items()}
 
     def run_script(self, verb: str, *args: object, quick: bool = False) -> Any:
@@ -119,13 +102,44 @@ class Connection:
         second, else the call waits up to `PATIENCE_S` for a server that restarts."""
         script = self._scripts[verb]
         client = self._quick_client if quick else self.client
-        argv: list[Any] = [
+        argv = self._arguments(args)
+        return self.with_retries(lambda: script(args=argv, client=client), quick=quick)
+
+    def run_replicated_script(self, verb: str, *args: object) -> Any:
+        """Run a script as `run_script` does, and wait until as many replicas as the option `replica_acks`
+        says have its writes and all earlier ones.
+
+        Raises `WorkerUnavailable` when they do not confirm within `REPLICA_WAIT_S`. What the script wrote
+        stays written.
+        """
+        if not self._replica_acks:
+            return self.run_script(verb, *args)
+        argv = self._arguments(args)
+
+        def run() -> tuple[Any, int]:
+            pipeline = self.client.pipeline(transaction=False)
+            self._scripts[verb](args=argv, client=pipeline)
+            # A call that changes nothing, because it was sent before, must wait for that first one too.
+            pipeline.set(f"{self._prefix}replicated", 1)
+            pipeline.wait(self._replica_acks, int(REPLICA_WAIT_S * 1000))
+            answer, _, acks = pipeline.execute()
+            return answer, int(acks)
+
+        answer, acks = self.with_retries(run)
+        if acks < self._replica_acks:
+            raise WorkerUnavailable(
+                f"the job is recorded, but {acks} of {self._replica_acks} replicas have confirmed it;"
+                " send it again under the same id"
+            )
+        return answer
+
+    def _arguments(self, args: tuple[object, ...]) -> list[Any]:
+        return [
             self._prefix,
             "" if self._clock is None else f"{self._clock():.6f}",
             RECORD_VERSION,
             *("" if arg is None else arg for arg in args),
         ]
-        return self.with_retries(lambda: script(args=argv, client=client), quick=quick)
 
     def with_retries(self, command: Callable[[], Answer], *, quick: bool = False) -> Answer:
         """Run a command, again after an outage. `WorkerUnavailable` when the outage lasts."""
@@ -165,11 +179,8 @@ class Connection:
 
     def open_async_client(self) -> Any:
         """A client of its own for the running event loop; the caller closes it."""
-        return redis.asyncio.Redis.from_url(
-            self._url,
-            retry=AsyncRetry(NoBackoff(), 0),
-            health_check_interval=10,
-            **_options(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S),
+        return open_async_client(
+            self._url, connect_s=CONNECT_TIMEOUT_S, answer_s=ANSWER_TIMEOUT_S, health_check_interval=10
         )
 
     def close(self) -> None:

@@ -31,8 +31,11 @@ class JobOperations(LedgerBase):
 
         Nothing changes when the id is taken. Adds a `state` item to the job's stream. With
         `suppress_callbacks` no run of the job ever adds an outbox event.
+
+        `WorkerUnavailable` also when too few replicas confirm the record in time; it stands, and the same
+        call returns it later.
         """
-        created, fields = self._connection.run_script(
+        created, fields = self._connection.run_replicated_script(
             "register",
             job.id,
             job.type,

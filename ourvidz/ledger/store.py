@@ -34,6 +34,8 @@ class Ledger(
     replaces the server's. Calls wait up to `PATIENCE_S` for a server that is away, `step`,
     `renew_enhancement` and `ping` under a second; then they raise `WorkerUnavailable`. Threads may share an
     instance.
+
+    `replica_acks`: a job counts as registered when so many replicas of the server have it.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class Ledger(
         retention_s: float = 7 * DAY_S,
         retry_window_s: float = DAY_S,
         document_limit: int = 64 * 1024,
+        replica_acks: int = 0,
     ) -> None:
         super().__init__(
-            Connection(url, prefix=prefix, clock=clock),
+            Connection(url, prefix=prefix, clock=clock, replica_acks=replica_acks),
             Keys(prefix),
             LedgerOptions(presence_s, retention_s, retry_window_s, document_limit),
         )

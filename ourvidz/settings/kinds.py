@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
+from ourvidz import sentinel_url
+
 _NETLOC = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(:[0-9]{1,5})?")
 _UNENCODED = frozenset('\\ "<>^`{|}')
 """Characters that `net.urls` refuses in a URL."""
@@ -61,7 +63,11 @@ def _key_prefix(value: str) -> str:
 
 
 def _redis_url(value: str) -> str:
-    return with_scheme(value, "redis", "rediss", "unix", "redis+socket")
+    """Return `value` unchanged. Raises `ValueError` if it is no URL of a Redis server or of sentinels."""
+    with_scheme(value, "redis", "rediss", "unix", "redis+socket", *sentinel_url.SCHEMES)
+    if sentinel_url.is_sentinel_url(value):
+        sentinel_url.parse_sentinel_url(value)
+    return value
 
 
 def _web_url(value: str) -> str:

@@ -43,6 +43,8 @@ class RedisSettings(Topic):
     """Server for `ourvidz.testing`, which uses its own key prefixes; by default it starts a server."""
     key_prefix: KeyPrefix = env("OURVIDZ_KEY_PREFIX", "ourvidz:")
     """Prefix of every key of this installation; the broker's keys continue with `broker:`."""
+    replica_acks: int = env("OURVIDZ_REPLICA_ACKS", 0, ge=0)
+    """Number of replicas that must have a new job before its submission is accepted."""
     visibility_timeout_s: int = env("OURVIDZ_VISIBILITY_TIMEOUT_S", 7200, ge=60)
     """Time after which Kombu redelivers an unacknowledged message.
 

@@ -173,6 +173,7 @@ def build(settings: Settings, *, ledger: Ledger | None = None, store: Store | No
             presence_s=settings.presence_s,
             retention_s=settings.retention_s,
             retry_window_s=settings.retry_window_s,
+            replica_acks=settings.replica_acks,
         )
     return ControlPlane(
         settings=settings,

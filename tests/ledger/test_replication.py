@@ -1,0 +1,61 @@
+"""Submissions that count only when a replica has them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from campaigns.replication import ReplicatedService, local_node
+from ourvidz.embedded_redis import PrivateServer
+from ourvidz.errors import WorkerUnavailable
+from ourvidz.ledger.store import Ledger
+from tests.factories import image_job
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReplicatedService]:
+    """A primary and a replica. Submissions wait for half a second."""
+    monkeypatch.setattr("ourvidz.ledger.connection.REPLICA_WAIT_S", 0.5)
+    servers = [local_node(name) for name in ("primary", "replica")]
+    with ReplicatedService(tmp_path / "service", servers=servers, sentinels=[]) as service:
+        with redis.Redis.from_url(servers[0].server_url) as primary:
+            # Until the first write is confirmed: Valkey calls a replica online before it has loaded its data.
+            while not primary.set("key", "value") or primary.wait(1, 1000) < 1:
+                continue
+        yield service
+
+
+def test_a_job_is_registered_when_the_replica_has_it(service: ReplicatedService) -> None:
+    """A failover does not lose what was accepted."""
+    primary, replica = service.servers
+    ledger = Ledger(primary.server_url, replica_acks=1)
+    assert ledger.register(image_job("a"), priority=6).created
+    service.kill(primary)
+    survivor = Ledger(replica.server_url)
+    assert survivor.get("a") is not None
+
+
+def test_an_unconfirmed_job_is_refused_until_the_replica_has_it(service: ReplicatedService) -> None:
+    """Also when it is sent again: the second call writes no record, and still must not say that all is well.
+    Afterwards the same call returns the job."""
+    primary, replica = service.servers
+    ledger = Ledger(primary.server_url, replica_acks=1)
+    service.signal(replica, signal.SIGSTOP)
+    for _ in range(2):
+        with pytest.raises(WorkerUnavailable, match=r"is recorded, but 0 of 1 replicas .* under the same id"):
+            ledger.register(image_job("a"), priority=6)
+    record = ledger.get("a")
+    assert record is not None
+    assert record.status == "queued"
+    service.signal(replica, signal.SIGCONT)
+    admission = ledger.register(image_job("a"), priority=6)
+    assert (admission.created, admission.same) == (False, True)
+
+
+def test_without_the_setting_nothing_waits(start_redis: Callable[..., PrivateServer]) -> None:
+    """A single server has no replica."""
+    assert Ledger(start_redis().url).register(image_job("a"), priority=6).created
