@@ -65,6 +65,7 @@ class _Once(Collector):
 
 
 def _queues(snapshot: Snapshot) -> Iterable[Metric]:
+    """Depth and longest wait of each queue, and whether it is paused."""
     depth = GaugeMetricFamily("ourvidz_queue_depth", "Jobs that wait in a queue.", labels=["queue"])
     paused = GaugeMetricFamily("ourvidz_queue_paused", "1 while a queue is paused.", labels=["queue"])
     oldest = GaugeMetricFamily(
@@ -82,6 +83,7 @@ def _queues(snapshot: Snapshot) -> Iterable[Metric]:
 
 
 def _jobs(counts: Mapping[str, int]) -> Iterable[Metric]:
+    """Ended runs, generation times and released attempts, from the ledger's counters."""
     ended = CounterMetricFamily(
         "ourvidz_jobs", "Runs that ended, by type and ending.", labels=["type", "ending"]
     )
@@ -108,6 +110,7 @@ def _jobs(counts: Mapping[str, int]) -> Iterable[Metric]:
 
 
 def _assets(counts: Mapping[str, int]) -> Iterable[Metric]:
+    """Assets stored without the C2PA manifest that they should have."""
     unsigned = CounterMetricFamily(
         "ourvidz_assets_unsigned", "Assets stored without the C2PA manifest that they should have."
     )
@@ -116,6 +119,7 @@ def _assets(counts: Mapping[str, int]) -> Iterable[Metric]:
 
 
 def _callbacks(snapshot: Snapshot) -> Iterable[Metric]:
+    """Delivered, retried, dead and pending callbacks, and the delay of the most overdue one."""
     callbacks = CounterMetricFamily(
         "ourvidz_callbacks", "Callbacks delivered, put off for another try, and given up.", labels=["state"]
     )
@@ -133,6 +137,7 @@ def _callbacks(snapshot: Snapshot) -> Iterable[Metric]:
 
 
 def _workers(snapshot: Snapshot) -> Iterable[Metric]:
+    """Online, busy and failed workers by family."""
     up = GaugeMetricFamily("ourvidz_workers_up", "Workers that are here.", labels=["family"])
     busy = GaugeMetricFamily("ourvidz_workers_busy", "Workers that run a job.", labels=["family"])
     failed = GaugeMetricFamily(
@@ -149,6 +154,7 @@ def _workers(snapshot: Snapshot) -> Iterable[Metric]:
 
 
 def _recovery(snapshot: Snapshot) -> Iterable[Metric]:
+    """Age and failed phases of the sweep, stuck leases and quarantined jobs."""
     if snapshot.sweep_age_s is not None:
         yield _gauge("ourvidz_sweep_age_seconds", "Time since the last sweep.", snapshot.sweep_age_s)
     yield _gauge(
@@ -159,6 +165,7 @@ def _recovery(snapshot: Snapshot) -> Iterable[Metric]:
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:
+    """A gauge without labels."""
     gauge = GaugeMetricFamily(name, meaning)
     gauge.add_metric([], value)
     return gauge

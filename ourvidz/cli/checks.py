@@ -43,13 +43,13 @@ def skipped(name: str, reason: str) -> Check:
 
 
 def check_python() -> Check:
-    """The version and path of the interpreter. A version that is too old fails earlier, on import."""
+    """Report the version and path of the interpreter. A version that is too old fails earlier, on import."""
     version = ".".join(map(str, sys.version_info[:3]))
     return ok("python", f"{version} at {sys.executable}")
 
 
 def check_broker(settings: Settings) -> Check:
-    """The Redis server answers and evicts no keys; without one, that `ourvidz up` can start one."""
+    """Check that the Redis server responds and evicts no keys, or that `ourvidz up` can start one."""
     from ourvidz.cli.state import StateDir
     from ourvidz.embedded_redis import find_server
 
@@ -84,7 +84,7 @@ def _check_redis(url: str, fix: str) -> Check:
 
 
 def check_storage(settings: Settings) -> Check:
-    """The storage directory: writes, reads and deletes a test file."""
+    """Write, read and delete a test file in the storage directory."""
     from ourvidz.storage.local import LocalStore
 
     try:
@@ -95,7 +95,7 @@ def check_storage(settings: Settings) -> Check:
 
 
 def check_signing(settings: Settings) -> Check:
-    """The C2PA certificate: signs a small test image."""
+    """Sign a small test image with the C2PA certificate."""
     if settings.c2pa_certificate is None:
         return skipped("signing", "OURVIDZ_C2PA_CERTIFICATE is not set: assets carry XMP, and no manifest")
     from ourvidz.wiring import signing
@@ -110,7 +110,7 @@ def check_signing(settings: Settings) -> Check:
 
 
 def check_moderation(settings: Settings) -> Check:
-    """The operator's moderation endpoint answers."""
+    """Check that the moderation endpoint responds."""
     if settings.moderation_url is None:
         return skipped("moderation", "OURVIDZ_MODERATION_URL is not set: the safety gate alone judges texts")
     fix = "correct OURVIDZ_MODERATION_URL, or leave it out: jobs with sfw_mode fail"
@@ -118,7 +118,7 @@ def check_moderation(settings: Settings) -> Check:
 
 
 def check_callbacks(settings: Settings) -> Check:
-    """The default callback receiver answers."""
+    """Check that the default callback receiver responds; skipped without one."""
     if settings.default_callback_url is None:
         return skipped("callbacks", "they go to the inbox of `ourvidz up`")
     fix = "correct SUPABASE_URL or OURVIDZ_CALLBACK_URL"

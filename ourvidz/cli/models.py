@@ -192,6 +192,7 @@ def _files(checkpoint: Checkpoint) -> Iterator[Path]:
 
 
 def _print_rows(rows: list[Row], as_json: bool) -> None:
+    """Print the rows as a table, or as JSON."""
     if as_json:
         print_json([asdict(row) for row in rows])
         return

@@ -111,6 +111,7 @@ def build(settings: Settings, family: str) -> WarmModels:
 
 
 def _build_sdxl(settings: Settings) -> SDXLPipeline:
+    """The SDXL pipeline of the settings. Raises `ModelLoadError`."""
     if settings.sdxl_model is None and settings.profile == "production":
         raise ModelLoadError("The production profile has no SDXL checkpoint: set OURVIDZ_SDXL_MODEL.")
     checkpoint = find_sdxl(settings.sdxl_model)
@@ -119,6 +120,7 @@ def _build_sdxl(settings: Settings) -> SDXLPipeline:
 
 
 def _build_wan(settings: Settings) -> WanPipeline:
+    """The Wan pipeline of the settings, with its VACE checkpoint if one is set. Raises `ModelLoadError`."""
     if settings.wan_model is None and settings.profile == "production":
         raise ModelLoadError("The production profile has no Wan checkpoint: set OURVIDZ_WAN_MODEL.")
     checkpoint = find_wan(settings.wan_model, expected="t2v")

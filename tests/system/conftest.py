@@ -120,7 +120,7 @@ class Stack:
 
     @staticmethod
     def wait_for(read: Callable[[], Any], why: str, within_s: float = 10.0) -> Any:
-        """Call the function `wait_for` with the logs of this stack."""
+        """Call the function `wait_for`; waits for ten seconds by default."""
         return wait_for(read, within_s=within_s, why=why)
 
     def inbox(self, job_id: str | None = None) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def prepare(recipe: Recipe, folder: Path) -> tuple[diffusers.AutoencoderKL, Run]
 
 
 def train(recipe: Recipe, folder: Path) -> diffusers.AutoencoderKL:
-    """Train the VAE to the end of the recipe, resuming an earlier run; the trained VAE."""
+    """Train the VAE to the end of the recipe, resuming an earlier run, and return it."""
     vae, run = prepare(recipe, folder)
 
     def step_loss(step: int, progress: float) -> torch.Tensor:

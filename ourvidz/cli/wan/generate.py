@@ -122,6 +122,7 @@ def generate(request: Request, settings: Settings, placement: Placement) -> Outc
 
 
 def _load_pipeline(request: Request, settings: Settings, placement: Placement) -> WanPipeline:
+    """Load the pipeline of a request. Raises `ModelLoadError`, or `OutOfMemory` if the weights do not fit."""
     checkpoint = request.checkpoint
     cap = TINY_WAN_CAP_PX if checkpoint.kind == "tiny" else None
     options = replace(wan_options(settings), previews=False)
@@ -138,6 +139,7 @@ def _load_pipeline(request: Request, settings: Settings, placement: Placement) -
 
 
 def _write(file: Path, data: bytes) -> None:
+    """Write a file. Raises `StorageError`."""
     try:
         file.write_bytes(data)
     except OSError as error:

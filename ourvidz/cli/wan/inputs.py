@@ -84,6 +84,7 @@ def _read_frames(file: Path | None, limit: int) -> dict[int, Image]:
 
 
 def _read_image(file: Path, settings: Settings) -> Image:
+    """Read and decode an image file. Raises `InvalidParameters`."""
     from ourvidz.references.decode import decode
 
     try:

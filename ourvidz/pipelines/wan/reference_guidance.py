@@ -119,8 +119,8 @@ def partial_steps(steps: int, strength: float) -> int:
 
 
 def held_steps(steps: int, strength: float) -> int:
-    """The number of steps during which frames are fixed: all of them up to a strength of 0.5; above that, all
-    but the last share of 2 · strength − 1."""
+    """The number of steps in which the reference frames are fixed: all steps up to a strength of 0.5; above
+    that the last steps, a proportion of 2 · strength − 1, are free."""
     return steps - round(steps * max(0.0, 2 * strength - 1))
 
 
