@@ -95,8 +95,13 @@ def _jobs(counts: Mapping[str, int]) -> Iterable[Metric]:
     released = CounterMetricFamily(
         "ourvidz_attempts_released", "Attempts that went back to the queue, by error code.", labels=["code"]
     )
+    imports = CounterMetricFamily(
+        "ourvidz_imports", "Entries of callers' raw lists, by what became of them.", labels=["result"]
+    )
     for name, count in sorted(counts.items()):
         match name.split("."):
+            case ["imports", result]:
+                imports.add_metric([result], count)
             case ["jobs", type_, ending]:
                 ended.add_metric([type_, ending], count)
             case ["generation_ms", type_, "sum"]:
@@ -107,6 +112,7 @@ def _jobs(counts: Mapping[str, int]) -> Iterable[Metric]:
     yield ended
     yield seconds
     yield released
+    yield imports
 
 
 def _assets(counts: Mapping[str, int]) -> Iterable[Metric]:

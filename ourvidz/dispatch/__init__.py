@@ -4,6 +4,7 @@ Owns submitting, recording and publishing jobs; cancel, retry, delete; pausing q
 Handles payloads, records, and messages that carry an id; what a task does is in `tasks`.
 """
 
+from ourvidz.dispatch.imports import import_lists
 from ourvidz.dispatch.lifecycle import cancel, delete, retry
 from ourvidz.dispatch.messages import (
     BROKER_ERRORS,
@@ -48,6 +49,7 @@ __all__ = [
     "deliver",
     "drain",
     "flush",
+    "import_lists",
     "is_message",
     "message",
     "note_published",

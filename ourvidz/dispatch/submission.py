@@ -37,12 +37,14 @@ def submit(
     make_id: MakeId | None = None,
     suppress_callbacks: bool = False,
     in_worker: bool = False,
+    require_worker: bool = True,
 ) -> Admission:
     """Submit one job: a payload, or the result of `parse_payload`.
 
     Resubmitting the same job under its id returns the existing record and publishes nothing.
     `suppress_callbacks`: no callback is ever sent for the job. `in_worker`: the payload arrived as a message,
     so a worker already has it; availability is not checked and no second message is published.
+    `require_worker` false: the caller cannot be told to try again, so a job whose queue has no worker waits.
 
     Raises `CallerError` for a payload that is invalid or refused by the gate, `Conflict` when another job has
     the same id, `WorkerUnavailable` when the job is new and no worker of its queue was seen within the grace
@@ -54,6 +56,7 @@ def submit(
         make_id=make_id,
         suppress_callbacks=suppress_callbacks,
         in_worker=in_worker,
+        require_worker=require_worker,
     )
     return admission
 
@@ -65,6 +68,7 @@ def submit_all(
     make_id: MakeId | None = None,
     suppress_callbacks: bool = False,
     in_worker: bool = False,
+    require_worker: bool = True,
 ) -> list[Admission]:
     """Submit several jobs; all are checked before the first is recorded. Arguments and errors as in `submit`.
 
@@ -73,6 +77,9 @@ def submit_all(
     jobs = [_parse_and_check(payloads, index, make_id) for index in range(len(payloads))]
     if len(jobs) > 1:
         _check_together(jobs)
+    if require_worker and not in_worker:
+        for job in jobs:
+            _check_availability(job)
     return [_enqueue(job, priority, suppress_callbacks, in_worker) for job in jobs]
 
 
@@ -113,8 +120,6 @@ def _at(error: OurvidzError, index: int) -> OurvidzError:
 def _enqueue(job: Job, priority: int, suppress_callbacks: bool, in_worker: bool) -> Admission:
     """Record a checked job and publish its message."""
     ledger = control.current().ledger
-    if not in_worker:
-        _check_availability(job)
     admission = ledger.register(job, priority=priority, suppress_callbacks=suppress_callbacks)
     if not admission.same:
         raise _id_conflict(job.id)

@@ -33,6 +33,7 @@ def duties() -> list[Duty]:
     return [
         Duty("sweep", settings.sweep_s, sweep_ledger),
         Duty("unprefixed_messages", settings.sweep_s, adopt_unprefixed_messages),
+        *([Duty("imports", settings.sweep_s, import_lists)] if settings.import_lists else []),
     ]
 
 
@@ -59,3 +60,10 @@ def adopt_unprefixed_messages(lease: DutyLease) -> None:
     if adopted.dropped:
         hint = "stop `ourvidz worker clock`: it is gone"
         _log.warning("beat_messages_dropped", count=adopted.dropped, hint=hint)
+
+
+def import_lists(lease: DutyLease) -> None:
+    """Submit the raw jobs that callers pushed onto lists."""
+    imported = dispatch.import_lists(checkpoint=lease.renew)
+    if imported.accepted or imported.refused:
+        _log.info("lists_imported", **asdict(imported))

@@ -85,6 +85,11 @@ class Keys:
         return f"{self.prefix}quarantine"
 
     @property
+    def refused_imports(self) -> str:
+        """List: the entries of callers' lists that were refused, each a JSON document with the reason."""
+        return f"{self.prefix}refused_imports"
+
+    @property
     def leases(self) -> str:
         """Sorted set: the processed jobs by the end of their lease."""
         return f"{self.prefix}leases"

@@ -53,6 +53,8 @@ def _options(connect_s: float, answer_s: float) -> dict[str, Any]:
     # RESP2 has one shape for every server version.
     return {
         "decode_responses": True,
+        # Raw bytes of callers' lists come back as they were.
+        "encoding_errors": "surrogateescape",
         "protocol": 2,
         "socket_connect_timeout": connect_s,
         "socket_timeout": answer_s,

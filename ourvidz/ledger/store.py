@@ -11,6 +11,7 @@ from ourvidz.ledger.base import DAY_S, Keys, LedgerOptions
 from ourvidz.ledger.connection import Connection
 from ourvidz.ledger.duties import DutyOperations
 from ourvidz.ledger.enhancement import EnhancementOperations
+from ourvidz.ledger.imports import ImportOperations
 from ourvidz.ledger.inspection import InspectionOperations
 from ourvidz.ledger.jobs import JobOperations
 from ourvidz.ledger.outbox import OutboxOperations
@@ -26,6 +27,7 @@ class Ledger(
     WorkerOperations,
     DutyOperations,
     VitalsOperations,
+    ImportOperations,
 ):
     """The ledger on one Redis or Valkey server (not a cluster). Every verb is atomic and safe to send twice.
 

@@ -55,6 +55,10 @@ def _ports(value: tuple[int, ...]) -> tuple[int, ...]:
     return value
 
 
+def _list_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    return () if value == ("none",) else value
+
+
 def _key_prefix(value: str) -> str:
     """Return `value` unchanged. The broker subscribes to channels by pattern, so a prefix must not be one."""
     if not _KEY_PREFIX.fullmatch(value):
@@ -90,6 +94,8 @@ StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Hosts = Annotated[StringList, AfterValidator(_hosts)]
 """Hosts with an optional port, and networks in CIDR notation."""
 Ports = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split), AfterValidator(_ports)]
+ListNames = Annotated[StringList, AfterValidator(_list_names)]
+"""Names of Redis lists; `none` stands for no list."""
 KeyPrefix = Annotated[str, AfterValidator(_key_prefix)]
 """What the keys of one installation begin with on a shared Redis server."""
 LocalPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]

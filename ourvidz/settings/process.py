@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, urlsplit
 
-from ourvidz.settings.kinds import KeyPrefix, LocalPath, RedisURL, Topic, WebURL, env
+from ourvidz.settings.kinds import KeyPrefix, ListNames, LocalPath, RedisURL, Topic, WebURL, env
 
 
 class ProcessSettings(Topic):
@@ -51,6 +51,9 @@ class RedisSettings(Topic):
     It must exceed the longest job and be equal in all processes, since each worker applies its own value to
     the messages of all queues.
     """
+
+    import_lists: ListNames = env("OURVIDZ_IMPORT_LISTS", ("sdxl_queue", "wan_queue", "chat_queue"))
+    """Lists on the Redis server from which the keeper takes raw jobs; their names have no prefix."""
 
     @property
     def broker_prefix(self) -> str:

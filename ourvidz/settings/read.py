@@ -93,6 +93,9 @@ def load_settings(**overrides: Any) -> Settings:
     for name in overrides:
         if name not in variables and not name.startswith("_"):
             raise SettingsError(f"{name}: there is no setting of this name", field=name)
+    if os.environ.get("OURVIDZ_IMPORT_LISTS") == "":
+        # The one variable whose empty value differs from its default.
+        overrides = {"OURVIDZ_IMPORT_LISTS": (), **overrides}
     try:
         return Settings(**overrides)
     except ValidationError as refused:

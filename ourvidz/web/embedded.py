@@ -17,11 +17,11 @@ from ourvidz.callbacks.signing import Verification, verify
 from ourvidz.errors import InvalidParameters, NotFound, StorageError, Unauthorized
 from ourvidz.jobs.catalog import lookup
 from ourvidz.jobs.fields import IDENTIFIER
+from ourvidz.jobs.json_text import parse_json
 from ourvidz.settings import Settings
 from ourvidz.storage.keys import split_key
 from ourvidz.storage.local import LocalStore
 from ourvidz.web import audit
-from ourvidz.web.body import parse_json
 from ourvidz.web.inbox import MAX_DELIVERIES, Inbox
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control

@@ -14,8 +14,8 @@ from ourvidz.errors import NotFound
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.fields import Fields
 from ourvidz.jobs.job import AdminJob
+from ourvidz.jobs.json_text import parse_json
 from ourvidz.web import audit
-from ourvidz.web.body import parse_json
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 

@@ -10,9 +10,10 @@ from starlette.concurrency import run_in_threadpool
 
 from ourvidz import dispatch
 from ourvidz.errors import InvalidParameters, OurvidzError
+from ourvidz.jobs.json_text import parse_json
 from ourvidz.jobs.schema import submission_schema
 from ourvidz.web import audit
-from ourvidz.web.body import parse_json, read_json
+from ourvidz.web.body import read_json
 from ourvidz.web.operations import check_queue
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -99,6 +100,19 @@ def test_a_keeper_alone_recovers_jobs_and_stops_when_asked(keepers: Keepers, red
     keeper.send_signal(signal.SIGTERM)
     assert keeper.wait(DEADLINE_S) == 0
     assert keepers.ledger.workers()[0].state == "offline"
+
+
+def test_a_keeper_imports_what_callers_push_onto_their_lists(keepers: Keepers, redis_url: str) -> None:
+    """An edge function that was not migrated pushes as it always did."""
+    sample = Path(__file__).parents[1] / "contract/payloads/10-live-edge-sdxl.json"
+    payload = json.loads(sample.read_text())["payload"]
+    keepers.start()
+    with redis.Redis.from_url(redis_url) as client:
+        client.rpush("sdxl_queue", json.dumps(payload))
+        keepers.wait(lambda: client.llen("ourvidz:broker:sdxl_queue\x06\x166"), "the message of the job")
+    record = keepers.ledger.get(payload["id"])
+    assert record is not None
+    assert (record.status, record.type) == ("queued", "sdxl_image_high")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])

@@ -43,7 +43,7 @@ local function check(event)
       redis.call('ZREM', key('rows', row.job), event)
       schedule_job(row.job)
     end)
-  elseif row.state ~= 'pending' and redis.call('EXISTS', key('job', row.job)) == 0 then
+  elseif row.state ~= 'pending' and not row.refused and redis.call('EXISTS', key('job', row.job)) == 0 then
     report(event, 'orphan', 'a ' .. tostring(row.state) .. ' event without a job', function() delete_event(event) end)
   end
 end

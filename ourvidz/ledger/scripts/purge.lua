@@ -1,6 +1,6 @@
 -- Delete what is kept no longer: oversized documents, delivered events, jobs that ended long ago.
 -- Arguments: older_than_s (jobs), limit (of each kind), delivered_s (events).
--- Keys: documents, doc, letters:delivered, event, finished, index:all, quarantine, and every key of a deleted job.
+-- Keys: documents, doc, letters:delivered, letters:dead, event, finished, index:all, quarantine, and every key of a deleted job.
 -- Returns: the number of deleted jobs.
 -- Events: none; those of deleted jobs are deleted.
 local older_than_s, limit, delivered_s = unpack(ARGV, 4)
@@ -14,9 +14,14 @@ local before = timestamp(now - tonumber(delivered_s))
 local delivered = redis.call('ZRANGEBYSCORE', key('letters', 'delivered'), '-inf', before, 'LIMIT', 0, limit)
 for _, event in ipairs(delivered) do delete_event(event) end
 
+-- A job that was refused has no record with which its dead letter would be deleted.
+local ended_before = timestamp(now - tonumber(older_than_s))
+for _, event in ipairs(redis.call('ZRANGEBYSCORE', key('letters', 'dead'), '-inf', ended_before, 'LIMIT', 0, limit)) do
+  if redis.call('HEXISTS', key('event', event), 'refused') == 1 then delete_event(event) end
+end
+
 -- Jobs whose callback is still pending stay, so more candidates than the limit are read.
 local deleted, finished = 0, key('finished')
-local ended_before = timestamp(now - tonumber(older_than_s))
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', finished, '-inf', ended_before, 'LIMIT', 0, 5 * limit)) do
   if deleted == limit then break end
   if redis.call('ZCARD', key('rows', id)) == 0 then

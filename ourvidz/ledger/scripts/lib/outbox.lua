@@ -39,12 +39,8 @@ local function delete_pending_progress(id)
   end
 end
 
--- Add a pending event of a kind ('processing' or the terminal status), due now. Returns its id, or nil for a
--- job whose callbacks are suppressed.
-local function add_event(id, job, kind, outcome, metadata)
-  if job.quiet then return nil end
-  delete_pending_progress(id)
-  local seq = redis.call('HINCRBY', key('job', id), 'seq', 1)
+-- Store a pending event of a kind ('processing' or the terminal status), due now. Returns its id.
+local function store_event(id, job, seq, kind, outcome, metadata)
   local event = 'msg_' .. string.sub(redis.sha1hex(table.concat({ id, job.order, job.run, seq }, '\0')), 1, 32)
   local row = {
     'job', id, 'run', job.run, 'seq', seq, 'kind', kind, 'attempt', job.attempt, 'at', timestamp(now),
@@ -53,7 +49,7 @@ local function add_event(id, job, kind, outcome, metadata)
   }
   local optional = {
     claimed_at = job.claimed_at, worker = job.worker, callback_url = job.callback_url, outcome = outcome,
-    metadata = metadata,
+    metadata = metadata, refused = job.refused,
   }
   for name, value in pairs(optional) do
     row[#row + 1] = name
@@ -64,6 +60,14 @@ local function add_event(id, job, kind, outcome, metadata)
   redis.call('ZADD', key('letters', 'pending'), timestamp(now), event)
   schedule_job(id)
   return event
+end
+
+-- Add an event as `store_event` does, with the next sequence number of its job. Returns its id, or nil for a job whose
+-- callbacks are suppressed.
+local function add_event(id, job, kind, outcome, metadata)
+  if job.quiet then return nil end
+  delete_pending_progress(id)
+  return store_event(id, job, redis.call('HINCRBY', key('job', id), 'seq', 1), kind, outcome, metadata)
 end
 
 -- Move an event out of `pending`: into `state` with the HTTP status of its last delivery, or delete it when

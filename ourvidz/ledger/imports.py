@@ -1,0 +1,68 @@
+"""Lists into which callers push raw jobs: taking their entries one at a time, none lost, none doubled.
+
+The lists belong to their callers: their names have no prefix. What is taken from them does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ourvidz.jobs.outcome import Outcome
+from ourvidz.ledger.base import LedgerBase
+from ourvidz.ledger.codec import dump_json, dump_outcome
+
+REFUSED_LIMIT = 10_000
+"""Refused entries that are kept; the oldest make room."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedJob:
+    """What is known of a job that was refused, for its `failed` callback. `callback_url` None is the default
+    receiver."""
+
+    job_id: str
+    callback_metadata: dict[str, Any]
+    callback_url: str | None
+    outcome: Outcome
+
+
+class ImportOperations(LedgerBase):
+    """Verbs of the import. An entry that was taken stays the next one until `end_import` or `refuse_import`;
+    several importers get the same entry, and the first to end it counts."""
+
+    def next_import(self, list_name: str) -> str | None:
+        """Take the oldest entry of a list. None when it is empty, or no list. Bytes that are not UTF-8 are
+        surrogates."""
+        entry: str | None = self._connection.run_script("next_import", list_name)
+        return entry
+
+    def end_import(self, list_name: str, entry: str) -> bool:
+        """Note that an entry is a job now. Returns whether this importer was the first."""
+        return bool(self._connection.run_script("end_import", list_name, entry, 0))
+
+    def put_import_back(self, list_name: str, entry: str) -> bool:
+        """Return an entry to the end of its list. Returns whether this importer was the first."""
+        return bool(self._connection.run_script("end_import", list_name, entry, 1))
+
+    def refuse_import(
+        self, list_name: str, entry: str, report: dict[str, Any], job: RefusedJob | None
+    ) -> str | None:
+        """Put an entry aside with a report of the reason, and add the `failed` event of its job.
+
+        No event is added where another job has the id. Returns the id of the event, '' where none was added;
+        None when another importer was first.
+        """
+        event: tuple[object, ...] = ()
+        if job is not None:
+            outcome = dump_outcome(job.outcome)
+            event = job.job_id, dump_json(job.callback_metadata), job.callback_url, outcome
+        answer: str | None = self._connection.run_script(
+            "refuse_import", list_name, entry, dump_json(report), REFUSED_LIMIT, *(event or ("",) * 4)
+        )
+        return answer
+
+    def refused_imports(self) -> int:
+        """The number of refused entries that are kept."""
+        client, name = self._connection.client, self._keys.refused_imports
+        return int(self._connection.with_retries(lambda: client.llen(name)))
