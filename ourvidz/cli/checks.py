@@ -1,4 +1,4 @@
-"""The checks of `ourvidz doctor` for services: Redis, storage, signing, and the endpoints it calls.
+"""The checks of `ourvidz doctor` for services: storage, signing, and the endpoints it calls.
 
 Also `Check`, the result type of every check.
 """
@@ -46,41 +46,6 @@ def check_python() -> Check:
     """Report the version and path of the interpreter. A version that is too old fails earlier, on import."""
     version = ".".join(map(str, sys.version_info[:3]))
     return ok("python", f"{version} at {sys.executable}")
-
-
-def check_broker(settings: Settings) -> Check:
-    """Check that the Redis server responds and evicts no keys, or that `ourvidz up` can start one."""
-    from ourvidz.cli.state import StateDir
-    from ourvidz.embedded_redis import find_server
-
-    running = (StateDir(settings.state_dir).read_ready() or {}).get("redis")
-    external = settings.configured_redis_url or settings.upstash_url
-    if external:
-        return _check_redis(settings.redis_url, "start it, or correct OURVIDZ_REDIS_URL")
-    if running:
-        return _check_redis(running, "restart `ourvidz up`")
-    try:
-        return ok("broker", f"`ourvidz up` will start {find_server(settings.redis_server_bin)}")
-    except SettingsError as missing:
-        return failed("broker", missing.message, "pip install 'ourvidz[embedded]'")
-
-
-def _check_redis(url: str, fix: str) -> Check:
-    """Check that the server responds, and that its eviction policy deletes no keys."""
-    import redis
-
-    from ourvidz.ledger.clients import open_client
-
-    try:
-        with open_client(url, connect_s=NETWORK_TIMEOUT_S, answer_s=NETWORK_TIMEOUT_S) as client:
-            client.ping()
-            server = client.info()
-    except (redis.RedisError, ValueError) as error:
-        return failed("broker", f"{type(error).__name__}: {error}", fix)
-    policy = server.get("maxmemory_policy")
-    if policy != "noeviction":
-        return failed("broker", f"maxmemory-policy is {policy}: jobs can be lost", "set it to noeviction")
-    return ok("broker", f"version {server.get('valkey_version') or server.get('redis_version')}, noeviction")
 
 
 def check_storage(settings: Settings) -> Check:

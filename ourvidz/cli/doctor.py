@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from ourvidz.cli import checks, model_checks
+from ourvidz.cli import broker_checks, checks, model_checks
 from ourvidz.cli.checks import Check, failed, ok, skipped
 from ourvidz.cli.console import TableRow, print_json, print_table
 from ourvidz.errors import SettingsError
@@ -20,7 +20,8 @@ CHECKS: tuple[tuple[str, Callable[[Settings], Check]], ...] = (
     ("wan", model_checks.check_wan_options),
     ("qwen", model_checks.check_qwen),
     ("moderation", checks.check_moderation),
-    ("broker", checks.check_broker),
+    ("broker", broker_checks.check_broker),
+    ("durability", broker_checks.check_durability),
     ("storage", checks.check_storage),
     ("signing", checks.check_signing),
     ("callbacks", checks.check_callbacks),

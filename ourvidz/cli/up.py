@@ -231,6 +231,10 @@ def _check_settings(settings: Settings) -> str | None:
         from ourvidz.wiring import control
 
         control.target(settings)
+    if settings.profile == "production":
+        from ourvidz.cli import broker_checks
+
+        broker_checks.require_no_eviction(settings)
     if settings.c2pa_certificate:
         from ourvidz.wiring import signing
 

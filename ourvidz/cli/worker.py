@@ -105,6 +105,14 @@ def _require_unique_id(worker_id: str) -> None:
             )
 
 
+def _require_no_eviction() -> None:
+    """In the production profile, raise `SettingsError` if the Redis server may delete queued jobs."""
+    if settings().profile == "production":
+        from ourvidz.cli import broker_checks
+
+        broker_checks.require_no_eviction(settings())
+
+
 def _require_signing_certificate() -> None:
     """Raise `SettingsError` if the C2PA certificate is set and invalid: every job would fail."""
     from ourvidz.wiring import signing
@@ -141,6 +149,7 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
     if fds and name != "web":
         raise click.UsageError("--fd is for web only")
     become_worker(name, settings().gpu)
+    _require_no_eviction()
     if name in FAMILIES:
         check_models(name, settings())
         _require_signing_certificate()

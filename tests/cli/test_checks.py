@@ -1,4 +1,4 @@
-"""The checks for Redis, storage, signing and endpoints."""
+"""The checks for storage, signing and endpoints."""
 
 from __future__ import annotations
 
@@ -12,39 +12,6 @@ from ourvidz.cli import checks
 from ourvidz.settings import Settings
 
 MakeSettings = Callable[..., Settings]
-
-
-def test_a_redis_server_that_evicts_keys_is_a_failure(make_settings: MakeSettings, start_redis: Any) -> None:
-    """The default policy of many hosted servers deletes queued jobs when memory is short."""
-    server = start_redis("--maxmemory-policy", "allkeys-lru")
-    check = checks.check_broker(make_settings(OURVIDZ_REDIS_URL=server.url))
-    assert check.status == "failed"
-    assert "allkeys-lru" in check.reason
-    assert "noeviction" in check.fix
-
-
-def test_a_redis_server_that_evicts_nothing_passes(make_settings: MakeSettings, redis_url: str) -> None:
-    """The reason names the version and the policy."""
-    check = checks.check_broker(make_settings(OURVIDZ_REDIS_URL=redis_url))
-    assert (check.status, "noeviction" in check.reason) == ("ok", True)
-
-
-def test_an_unreachable_redis_server_is_a_failure_with_its_variable(
-    make_settings: MakeSettings, unused_port: int
-) -> None:
-    """The fix names the variable that holds the URL."""
-    check = checks.check_broker(make_settings(OURVIDZ_REDIS_URL=f"redis://127.0.0.1:{unused_port}/0"))
-    assert check.status == "failed"
-    assert "OURVIDZ_REDIS_URL" in check.fix
-
-
-def test_without_a_redis_server_the_embedded_one_is_named(
-    make_settings: MakeSettings, tmp_path: Path
-) -> None:
-    """`ourvidz up` starts one if there is a binary; without a binary the check fails."""
-    assert "ourvidz up" in checks.check_broker(make_settings()).reason
-    missing = checks.check_broker(make_settings(REDIS_SERVER_BIN=str(tmp_path / "none")))
-    assert (missing.status, "ourvidz[embedded]" in missing.fix) == ("failed", True)
 
 
 def test_storage_that_cannot_be_written_is_a_failure(make_settings: MakeSettings, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ NAMES = [
     "qwen",
     "moderation",
     "broker",
+    "durability",
     "storage",
     "signing",
     "callbacks",
