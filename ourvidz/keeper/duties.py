@@ -6,9 +6,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from ourvidz import dispatch, log
+from ourvidz.errors import StorageError
 from ourvidz.keeper.lease import DutyLease
 from ourvidz.ledger.sweep import sweep
 from ourvidz.wiring import control
+
+ATTEMPT_FOLDERS_S = 30.0
+"""How often the files of attempts that died are looked for."""
 
 _log = log.get(__name__)
 
@@ -34,6 +38,7 @@ def duties() -> list[Duty]:
         Duty("sweep", settings.sweep_s, sweep_ledger),
         Duty("unprefixed_messages", settings.sweep_s, adopt_unprefixed_messages),
         *([Duty("imports", settings.sweep_s, import_lists)] if settings.import_lists else []),
+        Duty("attempt_folders", ATTEMPT_FOLDERS_S, remove_attempt_folders),
     ]
 
 
@@ -49,6 +54,20 @@ def sweep_ledger(lease: DutyLease) -> None:
     counts = {name: count for name, count in asdict(report).items() if count}
     if counts:
         _log.info("swept", **counts)
+
+
+def remove_attempt_folders(lease: DutyLease) -> None:
+    """Remove the files that attempts which died have stored and not published."""
+    app = control.current()
+    for job_id, token, folder in app.ledger.dead_attempt_folders():
+        lease.renew()
+        try:
+            app.store.delete_folder(folder)
+        except StorageError as error:
+            _log.warning("attempt_folder_left", job_id=job_id, reason=error.message)
+            continue
+        app.ledger.untrack_attempt_folder(job_id, token, folder)
+        _log.info("attempt_folder_removed", job_id=job_id)
 
 
 def adopt_unprefixed_messages(lease: DutyLease) -> None:

@@ -90,6 +90,11 @@ class Keys:
         return f"{self.prefix}refused_imports"
 
     @property
+    def attempt_folders(self) -> str:
+        """Sorted set: the storage folders of attempts by the time of their first file."""
+        return f"{self.prefix}attempt_folders"
+
+    @property
     def leases(self) -> str:
         """Sorted set: the processed jobs by the end of their lease."""
         return f"{self.prefix}leases"

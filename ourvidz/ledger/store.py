@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ourvidz.ledger.attempt_folders import AttemptFolderOperations
 from ourvidz.ledger.base import DAY_S, Keys, LedgerOptions
 from ourvidz.ledger.connection import Connection
 from ourvidz.ledger.duties import DutyOperations
@@ -21,6 +22,7 @@ from ourvidz.ledger.workers import WorkerOperations
 
 class Ledger(
     JobOperations,
+    AttemptFolderOperations,
     EnhancementOperations,
     InspectionOperations,
     OutboxOperations,

@@ -1,4 +1,4 @@
-"""Storage keys. They are fixed by job and index, so that a second attempt replaces the files of the first."""
+"""Storage keys. They are fixed by job and index; an attempt has a folder of its own until it is committed."""
 
 from __future__ import annotations
 
@@ -23,6 +23,22 @@ def asset_key(bucket: str, user_id: str, job_id: str, index: int, extension: str
 def thumbnail_key(bucket: str, user_id: str, job_id: str, index: int) -> str:
     """The key of the thumbnail of asset `index`."""
     return asset_key(bucket, user_id, job_id, index, "thumb.webp")
+
+
+def attempts_folder(folder: str) -> str:
+    """The folder in a job's folder that holds the files of attempts that are not committed. No caller's id
+    begins with a dot."""
+    return f"{folder}/.attempts"
+
+
+def attempt_folder(folder: str, fence: int, token: str) -> str:
+    """The folder of one attempt's files: fences order the attempts of a job, the token names one alone."""
+    return f"{attempts_folder(folder)}/{fence}.{token}"
+
+
+def fence_of(name: str) -> int:
+    """The fence in the name of an attempt's folder. Raises `ValueError` for any other name."""
+    return int(name.partition(".")[0])
 
 
 def split_key(key: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from ourvidz.errors import NotFound, StorageError
@@ -56,6 +57,31 @@ class LocalStore:
         except OSError as error:
             raise _error("read", key, error) from error
 
+    def move(self, source: str, key: str) -> None:
+        """Move the bytes under `source` to `key`, replacing what was there. Raises `NotFound` if there are
+        none under `source`."""
+        path, target = self._path(source), self._path(key)
+        try:
+            if not path.is_file():
+                raise NotFound(f"There is nothing under {source}.", field="key", value=source)
+            _make_folder(target.parent)
+            path.replace(target)
+            _sync_folder(target.parent)
+            _sync_folder(path.parent)
+        except _NOT_FOUND_ERRORS:
+            raise NotFound(f"There is nothing under {source}.", field="key", value=source) from None
+        except OSError as error:
+            raise _error("moved", source, error) from error
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders directly below `folder`."""
+        try:
+            return sorted(path.name for path in self._path(folder).iterdir() if path.is_dir())
+        except _NOT_FOUND_ERRORS:
+            return []
+        except OSError as error:
+            raise _error("read", folder, error) from error
+
     def delete(self, key: str) -> None:
         """Delete `key`. Safe to call twice."""
         try:
@@ -65,12 +91,16 @@ class LocalStore:
             raise _error("deleted", key, error) from error
 
     def delete_folder(self, folder: str) -> None:
-        """Delete every key below `folder`, and temporary files that a crash during a write has left there."""
+        """Delete every key below `folder`, and temporary files that a crash during a write has left there.
+        A parent that begins with a dot is deleted with its last folder."""
         path = self._path(folder)
         try:
             if path.is_dir():
                 shutil.rmtree(path)
                 _sync_folder(path.parent)
+            if path.parent.name.startswith("."):
+                with suppress(OSError):
+                    path.parent.rmdir()
         except OSError as error:
             raise _error("deleted", folder, error) from error
 

@@ -25,6 +25,18 @@ class Store(Protocol):
     def exists(self, key: str) -> bool:
         """Whether there are bytes under `key`."""
 
+    def move(self, source: str, key: str) -> None:
+        """Move the bytes under `source` to `key`, replacing what was there: readers see the old or the new
+        bytes. Raises `NotFound` if there are none under `source`: of two moves of one file only one succeeds,
+        and a file that was deleted does not come back.
+
+        A rename, or where there is none a copy by the server followed by a deletion of `source` (S3, Supabase
+        Storage): the bytes do not pass through this process.
+        """
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders directly below `folder` that have keys."""
+
     def delete(self, key: str) -> None:
         """Delete `key`. Safe to call twice."""
 

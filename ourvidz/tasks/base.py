@@ -76,6 +76,7 @@ class GenerationTask(Task):  # type: ignore[misc]
                 with attempt.running() as run:
                     # Inside, so that the lease is renewed while models are built.
                     outcome = workflow(attempt.claim.job, run, services(self.family))
+                    run.publish(outcome)
             except FenceLost:
                 raise
             except Exception as failure:  # noqa: BLE001  every error ends the attempt in the ledger

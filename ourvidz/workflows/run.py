@@ -9,25 +9,25 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ourvidz import log
-from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
+from ourvidz.errors import Cancelled, JobTimeout, WorkerUnavailable
+from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Verdict
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import Snapshot
 from ourvidz.storage.store import Store
 from ourvidz.workflows.previews import Previews
+from ourvidz.workflows.staging import FenceLost, StagedFiles
 
-PUT_BACKOFF_S = 0.5
-"""Pause before the second try of a put; four times longer before each further one."""
+__all__ = ["FenceLost", "LeasedRun"]
+
+LEDGER_RETRY_DELAY_S = 0.5
+"""Pause before the ledger is asked again whether this attempt may write."""
 PROGRESS_CALLBACK_INTERVAL_S = 1.0
 """Shortest time between two progress callbacks, where these are on."""
 GENERATION_PROGRESS = 99.0
 """Progress (percent) when generation is complete; 100 comes with the commit."""
 
 _log = log.get(__name__)
-
-
-class FenceLost(Exception):
-    """Another worker has this job, or it has ended: this attempt must change nothing any more."""
 
 
 class LeasedRun:
@@ -59,6 +59,7 @@ class LeasedRun:
         self._on_progress_event = on_progress_event
         self._next_progress_at = clock() + PROGRESS_CALLBACK_INTERVAL_S
         self._previews = Previews(claim.job_id, clock=clock) if previews else None
+        self._files = StagedFiles(claim, ledger, check=self._check_lease, sleep=sleep)
         self._deadline: float | None = None
         self._lease_deadline = claim.lease_deadline
         self._fence_lost = threading.Event()
@@ -73,6 +74,7 @@ class LeasedRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
+        self._files.discard()
         if self._previews is not None:
             self._previews.close()
 
@@ -124,18 +126,32 @@ class LeasedRun:
             self._previews.offer(snapshot)
 
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
-        """Store one file. The fence is checked before every try. Raises what `step` raises, or `StorageError`
-        after the last try."""
-        for attempt in range(1, StorageError.attempts + 1):
-            self._report()
+        """Store one file, under a key of this attempt until `publish`. Nothing is written after the end of
+        the lease before the ledger has renewed it, however long that takes. Raises what `step` raises, or
+        `StorageError` after the last try."""
+        self._files.put(store, key, data, content_type)
+
+    def publish(self, outcome: Outcome) -> None:
+        """Move the files of the outcome's assets to their final keys, under the same rules as `put`. What
+        follows is the commit."""
+        keys = [key for asset in outcome.assets for key in (asset.key, asset.thumbnail_key) if key]
+        self._files.publish(keys)
+
+    def _check_lease(self) -> None:
+        """Return if this attempt may write. After the end of its lease, ask the ledger until it answers.
+        Raises `Cancelled` or `FenceLost`."""
+        self._report()
+        while self._clock() >= self._lease_deadline:
+            sent_at = self._clock()
             try:
-                store.put(key, data, content_type=content_type)
-                return
-            except StorageError as error:
-                if attempt == StorageError.attempts:
-                    raise
-                _log.warning("put_failed", job_id=self._claim.job_id, error=error.message)
-                self._sleep(PUT_BACKOFF_S * 4 ** (attempt - 1))
+                if not self._ledger.renew(self._claim, lease_s=self._lease_s):
+                    self._fence_lost.set()
+                self._lease_deadline = sent_at + self._lease_s
+            except WorkerUnavailable:
+                _log.warning("write_postponed", job_id=self._claim.job_id)
+                self._sleep(LEDGER_RETRY_DELAY_S)
+            if self._fence_lost.is_set():
+                raise FenceLost(self._claim.job_id)
 
     def _timeout(self) -> JobTimeout:
         return JobTimeout(f"the job took longer than its time limit of {self._limit_s:g} seconds")

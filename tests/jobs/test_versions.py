@@ -37,7 +37,7 @@ def test_a_document_with_a_later_field_has_its_version(image: Any) -> None:
 
 
 def test_unknown_fields_of_a_document_are_ignored(image: Any) -> None:
-    """Whoever wrote them decided by the version that older releases need not know them."""
+    """The version says whether a release must know them."""
     document = json.loads(dump_job(image(config={"steps": 3})))
     document["unknown"] = {"a": [1]}
     assert dump_job(load_job(json.dumps(document))) == dump_job(image(config={"steps": 3}))

@@ -17,6 +17,7 @@ BACK_ENDS: dict[str, Callable[[Path], Store]] = {
 }
 
 KEY = "workspace-temp/user-1/job-1/0.png"
+STAGED = "workspace-temp/user-1/job-1/.attempts/7.t/0.png"
 PNG = "image/png"
 
 
@@ -176,3 +177,32 @@ def test_concurrent_writers_leave_one_complete_file(store: Store) -> None:
 def test_a_working_store_passes_its_check(store: Store) -> None:
     """`ourvidz doctor` runs it."""
     store.check()
+
+
+def test_a_move_replaces_what_was_there(store: Store) -> None:
+    """An attempt publishes its files so; a reader sees one or the other."""
+    store.put(KEY, b"old", content_type=PNG)
+    store.put(STAGED, b"new", content_type=PNG)
+    store.move(STAGED, KEY)
+    assert store.get(KEY) == b"new"
+    assert not store.exists(STAGED)
+
+
+def test_a_file_is_moved_once(store: Store) -> None:
+    """Of two attempts, or an attempt and a deletion, one has the file: the other must not bring it back."""
+    store.put(STAGED, b"new", content_type=PNG)
+    store.move(STAGED, KEY)
+    store.delete_folder("workspace-temp/user-1/job-1")
+    with pytest.raises(NotFound):
+        store.move(STAGED, KEY)
+    assert not store.exists(KEY)
+
+
+def test_folders_are_those_directly_below(store: Store) -> None:
+    """The folders of earlier attempts are found so."""
+    assert store.folders("workspace-temp/user-1/job-1") == []
+    store.put(KEY, b"0", content_type=PNG)
+    store.put(STAGED, b"0", content_type=PNG)
+    store.put("workspace-temp/user-1/job-1/.attempts/12.u/0.png", b"0", content_type=PNG)
+    assert store.folders("workspace-temp/user-1/job-1/.attempts") == ["12.u", "7.t"]
+    assert store.folders(KEY) == []

@@ -20,7 +20,7 @@ from ourvidz.errors import InvalidParameters, StorageError
 from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.storage.local import LocalStore
 from ourvidz.testing import CallbackRecorder, Eager, eager
-from ourvidz.workflows import run
+from ourvidz.workflows import staging
 from ourvidz.workflows.assets import UPLOAD_THREADS
 
 
@@ -128,7 +128,7 @@ def watched_puts(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None])
 
     with monkeypatch.context() as patched:
         patched.setattr(LocalStore, "put", watched)
-        patched.setattr(run, "PUT_BACKOFF_S", 0)
+        patched.setattr(staging, "PUT_BACKOFF_S", 0)
         yield
 
 

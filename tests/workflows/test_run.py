@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
+from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.ledger.record import Claim, Verdict
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import PreviewRenderer
@@ -25,7 +26,7 @@ from tests.factories import image_job
 
 
 class SwitchableLedger(Ledger):
-    """A ledger whose `step` raises an error while `away` is set."""
+    """A ledger whose `step` and `renew` fail while `away` is set."""
 
     away = False
 
@@ -33,6 +34,11 @@ class SwitchableLedger(Ledger):
         if self.away:
             raise WorkerUnavailable("the job store cannot be reached")
         return super().step(*args, **kwargs)
+
+    def renew(self, *args: Any, **kwargs: Any) -> bool:
+        if self.away:
+            raise WorkerUnavailable("the job store cannot be reached")
+        return super().renew(*args, **kwargs)
 
 
 class FailingStore(LocalStore):
@@ -64,6 +70,11 @@ def claim(ledger: SwitchableLedger) -> Claim:
 def running(ledger: SwitchableLedger, claim: Claim, **changes: Any) -> Iterator[LeasedRun]:
     with LeasedRun(claim, ledger, **({"lease_s": 10.0, "limit_s": 100.0} | changes)) as run:
         yield run
+
+
+def stored(*keys: str) -> Outcome:
+    """An outcome with images under these keys."""
+    return Outcome(status="completed", assets=tuple(Asset(type="image", key=key) for key in keys))
 
 
 def test_steps_are_reported_as_progress_below_100_percent(ledger: SwitchableLedger, claim: Claim) -> None:
@@ -171,6 +182,7 @@ def test_a_put_is_tried_three_times(ledger: SwitchableLedger, claim: Claim, tmp_
     pauses: list[float] = []
     with running(ledger, claim, sleep=pauses.append) as run:
         run.put(store, "workspace-temp/u/a/0.png", b"x", "image/png")
+        run.publish(stored("workspace-temp/u/a/0.png"))
     assert store.get("workspace-temp/u/a/0.png") == b"x"
     assert pauses == [0.5, 2.0]
 

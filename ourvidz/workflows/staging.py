@@ -1,0 +1,126 @@
+"""Files of a running attempt: stored under keys of its own, moved to their final keys before the commit."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from ourvidz import log
+from ourvidz.errors import NotFound, OurvidzError, StorageError, WorkerUnavailable
+from ourvidz.ledger.record import Claim
+from ourvidz.ledger.store import Ledger
+from ourvidz.storage.keys import attempt_folder, attempts_folder, fence_of
+from ourvidz.storage.store import Store
+
+PUT_BACKOFF_S = 0.5
+"""Pause before the second try of a write; four times longer before each further one."""
+
+_log = log.get(__name__)
+
+
+class FenceLost(Exception):
+    """Another worker has this job, or it has ended: this attempt must change nothing any more."""
+
+
+class StagedFiles:
+    """The files that one attempt has stored and not yet published. Threads may share it.
+
+    `check` is called before every write and raises if the attempt must not write (any more).
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        ledger: Ledger,
+        *,
+        check: Callable[[], None],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._claim = claim
+        self._ledger = ledger
+        self._check = check
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._staged: dict[str, Store] = {}
+        """The store of each final key that has a staged file."""
+        self._folders: dict[str, Store] = {}
+        """The folders with this attempt's files."""
+
+    def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
+        """Store the file that `publish` will move to `key`. Raises what `check` raises, or `StorageError`
+        after the last try."""
+        staged = self._staged_key(key)
+        self._track(store, key)
+        self._with_retries(lambda _again: store.put(staged, data, content_type=content_type))
+        self._staged[key] = store
+
+    def publish(self, keys: Iterable[str]) -> None:
+        """Move the files of these final keys to them, and remove what earlier attempts have left.
+
+        An earlier attempt that froze while it published finds its files gone and cannot go on. Raises what
+        `check` raises, `FenceLost` if a file is gone, `StorageError` after the last try.
+        """
+        staged = {key: self._staged[key] for key in keys if key in self._staged}
+        for folder, store in self._folders.items():
+            self._with_retries(partial(self._remove_earlier, store, folder))
+        for key, store in staged.items():
+            self._with_retries(partial(self._move, store, key))
+            del self._staged[key]
+
+    def discard(self) -> None:
+        """Remove the files that were not published. A failure is logged: the keeper removes them later."""
+        for folder, store in self._folders.items():
+            try:
+                own = self._own(folder)
+                store.delete_folder(own)
+                self._ledger.untrack_attempt_folder(self._claim.job_id, self._claim.token, own)
+            except OurvidzError as error:
+                _log.warning("staged_files_left", job_id=self._claim.job_id, error=error.message)
+
+    def _staged_key(self, key: str) -> str:
+        folder, _, name = key.rpartition("/")
+        return f"{self._own(folder)}/{name}"
+
+    def _own(self, folder: str) -> str:
+        return attempt_folder(folder, self._claim.fence, self._claim.token)
+
+    def _track(self, store: Store, key: str) -> None:
+        """Note the folder of this attempt in the ledger before its first file: if the worker dies, the keeper
+        removes it."""
+        folder = key.rpartition("/")[0]
+        with self._lock:
+            if folder in self._folders:
+                return
+            try:
+                self._ledger.track_attempt_folder(self._claim.job_id, self._claim.token, self._own(folder))
+            except WorkerUnavailable:
+                _log.warning("attempt_folder_not_noted", job_id=self._claim.job_id)
+            self._folders[folder] = store
+
+    def _remove_earlier(self, store: Store, folder: str, again: bool = False) -> None:  # noqa: ARG002
+        """Remove the files of attempts with a lower fence. Those with a higher one are the present ones."""
+        for name in store.folders(attempts_folder(folder)):
+            if fence_of(name) < self._claim.fence:
+                store.delete_folder(f"{attempts_folder(folder)}/{name}")
+
+    def _move(self, store: Store, key: str, again: bool) -> None:
+        try:
+            store.move(self._staged_key(key), key)
+        except NotFound:
+            # A later attempt or a deletion has removed it, unless a try whose answer was lost has moved it.
+            if not (again and store.exists(key)):
+                raise FenceLost(self._claim.job_id) from None
+
+    def _with_retries(self, write: Callable[[bool], None]) -> None:
+        """Call `write` until it succeeds, at most three times. It gets whether it was called before."""
+        for attempt in range(1, StorageError.attempts + 1):
+            self._check()
+            try:
+                return write(attempt > 1)
+            except StorageError as error:
+                if attempt == StorageError.attempts:
+                    raise
+                _log.warning("put_failed", job_id=self._claim.job_id, error=error.message)
+                self._sleep(PUT_BACKOFF_S * 4 ** (attempt - 1))

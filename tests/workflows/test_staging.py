@@ -1,0 +1,203 @@
+"""Files of an attempt: nobody reads them before the attempt has proved that the job is still its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ourvidz.errors import Cancelled, WorkerUnavailable
+from ourvidz.jobs.outcome import Asset, Outcome
+from ourvidz.ledger.record import Claim, Verdict
+from ourvidz.ledger.store import Ledger
+from ourvidz.storage.local import LocalStore
+from ourvidz.workflows.run import FenceLost, LeasedRun
+from tests.factories import image_job
+
+KEY = "workspace-temp/u/a/0.png"
+FOLDER = "workspace-temp/u/a"
+DONE = Outcome(status="completed", assets=(Asset(type="image", key=KEY),))
+
+
+class Link(Ledger):
+    """One worker's connection to the ledger, which can be cut."""
+
+    cut = False
+
+    def step(self, *args: Any, **kwargs: Any) -> Verdict:
+        self._check()
+        return super().step(*args, **kwargs)
+
+    def renew(self, *args: Any, **kwargs: Any) -> bool:
+        self._check()
+        return super().renew(*args, **kwargs)
+
+    def _check(self) -> None:
+        if self.cut:
+            raise WorkerUnavailable("the job store cannot be reached")
+
+
+@pytest.fixture
+def ledger(make_ledger: Callable[..., Any]) -> Link:
+    ledger: Link = make_ledger(Link)
+    ledger.register(image_job("a", user_id="u"), priority=6)
+    return ledger
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path)
+
+
+def claimed(ledger: Ledger, token: str) -> Claim:
+    claim = ledger.claim("a", 1, worker_id=token, lease_s=10, token=token)
+    assert claim is not None
+    return claim
+
+
+def leased(ledger: Ledger, claim: Claim, **options: Any) -> LeasedRun:
+    return LeasedRun(claim, ledger, **({"lease_s": 10.0, "limit_s": 100.0} | options))
+
+
+def files(store: LocalStore) -> list[str]:
+    return sorted(str(path.relative_to(store.root)) for path in store.root.rglob("*") if path.is_file())
+
+
+def test_a_file_is_read_under_its_final_key_only_after_publishing(ledger: Link, store: LocalStore) -> None:
+    """Afterwards nothing else is left."""
+    with leased(ledger, claimed(ledger, "t")) as run:
+        run.put(store, KEY, b"mine", "image/png")
+        assert not store.exists(KEY)
+        run.publish(DONE)
+        assert store.get(KEY) == b"mine"
+    assert files(store) == [KEY]
+    assert ledger.dead_attempt_folders() == []
+
+
+def test_files_that_no_asset_names_are_not_published(ledger: Link, store: LocalStore) -> None:
+    """A first try with a reference may have stored a thumbnail that the second could not make."""
+    with leased(ledger, claimed(ledger, "t")) as run:
+        run.put(store, KEY, b"mine", "image/png")
+        run.put(store, f"{FOLDER}/0.thumb.webp", b"old", "image/webp")
+        run.publish(DONE)
+    assert files(store) == [KEY]
+
+
+def test_after_the_end_of_its_lease_a_cut_off_attempt_writes_nothing(ledger: Link, store: LocalStore) -> None:
+    """It waits for the ledger: the work may still count. Another attempt has ended the job: it does not."""
+    claim = claimed(ledger, "first")
+    now = [claim.lease_deadline - 1]
+    waited = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        assert files(store) == [KEY]
+        waited.set()
+        ledger.cut = False
+
+    run = leased(ledger, claim, clock=lambda: now[0], sleep=sleep)
+    assert ledger.rescue(claim)
+    with leased(ledger, claimed(ledger, "second")) as other:
+        other.put(store, KEY, b"second", "image/png")
+        other.publish(DONE)
+    ledger.cut = True
+    now[0] += 2
+    with pytest.raises(FenceLost):
+        run.put(store, KEY, b"first", "image/png")
+    assert waited.is_set()
+    assert store.get(KEY) == b"second"
+
+
+def test_an_attempt_whose_ledger_was_away_for_long_publishes_its_work(
+    ledger: Link, store: LocalStore
+) -> None:
+    """Nobody could take the job while the server was away."""
+    claim = claimed(ledger, "t")
+    now = [claim.lease_deadline + 140]
+    ledger.cut = True
+
+    def sleep(seconds: float) -> None:
+        ledger.cut = False
+
+    run = leased(ledger, claim, clock=lambda: now[0], sleep=sleep)
+    run.put(store, KEY, b"mine", "image/png")
+    run.publish(DONE)
+    assert store.get(KEY) == b"mine"
+    assert run.lease_deadline == now[0] + 10
+
+
+def test_an_attempt_that_froze_while_it_published_cannot_go_on(ledger: Link, store: LocalStore) -> None:
+    """Frozen after its last look at the lease, it wakes when another attempt has ended the job."""
+    claim = claimed(ledger, "first")
+    frozen = leased(ledger, claim)
+    frozen.put(store, KEY, b"first", "image/png")
+    ledger.rescue(claim)
+    with leased(ledger, claimed(ledger, "second")) as other:
+        other.put(store, KEY, b"second", "image/png")
+        other.publish(DONE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frozen._files, "_check", lambda: None)
+        patch.setattr(frozen._files, "_remove_earlier", lambda store, folder, again: None)
+        with pytest.raises(FenceLost):
+            frozen.publish(DONE)
+    assert store.get(KEY) == b"second"
+
+
+def test_an_attempt_that_froze_does_not_recreate_a_deleted_file(ledger: Link, store: LocalStore) -> None:
+    """A caller that deleted its files must not find one again."""
+    frozen = leased(ledger, claimed(ledger, "first"))
+    frozen.put(store, KEY, b"first", "image/png")
+    store.delete_folder(FOLDER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frozen._files, "_check", lambda: None)
+        with pytest.raises(FenceLost):
+            frozen.publish(DONE)
+    assert files(store) == []
+
+
+def test_an_earlier_attempt_does_not_remove_the_files_of_a_later_one(ledger: Link, store: LocalStore) -> None:
+    """Frozen before it removes what others left, it would cost the present attempt its files."""
+    claim = claimed(ledger, "first")
+    earlier = leased(ledger, claim)
+    earlier.put(store, KEY, b"first", "image/png")
+    ledger.rescue(claim)
+    later = leased(ledger, claimed(ledger, "second"))
+    later.put(store, KEY, b"second", "image/png")
+    earlier._files._remove_earlier(store, FOLDER)
+    later.publish(DONE)
+    assert store.get(KEY) == b"second"
+
+
+def test_a_cancelled_attempt_publishes_nothing_and_leaves_nothing(ledger: Link, store: LocalStore) -> None:
+    """The caller asked for no files."""
+    with leased(ledger, claimed(ledger, "t")) as run:
+        run.put(store, KEY, b"mine", "image/png")
+        ledger.request_cancel("a")
+        with pytest.raises(Cancelled):
+            run.publish(DONE)
+    assert files(store) == []
+
+
+def test_a_lost_answer_of_a_move_is_no_failure(ledger: Link, store: LocalStore) -> None:
+    """A remote storage may have moved the file although its answer was lost."""
+    with leased(ledger, claimed(ledger, "t")) as run:
+        run.put(store, KEY, b"mine", "image/png")
+        store.move(run._files._staged_key(KEY), KEY)
+        run._files._move(store, KEY, True)
+    assert store.get(KEY) == b"mine"
+
+
+def test_the_files_of_a_worker_that_died_are_found(ledger: Link, store: LocalStore) -> None:
+    """Not those of a running attempt."""
+    claim = claimed(ledger, "t")
+    leased(ledger, claim).put(store, KEY, b"mine", "image/png")
+    assert ledger.dead_attempt_folders() == []
+    ledger.rescue(claim)
+    ((job_id, token, folder),) = ledger.dead_attempt_folders()
+    assert (job_id, token) == ("a", "t")
+    store.delete_folder(folder)
+    ledger.untrack_attempt_folder(job_id, token, folder)
+    assert files(store) == []
+    assert ledger.dead_attempt_folders() == []
