@@ -20,6 +20,7 @@ from ourvidz.dispatch.messages import (
     task_id,
     time_limit_s,
 )
+from ourvidz.dispatch.queues import remove_worker_queues, waiting_messages
 from ourvidz.dispatch.submission import parse_payload, submit, submit_all
 from ourvidz.dispatch.unprefixed import adopt_unprefixed_messages
 from ourvidz.dispatch.workers import (
@@ -32,7 +33,6 @@ from ourvidz.dispatch.workers import (
     resume,
     start_consuming,
     stop_consuming,
-    waiting_messages,
     wake,
 )
 
@@ -56,6 +56,7 @@ __all__ = [
     "parse_payload",
     "pause",
     "publish",
+    "remove_worker_queues",
     "request_load",
     "requeue_held_jobs",
     "resume",

@@ -6,14 +6,13 @@ import base64
 import json
 from typing import Any
 
-from ourvidz.app import app as celery_app
+from ourvidz.dispatch.queues import open_channel
 from ourvidz.ledger.check import Messages
 
 
 def read_messages(queue: str) -> Messages:
     """Return the jobs of the messages that wait in a queue or that a worker has not finished."""
-    with celery_app.pool.acquire(block=True) as connection:
-        channel = connection.default_channel
+    with open_channel() as channel:
         # Kombu's client puts the prefix in front of the keys of its own commands only, and these are others.
         prefix = channel.global_keyprefix
         with channel.conn_or_acquire() as client:

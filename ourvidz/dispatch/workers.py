@@ -11,6 +11,7 @@ from ourvidz.app import app as celery_app
 from ourvidz.celery_settings import CALLBACKS_QUEUE, FLUSH_TASK, LOAD_TASK, PRIORITY_SYNC
 from ourvidz.dispatch.inspection import read_messages
 from ourvidz.dispatch.messages import BROKER_ERRORS, deliver, publish
+from ourvidz.dispatch.queues import trim_deliveries, waiting_messages
 from ourvidz.errors import NotFound
 from ourvidz.ledger.check import Messages
 from ourvidz.ledger.record import Record, Worker
@@ -110,12 +111,6 @@ def _worker(worker_id: str) -> Worker:
     raise NotFound(f"no worker {worker_id!r}", field="id", value=worker_id)
 
 
-def waiting_messages(queue: str) -> int:
-    """Return how many messages of a queue are in the broker and not yet received by a worker."""
-    with celery_app.pool.acquire(block=True) as connection:
-        return int(connection.default_channel.queue_declare(queue).message_count)
-
-
 class Broker:
     """The broker as `ledger.sweep` and `ledger.check` use it; implements the `Broker` of both."""
 
@@ -142,3 +137,7 @@ class Broker:
     def deliveries_waiting(self) -> int:
         """Return how many deliveries no worker has received."""
         return waiting_messages(CALLBACKS_QUEUE)
+
+    def trim_deliveries(self, limit: int) -> int:
+        """Drop the newest messages for deliveries above `limit`. Returns how many were dropped."""
+        return trim_deliveries(limit)

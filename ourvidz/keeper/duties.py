@@ -13,6 +13,7 @@ from ourvidz.wiring import control
 
 ATTEMPT_FOLDERS_S = 30.0
 """How often the files of attempts that died are looked for."""
+HOUSEKEEPING_INTERVAL_S = 300.0
 
 _log = log.get(__name__)
 
@@ -39,6 +40,7 @@ def duties() -> list[Duty]:
         Duty("unprefixed_messages", settings.sweep_s, adopt_unprefixed_messages),
         *([Duty("imports", settings.sweep_s, import_lists)] if settings.import_lists else []),
         Duty("attempt_folders", ATTEMPT_FOLDERS_S, remove_attempt_folders),
+        Duty("housekeeping", HOUSEKEEPING_INTERVAL_S, keep_house),
     ]
 
 
@@ -86,3 +88,14 @@ def import_lists(lease: DutyLease) -> None:
     imported = dispatch.import_lists(checkpoint=lease.renew)
     if imported.accepted or imported.refused:
         _log.info("lists_imported", **asdict(imported))
+
+
+def keep_house(lease: DutyLease) -> None:
+    """Remove what would otherwise grow without bound: remains of records that expired by themselves, and the
+    broker's queues of workers that have not been seen for a day."""
+    ledger = control.current().ledger
+    remains = ledger.remove_remains(lease.renew)
+    lease.renew()
+    queues = dispatch.remove_worker_queues({worker.id for worker in ledger.workers()})
+    if remains or queues:
+        _log.info("remains_removed", ledger=remains, queues=queues)

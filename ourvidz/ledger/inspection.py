@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, TypeVar
@@ -15,6 +15,7 @@ from ourvidz.ledger.quarantine import QuarantineOperations, UnreadableRecord, re
 
 BATCH = 50
 """Jobs or events that one script checks: other clients wait meanwhile, for about two milliseconds."""
+DROP_BATCH = 500
 SCAN_COUNT = 1000
 
 Code = Literal[
@@ -88,6 +89,21 @@ class InspectionOperations(QuarantineOperations):
         for user in set(self._scan("index:user:")):
             for job_id, code, detail in self._connection.run_script("check_user", user, int(repair)):
                 yield Finding(code, job_id, detail, repair)
+
+    def remove_remains(self, checkpoint: Callable[[], None] = lambda: None) -> int:
+        """Remove what stays when a record expires by itself, without a purge: its places in `index:all` and
+        in its user's index, and its dead letters. Returns how many. `checkpoint` is called in between."""
+        removed = 0
+        for batch in _batches(self._members(self._keys.index(None)), DROP_BATCH):
+            checkpoint()
+            removed += int(self._connection.run_script("drop_absent", "index:all", *batch))
+        for user in set(self._scan("index:user:")):
+            checkpoint()
+            removed += len(self._connection.run_script("check_user", user, 1))
+        for batch in _batches(self._members(self._keys.events("dead")), BATCH):
+            checkpoint()
+            removed += sum(finding.code == "orphan" for finding in self.check_events(batch, repair=True))
+        return removed
 
     def _report_unreadable(self, job_id: str, reason: str, *, repair: bool) -> Finding:
         """An unreadable record; with `repair`, it is set aside. It stays a finding until it can be read."""

@@ -28,6 +28,8 @@ RAISE_AFTER_S = 60.0
 """How long a job waits before its priority may be raised."""
 DELIVERIES_PER_SWEEP = 100
 """Deliveries that one sweep publishes: a long outage of receivers must not slow recovery down."""
+MAX_DELIVERIES_WAITING = 1000
+"""Messages for deliveries that are kept while no io worker takes them. The outbox has the deliveries."""
 URGENT = 0
 ENHANCEMENT_TOO_LATE = "The enhancement of the prompt took too long: it was used as it is."
 
@@ -52,6 +54,9 @@ class Broker(Protocol):
     def deliveries_waiting(self) -> int:
         """The number of delivery messages that no worker has taken."""
 
+    def trim_deliveries(self, limit: int) -> int:
+        """Drop the newest delivery messages above `limit`. Returns how many were dropped."""
+
 
 @dataclass(frozen=True, slots=True)
 class SweepOptions:
@@ -74,7 +79,8 @@ class SweepReport:
     """Numbers of what one sweep did.
 
     Jobs queued again (`recovered`), ended, republished, given a
-    more urgent priority (`lifted`), generated without their enhancement (`given_up`); deliveries dispatched;
+    more urgent priority (`lifted`), generated without their enhancement (`given_up`); deliveries dispatched,
+    and messages for deliveries that were dropped (`trimmed`);
     jobs purged; ids without a record or in the wrong index that were removed from it; jobs that were set
     aside because they cannot be read or handled (`quarantined`), and those that came back (`restored`).
     `failed` names the phases that raised an error.
@@ -86,6 +92,7 @@ class SweepReport:
     lifted: int = 0
     given_up: int = 0
     dispatched: int = 0
+    trimmed: int = 0
     purged: int = 0
     removed: int = 0
     quarantined: int = 0
@@ -161,7 +168,10 @@ class _Sweep:
 
     def dispatch_deliveries(self) -> None:
         """Publish the messages of due deliveries, unless the broker still holds some."""
-        if self._broker.deliveries_waiting() > 0:
+        waiting = self._broker.deliveries_waiting()
+        if waiting > MAX_DELIVERIES_WAITING:
+            self.report.trimmed = self._broker.trim_deliveries(MAX_DELIVERIES_WAITING)
+        if waiting > 0:
             return
         due = self._ledger.due_deliveries(DELIVERIES_PER_SWEEP)
         readable = self._ledger.walk_due(due)

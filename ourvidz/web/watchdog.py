@@ -30,8 +30,8 @@ class Reason:
 
 
 def is_failed(worker: Worker) -> bool:
-    """Whether a worker cannot load its models."""
-    return "error" in worker.detail
+    """Whether a worker cannot load its models. One of an earlier release reports its error alone."""
+    return worker.state == "failed" or bool(worker.detail.get("error"))
 
 
 def degradations(

@@ -47,6 +47,7 @@ def test_an_installation_at_work_is_healthy() -> None:
         ((worker("io"),), ["no_worker"]),
         ((worker(draining=True),), ["no_worker"]),
         ((worker(draining=True), worker("wan")), []),
+        ((worker(state="failed", models=()), worker("wan")), ["workers_failed"]),
         ((worker(detail={"error": "/models/x is missing"}), worker("wan")), ["workers_failed"]),
         ((worker(detail={"error": "/models/x is missing"}),), ["no_worker", "workers_failed"]),
     ],
