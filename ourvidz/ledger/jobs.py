@@ -116,9 +116,9 @@ class JobOperations(LedgerBase):
     def release(self, claim: Claim, *, code: str, due_in_s: float) -> bool:
         """Give an attempt that failed with error `code` back to the queue, due in `due_in_s`.
 
-        failures[code] + 1, a new fence. False when the claim is lost.
+        failures[code] + 1, a new fence. Sent twice, it answers the same. False when the claim is lost.
         """
-        args = (*claim_identity(claim), code, due_in_s, new_call_token())
+        args = (*claim_identity(claim), code, due_in_s, claim.token or new_call_token())
         return bool(self._connection.run_script("release", *args))
 
     def end(

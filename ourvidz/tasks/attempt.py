@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ourvidz import __version__, dispatch, log
 from ourvidz.errors import InternalError, OperatorError, OurvidzError, SettingsError, WorkerUnavailable
@@ -16,10 +16,10 @@ from ourvidz.wiring import control, loading
 from ourvidz.workflows.run import FenceLost, LeasedRun
 from ourvidz.workflows.services import Services
 
-COMMIT_TIMEOUT_S = 60.0
-"""How long the commit of a finished attempt is tried while the ledger is away."""
-COMMIT_RETRY_DELAY_S = 0.5
+LEDGER_RETRY_DELAY_S = 0.5
+"""Pause between two tries to reach a ledger that is away."""
 
+Answer = TypeVar("Answer")
 Ending = Literal["completed", "retry", "failed"]
 """How an attempt ended: committed as completed, given back to the queue, or committed as failed."""
 
@@ -57,9 +57,23 @@ def services(family: str) -> Services:
     )
 
 
+def until_reached(call: Callable[[], Answer], job_id: str) -> Answer:
+    """Call the ledger, again for as long as it is away, and return its answer.
+
+    Without a time limit: no lease ends while the server is away, nor right after, so only the answer can tell
+    whether the work of this attempt still counts. Celery's hard time limit ends a task that waits for ever.
+    """
+    while True:
+        try:
+            return call()
+        except WorkerUnavailable:
+            _log.warning("end_postponed", job_id=job_id)
+            time.sleep(LEDGER_RETRY_DELAY_S)
+
+
 class Attempt:
     """One claimed attempt, from its lease to its commit. Every method raises `FenceLost` once another worker
-    has the job."""
+    has the job, and waits for a ledger that is away."""
 
     def __init__(self, claim: Claim, family: str) -> None:
         self.claim = claim
@@ -80,19 +94,11 @@ class Attempt:
             yield run
 
     def commit(self, outcome: Outcome) -> None:
-        """Commit the outcome; while the ledger is away, try again for a minute."""
+        """Commit the outcome."""
         claim, ledger = self.claim, control.current().ledger
-        deadline = time.monotonic() + COMMIT_TIMEOUT_S
-        while True:
-            try:
-                committed = ledger.end(claim, outcome=outcome, worker_id=claim.record.worker_id)
-                break
-            except WorkerUnavailable:
-                if time.monotonic() > deadline:
-                    _log.error("commit_given_up", job_id=claim.job_id)
-                    raise FenceLost(claim.job_id) from None
-                time.sleep(COMMIT_RETRY_DELAY_S)
-        if not committed:
+        if not until_reached(
+            lambda: ledger.end(claim, outcome=outcome, worker_id=claim.record.worker_id), claim.job_id
+        ):
             raise FenceLost(claim.job_id)
 
     def end_with_error(
@@ -109,7 +115,10 @@ class Attempt:
             "attempt_failed", job_id=claim.job_id, code=error.code, tried=tried, reason=error.message
         )
         if error.scope == "job" and tried < error.attempts and self._is_repeatable():
-            if not control.current().ledger.release(claim, code=error.code, due_in_s=retry_delay_s):
+            ledger = control.current().ledger
+            if not until_reached(
+                lambda: ledger.release(claim, code=error.code, due_in_s=retry_delay_s), claim.job_id
+            ):
                 raise FenceLost(claim.job_id)
             return "retry"
         if fallback is not None:
@@ -120,8 +129,10 @@ class Attempt:
 
     def _is_repeatable(self) -> bool:
         """Whether another attempt may follow: no part of a streamed answer has been sent yet."""
-        record = self.claim.record
-        return not record.one_shot or (control.current().ledger.get(record.job_id) or record).repeatable
+        record, ledger = self.claim.record, control.current().ledger
+        if not record.one_shot:
+            return True
+        return (until_reached(lambda: ledger.get(record.job_id), record.job_id) or record).repeatable
 
     def _metadata(self) -> dict[str, Any]:
         """The metadata of a failed job's callback: worker version, and the GPU memory if it can be read."""

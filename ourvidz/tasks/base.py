@@ -72,19 +72,19 @@ class GenerationTask(Task):  # type: ignore[misc]
         attempt = Attempt(self.claim(message), self.family)
         job_id = attempt.claim.job_id
         try:
-            try:
-                with attempt.running() as run:
-                    # Inside, so that the lease is renewed while models are built.
+            # To the end, so that the lease is renewed while models are built and while the commit is tried.
+            with attempt.running() as run:
+                try:
                     outcome = workflow(attempt.claim.job, run, services(self.family))
                     run.publish(outcome)
-            except FenceLost:
-                raise
-            except Exception as failure:  # noqa: BLE001  every error ends the attempt in the ledger
-                error = to_job_error(failure, job_id)
-            else:
-                attempt.commit(outcome)
-                return {"job_id": job_id, "status": outcome.status}
-            self._retry_or_fail(attempt, error)
+                except FenceLost:
+                    raise
+                except Exception as failure:  # noqa: BLE001  every error ends the attempt in the ledger
+                    error = to_job_error(failure, job_id)
+                else:
+                    attempt.commit(outcome)
+                    return {"job_id": job_id, "status": outcome.status}
+                self._retry_or_fail(attempt, error)
         except FenceLost:
             _log.warning("fence_lost", job_id=job_id)
             raise Ignore from None
