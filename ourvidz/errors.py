@@ -28,6 +28,7 @@ Each branch is the party that must act. The class alone defines the code, the HT
         ├── StorageError
         ├── WorkerLost
         ├── WorkerUnavailable
+        ├── CapacityExceeded
         ├── ThumbnailGenerationError
         └── InternalError
             └── NewerRelease
@@ -192,6 +193,13 @@ class WorkerLost(OurError):
 
 class WorkerUnavailable(OurError):
     code = "WORKER_UNAVAILABLE"
+    http_status = 503
+
+
+class CapacityExceeded(OurError):
+    """No new job is accepted now: `kind` names the resource (`queue`, `memory`, `disk`)."""
+
+    code = "CAPACITY_EXCEEDED"
     http_status = 503
 
 

@@ -27,7 +27,8 @@ class Snapshot:
     `counts` are the ledger's counters by dotted name, `depths` the queued jobs by queue, `oldest_s` the
     longest wait by queue (seconds), `workers` the family and state of each worker seen in the last day,
     `failed_workers` the families of those that cannot load their models. `sweep_age_s` is None before the
-    first sweep, `failed_phases` the number of phases that failed in the last one.
+    first sweep, `failed_phases` the number of phases that failed in the last one. `headroom`: capacity for
+    new jobs by resource, from 1 to 0.
     """
 
     counts: Mapping[str, int]
@@ -42,6 +43,7 @@ class Snapshot:
     stuck_leases: int
     quarantined: int
     oldest_s: Mapping[str, float]
+    headroom: Mapping[str, float]
 
 
 def render(snapshot: Snapshot) -> bytes:
@@ -58,6 +60,7 @@ class _Once(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from _queues(self._snapshot)
         yield from _jobs(self._snapshot.counts)
+        yield from _headroom(self._snapshot.headroom)
         yield from _assets(self._snapshot.counts)
         yield from _callbacks(self._snapshot)
         yield from _workers(self._snapshot)
@@ -157,6 +160,15 @@ def _workers(snapshot: Snapshot) -> Iterable[Metric]:
     yield up
     yield busy
     yield failed
+
+
+def _headroom(headroom: Mapping[str, float]) -> Iterable[Metric]:
+    gauge = GaugeMetricFamily(
+        "ourvidz_headroom_ratio", "Capacity for new jobs; at 0 they are refused.", labels=["resource"]
+    )
+    for resource, share in headroom.items():
+        gauge.add_metric([resource], share)
+    yield gauge
 
 
 def _recovery(snapshot: Snapshot) -> Iterable[Metric]:

@@ -170,6 +170,7 @@ def test_the_error_codes_are_those_of_the_contract() -> None:
         "WORKER_LOST": True,
         "TIMEOUT_ERROR": False,
         "WORKER_UNAVAILABLE": True,
+        "CAPACITY_EXCEEDED": True,
         "CANCELLED": False,
         "UNAUTHORIZED": False,
         "FORBIDDEN": False,

@@ -9,7 +9,7 @@ from typing import Any
 
 from ourvidz import log
 from ourvidz.dispatch.submission import submit
-from ourvidz.errors import CallerError, Conflict, OurvidzError, PayloadTooLarge
+from ourvidz.errors import CallerError, CapacityExceeded, Conflict, OurvidzError, PayloadTooLarge
 from ourvidz.jobs.catalog import lookup
 from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.jobs.json_text import parse_json
@@ -42,7 +42,8 @@ def import_lists(*, checkpoint: Callable[[], None] = lambda: None) -> ImportRepo
     it is submitted, stays there until it is a job, and its id makes a second submission a repeat. An entry
     that is refused is put aside with the reason; its receiver gets a `failed` callback where the entry has an
     id that no job has. `checkpoint` is called between entries, and what it raises ends the call. Raises
-    `WorkerUnavailable` when the ledger cannot be reached or takes no more jobs; the entry stays the next one.
+    `WorkerUnavailable` when the ledger cannot be reached. Then, and while there is no capacity for new jobs,
+    the entry stays the next one.
     """
     report = ImportReport()
     for name in control.current().settings.import_lists:
@@ -64,6 +65,8 @@ def _import(name: str, entry: str, report: ImportReport) -> bool:
     except _CeleryMessage:
         # Of an earlier release, or of another application: the keeper or that application takes it.
         ledger.put_import_back(name, entry)
+        return False
+    except CapacityExceeded:
         return False
     except CallerError as error:
         _refuse(name, entry, payload, error)

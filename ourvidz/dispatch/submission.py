@@ -1,4 +1,4 @@
-"""The one way in for jobs: parse → safety gate → availability of workers → record → publish.
+"""The one way in for jobs: parse → safety gate → capacity and workers → record → publish.
 
 Every entrance calls `submit` or `submit_all`: HTTP, the Upstash forms, synchronous chat, the OpenAI routes,
 `task.delay(payload)`, a payload sent to a task by name, and `ourvidz.testing`. The record is written before
@@ -47,8 +47,9 @@ def submit(
     `require_worker` false: the caller cannot be told to try again, so a job whose queue has no worker waits.
 
     Raises `CallerError` for a payload that is invalid or refused by the gate, `Conflict` when another job has
-    the same id, `WorkerUnavailable` when the job is new and no worker of its queue was seen within the grace
-    period, or when the ledger cannot be reached.
+    the same id. For a new job: `CapacityExceeded` when there is no capacity, `WorkerUnavailable` when no
+    worker of its queue was seen within the grace period. `WorkerUnavailable` when the ledger cannot be
+    reached.
     """
     (admission,) = submit_all(
         [payload],
@@ -77,9 +78,9 @@ def submit_all(
     jobs = [_parse_and_check(payloads, index, make_id) for index in range(len(payloads))]
     if len(jobs) > 1:
         _check_together(jobs)
-    if require_worker and not in_worker:
+    if not in_worker:
         for job in jobs:
-            _check_availability(job)
+            _check_acceptance(job, require_worker=require_worker)
     return [_enqueue(job, priority, suppress_callbacks, in_worker) for job in jobs]
 
 
@@ -128,11 +129,14 @@ def _enqueue(job: Job, priority: int, suppress_callbacks: bool, in_worker: bool)
     return admission
 
 
-def _check_availability(job: Job) -> None:
-    """Raise `WorkerUnavailable` for a new job of a queue without workers."""
+def _check_acceptance(job: Job, *, require_worker: bool) -> None:
+    """Raise `WorkerUnavailable` or `CapacityExceeded` for a new job that cannot be accepted now."""
     app = control.current()
-    if _has_no_worker(job) and app.ledger.get(job.id) is None:
-        raise app.availability.refusal(job.queue)
+    refusal: OurvidzError | None = app.capacity.refusal()
+    if require_worker and _has_no_worker(job):
+        refusal = app.availability.refusal(job.queue)
+    if refusal is not None and app.ledger.get(job.id) is None:
+        raise refusal
 
 
 def _has_no_worker(job: Job) -> bool:

@@ -94,14 +94,14 @@ class Connection:
         self.client: Any = open_client(
             url, connect_s=CONNECT_TIMEOUT_S, answer_s=ANSWER_TIMEOUT_S, health_check_interval=30
         )
-        self._quick_client: Any = open_client(url, connect_s=QUICK_TIMEOUT_S, answer_s=QUICK_TIMEOUT_S)
+        self.quick_client: Any = open_client(url, connect_s=QUICK_TIMEOUT_S, answer_s=QUICK_TIMEOUT_S)
         self._scripts = {verb: self.client.register_script(source) for verb, source in load_scripts().items()}
 
     def run_script(self, verb: str, *args: object, quick: bool = False) -> Any:
         """Run the script of a verb in one round trip; a None argument becomes ''. `quick` gives up within a
         second, else the call waits up to `PATIENCE_S` for a server that restarts."""
         script = self._scripts[verb]
-        client = self._quick_client if quick else self.client
+        client = self.quick_client if quick else self.client
         argv = self._arguments(args)
         return self.with_retries(lambda: script(args=argv, client=client), quick=quick)
 
@@ -154,7 +154,7 @@ class Connection:
         if isinstance(error, ReadOnlyError):
             # A primary that was demoted: its address may lead to the new one by now.
             self.client.connection_pool.disconnect()
-            self._quick_client.connection_pool.disconnect()
+            self.quick_client.connection_pool.disconnect()
 
     def read_hashes(self, names: Iterable[str]) -> list[dict[str, str]]:
         """Read many hashes in one round trip; an empty one for each key that is missing."""
@@ -175,7 +175,7 @@ class Connection:
 
     def ping(self) -> None:
         """Raise `WorkerUnavailable` within a second when the server does not answer."""
-        self.with_retries(self._quick_client.ping, quick=True)
+        self.with_retries(self.quick_client.ping, quick=True)
 
     def open_async_client(self) -> Any:
         """A client of its own for the running event loop; the caller closes it."""
@@ -186,7 +186,7 @@ class Connection:
     def close(self) -> None:
         """Close the idle connections; a later call opens new ones."""
         self.client.close()
-        self._quick_client.close()
+        self.quick_client.close()
 
 
 async def retry_async(command: Callable[[], Any]) -> Any:

@@ -13,7 +13,7 @@ from ourvidz.ledger.base import LedgerBase
 from ourvidz.ledger.codec import dump_json, dump_outcome
 
 REFUSED_LIMIT = 10_000
-"""Refused entries that are kept; the oldest make room."""
+"""Refused entries that are kept; the oldest are dropped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from ourvidz.ledger.imports import ImportOperations
 from ourvidz.ledger.inspection import InspectionOperations
 from ourvidz.ledger.jobs import JobOperations
 from ourvidz.ledger.outbox import OutboxOperations
+from ourvidz.ledger.usage import UsageOperations
 from ourvidz.ledger.vitals import VitalsOperations
 from ourvidz.ledger.workers import WorkerOperations
 
@@ -30,6 +31,7 @@ class Ledger(
     DutyOperations,
     VitalsOperations,
     ImportOperations,
+    UsageOperations,
 ):
     """The ledger on one Redis or Valkey server (not a cluster). Every verb is atomic and safe to send twice.
 

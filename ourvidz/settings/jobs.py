@@ -29,6 +29,8 @@ class JobSettings(Topic):
     """Time after which the record of an ended job is purged."""
     retry_window_s: float = env("OURVIDZ_RETRY_WINDOW_S", 86400.0, gt=0)
     """Time in which a failed or cancelled job with a large payload can be retried."""
+    max_queued: int = env("OURVIDZ_MAX_QUEUED", 100_000, gt=0)
+    """Number of queued jobs, in all queues together, above which new ones are refused."""
     worker_grace_s: float = env("OURVIDZ_WORKER_GRACE_S", 900.0, ge=0)
     """Time without a live worker after which submissions to its queue are refused."""
     unclaimed_s: float = env("OURVIDZ_UNCLAIMED_S", 86400.0, gt=0)

@@ -261,6 +261,7 @@ def _snapshot() -> metrics.Snapshot:
         stuck_leases=vitals.stuck_leases,
         quarantined=vitals.quarantined,
         oldest_s={name: queue.oldest_s or 0.0 for name, queue in vitals.queues.items()},
+        headroom=control.current().capacity.headroom(),
     )
 
 

@@ -19,6 +19,7 @@ from ourvidz.jobs.ranges import FRAMES
 from ourvidz.ledger.store import Ledger
 from ourvidz.ledger.sweep import SweepOptions
 from ourvidz.liveness.availability import WorkerAvailability
+from ourvidz.liveness.capacity import Capacity
 from ourvidz.media.credentials import Signer
 from ourvidz.net.client import HttpClient
 from ourvidz.net.egress_policy import EgressPolicy
@@ -52,6 +53,7 @@ class ControlPlane:
     defaults: Defaults
     target: Target
     availability: WorkerAvailability
+    capacity: Capacity
 
     @cached_property
     def callback_sender(self) -> CallbackSender:
@@ -183,6 +185,11 @@ def build(settings: Settings, *, ledger: Ledger | None = None, store: Store | No
         defaults=defaults(settings),
         target=target(settings),
         availability=WorkerAvailability(ledger, settings.worker_grace_s),
+        capacity=Capacity(
+            ledger,
+            max_queued=settings.max_queued,
+            folder=settings.state_dir if settings.embedded else None,
+        ),
     )
 
 

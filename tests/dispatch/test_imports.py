@@ -175,6 +175,18 @@ def test_entries_wait_while_the_ledger_takes_no_jobs(
     assert import_lists() == ImportReport(accepted=1)
 
 
+def test_entries_wait_while_there_is_no_capacity_for_new_jobs(install: Install) -> None:
+    """The list is their queue then; a refusal would be final."""
+    installation = install(OURVIDZ_MAX_QUEUED=1)
+    push(installation, IMAGE)
+    assert import_lists() == ImportReport(accepted=1)
+    push(installation, IMAGE | {"id": "b"})
+    installation.app.capacity._measured_at = None
+    push(installation, IMAGE | {"id": "c"})
+    assert import_lists() == ImportReport()
+    assert (left(installation), refused(installation)) == (2, [])
+
+
 def _unavailable(*_: Any, **__: Any) -> None:
     raise WorkerUnavailable("the job store cannot be reached")
 

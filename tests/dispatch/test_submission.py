@@ -22,7 +22,14 @@ import ourvidz
 from ourvidz import claims, dispatch, tasks
 from ourvidz.app import app as celery_app
 from ourvidz.cli.main import cli
-from ourvidz.errors import Conflict, InvalidParameters, OurvidzError, PolicyViolation, WorkerUnavailable
+from ourvidz.errors import (
+    CapacityExceeded,
+    Conflict,
+    InvalidParameters,
+    OurvidzError,
+    PolicyViolation,
+    WorkerUnavailable,
+)
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.testing import Eager
 from ourvidz.web.main import create_app
@@ -314,3 +321,16 @@ def test_a_job_is_recorded_when_the_broker_is_away(installation: Installation) -
     with publishing_to("redis://127.0.0.1:1/0"):
         record = dispatch.submit(IMAGE).record
     assert installation.ledger.get(record.job_id).published_at is None
+
+
+def test_a_new_job_is_refused_without_capacity_and_a_repeat_is_not(install: Install) -> None:
+    """A caller that repeats a submission must learn that its job is there."""
+    installation = install(OURVIDZ_MAX_QUEUED=1)
+    first = {"id": "a", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me"}
+    assert dispatch.submit(first).created
+    installation.app.capacity._measured_at = None
+    with pytest.raises(CapacityExceeded) as refused:
+        dispatch.submit(first | {"id": "b"})
+    assert (refused.value.http_status, refused.value.retryable) == (503, True)
+    assert not dispatch.submit(first).created
+    assert installation.ledger.get("b") is None

@@ -16,6 +16,9 @@ from tests.factories import publishing_to
 
 SAMPLES = sorted((Path(__file__).parents[1] / "contract" / "payloads").glob("*.json"))
 
+BROKER = "ourvidz:broker:"
+"""What the keys of the broker begin with."""
+
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 def test_every_sample_request_gets_its_status(shim, path: Path) -> None:
@@ -230,8 +233,8 @@ def broker(redis_url: str) -> Iterator[SimpleNamespace]:
     """Reads the messages and names of the broker's queues."""
     with redis.Redis.from_url(redis_url) as client:
         yield SimpleNamespace(
-            messages=lambda queue: [json.loads(raw) for raw in client.lrange(queue, 0, -1)],
-            names=lambda: [name.decode() for name in client.keys("*_queue*") if b":" not in name],
+            messages=lambda queue: [json.loads(raw) for raw in client.lrange(f"{BROKER}{queue}", 0, -1)],
+            names=lambda: [name.decode().removeprefix(BROKER) for name in client.keys(f"{BROKER}*_queue*")],
         )
 
 

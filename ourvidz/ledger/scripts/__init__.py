@@ -11,13 +11,30 @@ from importlib.resources import files
 LIBRARIES = ("context", "clock", "memo", "records", "stream", "enhancement", "outbox", "jobs", "index")
 """The files of `lib/` in the order in which they build on each other."""
 
+NEW_JOBS = frozenset({"register", "reopen"})
+"""Scripts that a full server refuses: they begin work."""
+READING = frozenset(
+    {"vitals", "workers", "queue_position", "due_deliveries", "quarantined", "expired", "now"}
+)
+"""Scripts without a write."""
+EXEMPTION = "redis.call('DEL', key('memory_limit'))\n"
+"""Makes a full server (`noeviction`) run the rest of a script: it refuses only the first write of a script,
+and never a deletion. All versions do this; the flag `allow-oom` needs Redis 7. The key never exists."""
+
 
 def load_scripts() -> dict[str, str]:
-    """Return the source of every script by the name of its verb, with the libraries in front of it."""
+    """Return the source of every script by the name of its verb, with the libraries in front of it.
+
+    All but those that begin work are exempt from the server's memory limit.
+    """
     folder = files(__name__)
     libraries = "".join((folder / "lib" / f"{name}.lua").read_text(encoding="utf-8") for name in LIBRARIES)
-    return {
-        file.name.removesuffix(".lua"): libraries + file.read_text(encoding="utf-8")
+    sources = {
+        file.name.removesuffix(".lua"): file.read_text(encoding="utf-8")
         for file in folder.iterdir()
         if file.name.endswith(".lua")
+    }
+    return {
+        verb: libraries + ("" if verb in NEW_JOBS | READING else EXEMPTION) + source
+        for verb, source in sources.items()
     }
