@@ -75,17 +75,20 @@ def current_claim(request: Context) -> Claim | None:
     return None if state is None else state.claim
 
 
-def claim_companion(record: Record, *, worker_id: str) -> Claim | None:
-    """Claim a further job for a task that already runs one; None when it cannot be claimed."""
-    return claim(record.job_id, record.run, worker_id=worker_id, token=uuid.uuid4().hex)
+def claim_companion(record: Record, *, worker_id: str, beside: str) -> Claim | None:
+    """Claim a further job for a task that already runs one, the job `beside`; None when it cannot be
+    claimed."""
+    return claim(record.job_id, record.run, worker_id=worker_id, token=uuid.uuid4().hex, beside=beside)
 
 
-def claim(job_id: str, run: int, *, worker_id: str, token: str) -> Claim | None:
+def claim(job_id: str, run: int, *, worker_id: str, token: str, beside: str | None = None) -> Claim | None:
     """Claim one run of a job under the configured lease; None when the ledger refuses it, or the record is of
     a newer release: that one publishes the job again."""
     app = control.current()
     try:
-        return app.ledger.claim(job_id, run, worker_id=worker_id, lease_s=app.settings.lease_s, token=token)
+        return app.ledger.claim(
+            job_id, run, worker_id=worker_id, lease_s=app.settings.lease_s, token=token, beside=beside
+        )
     except NewerRelease as error:
         _log.warning("left_to_newer_release", job_id=job_id, reason=error.message)
         return None

@@ -19,13 +19,14 @@ from ourvidz.draining import Drain
 from ourvidz.errors import Conflict, JobTimeout, NotFound
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Record
 from ourvidz.ledger.sweep import recover
 from ourvidz.liveness.beats import start_beating
 from ourvidz.liveness.heartbeat import Heartbeat
 from ourvidz.settings import settings
 from ourvidz.warmup import WarmUp
 from ourvidz.wiring import control
+
+STOPPED_AT_HARD_LIMIT = "the job was still running long after its time limit and was stopped"
 
 _log = log.get(__name__)
 _heartbeat: Heartbeat | None = None
@@ -63,12 +64,12 @@ def deliver_success(sender: Any, **_: Any) -> None:
 
 
 @signals.task_failure.connect
-def deliver_failure(sender: Any, exception: BaseException, args: Any, kwargs: Any = None, **_: Any) -> None:
+def deliver_failure(sender: Any, exception: BaseException, **_: Any) -> None:
     """Start the delivery of a failed task's callback, or recover the jobs of a child that was killed."""
     if sender.name not in GENERATION_TASKS:
         return
     if isinstance(exception, WorkerLostError | TimeLimitExceeded):
-        _recover_jobs_of_lost_child(sender.name, exception, task_argument(args, kwargs))
+        _recover_jobs_of_lost_child(sender.name, exception)
     else:
         _deliver(sender)
 
@@ -105,16 +106,18 @@ def _deliver(task: Any) -> None:
         dispatch.deliver(claim.job_id)
 
 
-def _recover_jobs_of_lost_child(name: str, exception: BaseException, argument: Any) -> None:
-    """In the parent: end or requeue every job that its killed child had claimed."""
+def _recover_jobs_of_lost_child(name: str, exception: BaseException) -> None:
+    """In the parent: end or requeue every job that its killed child had claimed.
+
+    A job that was alone when the hard time limit passed is the one that hung. Of the texts of a batch any may
+    have been: each of them runs again, alone and uncounted.
+    """
     ledger = control.current().ledger
-    record: Record | None = ledger.get(argument["id"]) if dispatch.is_message(argument) else None
-    if isinstance(exception, TimeLimitExceeded) and record is not None and record.worker_id == _parent_id:
-        timeout = JobTimeout("the job was still running long after its time limit and was stopped")
-        if ledger.end(record, outcome=Outcome.failure(timeout)):
-            dispatch.deliver(record.job_id)
-    # A task may decode the texts of several jobs together.
     for held in ledger.leased_by(_parent_id or ""):
+        timed_out = isinstance(exception, TimeLimitExceeded) and not held.shared and not held.cancel_requested
+        if timed_out and ledger.end(held, outcome=Outcome.failure(JobTimeout(STOPPED_AT_HARD_LIMIT))):
+            dispatch.deliver(held.job_id)
+            continue
         _log.error("child_lost", task=name, job_id=held.job_id)
         recover(ledger, dispatch.Broker(), held, worker_is_dead=True)
 

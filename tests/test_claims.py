@@ -145,10 +145,10 @@ def test_a_text_message_starts_its_own_job_if_the_next_one_cannot_start(
 def test_a_companion_is_claimed_like_any_job(register: Register, ledger: Ledger) -> None:
     """It is claimed for the worker that runs the batch; a claimed job is not claimed twice."""
     record = register("a")
-    claim = claims.claim_companion(record, worker_id=WORKER)
+    claim = claims.claim_companion(record, worker_id=WORKER, beside="first")
     assert claim is not None
     assert (claim.record.worker_id, claim.record.status) == (WORKER, "processing")
-    assert claims.claim_companion(record, worker_id=WORKER) is None
+    assert claims.claim_companion(record, worker_id=WORKER, beside="first") is None
 
 
 def test_a_payload_in_a_message_is_recorded_once(ledger: Ledger) -> None:

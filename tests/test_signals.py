@@ -128,10 +128,10 @@ class TestLostChild:
         self, ledger: Ledger, deliveries: list[str], published: list[str]
     ) -> None:
         """A task may run a batch of text jobs, all of which are recovered; jobs of other workers are not."""
-        record = claim_job(ledger, "a").record
+        claim_job(ledger, "a")
         claim_job(ledger, "b")
         claim_job(ledger, "c", worker_id="sdxl@another")
-        signals.deliver_failure(sender=task(), exception=WorkerLostError(), args=(dispatch.message(record),))
+        signals.deliver_failure(sender=task(), exception=WorkerLostError())
         statuses = [ledger.get(job_id).status for job_id in ("a", "b", "c")]  # type: ignore[union-attr]
         assert statuses == ["queued", "queued", "processing"]
         assert sorted(published) == ["a", "b"]
@@ -140,9 +140,8 @@ class TestLostChild:
         self, ledger: Ledger, deliveries: list[str], published: list[str]
     ) -> None:
         """It is not counted as a lost worker, since another attempt would take as long."""
-        record = claim_job(ledger, "a").record
-        error = TimeLimitExceeded(180)
-        signals.deliver_failure(sender=task(), exception=error, args=(dispatch.message(record),))
+        claim_job(ledger, "a")
+        signals.deliver_failure(sender=task(), exception=TimeLimitExceeded(180))
         ended = ledger.get("a")
         assert ended is not None
         assert ended.outcome is not None
@@ -152,12 +151,38 @@ class TestLostChild:
 
     def test_a_job_of_another_worker_is_not_ended(self, ledger: Ledger, published: list[str]) -> None:
         """The child may have died with a duplicate message of a job that another worker runs."""
-        record = claim_job(ledger, "a", worker_id="sdxl@another").record
-        error = TimeLimitExceeded(180)
-        signals.deliver_failure(sender=task(), exception=error, args=(dispatch.message(record),))
+        claim_job(ledger, "a", worker_id="sdxl@another")
+        signals.deliver_failure(sender=task(), exception=TimeLimitExceeded(180))
         current = ledger.get("a")
         assert current is not None
         assert (current.status, published) == ("processing", [])
+
+    @pytest.mark.parametrize("error", [TimeLimitExceeded(180), WorkerLostError()])
+    def test_the_texts_of_a_batch_run_again_uncharged_and_alone(
+        self, ledger: Ledger, deliveries: list[str], published: list[str], error: Exception
+    ) -> None:
+        """Any of them may have stopped or killed the child."""
+        claim_job(ledger, "a")
+        record = register(ledger, "b")
+        assert ledger.claim("b", record.run, worker_id=WORKER, lease_s=60, token="b", beside="a")
+        signals.deliver_failure(sender=task(), exception=error)
+        for job_id in ("a", "b"):
+            current = ledger.get(job_id)
+            assert current is not None
+            assert (current.status, current.attempt, current.failures) == ("queued", 0, {})
+            assert current.alone
+        assert sorted(published) == ["a", "b"]
+
+    def test_a_cancelled_job_over_its_hard_limit_ends_cancelled(
+        self, ledger: Ledger, deliveries: list[str], published: list[str]
+    ) -> None:
+        """Its caller asked for that first."""
+        claim_job(ledger, "a")
+        ledger.request_cancel("a")
+        signals.deliver_failure(sender=task(), exception=TimeLimitExceeded(180))
+        current = ledger.get("a")
+        assert current is not None
+        assert current.status == "cancelled"
 
 
 @pytest.mark.usefixtures("parent")

@@ -113,6 +113,8 @@ def load_record(job_id: str, row: Fields) -> Record:
         suppress_callbacks="quiet" in row,
         one_shot="one_shot" in row,
         streamed="streamed" in row,
+        shared="shared" in row,
+        alone="alone" in row,
         enhancement=cast(EnhancementState | None, row.get("enhancement")),
         enhancement_result=json.loads(row["wording"]) if "wording" in row else None,
         version=int(row["v"]),

@@ -73,17 +73,23 @@ class JobOperations(LedgerBase):
         """Note that a message of this run was handed to the broker: `published_at`, `publishes` + 1."""
         self._connection.run_script("mark_published", job_id, run, new_call_token())
 
-    def claim(self, job_id: str, run: int, *, worker_id: str, lease_s: float, token: str) -> Claim | None:
+    def claim(
+        self, job_id: str, run: int, *, worker_id: str, lease_s: float, token: str, beside: str | None = None
+    ) -> Claim | None:
         """Compare-and-set `queued` → `processing`: attempt + 1, a new fence, a lease.
 
         Adds a `processing` outbox event, due now, and a `state` item. An enhancement that the job still
         awaits is over. `token` is unique to the claim; sent twice, it gets the same claim with a lease from
         now. None when the job is not queued in this run, is not due, or is to be cancelled; also when its
-        queue is paused, the worker draining or the document of a newer release, then the record is marked as
-        unpublished and the sweep publishes it again, the last one after some seconds.
+        queue is paused, the worker draining or failed, or the document of a newer release, then the record
+        is marked as unpublished and the sweep publishes it again, the last one after some seconds.
+
+        `beside`: the job that leads the batch which this one joins. Both attempts are then `shared`: if the
+        worker is lost, it is not known which of them was the cause.
         """
         sent_at = time.monotonic()
-        answer = self._connection.run_script("claim", job_id, run, worker_id, lease_s, token, JOB_VERSION)
+        arguments = (job_id, run, worker_id, lease_s, token, JOB_VERSION, beside)
+        answer = self._connection.run_script("claim", *arguments)
         if answer is None:
             return None
         fields, document = answer

@@ -40,7 +40,8 @@ class MaintenanceOperations(Queries):
     def rescue(self, job: Claim | Record, *, counted: bool = True, if_expired: bool = False) -> bool:
         """Take a job back from a worker that is lost: queue it again, due now, unpublished, with a new fence.
 
-        `counted`: failures[WORKER_LOST] + 1; else the attempt does not count (attempt - 1). With `if_expired`
+        `counted`: failures[WORKER_LOST] + 1, and the job runs `alone` from now on; else the attempt does not
+        count (attempt - 1), and neither does one that was `shared`. With `if_expired`
         only when the lease has ended by now: a renewal may have come since it was read. False also when the
         claim is another one by now or the job is not `repeatable`.
         """

@@ -37,9 +37,11 @@ class Record:
     first release.
 
     `suppress_callbacks`: the job has no outbox events. `one_shot`: its caller reads the answer while it is
-    generated, so a run that has `streamed` tokens is not repeated. `enhancement` is None for a job whose
-    prompt is used unchanged, `wanted` until the enhancement ends or is skipped, then `over`;
-    `enhancement_result` is its result, used by every attempt of the run.
+    generated, so a run that has `streamed` tokens is not repeated. `shared`: this attempt has been in one
+    batch with other texts. `alone`: a worker was lost with this run, which joins no batch any more.
+
+    `enhancement` is None for a job whose prompt is used unchanged, `wanted` until the enhancement ends or is
+    skipped, then `over`; `enhancement_result` is its result, used by every attempt of the run.
     """
 
     job_id: str
@@ -74,6 +76,8 @@ class Record:
     suppress_callbacks: bool = False
     one_shot: bool = False
     streamed: bool = False
+    shared: bool = False
+    alone: bool = False
     enhancement: EnhancementState | None = None
     enhancement_result: dict[str, Any] | None = None
     version: int = RECORD_VERSION

@@ -231,7 +231,8 @@ class _Sweep:
 def recover(
     ledger: Ledger, broker: Broker, record: Record, *, worker_is_dead: bool = False
 ) -> Literal["ended", "recovered"] | None:
-    """Take a job back from a lost worker: queue it again, or end it when no attempt is left.
+    """Take a job back from a lost worker: queue it again, or end it when no attempt is left. An attempt that
+    shared a batch does not count; the job runs alone from then on.
 
     Nothing happens, and the answer is None, when another claim has it by now, or when the lease is alive:
     it may have been renewed since the record was read. A caller that knows that `worker_is_dead` does not
@@ -242,7 +243,7 @@ def recover(
         error = Cancelled("the job was cancelled")
     elif not record.repeatable:
         error = WorkerLost("the worker was lost in the middle of an answer that its caller was reading")
-    elif record.failures.get(WorkerLost.code, 0) + 1 >= WorkerLost.attempts:
+    elif record.failures.get(WorkerLost.code, 0) + 1 >= WorkerLost.attempts and not record.shared:
         error = WorkerLost(f"the worker was lost {WorkerLost.attempts} times while it ran this job")
     if error is not None:
         return "ended" if _end(ledger, broker, record, error, if_expired=not worker_is_dead) else None

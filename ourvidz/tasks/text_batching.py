@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from ourvidz import __version__, dispatch, log
 from ourvidz.claims import claim_companion
-from ourvidz.errors import CallerError, NewerRelease, OurvidzError, OutOfMemory, WorkerUnavailable
+from ourvidz.errors import CallerError, OurvidzError, OutOfMemory, WorkerLost, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Record
@@ -87,8 +87,8 @@ class ClaimedItem:
 class ClaimedJobs:
     """The jobs of one batch; implements the workflow's `JobSource`.
 
-    `limit` is the largest batch size. No companions are claimed in eager mode, nor for a job that ran out of
-    memory before.
+    `limit` is the largest batch size. No companions are claimed in eager mode, nor for a job that must run
+    alone.
     """
 
     def __init__(self, claim: Claim, family: str, *, limit: int, eager: bool) -> None:
@@ -100,7 +100,7 @@ class ClaimedJobs:
         self._admits_until = time.monotonic() + ADMISSION_WINDOW_S
         self.first = ClaimedItem(claim, family, retry_delay_s=self._retry_delay_s)
         self._items = [self.first]
-        if eager or OutOfMemory.code in claim.record.failures:
+        if eager or _must_run_alone(claim.record):
             self._admits_until = 0.0
 
     def next_items(self, first: ChatJob, *, batch_size: int) -> list[ClaimedItem]:
@@ -134,7 +134,7 @@ class ClaimedJobs:
         for record in ledger.queued(first.queue, limit=limit):
             if record.cancel_requested or record.due_at > ledger.now():
                 continue
-            claim = claim_companion(record, worker_id=self._worker_id) if self._fits(record, first) else None
+            claim = self._claim_companion(record) if self._fits(record, first) else None
             if claim is None:
                 # Paused, drained, claimed elsewhere, or not for this batch: its own message decides.
                 self._admits_until = 0.0
@@ -142,11 +142,15 @@ class ClaimedJobs:
             self._items.append(ClaimedItem(claim, self._family, retry_delay_s=self._retry_delay_s))
             dispatch.deliver(record.job_id)
 
+    def _claim_companion(self, record: Record) -> Claim | None:
+        return claim_companion(record, worker_id=self._worker_id, beside=self.first.job.id)
+
     def _fits(self, record: Record, first: ChatJob) -> bool:
-        """Whether a queued job may join: a text job for the same model that never ran out of memory."""
-        try:
-            job = control.current().ledger.job(record.job_id)
-        except NewerRelease:
-            return False
-        out_of_memory = OutOfMemory.code in record.failures
-        return isinstance(job, ChatJob) and job.model == first.model and not out_of_memory
+        """Whether a queued job may join: a text job for the same model that need not run alone."""
+        job = control.current().ledger.job(record.job_id)
+        return isinstance(job, ChatJob) and job.model == first.model and not _must_run_alone(record)
+
+
+def _must_run_alone(record: Record) -> bool:
+    """Whether a job may not share a batch: a worker was lost with it, or it ran out of memory."""
+    return record.alone or not record.failures.keys().isdisjoint({OutOfMemory.code, WorkerLost.code})

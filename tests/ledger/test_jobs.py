@@ -171,6 +171,43 @@ class TestClaims:
         ledger.set_paused("sdxl_queue", False)
         assert ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t") is not None
 
+    def test_a_claim_beside_another_marks_both_attempts_as_shared(self, ledger, image_job):
+        """Until each of them is queued again or ended; a hand-back changes nothing else."""
+        for job_id in ("a", "b", "c"):
+            ledger.register(image_job(job_id), priority=6)
+        first = claim_job(ledger, "a")
+        assert not ledger.get("a").shared
+        assert ledger.claim("b", 1, worker_id="sdxl@a", lease_s=10, token="t2", beside="a").record.shared
+        assert ledger.get("a").shared
+        assert ledger.rescue(first, counted=False)
+        handed_back = ledger.get("a")
+        assert (handed_back.shared, handed_back.alone, handed_back.failures) == (False, False, {})
+        other = ledger.claim("c", 1, worker_id="sdxl@other", lease_s=10, token="t3", beside="b")
+        assert other is not None
+        again = claim_job(ledger, "a", token="t4")
+        assert not again.record.shared
+        assert end_claim(ledger, again)
+
+    def test_a_job_whose_leader_has_ended_or_runs_elsewhere_does_not_mark_it(self, ledger, image_job):
+        """The leader's message may be long finished when its last companion joins."""
+        for job_id in ("a", "b", "c"):
+            ledger.register(image_job(job_id), priority=6)
+        claim_job(ledger, "a")
+        ledger.claim("b", 1, worker_id="sdxl@other", lease_s=10, token="t2", beside="a")
+        assert not ledger.get("a").shared
+        ledger.end(ledger.get("a"), outcome=DONE)
+        ledger.claim("c", 1, worker_id="sdxl@a", lease_s=10, token="t3", beside="a")
+        assert not ledger.get("a").shared
+
+    def test_a_retry_may_share_a_batch_again(self, ledger, image_job):
+        """An operator retries a job after its cause was removed."""
+        ledger.register(image_job(), priority=6)
+        assert ledger.rescue(claim_job(ledger))
+        assert ledger.get("job-1").alone
+        end_claim(ledger, claim_job(ledger, token="t2"), FAILED)
+        ledger.reopen("job-1", priority=6)
+        assert not ledger.get("job-1").alone
+
 
 class TestRunningJobs:
     def test_progress_never_decreases_within_an_attempt(self, ledger, image_job):

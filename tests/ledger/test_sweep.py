@@ -82,10 +82,9 @@ class SweepSystem:
             self.ledger.mark_published(job_id, 1)
         return record
 
-    def claim(self, job_id: str, run: int = 1) -> Claim:
-        claim = self.ledger.claim(
-            job_id, run, worker_id="sdxl@here", lease_s=10, token=f"{job_id}{self.clock.now}"
-        )
+    def claim(self, job_id: str, run: int = 1, *, beside: str | None = None) -> Claim:
+        token = f"{job_id}{self.clock.now}"
+        claim = self.ledger.claim(job_id, run, worker_id="sdxl@here", lease_s=10, token=token, beside=beside)
         assert claim is not None
         return claim
 
@@ -180,6 +179,42 @@ def test_a_job_fails_after_three_lost_workers(system: SweepSystem) -> None:
     assert record.outcome.error is not None
     assert record.outcome.error.code == "WORKER_LOST"
     assert "a" in system.broker.delivered
+
+
+def test_jobs_that_shared_a_batch_with_a_lost_worker_are_not_charged_and_run_alone(
+    system: SweepSystem,
+) -> None:
+    """Any of them may have been the cause. From then on a job is alone, and a loss is its own."""
+    for job_id in ("a", "b", "c"):
+        system.add(job_id)
+        system.claim(job_id, beside=None if job_id == "a" else "a")
+    assert [system.record(job_id).shared for job_id in ("a", "b", "c")] == [True] * 3
+    system.keep_sweeping(14)
+    for job_id in ("a", "b", "c"):
+        record = system.record(job_id)
+        assert (record.status, record.attempt, record.failures) == ("queued", 0, {})
+        assert (record.alone, record.shared) == (True, False)
+    for losses in (1, 2):
+        system.claim("b")
+        system.keep_sweeping(14)
+        assert system.record("b").failures == {"WORKER_LOST": losses}
+    system.claim("b")
+    system.keep_sweeping(14)
+    assert system.record("b").status == "failed"
+    assert system.record("a").failures == {}
+
+
+def test_a_companion_that_shares_the_last_attempt_of_a_job_does_not_fail_it(system: SweepSystem) -> None:
+    """A worker of an earlier release lets jobs share a batch that lost a worker before."""
+    system.add("a")
+    for _ in range(2):
+        system.claim("a")
+        system.keep_sweeping(14)
+    system.add("b")
+    system.claim("a")
+    system.claim("b", beside="a")
+    system.keep_sweeping(14)
+    assert (system.record("a").status, system.record("a").failures) == ("queued", {"WORKER_LOST": 2})
 
 
 def test_a_cancelled_job_of_a_dead_worker_ends_cancelled(system: SweepSystem) -> None:

@@ -242,6 +242,25 @@ def test_a_job_that_ran_out_of_memory_is_retried_alone(
     assert ourvidz_eager.record("b").status == "completed"
 
 
+def test_a_job_that_lost_its_worker_runs_alone(
+    queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
+) -> None:
+    """It may kill the next one too, and nobody else must pay for that: it leads no batch and joins none."""
+    ledger = ourvidz_eager.control.ledger
+    queue("a"), queue("b")
+    batch = start("a")
+    (second,) = join(batch)
+    for item in (batch.first, second):
+        assert ledger.rescue(item._attempt.claim)
+    assert [ourvidz_eager.record(job_id).failures for job_id in ("a", "b")] == [{}, {}]
+    alone = start("a")
+    assert join(alone) == []
+    queue("c", priority=0)
+    leader = start("c")
+    assert join(leader) == []
+    close(batch.first, second, alone.first, leader.first)
+
+
 def test_an_enhancement_without_a_model_returns_the_original_prompt(
     queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
 ) -> None:

@@ -2,11 +2,12 @@
 -- or for a draining or failed worker the job is marked as unpublished instead, so that the sweep publishes it again.
 -- A document of a newer release is left alone for some seconds, then the sweep publishes the job again.
 -- Arguments: id, run, worker, lease_s, token (the same token gets the same claim again, its lease from now),
---   document_version (the newest that this release reads).
+--   document_version (the newest that this release reads), beside ('' or the job that leads the batch which
+--   this one joins: both attempts are marked as shared).
 -- Keys: job, doc, worker, paused, queued, leases, claimed, fence, and those of add_event and the stream.
 -- Returns: { the record, the job document }, or false when the claim is refused.
 -- Events: `processing`; a `state` item.
-local id, run, worker, lease_s, token, document_version = unpack(ARGV, 4)
+local id, run, worker, lease_s, token, document_version, beside = unpack(ARGV, 4)
 local NEWER_DELAY_S = 10
 
 local job = read_record(id)
@@ -32,7 +33,12 @@ end
 job.attempt = redis.call('HINCRBY', name, 'attempt', 1)
 redis.call('HSET', name, 'status', 'processing', 'fence', next_fence(job), 'claimed_at', timestamp(now),
   'worker', worker, 'token', token, 'progress', 0)
-redis.call('HDEL', name, 'stage', 'step', 'enhancer', 'enhancing_until')
+redis.call('HDEL', name, 'stage', 'step', 'enhancer', 'enhancing_until', 'shared')
+if beside ~= '' then
+  redis.call('HSET', name, 'shared', 1)
+  local leader = redis.call('HMGET', key('job', beside), 'status', 'worker')
+  if leader[1] == 'processing' and leader[2] == worker then redis.call('HSET', key('job', beside), 'shared', 1) end
+end
 if job.enhancement then redis.call('HSET', name, 'enhancement', 'over') end
 job.claimed_at, job.worker, job.stage = timestamp(now), worker, nil
 redis.call('ZREM', key('queued', job.queue), id)

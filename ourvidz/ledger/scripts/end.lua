@@ -20,7 +20,7 @@ if worker ~= '' then job.worker = worker end
 if job.worker then redis.call('HSET', name, 'worker', job.worker) end
 if status == 'completed' then redis.call('HSET', name, 'progress', 100) end
 redis.call('HSET', name, 'status', status, 'outcome', outcome, 'finished_at', at)
-redis.call('HDEL', name, 'lease_until', 'step', 'stage', 'preview', 'enhancer', 'enhancing_until')
+redis.call('HDEL', name, 'lease_until', 'step', 'stage', 'shared', 'preview', 'enhancer', 'enhancing_until')
 redis.call('ZREM', key('queued', job.queue), id)
 redis.call('ZREM', key('leases'), id)
 redis.call('ZADD', key('finished'), at, id)

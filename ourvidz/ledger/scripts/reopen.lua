@@ -16,7 +16,7 @@ for field in pairs(job) do
   if string.sub(field, 1, 2) == 'f:' then redis.call('HDEL', name, field) end
 end
 redis.call('HDEL', name, 'outcome', 'cancel', 'lifted', 'claimed_at', 'finished_at', 'published_at',
-  'stage', 'worker', 'step', 'token', 'streamed', 'wording')
+  'stage', 'worker', 'step', 'token', 'streamed', 'wording', 'alone', 'shared')
 if job.enhancement then redis.call('HSET', name, 'enhancement', 'wanted') end
 local order, at = redis.call('INCR', key('order')), timestamp(now)
 job.run, job.stage = redis.call('HINCRBY', name, 'run', 1), nil

@@ -27,7 +27,7 @@ end
 local function requeue(id, job, due)
   local name = key('job', id)
   redis.call('HSET', name, 'status', 'queued', 'fence', next_fence(job), 'due_at', timestamp(due), 'progress', 0)
-  redis.call('HDEL', name, 'worker', 'claimed_at', 'lease_until', 'token', 'step', 'stage', 'published_at')
+  redis.call('HDEL', name, 'worker', 'claimed_at', 'lease_until', 'token', 'step', 'stage', 'published_at', 'shared')
   redis.call('ZREM', key('leases'), id)
   redis.call('ZADD', key('queued', job.queue), queue_score(job.priority, job.order), id)
   job.stage = nil
