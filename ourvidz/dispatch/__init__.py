@@ -5,7 +5,7 @@ Handles payloads, records, and messages that carry an id; what a task does is in
 """
 
 from ourvidz.dispatch.imports import import_lists
-from ourvidz.dispatch.lifecycle import cancel, delete, retry
+from ourvidz.dispatch.lifecycle import cancel, delete, resume_deletions, retry
 from ourvidz.dispatch.messages import (
     BROKER_ERRORS,
     CHAT_QUEUE_PAUSED,
@@ -60,6 +60,7 @@ __all__ = [
     "request_load",
     "requeue_held_jobs",
     "resume",
+    "resume_deletions",
     "retry",
     "start_consuming",
     "stop_consuming",

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from ourvidz import log
 from ourvidz.celery_settings import JOBS
 from ourvidz.dispatch.messages import deliver, publish
-from ourvidz.errors import Cancelled, NotFound
+from ourvidz.errors import Cancelled, NotFound, StorageError
 from ourvidz.jobs.job import ImageJob, Job, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Record
 from ourvidz.storage.keys import asset_folder
 from ourvidz.wiring import control
+
+RESUME_DELETION_S = 60.0
+"""How long after its begin a deletion is taken up by a keeper."""
+
+_log = log.get(__name__)
 
 
 def cancel(job_id: str) -> Record:
@@ -40,17 +48,32 @@ def retry(job_id: str) -> Record:
 def delete(job_id: str) -> Record:
     """Delete a finished job: its assets and its record, which is returned.
 
-    Raises `NotFound`, or `Conflict` while the job is not finished or its last callback is pending.
+    It cannot run again from the first step on. A deletion that is interrupted can be repeated, and a keeper
+    ends it. Raises `NotFound`, or `Conflict` while the job is not finished or its last callback is pending.
     """
     app = control.current()
-    record = app.ledger.get(job_id)
-    if record is None:
-        raise NotFound(f"no job {job_id!r}", field="id", value=job_id)
+    record = app.ledger.begin_deletion(job_id)
     folder = _folder(record, app.ledger.job(job_id))
-    if folder is not None and record.finished and app.ledger.next_event(job_id) is None:
-        # Before the record: a storage that fails leaves a job that can be deleted again.
+    if folder is not None:
+        # Before the record, which names it: whatever fails or dies here is repeated.
         app.store.delete_folder(folder)
     return app.ledger.delete(job_id)
+
+
+def resume_deletions(checkpoint: Callable[[], None] = lambda: None) -> int:
+    """Go on with deletions that began a minute ago or longer and have not ended: their process died, or the
+    storage failed. Returns the number of jobs that are deleted now. `checkpoint` is called before each."""
+    deleted = 0
+    for job_id in control.current().ledger.deletions(older_than_s=RESUME_DELETION_S):
+        checkpoint()
+        try:
+            delete(job_id)
+            deleted += 1
+        except NotFound:
+            continue
+        except StorageError as error:
+            _log.warning("deletion_postponed", job_id=job_id, reason=error.message)
+    return deleted
 
 
 def _folder(record: Record, job: Job | None) -> str | None:

@@ -11,6 +11,7 @@ from ourvidz.keeper.lease import DutyLease
 from ourvidz.ledger.sweep import sweep
 from ourvidz.wiring import control
 
+DELETIONS_INTERVAL_S = 30.0
 ATTEMPT_FOLDERS_S = 30.0
 """How often the files of attempts that died are looked for."""
 HOUSEKEEPING_INTERVAL_S = 300.0
@@ -40,6 +41,7 @@ def duties() -> list[Duty]:
         Duty("unprefixed_messages", settings.sweep_s, adopt_unprefixed_messages),
         *([Duty("imports", settings.sweep_s, import_lists)] if settings.import_lists else []),
         Duty("attempt_folders", ATTEMPT_FOLDERS_S, remove_attempt_folders),
+        Duty("deletions", DELETIONS_INTERVAL_S, resume_deletions),
         Duty("housekeeping", HOUSEKEEPING_INTERVAL_S, keep_house),
     ]
 
@@ -70,6 +72,13 @@ def remove_attempt_folders(lease: DutyLease) -> None:
             continue
         app.ledger.untrack_attempt_folder(job_id, token, folder)
         _log.info("attempt_folder_removed", job_id=job_id)
+
+
+def resume_deletions(lease: DutyLease) -> None:
+    """Go on with deletions of jobs whose process died between the files and the record."""
+    deleted = dispatch.resume_deletions(lease.renew)
+    if deleted:
+        _log.info("deletions_resumed", count=deleted)
 
 
 def adopt_unprefixed_messages(lease: DutyLease) -> None:

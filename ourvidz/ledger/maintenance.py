@@ -78,6 +78,10 @@ class MaintenanceOperations(Queries):
         since = self._connection.run_script("broker_empty_since", queue, int(empty))
         return float(since) if since else None
 
+    def deletions(self, *, older_than_s: float, limit: int = 100) -> list[str]:
+        """The ids of jobs whose deletion began longer ago than this and has not ended."""
+        return list(self._connection.run_script("deletions", older_than_s, limit))
+
     def purge(self, *, older_than_s: float, limit: int = 200) -> int:
         """Delete jobs that ended longer ago than this and have no pending callback, delivered events and
         oversized documents past their time. Returns the number of jobs."""

@@ -92,6 +92,84 @@ def test_deleting_a_job_deletes_its_files(installation: Installation) -> None:
         dispatch.delete("a")
 
 
+def fail_and_settle(installation: Installation) -> None:
+    """Run the job to a failure that may be retried; the file of its attempt is in the storage."""
+    installation.app.store.put(KEY, b"png", content_type="image/png")
+    assert installation.ledger.end(claim(installation), outcome=Outcome(status="cancelled"))
+    settle_callbacks(installation)
+
+
+def test_a_job_that_is_being_deleted_cannot_run_again(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retry at that moment would lose the files of its run."""
+    dispatch.submit(JOB)
+    fail_and_settle(installation)
+    delete_folder = installation.app.store.delete_folder
+
+    def retry_meanwhile(folder: str) -> None:
+        with pytest.raises(Conflict, match="deleting"):
+            dispatch.retry("a")
+        delete_folder(folder)
+
+    monkeypatch.setattr(installation.app.store, "delete_folder", retry_meanwhile)
+    dispatch.delete("a")
+    assert installation.ledger.get("a") is None
+    assert dispatch.submit(JOB).created, "its id is free"
+
+
+@pytest.mark.parametrize("died", ["before the files", "after the files"])
+def test_a_deletion_that_was_interrupted_is_ended_by_a_keeper(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, died: str
+) -> None:
+    """Also when a callback was replayed and the retention has passed meanwhile."""
+    dispatch.submit(JOB)
+    complete(installation)
+    settle_callbacks(installation)
+    target, verb = (
+        (installation.app.store, "delete_folder")
+        if died == "before the files"
+        else (installation.ledger, "delete")
+    )
+
+    def fail(*_: Any) -> None:
+        raise StorageError("the process died")
+
+    monkeypatch.setattr(target, verb, fail)
+    with pytest.raises(StorageError):
+        dispatch.delete("a")
+    monkeypatch.undo()
+    assert installation.ledger.purge(older_than_s=0) == 0
+    assert installation.ledger.replay(installation.ledger.list_events("delivered")[0].event_id)
+    assert dispatch.resume_deletions() == 0, "it may still go on by itself"
+    monkeypatch.setattr("ourvidz.dispatch.lifecycle.RESUME_DELETION_S", 0)
+    assert dispatch.resume_deletions() == 1
+    assert installation.ledger.get("a") is None
+    with pytest.raises(NotFound):
+        installation.app.store.get(KEY)
+    assert dispatch.resume_deletions() == 0
+
+
+def test_a_deletion_whose_storage_is_away_is_tried_again(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One storage that fails does not keep the other jobs' deletions."""
+    monkeypatch.setattr("ourvidz.dispatch.lifecycle.RESUME_DELETION_S", 0)
+    dispatch.submit(JOB)
+    complete(installation)
+    settle_callbacks(installation)
+
+    def fail(*_: Any) -> None:
+        raise StorageError("the disk is away")
+
+    with monkeypatch.context() as away:
+        away.setattr(installation.app.store, "delete_folder", fail)
+        with pytest.raises(StorageError):
+            dispatch.delete("a")
+        assert dispatch.resume_deletions() == 0
+    assert dispatch.resume_deletions() == 1
+
+
 def test_a_job_is_kept_if_its_files_cannot_be_deleted(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

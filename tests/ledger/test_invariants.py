@@ -143,7 +143,7 @@ class Keys:
                 keys.by_state[rest] = set(client.zrange(key, 0, -1))
             elif kind == "queued":
                 keys.queued[rest] = dict(client.zrange(key, 0, -1, withscores=True))
-            elif kind in ("leases", "finished", "due", "documents", "index"):
+            elif kind in ("leases", "finished", "due", "documents", "deleting", "index"):
                 keys.sets[name] = dict(client.zrange(key, 0, -1, withscores=True))
         return keys
 
@@ -186,6 +186,7 @@ VERBS: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
     "raise_priority": (2, {"job_id": JOBS, "offset": OFFSETS, "priority": st.sampled_from([0, 3])}),
     "reopen": (5, {"job_id": JOBS}),
     "request_cancel": (1, {"job_id": JOBS}),
+    "begin_deletion": (1, {"job_id": JOBS}),
     "delete": (3, {"job_id": JOBS}),
     "purge": (2, {"older_than_s": st.sampled_from([0, 5000]), "limit": st.sampled_from([1, 200])}),
     "begin_enhancement": (3, {"job_id": JOBS, "offset": OFFSETS}),
@@ -275,6 +276,8 @@ class Invariants(RuleBasedStateMachine):
             retry_window_s=3600,
         )
         self.claims: list[Claim] = []
+        self.deleting: set[str] = set()
+        """The ids of jobs whose deletion has begun."""
         self.released: set[str] = set()
         """The tokens of the claims that were released."""
         self.enhancements: list[Enhancement] = []
@@ -310,6 +313,7 @@ class Invariants(RuleBasedStateMachine):
     def drop_job(self, job_id: str) -> None:
         """Delete the expected state of a deleted job, whose id may be registered again."""
         self.sequences.pop(job_id, None)
+        self.deleting.discard(job_id)
         self.endings = {key: outcome for key, outcome in self.endings.items() if key[0] != job_id}
         self.enhancements = [held for held in self.enhancements if held.job_id != job_id]
 
@@ -459,8 +463,10 @@ class Invariants(RuleBasedStateMachine):
         try:
             record = self.ledger.reopen(job_id, priority=6)
         except (Conflict, NotFound):
-            assert before is None or before.status not in ("failed", "cancelled") or not has_document
+            allowed = before is not None and before.status in ("failed", "cancelled") and has_document
+            assert not allowed or job_id in self.deleting
         else:
+            assert job_id not in self.deleting
             assert before is not None
             assert (record.run, record.fence, record.attempt) == (before.run + 1, before.fence, 0)
             assert (record.outcome, record.failures, record.cancel_requested) == (None, {}, False)
@@ -472,16 +478,28 @@ class Invariants(RuleBasedStateMachine):
         except (Conflict, NotFound):
             assert before is None or before.finished
 
+    def begin_deletion(self, job_id: str) -> None:
+        before, pending = self.ledger.get(job_id), self.ledger.next_event(job_id)
+        try:
+            assert self.ledger.begin_deletion(job_id) == before
+        except (Conflict, NotFound):
+            assert before is None or not before.finished or pending is not None
+            assert job_id not in self.deleting
+        else:
+            assert pending is None or job_id in self.deleting
+            self.deleting.add(job_id)
+
     def delete(self, job_id: str) -> None:
         before, pending = self.ledger.get(job_id), self.ledger.next_event(job_id)
         try:
             assert self.ledger.delete(job_id) == before
         except (Conflict, NotFound):
             assert before is None or not before.finished or pending is not None
+            assert job_id not in self.deleting
         else:
             assert before is not None
             assert before.finished
-            assert pending is None
+            assert pending is None or job_id in self.deleting
             self.drop_job(job_id)
 
     def purge(self, older_than_s: float, limit: int) -> None:
@@ -490,7 +508,7 @@ class Invariants(RuleBasedStateMachine):
         number = self.ledger.purge(older_than_s=older_than_s, limit=limit)
         gone = [job_id for job_id, record in before.items() if record and self.ledger.get(job_id) is None]
         assert len(gone) == number <= limit
-        assert not pending & set(gone)
+        assert not (pending | self.deleting) & set(gone)
         for job_id in gone:
             record = before[job_id]
             assert record is not None
@@ -617,6 +635,7 @@ class Invariants(RuleBasedStateMachine):
         assert set(leases) == keys.with_status("processing")
         assert leases == {job_id: float(keys.jobs[job_id]["lease_until"]) for job_id in leases}
         assert set(keys.sets.get("finished", {})) == keys.with_status(*TERMINAL)
+        assert set(keys.sets.get("deleting", {})) == self.deleting <= keys.with_status(*TERMINAL)
         holders = Counter(claim.job_id for claim in self.held_claims())
         assert set(holders.values()) <= {1}, "one claim is held at a time"
 

@@ -1,4 +1,4 @@
--- Delete a job that has ended and whose callbacks are settled.
+-- Delete a job that has ended and whose callbacks are settled, or whose deletion began when they were.
 -- Arguments: id, token.
 -- Keys: every key of the job and its events; its places in every index; call.
 -- Returns: { 'ok', the deleted record }, or { the reason }: 'missing', 'callback' (one is pending) or the status
@@ -11,7 +11,7 @@ if deleted then return { 'ok', cjson.decode(deleted) } end
 local job = read_record(id)
 if not job then return { 'missing' } end
 if job.status == 'queued' or job.status == 'processing' then return { job.status } end
-if redis.call('ZCARD', key('rows', id)) > 0 then return { 'callback' } end
+if not job.deleting and redis.call('ZCARD', key('rows', id)) > 0 then return { 'callback' } end
 local fields = flat_record(id)
 delete_job(id, job)
 memoize(token, cjson.encode(fields))

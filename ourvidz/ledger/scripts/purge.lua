@@ -29,10 +29,10 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', finished, '-inf', ended_before, 
     if not job then
       redis.call('ZREM', finished, id)
       redis.call('ZREM', key('index:all'), id)
-    elseif (tonumber(job.v) or 0) <= KNOWN_VERSION then
+    elseif (tonumber(job.v) or 0) <= KNOWN_VERSION and not job.deleting then
       delete_job(id, job)
       deleted = deleted + 1
-    else
+    elseif not job.deleting then
       quarantine_job(id, 'finished', 'it has a record of version ' .. job.v)
     end
   end

@@ -2,13 +2,14 @@
 -- Arguments: id, priority, token.
 -- Keys: job, doc, order, stream, finished, documents, queued, call.
 -- Returns: { 'ok', the record }, or { the reason }: 'missing', 'document' (it is no longer stored) or the
---   status that forbids it.
+--   status that forbids it, 'deleting' for a job that is being deleted.
 -- Events: a `state` item.
 local id, priority, token = unpack(ARGV, 4)
 
 local job = read_record(id)
 if not job then return { 'missing' } end
 if memoized(token) then return { 'ok', flat_record(id) } end
+if job.deleting then return { 'deleting' } end
 if job.status ~= 'failed' and job.status ~= 'cancelled' then return { job.status } end
 if redis.call('EXISTS', key('doc', id)) == 0 then return { 'document' } end
 local name = key('job', id)

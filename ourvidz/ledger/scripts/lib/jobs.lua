@@ -39,7 +39,7 @@ local function delete_job(id, job)
   for event in string.gmatch(job.events or '', '%S+') do delete_event(event) end
   for _, event in ipairs(redis.call('ZRANGE', key('rows', id), 0, -1)) do delete_event(event) end
   redis.call('DEL', key('job', id), key('doc', id), key('stream', id), key('rows', id))
-  for _, name in ipairs({ 'index:all', 'finished', 'leases', 'due', 'documents' }) do
+  for _, name in ipairs({ 'index:all', 'finished', 'leases', 'due', 'documents', 'deleting' }) do
     redis.call('ZREM', key(name), id)
   end
   redis.call('ZREM', key('queued', job.queue), id)
