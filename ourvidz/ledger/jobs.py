@@ -124,7 +124,9 @@ class JobOperations(LedgerBase):
 
         failures[code] + 1, a new fence. Sent twice, it answers the same. False when the claim is lost.
         """
-        args = (*claim_identity(claim), code, due_in_s, claim.token or new_call_token())
+        # One claim is released once, so the claim names the call: also when the caller sends it again.
+        call = f"{claim.job_id}:{claim.fence}:{claim.token}"
+        args = (*claim_identity(claim), code, due_in_s, call)
         return bool(self._connection.run_script("release", *args))
 
     def end(

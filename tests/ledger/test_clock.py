@@ -208,7 +208,7 @@ def test_the_first_script_of_an_upgraded_installation_gives_workers_time(system:
 def test_a_server_that_takes_no_writes_still_tells_the_time(
     start_redis: Callable[..., PrivateServer],
 ) -> None:
-    """A full server answers what only reads: the reading of the clock is not stored then."""
+    """A full server answers what only reads; others store the reading, else no lease would end."""
     server = start_redis("--appendonly", "no")
     ledger = Ledger(server.url)
     ledger.register(image_job("a"), priority=6)
@@ -218,4 +218,6 @@ def test_a_server_that_takes_no_writes_still_tells_the_time(
         assert ledger.now() == pytest.approx(float(client.time()[0]), abs=5)
         assert ledger.queue_position("a") == 0
         assert client.hgetall("ourvidz:clock") == {}
+        ledger.record_sweep(silence_s=6, lease_s=10)
+        assert float(client.hget("ourvidz:clock", "now")) == pytest.approx(ledger.now(), abs=5)
     ledger.close()

@@ -14,7 +14,7 @@ LIBRARIES = ("context", "clock", "memo", "records", "stream", "enhancement", "ou
 NEW_JOBS = frozenset({"register", "reopen"})
 """Scripts that a full server refuses: they begin work."""
 READING = frozenset(
-    {"vitals", "workers", "queue_position", "due_deliveries", "quarantined", "expired", "now"}
+    {"vitals", "workers", "queue_position", "due_deliveries", "quarantined", "expired", "now", "deletions"}
 )
 """Scripts without a write."""
 EXEMPTION = "redis.call('DEL', key('memory_limit'))\n"
@@ -25,16 +25,17 @@ and never a deletion. All versions do this; the flag `allow-oom` needs Redis 7. 
 def load_scripts() -> dict[str, str]:
     """Return the source of every script by the name of its verb, with the libraries in front of it.
 
-    All but those that begin work are exempt from the server's memory limit.
+    All but those that begin work are exempt from the server's memory limit, with the reading of the clock.
     """
     folder = files(__name__)
-    libraries = "".join((folder / "lib" / f"{name}.lua").read_text(encoding="utf-8") for name in LIBRARIES)
+    context, *others = [(folder / "lib" / f"{name}.lua").read_text(encoding="utf-8") for name in LIBRARIES]
+    libraries = "".join(others)
     sources = {
         file.name.removesuffix(".lua"): file.read_text(encoding="utf-8")
         for file in folder.iterdir()
         if file.name.endswith(".lua")
     }
     return {
-        verb: libraries + ("" if verb in NEW_JOBS | READING else EXEMPTION) + source
+        verb: context + ("" if verb in NEW_JOBS | READING else EXEMPTION) + libraries + source
         for verb, source in sources.items()
     }

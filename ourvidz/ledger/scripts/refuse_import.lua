@@ -1,7 +1,7 @@
 -- Put an entry that is refused aside with the reason, and tell its receiver once. The job has no record, so that the
 -- caller can push a corrected one under the same id.
--- Arguments: list, entry, report (JSON), limit (entries that are kept), then absent or: id, facts (JSON), callback_url,
---   outcome (JSON).
+-- Arguments: list, entry, report (JSON), limit (entries that are kept), id (absent together with what follows),
+--   facts (JSON), callback_url, outcome (JSON).
 -- Keys: importing, refused_imports, counters, order, and those of store_event.
 -- Returns: the id of the event; '' when none was added; false when another importer was first.
 -- Events: `failed`, if an id is given and no job has it.
