@@ -17,7 +17,7 @@ class Drain:
 
     From `start` on the worker claims nothing. After `limit_s` seconds, or at `hand_back`, what it still holds
     is queued again, uncounted, and the process stops at once (Celery's cold shutdown). The process usually
-    ends before, with its last job.
+    ends before, with its last job. A worker that has not loaded its models holds nothing and stops at once.
     """
 
     def __init__(self, worker_id: str, *, limit_s: float) -> None:
@@ -38,9 +38,12 @@ class Drain:
     def _run(self) -> None:
         try:
             control.current().ledger.set_draining(self._worker_id, True)
+            is_loading = self._is_loading()
         except WorkerUnavailable:
+            is_loading = False
             _log.warning("drain_not_noted", worker_id=self._worker_id)
-        self._ended.wait(self._limit_s)
+        if not is_loading:
+            self._ended.wait(self._limit_s)
         try:
             # Before the child is stopped: its death would count as a lost attempt.
             for job_id in dispatch.requeue_held_jobs(self._worker_id):
@@ -48,6 +51,13 @@ class Drain:
         except WorkerUnavailable:
             _log.warning("job_not_handed_back", worker_id=self._worker_id)
         stop_process()
+
+    def _is_loading(self) -> bool:
+        """Whether the child loads its models: that takes minutes, and it would not end before."""
+        return any(
+            worker.id == self._worker_id and worker.state in ("starting", "failed")
+            for worker in control.current().ledger.workers()
+        )
 
 
 def stop_process() -> None:

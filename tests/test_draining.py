@@ -73,3 +73,16 @@ def test_a_ledger_that_is_away_does_not_keep_the_process_alive(
     monkeypatch.setattr(ledger, "leased_by", away)
     Drain(WORKER, limit_s=0.01).start()
     assert stopped.wait(10)
+
+
+@pytest.mark.parametrize("state", ["starting", "failed"])
+def test_a_worker_that_loads_its_models_stops_at_once(
+    ledger: Ledger, stopped: threading.Event, state: str
+) -> None:
+    """It has no job, and a large checkpoint takes minutes."""
+    ledger.heartbeat(worker(id="sdxl@loading", state=state, models=()))
+    Drain("sdxl@loading", limit_s=3600).start()
+    assert stopped.wait(10)
+    record = ledger.get("a")
+    assert record is not None
+    assert record.status == "processing"

@@ -12,11 +12,12 @@ class WorkerOperations(LedgerBase):
 
     def heartbeat(self, worker: Worker) -> None:
         """Record a worker as it is now, seen now. A `failed` one claims nothing until a heartbeat in another
-        state, and its queue is not seen by this one."""
-        failed = int(worker.state == "failed")
-        self._connection.run_script(
-            "heartbeat", worker.id, worker.queue, dump_worker(worker), int(WORKER_TTL_S), failed
-        )
+        state. Its queue counts as seen only by a worker that has loaded its models: one that dies while it
+        loads them, and is started again for ever, serves nobody."""
+        failed = worker.state == "failed"
+        loading = failed or worker.state == "starting"
+        row = (worker.id, worker.queue, dump_worker(worker), int(WORKER_TTL_S))
+        self._connection.run_script("heartbeat", *row, int(loading), int(failed))
 
     def mark_offline(self, worker_id: str) -> None:
         """Mark a worker as offline until its next heartbeat."""

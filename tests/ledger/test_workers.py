@@ -122,3 +122,17 @@ def test_queues_are_paused_independently(ledger: Ledger) -> None:
     ledger.set_paused("wan_queue", True)
     ledger.set_paused("wan_queue", False)
     assert ledger.paused_queues() == frozenset({"sdxl_queue"})
+
+
+@pytest.mark.parametrize("state", ["starting", "failed"])
+def test_a_worker_without_loaded_models_does_not_make_its_queue_seen(
+    ledger: Ledger, clock: Clock, state: str
+) -> None:
+    """One that dies while it loads them, and is started again for ever, would keep submissions accepted."""
+    ledger.heartbeat(worker())
+    seen_at = clock.time
+    clock.advance(60)
+    ledger.heartbeat(worker(state=state, models=()))
+    assert ledger.queue_seen_at("sdxl_queue") == seen_at
+    ledger.heartbeat(worker(state="busy"))
+    assert ledger.queue_seen_at("sdxl_queue") == clock.time
