@@ -9,7 +9,16 @@ from typing import Any
 
 from ourvidz import log
 from ourvidz.dispatch.submission import submit
-from ourvidz.errors import CallerError, CapacityExceeded, Conflict, OurvidzError, PayloadTooLarge
+from ourvidz.errors import (
+    CallerError,
+    CapacityExceeded,
+    Conflict,
+    InternalError,
+    NewerRelease,
+    OurvidzError,
+    PayloadTooLarge,
+    WorkerUnavailable,
+)
 from ourvidz.jobs.catalog import lookup
 from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.jobs.json_text import parse_json
@@ -62,19 +71,31 @@ def _import(name: str, entry: str, report: ImportReport) -> bool:
     try:
         payload = _parse(entry)
         admission = submit(payload, require_worker=False)
-    except _CeleryMessage:
-        # Of an earlier release, or of another application: the keeper or that application takes it.
+    except (_CeleryMessage, NewerRelease):
+        # Of an earlier release, or of another application: the keeper or that application takes it. Where a
+        # newer release has recorded a job under the id, a keeper of that release can compare the two.
         ledger.put_import_back(name, entry)
         return False
     except CapacityExceeded:
         return False
-    except CallerError as error:
-        _refuse(name, entry, payload, error)
+    except WorkerUnavailable:
+        raise
+    except Exception as error:  # noqa: BLE001  an entry that fails must not stay in front of all others
+        _refuse(name, entry, payload, _refusal(name, error))
         report.refused += 1
         return True
     report.accepted += ledger.end_import(name, entry)
     _log.info("imported", job_id=admission.record.job_id, list=name, created=admission.created)
     return True
+
+
+def _refusal(name: str, error: Exception) -> CallerError | InternalError:
+    """Return the error that refuses an entry. One that is no fault of the caller is logged: the record under
+    the entry's id may be damaged."""
+    if isinstance(error, CallerError):
+        return error
+    _log.error("import_failed", list=name, exc_info=error)
+    return InternalError("the job could not be recorded; the operators have the details")
 
 
 def _parse(entry: str) -> Any:

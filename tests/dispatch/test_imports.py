@@ -153,6 +153,37 @@ def test_an_entry_under_the_id_of_another_job_does_not_fail_that_job(
     assert [each["code"] for each in refused(installation)] == ["CONFLICT", "INVALID_PARAMETERS"]
 
 
+@pytest.mark.parametrize("damage", ["a field", "the kind of key"])
+def test_a_damaged_record_under_the_id_of_an_entry_stops_no_list(
+    installation: Installation, damage: str
+) -> None:
+    """The entry is put aside: in front of its list it would keep every later job out, in all lists."""
+    push(installation, IMAGE)
+    import_lists()
+    if damage == "a field":
+        installation.broker.hset("ourvidz:job:a", "fence", "many")
+    else:
+        installation.broker.set("ourvidz:job:a", "no record")
+    push(installation, IMAGE, IMAGE | {"id": "behind"})
+    push(installation, IMAGE | {"id": "elsewhere"}, to="wan_queue")
+    assert import_lists() == ImportReport(accepted=2, refused=1)
+    assert [each["code"] for each in refused(installation)] == ["INTERNAL_ERROR"]
+    assert installation.ledger.next_event("a") is None
+
+
+def test_an_entry_whose_job_a_newer_release_has_recorded_waits_behind_the_others(
+    installation: Installation,
+) -> None:
+    """Only that release can tell whether it is the same job; its keeper finds the entry in the list."""
+    push(installation, IMAGE)
+    import_lists()
+    installation.broker.hset("ourvidz:job:a", "v", 99)
+    push(installation, IMAGE, IMAGE | {"id": "behind"})
+    assert [import_lists().accepted for _ in range(2)] == [0, 1]
+    assert [json.loads(raw) for raw in installation.broker.lrange("sdxl_queue", 0, -1)] == [IMAGE]
+    assert refused(installation) == []
+
+
 def test_a_job_without_a_worker_waits(install: Install) -> None:
     """Its caller cannot be told to try again."""
     installation = install(OURVIDZ_WORKER_GRACE_S=0)
