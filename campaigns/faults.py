@@ -61,7 +61,8 @@ class Result:
     without an end, or whose caller never heard of it. `doubled`: more than one terminal event. `blocked`: not
     ended a minute after the last fault. `failed`: ended otherwise than completed or cancelled, without
     charged attempts or a full disk. `innocent`: charged attempts beyond the number of faults that interrupt
-    one. `files_missing`: images that cannot be read. `orphans`: files that belong to no job.
+    one. `files_missing`: images that cannot be read. `orphans`: files that belong to no job. `damaged`:
+    records, indexes and callbacks that do not agree, as `ourvidz ledger check` finds them.
     """
 
     seed: int
@@ -77,6 +78,7 @@ class Result:
     innocent: int
     files_missing: int
     orphans: int
+    damaged: int = 0
 
     @property
     def kept(self) -> bool:
@@ -190,6 +192,7 @@ def _inspect(bench: Bench, load: Load, *, seed: int, events: int, started: float
     charged = sum(charges[code] for code in INTERRUPTIONS)
     doubled = [name for name in load.accepted if len(receiver.endings[name]) > 1]
     orphans = wait_until_none(lambda: _orphans(stack, records), UNBLOCKED_S + 30)
+    damaged = _damaged(stack)
     result = Result(
         seed=seed,
         seconds=round(time.monotonic() - started, 1),
@@ -204,9 +207,11 @@ def _inspect(bench: Bench, load: Load, *, seed: int, events: int, started: float
         innocent=max(0, charged - bench.interrupted),
         files_missing=sum(_unreadable(stack, record) for record in records),
         orphans=len(orphans),
+        damaged=len(damaged),
     )
     if not result.kept:
-        _explain(stack, {"lost": lost, "unheard": unheard, "doubled": doubled, "orphans": orphans}, records)
+        broken = {"lost": lost, "unheard": unheard, "doubled": doubled, "orphans": orphans}
+        _explain(stack, broken | {"damaged": damaged}, records)
     if load.unexpected.total():
         print_note(f"unexpected answers of the shim: {dict(load.unexpected)}")
     return result
@@ -246,6 +251,17 @@ def _orphans(stack: Stack, records: list[Record]) -> list[str]:
     named = {asset.key for asset in assets} | {asset.thumbnail_key for asset in assets}
     stored = (path for path in stack.assets.rglob("*") if path.is_file())
     return [key for key in (str(path.relative_to(stack.assets)) for path in stored) if key not in named]
+
+
+def _damaged(stack: Stack) -> list[str]:
+    """What the check of the ledger finds, as sentences."""
+    ledger = stack.ledger
+    findings = [
+        *ledger.check_events(ledger.event_ids(), repair=False),
+        *ledger.check_jobs(ledger.job_ids(), repair=False),
+        *ledger.check_user_indexes(repair=False),
+    ]
+    return [f"{finding.subject}: {finding.detail}" for finding in findings]
 
 
 def _explain(stack: Stack, findings: dict[str, list[str]], records: list[Record]) -> None:
