@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ import redis
 
 from ourvidz.embedded_redis import PrivateServer, find_server
 from ourvidz.ledger.store import Ledger
+
+MIB = 1 << 20
 
 pytest_plugins = ["ourvidz.testing", "tests.selection"]
 
@@ -78,6 +82,23 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., PrivateServer]]:
     yield start
     for server in started:
         server.kill()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount disks of so many MiB; skipped where this process may not mount."""
+    with ExitStack() as mounted:
+
+        def mount(size_mib: int) -> Path:
+            folder = tmp_path / f"disk{size_mib}"
+            folder.mkdir()
+            command = ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "ourvidz-test", str(folder)]
+            if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode != 0:
+                pytest.skip("this process may not mount a tmpfs: a full disk is not tested")
+            mounted.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
+            return folder
+
+        yield mount
 
 
 @pytest.fixture

@@ -54,6 +54,13 @@ def configuration(folder: Path, port: int, password: str) -> str:
     )
 
 
+def folder_of(state: StateDir) -> Path:
+    """The server's data directory, made if it is missing."""
+    folder = state.root / "redis"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 def start(
     supervisor: Supervisor,
     state: StateDir,
@@ -68,8 +75,7 @@ def start(
     `start_probing` unanswered before the supervisor restarts it. Raises `OperatorError` if it does not start.
     """
     password = state.secrets().redis_password
-    folder = state.root / "redis"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = folder_of(state)
     _stop_orphan(folder, password)
     log_file = state.log(NAME)
     for _ in range(START_ATTEMPTS):

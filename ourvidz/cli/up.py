@@ -15,6 +15,7 @@ import click
 
 from ourvidz.cli import embedded, stack
 from ourvidz.cli.console import print_json, print_note, spinner
+from ourvidz.cli.disk_reserve import DiskReserve
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import Supervisor
 from ourvidz.cli.worker import check_models, default_families, parse_families
@@ -121,6 +122,9 @@ class StackRun:
 
     def _start_redis(self, update: Callable[[str], None]) -> str:
         binary = find_server(self._settings.redis_server_bin)
+        reserve = DiskReserve(embedded.folder_of(self._state) / "reserve", notify=print_note)
+        reserve.check()
+        reserve.start()
         url = embedded.start(self._supervisor, self._state, binary=binary, notify=update)
         embedded.start_probing(url, self._state)
         return url

@@ -7,10 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ourvidz.errors import CapacityExceeded, WorkerUnavailable
-from ourvidz.ledger.store import Ledger
-from ourvidz.ledger.usage import Usage
+
+if TYPE_CHECKING:
+    from ourvidz.ledger.store import Ledger
+    from ourvidz.ledger.usage import Usage
 
 CACHED_S = 1.0
 """How long one measurement is used: submissions of a second overshoot a limit at most."""
