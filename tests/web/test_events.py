@@ -144,6 +144,25 @@ def test_the_end_of_an_earlier_run_is_a_state_event(shim) -> None:
     assert [status for kind, status in statuses if kind == "done"] == ["completed"]
 
 
+def test_a_client_that_resumes_behind_trimmed_events_gets_a_gap_and_the_state(shim) -> None:
+    """It would show the end of a text as the continuation of its beginning."""
+    shim.submit()
+    claim = shim.claim("job-1")
+    shim.ledger.step(claim, progress=25)
+    received = shim.ledger.stream("job-1")[-1].id
+    for start in range(0, 700, 100):
+        shim.ledger.step(claim, items=[("token", {"text": str(start + each)}) for each in range(100)])
+    assert shim.ledger.end(claim, outcome=shim.completed())
+    answer = shim.client.get("/jobs/job-1/events", headers={"Last-Event-ID": received})
+    gap, state, progress, token, *_, done = parse(answer.content)
+    assert gap == Event("gap", {"after": received}, received)
+    assert (state.kind, state.data["status"], state.id) == ("state", "completed", received)
+    assert (progress.kind, progress.data["progress"]) == ("progress", 100.0)
+    assert (token.kind, done.kind) == ("token", "done")
+    again = shim.client.get("/jobs/job-1/events", headers={"Last-Event-ID": gap.id})
+    assert parse(again.content)[0] == gap, "a client that is cut off in a gap gets it again"
+
+
 ITEM = StreamItem("1-0", "token", {"text": "a"})
 
 

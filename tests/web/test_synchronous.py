@@ -17,6 +17,7 @@ from ourvidz.celery_settings import PRIORITY_SYNC
 from ourvidz.errors import InternalError, OutOfMemory, WorkerLost, WorkerUnavailable
 from ourvidz.jobs.dialects import Defaults, parse
 from ourvidz.jobs.outcome import Asset, Outcome
+from ourvidz.ledger.record import StreamItem
 from ourvidz.web import synchronous
 
 HELLO = {"messages": [{"role": "user", "content": "What is a tide?"}]}
@@ -192,6 +193,37 @@ def test_a_stream_that_missed_parts_of_the_text_is_an_error(shim) -> None:
     assert shim.ledger.end(claim, outcome=ended)
     with pytest.raises(InternalError):
         request.result()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_with_a_gap_has_the_whole_text_or_an_error(shim, monkeypatch, stream) -> None:
+    """Its reader was too slow: a text without its middle is neither a partial text nor an answer."""
+    items = [
+        StreamItem("1-0", "token", {"text": "A tide "}),
+        StreamItem("1-0", "gap", {"after": "1-0"}),
+        StreamItem("1-0", "state", {"status": "processing", "run": 1, "attempt": 1, "stage": None}),
+        StreamItem("9-0", "token", {"text": "water."}),
+        StreamItem("9-1", "done", {"run": 1}),
+    ]
+    job_ended = threading.Event()
+
+    async def follow(job_id: str):
+        while not job_ended.is_set():
+            await asyncio.sleep(0.001)
+        for item in items:
+            yield item
+
+    monkeypatch.setattr(shim.ledger, "follow", follow)
+    request = RunningRequest(shim, stream=stream)
+    text = Asset(type="text", metadata={"text": "A tide is moving water."})
+    claim = shim.ledger.claim(request.job_id, 1, worker_id="w", lease_s=30, token="one")
+    assert shim.ledger.end(claim, outcome=Outcome(status="completed", assets=(text,)))
+    job_ended.set()
+    if stream:
+        with pytest.raises(InternalError, match="A part of the answer was lost"):
+            request.result()
+    else:
+        assert request.result().text == "A tide is moving water."
 
 
 def test_a_hundred_waiting_requests_do_not_block_the_shim(shim_with_broker, chat_worker, serve) -> None:
