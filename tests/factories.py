@@ -180,6 +180,7 @@ class RecordingRun:
     pieces: list[str] = field(default_factory=list)
     puts: list[tuple[str, str]] = field(default_factory=list)
     """Keys and content types, in the order in which they were stored."""
+    excluded_s: float = 0.0
     previews: list[PreviewRenderer] = field(default_factory=list)
 
     def step(self, done: int, total: int) -> None:
@@ -195,6 +196,9 @@ class RecordingRun:
         if self.stop_at is not None and tokens >= self.stop_at:
             raise self.stop_with
         return True
+
+    def exclude(self, seconds: float) -> None:
+        self.excluded_s += seconds
 
     def preview(self, snapshot: Snapshot) -> None:
         self.previews.append(snapshot())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 from ourvidz import log
@@ -20,6 +21,8 @@ than the token."""
 DECODE_TIME_RATIO = 10
 """All flushes of a batch together take at most one part in so many of the time, and so do all checks: the
 next one of a text comes this many times its duration later, times the number of texts."""
+STALL_S = 1.0
+"""Work on one text that holds its batch up for longer does not count towards the limits of the others."""
 MODEL_TYPES = {"qwen_instruct": "instruct", "qwen_base": "base"}
 """The names of the language models in callbacks and answers (`active_model_type`)."""
 
@@ -93,14 +96,15 @@ class TextBatch:
     def add(self, item: BatchItem) -> None:
         """Add a job to the batch. A job that is refused or cannot start is ended here."""
         job, moderation = item.job, self._services.moderation
-        try:
-            self._services.check(job)
-            if job.sfw_mode and moderation is not None:
-                moderation.check("\n".join(job.texts()))
-            item.run.step(0, job.max_tokens)
-            self._texts[job.id] = _Text(item, self._services, self._decoder.add(job.id, job))
-        except Exception as error:  # noqa: BLE001  one text's failure must not disturb the others
-            self._fail(item, error)
+        with self._work_on(job.id):
+            try:
+                self._services.check(job)
+                if job.sfw_mode and moderation is not None:
+                    moderation.check("\n".join(job.texts()))
+                item.run.step(0, job.max_tokens)
+                self._texts[job.id] = _Text(item, self._services, self._decoder.add(job.id, job))
+            except Exception as error:  # noqa: BLE001  one text's failure must not disturb the others
+                self._fail(item, error)
 
     def step(self) -> None:
         """Decode one token for every text; flush the texts that are due and end those that are complete."""
@@ -108,9 +112,22 @@ class TextBatch:
             if delta.key in self._texts:
                 self._texts[delta.key].append(delta)
         for text in [text for text in self._texts.values() if text.is_due]:
-            if self._flush(text):
+            with self._work_on(text.job.id):
+                ended = self._flush(text)
+            if ended:
                 del self._texts[text.job.id]
                 self._decoder.remove(text.job.id)
+
+    @contextmanager
+    def _work_on(self, job_id: str) -> Iterator[None]:
+        """Work on one text, while the others of the batch wait."""
+        began = time.monotonic()
+        yield
+        taken_s = time.monotonic() - began
+        if taken_s >= STALL_S:
+            for other in self._texts.values():
+                if other.job.id != job_id:
+                    other.item.run.exclude(taken_s)
 
     def _flush(self, text: _Text) -> bool:
         """Flush one text. Returns whether its job has ended with that."""

@@ -119,6 +119,11 @@ class LeasedRun:
             raise self._timeout()
         return reached
 
+    def exclude(self, seconds: float) -> None:
+        """Do not count this time towards the time limit: another job of the same batch took it."""
+        if self._deadline is not None:
+            self._deadline += seconds
+
     def preview(self, snapshot: Snapshot) -> None:
         """Render a preview of the snapshot on another thread, at most twice a second. It is sent to followers
         with the next report to the ledger. Raises nothing."""

@@ -34,6 +34,9 @@ class Run(Protocol):
         """Append text, which may be empty, to the job's stream, and report progress. Returns False when it
         could not be appended and must be sent again. Raises what `step` raises."""
 
+    def exclude(self, seconds: float) -> None:
+        """Do not count this time towards the time limit: another job of the same batch took it."""
+
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         """Store one file of this attempt, with retries. The fence is checked first."""
 

@@ -199,6 +199,32 @@ def test_a_text_that_ends_early_does_not_end_the_others(services: Services) -> N
     assert isinstance(lost.error, FenceLost)
 
 
+class StallingGate(Gate):
+    """A gate that takes a minute for each check of one job."""
+
+    def __init__(self, clock: FakeTime, job_id: str) -> None:
+        super().__init__(factories.STAND_IN_TERMS)
+        self.clock = clock
+        self.job_id = job_id
+        self.checks = 0
+
+    def check_job(self, job: Any, generated: str = "") -> None:
+        if job.id == self.job_id:
+            self.clock.now += 60.0
+            self.checks += 1
+
+
+def test_a_text_that_holds_its_batch_up_takes_its_own_time(services: Services, clock: FakeTime) -> None:
+    """Its companions reached their time limits, although nothing was wrong with them."""
+    slow = RecordingItem(job("slow", max_tokens=8), RecordingRun())
+    other = RecordingItem(job("other", max_tokens=64), RecordingRun())
+    gate = StallingGate(clock, "slow")
+    run_text_batch(other, TimedItems([slow], clock=clock), replace(services, gate=gate))
+    assert slow.outcome is not None
+    assert gate.checks >= 2
+    assert (other.run.excluded_s, slow.run.excluded_s) == (60.0 * gate.checks, 0.0)
+
+
 def test_the_time_limit_returns_the_text_so_far(services: Services, clock: FakeTime) -> None:
     """The outcome is completed, with the finish reason `timeout`."""
     item = RecordingItem(job(max_tokens=64), RecordingRun(stop_at=2, stop_with=JobTimeout("late")))

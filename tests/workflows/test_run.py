@@ -122,6 +122,20 @@ def test_the_time_limit_counts_from_the_first_step(ledger: SwitchableLedger, cla
             run.step(2, 4)
 
 
+def test_time_that_another_job_took_does_not_count(ledger: SwitchableLedger, claim: Claim) -> None:
+    """Texts are decoded together, and one may hold the others up."""
+    now = [0.0]
+    with running(ledger, claim, limit_s=120.0, clock=lambda: now[0]) as run:
+        run.exclude(60.0)
+        run.step(0, 4)
+        run.exclude(60.0)
+        now[0] = 179.0
+        run.step(1, 4)
+        now[0] = 181.0
+        with pytest.raises(JobTimeout):
+            run.step(2, 4)
+
+
 def test_an_unreachable_ledger_does_not_stop_the_run(ledger: SwitchableLedger, claim: Claim) -> None:
     """A restart of Redis does not abort generations."""
     with running(ledger, claim) as run:

@@ -92,6 +92,9 @@ class TerminalRun:
         """Ignore text, which clips do not have. Returns True."""
         return True
 
+    def exclude(self, seconds: float) -> None:
+        """Ignore it: the command has no time limit."""
+
     def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
         """Store one file."""
         store.put(key, data, content_type=content_type)
