@@ -7,6 +7,7 @@ sweep or stand before other jobs. It is read again every minute: a release that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -23,7 +24,15 @@ RECHECK_S = 60.0
 RECHECKS = 100
 """Quarantined jobs that one sweep reads again."""
 ROUNDS = 10
-"""Batches in a row, without a job in them, that one walk reads."""
+"""Batches in a row, with ids in them that do not belong there, that one walk reads."""
+PRIORITIES = 10
+"""Priorities that a queued job can have, from 0."""
+PER_PRIORITY = 50
+"""Jobs of each priority that one walk of a queue reads at least: more urgent ones hide none."""
+PRIORITY_SCORE = 10**12
+"""Distance of two priorities in the score of a queued job; `scripts/lib/records.lua` computes the same."""
+LARGEST_NUMBER = 2**53
+"""Largest number that a script reads exactly. One above it would break the counters of all jobs."""
 STATUSES = {"queued", "processing", *FINISHED}
 
 
@@ -65,7 +74,25 @@ def read_record(job_id: str, fields: dict[str, str] | ResponseError) -> Record:
         raise UnreadableRecord(f"its type {record.type!r} is unknown")
     if record.status not in STATUSES:
         raise UnreadableRecord(f"its status {record.status!r} is unknown")
+    _check_numbers(record)
     return record
+
+
+def _check_numbers(record: Record) -> None:
+    """Raise `UnreadableRecord` for numbers that no script can order or count."""
+    times = (
+        record.created_at, record.queued_at, record.due_at, record.claimed_at, record.finished_at,
+        record.published_at, record.lease_until, record.progress,
+    )  # fmt: skip
+    numbers = record.run, record.attempt, record.fence, record.priority, record.order, record.publishes
+    if not all(math.isfinite(time) for time in times if time is not None):
+        raise UnreadableRecord("one of its times is no number")
+    if any(abs(number) > LARGEST_NUMBER for number in numbers):
+        raise UnreadableRecord("one of its numbers is too large")
+    if record.status == "processing" and record.lease_until is None:
+        raise UnreadableRecord("it is processing without a lease")
+    if record.finished and record.finished_at is None:
+        raise UnreadableRecord("it has ended at no time")
 
 
 def _brief(error: Exception) -> str:
@@ -81,15 +108,19 @@ class QuarantineOperations(MaintenanceOperations):
         return self._walk("leases", lambda: self._connection.run_script("expired", limit), "processing")
 
     def walk_queued(self, queue: str, limit: int = 200) -> Walk:
-        """Queued records of a queue in the order in which they will start, due or not."""
-        index, client = f"queued:{queue}", self._connection.client
+        """Queued records of a queue, due or not: the first `limit` in the order in which they will start, and
+        the first ones of every priority."""
+        name = self._keys.queued(queue)
 
         def read_ids() -> list[str]:
-            return list(
-                self._connection.with_retries(lambda: client.zrange(self._keys.queued(queue), 0, limit - 1))
-            )
+            pipeline = self._connection.client.pipeline(transaction=False)
+            pipeline.zrange(name, 0, limit - 1)
+            for priority in range(PRIORITIES):
+                lowest, beyond = priority * PRIORITY_SCORE, (priority + 1) * PRIORITY_SCORE
+                pipeline.zrangebyscore(name, lowest, f"({beyond}", start=0, num=PER_PRIORITY)
+            return list(dict.fromkeys(job_id for ids in pipeline.execute() for job_id in ids))
 
-        return self._walk(index, read_ids, "queued")
+        return self._walk(f"queued:{queue}", lambda: self._connection.with_retries(read_ids), "queued")
 
     def walk_due(self, job_ids: Iterable[str]) -> list[str]:
         """Those of these jobs whose next event can be read; the others are quarantined."""
@@ -126,34 +157,44 @@ class QuarantineOperations(MaintenanceOperations):
                 if fields:
                     read_record(entry.job_id, fields)
                 reason = self._unreadable_event(entry.job_id)
+                if reason is None:
+                    restored += bool(self._connection.run_script("end_quarantine", entry.job_id))
+                    continue
             except UnreadableRecord as error:
                 reason = str(error)
-            if reason is None:
-                restored += bool(self._connection.run_script("end_quarantine", entry.job_id))
-            else:
-                self.quarantine(entry.job_id, index="quarantine", reason=reason)
+            except ResponseError:
+                reason = "its place in an index cannot be written"
+            self.quarantine(entry.job_id, index="quarantine", reason=reason)
         return restored
 
     def _walk(self, index: str, read_ids: Callable[[], list[str]], status: str) -> Walk:
-        """Read batches of an index until one contains a record of this status. Ids that do not belong there
-        are removed, unreadable records quarantined."""
+        """Read batches of an index until one contains only records of this status. Ids that do not belong
+        there are removed, unreadable records quarantined."""
         walk = Walk()
         for _ in range(ROUNDS):
             job_ids = read_ids()
+            walk.records = []
             for job_id, fields in zip(job_ids, self._read_each(job_ids), strict=True):
                 try:
                     record = read_record(job_id, fields) if fields else None
+                    if record is not None and record.status == status:
+                        walk.records.append(record)
+                    else:
+                        walk.removed += self._reindex(job_id, index)
                 except UnreadableRecord as error:
                     self.quarantine(job_id, index=index, reason=str(error))
                     walk.quarantined += 1
-                    continue
-                if record is not None and record.status == status:
-                    walk.records.append(record)
-                else:
-                    walk.removed += bool(self._connection.run_script("reindex", job_id, index))
-            if walk.records or not job_ids:
+            if len(walk.records) == len(job_ids):
                 break
         return walk
+
+    def _reindex(self, job_id: str, index: str) -> bool:
+        """Correct the place of a job. Returns whether it was removed from the index. Raises
+        `UnreadableRecord` if its record names no place."""
+        try:
+            return bool(self._connection.run_script("reindex", job_id, index))
+        except ResponseError:
+            raise UnreadableRecord("its place in an index cannot be written") from None
 
     def _read_each(self, job_ids: list[str]) -> list[dict[str, str] | ResponseError]:
         """The hashes of these records, empty where there is none; an error where the key is no hash."""

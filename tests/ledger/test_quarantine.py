@@ -42,6 +42,8 @@ UNREADABLE: dict[str, Damage] = {
     "an undecodable outcome": set_field("outcome", '{"status": "completed", "assets": 7}'),
     "a missing field": remove_field("queued_at"),
     "no version": remove_field("v"),
+    "a time that no index takes": set_field("queued_at", "nan"),
+    "a number that no counter goes on from": set_field("fence", "9" * 30),
     "another kind of key": replace_by_string,
 }
 
@@ -70,6 +72,36 @@ def test_an_unreadable_queued_record_does_not_stop_the_queue(system: DamagedLedg
     system.sweep()
     assert system.broker.published == ["good"]
     assert system.ledger.quarantine_size() == 1
+
+
+@pytest.mark.parametrize("damage", [set_field("lease_until", ""), set_field("lease_until", "nan")])
+def test_a_processing_record_without_a_lease_is_set_aside(system: DamagedLedger, damage: Damage) -> None:
+    """It never expires, so its job would wait for ever and nobody would know."""
+    system.claim("bad")
+    damage(system, "bad")
+    assert system.sweep(after_s=11).quarantined == 1
+    assert system.sweep(after_s=70).failed == []
+
+
+def test_a_place_that_no_index_takes_does_not_stop_recovery(system: DamagedLedger) -> None:
+    """An ended job among the leases is put where it belongs, if that is possible."""
+    system.claim("bad")
+    system.claim("good")
+    for name, value in (("status", "completed"), ("finished_at", "nan")):
+        set_field(name, value)(system, "bad")
+    assert system.sweep(after_s=11).failed == []
+    assert system.status("good") == "queued"
+
+
+def test_the_purge_of_a_damaged_record_breaks_no_counter(system: DamagedLedger) -> None:
+    """The counter of fences is shared: after a value that it cannot go on from, no job could be claimed."""
+    system.ledger.end(system.claim("bad"), outcome=Outcome(status="completed"))
+    set_field("fence", "9" * 30)(system, "bad")
+    while (event := system.ledger.next_event("bad")) is not None:
+        system.ledger.mark_delivered(event, status=200)
+    system.sweep(after_s=8 * 86400)
+    assert system.client.exists(system.key("job:bad")) == 0
+    assert system.claim("next").record.status == "processing"
 
 
 def test_more_unreadable_records_than_a_batch_do_not_hide_those_behind_them(system: DamagedLedger) -> None:

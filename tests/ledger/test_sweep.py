@@ -361,6 +361,17 @@ def test_the_priority_of_an_overtaken_job_is_raised_once(system: SweepSystem) ->
     assert system.record("patient").status == "queued"
 
 
+def test_a_priority_is_raised_however_many_more_urgent_jobs_wait(system: SweepSystem) -> None:
+    """A shim takes thousands of synchronous callers, whose jobs start before all others."""
+    system.add("patient")
+    system.keep_sweeping(62)
+    for number in range(260):
+        system.add(f"urgent{number}", priority=0)
+    system.claim("urgent0")
+    system.sweep()
+    assert system.record("patient").priority == 0
+
+
 def test_a_job_unclaimed_for_a_day_fails(system: SweepSystem) -> None:
     """It ends with `WORKER_UNAVAILABLE` and a callback."""
     system.add("a")

@@ -114,7 +114,8 @@ local function check_lifetime(id, job, ended)
 end
 
 local function check_ending(id, job)
-  local last = string.match(job.events or '', '(%S+)$')
+  local last
+  for event in string.gmatch(job.events or '', '%S+') do last = event end
   local reported = last and redis.call('HGET', key('event', last), 'run') == job.run
   if not job.quiet and not reported and now - (tonumber(job.finished_at) or 0) < tonumber(event_s) then
     report(id, 'event', 'its end has no event', function()
