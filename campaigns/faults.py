@@ -42,9 +42,11 @@ CLIENTS = 4
 SUBMIT_S = 120.0
 """How long a caller repeats a submission."""
 UNBLOCKED_S = 60.0
-"""How long after the last fault a job may still be unfinished; then it counts as blocked."""
+"""After the last fault some job must end this often while jobs are unfinished; else they count as blocked."""
 LOST_S = 180.0
-"""How long after the last fault a job or its callback may be missing; then it counts as lost."""
+"""When no job has ended for this long, those that are unfinished count as lost."""
+UNHEARD_S = 120.0
+"""How long after its job's end a callback may be missing; then the job counts as lost."""
 CANCELLED = 0.04
 """Share of the jobs that their caller cancels."""
 FAILING = 0.25
@@ -58,11 +60,12 @@ class Result:
     """The result of one part. Everything after `charged` counts broken promises.
 
     `charged`: attempts that ended because a worker was killed or silent for longer than a lease. `lost`: jobs
-    without an end, or whose caller never heard of it. `doubled`: more than one terminal event. `blocked`: not
-    ended a minute after the last fault. `failed`: ended otherwise than completed or cancelled, without
-    charged attempts or a full disk. `innocent`: charged attempts beyond the number of faults that interrupt
-    one. `files_missing`: images that cannot be read. `orphans`: files that belong to no job. `damaged`:
-    records, indexes and callbacks that do not agree, as `ourvidz ledger check` finds them.
+    without an end, or whose caller never heard of it. `doubled`: more than one terminal event. `blocked`:
+    unfinished when no job had ended for a minute after the last fault. `failed`: ended otherwise than
+    completed or cancelled, without charged attempts or a full disk. `innocent`: charged attempts beyond the
+    number of faults that interrupt one. `files_missing`: images that cannot be read. `orphans`: files that
+    belong to no job. `damaged`: records, indexes and callbacks that do not agree, as `ourvidz ledger check`
+    finds them.
     """
 
     seed: int
@@ -171,27 +174,17 @@ def run_part(folder: Path, *, jobs: int, events: int, seed: int, pause_s: float)
 
 def _inspect(bench: Bench, load: Load, *, seed: int, events: int, started: float) -> Result:
     stack, receiver = bench.stack, bench.receiver
-    healed = time.monotonic()
-
-    def unfinished() -> list[str]:
-        done = {record.job_id for record in stack.ledger.records(load.accepted) if record.finished}
-        return [name for name in load.accepted if name not in done]
-
-    def wait_until_none(read: Any, until_s: float) -> list[str]:
-        while (left := list(read())) and time.monotonic() - healed < until_s:
-            time.sleep(0.5)
-        return left
-
-    blocked = wait_until_none(unfinished, UNBLOCKED_S)
-    lost = wait_until_none(unfinished, LOST_S)
-    unheard = receiver.wait_for(load.accepted, within_s=max(1.0, LOST_S - (time.monotonic() - healed)))
+    lost, blocked = _wait_for_ends(stack, load.accepted)
+    unheard = receiver.wait_for(load.accepted, within_s=UNHEARD_S)
     records = stack.ledger.records(load.accepted)
     charges: Counter[str] = Counter()
     for record in records:
         charges.update(record.failures)
     charged = sum(charges[code] for code in INTERRUPTIONS)
     doubled = [name for name in load.accepted if len(receiver.endings[name]) > 1]
-    orphans = wait_until_none(lambda: _orphans(stack, records), UNBLOCKED_S + 30)
+    deadline = time.monotonic() + UNBLOCKED_S
+    while (orphans := _orphans(stack, records)) and time.monotonic() < deadline:
+        time.sleep(0.5)
     damaged = _damaged(stack)
     result = Result(
         seed=seed,
@@ -202,7 +195,7 @@ def _inspect(bench: Bench, load: Load, *, seed: int, events: int, started: float
         charged=charged,
         lost=len(set(lost) | set(unheard)) + len(load.accepted) - len(records),
         doubled=len(doubled) + _counted_twice(stack, records),
-        blocked=len(blocked),
+        blocked=blocked,
         failed=sum(_failed_without_cause(record, bench) for record in records),
         innocent=max(0, charged - bench.interrupted),
         files_missing=sum(_unreadable(stack, record) for record in records),
@@ -215,6 +208,22 @@ def _inspect(bench: Bench, load: Load, *, seed: int, events: int, started: float
     if load.unexpected.total():
         print_note(f"unexpected answers of the shim: {dict(load.unexpected)}")
     return result
+
+
+def _wait_for_ends(stack: Stack, job_ids: list[str]) -> tuple[list[str], int]:
+    """Wait until all jobs have ended. Returns the ids of those that did not, and how many were blocked."""
+    before, changed_at, blocked = len(job_ids), time.monotonic(), 0
+    while True:
+        finished = {record.job_id for record in stack.ledger.records(job_ids) if record.finished}
+        unfinished = [job_id for job_id in job_ids if job_id not in finished]
+        if len(unfinished) < before:
+            before, changed_at = len(unfinished), time.monotonic()
+        still_s = time.monotonic() - changed_at
+        if unfinished and still_s > UNBLOCKED_S:
+            blocked = max(blocked, len(unfinished))
+        if not unfinished or still_s > LOST_S:
+            return unfinished, blocked
+        time.sleep(0.5)
 
 
 def _counted_twice(stack: Stack, records: list[Record]) -> int:
