@@ -124,6 +124,6 @@ def test_another_keeper_takes_over_after_one_lease(keepers: Keepers, signum: int
     keepers.start()
     active.send_signal(signum)
     keepers.lose_a_job("after")
-    # The job's own lease and that of the keeper run at the same time.
-    assert keepers.recovery_s("after") < 2 * LEASE_S + 1.0
+    # The job's own lease and that of the keeper run at the same time; the rest is for a busy machine.
+    assert keepers.recovery_s("after") < 2 * LEASE_S + 5.0
     assert keepers.record("after").failures == {"WORKER_LOST": 1}
