@@ -23,6 +23,7 @@ from campaigns.redelivery import Redelivery
 from campaigns.releases import ROOT
 from ourvidz.embedded_redis import PrivateServer, free_port
 from ourvidz.ledger.store import Ledger
+from ourvidz.subprocesses import dying_with_parent
 
 READY_S = 120.0
 STOP_S = 60.0
@@ -85,6 +86,7 @@ class Stack:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 process_group=0,
+                preexec_fn=dying_with_parent(signal.SIGTERM),
             )
         impatience = threading.Timer(READY_S, self._up.kill)
         impatience.start()
