@@ -97,46 +97,42 @@ def test_a_process_that_ends_is_restarted(
 
 
 BEATING = (
-    "import sys, time\n"
+    "import subprocess, sys, time\n"
     "from pathlib import Path\n"
     "from ourvidz.liveness.beats import start_beating\n"
-    "start_beating(Path(sys.argv[1]), 'process')\n"
-    "print('up', flush=True)\n"
+    "start_beating(Path(sys.argv[1]), sys.argv[2])\n"
+    "if sys.argv[2] == 'process':\n"
+    "    child = subprocess.Popen([sys.executable, '-c', sys.argv[3], sys.argv[1], 'child'])\n"
+    "    print('up', child.pid, flush=True)\n"
     "time.sleep(600)"
 )
+"""A process, and a child of it, that show that they are alive."""
 
 
-@pytest.fixture
-def beating(tmp_path: Path, supervisor: Supervisor) -> Callable[[], int]:
-    """Start a process that shows that it is alive, and counts as hanging after 3 s of silence; then its
-    process id."""
-    beats = tmp_path / "beats"
-    argv = (sys.executable, "-c", BEATING, str(beats))
-
-    def start() -> int:
-        supervisor.start(
-            ProcessSpec("child", argv, dict(os.environ), tmp_path / "log", beats=beats, hang_s=3.0)
-        )
-        wait_until(lambda: supervisor.tick() or any(beats.iterdir()), "it did not beat")
-        return supervisor.pids()["child"]
-
-    return start
-
-
-def test_a_process_that_hangs_is_restarted(
-    supervisor: Supervisor, beating: Callable[[], int], notices: list[str]
+def test_a_process_whose_child_hangs_is_restarted(
+    supervisor: Supervisor, tmp_path: Path, notices: list[str]
 ) -> None:
-    """A frozen process exists, so nobody else would notice; nor would it react to a request to stop."""
-    frozen = beating()
-    os.kill(frozen, signal.SIGSTOP)
+    """A frozen pool child exists, and its parent answers: nobody else would notice."""
+    beats, log = tmp_path / "beats", tmp_path / "log"
+    argv = (sys.executable, "-c", BEATING, str(beats), "process", BEATING)
+    supervisor.start(ProcessSpec("worker", argv, dict(os.environ), log, beats=beats, hang_s=3.0))
+
+    def both_beat() -> bool:
+        supervisor.tick()
+        return len(list(beats.iterdir())) == 2
+
+    wait_until(both_beat, "they did not beat")
+    process, child = supervisor.pids()["worker"], int(log.read_text().split()[1])
+    os.kill(child, signal.SIGSTOP)
 
     def restarted() -> bool:
         supervisor.tick()
-        return supervisor.pids().get("child", frozen) != frozen
+        return supervisor.pids().get("worker", process) != process
 
     wait_until(restarted, "it was not restarted")
-    assert has_exited(frozen)
-    assert "child hangs (process has been silent for 3 s) and was killed" in notices[0]
+    assert has_exited(process)
+    wait_until(lambda: has_exited(child), "the frozen child still exists")
+    assert "worker hangs (child has been silent for 3 s) and was killed" in notices[0]
 
 
 def test_a_process_that_always_fails_is_restarted_without_limit(
