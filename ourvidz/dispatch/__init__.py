@@ -5,7 +5,7 @@ Handles payloads, records, and messages that carry an id; what a task does is in
 """
 
 from ourvidz.dispatch.imports import import_lists
-from ourvidz.dispatch.lifecycle import cancel, delete, resume_deletions, retry
+from ourvidz.dispatch.lifecycle import cancel, delete, delete_assets, resume_deletions, retry
 from ourvidz.dispatch.messages import (
     BROKER_ERRORS,
     CHAT_QUEUE_PAUSED,
@@ -46,6 +46,7 @@ __all__ = [
     "adopt_unprefixed_messages",
     "cancel",
     "delete",
+    "delete_assets",
     "deliver",
     "drain",
     "flush",

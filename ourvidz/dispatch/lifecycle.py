@@ -7,15 +7,18 @@ from collections.abc import Callable
 from ourvidz import log
 from ourvidz.celery_settings import JOBS
 from ourvidz.dispatch.messages import deliver, publish
-from ourvidz.errors import Cancelled, NotFound, StorageError
-from ourvidz.jobs.job import ImageJob, Job, VideoJob
+from ourvidz.errors import Cancelled, Conflict, InvalidParameters, NewerRelease, NotFound, StorageError
+from ourvidz.jobs.catalog import WRITE_BUCKETS
+from ourvidz.jobs.job import ImageJob, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Record
-from ourvidz.storage.keys import asset_folder
+from ourvidz.storage.keys import asset_folder, split_key
 from ourvidz.wiring import control
 
 RESUME_DELETION_S = 60.0
 """How long after its begin a deletion is taken up by a keeper."""
+JOB_SEGMENTS = 3
+"""Segments of the key of a job's folder: bucket, user and job."""
 
 _log = log.get(__name__)
 
@@ -45,16 +48,16 @@ def retry(job_id: str) -> Record:
     return record
 
 
-def delete(job_id: str) -> Record:
-    """Delete a finished job: its assets and its record, which is returned.
+def delete(job_id: str, *, force: bool = False) -> Record:
+    """Delete a finished job: its assets and its record, which is returned. With `force`, callbacks that are
+    still pending are cancelled.
 
     It cannot run again from the first step on. A deletion that is interrupted can be repeated, and a keeper
     ends it. Raises `NotFound`, or `Conflict` while the job is not finished or its last callback is pending.
     """
     app = control.current()
-    record = app.ledger.begin_deletion(job_id)
-    folder = _folder(record, app.ledger.job(job_id))
-    if folder is not None:
+    record = app.ledger.begin_deletion(job_id, force=force)
+    for folder in _folders(record):
         # Before the record, which names it: whatever fails or dies here is repeated.
         app.store.delete_folder(folder)
     return app.ledger.delete(job_id)
@@ -76,9 +79,36 @@ def resume_deletions(checkpoint: Callable[[], None] = lambda: None) -> int:
     return deleted
 
 
-def _folder(record: Record, job: Job | None) -> str | None:
-    """Return the storage folder of a job's files, those of a failed attempt included; None for none."""
+def delete_assets(key: str) -> None:
+    """Delete one stored file, or with the key of a job's folder all of its files, whether or not the job has
+    a record. Safe to call twice.
+
+    Raises `InvalidParameters` for another key, `Conflict` while the job is not finished.
+    """
+    app, segments = control.current(), split_key(key)
+    if segments[0] not in WRITE_BUCKETS or len(segments) not in (JOB_SEGMENTS, JOB_SEGMENTS + 1):
+        rule = "{bucket}/{user}/{job} or {bucket}/{user}/{job}/{file} in a bucket of jobs"
+        raise InvalidParameters("This is not the key of an asset.", field="key", rule=rule, value=key)
+    record = app.ledger.get(segments[2])
+    if record is not None and record.user_id == segments[1] and not record.finished:
+        raise Conflict(f"a {record.status} job still writes its files", field="key", value=key)
+    if len(segments) == JOB_SEGMENTS:
+        app.store.delete_folder(key)
+    else:
+        app.store.delete(key)
+
+
+def _folders(record: Record) -> list[str]:
+    """Return the storage folders that may hold files of a job, also of one whose document is gone."""
+    try:
+        job = control.current().ledger.job(record.job_id)
+    except NewerRelease:
+        job = None
     if isinstance(job, ImageJob | VideoJob) and job.user_id is not None:
-        return asset_folder(job.bucket, job.user_id, job.id)
+        return [asset_folder(job.bucket, job.user_id, job.id)]
     keys = [asset.key for asset in record.outcome.assets if asset.key] if record.outcome else []
-    return keys[0].rpartition("/")[0] if keys else None
+    if keys:
+        return [keys[0].rpartition("/")[0]]
+    if job is not None or record.user_id is None:
+        return []
+    return [asset_folder(bucket, record.user_id, record.job_id) for bucket in WRITE_BUCKETS]

@@ -166,13 +166,14 @@ class JobOperations(LedgerBase):
         """Set the cancel flag and return the record. `NotFound`; `Conflict` when the job has ended."""
         return _record_of(job_id, "cancelled", self._connection.run_script("request_cancel", job_id))
 
-    def begin_deletion(self, job_id: str) -> Record:
+    def begin_deletion(self, job_id: str, *, force: bool = False) -> Record:
         """Mark an ended job as being deleted, and return its record: it cannot run again, and it stays until
-        `delete`. A second time nothing changes.
+        `delete`. With `force`, pending callbacks are cancelled. A second time nothing changes.
 
-        `NotFound`; `Conflict` while the job has not ended or one of its callbacks is pending.
+        `NotFound`; `Conflict` while the job has not ended or, without `force`, a callback is pending.
         """
-        return _record_of(job_id, "deleted", self._connection.run_script("begin_deletion", job_id))
+        answer = self._connection.run_script("begin_deletion", job_id, int(force))
+        return _record_of(job_id, "deleted", answer)
 
     def delete(self, job_id: str) -> Record:
         """Delete an ended job with its stream, document and events, and return its last record.

@@ -133,10 +133,14 @@ def retry(request: Request, job_id: JobId) -> Accepted:
 
 
 @router.delete("/jobs/{id}", responses=documented(401, 403, 404, 409, 422, 503))
-def delete(request: Request, job_id: JobId) -> Deleted:
+def delete(
+    request: Request,
+    job_id: JobId,
+    force: Annotated[bool, Query(description="Cancel callbacks that are still pending.")] = False,
+) -> Deleted:
     """Delete a finished job and its assets."""
     audit.entry(request.scope).set_job(_record(job_id))
-    dispatch.delete(job_id)
+    dispatch.delete(job_id, force=force)
     return Deleted(job_id=job_id)
 
 

@@ -53,6 +53,13 @@ class WorkerState(BaseModel):
     draining: bool
 
 
+class DeletedAssets(BaseModel):
+    """A storage key under which nothing is stored any more."""
+
+    key: str
+    deleted: Literal[True] = True
+
+
 class Administered(BaseModel):
     """The result of an operation; which fields `result` has depends on the operation."""
 
@@ -105,6 +112,14 @@ def undrain(id: str) -> WorkerState:
     """Let a drained worker claim jobs again."""
     dispatch.drain(id, draining=False)
     return WorkerState(worker=id, draining=False)
+
+
+@router.delete("/assets/{key:path}", responses=documented(409))
+def delete_assets(key: str) -> DeletedAssets:
+    """Delete a stored file, or all files of a job by the key of its folder, also of a job whose record is
+    gone."""
+    dispatch.delete_assets(key)
+    return DeletedAssets(key=key)
 
 
 def _queue_state(queue: str) -> QueueState:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ourvidz import dispatch
-from ourvidz.errors import Conflict, NotFound, StorageError
+from ourvidz.errors import Conflict, InvalidParameters, NotFound, StorageError
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.ledger.record import Claim
 from tests.dispatch.conftest import Installation
@@ -35,6 +35,13 @@ def settle_callbacks(installation: Installation) -> None:
     """Deliver every pending callback of the job."""
     while (event := installation.ledger.lease_event("a", lease_s=10, token="d")) is not None:
         installation.ledger.mark_delivered(event, status=200)
+
+
+def fail_job(installation: Installation) -> None:
+    """Run the job to a failure; its callback is delivered."""
+    outcome = Outcome.failure(StorageError("the disk is full"))
+    assert installation.ledger.end(claim(installation), outcome=outcome)
+    settle_callbacks(installation)
 
 
 def test_cancelling_a_queued_job_ends_it_at_once(installation: Installation) -> None:
@@ -186,3 +193,55 @@ def test_a_job_is_kept_if_its_files_cannot_be_deleted(
         dispatch.delete("a")
     monkeypatch.undo()
     assert installation.ledger.get("a") is not None
+
+
+def test_a_forced_deletion_cancels_pending_callbacks(installation: Installation) -> None:
+    """A receiver that is down must not keep a user's files alive. A delivery under way changes nothing."""
+    dispatch.submit(JOB)
+    complete(installation)
+    event = installation.ledger.lease_event("a", lease_s=10, token="d")
+    dispatch.delete("a", force=True)
+    installation.ledger.mark_delivered(event, status=200)
+    assert installation.ledger.get("a") is None
+    assert not installation.app.store.exists(KEY)
+    assert installation.ledger.list_events("pending") == []
+    assert installation.ledger.due_deliveries() == []
+    dispatch.submit(JOB)
+    with pytest.raises(Conflict):
+        dispatch.delete("a", force=True)
+
+
+def test_files_are_deleted_in_every_bucket_if_the_document_is_gone(installation: Installation) -> None:
+    """The document of a large job that failed is kept for a day; a file may be left of its attempts."""
+    dispatch.submit(JOB | {"bucket": "sdxl_image_fast"})
+    fail_job(installation)
+    installation.app.store.put("sdxl_image_fast/me/a/0.png", b"png", content_type="image/png")
+    installation.broker.delete(f"{installation.app.settings.key_prefix}doc:a")
+    dispatch.delete("a")
+    assert not installation.app.store.exists("sdxl_image_fast/me/a/0.png")
+
+
+def test_assets_can_be_deleted_after_the_record_is_purged(installation: Installation) -> None:
+    """Files are kept longer than records."""
+    dispatch.submit(JOB)
+    with pytest.raises(Conflict):
+        dispatch.delete_assets(KEY)
+    complete(installation)
+    settle_callbacks(installation)
+    assert installation.ledger.purge(older_than_s=-1) == 1
+    assert installation.app.store.exists(KEY)
+    dispatch.delete_assets(KEY)
+    assert not installation.app.store.exists(KEY)
+    installation.app.store.put(KEY, b"png", content_type="image/png")
+    dispatch.delete_assets("workspace-temp/me/a")
+    assert not installation.app.store.exists(KEY)
+    dispatch.delete_assets("workspace-temp/me/a")
+
+
+@pytest.mark.parametrize(
+    "key", ["workspace-temp/me", "workspace-temp", "user-library/me/a", "workspace-temp/me/a/b/c", "../me/a"]
+)
+def test_only_assets_are_deleted_by_key(installation: Installation, key: str) -> None:
+    """Not all files of a user by a mistake, and no reference of theirs."""
+    with pytest.raises(InvalidParameters):
+        dispatch.delete_assets(key)

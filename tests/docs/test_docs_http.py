@@ -52,6 +52,7 @@ MODELS: dict[str, type[BaseModel]] = {
             openai.ModelCard,
             openai_errors.ErrorDocument,
             operations.Administered,
+            operations.DeletedAssets,
             operations.QueueState,
             operations.WorkerState,
             health.Health,

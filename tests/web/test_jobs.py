@@ -228,6 +228,15 @@ def test_deleting_a_job_deletes_its_assets(shim) -> None:
     assert shim.client.get("/jobs/job-1").status_code == 404
 
 
+def test_a_job_can_be_deleted_while_its_receiver_is_down(shim) -> None:
+    """On request: the pending callback is cancelled."""
+    shim.submit()
+    shim.end("job-1", shim.completed())
+    assert shim.client.delete("/jobs/job-1").status_code == 409
+    assert shim.client.delete("/jobs/job-1?force=true").status_code == 200
+    assert shim.ledger.list_events("pending") == []
+
+
 @pytest.fixture
 def broker(redis_url: str) -> Iterator[SimpleNamespace]:
     """Reads the messages and names of the broker's queues."""

@@ -61,3 +61,20 @@ def test_administration_needs_the_admin_scope(open_shim) -> None:
     shim = open_shim(OURVIDZ_API_KEYS="a:b:jobs+chat o:p:admin")
     assert shim.client.post("/admin", headers={"X-API-Key": "b"}).status_code == 403
     assert shim.client.post("/admin", headers={"X-API-Key": "p"}).status_code == 200
+
+
+def test_assets_are_deleted_by_key(shim) -> None:
+    """Also those of a job whose record is gone. Doing it twice is no error."""
+    shim.store.put("workspace-temp/u/gone/0.png", b"png", content_type="image/png")
+    for _ in range(2):
+        answer = shim.client.delete("/assets/workspace-temp/u/gone")
+        assert answer.json() == {"key": "workspace-temp/u/gone", "deleted": True}
+    assert not shim.store.exists("workspace-temp/u/gone/0.png")
+    assert shim.client.delete("/assets/workspace-temp/u").status_code == 422
+
+
+def test_the_assets_of_an_unfinished_job_are_not_deleted(shim) -> None:
+    """Its worker is about to store them."""
+    shim.submit()
+    user_id = shim.ledger.get("job-1").user_id
+    assert shim.client.delete(f"/assets/workspace-temp/{user_id}/job-1").status_code == 409
