@@ -18,37 +18,26 @@ import json
 import random
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import requests
-from PIL import Image
-
 from campaigns.events import Bench, possible_events
-from campaigns.installation import POLL_S
+from campaigns.load import Load, unreadable_images
 from campaigns.receiver import UnreliableReceiver
 from campaigns.stack import Stack
 from ourvidz.cli.console import print_note
 from ourvidz.ledger.record import FINISHED, Record
 
 EVENTS_PER_PART = 50
-CLIENTS = 4
-"""Threads that submit jobs at the same time."""
-SUBMIT_S = 120.0
-"""How long a caller repeats a submission."""
 UNBLOCKED_S = 60.0
 """After the last fault some job must end this often while jobs are unfinished; else they count as blocked."""
 LOST_S = 180.0
 """When no job has ended for this long, those that are unfinished count as lost."""
 UNHEARD_S = 120.0
 """How long after its job's end a callback may be missing; then the job counts as lost."""
-CANCELLED = 0.04
-"""Share of the jobs that their caller cancels."""
 FAILING = 0.25
 """Share of the deliveries that the receiver fails."""
 INTERRUPTIONS = ("WORKER_LOST", "TIMEOUT_ERROR")
@@ -93,60 +82,6 @@ COLUMNS = tuple(field.name for field in fields(Result))
 BROKEN = COLUMNS[COLUMNS.index("charged") + 1 :]
 
 
-class Load:
-    """Callers that submit jobs, a few for each event, and repeat what was not accepted."""
-
-    def __init__(self, stack: Stack, jobs: int, events: int, seed: int) -> None:
-        self.accepted: list[str] = []
-        self.unexpected: Counter[str] = Counter()
-        self._stack = stack
-        self._random = random.Random(seed)
-        self._allowed = threading.Semaphore(0)
-        self._per_event = max(1, round(jobs / events))
-        self._names = [f"job-{seed}-{number}" for number in range(jobs)]
-        self._pool = ThreadPoolExecutor(CLIENTS)
-        self._submissions = [self._pool.submit(self._submit, name) for name in self._names]
-
-    def allow(self) -> None:
-        """Let the callers submit the jobs of one more event."""
-        self._allowed.release(self._per_event)
-
-    def finish(self) -> None:
-        """Let the callers submit the rest, and wait until everything was accepted."""
-        self._allowed.release(len(self._names))
-        for submission in self._submissions:
-            submission.result()
-        self._pool.shutdown()
-
-    def _submit(self, name: str) -> None:
-        self._allowed.acquire()
-        steps = self._random.choice((1, 5, 20))
-        config = {"width": 64, "height": 64, "steps": steps, "seed": self._random.randrange(2**31)}
-        kind = {"id": name, "type": "sdxl_image_fast", "user_id": "campaign", "config": config}
-        self._repeat("/jobs", kind | {"prompt": "a red hill under a blue sky"}, accept=(200, 202))
-        self.accepted.append(name)
-        if self._random.random() < CANCELLED:
-            # 409: it has ended already.
-            self._repeat(f"/jobs/{name}/cancel", None, accept=(200, 202, 409))
-
-    def _repeat(self, path: str, document: Any, *, accept: tuple[int, ...]) -> None:
-        deadline = time.monotonic() + SUBMIT_S
-        while True:
-            try:
-                answer = requests.post(self._stack.shim + path, json=document, timeout=15)
-                if answer.status_code in accept:
-                    return
-                if answer.status_code < 500:
-                    raise AssertionError(f"{path} answered {answer.status_code}: {answer.text}")
-                self.unexpected[str(answer.status_code)] += answer.status_code not in (502, 503, 504)
-            except requests.RequestException as error:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"{path} was not accepted within {SUBMIT_S:g} s") from error
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{path} was not accepted within {SUBMIT_S:g} s")
-            time.sleep(POLL_S)
-
-
 def run_part(folder: Path, *, jobs: int, events: int, seed: int, pause_s: float) -> Result:
     """Run one part: break things while jobs are submitted, heal, inspect."""
     started = time.monotonic()
@@ -155,7 +90,7 @@ def run_part(folder: Path, *, jobs: int, events: int, seed: int, pause_s: float)
         UnreliableReceiver(failing=FAILING, hang_s=5, seed=seed) as receiver,
         Stack(folder, receiver) as stack,
     ):
-        load = Load(stack, jobs, events, seed)
+        load = Load(stack.shim, jobs=jobs, events=events, seed=seed)
         bench = Bench(stack, receiver, chance, load.accepted)
         possible, missing = possible_events(stack)
         for reason in missing:
@@ -198,15 +133,15 @@ def _inspect(bench: Bench, load: Load, *, seed: int, events: int, started: float
         blocked=blocked,
         failed=sum(_failed_without_cause(record, bench) for record in records),
         innocent=max(0, charged - bench.interrupted),
-        files_missing=sum(_unreadable(stack, record) for record in records),
+        files_missing=sum(unreadable_images(stack.assets, record) for record in records),
         orphans=len(orphans),
         damaged=len(damaged),
     )
     if not result.kept:
         broken = {"lost": lost, "unheard": unheard, "doubled": doubled, "orphans": orphans}
         _explain(stack, broken | {"damaged": damaged}, records)
-    if load.unexpected.total():
-        print_note(f"unexpected answers of the shim: {dict(load.unexpected)}")
+    if load.unexpected:
+        print_note(f"unexpected answers of the shim: {load.unexpected}")
     return result
 
 
@@ -239,19 +174,6 @@ def _failed_without_cause(record: Record, bench: Bench) -> bool:
         return False
     code = record.outcome.error.code
     return code not in INTERRUPTIONS and not (code == "STORAGE_ERROR" and bench.disk_was_full)
-
-
-def _unreadable(stack: Stack, record: Record) -> int:
-    """The number of images of a completed job that cannot be read."""
-    missing = 0
-    for asset in record.outcome.assets if record.status == "completed" and record.outcome else ():
-        for key in (asset.key, asset.thumbnail_key):
-            try:
-                with Image.open(stack.assets / str(key)) as image:
-                    image.load()
-            except OSError:
-                missing += 1
-    return missing
 
 
 def _orphans(stack: Stack, records: list[Record]) -> list[str]:

@@ -12,13 +12,14 @@ from typing import Any, Self
 
 
 class CallbackReceiver:
-    """Accepts every callback on a free loopback port; use it as a context manager.
+    """Accepts every callback on a free port of `address`; use it as a context manager.
 
     `endings` maps the id of a job to the ids of its terminal events and their statuses. Two deliveries of one
     event count once, as the event id is the receiver's idempotency key.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self._address = address
         self.endings: dict[str, dict[str, str]] = defaultdict(dict)
         self._changed = threading.Condition()
         receiver = self
@@ -30,13 +31,13 @@ class CallbackReceiver:
             def log_message(self, format: str, *args: Any) -> None:
                 """Keep the output of the campaign readable."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((address, 0), Handler)
         self._server.daemon_threads = True
 
     @property
     def host(self) -> str:
         """Address and port."""
-        return f"127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._address}:{self._server.server_address[1]}"
 
     @property
     def url(self) -> str:

@@ -80,7 +80,7 @@ class ReplicatedService:
             self.start_server(node)
         for node in self.sentinels:
             self._start_sentinel(node)
-        self._wait_until(self._is_complete, "the sentinels to find all servers and each other")
+        self._wait_until(self.is_complete, "the sentinels to find all servers and each other")
         return self
 
     def __exit__(
@@ -109,6 +109,10 @@ class ReplicatedService:
         if process is not None:
             process.kill()
             process.wait()
+
+    def is_running(self, node: Node) -> bool:
+        """Whether the process of a node runs."""
+        return self._processes[node.name].poll() is None
 
     def signal(self, node: Node, number: signal.Signals) -> None:
         """Send a signal to a server or sentinel, for instance to freeze it."""
@@ -149,7 +153,8 @@ class ReplicatedService:
                 )
         return None
 
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
+        """Whether every sentinel sees all replicas connected to their primary, and all other sentinels."""
         for sentinel in self.sentinels:
             replicas = self._ask(sentinel.server_url, "SENTINEL", "REPLICAS", SERVICE)
             others = self._ask(sentinel.server_url, "SENTINEL", "SENTINELS", SERVICE)
