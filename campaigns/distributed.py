@@ -42,7 +42,7 @@ class DistributedInstallation:
     """The processes of an installation, each on its host; use it as a context manager.
 
     Shim, io and keeper share the host `shim` with a sentinel; each Redis server has one beside it. Files are
-    stored in one directory that all hosts see. Processes that end are started again, and listed in `exits`. All
+    stored in one directory that all hosts see. Processes that end are started again; `exits` lists them. All
     methods must be called from the thread that entered.
     """
 

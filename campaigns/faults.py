@@ -22,7 +22,6 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from campaigns.events import Bench, possible_events
 from campaigns.load import Load, unreadable_images

@@ -32,6 +32,8 @@ broker_url = _sentinels.broker_url if _sentinels else _settings.redis_url
 broker_use_ssl = _sentinels.tls if _sentinels else None
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
+# A server that is full, or a primary without its replicas, refuses commands; a worker would exit at that.
+broker_channel_error_retry = True
 broker_pool_limit = 16
 broker_transport_options = {
     "global_keyprefix": _settings.broker_prefix,

@@ -33,7 +33,7 @@ CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 2.0, 3.0
 QUICK_TIMEOUT_S = 0.9
 """Timeout for connections and answers of quick calls."""
 REPLICA_WAIT_S = 2.0
-"""How long a submission waits for replicas. Shorter than the timeout for answers."""
+"""How long a call waits for replicas. Shorter than the timeout for answers."""
 PATIENCE_S = 8.0
 """Time after its start within which a call may begin another try."""
 PATIENT_RETRIES: tuple[AbstractBackoff, int] = (ExponentialBackoff(cap=1.0, base=0.05), 10)
@@ -128,8 +128,8 @@ class Connection:
         answer, acks = self.with_retries(run)
         if acks < self._replica_acks:
             raise WorkerUnavailable(
-                f"the job is recorded, but {acks} of {self._replica_acks} replicas have confirmed it;"
-                " send it again under the same id"
+                f"this is recorded, but {acks} of {self._replica_acks} replicas have confirmed it: repeat it,"
+                " a job under the same id"
             )
         return answer
 

@@ -27,8 +27,12 @@ class OutboxOperations(LedgerBase):
 
     def lease_event(self, job_id: str, *, lease_s: float, token: str) -> OutboxEvent | None:
         """Lease the next event of a job for one delivery: deliveries + 1. None when it is not due, is leased
-        by another token, or nothing is pending. The same `token` sent twice gets the same lease."""
-        return _load_answer(self._connection.run_script("lease_event", job_id, lease_s, token))
+        by another token, or nothing is pending. The same `token` sent twice gets the same lease.
+
+        `WorkerUnavailable` also when too few replicas confirm: a failover could lose the ending that the
+        caller has heard of, and the job would end again.
+        """
+        return _load_answer(self._connection.run_replicated_script("lease_event", job_id, lease_s, token))
 
     def mark_delivered(self, event: OutboxEvent, *, status: int) -> None:
         """Note that the receiver answered with a 2xx `status`. A `processing` event is deleted, a terminal

@@ -44,7 +44,8 @@ class RedisSettings(Topic):
     key_prefix: KeyPrefix = env("OURVIDZ_KEY_PREFIX", "ourvidz:")
     """Prefix of every key of this installation; the broker's keys continue with `broker:`."""
     replica_acks: int = env("OURVIDZ_REPLICA_ACKS", 0, ge=0)
-    """Number of replicas that must have a new job before its submission is accepted."""
+    """Number of replicas that must have a new job before its submission is accepted, and an ending before its
+    callback is sent."""
     visibility_timeout_s: int = env("OURVIDZ_VISIBILITY_TIMEOUT_S", 7200, ge=60)
     """Time after which Kombu redelivers an unacknowledged message.
 

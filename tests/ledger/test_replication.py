@@ -1,4 +1,4 @@
-"""Submissions that count only when a replica has them."""
+"""Submissions and callbacks that wait until a replica has what they are about."""
 
 from __future__ import annotations
 
@@ -54,6 +54,19 @@ def test_an_unconfirmed_job_is_refused_until_the_replica_has_it(service: Replica
     service.signal(replica, signal.SIGCONT)
     admission = ledger.register(image_job("a"), priority=6)
     assert (admission.created, admission.same) == (False, True)
+
+
+def test_a_callback_waits_for_the_replica(service: ReplicatedService) -> None:
+    """A failover would lose the ending that the caller has heard of, and the job would end a second time."""
+    primary, replica = service.servers
+    ledger = Ledger(primary.server_url, replica_acks=1)
+    ledger.register(image_job("a"), priority=6)
+    service.signal(replica, signal.SIGSTOP)
+    assert ledger.claim("a", 1, worker_id="w", lease_s=60, token="t") is not None
+    with pytest.raises(WorkerUnavailable, match="0 of 1 replicas"):
+        ledger.lease_event("a", lease_s=0, token="first")
+    service.signal(replica, signal.SIGCONT)
+    assert ledger.lease_event("a", lease_s=10, token="second") is not None
 
 
 def test_without_the_setting_nothing_waits(start_redis: Callable[..., PrivateServer]) -> None:
