@@ -47,7 +47,7 @@ class Capacity:
         self._clock = clock
         self._lock = threading.Lock()
         self._measured_at: float | None = None
-        self._refusal: CapacityExceeded | None = None
+        self._full: list[str] = []
 
     def refusal(self) -> CapacityExceeded | None:
         """Return the error for a new job. None if there is capacity, or the server cannot be reached: then
@@ -55,28 +55,9 @@ class Capacity:
         with self._lock:
             now = self._clock()
             if self._measured_at is None or now - self._measured_at >= CACHED_S:
-                self._refusal = self._measure()
+                self._full = self._measure()
                 self._measured_at = self._clock()
-            return self._refusal
-
-    def headroom(self) -> Mapping[str, float]:
-        """Return the capacity that is left by resource (`queue`, `memory`, `disk`): 1 is all of it, at 0 jobs
-        are refused. A resource without a limit is left out. Raises `WorkerUnavailable`."""
-        usage = self._ledger.usage()
-        shares = {"queue": 1 - usage.queued / self._max_queued}
-        if usage.memory_limit:
-            shares["memory"] = 1 - _memory(usage) / (MEMORY_SHARE * usage.memory_limit)
-        if self._folder is not None:
-            disk = shutil.disk_usage(self._folder)
-            shares["disk"] = (disk.free - MIN_DISK_BYTES) / max(1, disk.total - MIN_DISK_BYTES)
-        return {resource: max(0.0, share) for resource, share in shares.items()}
-
-    def _measure(self) -> CapacityExceeded | None:
-        try:
-            headroom = self.headroom()
-        except (WorkerUnavailable, OSError):
-            return None
-        full = [resource for resource, share in headroom.items() if share <= 0]
+            full = self._full
         if not full:
             return None
         reasons = {
@@ -86,6 +67,25 @@ class Capacity:
         }
         message = f"No new jobs are accepted: {' and '.join(reasons[resource] for resource in full)}."
         return CapacityExceeded(message, kind=full[0], retry_after_s=RETRY_AFTER_S)
+
+    def headroom(self) -> Mapping[str, float]:
+        """Return the capacity that is left by resource (`queue`, `memory`, `disk`): 1 is all of it, at 0 jobs
+        are refused. A resource without a limit is left out. Raises `WorkerUnavailable`."""
+        usage = self._ledger.usage()
+        shares = {"queue": 1 - usage.queued / self._max_queued}
+        if usage.memory_limit:
+            shares["memory"] = 1 - _memory(usage) / (MEMORY_SHARE * usage.memory_limit)
+        if self._folder is not None and self._folder.exists():
+            disk = shutil.disk_usage(self._folder)
+            shares["disk"] = (disk.free - MIN_DISK_BYTES) / max(1, disk.total - MIN_DISK_BYTES)
+        return {resource: max(0.0, share) for resource, share in shares.items()}
+
+    def _measure(self) -> list[str]:
+        """Return the resources of which nothing is left."""
+        try:
+            return [resource for resource, share in self.headroom().items() if share <= 0]
+        except (WorkerUnavailable, OSError):
+            return []
 
 
 def _memory(usage: Usage) -> int:

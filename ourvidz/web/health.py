@@ -219,6 +219,7 @@ def scrape(request: Request) -> Response:
 def _reasons(online: list[Worker], uptime_s: float) -> list[Reason]:
     """Why the installation is degraded. Raises `WorkerUnavailable` when the ledger cannot be reached."""
     app = control.current()
+    refusal = app.capacity.refusal()
     limits_s = {
         queue: max(
             app.settings.worker_grace_s,
@@ -236,6 +237,7 @@ def _reasons(online: list[Worker], uptime_s: float) -> list[Reason]:
         app.ledger.paused_queues(),
         uptime_s=uptime_s,
         stuck_after_s=limits_s,
+        refusal=None if refusal is None else refusal.message,
     )
 
 

@@ -17,7 +17,7 @@ OUTBOX_LAG_S = 120.0
 
 ReasonCode = Literal[
     "ledger_unreachable", "no_worker", "workers_failed", "sweep_stale", "sweep_failing", "queue_stuck",
-    "leases_stuck", "outbox_lag", "quarantined_jobs",
+    "leases_stuck", "outbox_lag", "quarantined_jobs", "capacity_exceeded",
 ]  # fmt: skip
 
 
@@ -41,11 +41,13 @@ def degradations(
     *,
     uptime_s: float,
     stuck_after_s: Mapping[str, float],
+    refusal: str | None = None,
 ) -> list[Reason]:
     """Return what is wrong, most important first.
 
     `workers`: those that are online. `uptime_s`: for how long this process could have seen a sweep.
-    `stuck_after_s`: by queue, how long a due job may wait while no job of the queue is started.
+    `stuck_after_s`: by queue, how long a due job may wait while no job of the queue is started. `refusal`:
+    why new jobs are refused for lack of capacity.
     """
     return [
         *_workers(workers),
@@ -54,6 +56,7 @@ def degradations(
         *_leases(vitals),
         *_outbox(vitals),
         *_quarantine(vitals),
+        *([Reason("capacity_exceeded", refusal)] if refusal else []),
     ]
 
 

@@ -82,7 +82,9 @@ def test_an_importer_that_died_before_it_noted_the_end_doubles_nothing(installat
 
 def test_an_importer_killed_again_and_again_loses_and_doubles_nothing(installation: Installation) -> None:
     """The lists are the only copy of a job until it is in the ledger."""
-    push(installation, *[IMAGE | {"id": f"job-{number}"} for number in range(ENTRIES)])
+    edge = json.loads((SAMPLES / "10-live-edge-sdxl.json").read_text())["payload"]
+    ids = [f"job-{number}" for number in range(ENTRIES)]
+    push(installation, *[edge | {"id": job_id, "job_id": job_id} for job_id in ids])
     context = multiprocessing.get_context("fork")
     for kill in range(KILLS):
         importer = context.Process(target=_import_for_ever)
@@ -92,8 +94,8 @@ def test_an_importer_killed_again_and_again_loses_and_doubles_nothing(installati
         importer.kill()
         importer.join()
     import_lists()
-    ids = [record.job_id for record in installation.ledger.queued("sdxl_queue", limit=2 * ENTRIES)]
-    assert ids == [f"job-{number}" for number in range(ENTRIES)]
+    queued = installation.ledger.queued("sdxl_queue", limit=2 * ENTRIES)
+    assert [record.job_id for record in queued] == ids
     assert installation.ledger.counters()["imports.accepted"] == ENTRIES
     assert left(installation) == 0
 

@@ -41,7 +41,7 @@ class Installation:
     def finish(self, job_id: str) -> None:
         """Record a job and end it, which leaves one callback in the outbox."""
         record = self.ledger.register(image_job(job_id), priority=6).record
-        assert self.ledger.end(job_id, run=1, fence=record.fence, outcome=CANCELLED)
+        assert self.ledger.end(record, outcome=CANCELLED)
 
     def publishing(self) -> Any:
         """Let this process publish to this installation's broker."""

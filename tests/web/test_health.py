@@ -8,6 +8,7 @@ import pytest
 
 import ourvidz
 from ourvidz.errors import WorkerUnavailable
+from ourvidz.wiring import control
 
 
 def test_health_lists_the_live_workers(shim) -> None:
@@ -67,6 +68,19 @@ def test_health_tells_that_nothing_is_recovered(shim) -> None:
     (reason,) = shim.client.get("/health").json()["reasons"]
     assert reason["code"] == "sweep_failing"
     assert "wan_queue" in reason["message"]
+
+
+def test_health_and_metrics_tell_that_new_jobs_are_refused(shim) -> None:
+    """An operator sees it before callers complain."""
+    shim.register_worker()
+    shim.ledger.end_sweep([])
+    assert 'ourvidz_headroom_ratio{resource="queue"} 1.0' in shim.client.get("/metrics").text
+    shim.submit()
+    capacity = control.current().capacity
+    capacity._max_queued, capacity._measured_at = 1, None
+    (reason,) = shim.client.get("/health").json()["reasons"]
+    assert (reason["code"], "1 jobs are queued" in reason["message"]) == ("capacity_exceeded", True)
+    assert 'ourvidz_headroom_ratio{resource="queue"} 0.0' in shim.client.get("/metrics").text
 
 
 def test_without_a_ledger_a_shim_is_live_but_not_ready(shim, monkeypatch) -> None:
