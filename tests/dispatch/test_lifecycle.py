@@ -157,6 +157,21 @@ def test_a_deletion_that_was_interrupted_is_ended_by_a_keeper(
     assert dispatch.resume_deletions() == 0
 
 
+def test_only_a_job_whose_record_says_so_is_deleted(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of the former release ended the deletion, and the id was used again."""
+    monkeypatch.setattr("ourvidz.dispatch.lifecycle.RESUME_DELETION_S", 0)
+    dispatch.submit(JOB)
+    fail_and_settle(installation)
+    installation.ledger.begin_deletion("a")
+    keys = installation.ledger._keys
+    installation.ledger._connection.client.hdel(keys.job("a"), "deleting")
+    assert dispatch.resume_deletions() == 0
+    assert installation.ledger.get("a") is not None
+    assert installation.ledger.deletions(older_than_s=0) == []
+
+
 def test_a_deletion_whose_storage_is_away_is_tried_again(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ LIBRARIES = ("context", "clock", "memo", "records", "stream", "enhancement", "ou
 NEW_JOBS = frozenset({"register", "reopen"})
 """Scripts that a full server refuses: they begin work."""
 READING = frozenset(
-    {"vitals", "workers", "queue_position", "due_deliveries", "quarantined", "expired", "now", "deletions"}
+    {"vitals", "workers", "queue_position", "due_deliveries", "quarantined", "expired", "now"}
 )
 """Scripts without a write."""
 EXEMPTION = "redis.call('DEL', key('memory_limit'))\n"

@@ -1,9 +1,17 @@
--- Find the jobs whose deletion began long ago and has not ended, longest ago first.
+-- Find the jobs whose deletion began long ago and has not ended, longest ago first. Ids of other jobs are removed: a
+-- former release deletes a record and leaves its id here.
 -- Arguments: older_than_s, limit.
--- Keys: deleting.
+-- Keys: deleting, job.
 -- Returns: job ids.
 -- Events: none.
 local older_than_s, limit = unpack(ARGV, 4)
 
-local before = timestamp(now - tonumber(older_than_s))
-return redis.call('ZRANGEBYSCORE', key('deleting'), '-inf', before, 'LIMIT', 0, limit)
+local before, ids = timestamp(now - tonumber(older_than_s)), {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deleting'), '-inf', before, 'LIMIT', 0, limit)) do
+  if redis.call('HEXISTS', key('job', id), 'deleting') == 1 then
+    ids[#ids + 1] = id
+  else
+    redis.call('ZREM', key('deleting'), id)
+  end
+end
+return ids
