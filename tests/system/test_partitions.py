@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -58,13 +59,13 @@ def test_a_link_is_cut_in_one_direction_and_healed(network: Network) -> None:
 
 @pytest.mark.system
 @pytest.mark.timeout(400)
-def test_partitions_and_lost_primaries_break_no_promise() -> None:
+def test_partitions_and_lost_primaries_break_no_promise(tmp_path: Path) -> None:
     """With the confirmation of a replica no accepted job is lost, and no caller hears of two endings."""
     reason = unsupported_reason()
     if reason is not None:
         pytest.skip(f"no partitions are tested: {reason}")
     chosen: list[Scenario] = [one for one in partitions.scenarios() if one.name in SHORT]
-    results: list[Result] = list(partitions.run(chosen, jobs=JOBS, seed=1, acks=1))
+    results: list[Result] = list(partitions.run(tmp_path, chosen, jobs=JOBS, seed=1, acks=1))
     assert [result for result in results if not result.kept] == []
     assert [result.jobs for result in results] == [JOBS] * len(SHORT)
     assert [result.failovers for result in results] == [0, 1, 1]
