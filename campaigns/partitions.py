@@ -63,7 +63,8 @@ class Result:
     fault to the end of the last job. `charged`: attempts that ended because a worker was silent. `lost`:
     accepted jobs that the ledger does not know. `doubled`: callers that heard of two endings. `unheard`:
     callers that heard of none. `failed`: jobs that failed. `blocked`: not ended a minute after the fault.
-    `exited`: processes that ended, instead of connecting again.
+    `exited`: processes that ended, instead of connecting again. `unexpected`: answers that no failure
+    explains.
     """
 
     scenario: str
@@ -81,12 +82,13 @@ class Result:
     blocked: int
     files_missing: int
     exited: int
+    unexpected: int
 
     @property
     def kept(self) -> bool:
         """Whether every promise was kept, except what an asynchronous failover may lose."""
         may_lose = self.acks == 0 and self.failovers > 0
-        broken = self.failed or self.blocked or self.files_missing or self.exited
+        broken = any((self.failed, self.blocked, self.files_missing, self.exited, self.unexpected))
         return not broken and (may_lose or not (self.lost or self.doubled or self.unheard))
 
 
@@ -208,6 +210,7 @@ def run_scenario(
         blocked=len(blocked),
         files_missing=sum(unreadable_images(installation.assets, record) for record in records),
         exited=len(installation.exits) - exited,
+        unexpected=sum(load.unexpected.values()),
     )
     if not result.kept:
         _explain(

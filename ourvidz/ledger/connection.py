@@ -119,8 +119,9 @@ class Connection:
         def run() -> tuple[Any, int]:
             pipeline = self.client.pipeline(transaction=False)
             self._scripts[verb](args=argv, client=pipeline)
-            # A call that changes nothing, because it was sent before, must wait for that first one too.
-            pipeline.set(f"{self._prefix}replicated", 1)
+            # A call that changes nothing, because it was sent before, must wait for that first one too, and
+            # `WAIT` goes by what this connection replicated last. A full server refuses no PUBLISH.
+            pipeline.publish(f"{self._prefix}replicated", "")
             pipeline.wait(self._replica_acks, int(REPLICA_WAIT_S * 1000))
             answer, _, acks = pipeline.execute()
             return answer, int(acks)

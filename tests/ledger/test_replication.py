@@ -40,14 +40,14 @@ def test_a_job_is_registered_when_the_replica_has_it(service: ReplicatedService)
 
 
 def test_an_unconfirmed_job_is_refused_until_the_replica_has_it(service: ReplicatedService) -> None:
-    """Also when it is sent again: the second call writes no record, and still must not say that all is well.
+    """Also when another shim gets it again, which writes no record and has sent nothing to the replica yet.
     Afterwards the same call returns the job."""
     primary, replica = service.servers
-    ledger = Ledger(primary.server_url, replica_acks=1)
+    ledger, other = (Ledger(primary.server_url, replica_acks=1) for _ in range(2))
     service.signal(replica, signal.SIGSTOP)
-    for _ in range(2):
+    for each in (ledger, other):
         with pytest.raises(WorkerUnavailable, match=r"is recorded, but 0 of 1 replicas .* under the same id"):
-            ledger.register(image_job("a"), priority=6)
+            each.register(image_job("a"), priority=6)
     record = ledger.get("a")
     assert record is not None
     assert record.status == "queued"
