@@ -100,10 +100,13 @@ class StagedFiles:
             self._folders[folder] = store
 
     def _remove_earlier(self, store: Store, folder: str, again: bool = False) -> None:  # noqa: ARG002
-        """Remove the files of attempts with a lower fence. Those with a higher one are the present ones."""
+        """Remove the files of attempts with a lower fence, and of one with the same fence: a failover of the
+        server has lost that claim. Those with a higher one are the present ones."""
+        own = self._own(folder)
         for name in store.folders(attempts_folder(folder)):
-            if fence_of(name) < self._claim.fence:
-                store.delete_folder(f"{attempts_folder(folder)}/{name}")
+            other = f"{attempts_folder(folder)}/{name}"
+            if fence_of(name) <= self._claim.fence and other != own:
+                store.delete_folder(other)
 
     def _move(self, store: Store, key: str, again: bool) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,21 @@ def test_an_attempt_that_froze_while_it_published_cannot_go_on(ledger: Link, sto
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frozen._files, "_check", lambda: None)
         patch.setattr(frozen._files, "_remove_earlier", lambda store, folder, again: None)
+        with pytest.raises(FenceLost):
+            frozen.publish(DONE)
+    assert store.get(KEY) == b"second"
+
+
+def test_an_attempt_whose_claim_a_failover_lost_overwrites_nothing(ledger: Link, store: LocalStore) -> None:
+    """The next claim has the same run and fence, and another token."""
+    claim = claimed(ledger, "second")
+    frozen = leased(ledger, replace(claim, record=replace(claim.record, token="first")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frozen._files, "_check", lambda: None)
+        frozen.put(store, KEY, b"first", "image/png")
+        with leased(ledger, claim) as other:
+            other.put(store, KEY, b"second", "image/png")
+            other.publish(DONE)
         with pytest.raises(FenceLost):
             frozen.publish(DONE)
     assert store.get(KEY) == b"second"
