@@ -44,6 +44,14 @@ def test_systemd_waits_longer_than_a_worker_drains() -> None:
     assert unit.timeout_stop_s >= float(unit.environment["OURVIDZ_DRAIN_S"]) + HAND_BACK_S
 
 
+def test_a_unit_can_use_its_gpu() -> None:
+    """These settings would hide its devices, or forbid the code that CUDA compiles at run time."""
+    lines = (UNITS / "ourvidz-worker@.service").read_text().splitlines()
+    names = {line.partition("=")[0] for line in lines if not line.startswith("#")}
+    hides = {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "MemoryDenyWriteExecute"}
+    assert names & hides == set()
+
+
 def test_an_environment_file_makes_a_second_worker_of_a_family() -> None:
     """One instance for each GPU."""
     unit = Unit.load(UNITS / "ourvidz-worker@.service", "sdxl-1", overrides={"PROCESS": "sdxl"})
