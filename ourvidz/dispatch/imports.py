@@ -55,7 +55,10 @@ def import_lists(*, checkpoint: Callable[[], None] = lambda: None) -> ImportRepo
     the entry stays the next one.
     """
     report = ImportReport()
-    for name in control.current().settings.import_lists:
+    names = control.current().settings.import_lists
+    if not control.current().ledger.has_imports(names):
+        return report
+    for name in names:
         for _ in range(ROUND):
             entry = control.current().ledger.next_import(name)
             if entry is None or not _import(name, entry, report):

@@ -84,6 +84,10 @@ class Keys:
         """Sorted set: the jobs that cannot be read by the time of their last check."""
         return f"{self.prefix}quarantine"
 
+    def importing(self, list_name: str) -> str:
+        """List: the entry of a caller's list that is being imported."""
+        return f"{self.prefix}importing:{list_name}"
+
     @property
     def refused_imports(self) -> str:
         """List: the entries of callers' lists that were refused, each a JSON document with the reason."""

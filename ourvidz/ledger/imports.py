@@ -5,6 +5,7 @@ The lists belong to their callers: their names have no prefix. What is taken fro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,12 @@ class RefusedJob:
 class ImportOperations(LedgerBase):
     """Verbs of the import. An entry that was taken stays the next one until `end_import` or `refuse_import`;
     several importers get the same entry, and the first to end it counts."""
+
+    def has_imports(self, list_names: Sequence[str]) -> bool:
+        """Whether any of these lists may have an entry to import: one command for all of them."""
+        names = [*list_names, *(self._keys.importing(name) for name in list_names)]
+        client = self._connection.client
+        return bool(names) and bool(self._connection.with_retries(lambda: client.exists(*names)))
 
     def next_import(self, list_name: str) -> str | None:
         """Take the oldest entry of a list. None when it is empty, or no list. Bytes that are not UTF-8 are
