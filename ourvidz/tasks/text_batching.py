@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from ourvidz import __version__, dispatch, log
 from ourvidz.claims import claim_companion
-from ourvidz.errors import CallerError, OurvidzError, OutOfMemory, WorkerLost, WorkerUnavailable
+from ourvidz.errors import CallerError, NewerRelease, OurvidzError, OutOfMemory, WorkerLost, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.record import Claim, Record
@@ -146,8 +146,12 @@ class ClaimedJobs:
         return claim_companion(record, worker_id=self._worker_id, beside=self.first.job.id)
 
     def _fits(self, record: Record, first: ChatJob) -> bool:
-        """Whether a queued job may join: a text job for the same model that need not run alone."""
-        job = control.current().ledger.job(record.job_id)
+        """Whether a queued job may join: a text job for the same model that need not run alone. A document of
+        a newer release is left to a newer worker."""
+        try:
+            job = control.current().ledger.job(record.job_id)
+        except NewerRelease:
+            return False
         return isinstance(job, ChatJob) and job.model == first.model and not _must_run_alone(record)
 
 

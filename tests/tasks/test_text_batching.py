@@ -13,6 +13,7 @@ from ourvidz.errors import (
     InternalError,
     InvalidParameters,
     ModelLoadError,
+    NewerRelease,
     OutOfMemory,
     WorkerLost,
     WorkerUnavailable,
@@ -154,7 +155,10 @@ def test_no_job_of_a_paused_queue_joins(
     close(jobs.first)
 
 
-@pytest.mark.parametrize("error", [WorkerUnavailable("the job store is away"), ValueError("no document")])
+@pytest.mark.parametrize(
+    "error",
+    [WorkerUnavailable("the job store is away"), ValueError("no document"), NewerRelease("upgrade it")],
+)
 def test_a_ledger_that_fails_is_not_polled_again(
     queue: Callable[..., Record],
     start: Callable[..., ClaimedJobs],
@@ -165,7 +169,7 @@ def test_a_ledger_that_fails_is_not_polled_again(
     """Each poll would delay the texts by seconds, or end them for a queued job that cannot be read."""
     queue("a"), queue("b")
     jobs = start("a")
-    read = []
+    read: list[str] = []
 
     def fail(job_id: str) -> ChatJob:
         read.append(job_id)
