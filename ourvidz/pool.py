@@ -19,8 +19,8 @@ from billiard.context import SpawnProcess
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""The signals that supervisors and terminals send to a whole process group."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""The signals that supervisors and terminals send to a whole process group; SIGHUP when one closes."""
 
 
 class _Child(SpawnProcess):  # type: ignore[misc]
@@ -54,5 +54,6 @@ def _initialize(initializer: Callable[..., None], *args: Any) -> None:
     """Ignore stop signals in this child, then run Celery's own initializer, which loads the models."""
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
-    prefork.WORKER_SIGRESET.discard("SIGTERM")  # Else the initializer would restore the default action.
+    # Else the initializer would restore the default actions.
+    prefork.WORKER_SIGRESET.difference_update(signum.name for signum in STOP_SIGNALS)
     initializer(*args)

@@ -7,6 +7,8 @@ line: the task body makes a claim that was not decided, and the sweep repeats a 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
@@ -32,6 +34,8 @@ _log = log.get(__name__)
 _heartbeat: Heartbeat | None = None
 _parent_id: str | None = None
 """The worker id of this process, set in a worker's parent."""
+_ignores_hangup = False
+"""Whether this process was started to outlive its terminal, as by `nohup`."""
 _warm_up: WarmUp | None = None
 """The loading of this process's models, in a GPU worker's child."""
 _drain: Drain | None = None
@@ -125,8 +129,9 @@ def _recover_jobs_of_lost_child(name: str, exception: BaseException) -> None:
 @signals.celeryd_init.connect
 def remember_parent_id(sender: str, **_: Any) -> None:
     """In the parent: keep the worker id, by which it recognises its own jobs. A restart ends a drain."""
-    global _parent_id
+    global _parent_id, _ignores_hangup
     _parent_id = sender
+    _ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     control.current().ledger.set_draining(sender, False)
 
 
@@ -147,6 +152,15 @@ def load_again() -> None:
     """In a GPU worker's child: try once more to load the models that could not be loaded."""
     if _warm_up is not None:
         _warm_up.attempt()
+
+
+@signals.worker_ready.connect
+def stop_at_hangup(**_: Any) -> None:
+    """In the parent: let SIGHUP, which a closed terminal sends to the whole group, stop it as SIGTERM does.
+    Celery would start the worker again without a terminal, or die in the middle of its job."""
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.SIG_IGN if _ignores_hangup else signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGHUP, handler or signal.SIG_DFL)
 
 
 @signals.worker_ready.connect

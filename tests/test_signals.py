@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -306,6 +307,22 @@ class TestWorkerStart:
         sender = SimpleNamespace(hostname=WORKER, cancel_task_queue=cancelled.append)
         signals.announce_parent(sender=sender)
         assert sorted(cancelled) == ["chat_queue", "sdxl_queue", "wan_queue"]
+
+    @pytest.mark.parametrize("started_with", [signal.SIG_DFL, signal.SIG_IGN])
+    def test_a_closed_terminal_stops_a_worker_unless_it_was_started_with_nohup(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, started_with: signal.Handlers
+    ) -> None:
+        """Celery would start it again in the background, or let it die with its job."""
+        monkeypatch.setattr(signals, "_parent_id", None)
+        before = signal.getsignal(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, started_with)
+        try:
+            signals.remember_parent_id(sender=WORKER)
+            signals.stop_at_hangup()
+            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        assert ignored == (started_with is signal.SIG_IGN)
 
     def test_a_restart_ends_a_drain(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
         """A restarted worker takes jobs again."""

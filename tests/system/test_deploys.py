@@ -163,12 +163,13 @@ def test_a_signal_to_the_process_group_lets_the_running_job_finish(deployment: D
 
 
 def test_a_second_signal_hands_the_job_back_and_the_attempt_does_not_count(deployment: Deployment) -> None:
-    """Whoever cannot wait for a job must not pay for it with an attempt."""
+    """Whoever cannot wait for a job must not pay for it with an attempt. A terminal that is closed sends
+    SIGHUP."""
     deployment.start(OURVIDZ_DRAIN_S="60")
     deployment.start_job("a")
-    deployment.signal_group(signal.SIGINT)
+    deployment.signal_group(signal.SIGHUP)
     deployment.wait_for(lambda: deployment.ledger.workers()[0].draining, "the worker does not drain")
-    deployment.signal_group(signal.SIGTERM)
+    deployment.signal_group(signal.SIGINT)
     deployment.exit_status()
     record = deployment.record("a")
     assert (record.status, record.attempt, record.failures, record.publishes) == ("queued", 0, {}, 2)
