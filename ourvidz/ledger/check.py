@@ -60,10 +60,14 @@ def check_ledger(
 
     Raises `WorkerUnavailable` when the ledger cannot be reached.
     """
+    # First: with a key of another type, or without the ledger's time, no script runs.
+    keys = ledger.check_keys(repair=repair)
+    if not repair and any(finding.subject == "clock" for finding in keys):
+        return CheckReport(findings=keys)
     if repair:
         ledger.recheck_quarantined(older_than_s=0)
     job_ids, event_ids = sorted(ledger.job_ids()), sorted(ledger.event_ids())
-    report = CheckReport(jobs=len(job_ids), events=len(event_ids))
+    report = CheckReport(jobs=len(job_ids), events=len(event_ids), findings=keys)
     report.findings += ledger.check_events(event_ids, repair=repair)
     report.findings += ledger.check_jobs(job_ids, repair=repair)
     report.findings += ledger.check_user_indexes(repair=repair)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from redis.exceptions import ResponseError
 
@@ -17,6 +18,7 @@ BATCH = 50
 """Jobs or events that one script checks: other clients wait meanwhile, for about two milliseconds."""
 DROP_BATCH = 500
 SCAN_COUNT = 1000
+STATES = ("pending", "delivered", "dead")
 
 Code = Literal[
     "dangling", "orphan", "index", "document", "lifetime", "event", "counter", "unreadable", "quarantine",
@@ -39,21 +41,54 @@ class InspectionOperations(QuarantineOperations):
     """Verbs of `ourvidz ledger check`. Every job and event is checked, and mended, by one script each, so
     nothing needs to be stopped."""
 
+    def check_keys(self, *, repair: bool) -> list[Finding]:
+        """Find keys of the whole ledger that are of another type than their own. With `repair` they are
+        deleted: the check of the jobs and events fills an index again."""
+        types = dict.fromkeys(self._indexes() + [f"letters:{state}" for state in STATES], "zset")
+        types |= {"workers": "zset", "counters": "hash", "sweep": "hash", "clock": "hash", "empty": "hash"}
+        types |= {f"claimed:{queue}": "hash" for queue in QUEUES.values()} | {"quarantine_reasons": "hash"}
+        types |= {"order": "string", "fence": "string", "queue_seen": "hash", "paused": "set"}
+        findings = []
+        for name, expected in types.items():
+            detail = self._wrong_key(name, expected)
+            if detail is not None:
+                if repair:
+                    self._call("delete", f"{self._keys.prefix}{name}")
+                findings.append(Finding("unreadable", name, detail, repair))
+        return findings
+
+    def _wrong_key(self, name: str, expected: str) -> str | None:
+        """What is wrong with a key of the whole ledger, None if nothing is."""
+        key = f"{self._keys.prefix}{name}"
+        found = self._call("type", key)
+        if found not in ("none", expected):
+            return f"a {found} in place of a {expected}"
+        if name == "clock" and not all(map(_is_number, self._call("hvals", key))):
+            return "it contains no time: no operation of the ledger works"
+        return None
+
+    def _call(self, command: str, key: str) -> Any:
+        """Run a plain command on a key."""
+        return self._connection.with_retries(lambda: getattr(self._connection.client, command)(key))
+
+    def _indexes(self) -> list[str]:
+        """The names of the indexes that contain job ids."""
+        queued = [f"queued:{queue}" for queue in QUEUES.values()]
+        return ["leases", "finished", "due", "documents", "index:all", "quarantine", *queued]
+
     def job_ids(self) -> set[str]:
         """The ids of all jobs that anything is stored of: a record, a part of one, or a place in an index."""
         found: set[str] = set()
         for kind in ("job:", "doc:", "rows:", "stream:"):
             found.update(self._scan(kind))
-        indexes = ["leases", "finished", "due", "documents", "index:all", "quarantine"]
-        indexes += [f"queued:{queue}" for queue in QUEUES.values()]
-        for index in indexes:
+        for index in self._indexes():
             found.update(self._members(f"{self._keys.prefix}{index}"))
         return found
 
     def event_ids(self) -> set[str]:
         """The ids of all outbox events that anything is stored of."""
         found = set(self._scan("event:"))
-        for state in ("pending", "delivered", "dead"):
+        for state in STATES:
             found.update(self._members(self._keys.events(state)))
         return found
 
@@ -87,8 +122,7 @@ class InspectionOperations(QuarantineOperations):
     def check_user_indexes(self, *, repair: bool) -> Iterator[Finding]:
         """Check the index of each user; with `repair`, remove ids without a record."""
         for user in set(self._scan("index:user:")):
-            for job_id, code, detail in self._connection.run_script("check_user", user, int(repair)):
-                yield Finding(code, job_id, detail, repair)
+            yield from self._check_user(user, repair=repair)
 
     def remove_remains(self, checkpoint: Callable[[], None] = lambda: None) -> int:
         """Remove what stays when a record expires by itself, without a purge: its places in `index:all` and
@@ -99,11 +133,21 @@ class InspectionOperations(QuarantineOperations):
             removed += int(self._connection.run_script("drop_absent", "index:all", *batch))
         for user in set(self._scan("index:user:")):
             checkpoint()
-            removed += len(self._connection.run_script("check_user", user, 1))
+            removed += sum(finding.mended for finding in self._check_user(user, repair=True))
         for batch in _batches(self._members(self._keys.events("dead")), BATCH):
             checkpoint()
             removed += sum(finding.code == "orphan" for finding in self.check_events(batch, repair=True))
         return removed
+
+    def _check_user(self, user: str, *, repair: bool) -> Iterator[Finding]:
+        """Check the index of one user."""
+        try:
+            rows = self._connection.run_script("check_user", user, int(repair))
+        except ResponseError as error:
+            yield Finding("unreadable", f"index:user:{user}", f"it cannot be checked: {_first_line(error)}")
+            return
+        for job_id, code, detail in rows:
+            yield Finding(code, job_id, detail, repair)
 
     def _report_unreadable(self, job_id: str, reason: str, *, repair: bool) -> Finding:
         """An unreadable record; with `repair`, it is set aside. It stays a finding until it can be read."""
@@ -143,8 +187,13 @@ class InspectionOperations(QuarantineOperations):
                 return
 
     def _members(self, name: str) -> list[str]:
-        """The members of a sorted set."""
-        return list(self._connection.with_retries(lambda: self._connection.client.zrange(name, 0, -1)))
+        """The members of a sorted set; none of a key of another type, which `check_keys` finds."""
+        try:
+            return list(self._connection.with_retries(lambda: self._connection.client.zrange(name, 0, -1)))
+        except ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            return []
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -156,6 +205,13 @@ def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 def _escaped(text: str) -> str:
     """A text as a glob pattern that matches only it."""
     return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in text)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _first_line(error: Exception) -> str:

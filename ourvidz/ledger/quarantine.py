@@ -213,7 +213,10 @@ class QuarantineOperations(MaintenanceOperations):
 
     def _unreadable_event(self, job_id: str) -> str | None:
         """Why the next event of a job cannot be read, None when it can or there is none."""
-        answer = self._connection.run_script("next_event", job_id)
+        try:
+            answer = self._connection.run_script("next_event", job_id)
+        except ResponseError:
+            return "its events cannot be read"
         if not answer:
             return None
         event_id, flat = answer

@@ -208,6 +208,29 @@ def test_a_key_of_another_kind_is_found(system: DamagedLedger, broker: Broker) -
     assert ("undelivered", "unreadable") in found
 
 
+@pytest.mark.parametrize("name", ["leases", "index:all", "letters:pending", "order", "clock", "quarantine"])
+def test_a_key_of_the_whole_ledger_of_another_kind_is_found_and_built_again(
+    system: DamagedLedger, broker: Broker, name: str
+) -> None:
+    """From the records and events, which are what counts."""
+    system.client.delete(system.key(name))
+    system.client.sadd(system.key(name), "text")
+    found = check(system, broker)
+    assert ("unreadable", name) in {(finding.code, finding.subject) for finding in found.findings}
+    assert check(system, broker, repair=True).ok
+    assert check(system, broker).findings == []
+    assert system.sweep().failed == []
+
+
+def test_a_ledger_without_a_time_is_found_and_mended(system: DamagedLedger, broker: Broker) -> None:
+    """No operation works, so the check says so instead of failing like all others."""
+    system.client.hset(system.key("clock"), "now", "{")
+    (finding,) = check(system, broker).findings
+    assert finding.subject == "clock"
+    assert check(system, broker, repair=True).ok
+    assert check(system, broker).findings == []
+
+
 class TestMessages:
     """Queued jobs and the broker."""
 

@@ -200,6 +200,16 @@ def test_an_unreadable_event_is_not_dispatched_for_ever(system: DamagedLedger) -
     assert "bad" in system.broker.delivered
 
 
+def test_events_of_another_kind_of_key_do_not_stop_deliveries(system: DamagedLedger) -> None:
+    """Those of the other jobs are dispatched."""
+    for job_id in ("bad", "good"):
+        system.claim(job_id)
+    system.client.delete(system.key("rows:bad"))
+    system.client.set(system.key("rows:bad"), "text")
+    assert system.sweep().failed == []
+    assert system.broker.delivered == ["good"]
+
+
 def test_a_record_that_cannot_be_handled_is_set_aside_for_a_minute(system: DamagedLedger) -> None:
     """Whatever is wrong with it: a mistake of ours must not stop everybody's recovery."""
     system.broker.fail_for = {"bad"}

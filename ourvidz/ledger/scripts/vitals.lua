@@ -22,7 +22,7 @@ local function last_claim(queue)
   local latest
   local fields = redis.call('HGETALL', key('claimed', queue))
   for i = 1, #fields, 2 do
-    if string.sub(fields[i], -3) == ':at' then latest = math.max(latest or 0, tonumber(fields[i + 1])) end
+    if string.sub(fields[i], -3) == ':at' then latest = math.max(latest or 0, tonumber(fields[i + 1]) or 0) end
   end
   return latest
 end
