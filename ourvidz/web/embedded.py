@@ -27,6 +27,7 @@ from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 
 router = APIRouter(tags=["embedded"])
+fallback = APIRouter()
 receiver = APIRouter(tags=["embedded"])
 
 INLINE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4"})
@@ -68,6 +69,12 @@ class Receipt(BaseModel):
     success: Literal[True] = True
     message: str
     debug: Debug
+
+
+@fallback.get("/assets/{key:path}", include_in_schema=False)
+def missing_asset(key: str) -> None:
+    """Answer 404 for what is no stored file, where the same path would be 405: files can be deleted."""
+    raise NotFound("There is no such asset.", field="key", value=key)
 
 
 @router.get(

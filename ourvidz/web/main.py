@@ -60,6 +60,7 @@ def create_app(services: ControlPlane | None = None) -> FastAPI:
     if settings.embedded:
         app.include_router(embedded.receiver)
         app.include_router(embedded.router, dependencies=require_scopes(keyring, "jobs"))
+    app.include_router(embedded.fallback)
     return app
 
 
