@@ -7,7 +7,15 @@ from collections.abc import Callable
 from ourvidz import log
 from ourvidz.celery_settings import JOBS
 from ourvidz.dispatch.messages import deliver, publish
-from ourvidz.errors import Cancelled, Conflict, InvalidParameters, NewerRelease, NotFound, StorageError
+from ourvidz.errors import (
+    Cancelled,
+    Conflict,
+    InvalidParameters,
+    NewerRelease,
+    NotFound,
+    StorageError,
+    WorkerUnavailable,
+)
 from ourvidz.jobs.catalog import WRITE_BUCKETS
 from ourvidz.jobs.job import ImageJob, VideoJob
 from ourvidz.jobs.outcome import Outcome
@@ -74,8 +82,12 @@ def resume_deletions(checkpoint: Callable[[], None] = lambda: None) -> int:
             deleted += 1
         except NotFound:
             continue
+        except WorkerUnavailable:
+            raise
         except StorageError as error:
             _log.warning("deletion_postponed", job_id=job_id, reason=error.message)
+        except Exception:  # noqa: BLE001  a job that cannot be deleted must not keep the others
+            _log.exception("deletion_failed", job_id=job_id)
     return deleted
 
 
@@ -99,10 +111,11 @@ def delete_assets(key: str) -> None:
 
 
 def _folders(record: Record) -> list[str]:
-    """Return the storage folders that may hold files of a job, also of one whose document is gone."""
+    """Return the storage folders that may hold files of a job, also if its document is gone or cannot be
+    read."""
     try:
         job = control.current().ledger.job(record.job_id)
-    except NewerRelease:
+    except (NewerRelease, ValueError):
         job = None
     if isinstance(job, ImageJob | VideoJob) and job.user_id is not None:
         return [asset_folder(job.bucket, job.user_id, job.id)]

@@ -192,6 +192,28 @@ def test_a_deletion_whose_storage_is_away_is_tried_again(
     assert dispatch.resume_deletions() == 1
 
 
+@pytest.mark.parametrize("damage", ["newer", "damaged", "no record", "no document"])
+def test_an_interrupted_deletion_that_cannot_be_ended_keeps_no_other(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """Callers were promised that their files go."""
+    monkeypatch.setattr("ourvidz.dispatch.lifecycle.RESUME_DELETION_S", 0)
+    for job_id in ("a", "b"):
+        dispatch.submit(JOB | {"id": job_id})
+        dispatch.cancel(job_id)
+        installation.ledger.begin_deletion(job_id, force=True)
+    if damage == "newer":
+        installation.broker.hset("ourvidz:job:a", "v", 99)
+    elif damage == "damaged":
+        installation.broker.hset("ourvidz:job:a", "fence", "many")
+    elif damage == "no record":
+        installation.broker.set("ourvidz:job:a", "text")
+    else:
+        installation.broker.set("ourvidz:doc:a", "{")
+    assert dispatch.resume_deletions() == (2 if damage == "no document" else 1)
+    assert installation.ledger.get("b") is None
+
+
 def test_a_job_is_kept_if_its_files_cannot_be_deleted(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

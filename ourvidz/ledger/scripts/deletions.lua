@@ -8,7 +8,8 @@ local older_than_s, limit = unpack(ARGV, 4)
 
 local before, ids = timestamp(now - tonumber(older_than_s)), {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deleting'), '-inf', before, 'LIMIT', 0, limit)) do
-  if redis.call('HEXISTS', key('job', id), 'deleting') == 1 then
+  -- `pcall`: a key that holds no record must not hide the others.
+  if redis.pcall('HEXISTS', key('job', id), 'deleting') == 1 then
     ids[#ids + 1] = id
   else
     redis.call('ZREM', key('deleting'), id)
