@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ourvidz import log
+from ourvidz.errors import InternalError
 from ourvidz.ledger.codec import load_item
 from ourvidz.ledger.connection import Connection, retry_async
 from ourvidz.ledger.record import FINISHED, StreamItem
@@ -194,19 +195,27 @@ class StreamHub:
             else:
                 answer.set_result(snapshot)
 
-    async def _execute(self, batch: list[tuple[str, str, int, Any]]) -> list[_Snapshot]:
+    async def _execute(self, batch: list[tuple[str, str, int, Any]]) -> list[_Snapshot | InternalError]:
         pipeline = self._client.pipeline(transaction=False)
         for job_id, after, count, _ in batch:
             pipeline.hmget(self._job_key(job_id), *_STATE_FIELDS)
             pipeline.xrange(self._stream_key(job_id), min=f"({after}", count=count)
-        answers = await pipeline.execute()
-        return [
-            _Snapshot(
-                dict(zip(_STATE_FIELDS, fields, strict=True)),
-                [load_item(item_id, row) for item_id, row in items],
-            )
-            for fields, items in zip(answers[::2], answers[1::2], strict=True)
-        ]
+        answers = await pipeline.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception) and not str(answer).startswith("WRONGTYPE"):
+                raise answer
+        jobs = [job_id for job_id, *_ in batch]
+        return list(map(_snapshot, jobs, answers[::2], answers[1::2]))
+
+
+def _snapshot(job_id: str, fields: Any, items: Any) -> _Snapshot | InternalError:
+    """The snapshot in two answers; an error where what is stored cannot be read: the followers of other jobs
+    have their answers in the same batch."""
+    try:
+        state = dict(zip(_STATE_FIELDS, fields, strict=True))
+        return _Snapshot(state, [load_item(item_id, row) for item_id, row in items])
+    except (KeyError, TypeError, ValueError):
+        return InternalError(f"the stream of job {job_id} cannot be read by this release")
 
 
 class _Listener:

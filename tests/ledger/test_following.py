@@ -8,6 +8,7 @@ import time
 import pytest
 import redis
 
+from ourvidz.errors import InternalError
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger import following
 from ourvidz.ledger.record import StreamItem
@@ -69,6 +70,29 @@ def test_hundreds_of_followers_share_two_connections(ledger, client, image_job):
     assert {item.kind for item in first} == {"state"}
     assert connections <= 2
     assert all([item.kind for item in items] == ["state", "done"] for items in rest)
+
+
+@pytest.mark.parametrize("damage", ["an item", "the stream", "the record"])
+def test_a_stream_that_cannot_be_read_ends_only_its_own_follower(ledger, client, image_job, damage):
+    """Followers share their reads: one job must not cut off the callers of a hundred others."""
+    for job in ("bad", "good"):
+        ledger.register(image_job(job), priority=6)
+    if damage == "an item":
+        client.xadd("ourvidz:stream:bad", {"k": "state", "status": "queued"})
+    else:
+        name = "ourvidz:stream:bad" if damage == "the stream" else "ourvidz:job:bad"
+        client.delete(name)
+        client.set(name, "text")
+
+    async def follow_both():
+        following = [asyncio.ensure_future(drain(ledger.follow(job))) for job in ("bad", "good")]
+        await asyncio.wait({following[0]})
+        await asyncio.to_thread(lambda: ledger.end(claimed(ledger, "good"), outcome=DONE))
+        return await asyncio.gather(*following, return_exceptions=True)
+
+    error, items = asyncio.run(asyncio.wait_for(follow_both(), 20))
+    assert isinstance(error, InternalError)
+    assert [item.kind for item in items] == ["state", "state", "done"]
 
 
 def test_an_item_reaches_its_follower_without_a_poll(ledger, image_job, monkeypatch):
