@@ -30,16 +30,18 @@ class Node:
     address: str = HOST
     port: int = 0
     enter: tuple[str, ...] = ()
+    password: str = ""
 
     @property
     def server_url(self) -> str:
-        """The URL of a Redis server here."""
-        return f"redis://{self.address}:{self.port}/0"
+        """The URL of a Redis server or sentinel here."""
+        login = f":{self.password}@" if self.password else ""
+        return f"redis://{login}{self.address}:{self.port}/0"
 
 
-def local_node(name: str) -> Node:
+def local_node(name: str, password: str = "") -> Node:
     """A node on this host, with a free port."""
-    return Node(name, port=free_port())
+    return Node(name, port=free_port(), password=password)
 
 
 class ReplicatedService:
@@ -71,7 +73,10 @@ class ReplicatedService:
     def url(self) -> str:
         """The URL of the service for `OURVIDZ_REDIS_URL`."""
         addresses = ",".join(f"{node.address}:{node.port}" for node in self.sentinels)
-        return f"redis+sentinel://{addresses}/{SERVICE}/0"
+        login = f":{self.servers[0].password}@" if self.servers[0].password else ""
+        password = self.sentinels[0].password if self.sentinels else ""
+        options = f"?sentinel_password={password}" if password else ""
+        return f"redis+sentinel://{login}{addresses}/{SERVICE}/0{options}"
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +101,8 @@ class ReplicatedService:
         folder.mkdir(exist_ok=True)
         arguments = ["--port", str(node.port), "--bind", node.address, "--dir", str(folder)]
         arguments += ["--protected-mode", "no", "--save", "", "--repl-diskless-sync-delay", "0"]
+        if node.password:
+            arguments += ["--requirepass", node.password, "--masterauth", node.password]
         has_sentinels = any(sentinel.name in self._processes for sentinel in self.sentinels)
         primary = self.primary() if has_sentinels else self.servers[0]
         if node != primary:
@@ -185,6 +192,12 @@ class ReplicatedService:
             f"sentinel monitor {SERVICE} {primary.address} {primary.port} {quorum}\n"
             f"sentinel down-after-milliseconds {SERVICE} {self._down_after_ms}\n"
             f"sentinel failover-timeout {SERVICE} 4000\n"
+            + (f"sentinel auth-pass {SERVICE} {primary.password}\n" if primary.password else "")
+            + (
+                f"requirepass {node.password}\nsentinel sentinel-pass {node.password}\n"
+                if node.password
+                else ""
+            )
         )
         self._spawn(node, [self._binary, str(config), "--sentinel"])
 

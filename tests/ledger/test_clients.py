@@ -83,6 +83,18 @@ def test_ledger_and_broker_follow_a_failover(service: ReplicatedService) -> None
     ledger.close()
 
 
+def test_servers_and_sentinels_may_require_different_passwords(tmp_path: Path) -> None:
+    """The password of the servers is not sent to the sentinels, which would refuse it."""
+    servers = [local_node(name, password="server-pw") for name in ("one", "two")]
+    sentinels = [local_node("sentinel", password="sentinel-pw")]
+    with ReplicatedService(tmp_path / "service", servers=servers, sentinels=sentinels) as service:
+        assert Ledger(service.url).register(image_job("a"), priority=6).created
+        assert broker_message(service.url) == "a message"
+        wrong = service.url.replace("sentinel-pw", "server-pw")
+        with pytest.raises(WorkerUnavailable):
+            Ledger(wrong).ping()
+
+
 ACL = ("on", ">p@ss;word", "~*", "&*", "+@all", "-@admin", "-@dangerous", "+info", "+config|get")
 """The rights that `docs/how-to/production.md` asks for."""
 
