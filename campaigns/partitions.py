@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -261,6 +262,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the data and logs are kept; default is nowhere")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON document")
     arguments = parser.parse_args()
+    # Else SIGTERM would leave the namespaces behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     chosen = [scenario for scenario in scenarios() if arguments.only in scenario.name]
     results: list[Result] = []
     try:

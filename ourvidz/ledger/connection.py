@@ -53,8 +53,10 @@ def _retryable_until(deadline: float) -> Callable[[Exception], bool]:
 
 
 def _is_outage(error: ResponseError) -> bool:
-    """Whether an error answer means that the server is unavailable. redis-py strips the prefix of some."""
-    return isinstance(error, redis.exceptions.OutOfMemoryError | ReadOnlyError) or str(error).startswith(
+    """Whether an error answer means that the server is unavailable. redis-py strips the prefix of some, and
+    puts the command before an answer in a pipeline."""
+    answer = str(error).rpartition("of pipeline caused error: ")[2]
+    return isinstance(error, redis.exceptions.OutOfMemoryError | ReadOnlyError) or answer.startswith(
         UNAVAILABLE
     )
 

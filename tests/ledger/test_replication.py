@@ -56,6 +56,20 @@ def test_an_unconfirmed_job_is_refused_until_the_replica_has_it(service: Replica
     assert (admission.created, admission.same) == (False, True)
 
 
+def test_a_primary_that_refuses_writes_without_its_replica_is_an_outage(
+    service: ReplicatedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what `min-replicas-to-write` is for; the caller is told to come again."""
+    monkeypatch.setattr("ourvidz.ledger.connection.PATIENCE_S", 0.2)
+    primary, replica = service.servers
+    service.kill(replica)
+    with redis.Redis.from_url(primary.server_url) as client:
+        client.config_set("min-replicas-to-write", 1)
+    for acks in (0, 1):
+        with pytest.raises(WorkerUnavailable, match="takes no writes"):
+            Ledger(primary.server_url, replica_acks=acks).register(image_job("a"), priority=6)
+
+
 def test_a_callback_waits_for_the_replica(service: ReplicatedService) -> None:
     """A failover would lose the ending that the caller has heard of, and the job would end a second time."""
     primary, replica = service.servers
