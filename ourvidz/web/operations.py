@@ -114,12 +114,13 @@ def undrain(id: str) -> WorkerState:
     return WorkerState(worker=id, draining=False)
 
 
-@router.delete("/assets/{key:path}", responses=documented(409))
-def delete_assets(key: str) -> DeletedAssets:
+@router.delete("/assets/{bucket}/{key:path}", responses=documented(409))
+def delete_assets(bucket: str, key: str) -> DeletedAssets:
     """Delete a stored file, or all files of a job by the key of its folder, also of a job whose record is
     gone."""
-    dispatch.delete_assets(key)
-    return DeletedAssets(key=key)
+    name = f"{bucket}/{key}"
+    dispatch.delete_assets(name)
+    return DeletedAssets(key=name)
 
 
 def _queue_state(queue: str) -> QueueState:
