@@ -10,6 +10,7 @@ import pytest
 
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.check import CheckReport, Messages, check_ledger
+from ourvidz.ledger.inspection import Finding
 from ourvidz.ledger.record import Record
 from tests.ledger.corruption import DamagedLedger, damaged_ledger
 
@@ -170,6 +171,23 @@ def test_the_event_of_an_ended_job_is_added_again(system: DamagedLedger, broker:
     check(system, broker, repair=True)
     pending = [event for event in system.ledger.list_events("pending") if event.job_id == "undelivered"]
     assert [event.outcome for event in pending if event.kind == "completed"] == [DONE]
+
+
+def test_a_job_that_was_submitted_anew_meanwhile_is_not_ended(
+    system: DamagedLedger, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large ledger is checked for minutes: what was found first may be another job at the end."""
+    system.client.delete(system.key("doc:queued"))
+
+    def replace(**_: bool) -> list[Finding]:
+        for name in ("job:queued", "index:all", "queued:sdxl_queue"):
+            system.client.delete(system.key(name))
+        system.claim("queued")
+        return []
+
+    monkeypatch.setattr(system.ledger, "check_user_indexes", replace)
+    check_ledger(system.ledger, broker, repair=True, sleep=lambda _s: None)
+    assert system.status("queued") == "processing"
 
 
 def test_a_job_without_its_document_ends_with_an_error(system: DamagedLedger, broker: Broker) -> None:
