@@ -54,6 +54,16 @@ def test_the_oldest_due_job_of_all_priorities_counts(system: DamagedLedger) -> N
     assert system.ledger.vitals().queues["sdxl_queue"].oldest_s == 5
 
 
+def test_a_key_that_holds_no_record_hides_no_vitals(system: DamagedLedger) -> None:
+    """Health is asked when something is broken; an answer of 500 would take a shim out of service."""
+    system.add("bad")
+    system.add("old")
+    system.client.delete(system.key("job:bad"))
+    system.client.set(system.key("job:bad"), "text")
+    system.clock.advance(9)
+    assert system.ledger.vitals().queues["sdxl_queue"].oldest_s == 9
+
+
 def test_the_outbox_lag_is_that_of_the_most_overdue_callback(system: DamagedLedger) -> None:
     """One that waits for its next try is not overdue."""
     system.claim("a")

@@ -12,7 +12,8 @@ local PRIORITIES, CANDIDATES = 9, 5
 local function waiting_since(queue, priority)
   local from, to = queue_score(priority, 0), '(' .. queue_score(priority + 1, 0)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('queued', queue), from, to, 'LIMIT', 0, CANDIDATES)) do
-    local times = redis.call('HMGET', key('job', id), 'queued_at', 'due_at')
+    -- `pcall`: a key that holds no record is skipped here, and set aside by the sweep.
+    local times = redis.pcall('HMGET', key('job', id), 'queued_at', 'due_at')
     local since = math.max(tonumber(times[1] or 0) or 0, tonumber(times[2] or 0) or 0)
     if times[1] and since <= now then return since end
   end
