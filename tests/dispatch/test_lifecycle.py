@@ -192,6 +192,23 @@ def test_a_deletion_whose_storage_is_away_is_tried_again(
     assert dispatch.resume_deletions() == 1
 
 
+def test_a_deletion_gives_way_to_a_retry_by_the_former_release(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows no mark, so the job runs again: its files must not be deleted while it does."""
+    monkeypatch.setattr("ourvidz.dispatch.lifecycle.RESUME_DELETION_S", 0)
+    dispatch.submit(JOB)
+    complete(installation)
+    settle_callbacks(installation)
+    installation.ledger.begin_deletion("a")
+    installation.broker.hset("ourvidz:job:a", "status", "queued")
+    with pytest.raises(Conflict):
+        dispatch.delete("a")
+    assert dispatch.resume_deletions() == 0
+    assert installation.app.store.get(KEY) == b"png"
+    assert not installation.broker.hexists("ourvidz:job:a", "deleting")
+
+
 @pytest.mark.parametrize("damage", ["newer", "damaged", "no record", "no document"])
 def test_an_interrupted_deletion_that_cannot_be_ended_keeps_no_other(
     installation: Installation, monkeypatch: pytest.MonkeyPatch, damage: str

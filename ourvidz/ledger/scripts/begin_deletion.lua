@@ -9,8 +9,9 @@ local id, force = unpack(ARGV, 4)
 
 local job = read_record(id)
 if not job then return { 'missing' } end
+-- Also of a job that is marked: the previous release runs such a job again.
+if job.status == 'queued' or job.status == 'processing' then return { job.status } end
 if not job.deleting then
-  if job.status == 'queued' or job.status == 'processing' then return { job.status } end
   local pending = redis.call('ZRANGE', key('rows', id), 0, -1)
   if #pending > 0 and force ~= '1' then return { 'callback' } end
   for _, event in ipairs(pending) do delete_event(event) end
