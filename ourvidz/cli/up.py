@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -211,19 +213,34 @@ class StackRun:
 
 @contextlib.contextmanager
 def _handle_signals(stop: threading.Event, kill_now: threading.Event) -> Iterator[None]:
-    """Set `stop` on SIGINT and SIGTERM, and `kill_now` on a SIGINT after that."""
+    """Set `stop` on SIGINT, SIGTERM and SIGHUP, and `kill_now` on a SIGINT after that. SIGHUP stays ignored
+    where it was, as under `nohup`."""
 
     def handle(signum: int, _frame: object) -> None:
         if stop.is_set() and signum == signal.SIGINT:
             kill_now.set()
+        if signum == signal.SIGHUP:
+            _leave_terminal()
         stop.set()
 
-    previous = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    previous = {signum: signal.signal(signum, handle) for signum in signals}
     try:
         yield
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+def _leave_terminal() -> None:
+    """Discard what is written to the terminal from now on: it is closed, and an error would end the stop."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(null, descriptor)
+    os.close(null)
 
 
 def _check_settings(settings: Settings) -> str | None:
