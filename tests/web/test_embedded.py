@@ -166,7 +166,6 @@ def test_nothing_outside_the_store_is_served(shim, path: str) -> None:
 def test_only_an_embedded_shim_has_these_routes(open_shim) -> None:
     """In production the backend has them. Assets can only be deleted there."""
     shim = open_shim()
-    assert shim.client.get("/inbox").status_code == 404
-    answer = shim.client.get("/assets/workspace-temp/u/j/0.png")
-    assert (answer.status_code, answer.headers["Allow"]) == (405, "DELETE")
+    for path in ("/inbox", "/assets/workspace-temp/u/j/0.png"):
+        assert shim.client.get(path).status_code == 404
     assert shim.client.post("/functions/v1/job-callback", json=CALLBACK).status_code == 404
