@@ -211,8 +211,8 @@ def run(folder: Path, *, jobs: int, events: int, seed: int, pause_s: float) -> l
     parts = max(1, round(events / EVENTS_PER_PART))
     results = []
     for part in range(parts):
-        kept = folder / f"part-{part}.json"
-        if not kept.exists():
+        result_file = folder / f"part-{part}.json"
+        if not result_file.exists():
             with tempfile.TemporaryDirectory(prefix="ourvidz-faults-") as state:
                 result = run_part(
                     Path(state) / "state",
@@ -221,8 +221,8 @@ def run(folder: Path, *, jobs: int, events: int, seed: int, pause_s: float) -> l
                     seed=seed * 1000 + part,
                     pause_s=pause_s,
                 )
-            kept.write_text(json.dumps(asdict(result)))
-        results.append(Result(**json.loads(kept.read_text())))
+            result_file.write_text(json.dumps(asdict(result)))
+        results.append(Result(**json.loads(result_file.read_text())))
         print_note(f"part {part + 1} of {parts}: {results[-1]}")
     return results
 

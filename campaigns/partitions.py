@@ -164,49 +164,29 @@ def run_scenario(
     """Submit jobs, let the fault happen in the middle, heal, and inspect."""
     installation.wait_until(installation.is_ready, within_s=HEALED_S, what="the whole installation")
     started = time.monotonic()
-    first = installation.service.primary()
-    exited = len(installation.exits)
+    primary, exits = installation.service.primary(), len(installation.exits)
     load = Load(installation.shim, jobs=jobs, events=4, seed=seed, headers=HEADERS)
-    load.allow()
-    installation.wait_until(lambda: len(load.accepted) > jobs // 8, within_s=HEALED_S, what="the first jobs")
-    load.allow()
-    load.allow()
-    scenario.fault(installation)
-    installation.network.heal()
+    _break_and_heal(installation, scenario, load, jobs)
     healed = time.monotonic()
-    with ThreadPoolExecutor(1) as pool:
-        finished = pool.submit(load.finish)
-        installation.wait_until(finished.done, within_s=4 * UNBLOCKED_S, what="the last submissions")
-        finished.result()
-
-    def unfinished() -> list[str]:
-        records = installation.ledger.records(load.accepted)
-        return [record.job_id for record in records if not record.finished]
-
-    def wait_until_none(read: Callable[[], list[str]]) -> list[str]:
-        """Wait as long as fewer are left every `UNBLOCKED_S`; return what is left."""
-        fewest, at = sys.maxsize, time.monotonic()
-        while left := read():
-            if len(left) < fewest:
-                fewest, at = len(left), time.monotonic()
-            elif time.monotonic() - at > UNBLOCKED_S:
-                break
-            installation.pause(0.2)
-        return left
-
     installation.wait_until(installation.service.is_complete, within_s=HEALED_S, what="the replica")
-    blocked = wait_until_none(unfinished)
+    ledger = installation.ledger
+    blocked = _wait_until_none(
+        installation,
+        lambda: [record.job_id for record in ledger.records(load.accepted) if not record.finished],
+    )
     recovered_s = time.monotonic() - healed
-    known = [record.job_id for record in installation.ledger.records(load.accepted)]
-    unheard = wait_until_none(lambda: [name for name in known if not receiver.endings.get(name)])
-    records = installation.ledger.records(load.accepted)
-    doubled = [name for name in load.accepted if len(receiver.endings[name]) > 1]
+    known = [record.job_id for record in ledger.records(load.accepted)]
+    unheard = _wait_until_none(
+        installation, lambda: [job_id for job_id in known if not receiver.endings.get(job_id)]
+    )
+    records = ledger.records(load.accepted)
+    doubled = [job_id for job_id in load.accepted if len(receiver.endings[job_id]) > 1]
     result = Result(
         scenario=scenario.name,
         acks=installation.replica_acks,
         jobs=len(load.accepted),
         seconds=round(time.monotonic() - started, 1),
-        failovers=int(installation.service.primary() != first),
+        failovers=int(installation.service.primary() != primary),
         refused=load.answers.total(),
         recovered_s=round(recovered_s, 1),
         charged=sum(record.failures.get(code, 0) for record in records for code in CHARGED),
@@ -216,14 +196,39 @@ def run_scenario(
         failed=sum(record.status == "failed" for record in records),
         blocked=len(blocked),
         files_missing=sum(unreadable_images(installation.assets, record) for record in records),
-        exited=len(installation.exits) - exited,
+        exited=len(installation.exits) - exits,
         unexpected=sum(load.unexpected.values()),
     )
     if not result.kept:
-        _explain(
-            installation, receiver, {"doubled": doubled, "unheard": unheard, "blocked": blocked}, records
-        )
+        findings = {"doubled": doubled, "unheard": unheard, "blocked": blocked}
+        _explain(installation, receiver, findings, records)
     return result
+
+
+def _break_and_heal(installation: DistributedInstallation, scenario: Scenario, load: Load, jobs: int) -> None:
+    """Let the fault happen while three quarters of the jobs are submitted; heal, and submit the rest."""
+    load.allow()
+    installation.wait_until(lambda: len(load.accepted) > jobs // 8, within_s=HEALED_S, what="the first jobs")
+    load.allow()
+    load.allow()
+    scenario.fault(installation)
+    installation.network.heal()
+    with ThreadPoolExecutor(1) as pool:
+        finished = pool.submit(load.finish)
+        installation.wait_until(finished.done, within_s=4 * UNBLOCKED_S, what="the last submissions")
+        finished.result()
+
+
+def _wait_until_none(installation: DistributedInstallation, read: Callable[[], list[str]]) -> list[str]:
+    """Read until nothing is left, or nothing has changed for `UNBLOCKED_S`; return what is left."""
+    fewest, at = sys.maxsize, time.monotonic()
+    while left := read():
+        if len(left) < fewest:
+            fewest, at = len(left), time.monotonic()
+        elif time.monotonic() - at > UNBLOCKED_S:
+            break
+        installation.pause(0.2)
+    return left
 
 
 def _explain(
@@ -244,14 +249,14 @@ def _explain(
     print_note(installation.log_tails())
 
 
-def run(folder: Path, chosen: list[Scenario], *, jobs: int, seed: int, acks: int) -> Iterator[Result]:
+def run(folder: Path, selected: list[Scenario], *, jobs: int, seed: int, acks: int) -> Iterator[Result]:
     """Run scenarios on one installation, whose data and logs are in `folder`. Raises `Unsupported`."""
     with (
         Network(HOSTS) as network,
         CallbackReceiver(network.address(OUTSIDE)) as receiver,
         DistributedInstallation(folder, network, receiver, replica_acks=acks) as installation,
     ):
-        for number, scenario in enumerate(chosen):
+        for number, scenario in enumerate(selected):
             yield run_scenario(
                 installation, receiver, scenario, jobs=jobs, seed=1000 * seed + 100 * acks + number
             )
@@ -270,13 +275,13 @@ def main() -> None:
     arguments = parser.parse_args()
     # Else SIGTERM would leave the namespaces behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    chosen = [scenario for scenario in scenarios() if arguments.only in scenario.name]
+    selected = [scenario for scenario in scenarios() if arguments.only in scenario.name]
     results: list[Result] = []
     try:
         with tempfile.TemporaryDirectory(prefix="ourvidz-partitions-") as temporary:
             for acks in (1, 0):
                 folder = (arguments.folder or Path(temporary)) / f"acks-{acks}"
-                of_setting = [scenario for scenario in chosen if acks or scenario.replaces]
+                of_setting = [scenario for scenario in selected if acks or scenario.replaces]
                 if not of_setting:
                     continue
                 for result in run(folder, of_setting, jobs=arguments.jobs, seed=arguments.seed, acks=acks):

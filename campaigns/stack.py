@@ -118,11 +118,11 @@ class Stack:
     def process(self, name: str) -> psutil.Process | None:
         """The running process of this name; `child` is the pool child of the SDXL worker. None while it is
         being restarted."""
-        wanted = "sdxl" if name == "child" else name
+        process_name = "sdxl" if name == "child" else name
         for process in self._children():
             try:
                 command = process.cmdline()
-                if "worker" in command and command[command.index("worker") + 1] == wanted:
+                if "worker" in command and command[command.index("worker") + 1] == process_name:
                     return _pool_child(process) if name == "child" else process
             except (psutil.NoSuchProcess, IndexError):
                 continue

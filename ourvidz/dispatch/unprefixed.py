@@ -126,14 +126,14 @@ def _move_batch(client: Any, ledger: Ledger, source: str, target: str, adopted: 
     if client.type(source) != b"list":
         return False
     move = client.register_script(MOVE)
-    found = False
+    moved = False
     for raw in client.lrange(source, 0, BATCH - 1):
         message = _parse(raw)
         if message is not None and _is_ours(message, ledger):
             keep = message.task != SWEEP_TASK
             adopted.count(move(keys=[source, target], args=[raw, int(keep)]), keep)
-            found = True
-    return found
+            moved = True
+    return moved
 
 
 def _adopt_unacknowledged(

@@ -46,9 +46,9 @@ def fill_in(sent: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
     earlier call filled in.
     """
     missing = {name for name, value in sent.items() if value is None}
-    given = {name: value for name, value in sent.items() if value is not None}
+    present = {name: value for name, value in sent.items() if value is not None}
     filled = {name: value for name, value in defaults.items() if name in missing}
-    return given | filled | {"defaulted": frozenset(missing) | sent.get("defaulted", frozenset())}
+    return present | filled | {"defaulted": frozenset(missing) | sent.get("defaulted", frozenset())}
 
 
 def invalid_value(

@@ -60,9 +60,9 @@ class InspectionOperations(QuarantineOperations):
     def _wrong_key(self, name: str, expected: str) -> str | None:
         """What is wrong with a key of the whole ledger, None if nothing is."""
         key = f"{self._keys.prefix}{name}"
-        found = self._call("type", key)
-        if found not in ("none", expected):
-            return f"a {found} in place of a {expected}"
+        actual = self._call("type", key)
+        if actual not in ("none", expected):
+            return f"a {actual} in place of a {expected}"
         if name == "clock" and not all(map(_is_number, self._call("hvals", key))):
             return "it contains no time: no operation of the ledger works"
         return None
@@ -78,19 +78,19 @@ class InspectionOperations(QuarantineOperations):
 
     def job_ids(self) -> set[str]:
         """The ids of all jobs that anything is stored of: a record, a part of one, or a place in an index."""
-        found: set[str] = set()
+        job_ids: set[str] = set()
         for kind in ("job:", "doc:", "rows:", "stream:"):
-            found.update(self._scan(kind))
+            job_ids.update(self._scan(kind))
         for index in self._indexes():
-            found.update(self._members(f"{self._keys.prefix}{index}"))
-        return found
+            job_ids.update(self._members(f"{self._keys.prefix}{index}"))
+        return job_ids
 
     def event_ids(self) -> set[str]:
         """The ids of all outbox events that anything is stored of."""
-        found = set(self._scan("event:"))
+        event_ids = set(self._scan("event:"))
         for state in STATES:
-            found.update(self._members(self._keys.events(state)))
-        return found
+            event_ids.update(self._members(self._keys.events(state)))
+        return event_ids
 
     def check_jobs(self, job_ids: Iterable[str], *, repair: bool) -> Iterator[Finding]:
         """Check jobs; with `repair`, mend what is found."""

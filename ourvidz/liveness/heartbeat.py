@@ -60,8 +60,8 @@ class Heartbeat:
         that is None is removed."""
         with self._lock:
             merged = self._worker.detail | detail
-            kept = {name: value for name, value in merged.items() if value is not None}
-            changes: dict[str, Any] = {"state": state, "detail": kept}
+            details = {name: value for name, value in merged.items() if value is not None}
+            changes: dict[str, Any] = {"state": state, "detail": details}
             if models is not None:
                 changes["models"] = models
             self._worker = replace(self._worker, **changes)

@@ -52,11 +52,11 @@ def test_findings_are_shown_and_mended(store: redis.Redis) -> None:
     """Exit status 1 until all is mended."""
     store.zadd("t:leases", {"gone": 1})
     store.zrem("t:queued:sdxl_queue", LONG_ID)
-    found = run()
-    assert found.exit_code == 1
-    assert "in leases without a record" in found.stdout
-    assert "not in queued:sdxl_queue although it is queued" in found.stdout
-    assert found.stdout.splitlines()[-1] == "2 jobs and 0 callbacks checked: 2 found, 0 mended, 2 left"
+    checked = run()
+    assert checked.exit_code == 1
+    assert "in leases without a record" in checked.stdout
+    assert "not in queued:sdxl_queue although it is queued" in checked.stdout
+    assert checked.stdout.splitlines()[-1] == "2 jobs and 0 callbacks checked: 2 found, 0 mended, 2 left"
     mended = run("--repair")
     assert mended.exit_code == 0
     assert mended.stdout.splitlines()[-1] == "2 jobs and 0 callbacks checked: 2 found, 2 mended, 0 left"

@@ -22,8 +22,8 @@ def test_messages_for_deliveries_are_kept_up_to_a_limit(installation: Installati
     assert broker.deliveries_waiting() == 30
     assert broker.trim_deliveries(10) == 20
     assert broker.trim_deliveries(10) == 0
-    kept = [json.loads(b64decode(each["body"]))[0][0] for each in installation.messages("callbacks")]
-    assert kept == [f"job{number}" for number in reversed(range(10))]
+    job_ids = [json.loads(b64decode(each["body"]))[0][0] for each in installation.messages("callbacks")]
+    assert job_ids == [f"job{number}" for number in reversed(range(10))]
 
 
 def test_the_queues_of_workers_that_are_gone_are_removed(installation: Installation) -> None:
