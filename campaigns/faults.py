@@ -28,7 +28,7 @@ from campaigns.load import Load, unreadable_images
 from campaigns.receiver import UnreliableReceiver
 from campaigns.stack import Stack
 from ourvidz.cli.console import print_note
-from ourvidz.ledger.record import FINISHED, Record
+from ourvidz.records.record import FINISHED, Record
 
 EVENTS_PER_PART = 50
 UNBLOCKED_S = 60.0

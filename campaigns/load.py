@@ -15,7 +15,7 @@ import requests
 from PIL import Image
 
 from campaigns.installation import POLL_S
-from ourvidz.ledger.record import Record
+from ourvidz.records.record import Record
 
 CLIENTS = 4
 """Threads that submit jobs at the same time."""

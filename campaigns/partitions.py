@@ -31,7 +31,7 @@ from campaigns.load import Load, unreadable_images
 from campaigns.network import OUTSIDE, Network, Unsupported
 from campaigns.receiver import CallbackReceiver
 from ourvidz.cli.console import print_note
-from ourvidz.ledger.record import Record
+from ourvidz.records.record import Record
 
 HOSTS = (SHIM, *WORKERS, *SERVERS)
 FAULT_S = 8.0

@@ -11,8 +11,8 @@ from typing import Any
 from ourvidz import dispatch
 from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.catalog import QUEUES
-from ourvidz.ledger.record import Worker
 from ourvidz.prompts import encoders
+from ourvidz.records.record import Worker
 from ourvidz.wiring import control
 
 

@@ -16,7 +16,7 @@ from celery.app.task import Context
 from ourvidz import dispatch, log
 from ourvidz.errors import NewerRelease
 from ourvidz.jobs.catalog import CATALOG, QUEUES
-from ourvidz.ledger.record import Claim, Record
+from ourvidz.records.record import Claim, Record
 from ourvidz.wiring import control
 
 TEXT_TASK = CATALOG["chat_conversation"].task

@@ -37,7 +37,7 @@ from ourvidz.callbacks.signing import verify
 from ourvidz.embedded_redis import PrivateServer, find_server
 from ourvidz.errors import NotFound, SettingsError
 from ourvidz.jobs.job import dump_job
-from ourvidz.ledger.record import Admission, Record
+from ourvidz.records.record import Admission, Record
 from ourvidz.settings import Settings, load_settings, share_processors
 from ourvidz.wiring import control
 

@@ -20,9 +20,9 @@ from ourvidz.app import app as celery_app
 from ourvidz.errors import Cancelled
 from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Worker
 from ourvidz.net.client import RequestFailure
 from ourvidz.pipelines.base import PreviewRenderer, Snapshot
+from ourvidz.records.record import Worker
 from ourvidz.references.resolve import ReferenceLimits, ReferenceResolver
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.storage.local import LocalStore

@@ -12,8 +12,8 @@ from celery.app.task import Context
 from ourvidz import claims, dispatch
 from ourvidz.errors import Conflict, OutOfMemory, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Record
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Record
 from ourvidz.testing import Eager
 from tests.factories import chat_job, image_job
 

@@ -14,8 +14,8 @@ from celery.app.task import Context
 
 from ourvidz import dispatch, signals
 from ourvidz.errors import JobTimeout
-from ourvidz.ledger.record import Claim, Record
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Claim, Record
 from ourvidz.testing import Eager
 from tests.factories import image_job, worker
 

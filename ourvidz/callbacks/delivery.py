@@ -12,10 +12,10 @@ from ourvidz.callbacks import payload, signing
 from ourvidz.callbacks.limiter import PerHostLimiter
 from ourvidz.callbacks.retry import Delivered, Retry, Rng, decide, parse_retry_after
 from ourvidz.callbacks.target import Target
-from ourvidz.ledger.record import OutboxEvent
 from ourvidz.ledger.store import Ledger
 from ourvidz.net.client import HttpClient, HttpResponse, RequestFailure
 from ourvidz.net.egress_policy import EgressPolicy
+from ourvidz.records.record import OutboxEvent
 
 __all__ = ["CallbackSender", "Target"]
 

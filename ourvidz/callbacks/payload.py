@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ourvidz.errors import Cancelled, InternalError
 from ourvidz.jobs.outcome import Asset, JobError, Outcome
-from ourvidz.ledger.record import OutboxEvent
+from ourvidz.records.record import OutboxEvent
 
 AssetsAs = Literal["objects", "urls"]
 

@@ -15,7 +15,7 @@ from ourvidz import dispatch
 from ourvidz.callbacks import payload
 from ourvidz.cli.console import TableRow, print_json, print_table
 from ourvidz.errors import NotFound
-from ourvidz.ledger.record import DeliveryState, OutboxEvent
+from ourvidz.records.record import DeliveryState, OutboxEvent
 from ourvidz.wiring import control
 
 STATES = get_args(DeliveryState)

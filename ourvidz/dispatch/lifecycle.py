@@ -19,7 +19,7 @@ from ourvidz.errors import (
 from ourvidz.jobs.catalog import WRITE_BUCKETS
 from ourvidz.jobs.job import ImageJob, VideoJob
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Record
+from ourvidz.records.record import Record
 from ourvidz.storage.keys import asset_folder, split_key
 from ourvidz.wiring import control
 

@@ -15,7 +15,7 @@ from ourvidz.app import app as celery_app
 from ourvidz.celery_settings import CALLBACKS_QUEUE, DELIVER_TASK, ENHANCE_TASK, ENHANCEMENT, PRIORITY_SYNC
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.jobs.catalog import CATALOG, QUEUES
-from ourvidz.ledger.record import Record
+from ourvidz.records.record import Record
 from ourvidz.wiring import control
 
 MESSAGE_VERSION = 1

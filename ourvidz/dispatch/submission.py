@@ -16,7 +16,7 @@ from ourvidz.dispatch.messages import publish
 from ourvidz.errors import Conflict, OurvidzError
 from ourvidz.jobs.dialects import parse
 from ourvidz.jobs.job import Job
-from ourvidz.ledger.record import Admission
+from ourvidz.records.record import Admission
 from ourvidz.wiring import control
 
 MakeId = Callable[[], str]

@@ -14,8 +14,8 @@ from ourvidz.dispatch.messages import BROKER_ERRORS, deliver, publish
 from ourvidz.dispatch.queues import trim_deliveries, waiting_messages
 from ourvidz.errors import NotFound
 from ourvidz.ledger.check import Messages
-from ourvidz.ledger.record import Record, Worker
 from ourvidz.ledger.sweep import recover
+from ourvidz.records.record import Record, Worker
 from ourvidz.wiring import control
 
 FLUSH_EXPIRES_S = 600.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ourvidz.ledger.connection import Connection
 from ourvidz.ledger.following import Followers
-from ourvidz.ledger.record import Claim, Record
+from ourvidz.records.record import Claim, Record
 
 DAY_S = 86400.0
 STREAM_TTL_S = 3600.0

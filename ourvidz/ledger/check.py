@@ -11,8 +11,8 @@ from ourvidz.errors import InternalError
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.inspection import Finding
-from ourvidz.ledger.record import Record
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Record
 
 MESSAGE_GRACE_S = 60.0
 """How long a published job may be due without a message: within that time the sweep publishes it again."""

@@ -16,9 +16,9 @@ from redis.retry import Retry
 
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.ledger.clients import open_async_client, open_client
-from ourvidz.ledger.codec import newer_record
-from ourvidz.ledger.record import RECORD_VERSION
 from ourvidz.ledger.scripts import load_scripts
+from ourvidz.records.codec import newer_record
+from ourvidz.records.record import RECORD_VERSION
 
 Answer = TypeVar("Answer")
 

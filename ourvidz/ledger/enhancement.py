@@ -6,8 +6,8 @@ from typing import Any
 
 from ourvidz.jobs.job import JOB_VERSION, load_job
 from ourvidz.ledger.base import LedgerBase
-from ourvidz.ledger.codec import dump_json, load_record, pairs
-from ourvidz.ledger.record import Enhancement, Verdict
+from ourvidz.records.codec import dump_json, load_record, pairs
+from ourvidz.records.record import Enhancement, Verdict
 
 
 class EnhancementOperations(LedgerBase):

@@ -17,9 +17,9 @@ from typing import Any
 
 from ourvidz import log
 from ourvidz.errors import InternalError
-from ourvidz.ledger.codec import load_item
 from ourvidz.ledger.connection import Connection, retry_async
-from ourvidz.ledger.record import FINISHED, StreamItem
+from ourvidz.records.codec import load_item
+from ourvidz.records.record import FINISHED, StreamItem
 
 START = "0"
 """The position before the first item of a stream."""

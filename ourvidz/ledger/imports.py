@@ -11,7 +11,7 @@ from typing import Any
 
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.base import LedgerBase
-from ourvidz.ledger.codec import dump_json, dump_outcome
+from ourvidz.records.codec import dump_json, dump_outcome
 
 REFUSED_LIMIT = 10_000
 """Refused entries that are kept; the oldest are dropped."""

@@ -10,9 +10,9 @@ from ourvidz.errors import Conflict, NotFound
 from ourvidz.jobs.job import JOB_VERSION, Job, dump_job, load_job
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.base import STREAM_TTL_S, LedgerBase, claim_identity
-from ourvidz.ledger.codec import dump_json, dump_outcome, generation_ms, load_record, pairs, unsigned_assets
 from ourvidz.ledger.connection import new_call_token
-from ourvidz.ledger.record import (
+from ourvidz.records.codec import dump_json, dump_outcome, generation_ms, load_record, pairs, unsigned_assets
+from ourvidz.records.record import (
     Admission,
     Claim,
     Record,

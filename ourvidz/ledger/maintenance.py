@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ourvidz.ledger.base import DELIVERED_TTL_S, claim_identity
 from ourvidz.ledger.connection import new_call_token
 from ourvidz.ledger.queries import Queries
-from ourvidz.ledger.record import Claim, Record
+from ourvidz.records.record import Claim, Record
 
 
 class MaintenanceOperations(Queries):

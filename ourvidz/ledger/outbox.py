@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ourvidz.errors import NotFound
 from ourvidz.ledger.base import DELIVERED_TTL_S, LedgerBase
-from ourvidz.ledger.codec import load_event, pairs
 from ourvidz.ledger.connection import new_call_token
-from ourvidz.ledger.record import DeliveryState, OutboxEvent
+from ourvidz.records.codec import load_event, pairs
+from ourvidz.records.record import DeliveryState, OutboxEvent
 
 
 class OutboxOperations(LedgerBase):

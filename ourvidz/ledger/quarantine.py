@@ -15,9 +15,9 @@ from redis.exceptions import ResponseError
 
 from ourvidz.errors import InternalError
 from ourvidz.jobs.catalog import CATALOG
-from ourvidz.ledger.codec import load_event, load_record
 from ourvidz.ledger.maintenance import MaintenanceOperations
-from ourvidz.ledger.record import FINISHED, Record
+from ourvidz.records.codec import load_event, load_record
+from ourvidz.records.record import FINISHED, Record
 
 RECHECK_S = 60.0
 """How long a quarantined job is left alone before it is read again."""

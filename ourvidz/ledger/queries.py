@@ -9,9 +9,9 @@ from contextlib import aclosing
 from ourvidz.errors import InternalError, InvalidParameters
 from ourvidz.jobs.job import Job, load_job
 from ourvidz.ledger.base import LedgerBase
-from ourvidz.ledger.codec import load_item, load_record
 from ourvidz.ledger.following import START
-from ourvidz.ledger.record import Page, Record, StreamItem
+from ourvidz.records.codec import load_item, load_record
+from ourvidz.records.record import Page, Record, StreamItem
 
 BATCH = 100
 """Records that a page reads in one round trip."""

@@ -17,8 +17,8 @@ from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.duties import LeaseLost
 from ourvidz.ledger.quarantine import Walk
-from ourvidz.ledger.record import Record
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Record
 
 PUBLISH_GRACE_S = 2.0
 """How long a due job may be unpublished before the sweep publishes it."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ourvidz.ledger.base import WORKER_TTL_S, LedgerBase
-from ourvidz.ledger.codec import dump_worker, load_worker, pairs
-from ourvidz.ledger.record import Worker
+from ourvidz.records.codec import dump_worker, load_worker, pairs
+from ourvidz.records.record import Worker
 
 
 class WorkerOperations(LedgerBase):

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from ourvidz import __version__, log
 from ourvidz.errors import WorkerUnavailable
-from ourvidz.ledger.record import Worker
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Worker
 
 BEATS_PER_PRESENCE = 5
 """Heartbeats sent within the time after which a silent worker counts as offline."""

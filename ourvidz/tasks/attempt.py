@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from ourvidz import __version__, dispatch, log
 from ourvidz.errors import InternalError, OperatorError, OurvidzError, SettingsError, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Claim
+from ourvidz.records.record import Claim
 from ourvidz.wiring import control, loading
 from ourvidz.workflows.run import FenceLost, LeasedRun
 from ourvidz.workflows.services import Services

@@ -13,7 +13,7 @@ from ourvidz import dispatch, log
 from ourvidz.claims import claim_for, task_argument
 from ourvidz.errors import InvalidParameters, OurvidzError, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Claim
+from ourvidz.records.record import Claim
 from ourvidz.tasks.attempt import Attempt, services, to_job_error
 from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Services

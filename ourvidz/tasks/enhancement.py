@@ -12,7 +12,7 @@ from ourvidz.app import app
 from ourvidz.celery_settings import ENHANCE_TASK
 from ourvidz.errors import Cancelled, WorkerUnavailable
 from ourvidz.jobs.job import VideoJob
-from ourvidz.ledger.record import Enhancement
+from ourvidz.records.record import Enhancement
 from ourvidz.tasks.attempt import services
 from ourvidz.wiring import control
 from ourvidz.workflows import enhancement

@@ -11,7 +11,7 @@ from ourvidz.claims import claim_companion
 from ourvidz.errors import CallerError, NewerRelease, OurvidzError, OutOfMemory, WorkerLost, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Claim, Record
+from ourvidz.records.record import Claim, Record
 from ourvidz.tasks.attempt import Attempt, Ending, to_job_error
 from ourvidz.tasks.base import PUBLISH_SLACK_S, RETRY_DELAY_S
 from ourvidz.wiring import control

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ourvidz import log
 from ourvidz.jobs.job import Job
-from ourvidz.ledger.record import Record
+from ourvidz.records.record import Record
 
 READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 AUTH_FAILURES = frozenset({401, 403})

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from ourvidz.ledger.record import Status
+from ourvidz.records.record import Status
 
 
 class Timestamps(BaseModel):

@@ -11,8 +11,8 @@ from anyio import CancelScope
 
 from ourvidz import log
 from ourvidz.errors import OurvidzError
-from ourvidz.ledger.record import Record, StreamItem
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Record, StreamItem
 from ourvidz.web import sse
 from ourvidz.web.callers import Stop, open_callers, stopped
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from ourvidz import __version__, dispatch, metrics
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.jobs.catalog import CATALOG, QUEUES, QualityTier, of_family
-from ourvidz.ledger.record import Worker
+from ourvidz.records.record import Worker
 from ourvidz.web import audit
 from ourvidz.web.auth import Keyring
 from ourvidz.web.callers import open_callers, stopped

@@ -15,8 +15,8 @@ from ourvidz.errors import WorkerUnavailable
 from ourvidz.jobs import ranges
 from ourvidz.jobs.catalog import QUEUES, Family, of_family
 from ourvidz.jobs.chats import MODELS
-from ourvidz.ledger.record import Worker
 from ourvidz.pipelines.checkpoints import PACKAGED
+from ourvidz.records.record import Worker
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 

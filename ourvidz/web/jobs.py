@@ -13,7 +13,7 @@ from ourvidz.errors import InvalidParameters, NotFound
 from ourvidz.jobs.catalog import lookup
 from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.jobs.schema import submission_schema
-from ourvidz.ledger.record import Record, Status
+from ourvidz.records.record import Record, Status
 from ourvidz.web import audit, events, sse, views
 from ourvidz.web.body import read_json
 from ourvidz.web.documents import Accepted, Deleted, JobPage, JobState

@@ -26,8 +26,8 @@ from ourvidz.errors import (
     by_code,
 )
 from ourvidz.jobs.job import ChatJob
-from ourvidz.ledger.record import Record, StreamItem
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Record, StreamItem
 from ourvidz.web import sse
 from ourvidz.web.callers import Stop, open_callers
 from ourvidz.web.events import StreamReader

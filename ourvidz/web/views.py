@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from ourvidz import __version__
 from ourvidz.callbacks import payload
-from ourvidz.ledger.record import Record
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Record
 from ourvidz.storage.store import Store
 from ourvidz.web.documents import Accepted, JobErrorDocument, JobState, JobSummary, Result, Timestamps
 

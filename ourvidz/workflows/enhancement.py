@@ -15,9 +15,9 @@ from typing import Any
 from ourvidz import log
 from ourvidz.errors import Cancelled, JobTimeout, PolicyViolation, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob, Message, VideoJob
-from ourvidz.ledger.record import Enhancement, Verdict
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import BatchDecoder
+from ourvidz.records.record import Enhancement, Verdict
 from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Run, Services
 

@@ -11,9 +11,9 @@ from typing import Any, Literal, Self
 from ourvidz import log
 from ourvidz.errors import Cancelled, JobTimeout, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Claim, Verdict
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import Snapshot
+from ourvidz.records.record import Claim, Verdict
 from ourvidz.storage.store import Store
 from ourvidz.workflows.previews import Previews
 from ourvidz.workflows.staging import FenceLost, StagedFiles

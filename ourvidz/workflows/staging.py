@@ -9,8 +9,8 @@ from functools import partial
 
 from ourvidz import log
 from ourvidz.errors import NotFound, OurvidzError, StorageError, WorkerUnavailable
-from ourvidz.ledger.record import Claim
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Claim
 from ourvidz.storage.keys import attempt_folder, attempts_folder, fence_of
 from ourvidz.storage.store import Store
 

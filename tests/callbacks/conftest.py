@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ourvidz.jobs.job import ImageJob
-from ourvidz.ledger.record import OutboxEvent
+from ourvidz.records.record import OutboxEvent
 from tests.factories import ManualClock, image_job
 
 PATIENCE_S = 10.0

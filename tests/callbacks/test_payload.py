@@ -12,7 +12,7 @@ from ourvidz.callbacks.payload import build, encode
 from ourvidz.errors import Cancelled, OutOfMemory
 from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.record import OutboxEvent
+from ourvidz.records.record import OutboxEvent
 
 MakeEvent = Callable[..., OutboxEvent]
 

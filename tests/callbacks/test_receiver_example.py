@@ -18,7 +18,7 @@ import pytest
 from ourvidz.callbacks.payload import build, encode
 from ourvidz.callbacks.signing import signed_headers
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.record import OutboxEvent
+from ourvidz.records.record import OutboxEvent
 
 pytestmark = pytest.mark.deno
 

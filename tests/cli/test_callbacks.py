@@ -15,8 +15,8 @@ from ourvidz.callbacks.target import NO_URL
 from ourvidz.cli.callbacks import callbacks
 from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import OutboxEvent
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import OutboxEvent
 from ourvidz.settings import load_settings
 from ourvidz.tasks import callbacks as _deliver_task  # noqa: F401
 from ourvidz.wiring import control

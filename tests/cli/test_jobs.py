@@ -18,7 +18,7 @@ from ourvidz.app import app as celery
 from ourvidz.cli.main import cli
 from ourvidz.errors import WorkerLost
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.record import Claim
+from ourvidz.records.record import Claim
 from ourvidz.settings import load_settings
 from ourvidz.web.main import create_app
 from ourvidz.wiring import control

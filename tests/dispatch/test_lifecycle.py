@@ -9,7 +9,7 @@ import pytest
 from ourvidz import dispatch
 from ourvidz.errors import Conflict, InvalidParameters, NotFound, StorageError
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.record import Claim
+from ourvidz.records.record import Claim
 from tests.dispatch.conftest import Installation
 
 JOB = {"id": "a", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me"}

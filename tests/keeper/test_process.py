@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from ourvidz.ledger.record import Record
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Record
 from ourvidz.settings import environment
 from tests.factories import BEAT_MESSAGE, image_job
 

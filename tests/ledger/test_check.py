@@ -11,7 +11,7 @@ import pytest
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.check import CheckReport, Messages, check_ledger
 from ourvidz.ledger.inspection import Finding
-from ourvidz.ledger.record import Record
+from ourvidz.records.record import Record
 from tests.ledger.corruption import DamagedLedger, damaged_ledger
 
 DONE = Outcome(status="completed")

@@ -11,8 +11,8 @@ import redis
 
 from ourvidz.errors import OutOfMemory
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Claim, Verdict
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Claim, Verdict
 from ourvidz.testing import redis_url
 from tests.factories import image_job
 

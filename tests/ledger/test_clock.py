@@ -10,9 +10,9 @@ import redis
 
 from ourvidz.embedded_redis import PrivateServer
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Claim, Record, Verdict
 from ourvidz.ledger.store import Ledger
 from ourvidz.ledger.sweep import SweepOptions, recover, sweep
+from ourvidz.records.record import Claim, Record, Verdict
 from ourvidz.testing import redis_url
 from tests.factories import image_job
 

@@ -9,8 +9,8 @@ import pytest
 from ourvidz.errors import OutOfMemory
 from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Claim, Enhancement, Verdict
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Claim, Enhancement, Verdict
 
 RESULT = {"prompt": "a kite over dunes, soft light", "source": "tiny-qwen"}
 FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))

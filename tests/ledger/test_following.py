@@ -11,8 +11,8 @@ import redis
 from ourvidz.errors import InternalError
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger import following
-from ourvidz.ledger.record import StreamItem
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import StreamItem
 
 DONE = Outcome(status="completed")
 FOLLOWERS = 300

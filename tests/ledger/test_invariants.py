@@ -16,9 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ourvidz.errors import Conflict, NotFound, OutOfMemory
 from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Claim, Enhancement, OutboxEvent, Record, Verdict, Worker
 from ourvidz.ledger.store import Ledger
 from ourvidz.ledger.sweep import SweepOptions, sweep
+from ourvidz.records.record import Claim, Enhancement, OutboxEvent, Record, Verdict, Worker
 from ourvidz.testing import key_prefix, redis_url
 
 JOB_IDS = ("a", "b:1")

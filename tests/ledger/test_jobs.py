@@ -11,8 +11,8 @@ import pytest
 from ourvidz.errors import Conflict, JobTimeout, NotFound, OutOfMemory
 from ourvidz.jobs.job import ChatJob, ImageJob
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.record import Claim, Verdict
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Claim, Verdict
 
 ImageJobs = Callable[..., ImageJob]
 DONE = Outcome(

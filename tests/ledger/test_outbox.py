@@ -9,7 +9,7 @@ import pytest
 
 from ourvidz.errors import NotFound, OutOfMemory
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Verdict, event_id
+from ourvidz.records.record import Verdict, event_id
 
 DONE = Outcome(status="completed", metadata={"seed": 7})
 FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))

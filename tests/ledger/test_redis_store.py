@@ -16,8 +16,8 @@ from redis.backoff import NoBackoff
 
 from ourvidz.errors import NewerRelease, OutOfMemory, WorkerUnavailable
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.record import Verdict
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Verdict
 
 FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
 

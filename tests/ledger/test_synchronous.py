@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Claim
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Claim
 
 TOKEN = [("token", {"text": "a "})]
 

@@ -11,8 +11,8 @@ import redis
 from ourvidz import testing
 from ourvidz.jobs.job import JOB_VERSION, ImageJob, VideoJob
 from ourvidz.jobs.versions import Since
-from ourvidz.ledger.record import RECORD_VERSION
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import RECORD_VERSION
 from tests.factories import video_job
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from ourvidz.jobs.images import ImageJob
-from ourvidz.ledger.record import Worker
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Worker
 from tests.factories import worker
 from tests.ledger.conftest import Clock
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ourvidz.errors import WorkerUnavailable
-from ourvidz.ledger.record import Worker
 from ourvidz.liveness.heartbeat import BEATS_PER_PRESENCE, Heartbeat
+from ourvidz.records.record import Worker
 
 
 class RecordingLedger:

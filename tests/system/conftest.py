@@ -23,8 +23,8 @@ import pytest
 import requests
 
 from ourvidz.cli.shim import TERMINAL_STATUSES, Shim
-from ourvidz.ledger.record import Record
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Record
 from ourvidz.settings import environment
 
 ROOT = Path(__file__).parents[2]

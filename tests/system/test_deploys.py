@@ -21,9 +21,9 @@ import pytest
 
 from ourvidz import dispatch
 from ourvidz.app import app as celery_app
-from ourvidz.ledger.record import Record
 from ourvidz.ledger.store import Ledger
 from ourvidz.ledger.sweep import sweep
+from ourvidz.records.record import Record
 from ourvidz.settings import environment, load_settings
 from ourvidz.wiring import control
 from tests.factories import image_job, publishing_to

@@ -20,7 +20,7 @@ from ourvidz.errors import (
 )
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import Claim, Record
+from ourvidz.records.record import Claim, Record
 from ourvidz.tasks.attempt import services
 from ourvidz.tasks.text_batching import ClaimedItem, ClaimedJobs
 from ourvidz.testing import Eager

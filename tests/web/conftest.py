@@ -22,8 +22,8 @@ from starlette.testclient import TestClient
 
 from ourvidz.errors import Cancelled, OurvidzError, WorkerLost
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.record import Claim, Verdict, Worker
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Claim, Verdict, Worker
 from ourvidz.settings import load_settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.web.main import create_app

@@ -11,9 +11,9 @@ import pytest
 
 from ourvidz.errors import OutOfMemory, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import StreamItem
 from ourvidz.ledger.store import Ledger
 from ourvidz.net.sse import parse_events
+from ourvidz.records.record import StreamItem
 from ourvidz.web import events, sse
 from ourvidz.web.events import StreamReader
 

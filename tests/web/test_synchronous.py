@@ -17,7 +17,7 @@ from ourvidz.celery_settings import PRIORITY_SYNC
 from ourvidz.errors import InternalError, OutOfMemory, WorkerLost, WorkerUnavailable
 from ourvidz.jobs.dialects import Defaults, parse
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.record import StreamItem
+from ourvidz.records.record import StreamItem
 from ourvidz.web import synchronous
 
 HELLO = {"messages": [{"role": "user", "content": "What is a tide?"}]}

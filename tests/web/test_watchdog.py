@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ourvidz.ledger.record import Worker
 from ourvidz.ledger.vitals import QueueVitals, Vitals
+from ourvidz.records.record import Worker
 from ourvidz.web.watchdog import degradations
 from tests.factories import worker
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from ourvidz.errors import Cancelled, JobTimeout, StorageError, WorkerUnavailable
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.record import Claim, Verdict
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import PreviewRenderer
+from ourvidz.records.record import Claim, Verdict
 from ourvidz.storage.local import LocalStore
 from ourvidz.workflows.run import FenceLost, LeasedRun
 from tests.factories import image_job

@@ -12,8 +12,8 @@ import pytest
 
 from ourvidz.errors import Cancelled, WorkerUnavailable
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.ledger.record import Claim, Verdict
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Claim, Verdict
 from ourvidz.storage.local import LocalStore
 from ourvidz.workflows.run import FenceLost, LeasedRun
 from tests.factories import image_job

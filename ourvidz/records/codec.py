@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from ourvidz.errors import NewerRelease
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.record import (
+from ourvidz.records.record import (
     RECORD_VERSION,
     EnhancementState,
     OutboxEvent,
