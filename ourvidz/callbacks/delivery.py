@@ -41,7 +41,8 @@ class CallbackSender:
         self._target = target
         self._limiter = limiter or PerHostLimiter()
         self._rng = rng or random.SystemRandom()
-        self._client = HttpClient(timeout_s=target.timeout_s, connector=EgressPolicy(target.hosts))
+        policy = EgressPolicy(target.hosts)
+        self._client = HttpClient(timeout_s=target.timeout_s, connector=policy, keep_alive=True)
 
     def deliver(self, job_id: str) -> None:
         """Post the due events of a job, oldest first, until none is due.

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from ourvidz.net.transport import CONNECT_TIMEOUT_S, Connector, Deadline, RequestError, open_response
+from ourvidz.net.connector import CONNECT_TIMEOUT_S, Connector, Deadline
+from ourvidz.net.pool import ConnectionPool
+from ourvidz.net.transport import OpenResponse, RequestError, open_response
 from ourvidz.net.urls import parse_http_url
 
 MAX_BODY_BYTES = 64 << 10
@@ -33,6 +37,8 @@ class HttpClient:
 
     A request, from the name look-up to the last byte read, takes at most `timeout_s`; each address of the
     host may take `connect_timeout_s` to connect. `connector` opens the connections and may refuse hosts.
+    `keep_alive`: connections are kept for the next requests to the same origin; otherwise each request has
+    one of its own.
     """
 
     def __init__(
@@ -41,10 +47,13 @@ class HttpClient:
         timeout_s: float,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         connector: Connector | None = None,
+        keep_alive: bool = False,
     ) -> None:
         self._timeout_s = timeout_s
-        self._connect_timeout_s = connect_timeout_s
-        self._connector = connector
+        options: Any = {"connect_timeout_s": connect_timeout_s, "connector": connector}
+        self._open_response: OpenResponse = (
+            ConnectionPool(**options).open_response if keep_alive else partial(open_response, **options)
+        )
 
     def post(self, url: str, *, body: bytes, headers: Mapping[str, str]) -> HttpResponse | RequestFailure:
         """Send one POST; read status, headers and the first 64 KiB of the response body.
@@ -68,14 +77,9 @@ class HttpClient:
         if parsed is None:
             return RequestFailure("the URL cannot be called")
         try:
-            with open_response(
-                method,
-                parsed,
-                headers=headers,
-                body=body,
-                deadline=Deadline.after(self._timeout_s),
-                connect_timeout_s=self._connect_timeout_s,
-                connector=self._connector,
+            deadline = Deadline.after(self._timeout_s)
+            with self._open_response(
+                method, parsed, headers=headers, body=body, deadline=deadline
             ) as response:
                 return HttpResponse(response.status, response.headers, response.read_start(MAX_BODY_BYTES))
         except RequestError as error:

@@ -17,7 +17,7 @@ from ssrfguard import DEFAULT_DENIED, AddressTable, Block, Policy, Reach, Resolv
 from ssrfguard.errors import BlockedAddressError, BlockedURLError, SSRFGuardError
 
 from ourvidz import log
-from ourvidz.net.transport import Deadline, EgressDenied, run_before
+from ourvidz.net.connector import Deadline, EgressDenied, run_before
 from ourvidz.net.urls import Origin, origin
 
 INVALID_URL = "it is not a plain http(s) URL"

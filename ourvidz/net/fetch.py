@@ -12,8 +12,9 @@ from urllib.parse import urljoin, urlsplit
 
 from ourvidz import log
 from ourvidz.net.client import HttpResponse, RequestFailure
+from ourvidz.net.connector import CONNECT_TIMEOUT_S, Deadline
 from ourvidz.net.egress_policy import INVALID_URL, EgressPolicy
-from ourvidz.net.transport import CONNECT_TIMEOUT_S, Deadline, RequestError, StreamedResponse, open_response
+from ourvidz.net.transport import RequestError, StreamedResponse, open_response
 from ourvidz.net.urls import parse_http_url
 
 MAX_REDIRECTS = 3

@@ -12,15 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from ourvidz.net.client import MAX_BODY_BYTES, HttpResponse
+from ourvidz.net.connector import CONNECT_TIMEOUT_S, Connector, Deadline, DirectConnector
 from ourvidz.net.sse import LineTooLong, parse_events
-from ourvidz.net.transport import (
-    CONNECT_TIMEOUT_S,
-    Connector,
-    Deadline,
-    DirectConnector,
-    RequestError,
-    open_response,
-)
+from ourvidz.net.transport import RequestError, open_response
 from ourvidz.net.urls import parse_http_url
 
 

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 request over one connection, under one deadline.
+"""HTTP/1.1 connections whose requests each have one deadline.
 
 A read timeout bounds a single `recv`, so a peer that sends a byte now and then holds a thread for hours. Here
 the network backend of httpcore2 gives every operation on the socket (connecting, the TLS handshake, each send
@@ -7,56 +7,27 @@ and each receive) only what is left of the time for the whole request.
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
 import certifi
 import httpcore2
 
-from ourvidz.net.urls import HttpUrl
-
-CONNECT_TIMEOUT_S = 5.0
-"""How long each address of a host may take to connect."""
+from ourvidz.net.connector import CONNECT_TIMEOUT_S, Connector, Deadline, DirectConnector, EgressDenied
+from ourvidz.net.urls import HttpUrl, Origin
 
 _DEFAULT_HEADERS = {
     "Accept": "*/*",
     "Accept-Encoding": "identity",
-    "Connection": "close",
     "User-Agent": "ourvidz",
 }
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    """A point in time on the monotonic clock, in seconds."""
-
-    at: float
-
-    @classmethod
-    def after(cls, seconds: float) -> Deadline:
-        """The deadline that many seconds from now."""
-        return cls(time.monotonic() + seconds)
-
-    def remaining_s(self, at_most: float | None = None) -> float:
-        """Seconds left, limited to `at_most`. Raises `TimeoutError` when none are left."""
-        remaining = self.at - time.monotonic()
-        if remaining <= 0:
-            raise TimeoutError("the deadline has passed")
-        return remaining if at_most is None else min(at_most, remaining)
-
-
-class EgressDenied(Exception):
-    """The egress policy forbids this host. The message is for our log: it names addresses."""
 
 
 class RequestError(Exception):
@@ -67,33 +38,8 @@ class RequestError(Exception):
         self.reason = reason
 
 
-class Connector(Protocol):
-    """Opens TCP connections."""
-
-    def connect(self, host: str, port: int, *, connect_timeout_s: float, deadline: Deadline) -> socket.socket:
-        """Connect to `host` (a name, or an address without brackets) by the deadline, spending at most
-        `connect_timeout_s` on each address. Raises `EgressDenied` if the host must not be called, `OSError`
-        if no address accepts."""
-
-
-class DirectConnector:
-    """Connects to any host; implements `Connector`."""
-
-    def connect(self, host: str, port: int, *, connect_timeout_s: float, deadline: Deadline) -> socket.socket:
-        """Resolve the name and connect to the first of its addresses that accepts."""
-        resolved = run_before(deadline, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        failure: OSError = ConnectionError("the name has no address")
-        for family, kind, protocol, _name, address in resolved:
-            connection = socket.socket(family, kind, protocol)
-            try:
-                connection.settimeout(deadline.remaining_s(connect_timeout_s))
-                connection.connect(address)
-            except OSError as error:
-                connection.close()
-                failure = error
-            else:
-                return connection
-        raise failure
+class StaleConnection(RequestError):
+    """A kept connection ended before any byte of the response to its next request arrived."""
 
 
 class StreamedResponse:
@@ -115,6 +61,10 @@ class StreamedResponse:
         except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             raise RequestError("the answer broke off") from error
 
+    def close(self) -> None:
+        """End the response; what is unread of it ends the connection."""
+        self._response.close()
+
     def read_start(self, limit: int) -> bytes:
         """The first `limit` bytes of the body; fewer if it ends, breaks off or is late before that."""
         body = bytearray()
@@ -127,6 +77,93 @@ class StreamedResponse:
             # The head has arrived, which is what the caller decides by.
             return bytes(body[:limit])
         return bytes(body[:limit])
+
+
+class HttpConnection:
+    """One connection to an origin, opened by its first request. For one request at a time, each with a
+    deadline of its own.
+
+    `keep_alive`: whether further requests may follow the first. The address is checked by the `connector`
+    when the connection is opened; later requests go to the same address.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        connector: Connector | None = None,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        keep_alive: bool = False,
+    ) -> None:
+        self.origin = origin
+        self.opened_at = time.monotonic()
+        self._keep_alive = keep_alive
+        self._requests = 0
+        self._exchange = _Exchange()
+        backend = _DeadlineBackend(connector or DirectConnector(), connect_timeout_s, self._exchange)
+        self._connection = httpcore2.HTTPConnection(
+            origin=_httpcore_url(HttpUrl(origin, "/")).origin,
+            ssl_context=tls_context(),
+            network_backend=backend,
+        )
+
+    def send(
+        self,
+        method: str,
+        url: HttpUrl,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        deadline: Deadline,
+    ) -> StreamedResponse:
+        """Send one request; returns the response when its head has arrived.
+
+        No redirect is followed, nothing is repeated, no cookie is kept, and the environment supplies neither
+        proxies nor passwords. Raises `RequestError`, and `StaleConnection` for a kept connection that the
+        server has closed.
+        """
+        self._requests += 1
+        self._exchange.deadline, self._exchange.received = deadline, False
+        own = {} if self._keep_alive else {"Connection": "close"}
+        if body is not None:
+            own["Content-Length"] = str(len(body))
+        try:
+            all_headers = _request_headers(url, {**own, **headers})
+            request = httpcore2.Request(method, _httpcore_url(url), headers=all_headers, content=body)
+            return StreamedResponse(self._connection.handle_request(request))
+        except _FAILURES as error:
+            self.close()
+            kind = StaleConnection if self._is_stale(error) else RequestError
+            raise kind(_reason(error)) from error
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may be sent: the last response was read to its end, and the server has
+        neither closed the connection nor sent anything since."""
+        return self._keep_alive and self._connection.is_available() and not self._connection.has_expired()
+
+    def close(self) -> None:
+        """Close the connection. Safe to call twice."""
+        self._connection.close()
+
+    def _is_stale(self, error: Exception) -> bool:
+        ended = isinstance(error, httpcore2.NetworkError | httpcore2.RemoteProtocolError)
+        return self._requests > 1 and ended and not self._exchange.received
+
+
+class OpenResponse(Protocol):
+    """Sends a request and yields its response, over a connection of its own or a kept one."""
+
+    def __call__(
+        self,
+        method: str,
+        url: HttpUrl,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        deadline: Deadline,
+    ) -> AbstractContextManager[StreamedResponse]:
+        """Yield the response when its head has arrived. Raises `RequestError`."""
 
 
 @contextmanager
@@ -142,55 +179,35 @@ def open_response(
 ) -> Iterator[StreamedResponse]:
     """Send one request on a new connection; yield the response when its head has arrived.
 
-    The connection is closed on leaving the block. No redirect is followed, nothing is repeated, no cookie is
-    kept, and the environment supplies neither proxies nor passwords. Raises `RequestError`.
+    The connection is closed on leaving the block. Raises what `HttpConnection.send` raises.
     """
-    backend = _DeadlineBackend(connector or DirectConnector(), connect_timeout_s, deadline)
-    with ExitStack() as stack:
-        try:
-            target = _httpcore_url(url)
-            connection = stack.enter_context(
-                httpcore2.HTTPConnection(
-                    origin=target.origin, ssl_context=tls_context(), network_backend=backend
-                )
-            )
-            response = stack.enter_context(
-                connection.stream(method, target, headers=_request_headers(url, headers), content=body)
-            )
-        except _FAILURES as error:
-            raise RequestError(_reason(error)) from error
-        yield StreamedResponse(response)
-
-
-def run_before(deadline: Deadline, call: Callable[[], _T]) -> _T:
-    """Run `call` in a thread and return its result. Raises what it raises, or `TimeoutError` at the deadline.
-
-    `getaddrinfo` takes no time limit; a thread that it still holds then ends when the system's resolver gives
-    up.
-    """
-    result: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(call())
-        except Exception as error:  # noqa: BLE001  raised again in the waiting thread
-            result.set_exception(error)
-
-    threading.Thread(target=run, name="dns-lookup", daemon=True).start()
-    return result.result(timeout=deadline.remaining_s())
+    opened = HttpConnection(url.origin, connector=connector, connect_timeout_s=connect_timeout_s)
+    with closing(opened):
+        response = opened.send(method, url, headers=headers, body=body, deadline=deadline)
+        with closing(response):
+            yield response
 
 
 class _TlsError(httpcore2.ConnectError):
     """The TLS handshake failed."""
 
 
-class _DeadlineBackend(httpcore2.NetworkBackend):
-    """Makes the connection of one request through a `Connector`."""
+@dataclass(slots=True)
+class _Exchange:
+    """The request that a connection carries now: its deadline, and whether anything of its response has
+    arrived."""
 
-    def __init__(self, connector: Connector, connect_timeout_s: float, deadline: Deadline) -> None:
+    deadline: Deadline = field(default_factory=lambda: Deadline(0.0))
+    received: bool = False
+
+
+class _DeadlineBackend(httpcore2.NetworkBackend):
+    """Makes one connection through a `Connector`."""
+
+    def __init__(self, connector: Connector, connect_timeout_s: float, exchange: _Exchange) -> None:
         self._connector = connector
         self._connect_timeout_s = connect_timeout_s
-        self._deadline = deadline
+        self._exchange = exchange
 
     def connect_tcp(
         self,
@@ -203,29 +220,31 @@ class _DeadlineBackend(httpcore2.NetworkBackend):
         """Connect through the `Connector`, by the connect timeout and the deadline of the request."""
         with _mapped(httpcore2.ConnectTimeout, httpcore2.ConnectError):
             connected = self._connector.connect(
-                host, port, connect_timeout_s=self._connect_timeout_s, deadline=self._deadline
+                host, port, connect_timeout_s=self._connect_timeout_s, deadline=self._exchange.deadline
             )
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return _DeadlineStream(connected, self._deadline)
+        return _DeadlineStream(connected, self._exchange)
 
 
 class _DeadlineStream(httpcore2.NetworkStream):
-    """A connected socket whose operations share one deadline."""
+    """A connected socket whose operations end at the deadline of the current request."""
 
-    def __init__(self, connected: socket.socket, deadline: Deadline) -> None:
+    def __init__(self, connected: socket.socket, exchange: _Exchange) -> None:
         self._socket = connected
-        self._deadline = deadline
+        self._exchange = exchange
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         with _mapped(httpcore2.ReadTimeout, httpcore2.ReadError):
-            self._socket.settimeout(self._deadline.remaining_s(timeout))
-            return self._socket.recv(max_bytes)
+            self._socket.settimeout(self._exchange.deadline.remaining_s(timeout))
+            received = self._socket.recv(max_bytes)
+        self._exchange.received = self._exchange.received or bool(received)
+        return received
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         unsent = memoryview(buffer)
         with _mapped(httpcore2.WriteTimeout, httpcore2.WriteError):
             while unsent:
-                self._socket.settimeout(self._deadline.remaining_s(timeout))
+                self._socket.settimeout(self._exchange.deadline.remaining_s(timeout))
                 unsent = unsent[self._socket.send(unsent) :]
 
     def close(self) -> None:
@@ -241,12 +260,20 @@ class _DeadlineStream(httpcore2.NetworkStream):
         name = (server_hostname or "").rstrip(".")
         try:
             with _mapped(httpcore2.ReadTimeout, _TlsError):
-                self._socket.settimeout(self._deadline.remaining_s(timeout))
+                self._socket.settimeout(self._exchange.deadline.remaining_s(timeout))
                 secured = ssl_context.wrap_socket(self._socket, server_hostname=name)
         except BaseException:
             self.close()
             raise
-        return _DeadlineStream(secured, self._deadline)
+        return _DeadlineStream(secured, self._exchange)
+
+    def get_extra_info(self, info: str) -> Any:
+        """Whether the socket `is_readable`: nothing is expected on an idle one, so its peer has closed it."""
+        if info != "is_readable":
+            return None
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
 
 @contextmanager

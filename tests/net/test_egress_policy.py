@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from ssrfguard.resolvers import UdpResolver
 
+from ourvidz.net.connector import Deadline, EgressDenied
 from ourvidz.net.egress_policy import EgressPolicy
-from ourvidz.net.transport import Deadline, EgressDenied
 
 SLACK_S = 3.0
 
