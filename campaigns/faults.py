@@ -29,6 +29,7 @@ from campaigns.receiver import UnreliableReceiver
 from campaigns.stack import Stack
 from ourvidz.cli.console import print_note
 from ourvidz.records.record import FINISHED, Record
+from ourvidz.recovery.inspection import check_events, check_jobs, check_user_indexes
 
 EVENTS_PER_PART = 50
 UNBLOCKED_S = 60.0
@@ -187,9 +188,9 @@ def _damaged(stack: Stack) -> list[str]:
     """What the check of the ledger finds, as sentences."""
     ledger = stack.ledger
     findings = [
-        *ledger.check_events(ledger.event_ids(), repair=False),
-        *ledger.check_jobs(ledger.job_ids(), repair=False),
-        *ledger.check_user_indexes(repair=False),
+        *check_events(ledger, ledger.event_ids(), repair=False),
+        *check_jobs(ledger, ledger.job_ids(), repair=False),
+        *check_user_indexes(ledger, repair=False),
     ]
     return [f"{finding.subject}: {finding.detail}" for finding in findings]
 

@@ -21,9 +21,9 @@ from ourvidz.draining import Drain
 from ourvidz.errors import Conflict, JobTimeout, NotFound
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.sweep import recover
 from ourvidz.liveness.beats import start_beating
 from ourvidz.liveness.heartbeat import Heartbeat
+from ourvidz.recovery.sweep import recover
 from ourvidz.settings import settings
 from ourvidz.warmup import WarmUp
 from ourvidz.wiring import control

@@ -9,8 +9,8 @@ import click
 
 from ourvidz import dispatch
 from ourvidz.cli.console import TableRow, print_json, print_note, print_table
-from ourvidz.ledger.check import CheckReport, check_ledger
 from ourvidz.ledger.inspection import Finding
+from ourvidz.recovery.check import CheckReport, check_ledger
 from ourvidz.wiring import control
 
 SHOWN = 100

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ourvidz.dispatch.queues import open_channel
-from ourvidz.ledger.check import Messages
+from ourvidz.recovery.check import Messages
 
 
 def read_messages(queue: str) -> Messages:

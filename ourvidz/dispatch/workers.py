@@ -13,9 +13,9 @@ from ourvidz.dispatch.inspection import read_messages
 from ourvidz.dispatch.messages import BROKER_ERRORS, deliver, publish
 from ourvidz.dispatch.queues import trim_deliveries, waiting_messages
 from ourvidz.errors import NotFound
-from ourvidz.ledger.check import Messages
-from ourvidz.ledger.sweep import recover
 from ourvidz.records.record import Record, Worker
+from ourvidz.recovery.check import Messages
+from ourvidz.recovery.sweep import recover
 from ourvidz.wiring import control
 
 FLUSH_EXPIRES_S = 600.0
@@ -112,7 +112,7 @@ def _worker(worker_id: str) -> Worker:
 
 
 class Broker:
-    """The broker as `ledger.sweep` and `ledger.check` use it; implements the `Broker` of both."""
+    """The broker as `recovery.sweep` and `recovery.check` use it; implements the `Broker` of both."""
 
     def publish(self, record: Record) -> bool:
         """Publish a job's message. Returns whether the broker was reached."""

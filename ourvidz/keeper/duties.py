@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from ourvidz import dispatch, log
 from ourvidz.errors import StorageError
 from ourvidz.keeper.lease import DutyLease
-from ourvidz.ledger.sweep import sweep
+from ourvidz.recovery.remains import remove_remains
+from ourvidz.recovery.sweep import sweep
 from ourvidz.wiring import control
 
 DELETIONS_INTERVAL_S = 30.0
@@ -103,7 +104,7 @@ def keep_house(lease: DutyLease) -> None:
     """Remove what would otherwise grow without bound: remains of records that expired by themselves, and the
     broker's queues of workers that have not been seen for a day."""
     ledger = control.current().ledger
-    remains = ledger.remove_remains(lease.renew)
+    remains = remove_remains(ledger, lease.renew)
     lease.renew()
     queues = dispatch.remove_worker_queues({worker.id for worker in ledger.workers()})
     if remains or queues:

@@ -1,5 +1,5 @@
 """The ledger: the record of every job, in Redis.
 
-Owns: records, claims and their fences, leases, progress, outcomes, the outbox, workers, the sweep.
+Owns: every operation on records, claims, fences, leases, outcomes, the outbox and workers, with its script.
 Handles: job ids, runs, attempts, due times in seconds. Reads no prompts and sends nothing.
 """

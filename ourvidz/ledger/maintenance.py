@@ -9,6 +9,13 @@ from ourvidz.ledger.connection import new_call_token
 from ourvidz.ledger.queries import Queries
 from ourvidz.records.record import Claim, Record
 
+PRIORITIES = 10
+"""Priorities that a queued job can have, from 0."""
+PER_PRIORITY = 50
+"""Jobs of each priority that one reading of a queue returns at least: more urgent ones hide none."""
+PRIORITY_SCORE = 10**12
+"""Distance of two priorities in the score of a queued job; `scripts/lib/records.lua` computes the same."""
+
 
 class MaintenanceOperations(Queries):
     """Ledger operations on all jobs, regardless of their worker."""
@@ -27,7 +34,11 @@ class MaintenanceOperations(Queries):
 
     def expired(self, limit: int = 200) -> list[Record]:
         """`processing` records whose lease has expired, longest ago first."""
-        return self._processing(self._connection.run_script("expired", limit))
+        return self._processing(self.expired_ids(limit))
+
+    def expired_ids(self, limit: int = 200) -> list[str]:
+        """Ids in the index of leases that have expired, longest ago first."""
+        return list(self._connection.run_script("expired", limit))
 
     def leased_by(self, worker_id: str) -> list[Record]:
         """`processing` records whose lease a worker holds, expired or not."""
@@ -53,6 +64,20 @@ class MaintenanceOperations(Queries):
         name = self._keys.queued(queue)
         ids = self._connection.with_retries(lambda: self._connection.client.zrange(name, 0, limit - 1))
         return [record for record in self.records(ids) if record.status == "queued"]
+
+    def queued_ids(self, queue: str, limit: int = 200) -> list[str]:
+        """Ids in the index of a queue: the first `limit`, and the first ones of every priority."""
+        name = self._keys.queued(queue)
+
+        def read() -> list[str]:
+            pipeline = self._connection.client.pipeline(transaction=False)
+            pipeline.zrange(name, 0, limit - 1)
+            for priority in range(PRIORITIES):
+                lowest, beyond = priority * PRIORITY_SCORE, (priority + 1) * PRIORITY_SCORE
+                pipeline.zrangebyscore(name, lowest, f"({beyond}", start=0, num=PER_PRIORITY)
+            return list(dict.fromkeys(job_id for ids in pipeline.execute() for job_id in ids))
+
+        return self._connection.with_retries(read)
 
     def last_claimed_order(self, queue: str, priority: int) -> int:
         """The highest `order` ever claimed from this queue at this priority; 0 when none was."""

@@ -17,7 +17,6 @@ from ourvidz.callbacks.delivery import CallbackSender, Target
 from ourvidz.jobs.dialects import Defaults
 from ourvidz.jobs.ranges import FRAMES
 from ourvidz.ledger.store import Ledger
-from ourvidz.ledger.sweep import SweepOptions
 from ourvidz.liveness.availability import WorkerAvailability
 from ourvidz.liveness.capacity import Capacity
 from ourvidz.media.credentials import Signer
@@ -26,6 +25,7 @@ from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.net.fetch import Fetcher
 from ourvidz.pipelines.checkpoints import PACKAGED
 from ourvidz.prompts.encoders import TextEncoders, read_encoders
+from ourvidz.recovery.sweep import SweepOptions
 from ourvidz.references.resolve import ReferenceLimits, ReferenceResolver
 from ourvidz.safety.gate import Gate, load_terms
 from ourvidz.safety.moderation import TIMEOUT_S, Moderation

@@ -18,7 +18,7 @@ from ourvidz.callbacks.delivery import CallbackSender
 from ourvidz.dispatch import import_lists
 from ourvidz.dispatch.imports import ImportReport
 from ourvidz.errors import WorkerUnavailable
-from ourvidz.ledger.check import check_ledger
+from ourvidz.recovery.check import check_ledger
 from ourvidz.testing import CallbackRecorder
 from ourvidz.wiring import control
 from tests.dispatch.conftest import Install, Installation

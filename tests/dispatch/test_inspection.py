@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from ourvidz import dispatch
-from ourvidz.ledger.check import Messages
+from ourvidz.recovery.check import Messages
 from tests.dispatch.conftest import Installation
 from tests.factories import image_job
 

@@ -11,8 +11,8 @@ import redis
 from ourvidz.embedded_redis import PrivateServer
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
-from ourvidz.ledger.sweep import SweepOptions, recover, sweep
 from ourvidz.records.record import Claim, Record, Verdict
+from ourvidz.recovery.sweep import SweepOptions, recover, sweep
 from ourvidz.testing import redis_url
 from tests.factories import image_job
 

@@ -17,8 +17,9 @@ from ourvidz.errors import Conflict, NotFound, OutOfMemory
 from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
-from ourvidz.ledger.sweep import SweepOptions, sweep
 from ourvidz.records.record import Claim, Enhancement, OutboxEvent, Record, Verdict, Worker
+from ourvidz.recovery.inspection import check_events, check_jobs, check_user_indexes
+from ourvidz.recovery.sweep import SweepOptions, sweep
 from ourvidz.testing import key_prefix, redis_url
 
 JOB_IDS = ("a", "b:1")
@@ -306,9 +307,9 @@ class Invariants(RuleBasedStateMachine):
     def check_reports_nothing(self) -> None:
         """`ourvidz ledger check` must not take what the verbs leave for damage."""
         ledger = self.ledger
-        assert list(ledger.check_jobs(ledger.job_ids(), repair=False)) == []
-        assert list(ledger.check_events(ledger.event_ids(), repair=False)) == []
-        assert list(ledger.check_user_indexes(repair=False)) == []
+        assert list(check_jobs(ledger, ledger.job_ids(), repair=False)) == []
+        assert list(check_events(ledger, ledger.event_ids(), repair=False)) == []
+        assert list(check_user_indexes(ledger, repair=False)) == []
 
     def drop_job(self, job_id: str) -> None:
         """Delete the expected state of a deleted job, whose id may be registered again."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ourvidz.ledger.vitals import QueueVitals, Vitals
-from tests.ledger.corruption import DamagedLedger, damaged_ledger
+from tests.recovery.corruption import DamagedLedger, damaged_ledger
 
 
 @pytest.fixture

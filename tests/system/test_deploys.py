@@ -22,8 +22,8 @@ import pytest
 from ourvidz import dispatch
 from ourvidz.app import app as celery_app
 from ourvidz.ledger.store import Ledger
-from ourvidz.ledger.sweep import sweep
 from ourvidz.records.record import Record
+from ourvidz.recovery.sweep import sweep
 from ourvidz.settings import environment, load_settings
 from ourvidz.wiring import control
 from tests.factories import image_job, publishing_to

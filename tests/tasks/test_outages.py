@@ -17,8 +17,8 @@ from ourvidz.embedded_redis import PrivateServer
 from ourvidz.errors import OutOfMemory, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
-from ourvidz.ledger.sweep import SweepOptions, sweep
 from ourvidz.records.record import Claim, Record
+from ourvidz.recovery.sweep import SweepOptions, sweep
 from ourvidz.tasks.attempt import Attempt
 from ourvidz.testing import Eager
 from ourvidz.wiring import control

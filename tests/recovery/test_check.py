@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.check import CheckReport, Messages, check_ledger
 from ourvidz.ledger.inspection import Finding
+from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import Record
-from tests.ledger.corruption import DamagedLedger, damaged_ledger
+from ourvidz.recovery.check import CheckReport, Messages, check_ledger
+from tests.recovery.corruption import DamagedLedger, damaged_ledger
 
 DONE = Outcome(status="completed")
 
@@ -179,13 +180,13 @@ def test_a_job_that_was_submitted_anew_meanwhile_is_not_ended(
     """A large ledger is checked for minutes: what was found first may be another job at the end."""
     system.client.delete(system.key("doc:queued"))
 
-    def replace(**_: bool) -> list[Finding]:
+    def replace(_ledger: Ledger, **_: bool) -> list[Finding]:
         for name in ("job:queued", "index:all", "queued:sdxl_queue"):
             system.client.delete(system.key(name))
         system.claim("queued")
         return []
 
-    monkeypatch.setattr(system.ledger, "check_user_indexes", replace)
+    monkeypatch.setattr("ourvidz.recovery.check.check_user_indexes", replace)
     check_ledger(system.ledger, broker, repair=True, sleep=lambda _s: None)
     assert system.status("queued") == "processing"
 

@@ -16,9 +16,10 @@ from ourvidz.errors import Cancelled, OurvidzError, WorkerLost, WorkerUnavailabl
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.duties import LeaseLost
-from ourvidz.ledger.quarantine import Walk
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import Record
+from ourvidz.recovery.quarantine import recheck_quarantined
+from ourvidz.recovery.walk import Walk, walk_due, walk_expired, walk_queued
 
 PUBLISH_GRACE_S = 2.0
 """How long a due job may be unpublished before the sweep publishes it."""
@@ -150,7 +151,7 @@ class _Sweep:
 
     def recover_expired(self) -> None:
         """Take the jobs back whose lease has expired."""
-        self._handle("leases", self._ledger.walk_expired(), self._recover)
+        self._handle("leases", walk_expired(self._ledger), self._recover)
 
     def sweep_queue(self, queue: str) -> None:
         """End, republish or raise the queued jobs of one queue where that is due."""
@@ -159,7 +160,7 @@ class _Sweep:
         empty_since = ledger.broker_empty_since(queue, self._broker.waiting_messages(queue) == 0)
         now = ledger.now()
         starved = empty_since is not None and now - empty_since >= options.empty_s
-        walk = ledger.walk_queued(queue)
+        walk = walk_queued(ledger, queue)
         if walk.records and starved and not paused:
             # The broadcast that resumed a queue may have met a worker that was just reconnecting.
             self._broker.wake(queue)
@@ -174,7 +175,7 @@ class _Sweep:
         if waiting > 0:
             return
         due = self._ledger.due_deliveries(DELIVERIES_PER_SWEEP)
-        readable = self._ledger.walk_due(due)
+        readable = walk_due(self._ledger, due)
         self.report.quarantined += len(due) - len(readable)
         for job_id in readable:
             self._checkpoint()
@@ -187,7 +188,7 @@ class _Sweep:
 
     def recheck_quarantined(self) -> None:
         """Put jobs back that can be read again."""
-        self.report.restored = self._ledger.recheck_quarantined()
+        self.report.restored = recheck_quarantined(self._ledger)
 
     def _handle(self, index: str, walk: Walk, handle: Callable[[Record], None]) -> None:
         """Handle the records of a walk. One that raises an error is set aside for a minute."""

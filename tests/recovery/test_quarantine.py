@@ -8,7 +8,7 @@ import pytest
 
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
-from tests.ledger.corruption import DamagedLedger, damaged_ledger
+from tests.recovery.corruption import DamagedLedger, damaged_ledger
 
 Damage = Callable[[DamagedLedger, str], object]
 

@@ -10,8 +10,8 @@ import pytest
 from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
-from ourvidz.ledger.sweep import SweepOptions, SweepReport, recover, sweep
 from ourvidz.records.record import Claim, Record, Verdict
+from ourvidz.recovery.sweep import SweepOptions, SweepReport, recover, sweep
 
 OPTIONS = SweepOptions(
     interval_s=2, lease_s=10, empty_s=15, unclaimed_s=86400, retention_s=7 * 86400, enhance_within_s=60

@@ -10,8 +10,8 @@ from typing import Any
 import redis
 
 from ourvidz.ledger.store import Ledger
-from ourvidz.ledger.sweep import SweepOptions, SweepReport, sweep
 from ourvidz.records.record import Claim, Record
+from ourvidz.recovery.sweep import SweepOptions, SweepReport, sweep
 from ourvidz.testing import key_prefix, redis_url
 from tests.factories import ManualClock, image_job
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.sweep import MAX_DELIVERIES_WAITING
-from tests.ledger.corruption import DamagedLedger, damaged_ledger
+from ourvidz.recovery.remains import remove_remains
+from ourvidz.recovery.sweep import MAX_DELIVERIES_WAITING
+from tests.recovery.corruption import DamagedLedger, damaged_ledger
 
 
 @pytest.fixture
@@ -39,9 +40,9 @@ def test_what_a_record_leaves_that_expired_by_itself_is_removed(system: DamagedL
     system.add("queued")
     system.client.delete(system.key("job:expired"))
     checkpoints: list[str] = []
-    assert system.ledger.remove_remains(lambda: checkpoints.append("asked")) == 3
+    assert remove_remains(system.ledger, lambda: checkpoints.append("asked")) == 3
     assert system.members("index:all") == ["kept", "queued"]
     assert system.members("index:user:user-1") == ["kept", "queued"]
     assert len(system.members("letters:dead")) == 1
     assert checkpoints
-    assert system.ledger.remove_remains() == 0
+    assert remove_remains(system.ledger) == 0

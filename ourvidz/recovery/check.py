@@ -13,6 +13,8 @@ from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.inspection import Finding
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import Record
+from ourvidz.recovery.inspection import check_events, check_jobs, check_user_indexes
+from ourvidz.recovery.quarantine import recheck_quarantined
 
 MESSAGE_GRACE_S = 60.0
 """How long a published job may be due without a message: within that time the sweep publishes it again."""
@@ -65,12 +67,12 @@ def check_ledger(
     if not repair and any(finding.subject == "clock" for finding in keys):
         return CheckReport(findings=keys)
     if repair:
-        ledger.recheck_quarantined(older_than_s=0)
+        recheck_quarantined(ledger, older_than_s=0)
     job_ids, event_ids = sorted(ledger.job_ids()), sorted(ledger.event_ids())
     report = CheckReport(jobs=len(job_ids), events=len(event_ids), findings=keys)
-    report.findings += ledger.check_events(event_ids, repair=repair)
-    report.findings += ledger.check_jobs(job_ids, repair=repair)
-    report.findings += ledger.check_user_indexes(repair=repair)
+    report.findings += check_events(ledger, event_ids, repair=repair)
+    report.findings += check_jobs(ledger, job_ids, repair=repair)
+    report.findings += check_user_indexes(ledger, repair=repair)
     if repair:
         report.findings = [_with_document_mended(ledger, finding) for finding in report.findings]
     for queue in QUEUES.values():
@@ -84,7 +86,7 @@ def _with_document_mended(ledger: Ledger, finding: Finding) -> Finding:
         return finding
     record = ledger.get(finding.subject)
     # Checking all jobs took a while, and another job may have the id by now. From here on the fence tells.
-    again = any(each.code == "document" for each in ledger.check_jobs([finding.subject], repair=False))
+    again = any(each.code == "document" for each in check_jobs(ledger, [finding.subject], repair=False))
     error = InternalError("what was asked for is no longer stored, so the job cannot run")
     ended = again and record is not None and ledger.end(record, outcome=Outcome.failure(error))
     return Finding(finding.code, finding.subject, finding.detail, mended=ended)
