@@ -15,14 +15,28 @@ from typing import Any
 
 @contextmanager
 def running_stack(folder: Path, *, workers: str, **variables: str) -> Iterator[dict[str, Any]]:
-    """Run `ourvidz up` with these workers and variables; yields its ready line, and stops it afterwards."""
+    """Run `ourvidz up` with these workers and variables, and stop it afterwards; yields its ready line, with
+    its process id as `up`."""
     env = os.environ | {"PYTHONPATH": str(Path.cwd()), **variables}
     up = ("up", "--state-dir", str(folder), "--port", "0", "--no-flower", "--workers", workers)
     command = [sys.executable, "-m", "ourvidz.cli.main", *up]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        yield json.loads(process.stdout.readline())
+        yield {**json.loads(process.stdout.readline()), "up": process.pid}
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+
+
+@contextmanager
+def running_receiver() -> Iterator[str]:
+    """Run a callback receiver in a process of its own, and stop it afterwards; yields its URL."""
+    command = [sys.executable, "-m", "benchmarks.receiver"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait(10)
