@@ -62,7 +62,7 @@ def models() -> dict[str, Any]:
         "models": [
             {"worker": worker.id, "name": name, "info": info}
             for worker in control.current().ledger.online_workers()
-            for name, info in worker.detail.get("info", {}).items()
+            for name, info in worker.model_infos.items()
         ]
     }
 

@@ -163,8 +163,8 @@ class StackRun:
         except WorkerUnavailable:
             return ["the Redis server"]
         for family, worker in workers.items():
-            if "error" in worker.detail:
-                raise ModelLoadError(f"the {family} worker cannot load its models: {worker.detail['error']}")
+            if worker.load_error is not None:
+                raise ModelLoadError(f"the {family} worker cannot load its models: {worker.load_error}")
         return [
             f"the {family} models"
             for family in self._families

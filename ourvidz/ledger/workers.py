@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from ourvidz import log
 from ourvidz.ledger.base import WORKER_TTL_S, LedgerBase
 from ourvidz.records.codec import dump_worker, load_worker, pairs
 from ourvidz.records.record import Worker
+
+_log = log.get(__name__)
 
 
 class WorkerOperations(LedgerBase):
@@ -51,14 +54,20 @@ class WorkerOperations(LedgerBase):
         ]
 
     def _read_workers(self) -> tuple[list[Worker], list[str]]:
-        """All workers seen in the last day, and the paused queues."""
+        """All workers seen in the last day, and the paused queues. A heartbeat that this release cannot read
+        is left out: what one worker sends must not hide the others."""
         now, paused, *rows = self._connection.run_script("workers", WORKER_TTL_S)
-        return [self._load(pairs(row), float(now)) for row in rows if row], paused
+        workers = [self._load(pairs(row), float(now)) for row in rows if row]
+        return [worker for worker in workers if worker is not None], paused
 
-    def _load(self, row: dict[str, str], now: float) -> Worker:
+    def _load(self, row: dict[str, str], now: float) -> Worker | None:
         seen_at = float(row["seen_at"])
         online = "left" not in row and now - seen_at <= self._options.presence_s
-        return load_worker(row["data"], seen_at=seen_at, online=online, draining="draining" in row)
+        try:
+            return load_worker(row["data"], seen_at=seen_at, online=online, draining="draining" in row)
+        except ValueError as error:
+            _log.warning("heartbeat_unreadable", reason=str(error))
+            return None
 
     def queue_seen_at(self, queue: str) -> float | None:
         """Time of the last heartbeat of any worker of a queue; None when there was none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from typing import Any, cast
 
 from ourvidz.errors import NewerRelease
@@ -169,14 +169,25 @@ def dump_worker(worker: Worker) -> str:
 
 
 def load_worker(text: str, *, seen_at: float, online: bool, draining: bool) -> Worker:
-    """A worker from the JSON of its heartbeat and the ledger's own fields. Unknown fields are ignored."""
+    """A worker from the JSON of its heartbeat and the ledger's own fields. Unknown fields are ignored.
+    `ValueError` for a heartbeat without a known one, or with a value of another type."""
     values = json.loads(text)
-    known = {field.name for field in fields(Worker)}
-    worker = Worker(**{name: value for name, value in values.items() if name in known})
-    return replace(
-        worker,
-        models=tuple(worker.models),
-        seen_at=seen_at,
-        draining=draining,
-        state=worker.state if online else "offline",
-    )
+    try:
+        return Worker(
+            id=str(values["id"]),
+            family=str(values["family"]),
+            queue=str(values["queue"]),
+            host=str(values["host"]),
+            pid=int(values["pid"]),
+            gpu=None if values["gpu"] is None else str(values["gpu"]),
+            state=cast(Any, str(values["state"]) if online else "offline"),
+            models=tuple(str(name) for name in values["models"]),
+            version=str(values["version"]),
+            started_at=float(values["started_at"]),
+            seen_at=seen_at,
+            draining=draining,
+            broker_prefix=str(values.get("broker_prefix", "")),
+            detail=detail if isinstance(detail := values.get("detail"), dict) else {},
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a heartbeat cannot be read: {type(error).__name__} {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -267,3 +268,25 @@ class Worker:
     draining: bool = False
     broker_prefix: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_infos(self) -> dict[str, dict[str, Any]]:
+        """What the worker reported of each of its models after loading it, by name. Whatever else it reported
+        is left out; the description of a single model, without a name, counts as that of its family."""
+        reported = self.detail.get("info")
+        if not isinstance(reported, dict):
+            return {}
+        infos = {name: info for name, info in reported.items() if isinstance(info, dict)}
+        return infos or ({self.family: reported} if reported else {})
+
+    @property
+    def load_error(self) -> str | None:
+        """Why the worker could not load its models; None when it could."""
+        error = self.detail.get("error")
+        return str(error) if error else None
+
+    @property
+    def retry_at(self) -> float | None:
+        """When a worker without models loads them again, Unix seconds; None when it does not."""
+        retry_at = self.detail.get("retry_at")
+        return float(retry_at) if isinstance(retry_at, int | float) and math.isfinite(retry_at) else None

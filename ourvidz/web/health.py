@@ -186,7 +186,7 @@ def model_info() -> ModelInfo:
         models=[
             LoadedModel(family=worker.family, queue=worker.queue, state=worker.state, info=info)
             for worker in control.current().ledger.online_workers()
-            for info in _model_infos(worker)
+            for info in worker.model_infos.values()
         ]
     )
 
@@ -269,12 +269,8 @@ def _snapshot() -> metrics.Snapshot:
 
 def _model_field(worker: Worker, field: str) -> str | None:
     """A field of the first of a worker's models that reported it."""
-    return next((str(info[field]) for info in _model_infos(worker) if info.get(field) is not None), None)
-
-
-def _model_infos(worker: Worker) -> list[dict[str, Any]]:
-    """What a worker reported of each of its models after loading it."""
-    return list(worker.detail.get("info", {}).values())
+    infos = worker.model_infos.values()
+    return next((str(info[field]) for info in infos if info.get(field) is not None), None)
 
 
 def _worker_summary(worker: Worker) -> WorkerSummary:
@@ -286,6 +282,6 @@ def _worker_summary(worker: Worker) -> WorkerSummary:
         gpu=worker.gpu,
         state=worker.state,
         draining=worker.draining,
-        error=worker.detail.get("error"),
-        retry_at=worker.detail.get("retry_at"),
+        error=worker.load_error,
+        retry_at=worker.retry_at,
     )

@@ -157,7 +157,9 @@ def environment() -> Environment:
 
 
 def _text_models(workers: list[Worker]) -> dict[str, Any]:
-    reported = {name: info for worker in workers for name, info in worker.detail.get("info", {}).items()}
+    reported = {
+        name: info for worker in workers for name, info in worker.model_infos.items() if name in MODELS
+    }
     return {
         "models_available": list(MODELS),
         "capabilities": TextCapabilities(moderation=control.current().settings.moderation_url is not None),

@@ -31,7 +31,7 @@ class Reason:
 
 def is_failed(worker: Worker) -> bool:
     """Whether a worker cannot load its models. One of an earlier release reports its error alone."""
-    return worker.state == "failed" or bool(worker.detail.get("error"))
+    return worker.state == "failed" or worker.load_error is not None
 
 
 def degradations(

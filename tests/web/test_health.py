@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -144,6 +145,42 @@ def test_every_loaded_model_has_a_row(shim) -> None:
             }
         ]
     }  # fmt: skip
+
+
+ODD_DETAILS = {
+    "flat": {"info": {"name": "null", "loaded": True, "device": "none"}},
+    "a list": {"info": ["sdxl"], "error": ["no", "text"], "retry_at": "soon"},
+    "numbers": {"info": 3, "error": 7, "retry_at": [1]},
+    "nothing": {"info": None, "error": None, "retry_at": None},
+    "mixed": {"info": {"sdxl": {"name": {"of": "models"}, "device": 3}, "loaded": True}},
+}
+
+
+@pytest.mark.parametrize("detail", ODD_DETAILS.values(), ids=ODD_DETAILS)
+@pytest.mark.parametrize("family", ["sdxl", "chat"])
+def test_what_a_worker_reports_of_itself_fails_no_route(shim, family, detail) -> None:
+    """Models are written by others, and workers may be of another release."""
+    shim.register_worker(id=f"{family}@odd", family=family, queue=f"{family}_queue", detail=detail)
+    shim.register_worker(id=f"{family}@even")
+    for path in ("/health", f"/status?worker_type={family}", "/model/info", "/enhancement/info", "/metrics"):
+        assert shim.client.get(path).status_code == 200, path
+    assert len(shim.client.get("/health").json()["workers"]) == 2
+
+
+def test_the_description_of_a_single_model_needs_no_name(shim) -> None:
+    """A pipeline of one's own may describe itself flat."""
+    shim.register_worker(detail=ODD_DETAILS["flat"])
+    assert shim.client.get("/health").json()["device"] == "none"
+    assert [row["info"]["name"] for row in shim.client.get("/model/info").json()["models"]] == ["null"]
+
+
+def test_a_heartbeat_that_cannot_be_read_hides_no_other_worker(shim) -> None:
+    """It may be of a later release, or damaged."""
+    shim.register_worker()
+    with patch("ourvidz.ledger.workers.dump_worker", return_value='{"id": "wan@host", "models": 4}'):
+        shim.register_worker(id="wan@host")
+    assert [worker["id"] for worker in shim.client.get("/health").json()["workers"]] == ["sdxl@host-cpu"]
+    assert shim.client.get("/metrics").status_code == 200
 
 
 def numbers(text: str) -> dict[str, float]:
