@@ -27,8 +27,13 @@ _log = log.get(__name__)
 
 
 def to_job_error(error: Exception, job_id: str) -> OurvidzError:
-    """Return the error itself if it is one of ours; log any other and return an `InternalError`."""
+    """Return the error itself if it is one of ours; log any other and return an `InternalError`.
+
+    The result has no traceback and no cause: their frames would keep the images and tensors of the failed
+    pass while its end is committed, and as a cycle until the next full garbage collection.
+    """
     if isinstance(error, OurvidzError):
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         return error
     _log.error("internal_error", job_id=job_id, exc_info=error)
     return InternalError("the worker failed; the operators have the details")

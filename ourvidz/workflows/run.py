@@ -59,7 +59,7 @@ class LeasedRun:
         self._on_progress_event = on_progress_event
         self._next_progress_at = clock() + PROGRESS_CALLBACK_INTERVAL_S
         self._previews = Previews(claim.job_id, clock=clock) if previews else None
-        self._files = StagedFiles(claim, ledger, check=self._check_lease, sleep=sleep)
+        self._files = StagedFiles(claim, ledger, sleep=sleep)
         self._deadline: float | None = None
         self._lease_deadline = claim.lease_deadline
         self._fence_lost = threading.Event()
@@ -134,13 +134,13 @@ class LeasedRun:
         """Store one file, under a key of this attempt until `publish`. Nothing is written after the end of
         the lease before the ledger has renewed it, however long that takes. Raises what `step` raises, or
         `StorageError` after the last try."""
-        self._files.put(store, key, data, content_type)
+        self._files.put(store, key, data, content_type, check=self._check_lease)
 
     def publish(self, outcome: Outcome) -> None:
         """Move the files of the outcome's assets to their final keys, under the same rules as `put`. What
         follows is the commit."""
         keys = [key for asset in outcome.assets for key in (asset.key, asset.thumbnail_key) if key]
-        self._files.publish(keys)
+        self._files.publish(keys, check=self._check_lease)
 
     def _check_lease(self) -> None:
         """Return if this attempt may write. After the end of its lease, ask the ledger until it answers.

@@ -27,7 +27,9 @@ class FenceLost(Exception):
 class StagedFiles:
     """The files that one attempt has stored and not yet published. Threads may share it.
 
-    `check` is called before every write and raises if the attempt must not write (any more).
+    `check` is called before every write and raises if the attempt must not write (any more). It is passed to
+    each call: kept here, the method of the run that owns these files would make a cycle, and every ended run
+    with its job would wait for the garbage collector.
     """
 
     def __init__(
@@ -35,12 +37,10 @@ class StagedFiles:
         claim: Claim,
         ledger: Ledger,
         *,
-        check: Callable[[], None],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._claim = claim
         self._ledger = ledger
-        self._check = check
         self._sleep = sleep
         self._lock = threading.Lock()
         self._staged: dict[str, Store] = {}
@@ -48,15 +48,17 @@ class StagedFiles:
         self._folders: dict[str, Store] = {}
         """The folders with this attempt's files."""
 
-    def put(self, store: Store, key: str, data: bytes, content_type: str) -> None:
+    def put(
+        self, store: Store, key: str, data: bytes, content_type: str, *, check: Callable[[], None]
+    ) -> None:
         """Store the file that `publish` will move to `key`. Raises what `check` raises, or `StorageError`
         after the last try."""
         staged = self._staged_key(key)
         self._track(store, key)
-        self._with_retries(lambda _again: store.put(staged, data, content_type=content_type))
+        self._with_retries(check, lambda _again: store.put(staged, data, content_type=content_type))
         self._staged[key] = store
 
-    def publish(self, keys: Iterable[str]) -> None:
+    def publish(self, keys: Iterable[str], *, check: Callable[[], None]) -> None:
         """Move the files of these final keys to them, and remove what earlier attempts have left.
 
         An earlier attempt that froze while it published finds its files gone and cannot go on. Raises what
@@ -64,9 +66,9 @@ class StagedFiles:
         """
         staged = {key: self._staged[key] for key in keys if key in self._staged}
         for folder, store in self._folders.items():
-            self._with_retries(partial(self._remove_earlier, store, folder))
+            self._with_retries(check, partial(self._remove_earlier, store, folder))
         for key, store in staged.items():
-            self._with_retries(partial(self._move, store, key))
+            self._with_retries(check, partial(self._move, store, key))
             del self._staged[key]
 
     def discard(self) -> None:
@@ -116,10 +118,10 @@ class StagedFiles:
             if not (again and store.exists(key)):
                 raise FenceLost(self._claim.job_id) from None
 
-    def _with_retries(self, write: Callable[[bool], None]) -> None:
+    def _with_retries(self, check: Callable[[], None], write: Callable[[bool], None]) -> None:
         """Call `write` until it succeeds, at most three times. It gets whether it was called before."""
         for attempt in range(1, StorageError.attempts + 1):
-            self._check()
+            check()
             try:
                 return write(attempt > 1)
             except StorageError as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
@@ -107,6 +109,26 @@ def test_a_lost_fence_stops_the_run_and_its_puts(
         with pytest.raises(FenceLost):
             run.put(store, "workspace-temp/u/a/0.png", b"late", "image/png")
     assert not store.exists("workspace-temp/u/a/0.png")
+
+
+def test_an_ended_run_is_freed_without_the_garbage_collector(
+    ledger: SwitchableLedger, claim: Claim, tmp_path: Path
+) -> None:
+    """A run of minutes is old when it ends: it would wait for a full collection, with its job and the
+    reference image in it."""
+    gc.disable()
+    try:
+        with running(ledger, claim) as run:
+            run.put(LocalStore(tmp_path), "workspace-temp/u/a/0.png", b"x", "image/png")
+            run.publish(stored("workspace-temp/u/a/0.png"))
+        ended = weakref.ref(run)
+        del run
+        for thread in threading.enumerate():
+            if thread.name == "lease-a":
+                thread.join()
+        assert ended() is None
+    finally:
+        gc.enable()
 
 
 def test_the_time_limit_counts_from_the_first_step(ledger: SwitchableLedger, claim: Claim) -> None:

@@ -139,7 +139,7 @@ def test_an_attempt_that_froze_while_it_published_cannot_go_on(ledger: Link, sto
         other.put(store, KEY, b"second", "image/png")
         other.publish(DONE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frozen._files, "_check", lambda: None)
+        patch.setattr(frozen, "_check_lease", lambda: None)
         patch.setattr(frozen._files, "_remove_earlier", lambda store, folder, again: None)
         with pytest.raises(FenceLost):
             frozen.publish(DONE)
@@ -151,7 +151,7 @@ def test_an_attempt_whose_claim_a_failover_lost_overwrites_nothing(ledger: Link,
     claim = claimed(ledger, "second")
     frozen = leased(ledger, replace(claim, record=replace(claim.record, token="first")))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frozen._files, "_check", lambda: None)
+        patch.setattr(frozen, "_check_lease", lambda: None)
         frozen.put(store, KEY, b"first", "image/png")
         with leased(ledger, claim) as other:
             other.put(store, KEY, b"second", "image/png")
@@ -167,7 +167,7 @@ def test_an_attempt_that_froze_does_not_recreate_a_deleted_file(ledger: Link, st
     frozen.put(store, KEY, b"first", "image/png")
     store.delete_folder(FOLDER)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frozen._files, "_check", lambda: None)
+        patch.setattr(frozen, "_check_lease", lambda: None)
         with pytest.raises(FenceLost):
             frozen.publish(DONE)
     assert files(store) == []
