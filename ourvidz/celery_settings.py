@@ -88,11 +88,14 @@ worker_send_task_events = True
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False
 
-imports = (
-    "ourvidz.tasks.sdxl",
-    "ourvidz.tasks.wan",
-    "ourvidz.tasks.chat",
-    "ourvidz.tasks.enhancement",
-    "ourvidz.tasks.admin",
-    "ourvidz.tasks.callbacks",
+TASK_MODULES = {
+    "sdxl": ("ourvidz.tasks.sdxl", "ourvidz.tasks.admin"),
+    "wan": ("ourvidz.tasks.wan", "ourvidz.tasks.admin"),
+    "chat": ("ourvidz.tasks.chat", "ourvidz.tasks.enhancement", "ourvidz.tasks.admin"),
+    "io": ("ourvidz.tasks.callbacks",),
+}
+"""Worker → modules of the tasks in its queues. `admin` is also for the queue of each worker alone."""
+
+imports = TASK_MODULES.get(_settings.worker or "") or tuple(
+    dict.fromkeys(module for modules in TASK_MODULES.values() for module in modules)
 )

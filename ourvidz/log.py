@@ -6,7 +6,11 @@ import logging
 import sys
 from typing import Literal
 
-import structlog
+from ourvidz.startup import hidden
+
+with hidden("rich"):
+    # structlog imports it for a formatter of tracebacks that is not used here: half of its import time.
+    import structlog
 
 Logger = structlog.stdlib.BoundLogger
 

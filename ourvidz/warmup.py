@@ -11,7 +11,7 @@ from ourvidz import dispatch, log
 from ourvidz.errors import ModelLoadError, NotFound, WorkerUnavailable
 from ourvidz.liveness.heartbeat import Heartbeat
 from ourvidz.settings import settings
-from ourvidz.wiring import loading, signing
+from ourvidz.wiring import control, loading, signing
 
 FIRST_DELAY_S = 60.0
 """Pause before the first further attempt; doubled after each failure."""
@@ -112,6 +112,7 @@ class WarmUp:
 
 def _load(family: str) -> dict[str, Any]:
     """Load the models of a family, a second time if the first fails. Returns their description."""
+    control.current().prepare("gate", "references")
     models = loading.models(settings(), family)
     try:
         models.warm()

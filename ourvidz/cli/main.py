@@ -10,6 +10,7 @@ import click
 
 from ourvidz import __version__
 from ourvidz.errors import OurvidzError, SettingsError
+from ourvidz.startup import collector_paused
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("ourvidz.cli.up:up", "Start everything on this machine and keep it running."),
@@ -47,7 +48,8 @@ class LazyGroup(click.Group):
 
             use_running_stack()
         module, _, name = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(import_module(module), name)
+        with collector_paused():
+            command: click.Command = getattr(import_module(module), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 import click
 
@@ -10,6 +11,7 @@ from ourvidz.errors import SettingsError
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.liveness.beats import start_beating
 from ourvidz.settings import Settings, become_worker, settings
+from ourvidz.startup import collector_paused
 
 FAMILIES = tuple(QUEUES)
 """The workers that hold models, one per queue of jobs."""
@@ -157,17 +159,22 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
     if name not in ("web", "keeper"):
         start_beating(settings().beats_dir, "process")
     if name == "web":
-        from ourvidz.web import serve
+        with collector_paused():
+            from ourvidz.web import serve
 
         serve.run(settings(), list(fds))
         return
     if name == "keeper":
-        from ourvidz.keeper import process
+        with collector_paused():
+            from ourvidz.keeper import process
 
         process.run(settings())
         return
-    from ourvidz.app import app
+    with collector_paused():
+        from ourvidz.app import app
 
+        app.loader.import_default_modules()
+        import_module("celery.bin.worker")
     try:
         app.start(celery_arguments(name, settings()))
     finally:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, Self
-
-from PIL.Image import Image
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from ourvidz.errors import FallbackError, OurvidzError
 from ourvidz.jobs.job import ChatJob, ImageJob, VideoJob
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 OnStep = Callable[[int, int], None]
 """`on_step(done, total)` is called once before the first step (done = 0) and after every step. An exception
 that it raises stops the job and is raised by `generate`."""
-PreviewRenderer = Callable[[], Image]
+PreviewRenderer = Callable[[], "Image"]
 """Renders a small RGB preview of a snapshot of the latents. Runs on any thread, at any later time; may
 fail."""
 Snapshot = Callable[[], PreviewRenderer]
@@ -23,7 +24,7 @@ Snapshot = Callable[[], PreviewRenderer]
 OnPreview = Callable[[Snapshot], None]
 """`on_preview(snapshot)` is called after every step but the last, before that step's `on_step`. It must not
 raise."""
-OnImage = Callable[[int, Image], None]
+OnImage = Callable[[int, "Image"], None]
 """`on_image(index, image)` is called once for each finished image, while later images are still being
 decoded. An exception that it raises stops the job and is raised by `generate`."""
 

@@ -48,7 +48,12 @@ def free_memory() -> None:
     Call it outside an `except` block: while an error is handled, its traceback keeps the tensors of every
     frame alive.
     """
+    exempt = gc.get_freeze_count()
+    # A worker exempts from collection what it loaded at its start; a model among it may have cycles.
+    gc.unfreeze()
     gc.collect()
+    if exempt:
+        gc.freeze()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from PIL.Image import Image
+from typing import TYPE_CHECKING
 
 from ourvidz import log
 from ourvidz.errors import InvalidParameters, NotFound, ReferenceForbidden, ReferenceFrameError, StorageError
@@ -13,6 +12,9 @@ from ourvidz.jobs.urls import is_readable_by, scheme_of
 from ourvidz.net.client import HttpResponse, RequestFailure
 from ourvidz.references.data_uri import TOO_LARGE, decode_data_uri
 from ourvidz.references.decode import decode, looks_like_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 NOT_FETCHED = "The reference could not be fetched."
 """The only message about a URL: details would let callers scan the ports of our network."""

@@ -92,6 +92,7 @@ async def _lifespan(app: FastAPI, services: ControlPlane | None) -> AsyncIterato
             resources.enter_context(control.using(services))
         else:
             resources.callback(control.current().ledger.close)
+        control.current().prepare("gate")
         settings = control.current().settings
         if settings.embedded:
             inbox = Inbox(settings.state_dir / "inbox.sqlite3")

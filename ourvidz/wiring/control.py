@@ -10,30 +10,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from ourvidz import __version__
-from ourvidz.callbacks.delivery import CallbackSender, Target
+from ourvidz.callbacks.target import Target
 from ourvidz.jobs.dialects import Defaults
 from ourvidz.jobs.ranges import FRAMES
 from ourvidz.ledger.store import Ledger
 from ourvidz.liveness.availability import WorkerAvailability
 from ourvidz.liveness.capacity import Capacity
-from ourvidz.media.credentials import Signer
-from ourvidz.net.client import HttpClient
-from ourvidz.net.egress_policy import EgressPolicy
-from ourvidz.net.fetch import Fetcher
 from ourvidz.pipelines.checkpoints import PACKAGED
 from ourvidz.prompts.encoders import TextEncoders, read_encoders
 from ourvidz.recovery.sweep import SweepOptions
-from ourvidz.references.resolve import ReferenceLimits, ReferenceResolver
-from ourvidz.safety.gate import Gate, load_terms
-from ourvidz.safety.moderation import TIMEOUT_S, Moderation
 from ourvidz.settings import Settings
 from ourvidz.settings import settings as process_settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
-from ourvidz.wiring import signing
+
+if TYPE_CHECKING:
+    # Imported on first use: every process has a control plane, and none uses all of it.
+    from ourvidz.callbacks.delivery import CallbackSender
+    from ourvidz.media.credentials import Signer
+    from ourvidz.references.resolve import ReferenceResolver
+    from ourvidz.safety.gate import Gate
+    from ourvidz.safety.moderation import Moderation
 
 SDXL_SIZE = (1024, 1024)
 """Default width and height of SDXL jobs (px)."""
@@ -49,20 +50,37 @@ class ControlPlane:
     settings: Settings
     ledger: Ledger
     store: Store
-    gate: Gate
     defaults: Defaults
     target: Target
     availability: WorkerAvailability
     capacity: Capacity
 
+    def prepare(self, *parts: Literal["gate", "references"]) -> None:
+        """Build these parts now: the first job does not wait for their imports."""
+        for part in parts:
+            getattr(self, part)
+
     @cached_property
     def callback_sender(self) -> CallbackSender:
         """The sender of callbacks; one per process, because it limits the deliveries per host."""
+        from ourvidz.callbacks.delivery import CallbackSender
+
         return CallbackSender(self.ledger, self.target)
+
+    @cached_property
+    def gate(self) -> Gate:
+        """The safety gate with its lists of terms."""
+        from ourvidz.safety.gate import Gate, load_terms
+
+        return Gate(load_terms())
 
     @cached_property
     def references(self) -> ReferenceResolver:
         """Resolves the references of jobs: from this storage, or from hosts that may be called."""
+        from ourvidz.net.egress_policy import EgressPolicy
+        from ourvidz.net.fetch import Fetcher
+        from ourvidz.references.resolve import ReferenceLimits, ReferenceResolver
+
         settings = self.settings
         networks = [entry for entry in settings.fetch_allowed_hosts if "/" in entry]
         hosts = [entry for entry in settings.fetch_allowed_hosts if "/" not in entry]
@@ -74,6 +92,8 @@ class ControlPlane:
     @cached_property
     def signer(self) -> Signer | None:
         """Signs generated files; None without a certificate. Raises `SettingsError` when it cannot sign."""
+        from ourvidz.wiring import signing
+
         return signing.signer(self.settings)
 
     @cached_property
@@ -82,6 +102,9 @@ class ControlPlane:
         url = self.settings.moderation_url
         if url is None:
             return None
+        from ourvidz.net.client import HttpClient
+        from ourvidz.safety.moderation import TIMEOUT_S, Moderation
+
         return Moderation(url, self.settings.moderation_key, HttpClient(timeout_s=TIMEOUT_S))
 
     @cached_property
@@ -181,7 +204,6 @@ def build(settings: Settings, *, ledger: Ledger | None = None, store: Store | No
         settings=settings,
         ledger=ledger,
         store=store or LocalStore(settings.storage_dir, public_url=settings.public_url),
-        gate=Gate(load_terms()),
         defaults=defaults(settings),
         target=target(settings),
         availability=WorkerAvailability(ledger, settings.worker_grace_s),

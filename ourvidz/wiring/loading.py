@@ -7,11 +7,13 @@ run under different settings, as in tests, each get their own models.
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, cast
 
 from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings
+from ourvidz.startup import collector_paused
 from ourvidz.workflows.services import Models
 
 CACHE_SIZE = 6
@@ -21,8 +23,24 @@ PREFIXES = {"sdxl": ("sdxl_", "ip_adapter"), "wan": ("wan_",), "chat": ("qwen_",
 SHARED = ("profile", "models", "previews")
 """The settings that shape the models of every family."""
 
+WORKFLOWS = {
+    "sdxl": ("ourvidz.workflows.image",),
+    "wan": ("ourvidz.workflows.video",),
+    "chat": ("ourvidz.workflows.chat", "ourvidz.workflows.enhancement"),
+}
+"""The modules of the workflows of each family: they import the libraries that make its media."""
+
 _Key = tuple[str, tuple[Any, ...]]
 _cache: OrderedDict[_Key, Models] = OrderedDict()
+
+
+def preload(settings: Settings, family: str) -> None:
+    """Import all that a worker's child runs. A builder that cannot be imported is left to `models`."""
+    with collector_paused():
+        for module in WORKFLOWS.get(family, ()):
+            import_module(module)
+        with suppress(ImportError):
+            import_module(settings.models.partition(":")[0])
 
 
 def models(settings: Settings, family: str) -> Models:
@@ -58,6 +76,7 @@ def cache_key(settings: Settings, family: str) -> _Key:
 def _build(settings: Settings, family: str) -> Models:
     """Call the builder that `OURVIDZ_MODELS` names. Raises `SettingsError` if it cannot be imported."""
     module, _, name = settings.models.partition(":")
+    preload(settings, family)
     try:
         builder = getattr(import_module(module), name)
     except (ImportError, AttributeError) as missing:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ourvidz.errors import InternalError, SettingsError
-from ourvidz.media.credentials import Signer, load_c2pa
 from ourvidz.settings import Settings
+
+if TYPE_CHECKING:
+    from ourvidz.media.credentials import Signer
 
 CERTIFICATE, KEY = "OURVIDZ_C2PA_CERTIFICATE", "OURVIDZ_C2PA_KEY"
 
@@ -19,6 +22,9 @@ def signer(settings: Settings) -> Signer | None:
     """
     if settings.c2pa_certificate is None or settings.c2pa_key is None:
         return None
+    # Imported here: it imports Pillow, and few installations sign.
+    from ourvidz.media.credentials import Signer
+
     _require_library()
     certificate = _read_pem(CERTIFICATE, settings.c2pa_certificate, "CERTIFICATE", "a PEM certificate")
     key = _read_pem(KEY, settings.c2pa_key, "PRIVATE KEY", "an unencrypted PEM key in PKCS#8")
@@ -36,6 +42,8 @@ def signer(settings: Settings) -> Signer | None:
 
 def _require_library() -> None:
     """Raise `SettingsError` with the install command where c2pa-python is missing."""
+    from ourvidz.media.credentials import load_c2pa
+
     try:
         load_c2pa()
     except (ImportError, OSError) as missing:

@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 from ourvidz import log
-from ourvidz.media.thumbnails import thumbnail
 from ourvidz.pipelines.base import PreviewRenderer, Snapshot
 
 PREVIEW_INTERVAL_S = 0.5
@@ -72,6 +71,9 @@ class Previews:
 
 
 def _render(renderer: PreviewRenderer) -> PreviewItem:
+    # Imported here: the parent of a worker imports this module and makes no media.
+    from ourvidz.media.thumbnails import thumbnail
+
     image = renderer()
     webp = base64.b64encode(thumbnail(image)).decode()
     return "preview", {"webp": webp, "width": image.width, "height": image.height}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from PIL.Image import Image
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ourvidz import __version__
 from ourvidz.jobs.job import BaseJob
-from ourvidz.media.provenance import DigitalSourceType
 from ourvidz.pipelines.base import GenerationResult, ImagePipeline, Snapshot, TextPipeline, VideoPipeline
-from ourvidz.safety.gate import Gate
-from ourvidz.storage.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ourvidz.media.provenance import DigitalSourceType
+    from ourvidz.safety.gate import Gate
+    from ourvidz.storage.store import Store
 
 
 class Run(Protocol):

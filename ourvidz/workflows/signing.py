@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ourvidz import log
 from ourvidz.errors import InternalError
-from ourvidz.media.provenance import DigitalSourceType
 from ourvidz.workflows.services import Signer
+
+if TYPE_CHECKING:
+    from ourvidz.media.provenance import DigitalSourceType
 
 _log = log.get(__name__)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -41,3 +44,24 @@ def test_torch_threads_restores_the_previous_number() -> None:
     with devices.torch_threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == previous
+
+
+def test_memory_of_what_was_loaded_at_the_start_can_be_freed() -> None:
+    """A worker exempts its models from garbage collection; one that is unloaded may refer to itself."""
+
+    class Model:
+        pass
+
+    model = Model()
+    model.itself = model  # type: ignore[attr-defined]
+    freed = weakref.ref(model)
+    gc.freeze()
+    try:
+        del model
+        gc.collect()
+        assert freed() is not None
+        devices.free_memory()
+        assert freed() is None
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

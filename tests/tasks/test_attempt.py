@@ -18,8 +18,8 @@ from ourvidz.errors import (
     StorageError,
 )
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.tasks import sdxl
 from ourvidz.testing import Eager
+from ourvidz.workflows import image
 from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Services
 
@@ -32,7 +32,7 @@ Replace = Callable[[Workflow], None]
 @pytest.fixture
 def replace_workflow(monkeypatch: pytest.MonkeyPatch) -> Replace:
     """Replace the workflow of SDXL jobs, and nothing around it."""
-    return lambda workflow: monkeypatch.setattr(sdxl, "generate_images", workflow)
+    return lambda workflow: monkeypatch.setattr(image, "generate_images", workflow)
 
 
 def failing(errors: list[Exception]) -> Workflow:

@@ -11,8 +11,9 @@ from ourvidz.app import app
 from ourvidz.celery_settings import ENHANCE_TASK, GENERATION_TASKS
 from ourvidz.errors import ModelLoadError, OutOfMemory
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.tasks import enhancement, wan
+from ourvidz.tasks import enhancement
 from ourvidz.testing import Eager
+from ourvidz.workflows import video
 from ourvidz.workflows.enhancement import resolve_prompt
 
 JOB = {
@@ -56,7 +57,7 @@ class TestEnhancedJobs:
                 raise OutOfMemory("no room")
             return Outcome(status="completed")
 
-        monkeypatch.setattr(wan, "generate_video", workflow)
+        monkeypatch.setattr(video, "generate_video", workflow)
         ourvidz_eager.submit(JOB)
         result = ourvidz_eager.record("a").enhancement_result
         assert result is not None
