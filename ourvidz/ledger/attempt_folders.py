@@ -6,12 +6,8 @@ from ourvidz.ledger.queries import Queries
 
 
 class AttemptFolderOperations(Queries):
-    """Verbs on the sorted set of the folders that attempts store their files in, by age."""
-
-    def track_attempt_folder(self, job_id: str, token: str, folder: str) -> None:
-        """Note that the attempt of a job with this token stores files in a folder. Safe to send twice."""
-        name, member, at = self._keys.attempt_folders, f"{job_id} {token} {folder}", self._connection.now()
-        self._connection.with_retries(lambda: self._connection.client.zadd(name, {member: at}))
+    """Verbs on the sorted set of the folders that attempts store their files in, by age. `step` adds to it,
+    `end` removes the empty ones."""
 
     def untrack_attempt_folder(self, job_id: str, token: str, folder: str) -> None:
         """Note that the folder is gone. Safe to send twice."""

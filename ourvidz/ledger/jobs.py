@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from ourvidz.errors import Conflict, NotFound
@@ -103,17 +103,20 @@ class JobOperations(LedgerBase):
         stage: str | None = None,
         items: Iterable[tuple[Literal["progress", "preview", "token"], dict[str, Any]]] = (),
         add_event: bool = False,
+        folders: Sequence[str] = (),
     ) -> Verdict:
         """Record progress (0 to 100, never decreasing within an attempt), stage and stream items.
 
         With `add_event` a `processing` outbox event carries the progress in its metadata. A token item marks
-        the run as `streamed`. Returns whether the attempt may go on; with a lost claim nothing changes.
+        the run as `streamed`. `folders` are those that the attempt is about to store files in: if it dies,
+        a keeper finds them. Returns whether the attempt may go on; with a lost claim nothing changes.
         """
         item_args = [part for kind, data in items for part in (kind, dump_json(data))]
         percent = None if progress is None else repr(min(max(float(progress), 0.0), 100.0))
         args = (*claim_identity(claim), percent, stage, new_call_token())
         wants_event = "1" if add_event else None
-        return Verdict(self._connection.run_script("step", *args, wants_event, *item_args, quick=True))
+        rest = (wants_event, len(folders), *folders, *item_args)
+        return Verdict(self._connection.run_script("step", *args, *rest, quick=True))
 
     def renew(self, claim: Claim, *, lease_s: float) -> bool:
         """Extend the lease to now + lease_s. False when the claim is lost."""
@@ -136,6 +139,7 @@ class JobOperations(LedgerBase):
         outcome: Outcome,
         worker_id: str | None = None,
         if_expired: bool = False,
+        emptied_folders: Sequence[str] = (),
     ) -> bool:
         """Commit the terminal status and its outbox event, due now, in one transaction; adds a `done` item.
 
@@ -143,7 +147,7 @@ class JobOperations(LedgerBase):
         exactly this run, fence and token, else False; with `if_expired` on a `processing` one only when its
         lease has ended by now. The same outcome sent twice returns True twice and adds
         one event. A document over the size limit is deleted: of a completed job at once, else after the retry
-        window.
+        window. `emptied_folders`: folders of the claim's attempt in which no file is left.
         """
         committed = self._connection.run_script(
             "end",
@@ -159,6 +163,7 @@ class JobOperations(LedgerBase):
             int(STREAM_TTL_S),
             unsigned_assets(outcome),
             int(if_expired),
+            *emptied_folders,
         )
         return bool(committed)
 

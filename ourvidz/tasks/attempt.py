@@ -83,6 +83,7 @@ class Attempt:
     def __init__(self, claim: Claim, family: str) -> None:
         self.claim = claim
         self._family = family
+        self._run: LeasedRun | None = None
 
     @contextmanager
     def running(self) -> Iterator[LeasedRun]:
@@ -96,15 +97,24 @@ class Attempt:
             on_progress_event=partial(dispatch.deliver, job_id) if app.settings.progress_callbacks else None,
             previews=app.settings.previews,
         ) as run:
+            self._run = run
             yield run
 
     def commit(self, outcome: Outcome) -> None:
         """Commit the outcome."""
         claim, ledger = self.claim, control.current().ledger
-        if not until_reached(
-            lambda: ledger.end(claim, outcome=outcome, worker_id=claim.record.worker_id), claim.job_id
-        ):
+        emptied = self._run.emptied_folders() if self._run else []
+        end = partial(
+            ledger.end,
+            claim,
+            outcome=outcome,
+            worker_id=claim.record.worker_id,
+            emptied_folders=emptied,
+        )
+        if not until_reached(end, claim.job_id):
             raise FenceLost(claim.job_id)
+        if self._run is not None:
+            self._run.note_commit(emptied)
 
     def end_with_error(
         self, error: OurvidzError, *, retry_delay_s: float, fallback: Outcome | None = None

@@ -22,6 +22,9 @@ __all__ = ["FenceLost", "LeasedRun"]
 
 LEDGER_RETRY_DELAY_S = 0.5
 """Pause before the ledger is asked again whether this attempt may write."""
+REPORT_INTERVAL_S = 0.25
+"""Shortest time between two reports that contain progress alone. A cancellation is noticed at the first step
+or write after it."""
 PROGRESS_CALLBACK_INTERVAL_S = 1.0
 """Shortest time between two progress callbacks, where these are on."""
 GENERATION_PROGRESS = 99.0
@@ -33,9 +36,11 @@ _log = log.get(__name__)
 class LeasedRun:
     """One attempt; implements `Run`. As a context manager it renews the lease from a thread of its own.
 
-    The time limit starts with the first step, so that loading a model does not count. A ledger that is away
-    for a while does not stop the work: the commit decides. `on_progress_event` is called after a progress
-    callback was recorded; without it none is. `previews`: whether previews are rendered for followers.
+    The time limit starts with the first step, so that loading a model does not count. Short steps do not all
+    report to the ledger: one that does not leaves its progress to the next report, or to the commit. A ledger
+    that is away for a while does not stop the work: the commit decides. `on_progress_event` is called after a
+    progress callback was recorded; without it none is. `previews`: whether previews are rendered for
+    followers.
     """
 
     def __init__(
@@ -58,6 +63,10 @@ class LeasedRun:
         self._sleep = sleep
         self._on_progress_event = on_progress_event
         self._next_progress_at = clock() + PROGRESS_CALLBACK_INTERVAL_S
+        self._progress: float | None = None
+        # The claim was the latest report.
+        self._next_report_at = clock() + REPORT_INTERVAL_S
+        self._committed_folders: list[str] = []
         self._previews = Previews(claim.job_id, clock=clock) if previews else None
         self._files = StagedFiles(claim, ledger, sleep=sleep)
         self._deadline: float | None = None
@@ -74,7 +83,7 @@ class LeasedRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
-        self._files.discard()
+        self._files.discard(self._committed_folders)
         if self._previews is not None:
             self._previews.close()
 
@@ -98,7 +107,8 @@ class LeasedRun:
         return self._claim.record.enhancement_result
 
     def step(self, done: int, total: int) -> None:
-        """Report a finished step. Raises `Cancelled`, `JobTimeout` or `FenceLost`."""
+        """Report a finished step, unless the last report was less than `REPORT_INTERVAL_S` ago. Raises
+        `Cancelled`, `JobTimeout` or `FenceLost`."""
         now = self._clock()
         if self._deadline is None:
             self._deadline = now + self._limit_s
@@ -137,10 +147,20 @@ class LeasedRun:
         self._files.put(store, key, data, content_type, check=self._check_lease)
 
     def publish(self, outcome: Outcome) -> None:
-        """Move the files of the outcome's assets to their final keys, under the same rules as `put`. What
+        """Move the files of the outcome's assets to their final keys, under the same rules as `put`, but for
+        a report that is always made before the first: a job that was cancelled by now publishes nothing. What
         follows is the commit."""
+        self._next_report_at = self._clock()
         keys = [key for asset in outcome.assets for key in (asset.key, asset.thumbnail_key) if key]
         self._files.publish(keys, check=self._check_lease)
+
+    def emptied_folders(self) -> list[str]:
+        """The folders of this attempt in which nothing is left after `publish`: the commit names them."""
+        return self._files.emptied()
+
+    def note_commit(self, emptied_folders: list[str]) -> None:
+        """Note that the outcome is committed, and that the ledger has forgotten these folders."""
+        self._committed_folders = emptied_folders
 
     def _check_lease(self) -> None:
         """Return if this attempt may write. After the end of its lease, ask the ledger until it answers.
@@ -162,25 +182,45 @@ class LeasedRun:
         return JobTimeout(f"the job took longer than its time limit of {self._limit_s:g} seconds")
 
     def _report(
-        self, progress: float | None = None, *, add_event: bool = False, text: str = "", tokens: int = 0
+        self,
+        progress: float | None = None,
+        *,
+        add_event: bool = False,
+        text: str | None = None,
+        tokens: int = 0,
     ) -> bool:
-        """Send progress, text and previews to the ledger. Returns whether it was reached. Raises `Cancelled`
-        or `FenceLost` as the ledger answers."""
-        verdict = None
+        """Send progress, text, previews and new folders to the ledger, if there is one of the last three or a
+        report is due. Returns whether the ledger was reached. Raises `Cancelled` or `FenceLost` as the ledger
+        answers."""
+        if progress is not None:
+            self._progress = progress
         items: list[tuple[Literal["preview", "token"], dict[str, Any]]] = []
         if self._previews is not None:
             items += self._previews.collect()
         if text:
             items.append(("token", {"text": text, "tokens": tokens}))
-        try:
-            verdict = self._ledger.step(self._claim, progress=progress, items=items, add_event=add_event)
-        except WorkerUnavailable:
-            _log.warning("ledger_away", job_id=self._claim.job_id)
+        folders = self._files.untracked()
+        is_due = text is not None or add_event or self._clock() >= self._next_report_at
+        verdict = self._send(items, folders, add_event=add_event) if is_due or items or folders else None
         if verdict is Verdict.LOST or self._fence_lost.is_set():
             raise FenceLost(self._claim.job_id)
         if verdict is Verdict.CANCEL:
             raise Cancelled("the job was cancelled")
         return verdict is not None
+
+    def _send(self, items: list[Any], folders: list[str], *, add_event: bool) -> Verdict | None:
+        """Send one report to the ledger. Returns its verdict, None when it was not reached."""
+        try:
+            verdict = self._ledger.step(
+                self._claim, progress=self._progress, items=items, add_event=add_event, folders=folders
+            )
+        except WorkerUnavailable:
+            _log.warning("ledger_away", job_id=self._claim.job_id)
+            return None
+        finally:
+            self._next_report_at = self._clock() + REPORT_INTERVAL_S
+        self._files.note_tracked(folders)
+        return verdict
 
     def _renew(self) -> None:
         """Renew the lease until the run is closed or its fence is lost. Runs in a thread."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from ourvidz import log
-from ourvidz.errors import NotFound, OurvidzError, StorageError, WorkerUnavailable
+from ourvidz.errors import NotFound, OurvidzError, StorageError
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import Claim
 from ourvidz.storage.keys import attempt_folder, attempts_folder, fence_of
@@ -27,9 +27,10 @@ class FenceLost(Exception):
 class StagedFiles:
     """The files that one attempt has stored and not yet published. Threads may share it.
 
-    `check` is called before every write and raises if the attempt must not write (any more). It is passed to
-    each call: kept here, the method of the run that owns these files would make a cycle, and every ended run
-    with its job would wait for the garbage collector.
+    `check` is called before every write and raises if the attempt must not write (any more); it reports what
+    `untracked` returns to the ledger, and calls `note_tracked`. It is passed to each call: kept here, the
+    method of the run that owns these files would make a cycle, and every ended run with its job would wait
+    for the garbage collector.
     """
 
     def __init__(
@@ -46,16 +47,27 @@ class StagedFiles:
         self._staged: dict[str, Store] = {}
         """The store of each final key that has a staged file."""
         self._folders: dict[str, Store] = {}
-        """The folders with this attempt's files."""
+        """The final folders of this attempt's files."""
+        self._untracked: set[str] = set()
+        """Those of them whose own folder is not in the ledger yet."""
+        self._has_remains = False
+        """Whether a write failed: it may have left something."""
 
     def put(
         self, store: Store, key: str, data: bytes, content_type: str, *, check: Callable[[], None]
     ) -> None:
         """Store the file that `publish` will move to `key`. Raises what `check` raises, or `StorageError`
         after the last try."""
-        staged = self._staged_key(key)
-        self._track(store, key)
-        self._with_retries(check, lambda _again: store.put(staged, data, content_type=content_type))
+        staged, folder = self._staged_key(key), key.rpartition("/")[0]
+        with self._lock:
+            if folder not in self._folders:
+                self._folders[folder] = store
+                self._untracked.add(folder)
+        try:
+            self._with_retries(check, lambda _again: store.put(staged, data, content_type=content_type))
+        except BaseException:
+            self._has_remains = True
+            raise
         self._staged[key] = store
 
     def publish(self, keys: Iterable[str], *, check: Callable[[], None]) -> None:
@@ -71,13 +83,33 @@ class StagedFiles:
             self._with_retries(check, partial(self._move, store, key))
             del self._staged[key]
 
-    def discard(self) -> None:
-        """Remove the files that were not published. A failure is logged: the keeper removes them later."""
+    def untracked(self) -> list[str]:
+        """The folders of this attempt that the next report to the ledger has to name: if the worker dies, a
+        keeper removes them."""
+        with self._lock:
+            return [self._own(folder) for folder in sorted(self._untracked)]
+
+    def note_tracked(self, own_folders: Iterable[str]) -> None:
+        """Note that the ledger knows these folders."""
+        noted = set(own_folders)
+        with self._lock:
+            self._untracked = {folder for folder in self._untracked if self._own(folder) not in noted}
+
+    def emptied(self) -> list[str]:
+        """The folders of this attempt whose files are all published; none after a failed write."""
+        if self._staged or self._has_remains:
+            return []
+        return [self._own(folder) for folder in self._folders]
+
+    def discard(self, untracked: Iterable[str] = ()) -> None:
+        """Remove the files that were not published. A failure is logged: the keeper removes them later.
+        `untracked`: own folders that the ledger has forgotten already."""
         for folder, store in self._folders.items():
+            own = self._own(folder)
             try:
-                own = self._own(folder)
                 store.delete_folder(own)
-                self._ledger.untrack_attempt_folder(self._claim.job_id, self._claim.token, own)
+                if own not in untracked:
+                    self._ledger.untrack_attempt_folder(self._claim.job_id, self._claim.token, own)
             except OurvidzError as error:
                 _log.warning("staged_files_left", job_id=self._claim.job_id, error=error.message)
 
@@ -87,19 +119,6 @@ class StagedFiles:
 
     def _own(self, folder: str) -> str:
         return attempt_folder(folder, self._claim.fence, self._claim.token)
-
-    def _track(self, store: Store, key: str) -> None:
-        """Note the folder of this attempt in the ledger before its first file: if the worker dies, the keeper
-        removes it."""
-        folder = key.rpartition("/")[0]
-        with self._lock:
-            if folder in self._folders:
-                return
-            try:
-                self._ledger.track_attempt_folder(self._claim.job_id, self._claim.token, self._own(folder))
-            except WorkerUnavailable:
-                _log.warning("attempt_folder_not_noted", job_id=self._claim.job_id)
-            self._folders[folder] = store
 
     def _remove_earlier(self, store: Store, folder: str, again: bool = False) -> None:  # noqa: ARG002
         """Remove the files of attempts with a lower fence, and of one with the same fence: a failover of the

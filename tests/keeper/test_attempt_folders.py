@@ -25,8 +25,11 @@ def test_the_files_of_an_attempt_that_died_are_removed(
     """Nobody else knows of them. A storage that fails keeps them on the list."""
     app = ourvidz_eager.control
     app.ledger.register(image_job("a"), priority=6)
+    claim = app.ledger.claim("a", 1, worker_id="w", lease_s=10, token="t")
+    assert claim is not None
+    app.ledger.step(claim, folders=[FOLDER])
     app.store.put(f"{FOLDER}/0.png", b"half", content_type="image/png")
-    app.ledger.track_attempt_folder("a", "t", FOLDER)
+    app.ledger.rescue(claim)
     with monkeypatch.context() as patch:
 
         def fail(folder: str) -> None:

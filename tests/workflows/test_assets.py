@@ -110,8 +110,11 @@ def test_nothing_is_stored_once_the_attempt_is_over(store: LocalStore) -> None:
     assert uploader._uploads[5].cancelled()
 
 
-def test_every_thread_checks_the_fence(store: LocalStore, make_ledger: Callable[..., Ledger]) -> None:
+def test_every_thread_checks_the_fence(
+    store: LocalStore, make_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An attempt that has lost its job must not overwrite its successor's files."""
+    monkeypatch.setattr("ourvidz.workflows.run.REPORT_INTERVAL_S", 0.0)
     ledger = make_ledger()
     ledger.register(JOB, priority=6)
     claim = ledger.claim(JOB.id, 1, worker_id="w", lease_s=10, token="t")

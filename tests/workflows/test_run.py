@@ -55,6 +55,12 @@ class FailingStore(LocalStore):
         super().put(key, data, content_type=content_type)
 
 
+@pytest.fixture(autouse=True)
+def every_step_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of these tests are about what a report says, and not about how often there is one."""
+    monkeypatch.setattr("ourvidz.workflows.run.REPORT_INTERVAL_S", 0.0)
+
+
 @pytest.fixture
 def ledger(make_ledger: Callable[..., Any]) -> SwitchableLedger:
     return make_ledger(SwitchableLedger)  # type: ignore[no-any-return]
@@ -95,6 +101,89 @@ def test_a_cancelled_run_stops_at_its_next_step(ledger: SwitchableLedger, claim:
         ledger.request_cancel("a")
         with pytest.raises(Cancelled):
             run.step(2, 4)
+
+
+class TestShortSteps:
+    """Steps that follow each other faster than four a second."""
+
+    @pytest.fixture(autouse=True)
+    def reports(self, every_step_reports: None, ledger: SwitchableLedger,
+                monkeypatch: pytest.MonkeyPatch) -> list[float | None]:  # fmt: skip
+        """The progress of every report, with the real interval between them."""
+        monkeypatch.setattr("ourvidz.workflows.run.REPORT_INTERVAL_S", 0.25)
+        reports: list[float | None] = []
+        original = ledger.step
+
+        def step(claim: Claim, *, progress: float | None = None, **options: Any) -> Verdict:
+            reports.append(progress)
+            return original(claim, progress=progress, **options)
+
+        monkeypatch.setattr(ledger, "step", step)
+        return reports
+
+    def test_report_four_times_a_second(
+        self, ledger: SwitchableLedger, claim: Claim, reports: list[float | None]
+    ) -> None:
+        """A report costs the ledger as much as a claim, and tiny models take a hundred steps a second."""
+        now = [0.0]
+        with running(ledger, claim, clock=lambda: now[0]) as run:
+            for done in range(101):
+                now[0] = done * 0.01
+                run.step(done, 100)
+        assert reports == pytest.approx([24.75, 49.5, 74.25, 99.0])
+
+    def test_leave_their_progress_to_the_next_report(
+        self, ledger: SwitchableLedger, claim: Claim, reports: list[float | None], tmp_path: Path
+    ) -> None:
+        """The first write of a file needs one anyway."""
+        with running(ledger, claim, clock=lambda: 0.0) as run:
+            run.step(0, 2)
+            run.step(2, 2)
+            assert reports == []
+            for name in ("0.png", "0.thumb.webp"):
+                run.put(LocalStore(tmp_path), f"workspace-temp/u/a/{name}", b"x", "image/png")
+            assert reports == [99.0]
+            run.publish(stored("workspace-temp/u/a/0.png", "workspace-temp/u/a/0.thumb.webp"))
+            assert run.emptied_folders() == [f"workspace-temp/u/a/.attempts/{claim.fence}.t"]
+        assert reports == [99.0, 99.0], "the last one before anything is published"
+
+    def test_hear_of_a_cancellation_within_the_interval(self, ledger: SwitchableLedger, claim: Claim) -> None:
+        """The step that reports stops."""
+        now = [0.0]
+        with running(ledger, claim, clock=lambda: now[0]) as run:
+            ledger.request_cancel("a")
+            now[0] = 0.2
+            run.step(1, 4)
+            now[0] = 0.25
+            with pytest.raises(Cancelled):
+                run.step(2, 4)
+
+    def test_notice_their_deadline_and_a_lost_lease_without_a_report(
+        self, ledger: SwitchableLedger, claim: Claim, reports: list[float | None]
+    ) -> None:
+        """Both are known here."""
+        now = [0.0]
+        with running(ledger, claim, limit_s=0.1, clock=lambda: now[0]) as run:
+            run.step(0, 4)
+            now[0] = 0.2
+            with pytest.raises(JobTimeout):
+                run.step(1, 4)
+            run._fence_lost.set()
+            with pytest.raises(FenceLost):
+                run.step(2, 4)
+        assert reports == []
+
+    def test_send_a_preview_that_is_ready(
+        self, ledger: SwitchableLedger, claim: Claim, reports: list[float | None]
+    ) -> None:
+        """It is at most twice a second, and carries the progress."""
+        with running(ledger, claim, previews=True, clock=lambda: 0.0) as run:
+            run.step(1, 4)
+            offer(run, green)
+            run.step(2, 4)
+            run.step(3, 4)
+        assert reports == [49.5]
+        assert len(previews(ledger)) == 1
 
 
 def test_a_lost_fence_stops_the_run_and_its_puts(

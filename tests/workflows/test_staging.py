@@ -41,6 +41,12 @@ class Link(Ledger):
             raise WorkerUnavailable("the job store cannot be reached")
 
 
+@pytest.fixture(autouse=True)
+def every_step_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of these tests are about what a report says, and not about how often there is one."""
+    monkeypatch.setattr("ourvidz.workflows.run.REPORT_INTERVAL_S", 0.0)
+
+
 @pytest.fixture
 def ledger(make_ledger: Callable[..., Any]) -> Link:
     ledger: Link = make_ledger(Link)

@@ -2,13 +2,15 @@
 -- the second time.
 -- Arguments: id, run, fence, token ('' for a queued job), status, outcome (JSON), fault (JSON of the public error),
 --   worker, generation_ms, limit (bytes: a longer document is not kept), retry_window_s, keep_s, stream_s, unsigned
---   (number of assets), if_expired ('1': a processed job only when its lease has ended by now).
--- Keys: job, doc, stream, queued, leases, finished, documents, counters, and those of add_event.
+--   (number of assets), if_expired ('1': a processed job only when its lease has ended by now), then the folders of
+--   the attempt in which no file is left.
+-- Keys: job, doc, stream, queued, leases, finished, documents, counters, attempt_folders, and those of add_event.
 -- Returns: 1, or 0 when run, fence or token are others, the run has ended with another outcome, or
 --   the lease has not ended.
 -- Events: the terminal status; a `done` item.
 local id, run, fence, token, status, outcome, fault, worker, generation_ms = unpack(ARGV, 4, 12)
-local limit, retry_window_s, keep_s, stream_s, unsigned, if_expired = unpack(ARGV, 13)
+local limit, retry_window_s, keep_s, stream_s, unsigned, if_expired = unpack(ARGV, 13, 18)
+local FIRST_FOLDER = 19
 
 local job = read_record(id)
 if not is_current(job, run, fence, token) then return 0 end
@@ -24,6 +26,9 @@ redis.call('HDEL', name, 'lease_until', 'step', 'stage', 'shared', 'preview', 'e
 redis.call('ZREM', key('queued', job.queue), id)
 redis.call('ZREM', key('leases'), id)
 redis.call('ZADD', key('finished'), at, id)
+for i = FIRST_FOLDER, #ARGV do
+  redis.call('ZREM', key('attempt_folders'), attempt_folder(id, token, ARGV[i]))
+end
 
 local event = add_event(id, job, status, outcome)
 if event then redis.call('HSET', name, 'events', (job.events and job.events .. ' ' or '') .. event) end

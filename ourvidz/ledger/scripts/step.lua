@@ -1,11 +1,13 @@
--- Record what a running attempt reports: progress (never backwards), stage, stream items.
+-- Record what a running attempt reports: progress (never backwards), stage, stream items, and the folders that it is
+-- about to store files in.
 -- Arguments: id, run, fence, token, progress, stage, call, wants_event ('1' adds an event that carries the
---   progress), then a kind and its JSON for every item.
--- Keys: job, stream, and those of add_event.
+--   progress), folders (their number), then each folder, then a kind and its JSON for every item.
+-- Keys: job, stream, attempt_folders, and those of add_event.
 -- Returns: 'continue', 'cancel' when the caller asked for it, or 'lost' when the claim is another one's.
 -- Events: with wants_event `processing`; the items, and a `progress` item when something moved without one.
-local id, run, fence, token, progress, stage, call, wants_event = unpack(ARGV, 4, 11)
-local FIRST_ITEM = 12
+local id, run, fence, token, progress, stage, call, wants_event, folders = unpack(ARGV, 4, 12)
+local FIRST_FOLDER = 13
+local FIRST_ITEM = FIRST_FOLDER + tonumber(folders)
 
 local name = key('job', id)
 local read = redis.call('HMGET', name, 'status', 'run', 'fence', 'token', 'progress', 'stage', 'cancel', 'step', 'preview')
@@ -14,6 +16,9 @@ if not holds_claim(job, run, fence, token) then return 'lost' end
 local old_progress, old_stage, cancelled, last_call, preview = read[5], read[6] or '', read[7], read[8], read[9]
 local verdict = cancelled and 'cancel' or 'continue'
 if last_call == call then return verdict end
+for i = FIRST_FOLDER, FIRST_ITEM - 1 do
+  redis.call('ZADD', key('attempt_folders'), timestamp(now), attempt_folder(id, token, ARGV[i]))
+end
 
 local new_progress, new_stage = old_progress, old_stage
 if progress ~= '' and tonumber(progress) > tonumber(old_progress) then new_progress = progress end

@@ -38,6 +38,9 @@ local function requeue(id, job, due)
   job.stage = nil
 end
 
+-- The entry of `attempt_folders` for a storage folder of the attempt with this token.
+local function attempt_folder(id, token, folder) return table.concat({ id, token, folder }, ' ') end
+
 -- Delete a job with its document, stream, events and places in every index.
 local function delete_job(id, job)
   raise_fences(job.fence)
