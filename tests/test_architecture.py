@@ -71,6 +71,10 @@ FORMER_NAMES = frozenset(
 """Former names, which must not be used again."""
 
 
+LEDGER_LINES = 1900
+"""Most lines of Python that the operations of the ledger may have, `scripts/` included."""
+
+
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(ROOT.rglob("*.py")):
         yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
@@ -97,6 +101,13 @@ def test_every_library_is_used_in_its_own_packages_only() -> None:
         if library in HOME_OF and package_of(name) not in HOME_OF[library]
     ]
     assert violations == []
+
+
+def test_the_ledger_contains_operations_only() -> None:
+    """What works with the ledger (sweep, check, followers) belongs in a layer above it, the types of what it
+    stores in a package below."""
+    lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "ledger").rglob("*.py"))
+    assert lines <= LEDGER_LINES
 
 
 def test_only_the_settings_read_the_environment() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ourvidz.ledger.connection import Connection
-from ourvidz.ledger.following import Followers
 from ourvidz.records.record import Claim, Record
 
 DAY_S = 86400.0
@@ -131,4 +130,3 @@ class LedgerBase:
         self._connection = connection
         self._keys = keys
         self._options = options
-        self._followers = Followers(connection, job_key=keys.job, stream_key=keys.stream)

@@ -1,17 +1,15 @@
-"""Reading jobs: one at a time, by page, and live."""
+"""Reading jobs: one at a time, and by page."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from collections.abc import Iterable
 
 from ourvidz.errors import InternalError, InvalidParameters
 from ourvidz.jobs.job import Job, load_job
 from ourvidz.ledger.base import LedgerBase
-from ourvidz.ledger.following import START
-from ourvidz.records.codec import load_item, load_record
-from ourvidz.records.record import Page, Record, StreamItem
+from ourvidz.records.codec import load_record
+from ourvidz.records.record import Page, Record
 
 BATCH = 100
 """Records that a page reads in one round trip."""
@@ -116,26 +114,6 @@ class Queries(LedgerBase):
         values = self._connection.with_retries(lambda: self._connection.client.hgetall(self._keys.counters))
         return {name: int(value) for name, value in values.items()}
 
-    def stream(self, job_id: str, *, after: str = "0", limit: int = 500) -> list[StreamItem]:
-        """Items of a job's stream after an item id, oldest first. Old items are trimmed.
-        `InvalidParameters` when `after` is no item id."""
-        name, start = self._keys.stream(job_id), f"({_checked_item_id(after)}"
-        items = self._connection.with_retries(
-            lambda: self._connection.client.xrange(name, min=start, count=limit)
-        )
-        return [load_item(item_id, fields) for item_id, fields in items]
-
-    async def follow(self, job_id: str, *, after: str = START) -> AsyncGenerator[StreamItem, None]:
-        """The items after an item id as they come, until the `done` of the current run. Where items after it
-        were trimmed, a `gap` item comes first, and the current state as a `state` and a `progress` item.
-
-        Any number of followers share two connections. Raises `WorkerUnavailable` when the server stays away.
-        """
-        last = _checked_item_id(after)
-        async with self._followers.hub() as hub, aclosing(hub.follow(job_id, last)) as items:
-            async for item in items:
-                yield item
-
 
 def _load_readable(job_id: str, fields: dict[str, str]) -> Record | None:
     """A record, or None where there is none or this release cannot read it."""
@@ -166,11 +144,3 @@ def _load_cursor(cursor: str | None) -> int | None:
 def _passes(record: Record, type: str | None, status: str | None) -> bool:
     """Whether a record passes the filters of a page."""
     return type in (None, record.type) and status in (None, record.status)
-
-
-def _checked_item_id(after: str) -> str:
-    if not re.fullmatch(r"\d{1,19}(-\d{1,19})?", after, flags=re.ASCII):
-        raise InvalidParameters(
-            "not the id of an event", field="after", rule="id of a stream item", value=after
-        )
-    return after

@@ -16,6 +16,7 @@ from ourvidz.ledger.imports import ImportOperations
 from ourvidz.ledger.inspection import InspectionOperations
 from ourvidz.ledger.jobs import JobOperations
 from ourvidz.ledger.outbox import OutboxOperations
+from ourvidz.ledger.streams import StreamOperations
 from ourvidz.ledger.usage import UsageOperations
 from ourvidz.ledger.vitals import VitalsOperations
 from ourvidz.ledger.workers import WorkerOperations
@@ -27,6 +28,7 @@ class Ledger(
     EnhancementOperations,
     InspectionOperations,
     OutboxOperations,
+    StreamOperations,
     WorkerOperations,
     DutyOperations,
     VitalsOperations,

@@ -75,9 +75,9 @@ class StreamReader:
 
 
 async def stream(
-    ledger: Ledger, job_id: str, *, after: str, keep_alive_s: float = KEEP_ALIVE_S
+    ledger: Ledger, job_id: str, items: AsyncIterator[StreamItem], *, keep_alive_s: float = KEEP_ALIVE_S
 ) -> AsyncGenerator[bytes, None]:
-    """Yield a job's events after a stream position as they happen, and `done` once, at the end.
+    """Yield the items of a job's stream as events as they come, and `done` once, at the end.
 
     A keep-alive comment is sent after `keep_alive_s` without an event. When the ledger cannot be reached, or
     the shim stops, the stream ends without `done`: clients reconnect with the last id they have.
@@ -87,7 +87,6 @@ async def stream(
     try:
         async with AsyncExitStack() as stack:
             stop = stack.enter_context(open_callers.follow())
-            items = ledger.follow(job_id, after=after)
             reader = await stack.enter_async_context(aclosing(StreamReader(items, stop)))
             while not ended:
                 try:

@@ -108,13 +108,14 @@ async def follow(
     job_id: JobId, last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None
 ) -> Response:
     """Follow the events of a job as they happen: state, progress, preview, token, gap, done."""
-    ledger = control.current().ledger
+    app = control.current()
     after = sse.parse_last_event_id(last_event_id)
     record = await run_in_threadpool(_record, job_id)
-    if await run_in_threadpool(events.is_fully_read, ledger, record, after):
+    if await run_in_threadpool(events.is_fully_read, app.ledger, record, after):
         # An EventSource reconnects after the end of a stream, but not after a 204.
         return Response(status_code=204)
-    return sse.EventStreamResponse(events.stream(ledger, job_id, after=after))
+    items = app.followers.follow(job_id, after=after)
+    return sse.EventStreamResponse(events.stream(app.ledger, job_id, items))
 
 
 @router.post("/jobs/{id}/cancel", responses=documented(401, 403, 404, 409, 422, 503))

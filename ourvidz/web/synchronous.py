@@ -25,6 +25,7 @@ from ourvidz.errors import (
     WorkerUnavailable,
     by_code,
 )
+from ourvidz.following import Followers
 from ourvidz.jobs.job import ChatJob
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import Record, StreamItem
@@ -78,8 +79,8 @@ async def stream_text(job: ChatJob) -> TextStream:
     its worker after the first part: another attempt would write another text.
     """
     with open_callers.wait() as stop:
-        deadline_s = control.current().settings.sync_deadline_s
-        follower = _JobFollower(job, control.current().ledger, deadline_s, stop)
+        app = control.current()
+        follower = _JobFollower(job, app.ledger, app.followers, app.settings.sync_deadline_s, stop)
         try:
             await run_in_threadpool(follower.submit)
             async with aclosing(follower.follow()) as parts:
@@ -157,9 +158,12 @@ async def await_first_event(
 class _JobFollower:
     """Submits one job and follows its stream until it ends or the deadline passes."""
 
-    def __init__(self, job: ChatJob, ledger: Ledger, deadline_s: float, stop: Stop) -> None:
+    def __init__(
+        self, job: ChatJob, ledger: Ledger, followers: Followers, deadline_s: float, stop: Stop
+    ) -> None:
         self._job = job
         self._ledger = ledger
+        self._followers = followers
         self._stop = stop
         self._deadline_s = deadline_s
         self._deadline_at = time.monotonic() + deadline_s
@@ -209,7 +213,7 @@ class _JobFollower:
 
     async def _items(self) -> AsyncGenerator[StreamItem | None, None]:
         """Yield the items of the job's stream; None after `IDLE_S` without one, and at the deadline."""
-        items = self._ledger.follow(self._job.id)
+        items = self._followers.follow(self._job.id)
         async with aclosing(StreamReader(items, self._stop)) as reader:
             while True:
                 timeout_s = min(IDLE_S, max(0.0, self._deadline_at - time.monotonic()))

@@ -31,6 +31,7 @@ from ourvidz.storage.store import Store
 if TYPE_CHECKING:
     # Imported on first use: every process has a control plane, and none uses all of it.
     from ourvidz.callbacks.delivery import CallbackSender
+    from ourvidz.following import Followers
     from ourvidz.media.credentials import Signer
     from ourvidz.references.resolve import ReferenceResolver
     from ourvidz.safety.gate import Gate
@@ -73,6 +74,13 @@ class ControlPlane:
         from ourvidz.safety.gate import Gate, load_terms
 
         return Gate(load_terms())
+
+    @cached_property
+    def followers(self) -> Followers:
+        """The followers of job streams; one object per process, because they share connections."""
+        from ourvidz.following import Followers
+
+        return Followers(self.ledger)
 
     @cached_property
     def references(self) -> ReferenceResolver:

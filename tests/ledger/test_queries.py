@@ -1,8 +1,6 @@
-"""Reading the ledger: pages, queues and event streams."""
+"""Reading the ledger: pages and queues."""
 
 from __future__ import annotations
-
-import asyncio
 
 import pytest
 
@@ -22,15 +20,6 @@ def run_to(ledger, job_id, outcome, run=1):
 
 def job_ids(records):
     return [record.job_id for record in records]
-
-
-def collect(ledger, job_id, after="0", limit_s=10):
-    """All items that `follow` yields within `limit_s` seconds."""
-
-    async def read_all():
-        return [item async for item in ledger.follow(job_id, after=after)]
-
-    return asyncio.run(asyncio.wait_for(read_all(), limit_s))
 
 
 class TestPages:
@@ -166,117 +155,3 @@ class TestMaintenance:
         assert ledger.purge(older_than_s=0, limit=1) == 1
         assert job_ids(ledger.page().records) == ["open"]
         assert ledger.list_events("dead") == []
-
-
-class TestStreams:
-    def test_the_stream_lists_the_events_of_a_job_in_order(self, ledger, image_job):
-        """A client that connects late gets the whole history of the job."""
-        ledger.register(image_job(), priority=6)
-        claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t")
-        ledger.step(claim, progress=50, stage="denoising")
-        ledger.step(claim, progress=50)
-        ledger.step(claim, progress=60, items=[("token", {"text": "ü"}), ("progress", {"step": 3})])
-        ledger.end(ledger.get("job-1"), outcome=FAILED)
-        assert [(item.kind, item.data) for item in ledger.stream("job-1")] == [
-            ("state", {"status": "queued", "run": 1, "attempt": 0, "stage": None}),
-            ("state", {"status": "processing", "run": 1, "attempt": 1, "stage": None}),
-            ("progress", {"progress": 50.0, "stage": "denoising"}),
-            ("token", {"text": "ü"}),
-            ("progress", {"progress": 60.0, "stage": "denoising", "step": 3}),
-            (
-                "done",
-                {
-                    "status": "failed",
-                    "run": 1,
-                    "error": {
-                        "code": "OOM_ERROR",
-                        "message": "there was not enough memory",
-                        "retryable": True,
-                    },
-                },
-            ),
-        ]
-
-    def test_a_reader_resumes_after_the_last_item_it_received(self, ledger, image_job):
-        """Resuming with `Last-Event-ID` repeats and skips nothing."""
-        ledger.register(image_job(), priority=6)
-        run_to(ledger, "job-1", DONE)
-        items = ledger.stream("job-1")
-        assert ledger.stream("job-1", after=items[0].id) == items[1:]
-        assert ledger.stream("job-1", limit=2) == items[:2]
-        assert ledger.stream("job-1", after=items[-1].id) == []
-        with pytest.raises(InvalidParameters):
-            ledger.stream("job-1", after="yesterday")
-
-    def test_only_the_latest_preview_is_kept(self, ledger, image_job):
-        """Previews are large, and a newer one replaces the older."""
-        ledger.register(image_job(), priority=6)
-        claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t")
-        for n in range(5):
-            ledger.step(claim, items=[("preview", {"n": n})])
-        previews = [item.data for item in ledger.stream("job-1") if item.kind == "preview"]
-        assert previews == [{"n": 4}]
-
-    def test_a_stream_is_bounded(self, ledger, image_job):
-        """A long text does not use unlimited memory: the oldest items are trimmed."""
-        ledger.register(image_job(), priority=6)
-        claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="t")
-        ledger.step(claim, items=[("token", {"n": n}) for n in range(1500)])
-        items = ledger.stream("job-1", limit=5000)
-        assert len(items) <= 700
-        assert items[-1].data == {"n": 1499}
-
-    def test_a_follower_gets_all_items_and_stops_when_the_job_ends(self, ledger, image_job):
-        """`follow` returns after the `done` item."""
-        ledger.register(image_job(), priority=6)
-
-        async def follow_while_running():
-            items = []
-            following = ledger.follow("job-1")
-            items.append(await anext(following))
-            claim = await asyncio.to_thread(ledger.claim, "job-1", 1, worker_id="w", lease_s=10, token="t")
-            items.append(await anext(following))
-            await asyncio.to_thread(ledger.step, claim, progress=10)
-            await asyncio.to_thread(ledger.end, ledger.get("job-1"), outcome=DONE)
-            items += [item async for item in following]
-            return items
-
-        items = asyncio.run(asyncio.wait_for(follow_while_running(), 10))
-        assert [item.kind for item in items] == ["state", "state", "progress", "done"]
-        assert items == ledger.stream("job-1")
-
-    def test_a_follower_of_an_ended_job_gets_the_remaining_items(self, ledger, image_job):
-        """`follow` returns at once instead of waiting for further items."""
-        ledger.register(image_job(), priority=6)
-        run_to(ledger, "job-1", DONE)
-        items = ledger.stream("job-1")
-        assert collect(ledger, "job-1", after=items[1].id) == items[2:]
-        assert collect(ledger, "job-1", after=items[-1].id) == []
-        assert collect(ledger, "nobody") == []
-
-    def test_the_end_of_an_earlier_run_does_not_stop_a_follower(self, ledger, image_job):
-        """A follower of a reopened job gets the items of the next run."""
-        ledger.register(image_job(), priority=6)
-        run_to(ledger, "job-1", FAILED)
-        ledger.reopen("job-1", priority=6)
-        run_to(ledger, "job-1", DONE, run=2)
-        items = collect(ledger, "job-1")
-        assert [item.data["run"] for item in items if item.kind == "done"] == [1, 2]
-
-    def test_several_followers_share_an_event_loop(self, ledger, image_job):
-        """Closing one follower does not close the connection of the others."""
-        ledger.register(image_job(), priority=6)
-
-        async def follow_while_running():
-            async def read_all_items():
-                return [item async for item in ledger.follow("job-1")]
-
-            others = [asyncio.create_task(read_all_items()) for _ in range(3)]
-            closed_early = ledger.follow("job-1")
-            await anext(closed_early)
-            await closed_early.aclose()
-            await asyncio.to_thread(run_to, ledger, "job-1", DONE)
-            return await asyncio.gather(*others)
-
-        streams = asyncio.run(asyncio.wait_for(follow_while_running(), 10))
-        assert all(each == ledger.stream("job-1") for each in streams)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import socket
 import tempfile
@@ -337,25 +336,6 @@ class TestOutages:
         ledger = Ledger("redis://127.0.0.1:1/0")
         with pytest.raises(WorkerUnavailable, match="the job store cannot be reached"):
             ledger.get("job-1")
-        with pytest.raises(WorkerUnavailable, match="the job store cannot be reached"):
-            asyncio.run(anext(ledger.follow("job-1")))
-
-    def test_a_follower_continues_after_a_restart(self, start_redis, image_job):
-        """An open event stream resumes when the server is reachable again."""
-        server = start_redis("--appendonly", "yes", "--appendfsync", "always")
-        ledger = Ledger(server.url)
-        ledger.register(image_job(), priority=6)
-
-        async def follow_over_restart() -> list[str]:
-            follower = ledger.follow("job-1")
-            kinds = [(await anext(follower)).kind]
-            server.kill()
-            await asyncio.to_thread(server.start)
-            await asyncio.to_thread(ledger.end, ledger.get("job-1"), outcome=FAILED)
-            return kinds + [item.kind async for item in follower]
-
-        assert asyncio.run(asyncio.wait_for(follow_over_restart(), 20)) == ["state", "done"]
-        ledger.close()
 
     def test_a_server_without_free_memory_is_unavailable(self, start_redis, image_job):
         """A job that cannot be recorded is not accepted."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, NamedTuple
 
 import pytest
 
 from ourvidz.errors import OutOfMemory, WorkerUnavailable
+from ourvidz.following import Followers
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.store import Ledger
 from ourvidz.net.sse import parse_events
 from ourvidz.records.record import StreamItem
 from ourvidz.web import events, sse
@@ -74,29 +74,23 @@ def test_a_client_that_received_the_last_event_gets_204(ended) -> None:
     assert ended.client.get("/jobs/job-1/events", headers={"Last-Event-ID": last}).status_code == 204
 
 
-class SilentLedger(Ledger):
-    """Its streams have no items, and fail once `fail` is set."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.fail = asyncio.Event()
-
-    async def follow(self, job_id: str, *, after: str = "0") -> Any:
-        await self.fail.wait()
-        raise WorkerUnavailable("away")
-        yield
+async def silent_until(failed: asyncio.Event) -> AsyncGenerator[StreamItem, None]:
+    """A stream without items, which fails once `failed` is set."""
+    await failed.wait()
+    raise WorkerUnavailable("away")
+    yield
 
 
 def test_a_silent_stream_sends_keep_alives_and_ends_when_the_ledger_fails(make_ledger) -> None:
     """Proxies close idle connections; clients resume a stream that ended without `done`."""
 
     async def read() -> list[bytes]:
-        ledger = make_ledger(SilentLedger)
-        received = []
-        async for chunk in events.stream(ledger, "job-1", after="0", keep_alive_s=0.001):
+        received, failed = [], asyncio.Event()
+        items = silent_until(failed)
+        async for chunk in events.stream(make_ledger(), "job-1", items, keep_alive_s=0.001):
             received.append(chunk)
             if received.count(sse.KEEP_ALIVE) == 3:
-                ledger.fail.set()
+                failed.set()
         return received
 
     assert asyncio.run(read()).count(sse.KEEP_ALIVE) >= 3
@@ -106,7 +100,8 @@ def test_a_client_that_disconnects_stops_the_read(make_ledger) -> None:
     """Closed browser tabs leave no readers behind."""
 
     async def disconnect() -> int:
-        stream = events.stream(make_ledger(SilentLedger), "job-1", after="0", keep_alive_s=0.001)
+        items = silent_until(asyncio.Event())
+        stream = events.stream(make_ledger(), "job-1", items, keep_alive_s=0.001)
         await anext(stream)
         await anext(stream)
         await stream.aclose()
@@ -123,7 +118,8 @@ def test_a_job_whose_stream_has_expired_still_ends_with_done(shim, make_ledger) 
     async def read() -> bytes:
         ledger = make_ledger()
         ledger.get = shim.ledger.get  # type: ignore[method-assign]
-        return b"".join([chunk async for chunk in events.stream(ledger, "job-1", after="0")])
+        items = Followers(ledger).follow("job-1")
+        return b"".join([chunk async for chunk in events.stream(ledger, "job-1", items)])
 
     assert parse(asyncio.run(read())) == [Event("done", {"status": "completed", "run": 1})]
 

@@ -15,6 +15,7 @@ import requests
 
 from ourvidz.celery_settings import PRIORITY_SYNC
 from ourvidz.errors import InternalError, OutOfMemory, WorkerLost, WorkerUnavailable
+from ourvidz.following import Followers
 from ourvidz.jobs.dialects import Defaults, parse
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.records.record import StreamItem
@@ -207,13 +208,13 @@ def test_a_request_with_a_gap_has_the_whole_text_or_an_error(shim, monkeypatch, 
     ]
     job_ended = threading.Event()
 
-    async def follow(job_id: str):
+    async def follow(self: Followers, job_id: str):
         while not job_ended.is_set():
             await asyncio.sleep(0.001)
         for item in items:
             yield item
 
-    monkeypatch.setattr(shim.ledger, "follow", follow)
+    monkeypatch.setattr(Followers, "follow", follow)
     request = RunningRequest(shim, stream=stream)
     text = Asset(type="text", metadata={"text": "A tide is moving water."})
     claim = shim.ledger.claim(request.job_id, 1, worker_id="w", lease_s=30, token="one")

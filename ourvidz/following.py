@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from ourvidz import log
-from ourvidz.errors import InternalError
-from ourvidz.ledger.connection import Connection, retry_async
-from ourvidz.records.codec import load_item
+from ourvidz.ledger.store import Ledger
+from ourvidz.ledger.streams import STREAM_START, StreamClient, StreamRequest, StreamSnapshot, checked_item_id
 from ourvidz.records.record import FINISHED, StreamItem
 
-START = "0"
-"""The position before the first item of a stream."""
 READ_COUNT = 200
 """Items that one read returns at most; fewer than a stream keeps when it is trimmed."""
 READS_PER_BATCH = 128
@@ -36,36 +32,35 @@ DISTRUST_S = 60.0
 LISTEN_TIMEOUT_S = 1.0
 RECONNECT_DELAY_S = 0.5
 CANCEL_AGAIN_S = 0.05
-_STATE_FIELDS = ("status", "run", "attempt", "stage", "progress")
 
 _log = log.get(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """The state of a job, each field None where it has none, and items of its stream, read after the state:
-    whatever the state says is then in the stream."""
-
-    state: dict[str, str | None]
-    items: list[StreamItem]
-
-
 class Followers:
-    """The hubs of a process, one per event loop; each exists as long as it has followers."""
+    """The followers of a process. They share one hub per event loop, which exists as long as it has some."""
 
-    def __init__(self, connection: Connection, *, job_key: Callable[[str], str],
-                 stream_key: Callable[[str], str]) -> None:  # fmt: skip
-        self._connection = connection
-        self._job_key = job_key
-        self._stream_key = stream_key
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._hubs: dict[asyncio.AbstractEventLoop, tuple[StreamHub, int]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
+    async def follow(self, job_id: str, *, after: str = STREAM_START) -> AsyncGenerator[StreamItem, None]:
+        """The items after an item id as they come, until the `done` of the current run. Where items after it
+        were trimmed, a `gap` item comes first, and the current state as a `state` and a `progress` item.
+
+        Any number of followers share two connections. Raises `WorkerUnavailable` when the server stays away,
+        `InvalidParameters` when `after` is no item id.
+        """
+        last = checked_item_id(after)
+        async with self._hub() as hub, aclosing(hub.follow(job_id, last)) as items:
+            async for item in items:
+                yield item
+
     @asynccontextmanager
-    async def hub(self) -> AsyncIterator[StreamHub]:
+    async def _hub(self) -> AsyncIterator[StreamHub]:
         """The hub of the running event loop; its users share it, and the last one closes it."""
         loop = asyncio.get_running_loop()
-        hub, users = self._hubs.get(loop) or (self._open(), 0)
+        hub, users = self._hubs.get(loop) or (StreamHub(self._ledger.open_stream_client()), 0)
         self._hubs[loop] = (hub, users + 1)
         try:
             yield hub
@@ -80,19 +75,14 @@ class Followers:
                 closing.add_done_callback(self._closing.discard)
                 await asyncio.shield(closing)
 
-    def _open(self) -> StreamHub:
-        return StreamHub(self._connection.open_async_client(), self._job_key, self._stream_key)
-
 
 class StreamHub:
     """Reads the streams of many jobs for the followers of one event loop."""
 
-    def __init__(self, client: Any, job_key: Callable[[str], str], stream_key: Callable[[str], str]) -> None:
+    def __init__(self, client: StreamClient) -> None:
         self._client = client
-        self._job_key = job_key
-        self._stream_key = stream_key
         self._listener = _Listener(client)
-        self._reads: list[tuple[str, str, int, asyncio.Future[_Snapshot]]] = []
+        self._reads: list[tuple[StreamRequest, asyncio.Future[StreamSnapshot]]] = []
         self._requested = asyncio.Event()
         self._reader = asyncio.ensure_future(self._serve_reads())
         self._trusts_from = 0.0
@@ -106,7 +96,7 @@ class StreamHub:
         id, and then the current state of the job as a `state` and a `progress` item under the same id.
         """
         last, is_poll, unannounced = after, False, False
-        with self._listener.watching(self._stream_key(job_id)) as changed:
+        with self._listener.watching(self._client.channel(job_id)) as changed:
             while True:
                 announced = changed.is_set()
                 changed.clear()
@@ -154,12 +144,12 @@ class StreamHub:
         A stream begins with the state `queued`. Trimming leaves more items than one read returns, so only a
         full read can follow a gap.
         """
-        if last == START:
+        if last == STREAM_START:
             first = items[0]
             return not (first.kind == "state" and first.data["status"] == "queued")
         if len(items) < READ_COUNT:
             return False
-        oldest = (await self._read(job_id, START, count=1)).items
+        oldest = (await self._read(job_id, STREAM_START, count=1)).items
         return bool(oldest) and _order(oldest[0].id) > _order(last)
 
     async def _ends_last_run(self, job_id: str, done: StreamItem) -> bool:
@@ -167,10 +157,10 @@ class StreamHub:
         run = (await self._read(job_id, done.id, count=1)).state["run"]
         return run is None or int(run) == done.data["run"]
 
-    async def _read(self, job_id: str, after: str, count: int = READ_COUNT) -> _Snapshot:
+    async def _read(self, job_id: str, after: str, count: int = READ_COUNT) -> StreamSnapshot:
         """Read with the next batch. Raises `WorkerUnavailable` when the server stays away."""
-        answer: asyncio.Future[_Snapshot] = asyncio.get_running_loop().create_future()
-        self._reads.append((job_id, after, count, answer))
+        answer: asyncio.Future[StreamSnapshot] = asyncio.get_running_loop().create_future()
+        self._reads.append((StreamRequest(job_id, after, count), answer))
         self._requested.set()
         return await answer
 
@@ -182,12 +172,12 @@ class StreamHub:
                 batch, self._reads = self._reads[:READS_PER_BATCH], self._reads[READS_PER_BATCH:]
                 await self._serve(batch)
 
-    async def _serve(self, batch: list[tuple[str, str, int, asyncio.Future[_Snapshot]]]) -> None:
+    async def _serve(self, batch: list[tuple[StreamRequest, asyncio.Future[StreamSnapshot]]]) -> None:
         try:
-            snapshots: list[Any] = await retry_async(lambda: self._execute(batch))
+            snapshots: list[Any] = await self._client.read([request for request, _ in batch])
         except Exception as error:  # noqa: BLE001  each follower raises it
             snapshots = [error.with_traceback(None)] * len(batch)
-        for (_, _, _, answer), snapshot in zip(batch, snapshots, strict=True):
+        for (_, answer), snapshot in zip(batch, snapshots, strict=True):
             if answer.done():
                 continue
             if isinstance(snapshot, Exception):
@@ -195,33 +185,11 @@ class StreamHub:
             else:
                 answer.set_result(snapshot)
 
-    async def _execute(self, batch: list[tuple[str, str, int, Any]]) -> list[_Snapshot | InternalError]:
-        pipeline = self._client.pipeline(transaction=False)
-        for job_id, after, count, _ in batch:
-            pipeline.hmget(self._job_key(job_id), *_STATE_FIELDS)
-            pipeline.xrange(self._stream_key(job_id), min=f"({after}", count=count)
-        answers = await pipeline.execute(raise_on_error=False)
-        for answer in answers:
-            if isinstance(answer, Exception) and not str(answer).startswith("WRONGTYPE"):
-                raise answer
-        jobs = [job_id for job_id, *_ in batch]
-        return list(map(_snapshot, jobs, answers[::2], answers[1::2]))
-
-
-def _snapshot(job_id: str, fields: Any, items: Any) -> _Snapshot | InternalError:
-    """The snapshot in two answers; an error where what is stored cannot be read: the followers of other jobs
-    have their answers in the same batch."""
-    try:
-        state = dict(zip(_STATE_FIELDS, fields, strict=True))
-        return _Snapshot(state, [load_item(item_id, row) for item_id, row in items])
-    except (KeyError, TypeError, ValueError):
-        return InternalError(f"the stream of job {job_id} cannot be read by this release")
-
 
 class _Listener:
     """Listens to the announcements of many streams on one connection, and wakes their followers."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: StreamClient) -> None:
         self._client = client
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._changes: dict[str, bool] = {}

@@ -7,14 +7,18 @@ import time
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
 
-from ourvidz.errors import InternalError
+from ourvidz import following
+from ourvidz.errors import InternalError, OutOfMemory, WorkerUnavailable
+from ourvidz.following import Followers
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger import following
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import StreamItem
+from tests.factories import chat_job, image_job
 
 DONE = Outcome(status="completed")
+FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
 FOLLOWERS = 300
 """More than a connection pool of redis-py holds."""
 STREAM_ITEMS = 500
@@ -27,6 +31,12 @@ def ledger(start_redis):
     ledger = Ledger(start_redis().url)
     yield ledger
     ledger.close()
+
+
+@pytest.fixture
+def followers(ledger):
+    """The followers of the ledger's streams."""
+    return Followers(ledger)
 
 
 @pytest.fixture
@@ -44,6 +54,16 @@ async def drain(items) -> list[StreamItem]:
     return [item async for item in items]
 
 
+def run_to(ledger, job_id, outcome, run=1):
+    """Claim a job and end it."""
+    assert ledger.end(claimed(ledger, job_id, run), outcome=outcome)
+
+
+def collect(followers, job_id, after="0", limit_s=10):
+    """All items that `follow` yields within `limit_s` seconds."""
+    return asyncio.run(asyncio.wait_for(drain(followers.follow(job_id, after=after)), limit_s))
+
+
 def stream_tokens(ledger, claim, count):
     """Append tokens, many per call."""
     for start in range(0, count, 50):
@@ -51,7 +71,7 @@ def stream_tokens(ledger, claim, count):
         ledger.step(claim, items=[("token", {"text": f"{number} "}) for number in texts])
 
 
-def test_hundreds_of_followers_share_two_connections(ledger, client, image_job):
+def test_hundreds_of_followers_share_two_connections(ledger, followers, client):
     """Each had one of its own, so more than a hundred waiting callers failed."""
     jobs = [f"j{number}" for number in range(FOLLOWERS)]
     for job in jobs:
@@ -59,7 +79,7 @@ def test_hundreds_of_followers_share_two_connections(ledger, client, image_job):
     before = len(client.client_list())
 
     async def follow_all():
-        streams = [ledger.follow(job) for job in jobs]
+        streams = [followers.follow(job) for job in jobs]
         first = await asyncio.gather(*(anext(stream) for stream in streams))
         connections = len(await asyncio.to_thread(client.client_list)) - before
         rest = [asyncio.ensure_future(drain(stream)) for stream in streams]
@@ -73,7 +93,7 @@ def test_hundreds_of_followers_share_two_connections(ledger, client, image_job):
 
 
 @pytest.mark.parametrize("damage", ["an item", "the stream", "the record"])
-def test_a_stream_that_cannot_be_read_ends_only_its_own_follower(ledger, client, image_job, damage):
+def test_a_stream_that_cannot_be_read_ends_only_its_own_follower(ledger, followers, client, damage):
     """Followers share their reads: one job must not cut off the callers of a hundred others."""
     for job in ("bad", "good"):
         ledger.register(image_job(job), priority=6)
@@ -85,24 +105,24 @@ def test_a_stream_that_cannot_be_read_ends_only_its_own_follower(ledger, client,
         client.set(name, "text")
 
     async def follow_both():
-        following = [asyncio.ensure_future(drain(ledger.follow(job))) for job in ("bad", "good")]
-        await asyncio.wait({following[0]})
+        pending = [asyncio.ensure_future(drain(followers.follow(job))) for job in ("bad", "good")]
+        await asyncio.wait({pending[0]})
         await asyncio.to_thread(lambda: ledger.end(claimed(ledger, "good"), outcome=DONE))
-        return await asyncio.gather(*following, return_exceptions=True)
+        return await asyncio.gather(*pending, return_exceptions=True)
 
     error, items = asyncio.run(asyncio.wait_for(follow_both(), 20))
     assert isinstance(error, InternalError)
     assert [item.kind for item in items] == ["state", "state", "done"]
 
 
-def test_an_item_reaches_its_follower_without_a_poll(ledger, image_job, monkeypatch):
+def test_an_item_reaches_its_follower_without_a_poll(ledger, followers, monkeypatch):
     """It is announced: a text must not arrive in bursts."""
     monkeypatch.setattr(following, "POLL_S", 3600)
     monkeypatch.setattr(following, "TRUSTING_POLL_S", 3600)
     ledger.register(image_job(), priority=6)
 
     async def follow():
-        stream = ledger.follow("job-1")
+        stream = followers.follow("job-1")
         await anext(stream)
         for _ in range(5):
             waiting = asyncio.ensure_future(anext(stream))
@@ -117,14 +137,14 @@ def test_an_item_reaches_its_follower_without_a_poll(ledger, image_job, monkeypa
     asyncio.run(follow())
 
 
-def test_an_item_that_was_not_announced_is_found_by_the_next_poll(ledger, client, image_job, monkeypatch):
+def test_an_item_that_was_not_announced_is_found_by_the_next_poll(ledger, followers, client, monkeypatch):
     """Workers of an older release announce nothing, and announcements of a lost connection are lost."""
     monkeypatch.setattr(following, "POLL_S", 0.02)
     ledger.register(image_job(), priority=6)
     name = ledger._keys.stream("job-1")
 
     async def follow():
-        stream = ledger.follow("job-1")
+        stream = followers.follow("job-1")
         await anext(stream)
         waiting = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
@@ -137,7 +157,7 @@ def test_an_item_that_was_not_announced_is_found_by_the_next_poll(ledger, client
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_polls_become_rare_while_every_item_is_announced(ledger, client, image_job, monkeypatch, announced):
+def test_polls_become_rare_while_every_item_is_announced(ledger, followers, client, monkeypatch, announced):
     """Thousands of waiting callers would keep a core busy otherwise; a worker that announces nothing must not
     make its callers wait."""
     monkeypatch.setattr(following, "TRUSTING_POLL_S", 0.02)
@@ -147,9 +167,9 @@ def test_polls_become_rare_while_every_item_is_announced(ledger, client, image_j
     name = ledger._keys.stream("job-1")
 
     async def follow():
-        stream = ledger.follow("job-1")
+        stream = followers.follow("job-1")
         await anext(stream)
-        (hub, _), *_ = ledger._followers._hubs.values()
+        (hub, _), *_ = followers._hubs.values()
         monkeypatch.setattr(following, "DISTRUST_S", 3600.0)
         for _ in range(5):
             waiting = asyncio.ensure_future(anext(stream))
@@ -165,7 +185,7 @@ def test_polls_become_rare_while_every_item_is_announced(ledger, client, image_j
     assert asyncio.run(follow()) == announced
 
 
-def test_a_user_who_may_not_publish_changes_no_result(start_redis, image_job, monkeypatch):
+def test_a_user_who_may_not_publish_changes_no_result(start_redis, monkeypatch):
     """An access list that names keys only must not make every verb fail."""
     monkeypatch.setattr(following, "POLL_S", 0.02)
     server = start_redis()
@@ -175,7 +195,7 @@ def test_a_user_who_may_not_publish_changes_no_result(start_redis, image_job, mo
     ledger.register(image_job(), priority=6)
 
     async def follow():
-        stream = ledger.follow("job-1")
+        stream = Followers(ledger).follow("job-1")
         kinds = [(await anext(stream)).kind]
         claim = await asyncio.to_thread(claimed, ledger, "job-1")
         await asyncio.to_thread(ledger.end, claim, outcome=DONE)
@@ -185,16 +205,101 @@ def test_a_user_who_may_not_publish_changes_no_result(start_redis, image_job, mo
     ledger.close()
 
 
+def test_a_follower_gets_all_items_and_stops_when_the_job_ends(ledger, followers):
+    """`follow` returns after the `done` item."""
+    ledger.register(image_job(), priority=6)
+
+    async def follow_while_running():
+        items = []
+        stream = followers.follow("job-1")
+        items.append(await anext(stream))
+        claim = await asyncio.to_thread(ledger.claim, "job-1", 1, worker_id="w", lease_s=10, token="t")
+        items.append(await anext(stream))
+        await asyncio.to_thread(ledger.step, claim, progress=10)
+        await asyncio.to_thread(ledger.end, ledger.get("job-1"), outcome=DONE)
+        items += [item async for item in stream]
+        return items
+
+    items = asyncio.run(asyncio.wait_for(follow_while_running(), 10))
+    assert [item.kind for item in items] == ["state", "state", "progress", "done"]
+    assert items == ledger.stream("job-1")
+
+
+def test_a_follower_of_an_ended_job_gets_the_remaining_items(ledger, followers):
+    """`follow` returns at once instead of waiting for further items."""
+    ledger.register(image_job(), priority=6)
+    run_to(ledger, "job-1", DONE)
+    items = ledger.stream("job-1")
+    assert collect(followers, "job-1", after=items[1].id) == items[2:]
+    assert collect(followers, "job-1", after=items[-1].id) == []
+    assert collect(followers, "nobody") == []
+
+
+def test_the_end_of_an_earlier_run_does_not_stop_a_follower(ledger, followers):
+    """A follower of a reopened job gets the items of the next run."""
+    ledger.register(image_job(), priority=6)
+    run_to(ledger, "job-1", FAILED)
+    ledger.reopen("job-1", priority=6)
+    run_to(ledger, "job-1", DONE, run=2)
+    items = collect(followers, "job-1")
+    assert [item.data["run"] for item in items if item.kind == "done"] == [1, 2]
+
+
+def test_several_followers_share_an_event_loop(ledger, followers):
+    """Closing one follower does not close the connection of the others."""
+    ledger.register(image_job(), priority=6)
+
+    async def follow_while_running():
+        async def read_all_items():
+            return [item async for item in followers.follow("job-1")]
+
+        others = [asyncio.create_task(read_all_items()) for _ in range(3)]
+        closed_early = followers.follow("job-1")
+        await anext(closed_early)
+        await closed_early.aclose()
+        await asyncio.to_thread(run_to, ledger, "job-1", DONE)
+        return await asyncio.gather(*others)
+
+    streams = asyncio.run(asyncio.wait_for(follow_while_running(), 10))
+    assert all(each == ledger.stream("job-1") for each in streams)
+
+
+def test_a_follower_continues_after_a_restart(start_redis):
+    """An open event stream resumes when the server is reachable again."""
+    server = start_redis("--appendonly", "yes", "--appendfsync", "always")
+    ledger = Ledger(server.url)
+    ledger.register(image_job(), priority=6)
+
+    async def follow_over_restart() -> list[str]:
+        follower = Followers(ledger).follow("job-1")
+        kinds = [(await anext(follower)).kind]
+        server.kill()
+        await asyncio.to_thread(server.start)
+        await asyncio.to_thread(ledger.end, ledger.get("job-1"), outcome=FAILED)
+        return kinds + [item.kind async for item in follower]
+
+    assert asyncio.run(asyncio.wait_for(follow_over_restart(), 20)) == ["state", "done"]
+    ledger.close()
+
+
+def test_a_long_outage_raises_an_error_with_a_readable_message(monkeypatch):
+    """The event route closes the stream, and a caller that waits gets 503."""
+    monkeypatch.setattr("ourvidz.ledger.connection.PATIENT_RETRIES", (NoBackoff(), 1))
+    ledger = Ledger("redis://127.0.0.1:1/0")
+    with pytest.raises(WorkerUnavailable, match="the job store cannot be reached"):
+        asyncio.run(anext(Followers(ledger).follow("job-1")))
+
+
 class TestGaps:
-    def test_a_reader_that_resumes_behind_trimmed_items_gets_a_gap_and_the_state(self, ledger, chat_job):
+    def test_a_reader_that_resumes_behind_trimmed_items_gets_a_gap_and_the_state(self, ledger, followers):
         """It would take the middle of a text for its continuation."""
-        ledger.register(chat_job("a"), priority=6)
+        ledger.register(chat_job(job_id="a"), priority=6)
         claim = claimed(ledger, "a")
         ledger.step(claim, progress=40, stage="text")
         resumed_at = ledger.stream("a")[-1].id
         stream_tokens(ledger, claim, STREAM_ITEMS + 200)
         ledger.end(claim, outcome=DONE)
-        received = asyncio.run(drain(ledger.follow("a", after=resumed_at)))
+        received = asyncio.run(drain(followers.follow("a", after=resumed_at)))
         gap, state, progress, token, *_, done = received
         assert (gap.kind, gap.data, gap.id) == ("gap", {"after": resumed_at}, resumed_at)
         assert state.data == {"status": "completed", "run": 1, "attempt": 1, "stage": None}
@@ -203,30 +308,30 @@ class TestGaps:
         assert (token.kind, done.kind) == ("token", "done")
         assert [item.kind for item in received].count("gap") == 1
 
-    def test_a_reader_from_the_start_gets_a_gap_where_the_beginning_is_gone(self, ledger, chat_job):
+    def test_a_reader_from_the_start_gets_a_gap_where_the_beginning_is_gone(self, ledger, followers):
         """And none where it is there."""
-        ledger.register(chat_job("a"), priority=6)
+        ledger.register(chat_job(job_id="a"), priority=6)
         claim = claimed(ledger, "a")
         stream_tokens(ledger, claim, STREAM_ITEMS - 10)
         ledger.end(claim, outcome=DONE)
-        assert "gap" not in {item.kind for item in asyncio.run(drain(ledger.follow("a")))}
-        ledger.register(chat_job("b"), priority=6)
+        assert "gap" not in {item.kind for item in asyncio.run(drain(followers.follow("a")))}
+        ledger.register(chat_job(job_id="b"), priority=6)
         claim = claimed(ledger, "b")
         stream_tokens(ledger, claim, STREAM_ITEMS + 200)
         ledger.end(claim, outcome=DONE)
-        assert [item.kind for item in asyncio.run(drain(ledger.follow("b")))][:3] == [
+        assert [item.kind for item in asyncio.run(drain(followers.follow("b")))][:3] == [
             "gap",
             "state",
             "progress",
         ]
 
-    def test_a_slow_reader_gets_the_gap_in_the_middle(self, ledger, chat_job):
+    def test_a_slow_reader_gets_the_gap_in_the_middle(self, ledger, followers):
         """Its connection is slower than the model."""
-        ledger.register(chat_job("a"), priority=6)
+        ledger.register(chat_job(job_id="a"), priority=6)
         claim = claimed(ledger, "a")
 
         async def read_slowly():
-            stream = ledger.follow("a")
+            stream = followers.follow("a")
             kinds = [(await anext(stream)).kind, (await anext(stream)).kind]
             await asyncio.to_thread(stream_tokens, ledger, claim, STREAM_ITEMS + 200)
             await asyncio.to_thread(ledger.end, claim, outcome=DONE)
@@ -236,7 +341,7 @@ class TestGaps:
         assert kinds[:5] == ["state", "state", "gap", "state", "progress"]
         assert (kinds.count("gap"), kinds[-1]) == (1, "done")
 
-    def test_a_preview_that_was_replaced_is_no_gap(self, ledger, image_job):
+    def test_a_preview_that_was_replaced_is_no_gap(self, ledger, followers):
         """Only the latest preview is kept; a reader that resumes after an earlier one has missed nothing."""
         ledger.register(image_job(), priority=6)
         claim = claimed(ledger, "job-1")
@@ -245,6 +350,6 @@ class TestGaps:
         for number in range(1, 301):
             ledger.step(claim, progress=number / 4, items=[("preview", {"webp": "UklGRg=="})])
         ledger.end(claim, outcome=DONE)
-        kinds = [item.kind for item in asyncio.run(drain(ledger.follow("job-1", after=resumed_at)))]
+        kinds = [item.kind for item in asyncio.run(drain(followers.follow("job-1", after=resumed_at)))]
         assert "gap" not in kinds
         assert kinds[-1] == "done"
