@@ -31,7 +31,7 @@ HOME_OF: dict[str, set[str]] = {
     "celery": {"app", "claims", "dispatch", "pool", "signals", "tasks"},
     "kombu": {"celery_settings", "dispatch"},
     "billiard": {"pool", "signals"},
-    "redis": {"ledger", "dispatch", "cli", "embedded_redis", "testing"},
+    "redis": {"ledger", "redis_clients", "dispatch", "cli", "embedded_redis", "testing"},
     "requests": {"cli"},
     "httpcore2": {"net"},
     "urllib3": {"net"},

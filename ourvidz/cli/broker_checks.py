@@ -10,7 +10,7 @@ import redis
 
 from ourvidz.cli.checks import NETWORK_TIMEOUT_S, Check, failed, ok, skipped
 from ourvidz.errors import SettingsError
-from ourvidz.ledger.clients import open_client
+from ourvidz.redis_clients import open_client
 from ourvidz.settings import Settings
 
 OLDEST_VERSION = (6, 2)

@@ -22,9 +22,9 @@ from ourvidz.celery_settings import (
 )
 from ourvidz.dispatch.messages import is_message
 from ourvidz.jobs.catalog import QUEUES
-from ourvidz.ledger.clients import open_client
 from ourvidz.ledger.connection import translated_errors
 from ourvidz.ledger.store import Ledger
+from ourvidz.redis_clients import open_client
 from ourvidz.wiring import control
 
 BEAT_QUEUE, SWEEP_TASK = "maintenance", "ourvidz.maintenance.sweep"

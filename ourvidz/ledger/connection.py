@@ -15,10 +15,10 @@ from redis.exceptions import AuthenticationError, AuthorizationError, ReadOnlyEr
 from redis.retry import Retry
 
 from ourvidz.errors import WorkerUnavailable
-from ourvidz.ledger.clients import open_async_client, open_client
 from ourvidz.ledger.scripts import load_scripts
 from ourvidz.records.codec import newer_record
 from ourvidz.records.record import RECORD_VERSION
+from ourvidz.redis_clients import open_async_client, open_client
 
 Answer = TypeVar("Answer")
 

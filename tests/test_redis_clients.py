@@ -23,7 +23,7 @@ from ourvidz.ledger.store import Ledger
 from ourvidz.settings import environment
 from tests.factories import image_job
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 BROKER = """
 from ourvidz.app import app
 with app.connection_for_write() as connection:
