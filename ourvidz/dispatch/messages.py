@@ -13,9 +13,11 @@ from redis.exceptions import RedisError
 from ourvidz import log
 from ourvidz.app import app as celery_app
 from ourvidz.celery_settings import CALLBACKS_QUEUE, DELIVER_TASK, ENHANCE_TASK, ENHANCEMENT, PRIORITY_SYNC
+from ourvidz.dispatch.broker_entries import encode, is_broker
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.jobs.catalog import CATALOG, QUEUES
-from ourvidz.records.record import Record
+from ourvidz.jobs.job import Job
+from ourvidz.records.record import BrokerEntry, Record, awaits_enhancement
 from ourvidz.wiring import control
 
 MESSAGE_VERSION = 1
@@ -35,12 +37,12 @@ _log = log.get(__name__)
 
 def task_id(record: Record) -> str:
     """Return the Celery task id of a job's run: the job id, with `~RUN` appended from the second run on."""
-    return record.job_id if record.run == 1 else f"{record.job_id}~{record.run}"
+    return _task_id(record.job_id, record.run)
 
 
 def message(record: Record) -> dict[str, Any]:
     """Return the argument of a job's task: `{"v": version, "id": job id, "run": run}`."""
-    return {"v": MESSAGE_VERSION, "id": record.job_id, "run": record.run}
+    return _message(record.job_id, record.run)
 
 
 def is_message(argument: object) -> bool:
@@ -61,7 +63,7 @@ def publish(record: Record, *, delay_s: float = 0.0) -> bool:
     A job whose prompt is to be enhanced is published as a chain: enhancement, then generation. Returns False,
     after logging, when the broker or the ledger cannot be reached.
     """
-    signature = _generation(record)
+    signature = _generation(record.job_id, record.run, record.type, record.priority)
     try:
         if record.enhancement == "wanted" and _start_with_enhancement(record):
             signature = chain(_enhancement(record), signature)
@@ -71,6 +73,15 @@ def publish(record: Record, *, delay_s: float = 0.0) -> bool:
         return False
     note_published(record)
     return True
+
+
+def broker_entry(job: Job, *, priority: int) -> BrokerEntry | None:
+    """Return the message of a job's first run as the broker's list contains it, for the ledger to publish it
+    with the record. None when it is published on its own: the broker is elsewhere, or what comes first
+    depends on the workers."""
+    if awaits_enhancement(job) or not is_broker(control.current().ledger.url):
+        return None
+    return encode(_generation(job.id, 1, job.type, priority))
 
 
 def note_published(record: Record) -> None:
@@ -94,22 +105,34 @@ def deliver(job_id: str) -> None:
         _log.warning("dispatch_failed", job_id=job_id, error=type(error).__name__)
 
 
-def _generation(record: Record) -> Signature:
-    limit_s = HARD_LIMIT_FACTOR * time_limit_s(record.type)
-    return _signature(CATALOG[record.type].task, record, task_id(record), record.priority, limit_s=limit_s)
+def _task_id(job_id: str, run: int) -> str:
+    return job_id if run == 1 else f"{job_id}~{run}"
+
+
+def _message(job_id: str, run: int) -> dict[str, Any]:
+    return {"v": MESSAGE_VERSION, "id": job_id, "run": run}
+
+
+def _generation(job_id: str, run: int, type_name: str, priority: int) -> Signature:
+    limit_s = HARD_LIMIT_FACTOR * time_limit_s(type_name)
+    task, celery_id = CATALOG[type_name].task, _task_id(job_id, run)
+    return _signature(task, _message(job_id, run), celery_id, priority, limit_s=limit_s)
 
 
 def _enhancement(record: Record) -> Signature:
     limit_s = HARD_LIMIT_FACTOR * control.current().settings.enhance_within_s
-    return _signature(ENHANCE_TASK, record, f"{task_id(record)}~enhance", ENHANCEMENT, limit_s=limit_s)
+    celery_id = f"{task_id(record)}~enhance"
+    return _signature(ENHANCE_TASK, message(record), celery_id, ENHANCEMENT, limit_s=limit_s)
 
 
-def _signature(task: str, record: Record, celery_id: str, priority: int, *, limit_s: float) -> Signature:
+def _signature(
+    task: str, argument: dict[str, Any], celery_id: str, priority: int, *, limit_s: float
+) -> Signature:
     """Return one message of a job, for the queue of its task. Immutable: in a chain, it ignores the result of
     its predecessor. `limit_s`: hard time limit in seconds, model load excluded."""
     return celery_app.signature(
         task,
-        args=(message(record),),
+        args=(argument,),
         immutable=True,
         task_id=celery_id,
         queue=celery_app.conf.task_routes[task]["queue"],

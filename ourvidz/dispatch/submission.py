@@ -1,8 +1,8 @@
 """The one way in for jobs: parse → safety gate → capacity and workers → record → publish.
 
 Every entrance calls `submit` or `submit_all`: HTTP, the Upstash forms, synchronous chat, the OpenAI routes,
-`task.delay(payload)`, a payload sent to a task by name, and `ourvidz.testing`. The record is written before
-the message is published: a message that gets lost is published again by the sweep.
+`task.delay(payload)`, a payload sent to a task by name, and `ourvidz.testing`. The record is written with
+the message or before it: a message that gets lost is published again by the sweep.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from ourvidz.app import app as celery_app
 from ourvidz.celery_settings import JOBS
-from ourvidz.dispatch.messages import publish
+from ourvidz.dispatch.messages import broker_entry, publish
 from ourvidz.errors import Conflict, OurvidzError
 from ourvidz.jobs.dialects import parse
 from ourvidz.jobs.job import Job
@@ -119,12 +119,13 @@ def _at(error: OurvidzError, index: int) -> OurvidzError:
 
 
 def _enqueue(job: Job, priority: int, suppress_callbacks: bool, in_worker: bool) -> Admission:
-    """Record a checked job and publish its message."""
+    """Record a checked job and publish its message, both in one transaction where that is possible."""
     ledger = control.current().ledger
-    admission = ledger.register(job, priority=priority, suppress_callbacks=suppress_callbacks)
+    entry = None if in_worker else broker_entry(job, priority=priority)
+    admission = ledger.register(job, priority=priority, suppress_callbacks=suppress_callbacks, entry=entry)
     if not admission.same:
         raise _id_conflict(job.id)
-    if admission.created and not in_worker:
+    if admission.created and not in_worker and entry is None:
         publish(admission.record)
     return admission
 

@@ -88,7 +88,7 @@ class Connection:
     def __init__(
         self, url: str, *, prefix: str, clock: Callable[[], float] | None, replica_acks: int = 0
     ) -> None:
-        self._url = url
+        self.url = url
         self._prefix = prefix
         self._clock = clock
         self._replica_acks = replica_acks
@@ -183,7 +183,7 @@ class Connection:
     def open_async_client(self) -> Any:
         """A client of its own for the running event loop; the caller closes it."""
         return open_async_client(
-            self._url, connect_s=CONNECT_TIMEOUT_S, answer_s=ANSWER_TIMEOUT_S, health_check_interval=10
+            self.url, connect_s=CONNECT_TIMEOUT_S, answer_s=ANSWER_TIMEOUT_S, health_check_interval=10
         )
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from ourvidz.ledger.connection import new_call_token
 from ourvidz.records.codec import dump_json, dump_outcome, generation_ms, load_record, pairs, unsigned_assets
 from ourvidz.records.record import (
     Admission,
+    BrokerEntry,
     Claim,
     Record,
     Verdict,
@@ -26,16 +27,24 @@ from ourvidz.records.record import (
 class JobOperations(LedgerBase):
     """Verbs that change a job."""
 
-    def register(self, job: Job, *, priority: int, suppress_callbacks: bool = False) -> Admission:
+    def register(
+        self,
+        job: Job,
+        *,
+        priority: int,
+        suppress_callbacks: bool = False,
+        entry: BrokerEntry | None = None,
+    ) -> Admission:
         """Record a new job as `queued`: run 1, attempt 0, due now; or return the record under its id.
 
         Nothing changes when the id is taken. Adds a `state` item to the job's stream. With
-        `suppress_callbacks` no run of the job ever adds an outbox event.
+        `suppress_callbacks` no run of the job ever adds an outbox event. `entry`: the message of the job,
+        published in the same transaction as the record of a new one.
 
         `WorkerUnavailable` also when too few replicas confirm the record in time; it stands, and the same
         call returns it later.
         """
-        created, fields = self._connection.run_replicated_script(
+        created, fields, position = self._connection.run_replicated_script(
             "register",
             job.id,
             job.type,
@@ -52,9 +61,12 @@ class JobOperations(LedgerBase):
             "wanted" if awaits_enhancement(job) else None,
             job.request(),
             record_version(job),
+            entry.list_name if entry else None,
+            entry.message if entry else None,
         )
         record = load_record(job.id, pairs(fields))
         return Admission(
+            position=position,
             created=bool(created),
             same=job.is_repeat_of(record.fingerprint, record.callback_metadata, record.request),
             record=record,

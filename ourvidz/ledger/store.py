@@ -64,6 +64,11 @@ class Ledger(
             LedgerOptions(presence_s, retention_s, retry_window_s, document_limit),
         )
 
+    @property
+    def url(self) -> str:
+        """The URL that the ledger was opened with. It may contain a password."""
+        return self._connection.url
+
     def now(self) -> float:
         """The ledger's time: Unix seconds."""
         return self._connection.now()

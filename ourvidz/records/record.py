@@ -95,13 +95,23 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokerEntry:
+    """One message as a list of the broker contains it: the key of the list, and the message as JSON."""
+
+    list_name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
     """The result of a registration. `created` is true for exactly one caller of an id; `same` is false when
-    the id belongs to a job that asks for different work."""
+    the id belongs to a job that asks for different work. `position` is the job's place in its queue, 0 for
+    the next to start; None when it is not queued."""
 
     created: bool
     same: bool
     record: Record
+    position: int | None
 
 
 @dataclass(frozen=True, slots=True)

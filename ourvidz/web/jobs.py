@@ -64,7 +64,7 @@ def _submit(request: Request, payload: object) -> Response:
     admission = dispatch.submit(job)
     if not admission.created:
         return _json(views.state(admission.record, app.ledger, app.store), 200)
-    return _json(views.accepted(admission.record, app.ledger), 202, {"Location": f"/jobs/{job.id}"})
+    return _json(views.accepted(admission.record, admission.position), 202, {"Location": f"/jobs/{job.id}"})
 
 
 @router.get("/jobs", responses=documented(401, 403, 422, 503))
@@ -130,7 +130,8 @@ def cancel(request: Request, job_id: JobId) -> JobState:
 def retry(request: Request, job_id: JobId) -> Accepted:
     """Run a failed or cancelled job again under its id."""
     audit.entry(request.scope).set_job(_record(job_id))
-    return views.accepted(dispatch.retry(job_id), control.current().ledger)
+    record = dispatch.retry(job_id)
+    return views.accepted(record, control.current().ledger.queue_position(job_id))
 
 
 @router.delete("/jobs/{id}", responses=documented(401, 403, 404, 409, 422, 503))

@@ -15,12 +15,12 @@ SAMPLE_SIZE = 20
 """Jobs ahead in the queue that are read for an estimate."""
 
 
-def accepted(record: Record, ledger: Ledger) -> Accepted:
+def accepted(record: Record, position: int | None) -> Accepted:
     """The response to a submission. The position is 0 also when a worker has claimed the job already."""
     return Accepted(
         job_id=record.job_id,
         queue=record.queue,
-        position=ledger.queue_position(record.job_id) or 0,
+        position=position or 0,
         run=record.run,
         seed=record.callback_metadata.get("seed"),
     )

@@ -1,16 +1,23 @@
--- Register a new job as queued: run 1, attempt 0, a new fence, due now. Changes nothing when the id is taken.
+-- Register a new job as queued: run 1, attempt 0, a new fence, due now; and publish its message, if there is one.
+-- Changes nothing when the id is taken.
 -- Arguments: id, type, queue, user, priority, fingerprint, callback_url, facts (JSON), document (JSON), token,
 --   quiet, one_shot, enhancement (each '' or the value of the record's field), request (what the caller sent, to
---   be compared), version (of the record, the lowest that can handle it).
--- Keys: job, doc, order, fence, queued, index:all, index:user, stream, call.
--- Returns: { 1 for a new job or 0, the record }.
+--   be compared), version (of the record, the lowest that can handle it), list (of the broker; '' for none),
+--   message (what is added to it).
+-- Keys: job, doc, order, fence, queued, index:all, index:user, stream, call, the broker's list.
+-- Returns: { 1 for a new job or 0, the record, the job's place in its queue: 0 for the next to start, or nothing }.
 -- Events: a `state` item.
 local id, type, queue, user, priority, fingerprint, callback_url, facts, document, token = unpack(ARGV, 4, 13)
-local quiet, one_shot, enhancement, request, version = unpack(ARGV, 14)
+local quiet, one_shot, enhancement, request, version, list, message = unpack(ARGV, 14)
 
-local existing = flat_record(id)
-if memoized(token) then return { 1, existing } end
-if #existing > 0 then return { 0, existing } end
+local function answer(created)
+  local fields = flat_record(id)
+  local queued_in = redis.call('HGET', key('job', id), 'queue')
+  return { created, fields, queued_in and redis.call('ZRANK', key('queued', queued_in), id) }
+end
+
+if memoized(token) then return answer(1) end
+if redis.call('EXISTS', key('job', id)) == 1 then return answer(0) end
 local order = redis.call('INCR', key('order'))
 local at = timestamp(now)
 local job = {
@@ -23,6 +30,7 @@ if callback_url ~= '' then job.callback_url = callback_url end
 if quiet ~= '' then job.quiet = quiet end
 if one_shot ~= '' then job.one_shot = one_shot end
 if enhancement ~= '' then job.enhancement = enhancement end
+if list ~= '' then job.published_at, job.publishes = at, 1 end
 local fields = {}
 for name, value in pairs(job) do
   fields[#fields + 1] = name
@@ -35,4 +43,5 @@ redis.call('ZADD', key('index:all'), order, id)
 if user ~= '' then redis.call('ZADD', key('index', 'user', user), order, id) end
 add_state_item(id, job, 'queued', 0)
 memoize(token, 'created')
-return { 1, flat_record(id) }
+if list ~= '' then redis.call('LPUSH', list, message) end
+return answer(1)
