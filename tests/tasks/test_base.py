@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,23 @@ from benchmarks.null_models import NullModels, NullPipeline
 from ourvidz import dispatch
 from ourvidz.app import app
 from ourvidz.errors import InvalidParameters
+from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.job import ImageJob
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import GeneratedImages
+from ourvidz.records.record import Record
 from ourvidz.settings import Settings
-from ourvidz.tasks import sdxl
-from ourvidz.testing import CallbackRecorder, eager
+from ourvidz.testing import CallbackRecorder, Eager, eager
 from ourvidz.wiring import control
+from ourvidz.workflows.run import LeasedRun
 from tests.factories import image_job
 
-TASK = "ourvidz.sdxl.generate"
 WORKER = "sdxl@host"
+PAYLOADS: dict[str, dict[str, Any]] = {
+    "sdxl_image_fast": {"user_id": "u", "config": {"width": 64, "height": 64, "steps": 2}},
+    "wan_video_fast": {"user_id": "u", "config": {"width": 64, "height": 64, "frames": 5, "steps": 2}},
+    "chat_conversation": {"max_tokens": 8},
+}
 
 
 class PromptedPipeline(NullPipeline):
@@ -60,27 +66,24 @@ def build(settings: Settings, family: str) -> PromptedModels:
 def ledger(
     tmp_path: Path, ourvidz_callbacks: CallbackRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Ledger]:
-    """The ledger of this process, in which nothing is published."""
+    """The ledger of this process, whose models are those above."""
     monkeypatch.setattr(dispatch, "deliver", lambda job_id: None)
     with eager(tmp_path, ourvidz_callbacks, OURVIDZ_MODELS=f"{__name__}:build") as running:
         yield running.control.ledger
 
 
-@pytest.fixture
-def run_task() -> Callable[[str], None]:
-    """Runs the task of one job's message, inside Celery's frames of a pool child."""
-    trace = build_tracer(TASK, sdxl.generate, app=app, hostname=WORKER)
-
-    def run(job_id: str) -> None:
-        record = control.current().ledger.get(job_id)
-        assert record is not None
-        request = {"id": job_id, "task": TASK, "hostname": WORKER, "is_eager": False}
-        trace(job_id, (dispatch.message(record),), {}, request)
-        for thread in threading.enumerate():
-            if thread.name == f"lease-{job_id}":
-                thread.join()
-
-    return run
+def run_task(record: Record) -> str:
+    """Run the task of a job's message inside Celery's frames of a pool child; return the job's status."""
+    job_id, task = record.job_id, app.tasks[CATALOG[record.type].task]
+    trace = build_tracer(task.name, task, app=app, hostname=WORKER)
+    request = {"id": job_id, "task": task.name, "hostname": WORKER, "is_eager": False}
+    trace(job_id, (dispatch.message(record),), {}, request)
+    for thread in threading.enumerate():
+        if thread.name == f"lease-{job_id}":
+            thread.join()
+    ended = control.current().ledger.get(job_id)
+    assert ended is not None
+    return str(ended.status)
 
 
 @contextmanager
@@ -111,16 +114,43 @@ def garbage() -> Iterator[Counter[str]]:
     ],
 )
 def test_an_ended_attempt_leaves_nothing_to_the_garbage_collector(
-    ledger: Ledger, run_task: Callable[[str], None], prompt: str, status: str
+    ledger: Ledger, prompt: str, status: str
 ) -> None:
     """A full collection takes place when a quarter of all objects are new: a worker ends hundreds of attempts
     before, and would keep the images of every failed one, and 200 KB of Celery's tracebacks for each."""
-    for job_id in ("first", "second"):
-        ledger.register(image_job(job_id, prompt=prompt), priority=6)
-        if prompt == "claimed elsewhere":
-            ledger.claim(job_id, 1, worker_id="sdxl@other", lease_s=60, token="other")
-    run_task("first")  # imports and caches
+    first, second = (
+        ledger.register(image_job(job_id, prompt=prompt), priority=6).record for job_id in ("first", "second")
+    )
+    if prompt == "claimed elsewhere":
+        for record in (first, second):
+            ledger.claim(record.job_id, 1, worker_id="sdxl@other", lease_s=60, token="other")
+    run_task(first)  # fills caches
     with garbage() as counts:
-        run_task("second")
-    ended = ledger.get("second")
-    assert (ended and ended.status, counts) == (status, Counter())
+        ended = run_task(second)
+    assert (ended, counts) == (status, Counter())
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("job_type", PAYLOADS)
+def test_a_pass_that_fails_leaves_no_tensors_to_the_garbage_collector(
+    ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch, job_type: str
+) -> None:
+    """The next job needs the memory of the device."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise InvalidParameters("refused while it runs")
+
+    def register(job_id: str) -> Record:
+        payload = {"id": job_id, "type": job_type, "prompt": "a fox"} | PAYLOADS[job_type]
+        job = dispatch.parse_payload(payload)
+        return ourvidz_eager.control.ledger.register(job, priority=6).record
+
+    monkeypatch.setattr(dispatch, "deliver", lambda job_id: None)
+    assert run_task(register("loads-models")) == "completed"
+    monkeypatch.setattr(LeasedRun, "step", refuse)
+    monkeypatch.setattr(LeasedRun, "stream_text", refuse)
+    run_task(register("first"))
+    second = register("second")
+    with garbage() as counts:
+        ended = run_task(second)
+    assert (ended, counts) == ("failed", Counter())
