@@ -5,7 +5,6 @@ So what goes on meanwhile is never taken for damage.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,11 +13,18 @@ from redis.exceptions import ResponseError
 
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.ledger.base import DELIVERED_TTL_S, STREAM_TTL_S
+from ourvidz.ledger.maintenance import PRIORITY_SCORE
 from ourvidz.ledger.quarantine import QuarantineOperations
-from ourvidz.records.validation import UnreadableRecord
+from ourvidz.records.validation import LARGEST_NUMBER, UnreadableRecord
 
 SCAN_COUNT = 1000
 STATES = ("pending", "delivered", "dead")
+LATEST_S = 2**33
+"""Latest time that is no damage; `scripts/lib/clock.lua` has the same."""
+COUNTERS = {"order": PRIORITY_SCORE - 1, "fence": LATEST_S * 10**6}
+"""The counters and the largest numbers that they may be at; `scripts/lib/counters.lua` has the same."""
+NUMBERS = {"clock", "counters", "queue_seen", *(f"claimed:{queue}" for queue in QUEUES.values())}
+"""Hashes all of whose fields are numbers."""
 
 Code = Literal[
     "dangling", "orphan", "index", "document", "lifetime", "event", "counter", "unreadable", "quarantine",
@@ -60,8 +66,10 @@ class InspectionOperations(QuarantineOperations):
         return int(self._connection.run_script("drop_absent", index, *job_ids))
 
     def check_keys(self, *, repair: bool) -> list[Finding]:
-        """Find keys of the whole ledger that are of another type than their own. With `repair` they are
-        deleted: the check of the jobs and events fills an index again."""
+        """Find keys of the whole ledger that are of another type than their own, or contain no numbers. With
+        `repair` they are deleted, or what is no number is. The check of the jobs and events fills an index
+        again; counters and the clock go on above what is stored.
+        """
         types = dict.fromkeys(self._indexes() + [f"letters:{state}" for state in STATES], "zset")
         types |= {"workers": "zset", "counters": "hash", "sweep": "hash", "clock": "hash", "empty": "hash"}
         types |= {f"claimed:{queue}": "hash" for queue in QUEUES.values()} | {"quarantine_reasons": "hash"}
@@ -71,7 +79,7 @@ class InspectionOperations(QuarantineOperations):
             detail = self._wrong_key(name, expected)
             if detail is not None:
                 if repair:
-                    self._call("delete", f"{self._keys.prefix}{name}")
+                    self._mend_key(name)
                 findings.append(Finding("unreadable", name, detail, repair))
         return findings
 
@@ -126,13 +134,38 @@ class InspectionOperations(QuarantineOperations):
         actual = self._call("type", key)
         if actual not in ("none", expected):
             return f"a {actual} in place of a {expected}"
-        if name == "clock" and not all(map(_is_number, self._call("hvals", key))):
-            return "it contains no time: no operation of the ledger works"
+        if name in COUNTERS:
+            return (
+                None
+                if _is_count(self._call("get", key), COUNTERS[name])
+                else "it contains no number of a counter"
+            )
+        if name in NUMBERS and self._fields_without_number(key):
+            return "some of its fields contain no numbers"
         return None
 
-    def _call(self, command: str, key: str) -> Any:
+    def _mend_key(self, name: str) -> None:
+        """Store a key of the whole ledger again, or delete it, or those of its fields that are no numbers."""
+        key = f"{self._keys.prefix}{name}"
+        if name in COUNTERS:
+            self._connection.run_script("mend_counters")
+            return
+        if name == "clock":
+            self._connection.now()
+        if name in NUMBERS and self._call("type", key) == "hash":
+            for field in self._fields_without_number(key):
+                self._call("hdel", key, field)
+        else:
+            self._call("delete", key)
+
+    def _fields_without_number(self, key: str) -> list[str]:
+        """The fields of a hash of numbers that contain none."""
+        largest = LATEST_S if key.endswith("clock") else LARGEST_NUMBER
+        return [field for field, text in self._call("hgetall", key).items() if not _is_number(text, largest)]
+
+    def _call(self, command: str, key: str, *args: str) -> Any:
         """Run a plain command on a key."""
-        return self._connection.with_retries(lambda: getattr(self._connection.client, command)(key))
+        return self._connection.with_retries(lambda: getattr(self._connection.client, command)(key, *args))
 
     def _scan(self, kind: str) -> Iterator[str]:
         """What follows `kind` in the names of keys. A name may come twice."""
@@ -154,11 +187,15 @@ def _escaped(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in text)
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: str, largest: float) -> bool:
     try:
-        return math.isfinite(float(text))
+        return 0 <= float(text) <= largest
     except ValueError:
         return False
+
+
+def _is_count(text: str | None, largest: float) -> bool:
+    return text is None or (text.isascii() and text.isdigit() and int(text) <= largest)
 
 
 def _first_line(error: Exception) -> str:

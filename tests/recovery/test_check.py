@@ -227,7 +227,9 @@ def test_a_key_of_another_kind_is_found(system: DamagedLedger, broker: Broker) -
     assert ("undelivered", "unreadable") in found
 
 
-@pytest.mark.parametrize("name", ["leases", "index:all", "letters:pending", "order", "clock", "quarantine"])
+@pytest.mark.parametrize(
+    "name", ["leases", "index:all", "letters:pending", "order", "fence", "clock", "counters", "quarantine"]
+)
 def test_a_key_of_the_whole_ledger_of_another_kind_is_found_and_built_again(
     system: DamagedLedger, broker: Broker, name: str
 ) -> None:
@@ -241,12 +243,28 @@ def test_a_key_of_the_whole_ledger_of_another_kind_is_found_and_built_again(
     assert system.sweep().failed == []
 
 
-def test_a_ledger_without_a_time_is_found_and_mended(system: DamagedLedger, broker: Broker) -> None:
-    """No operation works, so the check says so instead of failing like all others."""
-    system.client.hset(system.key("clock"), "now", "{")
-    (finding,) = check(system, broker).findings
-    assert finding.subject == "clock"
-    assert check(system, broker, repair=True).ok
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("clock", "now", "{"), ("clock", "wall", "nan"), ("clock", "now", "9" * 20),
+        ("clock", "lease_s", "-1"),
+        ("order", None, "many"), ("order", None, "9" * 20), ("fence", None, "-1"), ("fence", None, "1.5"),
+        ("counters", "jobs.sdxl_image_fast.completed", "many"), ("claimed:sdxl_queue", "6:order", "many"),
+        ("queue_seen", "sdxl_queue", "now"),
+    ],
+)  # fmt: skip
+def test_a_key_of_the_whole_ledger_without_a_number_is_found_and_mended(
+    system: DamagedLedger, broker: Broker, name: str, field: str | None, value: str
+) -> None:
+    """Only the numbers of the key that are damaged are lost."""
+    if field is None:
+        system.client.set(system.key(name), value)
+    else:
+        system.client.hset(system.key(name), field, value)
+    damaged = [each.subject for each in check(system, broker).findings if each.code == "unreadable"]
+    assert damaged == [name]
+    repaired = check(system, broker, repair=True)
+    assert repaired.ok
     assert check(system, broker).findings == []
 
 

@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-LIBRARIES = ("context", "clock", "memo", "records", "stream", "enhancement", "outbox", "jobs", "index")
+LIBRARIES = (
+    "context",
+    "clock",
+    "counters",
+    "memo",
+    "records",
+    "stream",
+    "enhancement",
+    "outbox",
+    "jobs",
+    "index",
+)
 """The files of `lib/` in the order in which they build on each other."""
 
 NEW_JOBS = frozenset({"register", "reopen"})

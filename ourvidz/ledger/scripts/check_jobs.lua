@@ -126,11 +126,12 @@ local function check_ending(id, job)
 end
 
 local function check_counters(id, job)
-  if (tonumber(job.order) or 0) > tonumber(redis.call('GET', key('order')) or 0) then
-    report(id, 'counter', 'its order is above the counter', function() redis.call('SET', key('order'), job.order) end)
+  local order, fence = whole_number(job.order, LARGEST_ORDER), whole_number(job.fence, LARGEST_FENCE)
+  if order and order > (read_order() or 0) then
+    report(id, 'counter', 'its order is above the counter', function() store_counter('order', order) end)
   end
-  if (tonumber(job.fence) or 0) > tonumber(redis.call('GET', key('fence')) or 0) then
-    report(id, 'counter', 'its fence is above the counter', function() raise_fences(job.fence) end)
+  if fence and fence > (read_fence() or 0) then
+    report(id, 'counter', 'its fence is above the counter', function() store_counter('fence', fence) end)
   end
 end
 

@@ -46,7 +46,7 @@ set_lease(id, lease_until)
 
 -- The latest claim and the highest order of this queue and priority: the sweep finds overtaken jobs by them.
 local claimed = key('claimed', job.queue)
-local highest = tonumber(redis.call('HGET', claimed, job.priority .. ':order') or 0)
+local highest = tonumber(redis.call('HGET', claimed, job.priority .. ':order') or 0) or 0
 redis.call('HSET', claimed, job.priority .. ':at', timestamp(now),
   job.priority .. ':order', string.format('%.0f', math.max(highest, tonumber(job.order))))
 

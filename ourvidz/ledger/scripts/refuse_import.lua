@@ -13,7 +13,7 @@ redis.call('LTRIM', key('refused_imports'), -tonumber(limit), -1)
 increment('imports.refused')
 if id == '' or redis.call('EXISTS', key('job', id)) == 1 then return '' end
 local job = {
-  order = redis.call('INCR', key('order')), run = 1, attempt = 0, queued_at = timestamp(now), facts = facts, refused = 1,
+  order = next_order(), run = 1, attempt = 0, queued_at = timestamp(now), facts = facts, refused = 1,
 }
 if callback_url ~= '' then job.callback_url = callback_url end
 return store_event(id, job, 1, 'failed', outcome)

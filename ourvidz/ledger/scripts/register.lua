@@ -18,7 +18,7 @@ end
 
 if memoized(token) then return answer(1) end
 if redis.call('EXISTS', key('job', id)) == 1 then return answer(0) end
-local order = redis.call('INCR', key('order'))
+local order = next_order()
 local at = timestamp(now)
 local job = {
   v = version, type = type, queue = queue, status = 'queued', run = 1, attempt = 0, seq = 0, fence = next_fence(),

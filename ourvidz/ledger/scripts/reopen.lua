@@ -19,7 +19,7 @@ end
 redis.call('HDEL', name, 'outcome', 'cancel', 'lifted', 'claimed_at', 'finished_at', 'published_at',
   'stage', 'worker', 'step', 'token', 'streamed', 'wording', 'alone', 'shared')
 if job.enhancement then redis.call('HSET', name, 'enhancement', 'wanted') end
-local order, at = redis.call('INCR', key('order')), timestamp(now)
+local order, at = next_order(), timestamp(now)
 job.run, job.stage = redis.call('HINCRBY', name, 'run', 1), nil
 redis.call('HSET', name, 'status', 'queued', 'attempt', 0, 'priority', priority, 'order', order,
   'queued_at', at, 'due_at', at, 'publishes', 0, 'progress', 0)

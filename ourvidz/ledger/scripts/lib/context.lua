@@ -8,4 +8,5 @@ local function key(...) return PREFIX .. table.concat({ ... }, ':') end
 
 local function timestamp(seconds) return string.format('%.6f', seconds) end
 
-local function increment(counter, by) redis.call('HINCRBY', key('counters'), counter, by or 1) end
+-- `pcall`: a damaged statistic keeps no job from ending.
+local function increment(counter, by) redis.pcall('HINCRBY', key('counters'), counter, by or 1) end

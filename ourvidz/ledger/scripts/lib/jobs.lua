@@ -11,23 +11,6 @@ local function lease_ended(job)
   return job.status == 'processing' and math.max(tonumber(job.lease_until or 0), leases_hold_until) <= now
 end
 
--- A fence above it is damage, and no number that the counter could go on from.
-local LARGEST_FENCE = 2 ^ 53
-
--- Let the counter of fences be at least at a fence: of a record of a release that counted by record.
-local function raise_fences(fence)
-  local number = tonumber(fence) or 0
-  if number > LARGEST_FENCE then return end
-  if number > tonumber(redis.call('GET', key('fence')) or 0) then redis.call('SET', key('fence'), fence) end
-end
-
--- Draw a fence above all that were drawn before. One counter for all jobs: a job under the id of a deleted one gets
--- no fence that the deleted one had.
-local function next_fence(job)
-  raise_fences(job and job.fence or 0)
-  return redis.call('INCR', key('fence'))
-end
-
 -- Queue a processed job again, due at a time: a new fence, without worker, lease and stage, unpublished.
 local function requeue(id, job, due)
   local name = key('job', id)
