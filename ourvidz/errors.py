@@ -212,7 +212,13 @@ class InternalError(OurError):
 
 
 class NewerRelease(InternalError):
-    """A newer release wrote this record or document, and must handle it: misread, the job could be lost."""
+    """A newer release wrote this record or document, and must handle it: misread, the job could be lost.
+
+    In an answer it is temporary: during an upgrade another process, or soon this one, is of that release.
+    """
+
+    code = "NEWER_RELEASE"
+    http_status = 503
 
 
 def by_code() -> dict[str, type[OurvidzError]]:

@@ -182,6 +182,7 @@ def test_the_error_codes_are_those_of_the_contract() -> None:
         "TIMEOUT_ERROR": False,
         "WORKER_UNAVAILABLE": True,
         "CAPACITY_EXCEEDED": True,
+        "NEWER_RELEASE": True,
         "CANCELLED": False,
         "UNAUTHORIZED": False,
         "FORBIDDEN": False,
