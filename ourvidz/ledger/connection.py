@@ -91,7 +91,7 @@ class Connection:
         self.url = url
         self._prefix = prefix
         self._clock = clock
-        self._replica_acks = replica_acks
+        self.replica_acks = replica_acks
         # The client retries nothing itself: its retries nest, commands around connects.
         self.client: Any = open_client(
             url, connect_s=CONNECT_TIMEOUT_S, answer_s=ANSWER_TIMEOUT_S, health_check_interval=30
@@ -114,7 +114,7 @@ class Connection:
         Raises `WorkerUnavailable` when they do not confirm within `REPLICA_WAIT_S`. What the script wrote
         stays written.
         """
-        if not self._replica_acks:
+        if not self.replica_acks:
             return self.run_script(verb, *args)
         argv = self._arguments(args)
 
@@ -124,14 +124,14 @@ class Connection:
             # A call that changes nothing, because it was sent before, must wait for that first one too, and
             # `WAIT` goes by what this connection replicated last. A full server refuses no PUBLISH.
             pipeline.publish(f"{self._prefix}replicated", "")
-            pipeline.wait(self._replica_acks, int(REPLICA_WAIT_S * 1000))
+            pipeline.wait(self.replica_acks, int(REPLICA_WAIT_S * 1000))
             answer, _, acks = pipeline.execute()
             return answer, int(acks)
 
         answer, acks = self.with_retries(run)
-        if acks < self._replica_acks:
+        if acks < self.replica_acks:
             raise WorkerUnavailable(
-                f"this is recorded, but {acks} of {self._replica_acks} replicas have confirmed it: repeat it,"
+                f"this is recorded, but {acks} of {self.replica_acks} replicas have confirmed it: repeat it,"
                 " a job under the same id"
             )
         return answer

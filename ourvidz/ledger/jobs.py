@@ -77,8 +77,15 @@ class JobOperations(LedgerBase):
 
         Attempt, failures, progress, outcome, enhancement result and cancel flag start afresh; the fence goes
         on. `NotFound`; `Conflict` in any other state, or when the job document is no longer stored.
+
+        `WorkerUnavailable` also when too few replicas confirm the run in time; it stands, and the same call
+        returns it later, as long as no worker has claimed it.
         """
-        answer = self._connection.run_script("reopen", job_id, priority, new_call_token())
+        answer = self._connection.run_replicated_script("reopen", job_id, priority, new_call_token())
+        if answer[0] == "queued" and self._connection.replica_acks:
+            record = load_record(job_id, pairs(answer[1]))
+            if record.run > 1 and record.attempt == 0:
+                return record
         return _record_of(job_id, "reopened", answer)
 
     def mark_published(self, job_id: str, run: int) -> None:

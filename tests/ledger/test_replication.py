@@ -1,7 +1,8 @@
-"""Submissions and callbacks that wait until a replica has what they are about."""
+"""Submissions, retries, imports and callbacks that wait until a replica has what they are about."""
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,10 +11,14 @@ import pytest
 import redis
 
 from campaigns.replication import ReplicatedService, local_node
+from ourvidz import dispatch
 from ourvidz.embedded_redis import PrivateServer
-from ourvidz.errors import WorkerUnavailable
+from ourvidz.errors import Cancelled, WorkerUnavailable
+from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
-from tests.factories import image_job
+from ourvidz.settings import load_settings
+from ourvidz.wiring import control
+from tests.factories import image_job, publishing_to
 
 
 @pytest.fixture
@@ -54,6 +59,47 @@ def test_an_unconfirmed_job_is_refused_until_the_replica_has_it(service: Replica
     service.signal(replica, signal.SIGCONT)
     admission = ledger.register(image_job("a"), priority=6)
     assert (admission.created, admission.same) == (False, True)
+
+
+def test_an_unconfirmed_retry_is_refused_until_the_replica_has_it(service: ReplicatedService) -> None:
+    """A retry is accepted work as a submission is. Repeated, it begins no further run."""
+    primary, replica = service.servers
+    ledger = Ledger(primary.server_url, replica_acks=1)
+    record = ledger.register(image_job("a"), priority=6).record
+    assert ledger.end(record, outcome=Outcome.failure(Cancelled("the job was cancelled")))
+    service.signal(replica, signal.SIGSTOP)
+    for _ in range(2):
+        with pytest.raises(WorkerUnavailable, match=r"is recorded, but 0 of 1 replicas"):
+            ledger.reopen("a", priority=6)
+    service.signal(replica, signal.SIGCONT)
+    assert ledger.reopen("a", priority=6).run == 2
+    service.kill(primary)
+    survivor = Ledger(replica.server_url).get("a")
+    assert survivor is not None
+    assert (survivor.status, survivor.run) == ("queued", 2)
+
+
+def test_an_import_keeps_its_entry_until_the_replica_has_the_job(
+    service: ReplicatedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller at a list is gone: the entry is removed once a failover cannot lose its job any more."""
+    primary, replica = service.servers
+    settings = load_settings(_env_file=None, OURVIDZ_IMPORT_LISTS="sdxl_queue", OURVIDZ_REPLICA_ACKS=1)
+    ledger = Ledger(primary.server_url, replica_acks=1)
+    with (
+        redis.Redis.from_url(primary.server_url, decode_responses=True) as client,
+        publishing_to("memory://"),
+        control.using(control.build(settings, ledger=ledger)),
+    ):
+        payload = {"id": "a", "type": "sdxl_image_fast", "prompt": "a lake", "user_id": "user-1"}
+        client.rpush("sdxl_queue", json.dumps(payload))
+        service.signal(replica, signal.SIGSTOP)
+        with pytest.raises(WorkerUnavailable, match="0 of 1 replicas"):
+            dispatch.import_lists()
+        assert client.llen("ourvidz:importing:sdxl_queue") == 1
+        service.signal(replica, signal.SIGCONT)
+        assert dispatch.import_lists().accepted == 1
+        assert client.llen("ourvidz:importing:sdxl_queue") == 0
 
 
 def test_a_primary_that_refuses_writes_without_its_replica_is_an_outage(

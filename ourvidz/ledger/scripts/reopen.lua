@@ -1,8 +1,8 @@
 -- Queue a failed or cancelled job again as its next run, at the end of the queue. The fence goes on.
 -- Arguments: id, priority, token.
 -- Keys: job, doc, order, stream, finished, documents, queued, call.
--- Returns: { 'ok', the record }, or { the reason }: 'missing', 'document' (it is no longer stored) or the
---   status that forbids it, 'deleting' for a job that is being deleted.
+-- Returns: { 'ok', the record }, or { the reason }: 'missing', 'document' (it is no longer stored), 'deleting' for a
+--   job that is being deleted; or { the status that forbids it, the record }.
 -- Events: a `state` item.
 local id, priority, token = unpack(ARGV, 4)
 
@@ -10,7 +10,7 @@ local job = read_record(id)
 if not job then return { 'missing' } end
 if memoized(token) then return { 'ok', flat_record(id) } end
 if job.deleting then return { 'deleting' } end
-if job.status ~= 'failed' and job.status ~= 'cancelled' then return { job.status } end
+if job.status ~= 'failed' and job.status ~= 'cancelled' then return { job.status, flat_record(id) } end
 if redis.call('EXISTS', key('doc', id)) == 0 then return { 'document' } end
 local name = key('job', id)
 for field in pairs(job) do
