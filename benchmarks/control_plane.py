@@ -3,8 +3,9 @@
     python -m benchmarks.control_plane [--rounds 3] [--label NAME] [--output FILE] [--against FILE]
 
 A job of OurVidz includes HTTP, validation, record, claim, lease, a null pipeline, a stored image with its
-thumbnail, the commit and two delivered, signed callbacks; the peers run a no-op and deliver nothing. All use
-the same Redis server: append-only file, `appendfsync always`. Rounds are interleaved; figures are medians.
+thumbnail, the commit and two delivered, signed callbacks; the peers run a no-op and deliver nothing. All
+queues use the same Redis server: append-only file, `appendfsync always`. Rounds are interleaved; figures are
+medians. Peers are installed into venvs of their own on first use.
 
 Before and after a change, on a loaded machine too (compare processor time and counts, not jobs/s):
 
@@ -15,47 +16,34 @@ Before and after a change, on a loaded machine too (compare processor time and c
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import os
 import secrets
-import subprocess
-import sys
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import redis
-
-from benchmarks.job_costs import CLIENTS, JobCosts
+from benchmarks import plot
+from benchmarks.job_costs import JobCosts
+from benchmarks.peers.measure import measure_peer
+from benchmarks.peers.table import PEERS
 from benchmarks.results import (
     Figures,
     Run,
     comparison_table,
     figures_table,
     medians,
-    percentiles,
     systems_table,
 )
 from benchmarks.stack import running_receiver, running_stack
 from ourvidz.cli.console import print_note
 
 OURS = "OurVidz"
-PEERS = {
-    "bare Celery": "bare_celery",
-    "RQ (SimpleWorker)": "rq_noop",
-    "dramatiq": "dramatiq_noop",
-    "2 s polling loop": "polling",
-}
-COMPARED = ("submit to start: p50 ms", "submit to start: p99 ms", "jobs/s")
+COMPARED = ("submit to start: p50 ms", "submit to start: p99 ms", "jobs/s", "processor time a job: total ms")
 """The figures that peers have too."""
 WARM_UP_JOBS = 20
+POLLING_PROBES = 3
 IDLE_S = 4.0
 """How long the idle stack is measured."""
 WEBHOOK_SECRET = "whsec_b3VydmlkemJlbmNobWFyaw=="
@@ -83,10 +71,16 @@ def main() -> None:
         for number in range(1, arguments.rounds + 1):
             print_note(f"round {number} of {arguments.rounds}: {OURS}")
             rounds[OURS].append(ours.latencies(arguments.probes) | ours.throughput(arguments.jobs))
-            for name, module in PEERS.items() if arguments.peers else ():
-                print_note(f"round {number} of {arguments.rounds}: {name}")
-                probes = 3 if module == "polling" else arguments.probes
-                rounds[name].append(measure_peer(name, module, probes, arguments.jobs, ready["redis"]))
+            for peer in arguments.peers:
+                print_note(f"round {number} of {arguments.rounds}: {PEERS[peer].name}")
+                rounds[PEERS[peer].name].append(
+                    measure_peer(
+                        peer,
+                        probes=POLLING_PROBES if peer == "polling" else arguments.probes,
+                        jobs=arguments.jobs,
+                        redis_url=ready["redis"],
+                    )
+                )
         print_note("commands, idle costs, memory")
         rounds[OURS].append(ours.commands(arguments.jobs) | ours.idle(IDLE_S) | ours.memory())
     run = Run(
@@ -102,10 +96,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=300, help="jobs of a round for throughput and costs")
     parser.add_argument("--probes", type=int, default=100, help="single jobs of a round for the latency")
-    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="all by default")
+    parser.add_argument("--no-peers", dest="peers", action="store_const", const=[])
     parser.add_argument("--label", default="now", help="name of this run in tables")
     parser.add_argument("--output", type=Path, help="store the run as JSON")
     parser.add_argument("--against", type=Path, help="compare with a stored run")
+    parser.add_argument("--plot", type=Path, help="draw the systems into a .svg or .png file")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser.parse_args()
 
@@ -113,6 +109,8 @@ def _parse() -> argparse.Namespace:
 def _report(run: Run, arguments: argparse.Namespace) -> None:
     if arguments.output:
         run.write(arguments.output)
+    if arguments.plot:
+        plot.systems(run, COMPARED, arguments.plot)
     if arguments.json:
         print(json.dumps(asdict(run), indent=2))
         return
@@ -123,44 +121,6 @@ def _report(run: Run, arguments: argparse.Namespace) -> None:
     if len(run.systems) > 1:
         print()
         print(systems_table(run.systems, COMPARED))
-
-
-def measure_peer(name: str, module: str, probes: int, jobs: int, url: str) -> Figures:
-    """Measure a no-op on another queue with one worker process. `module` is one of `benchmarks.peers`."""
-    os.environ["BENCH_REDIS_URL"] = url
-    peer = importlib.import_module(f"benchmarks.peers.{module}")
-    client = redis.Redis.from_url(url)
-    worker = subprocess.Popen([sys.executable, "-m", f"benchmarks.peers.{module}"], stdout=subprocess.DEVNULL)
-    started_key, done_key = f"bench:{module}:started", f"bench:{module}:done"
-    client.delete(started_key, done_key)
-    try:
-        latencies_ms = []
-        for number in range(-3, probes):
-            submitted_at = time.time()
-            peer.enqueue(started_key)
-            item: Any = client.blpop([started_key], timeout=60)
-            assert item is not None, f"{name}: the worker did not answer"
-            if number >= 0:
-                latencies_ms.append((float(item[1]) - submitted_at) * 1000)
-        started = time.perf_counter()
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            list(pool.map(lambda _: peer.enqueue(done_key), range(jobs)))
-        _wait_for(lambda: client.llen(done_key) >= jobs)
-        rate = jobs / (time.perf_counter() - started)
-    finally:
-        worker.terminate()
-        worker.wait(30)
-        client.close()
-    return dict(zip(COMPARED, (*percentiles(latencies_ms), rate), strict=True))
-
-
-def _wait_for(condition: Callable[[], Any], *, every_s: float = 0.01, timeout_s: float = 120.0) -> None:
-    """Call `condition` until it returns something true. Raises `TimeoutError`."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() >= deadline:
-            raise TimeoutError("the benchmark waited too long")
-        time.sleep(every_s)
 
 
 if __name__ == "__main__":

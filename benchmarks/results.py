@@ -76,15 +76,16 @@ def systems_table(systems: Mapping[str, Figures], names: Iterable[str]) -> str:
     shown = list(names)
     first = next(iter(systems.values()))
     width = max(map(len, systems))
-    lines = [" " * width + "".join(f"{name:>24}" for name in shown)]
+    columns = [max(len(name), 16) + 2 for name in shown]
+    lines = [" " * width + "".join(f"{name:>{column}}" for name, column in zip(shown, columns, strict=True))]
     for system, figures in systems.items():
         cells = []
-        for name in shown:
-            if name not in figures:
-                cells.append(f"{'–':>24}")
-                continue
-            ratio = figures[name] / first[name] if first.get(name) else float("nan")
-            cells.append(f"{_number(figures[name]) + f' ({ratio:.2f}x)':>24}")
+        for name, column in zip(shown, columns, strict=True):
+            text = "–"
+            if name in figures:
+                ratio = f" ({figures[name] / first[name]:.2f}x)" if first.get(name) else ""
+                text = _number(figures[name]) + ratio
+            cells.append(f"{text:>{column}}")
         lines.append(f"{system:{width}}" + "".join(cells))
     return "\n".join(lines)
 

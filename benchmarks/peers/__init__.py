@@ -1,1 +1,4 @@
-"""The same no-op task on other queues, each configured as its documentation recommends."""
+"""Other systems with a no-op task, each configured as its documentation recommends, in a venv of its own.
+
+Owns the table of peers, their environments and their measurement; `systems` holds one script for each peer.
+"""

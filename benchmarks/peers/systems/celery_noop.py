@@ -1,4 +1,4 @@
-"""Bare Celery: a no-op task with Celery's own defaults, concurrency 1."""
+"""Celery with its own defaults, one worker process."""
 
 from __future__ import annotations
 
@@ -25,10 +25,5 @@ def enqueue(key: str) -> None:
     noop.delay(key)
 
 
-def worker() -> None:
-    """Run the worker until it is killed."""
-    app.worker_main(["worker", "-c", "1", "-P", "prefork", "-l", "ERROR"])
-
-
 if __name__ == "__main__":
-    worker()
+    app.worker_main(["worker", "-c", "1", "-P", "prefork", "-l", "ERROR"])

@@ -16,7 +16,7 @@ def enqueue(key: str) -> None:
     _redis.rpush("polling", key)
 
 
-def worker() -> None:
+def run() -> None:
     """Run the worker until it is killed."""
     while True:
         key = _redis.lpop("polling")
@@ -27,4 +27,4 @@ def worker() -> None:
 
 
 if __name__ == "__main__":
-    worker()
+    run()

@@ -1,4 +1,4 @@
-"""dramatiq: a no-op actor with one worker thread."""
+"""dramatiq with one worker thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ dramatiq.set_broker(broker)
 _redis = redis.Redis.from_url(URL)
 
 
-@dramatiq.actor
+@dramatiq.actor(actor_name="noop")
 def noop(key: str) -> None:
     """Push the time at which the task started onto the list `key`."""
     _redis.rpush(key, time.time())
@@ -27,12 +27,7 @@ def enqueue(key: str) -> None:
     noop.send(key)
 
 
-def worker() -> None:
-    """Run the worker until it is killed."""
+if __name__ == "__main__":
     Worker(broker, worker_threads=1).start()
     while True:
         time.sleep(3600)
-
-
-if __name__ == "__main__":
-    worker()
