@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,9 +47,12 @@ class Ordering:
         items.sort(key=lambda item: item.path not in long)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the ordering, which must run after the selection by marks."""
+    """Register the ordering, which must run after the selection by marks, and what Hypothesis loads next."""
     config.pluginmanager.register(Ordering())
+    if config.getoption("--hypothesis-profile", None):
+        importlib.import_module("tests.properties")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+from tests.properties import examples
 
 ROOT = Path(__file__).parents[1]
 FAST = "not system and not model and not training and not browser and not deno"
@@ -29,5 +32,23 @@ def test_the_mark_of_a_folder_selects_its_tests(expression: str, collected: bool
 
 
 def test_the_script_selects_what_is_documented() -> None:
-    """`scripts/test --fast` uses the expression that is tested here."""
-    assert f'-m "{FAST}"' in (ROOT / "scripts/test").read_text()
+    """`scripts/test --fast` uses the expression and the profile that are tested here."""
+    script = (ROOT / "scripts/test").read_text()
+    assert f'-m "{FAST}"' in script
+    assert "--hypothesis-profile fast" in script
+
+
+@pytest.mark.parametrize(
+    ("profile", "tried", "same"), [("default", 50, True), ("fast", 10, True), ("long", 1000, False)]
+)
+def test_a_profile_sets_the_number_of_examples_of_every_property(
+    profile: str, tried: int, same: bool
+) -> None:
+    """The long form must find what the same examples in every run would not."""
+    before = settings.get_current_profile_name()
+    settings.load_profile(profile)
+    try:
+        property_settings = examples(50, repeatable=True)
+    finally:
+        settings.load_profile(before)
+    assert (property_settings.max_examples, property_settings.derandomize) == (tried, same)

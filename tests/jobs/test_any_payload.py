@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from ourvidz.errors import CallerError
@@ -13,6 +13,7 @@ from ourvidz.jobs import dialects, generation, videos
 from ourvidz.jobs.catalog import ALIASES, CATALOG
 from ourvidz.jobs.dialects import Defaults, parse
 from ourvidz.jobs.job import BaseJob, dump_job, load_job
+from tests.properties import examples
 
 DEFAULTS = Defaults(callback_hosts=frozenset({"hooks.example.com"}), draw_seed=lambda: 7)
 
@@ -114,7 +115,7 @@ def test_any_json_value_is_a_job_or_a_callers_error(payload: object) -> None:
     outcome(payload)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(400, suppress_health_check=[HealthCheck.too_slow])
 @given(submissions())
 def test_any_submission_is_a_storable_job_or_a_callers_error(payload: dict[str, Any]) -> None:
     """Equal payloads give equal results, and a job and its fingerprint survive serialisation."""
@@ -129,7 +130,7 @@ def test_any_submission_is_a_storable_job_or_a_callers_error(payload: dict[str, 
         assert first == second
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(submissions(), st.dictionaries(st.text(min_size=1, max_size=6).map("x_{}".format), JSON, max_size=3))
 def test_unknown_fields_change_nothing_but_extras(payload: dict[str, Any], more: dict[str, Any]) -> None:
     """Newer callers may send fields that this version does not know."""

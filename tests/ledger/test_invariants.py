@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import redis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from ourvidz.errors import Conflict, NotFound, OutOfMemory
@@ -21,6 +21,7 @@ from ourvidz.records.record import Claim, Enhancement, OutboxEvent, Record, Verd
 from ourvidz.recovery.inspection import check_events, check_jobs, check_user_indexes
 from ourvidz.recovery.sweep import SweepOptions, sweep
 from ourvidz.testing import key_prefix, redis_url
+from tests.properties import examples
 
 JOB_IDS = ("a", "b:1")
 JOBS = st.sampled_from(JOB_IDS)
@@ -725,12 +726,7 @@ def test_the_invariants_hold_after_every_verb(focus: str) -> None:
 
     run_state_machine_as_test(
         Machine,
-        settings=settings(
-            max_examples=25,
-            stateful_step_count=50,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            suppress_health_check=list(HealthCheck),
+        settings=examples(
+            25, repeatable=True, stateful_step_count=50, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.prompts.clip import read_tokenizer
+from tests.properties import examples
 
 PIECES = st.sampled_from(
     [
@@ -36,7 +37,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS)
 @example(text="The red fox and the café!! <|ENDOFTEXT|> it's 42")
 def test_tokens_equal_those_of_transformers(tokenizer_folder: Path, text: str) -> None:

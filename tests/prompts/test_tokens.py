@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from ourvidz.prompts.clip import read_tokenizer
 from ourvidz.prompts.tokens import Chunk, PromptTokenizer
 from ourvidz.prompts.weights import Fragment, literal, parse
+from tests.properties import examples
 
 CHUNK_TOKENS = 75
 
@@ -75,7 +76,7 @@ PIECES = st.sampled_from(
 TEXTS = st.one_of(st.text(st.characters(codec="utf-8")), st.lists(PIECES, max_size=60).map("".join))
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS)
 @example(text="🦊" * 900)
 @example(text="!" * 400)

@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ourvidz.prompts.weights import (
@@ -17,6 +17,7 @@ from ourvidz.prompts.weights import (
     parse_prompt,
     weights_error,
 )
+from tests.properties import examples
 
 ParsedSections = list[list[tuple[str, float]]]
 
@@ -138,7 +139,7 @@ PIECES = st.sampled_from(
 ANYTHING = st.one_of(st.text(), st.lists(PIECES).map("".join))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(ANYTHING)
 @example("(" * 20 + "a" + ":2)" * 20)
 @example("\ud800 (\x00)")
@@ -152,7 +153,7 @@ def test_any_text_is_parsed_and_its_weights_are_in_range(text: str) -> None:
     weights_error(text)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(ANYTHING)
 @example("un(believ)able")
 def test_no_text_outside_the_syntax_is_dropped_or_added(text: str) -> None:
@@ -175,7 +176,7 @@ def is_subsequence(short: str, long: str) -> bool:
     return all(letter in letters for letter in short)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.text(st.characters(exclude_characters="()[]\\:"), min_size=1).filter(lambda text: text.strip()))
 def test_text_without_syntax_is_one_literal_fragment(text: str) -> None:
     """Enabling weights does not change a prompt without syntax."""

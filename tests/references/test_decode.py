@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from ourvidz.errors import ReferenceFrameError
 from ourvidz.references.decode import FORMATS, TOO_LARGE, UNREADABLE, WORKING_PX, decode, looks_like_image
+from tests.properties import examples
 
 Save = Callable[..., bytes]
 MAX_PIXELS = 50_000_000
@@ -335,7 +335,7 @@ def seeds() -> list[bytes]:
     return SEEDS
 
 
-@examples(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(150, suppress_health_check=[HealthCheck.too_slow])
 @given(
     which=st.integers(0, len(FORMATS) - 1),
     changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=8),

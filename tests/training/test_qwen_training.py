@@ -7,10 +7,11 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from tests.properties import examples
 from training.export import CHECKSUMS, digest, exported_files
 from training.qwen import tokenization, trainer
 from training.qwen.__main__ import Stages, main
@@ -49,7 +50,7 @@ def minute_qwen() -> Recipe:
     )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(text=st.text())
 def test_any_text_survives_encoding_and_decoding(tokenizer: transformers.Qwen2Tokenizer, text: str) -> None:
     """Prompts may contain any character; only Unicode normalization may change them."""

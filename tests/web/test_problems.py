@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
+
+from tests.properties import examples
 
 FIELDS_OF_PROBLEM = {
     "type", "title", "status", "detail", "instance", "code", "field", "rule", "value", "success", "error",
@@ -131,7 +133,7 @@ def test_no_body_causes_a_server_error(shim, chat_worker, path: str) -> None:
     # The wrapper keeps hypothesis from asking for a new shim per example.
     client: TestClient = shim.client
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
+    @examples(150, suppress_health_check=[HealthCheck.too_slow], database=None)
     @given(body=BODIES)
     def post(body: bytes) -> None:
         answer = client.post(path, content=body)
