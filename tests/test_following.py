@@ -42,7 +42,7 @@ def followers(ledger):
 @pytest.fixture
 def client(ledger):
     """A client of the ledger's server."""
-    with redis.Redis.from_url(ledger._connection._url, decode_responses=True) as client:
+    with redis.Redis.from_url(ledger.url, decode_responses=True) as client:
         yield client
 
 

@@ -95,7 +95,7 @@ def test_servers_and_sentinels_may_require_different_passwords(tmp_path: Path) -
             Ledger(wrong).ping()
 
 
-ACL = ("on", ">p@ss;word", "~*", "&*", "+@all", "-@admin", "-@dangerous", "+info", "+config|get")
+ACL = ("on", ">p@ss;word", "~*", "&*", "+@all", "-@admin", "-@dangerous", "+info", "+config|get", "+restore")
 """The rights that `docs/how-to/production.md` asks for."""
 
 

@@ -37,7 +37,7 @@ class JobOperations(LedgerBase):
     ) -> Admission:
         """Record a new job as `queued`: run 1, attempt 0, due now; or return the record under its id.
 
-        Nothing changes when the id is taken. Adds a `state` item to the job's stream. With
+        Nothing changes when the id is taken. The first item of the job's stream is its state `queued`. With
         `suppress_callbacks` no run of the job ever adds an outbox event. `entry`: the message of the job,
         published in the same transaction as the record of a new one.
 

@@ -15,7 +15,7 @@ from ourvidz.records.record import StreamItem
 
 STREAM_START = "0"
 """The position before the first item of a stream."""
-_STATE_FIELDS = ("status", "run", "attempt", "stage", "progress")
+_STATE_FIELDS = ("status", "run", "attempt", "stage", "progress", "created_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,12 @@ class StreamOperations(LedgerBase):
         items = self._connection.with_retries(
             lambda: self._connection.client.xrange(name, min=start, count=limit)
         )
-        return [load_item(item_id, fields) for item_id, fields in items]
+        if items:
+            return [load_item(item_id, fields) for item_id, fields in items]
+        state = self._connection.with_retries(
+            lambda: self._connection.client.hmget(self._keys.job(job_id), *_STATE_FIELDS)
+        )
+        return _unwritten_items(dict(zip(_STATE_FIELDS, state, strict=True)), after)
 
     def open_stream_client(self) -> StreamClient:
         """A client of the streams for the running event loop, with connections of its own. The caller closes
@@ -87,22 +92,34 @@ class StreamClient:
             return list(answers)
 
         answers = await retry_async(execute)
-        jobs = [request.job_id for request in requests]
-        return list(map(_snapshot, jobs, answers[::2], answers[1::2]))
+        return list(map(_snapshot, requests, answers[::2], answers[1::2]))
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
 
-def _snapshot(job_id: str, fields: Any, items: Any) -> StreamSnapshot | InternalError:
+def _snapshot(request: StreamRequest, fields: Any, items: Any) -> StreamSnapshot | InternalError:
     """The snapshot in two answers; an error where what is stored cannot be read: the followers of other jobs
     have their answers in the same batch."""
     try:
         state = dict(zip(_STATE_FIELDS, fields, strict=True))
-        return StreamSnapshot(state, [load_item(item_id, row) for item_id, row in items])
+        written = [load_item(item_id, row) for item_id, row in items]
+        return StreamSnapshot(state, written or _unwritten_items(state, request.after))
     except (KeyError, TypeError, ValueError):
-        return InternalError(f"the stream of job {job_id} cannot be read by this release")
+        return InternalError(f"the stream of job {request.job_id} cannot be read by this release")
+
+
+def _unwritten_items(state: dict[str, str | None], after: str) -> list[StreamItem]:
+    """The first item of a new job's stream, which is written together with the second one; none for a reader
+    that has it, and for any other job. `scripts/lib/stream.lua` writes the same."""
+    if state["status"] != "queued" or state["created_at"] is None:
+        return []
+    created_ms = int(float(state["created_at"]) * 1000)
+    if int(after.partition("-")[0]) >= created_ms:
+        return []
+    data = {"status": "queued", "run": int(state["run"] or 1), "attempt": 0, "stage": None}
+    return [StreamItem(f"{created_ms}-0", "state", data)]
 
 
 def checked_item_id(after: str) -> str:

@@ -52,5 +52,5 @@ if redis.call('STRLEN', document) > tonumber(limit) then
 end
 redis.call('EXPIRE', name, keep_s)
 redis.call('EXPIRE', document, keep_document_s)
-redis.call('EXPIRE', key('stream', id), stream_s)
+end_stream(id, stream_s)
 return 1

@@ -4,9 +4,9 @@
 --   quiet, one_shot, enhancement (each '' or the value of the record's field), request (what the caller sent, to
 --   be compared), version (of the record, the lowest that can handle it), list (of the broker; '' for none),
 --   message (what is added to it).
--- Keys: job, doc, order, fence, queued, index:all, index:user, stream, call, the broker's list.
+-- Keys: job, doc, order, fence, queued, index:all, index:user, call, the broker's list.
 -- Returns: { 1 for a new job or 0, the record, the job's place in its queue: 0 for the next to start, or nothing }.
--- Events: a `state` item.
+-- Events: none; readers of its stream find the state in the record.
 local id, type, queue, user, priority, fingerprint, callback_url, facts, document, token = unpack(ARGV, 4, 13)
 local quiet, one_shot, enhancement, request, version, list, message = unpack(ARGV, 14)
 
@@ -41,7 +41,6 @@ redis.call('SET', key('doc', id), document)
 redis.call('ZADD', key('queued', queue), queue_score(priority, order), id)
 redis.call('ZADD', key('index:all'), order, id)
 if user ~= '' then redis.call('ZADD', key('index', 'user', user), order, id) end
-add_state_item(id, job, 'queued', 0)
 memoize(token, 'created')
 if list ~= '' then redis.call('LPUSH', list, message) end
 return answer(1)
