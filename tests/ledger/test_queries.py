@@ -6,6 +6,7 @@ import pytest
 
 from ourvidz.errors import InvalidParameters, OutOfMemory
 from ourvidz.jobs.outcome import Outcome
+from tests.monitor import monitored
 
 DONE = Outcome(status="completed")
 FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
@@ -53,6 +54,36 @@ class TestPages:
         assert job_ids(ledger.page(user_id="u2").records) == ["needle"]
         assert ledger.page(user_id="u2", status="queued").records == []
         assert ledger.page(user_id="user-1", limit=200, type="sdxl_image_fast").cursor is None
+
+    def test_a_filter_that_selects_nothing_reads_no_record(self, ledger, image_job):
+        """The server compares type and status; a page of 20,000 jobs took a tenth of a second."""
+        for n in range(510):
+            ledger.register(image_job(f"j{n}"), priority=6)
+        with monitored(ledger.url) as seen:
+            page = ledger.page(status="failed")
+        assert (page.records, page.cursor) == ([], None)
+        assert seen.commands == ["page", "page"]
+
+    def test_a_page_ends_where_too_many_jobs_were_looked_at(self, ledger, image_job, monkeypatch):
+        """Its cursor goes on from there, also when it is empty."""
+        monkeypatch.setattr("ourvidz.ledger.queries.SCAN_BATCH", 2)
+        monkeypatch.setattr("ourvidz.ledger.queries.SCAN_LIMIT", 4)
+        ledger.register(image_job("needle", type="sdxl_image_high"), priority=6)
+        for n in range(5):
+            ledger.register(image_job(f"hay{n}"), priority=6)
+        first = ledger.page(type="sdxl_image_high")
+        assert first.records == []
+        second = ledger.page(type="sdxl_image_high", cursor=first.cursor)
+        assert (job_ids(second.records), second.cursor) == (["needle"], None)
+
+    def test_a_page_ends_in_the_middle_of_what_was_found(self, ledger, image_job, monkeypatch):
+        """The next one begins right after it."""
+        monkeypatch.setattr("ourvidz.ledger.queries.BATCH", 3)
+        for n in range(8):
+            ledger.register(image_job(f"j{n}"), priority=6)
+        page = ledger.page(status="queued", limit=4)
+        assert job_ids(page.records) == ["j7", "j6", "j5", "j4"]
+        assert job_ids(ledger.page(status="queued", cursor=page.cursor).records) == ["j3", "j2", "j1", "j0"]
 
     def test_a_reopened_job_keeps_its_position_in_the_pages(self, ledger, image_job):
         """A cursor stays valid when a job is reopened."""

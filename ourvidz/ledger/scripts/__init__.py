@@ -25,7 +25,7 @@ LIBRARIES = (
 NEW_JOBS = frozenset({"register", "reopen"})
 """Scripts that a full server refuses: they begin work."""
 READING = frozenset(
-    {"vitals", "workers", "queue_position", "due_deliveries", "quarantined", "expired", "now"}
+    {"vitals", "workers", "page", "queue_position", "due_deliveries", "quarantined", "expired", "now"}
 )
 """Scripts without a write."""
 EXEMPTION = "redis.call('DEL', key('memory_limit'))\n"
