@@ -96,7 +96,11 @@ class BaseJob(BaseModel):
         """What the caller sent, in the form that `is_repeat_of` compares: equal requests stay equal when a
         default changes."""
         document = self._comparable(exclude={"id", "version", "kind"})
-        return dump_request(document, self.defaulted)
+        return dump_request(document, self.defaulted, self.effective_flags())
+
+    def effective_flags(self) -> dict[str, bool]:
+        """The flags that change what runs, by name. The others are only returned in callbacks."""
+        return {}
 
     def is_repeat_of(
         self, fingerprint: str, callback_metadata: dict[str, Any], request: str | None = None
@@ -228,6 +232,10 @@ class VideoJob(BaseJob):
 
     def texts(self) -> tuple[str, ...]:
         return tuple(t for t in (self.prompt, self.negative_prompt, self.system_prompt) if t)
+
+    def effective_flags(self) -> dict[str, bool]:
+        """With `sfw_mode` the enhanced prompt is moderated."""
+        return {"sfw_mode": bool(self.flags.get("sfw_mode"))} if self.enhance_prompt else {}
 
     def callback_metadata(self) -> dict[str, Any]:
         system_prompt = "none" if not self.enhance_prompt else "custom" if self.system_prompt else "default"

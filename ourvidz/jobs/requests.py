@@ -5,6 +5,9 @@ The text has one entry for each field of the job: `name=digest` for a field that
 same request if every field that either caller sent has the same value in both: a default that differs between
 two releases, or two settings of an installation, makes no difference. A default that a caller spells out is
 the same request as well.
+
+`flag.name~digest` is a flag that changes what runs. Releases before it wrote none and ignore it, so flags are
+compared only where both texts have them.
 """
 
 from __future__ import annotations
@@ -17,11 +20,15 @@ from typing import Any
 
 _DIGEST_BYTES = 6
 _ABSENT = ("~", "")
+_FLAG = "flag."
 
 
-def dump_request(fields: Mapping[str, Any], defaulted: Collection[str]) -> str:
-    """The text for the JSON values of a job's fields, of which those in `defaulted` were not sent."""
-    entries = []
+def dump_request(
+    fields: Mapping[str, Any], defaulted: Collection[str], flags: Mapping[str, bool] | None = None
+) -> str:
+    """The text for the JSON values of a job's fields, of which those in `defaulted` were not sent, and for
+    the flags that change what runs."""
+    entries = [f"{_FLAG}{name}~{_digest(value)}" for name, value in sorted((flags or {}).items())]
     for name, value in sorted(fields.items()):
         sent, digest = name not in defaulted, _digest(value)
         if sent or digest:
@@ -34,7 +41,8 @@ def is_same_request(first: str, second: str) -> bool:
     one, other = _load(first), _load(second)
     for name in one.keys() | other.keys():
         (mark, digest), (other_mark, other_digest) = one.get(name, _ABSENT), other.get(name, _ABSENT)
-        if "=" in (mark, other_mark) and digest != other_digest:
+        compared = name in one and name in other if name.startswith(_FLAG) else "=" in (mark, other_mark)
+        if compared and digest != other_digest:
             return False
     return True
 

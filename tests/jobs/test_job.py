@@ -68,6 +68,25 @@ def test_a_default_that_is_spelled_out_is_the_same_request(image: Any, video: An
         assert brief.is_repeat_of("", full.callback_metadata(), full.request()), fields
 
 
+def test_a_flag_that_changes_what_runs_distinguishes_requests(video: Any) -> None:
+    """With `sfw_mode` an enhanced prompt is moderated; a prompt that is used as it is, is not."""
+    for kind, same in (("video7b_fast_enhanced", False), ("video_fast", True)):
+        plain, strict = video(kind=kind), video(kind=kind, metadata={"sfw_mode": True})
+        for first, again in ((plain, strict), (strict, plain)):
+            assert again.is_repeat_of("", first.callback_metadata(), first.request()) is same
+        explicit = video(kind=kind, sfw_mode=False)
+        assert explicit.is_repeat_of("", plain.callback_metadata(), plain.request())
+        assert strict.is_repeat_of("", strict.callback_metadata(), strict.request())
+
+
+def test_a_request_that_a_release_without_flags_recorded_is_recognised(video: Any) -> None:
+    """The same request, repeated during an upgrade."""
+    job = video(kind="video7b_fast_enhanced", sfw_mode=True)
+    recorded = " ".join(entry for entry in job.request().split() if not entry.startswith("flag."))
+    assert recorded != job.request()
+    assert job.is_repeat_of("", job.callback_metadata(), recorded)
+
+
 def test_the_settings_of_an_exact_copy_are_not_sent_by_the_caller(image: Any) -> None:
     """They follow from the mode: steps that a caller sends with it are not used."""
     copy = {
