@@ -17,11 +17,12 @@ from ourvidz.errors import (
     SettingsError,
     StorageError,
 )
-from ourvidz.jobs.outcome import Outcome
+from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.testing import Eager
 from ourvidz.workflows import image
 from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Services
+from tests.monitor import monitored
 
 JOB = {"id": "a", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me", "config": {"steps": 1}}
 
@@ -162,6 +163,32 @@ def test_the_message_of_an_ended_job_is_ignored(ourvidz_eager: Eager, replace_wo
     ourvidz_eager.submit(JOB)
     dispatch.publish(ourvidz_eager.record("a"))
     assert ourvidz_eager.callbacks.statuses("a") == ["processing", "completed"]
+
+
+def test_a_job_makes_five_calls_to_the_server_beside_its_delivery(
+    ourvidz_eager: Eager, replace_workflow: Replace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were seventeen, and the child of a worker waits for each. Steps that take long report on top."""
+    monkeypatch.setattr("ourvidz.workflows.run.REPORT_INTERVAL_S", 60.0)
+
+    def two_files(job: Any, run: Any, services: Services) -> Outcome:
+        run.step(0, 1)
+        run.step(1, 1)
+        keys = [f"workspace-temp/me/a/{name}" for name in ("0.png", "0.thumb.webp")]
+        for key in keys:
+            run.put(services.store, key, b"file", "image/png")
+        asset = Asset(type="image", key=keys[0], thumbnail_key=keys[1])
+        return Outcome(status="completed", assets=(asset,))
+
+    replace_workflow(two_files)
+    ourvidz_eager.submit(JOB | {"id": "earlier"})
+    with monitored(ourvidz_eager.control.ledger.url) as seen:
+        ourvidz_eager.submit(JOB)
+    # Without what a shim reads once a second.
+    verbs = [call for call in seen.commands if call.islower() and call != "now"]
+    of_job = [verb for verb in verbs if "event" not in verb and "deliver" not in verb]
+    assert of_job == ["register", "claim", "step", "step", "end"]
+    assert ourvidz_eager.record("a").status == "completed"
 
 
 def test_a_failed_attempt_leaves_no_files(ourvidz_eager: Eager, replace_workflow: Replace) -> None:
