@@ -25,6 +25,7 @@ from ourvidz.liveness.beats import start_beating
 from ourvidz.liveness.heartbeat import Heartbeat
 from ourvidz.recovery.sweep import recover
 from ourvidz.settings import settings
+from ourvidz.stop_signals import stop_signals
 from ourvidz.warmup import WarmUp
 from ourvidz.wiring import control
 
@@ -138,7 +139,7 @@ def remember_parent_id(sender: str, **_: Any) -> None:
     """In the parent: keep the worker id, by which it recognises its own jobs. A restart ends a drain."""
     global _parent_id, _ignores_hangup
     _parent_id = sender
-    _ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    _ignores_hangup = signal.SIGHUP not in stop_signals()
     control.current().ledger.set_draining(sender, False)
 
 

@@ -24,6 +24,7 @@ from ourvidz.cli.worker import check_models, default_families, parse_families
 from ourvidz.embedded_redis import find_server, free_port
 from ourvidz.errors import ModelLoadError, SettingsError, WorkerUnavailable
 from ourvidz.settings import Settings, load_settings
+from ourvidz.stop_signals import stop_signals
 
 if TYPE_CHECKING:
     from ourvidz.ledger.store import Ledger
@@ -223,10 +224,7 @@ def _handle_signals(stop: threading.Event, kill_now: threading.Event) -> Iterato
             _leave_terminal()
         stop.set()
 
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signals.append(signal.SIGHUP)
-    previous = {signum: signal.signal(signum, handle) for signum in signals}
+    previous = {signum: signal.signal(signum, handle) for signum in stop_signals()}
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from ourvidz.keeper.duties import duties
 from ourvidz.keeper.runner import DutyRunner
 from ourvidz.liveness.heartbeat import Heartbeat
 from ourvidz.settings import Settings
+from ourvidz.stop_signals import stop_signals
 from ourvidz.wiring import control
 
 NAME = "keeper"
@@ -18,9 +19,9 @@ STOP_S = 5.0
 
 
 def run(settings: Settings) -> None:
-    """Perform the duties until SIGTERM, SIGINT or SIGQUIT."""
+    """Perform the duties until SIGTERM, SIGINT, SIGQUIT, or SIGHUP unless it is ignored."""
     log.configure(settings.log_level, settings.log_format)
-    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+    signals = stop_signals() | {signal.SIGQUIT}
     # Before the threads start: they inherit the mask, so only `sigwait` below receives the signals.
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     ledger = control.current().ledger

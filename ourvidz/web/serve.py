@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from ourvidz import log
 from ourvidz.errors import SettingsError
 from ourvidz.liveness.beats import Beat
 from ourvidz.settings import Settings, settings
+from ourvidz.stop_signals import stop_signals
 from ourvidz.web.auth import require_safe_binding
 from ourvidz.web.callers import OpenCallers, open_callers
 from ourvidz.web.listener import BACKLOG, listen
@@ -78,9 +80,11 @@ def run(settings: Settings, fds: Sequence[int] = ()) -> None:
         server_header=False,
     )
     _raise_file_limit()
-    Server(config, open_callers, drain_s=settings.sync_deadline_s, beats_dir=settings.beats_dir).run(
-        sockets=sockets
-    )
+    server = Server(config, open_callers, drain_s=settings.sync_deadline_s, beats_dir=settings.beats_dir)
+    # uvicorn handles the others.
+    if signal.SIGHUP in stop_signals():
+        signal.signal(signal.SIGHUP, lambda _, frame: server.handle_exit(signal.SIGTERM, frame))
+    server.run(sockets=sockets)
 
 
 def _raise_file_limit() -> None:
