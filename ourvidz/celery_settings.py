@@ -22,6 +22,7 @@ DELIVER_TASK = "ourvidz.callbacks.deliver"
 ENHANCE_TASK = "ourvidz.chat.enhance"
 FLUSH_TASK = "ourvidz.admin.flush"
 LOAD_TASK = "ourvidz.admin.load"
+MOVE_TASK = "ourvidz.admin.move_model"
 GENERATION_TASKS = frozenset(row.task for row in CATALOG.values())
 
 _settings = settings()

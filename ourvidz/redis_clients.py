@@ -1,4 +1,5 @@
-"""Opens redis-py clients for a URL: one server, a Unix socket, or a service that sentinels watch."""
+"""Opens redis-py clients for a URL: one server, a Unix socket, or a service that sentinels watch; and tells
+outages of the server from other errors."""
 
 from __future__ import annotations
 
@@ -10,9 +11,17 @@ import redis.asyncio.sentinel
 import redis.sentinel
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, AuthorizationError, ReadOnlyError, ResponseError
 from redis.retry import Retry
 
 from ourvidz.sentinel_url import is_sentinel_url, parse_sentinel_url
+
+UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
+UNAVAILABLE = (
+    *("LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "READONLY", "TRYAGAIN", "CLUSTERDOWN"),
+    *("OOM", "ERR max daily request limit", "ERR max requests limit"),
+)
+"""Prefixes of errors of a server that is failing over, full or over its quota: outages, not mistakes."""
 
 
 def open_client(url: str, *, connect_s: float, answer_s: float, **options: Any) -> Any:
@@ -66,3 +75,19 @@ def _spelled_for_redis(url: str) -> str:
     if url.startswith("redis+socket://"):
         return url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
     return url
+
+
+def is_retryable(error: Exception) -> bool:
+    """Whether a command may succeed when it is sent again: after outages, not after a wrong password."""
+    if isinstance(error, ResponseError):
+        return is_outage(error)
+    return not isinstance(error, AuthenticationError | AuthorizationError)
+
+
+def is_outage(error: ResponseError) -> bool:
+    """Whether an error answer means that the server is unavailable. redis-py strips the prefix of some, and
+    puts the command before an answer in a pipeline."""
+    answer = str(error).rpartition("of pipeline caused error: ")[2]
+    return isinstance(error, redis.exceptions.OutOfMemoryError | ReadOnlyError) or answer.startswith(
+        UNAVAILABLE
+    )

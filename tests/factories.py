@@ -181,12 +181,16 @@ class RecordingRun:
     puts: list[tuple[str, str]] = field(default_factory=list)
     """Keys and content types, in the order in which they were stored."""
     excluded_s: float = 0.0
+    waits: int = 0
     previews: list[PreviewRenderer] = field(default_factory=list)
 
     def step(self, done: int, total: int) -> None:
         self.steps.append((done, total))
         if done == self.stop_at:
             raise self.stop_with
+
+    def wait_for_device(self) -> None:
+        self.waits += 1
 
     def stream_text(self, text: str, tokens: int, max_tokens: int) -> bool:
         if self.unreachable:

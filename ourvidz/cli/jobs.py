@@ -20,7 +20,7 @@ TYPES = click.Choice([*CATALOG, *ALIASES])
 Command = Callable[..., None]
 
 
-def _shim_options(command: Command) -> Command:
+def shim_options(command: Command) -> Command:
     """Decorator: add the options of every command, `--url`, `--api-key` and `--json`."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
@@ -31,11 +31,12 @@ def _shim_options(command: Command) -> Command:
     return command
 
 
-def _connect(url: str | None, key: str | None) -> Shim:
+def connect(url: str | None, key: str | None) -> Shim:
+    """The shim that a command talks to."""
     # Imported here: `--help` does not need requests, which takes as long to import as all other modules.
-    from ourvidz.cli.shim import connect
+    from ourvidz.cli import shim
 
-    return connect(url, key)
+    return shim.connect(url, key)
 
 
 @click.group(short_help="Submit, watch and manage jobs over HTTP.")
@@ -54,7 +55,7 @@ def jobs() -> None:
 @click.option("--user", default="cli", show_default=True, help="Whose job it is.")
 @click.option("--id", "job_id", help="The job's id; a new one by default.")
 @click.option("--watch", "follow", is_flag=True, help="Wait for its end, as `jobs watch` does.")
-@_shim_options
+@shim_options
 def submit(file: IO[bytes] | None, prompt: str | None, type_name: str, steps: int | None, size: str | None,
            num_images: int | None, seed: int | None, user: str, job_id: str | None, follow: bool,
            url: str | None, key: str | None, as_json: bool) -> None:  # fmt: skip
@@ -72,7 +73,7 @@ def submit(file: IO[bytes] | None, prompt: str | None, type_name: str, steps: in
             "user_id": user,
             "config": {name: value for name, value in config.items() if value is not None},
         }
-    shim = _connect(url, key)
+    shim = connect(url, key)
     response = shim.post("/jobs", payload)
     if follow:
         _watch(shim, response["job_id"], as_json)
@@ -85,10 +86,10 @@ def submit(file: IO[bytes] | None, prompt: str | None, type_name: str, steps: in
 
 @jobs.command()
 @click.argument("job_id")
-@_shim_options
+@shim_options
 def show(job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
     """Show the status, the assets and the error of a job."""
-    _print_job(_connect(url, key).job(job_id), as_json)
+    _print_job(connect(url, key).job(job_id), as_json)
 
 
 @jobs.command("list")
@@ -97,12 +98,12 @@ def show(job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
 @click.option("--status", type=click.Choice(["queued", "processing", "completed", "failed", "cancelled"]))
 @click.option("--cursor", help="Go on where a page ended.")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
-@_shim_options
+@shim_options
 def list_(user: str | None, type_name: str | None, status: str | None, cursor: str | None, limit: int,
           url: str | None, key: str | None, as_json: bool) -> None:  # fmt: skip
     """List jobs, newest first."""
     query = {"user_id": user, "type": type_name, "status": status, "cursor": cursor, "limit": limit}
-    page = _connect(url, key).get("/jobs", **query)
+    page = connect(url, key).get("/jobs", **query)
     if as_json:
         print_json(page)
         return
@@ -123,35 +124,35 @@ def list_(user: str | None, type_name: str | None, status: str | None, cursor: s
 
 @jobs.command()
 @click.argument("job_id")
-@_shim_options
+@shim_options
 def cancel(job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
     """Cancel a job: a queued one never runs, a running one stops before its next step."""
-    _print_change(_connect(url, key).post(_path(job_id, "cancel")), "cancelled", job_id, as_json)
+    _print_change(connect(url, key).post(_path(job_id, "cancel")), "cancelled", job_id, as_json)
 
 
 @jobs.command()
 @click.argument("job_id")
-@_shim_options
+@shim_options
 def retry(job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
     """Run a failed or cancelled job again."""
-    _print_change(_connect(url, key).post(_path(job_id, "retry")), "queued again", job_id, as_json)
+    _print_change(connect(url, key).post(_path(job_id, "retry")), "queued again", job_id, as_json)
 
 
 @jobs.command()
 @click.argument("job_id")
-@_shim_options
+@shim_options
 def delete(job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
     """Delete a finished job and its assets."""
-    response = _connect(url, key).delete(_path(job_id))
+    response = connect(url, key).delete(_path(job_id))
     _print_change(response or {"job_id": job_id, "deleted": True}, "deleted", job_id, as_json)
 
 
 @jobs.command()
 @click.argument("job_id")
-@_shim_options
+@shim_options
 def watch(job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
     """Follow a job to its end. Exit status 0 when it completed, else 1."""
-    _watch(_connect(url, key), job_id, as_json)
+    _watch(connect(url, key), job_id, as_json)
 
 
 def _watch(shim: Shim, job_id: str, as_json: bool) -> None:

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "jobs": ("ourvidz.cli.jobs:jobs", "Submit, watch and manage jobs over HTTP."),
     "callbacks": ("ourvidz.cli.callbacks:callbacks", "List, show and replay callbacks."),
     "ledger": ("ourvidz.cli.ledger:ledger", "Check the records, queues and callbacks, and mend them."),
+    "memory": ("ourvidz.cli.memory:memory", "Show the memory of the GPUs, and move models."),
     "models": ("ourvidz.cli.models:models", "List and verify the checkpoints."),
     "doctor": ("ourvidz.cli.doctor:doctor", "Check that this machine has what it needs."),
 }

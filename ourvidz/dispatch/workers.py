@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from celery.utils.nodenames import worker_direct
 
 from ourvidz import log
 from ourvidz.app import app as celery_app
-from ourvidz.celery_settings import CALLBACKS_QUEUE, FLUSH_TASK, LOAD_TASK, PRIORITY_SYNC
+from ourvidz.celery_settings import CALLBACKS_QUEUE, FLUSH_TASK, LOAD_TASK, MOVE_TASK, PRIORITY_SYNC
 from ourvidz.dispatch.inspection import read_messages
 from ourvidz.dispatch.messages import BROKER_ERRORS, deliver, publish
 from ourvidz.dispatch.queues import trim_deliveries, waiting_messages
@@ -91,10 +91,16 @@ def request_load(worker_id: str) -> bool:
     return _send(LOAD_TASK, worker_id)
 
 
-def _send(task: str, worker_id: str, **options: Any) -> bool:
+def move_model(worker_id: str, model: str, action: Literal["load", "unload"], *, force: bool) -> bool:
+    """Tell a worker to bring one of its models onto the GPU, or to free it, after the current job. Returns
+    whether the message was sent."""
+    return _send(MOVE_TASK, worker_id, args=(model, action, force), expires=FLUSH_EXPIRES_S)
+
+
+def _send(task: str, worker_id: str, *, args: tuple[Any, ...] = (), **options: Any) -> bool:
     """Send a task to the queue of one worker. Returns whether the broker was reached."""
     try:
-        celery_app.signature(task, immutable=True).apply_async(
+        celery_app.signature(task, args=args, immutable=True).apply_async(
             queue=worker_direct(worker_id), priority=PRIORITY_SYNC, retry=False, **options
         )
     except BROKER_ERRORS as error:

@@ -8,26 +8,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
-import redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import AbstractBackoff, ConstantBackoff, ExponentialBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, ReadOnlyError, ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 from redis.retry import Retry
 
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.ledger.scripts import load_scripts
 from ourvidz.records.codec import newer_record
 from ourvidz.records.record import RECORD_VERSION
-from ourvidz.redis_clients import open_async_client, open_client
+from ourvidz.redis_clients import UNREACHABLE, is_outage, is_retryable, open_async_client, open_client
 
 Answer = TypeVar("Answer")
-
-UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
-UNAVAILABLE = (
-    *("LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "READONLY", "TRYAGAIN", "CLUSTERDOWN"),
-    *("OOM", "ERR max daily request limit", "ERR max requests limit"),
-)
-"""Prefixes of errors of a server that is failing over, full or over its quota: outages, not mistakes."""
 
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 2.0, 3.0
 QUICK_TIMEOUT_S = 0.9
@@ -41,24 +33,9 @@ PATIENT_RETRIES: tuple[AbstractBackoff, int] = (ExponentialBackoff(cap=1.0, base
 QUICK_RETRIES: tuple[AbstractBackoff, int] = (ConstantBackoff(0.05), 1)
 
 
-def _is_retryable(error: Exception) -> bool:
-    if isinstance(error, ResponseError):
-        return _is_outage(error)
-    return not isinstance(error, AuthenticationError | AuthorizationError)
-
-
 def _retryable_until(deadline: float) -> Callable[[Exception], bool]:
     """Whether to try again, up to a time: against a server that hangs each try takes its whole timeout."""
-    return lambda error: _is_retryable(error) and time.monotonic() < deadline
-
-
-def _is_outage(error: ResponseError) -> bool:
-    """Whether an error answer means that the server is unavailable. redis-py strips the prefix of some, and
-    puts the command before an answer in a pipeline."""
-    answer = str(error).rpartition("of pipeline caused error: ")[2]
-    return isinstance(error, redis.exceptions.OutOfMemoryError | ReadOnlyError) or answer.startswith(
-        UNAVAILABLE
-    )
+    return lambda error: is_retryable(error) and time.monotonic() < deadline
 
 
 @contextmanager
@@ -68,7 +45,7 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except ResponseError as error:
-        if _is_outage(error):
+        if is_outage(error):
             raise WorkerUnavailable("the job store takes no writes") from error
         if "RECORD-TOO-NEW" in str(error):
             version, job_id = str(error).split("RECORD-TOO-NEW ", 1)[1].split(" ")[:2]

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ourvidz.ledger.attempt_folders import AttemptFolderOperations
-from ourvidz.ledger.base import DAY_S, Keys, LedgerOptions
+from ourvidz.ledger.base import DAY_S, LedgerOptions
 from ourvidz.ledger.connection import Connection
+from ourvidz.ledger.devices import DeviceOperations
 from ourvidz.ledger.duties import DutyOperations
 from ourvidz.ledger.enhancement import EnhancementOperations
 from ourvidz.ledger.imports import ImportOperations
@@ -20,6 +21,7 @@ from ourvidz.ledger.streams import StreamOperations
 from ourvidz.ledger.usage import UsageOperations
 from ourvidz.ledger.vitals import VitalsOperations
 from ourvidz.ledger.workers import WorkerOperations
+from ourvidz.records.keys import Keys
 
 
 class Ledger(
@@ -34,6 +36,7 @@ class Ledger(
     VitalsOperations,
     ImportOperations,
     UsageOperations,
+    DeviceOperations,
 ):
     """The ledger on one Redis or Valkey server (not a cluster). Every verb is atomic and safe to send twice.
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ourvidz.errors import InternalError, InvalidParameters
-from ourvidz.ledger.base import Keys, LedgerBase
+from ourvidz.ledger.base import LedgerBase
 from ourvidz.ledger.connection import retry_async
 from ourvidz.records.codec import load_item
+from ourvidz.records.keys import Keys
 from ourvidz.records.record import StreamItem
 
 STREAM_START = "0"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines import checksums, devices
@@ -36,7 +38,20 @@ def weights_mib(components: Iterable[object]) -> int:
     return round(sum(sizes.values()) / BYTES_PER_MIB)
 
 
-def weight_files_mib(folder: Path) -> int:
-    """Size of the `.safetensors` files in a folder (MiB, rounded, at least 1)."""
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return max(1, round(size / BYTES_PER_MIB))
+def checkpoint_mib(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """Size that the weights of a checkpoint take once they are loaded as `dtype` (MiB, rounded, at least 1),
+    from the headers of its files; of several variants the one that is loaded."""
+    path, variant = checkpoint.path, checkpoint.variant
+    files = [path] if path.is_file() else [*path.rglob("*.safetensors"), *path.rglob("*.pth")]
+    if path.is_dir():
+        files = [file for file in files if (".fp16." in file.name) == (variant == "fp16")]
+    return max(1, round(sum(_loaded_bytes(file, dtype) for file in files) / BYTES_PER_MIB))
+
+
+def _loaded_bytes(file: Path, dtype: torch.dtype) -> int:
+    """Bytes of the weights of one file as `dtype`; of a pickle, which is not opened, its size."""
+    if file.suffix != ".safetensors":
+        return file.stat().st_size
+    with safe_open(file, framework="pt") as weights:
+        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118  no mapping
+    return int(sum(math.prod(shape) for shape in shapes)) * dtype.itemsize

@@ -21,6 +21,8 @@ EnhancementState = Literal["wanted", "over"]
 FINISHED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 ENHANCING = "enhancing"
 """The stage of a queued job while its prompt is being enhanced."""
+NO_STAGE = "-"
+"""Reported by an attempt whose stage has ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from ourvidz.settings.callbacks import CallbackSettings, ReferenceSettings
 from ourvidz.settings.chat import ChatSettings
 from ourvidz.settings.jobs import JobSettings
 from ourvidz.settings.kinds import env
+from ourvidz.settings.memory import MemorySettings
 from ourvidz.settings.process import ProcessSettings, RedisSettings
 from ourvidz.settings.sdxl import SDXLSettings
 from ourvidz.settings.shim import ShimSettings
@@ -42,6 +43,7 @@ class Settings(
     ReferenceSettings,
     ShimSettings,
     JobSettings,
+    MemorySettings,
     StorageSettings,
     SigningSettings,
     SDXLSettings,

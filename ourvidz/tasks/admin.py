@@ -8,7 +8,7 @@ from typing import Any
 from ourvidz import __version__, log, signals
 from ourvidz.administration import administer
 from ourvidz.app import app
-from ourvidz.celery_settings import FLUSH_TASK, LOAD_TASK
+from ourvidz.celery_settings import FLUSH_TASK, LOAD_TASK, MOVE_TASK
 from ourvidz.jobs.job import AdminJob
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.settings import settings
@@ -51,3 +51,14 @@ def flush() -> None:
 def load() -> None:
     """Try again to load the models of this process. Sent by a worker to its own queue."""
     signals.load_again()
+
+
+@app.task(name=MOVE_TASK, acks_late=False, ignore_result=True)
+def move_model(model: str, action: str, force: bool) -> None:
+    """Bring a model onto the GPU of this process, or free its memory. Sent to one worker's own queue. Does
+    nothing where the GPU is not shared."""
+    models = loading.loaded(settings(), settings().worker or "")
+    share = None if models is None else loading.device_share(models)
+    if share is not None:
+        moved = share.bring(model, force=force) if action == "load" else share.free(model)
+        _log.info("model_moved", model=model, action=action, force=force, moved=moved)

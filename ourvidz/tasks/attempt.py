@@ -52,8 +52,10 @@ def public_error(error: OurvidzError) -> OurvidzError:
 def services(family: str) -> Services:
     """Return the services of this worker's workflows. Builds its models on first use."""
     app = control.current()
+    models = loading.models(app.settings, family)
     return Services(
-        models=loading.models(app.settings, family),
+        models=models,
+        device=loading.device_share(models),
         store=app.store,
         gate=app.gate,
         references=app.references,

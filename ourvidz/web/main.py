@@ -15,7 +15,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ourvidz import __version__
 from ourvidz.settings import Settings
-from ourvidz.web import chat, embedded, health, info, jobs, openai, openapi, operations, prompts, upstash
+from ourvidz.web import (
+    chat,
+    embedded,
+    health,
+    info,
+    jobs,
+    memory,
+    openai,
+    openapi,
+    operations,
+    prompts,
+    upstash,
+)
 from ourvidz.web.audit import AuditMiddleware
 from ourvidz.web.auth import LISTS, Keyring, LocalOnlyMiddleware, load_keyring, require_scopes
 from ourvidz.web.inbox import Inbox
@@ -57,6 +69,7 @@ def create_app(services: ControlPlane | None = None) -> FastAPI:
     app.include_router(prompts.router, dependencies=require_scopes(keyring, "jobs"))
     app.include_router(upstash.router, dependencies=require_scopes(keyring, "jobs", LISTS))
     app.include_router(operations.router, dependencies=require_scopes(keyring, "admin"))
+    app.include_router(memory.router, dependencies=require_scopes(keyring, "admin"))
     if settings.embedded:
         app.include_router(embedded.receiver)
         app.include_router(embedded.router, dependencies=require_scopes(keyring, "jobs"))

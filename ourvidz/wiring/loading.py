@@ -14,13 +14,13 @@ from typing import Any, cast
 from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings
 from ourvidz.startup import collector_paused
-from ourvidz.workflows.services import Models
+from ourvidz.workflows.services import DeviceShare, Models, UnsharedDevice
 
 CACHE_SIZE = 6
 """How many sets of models are kept; the least recently used one is dropped. A worker has one."""
 PREFIXES = {"sdxl": ("sdxl_", "ip_adapter"), "wan": ("wan_",), "chat": ("qwen_",)}
 """The settings that shape the models of a family, by the beginning of their names."""
-SHARED = ("profile", "models", "previews")
+SHARED = ("profile", "models", "previews", "emulated_gpu")
 """The settings that shape the models of every family."""
 
 WORKFLOWS = {
@@ -55,6 +55,12 @@ def models(settings: Settings, family: str) -> Models:
             _cache.popitem(last=False)
     _cache.move_to_end(key)
     return _cache[key]
+
+
+def device_share(models: Models) -> DeviceShare:
+    """Return the device that these models share with other workers; builders need not provide one."""
+    share: DeviceShare | None = getattr(models, "device_share", None)
+    return UnsharedDevice() if share is None else share
 
 
 def loaded(settings: Settings, family: str) -> Models | None:

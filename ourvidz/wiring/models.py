@@ -7,7 +7,7 @@ from typing import Any
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.base import ImagePipeline, TextPipeline, VideoPipeline
 from ourvidz.pipelines.devices import free_memory
-from ourvidz.pipelines.loading import weight_files_mib
+from ourvidz.pipelines.loading import checkpoint_mib
 from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles
 from ourvidz.pipelines.sdxl.options import SDXLOptions, parse_lora
@@ -15,12 +15,15 @@ from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 from ourvidz.pipelines.texts.remote import RemoteTextPipeline, TextServer
-from ourvidz.pipelines.texts.residency import ResidentTextModels, TextModel
+from ourvidz.pipelines.texts.residency import ResidencyPolicy, ResidentTextModels, TextModel
 from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.settings import Settings
 from ourvidz.vram import gpu
+from ourvidz.vram.device import Device, open_device
+from ourvidz.wiring import control
+from ourvidz.wiring.shared_device import Pipelines, SharedDevice
 
 TINY_CAP_PX = 128
 """Longest edge (px) of the images of the packaged SDXL checkpoint."""
@@ -39,13 +42,20 @@ class WarmModels:
         *,
         wan: WanPipeline | None = None,
         texts: ResidentTextModels | None = None,
+        device_share: SharedDevice | None = None,
     ) -> None:
         self._sdxl = sdxl
         self._wan = wan
         self._texts = texts
+        self.device_share = device_share
+        """The device, where this worker shares one; then jobs hold their model on it."""
 
     def warm(self) -> None:
-        """Load all models of this worker. Raises `ModelLoadError`."""
+        """Load all models of this worker; on a shared device those for which enough memory is free. Raises
+        `ModelLoadError`."""
+        if self.device_share is not None:
+            self.device_share.warm()
+            return
         for pipeline in self._pipelines().values():
             pipeline.load()
         if self._texts is not None:
@@ -74,6 +84,10 @@ class WarmModels:
 
     def reload(self) -> None:
         """Unload all models and load them again."""
+        if self.device_share is not None:
+            self.device_share.unload()
+            self.device_share.warm()
+            return
         for pipeline in self._pipelines().values():
             pipeline.unload()
             pipeline.load()
@@ -91,7 +105,7 @@ class WarmModels:
 
     def memory(self) -> dict[str, Any]:
         """The memory of this worker's GPU (MiB and GiB); zeros without a GPU."""
-        return gpu.memory()
+        return gpu.memory() if self.device_share is None else gpu.report(**self.device_share.memory())
 
     def _pipelines(self) -> dict[str, SDXLPipeline | WanPipeline]:
         pipelines = {"sdxl": self._sdxl, "wan": self._wan}
@@ -101,13 +115,35 @@ class WarmModels:
 def build(settings: Settings, family: str) -> WarmModels:
     """The pipelines of one family, not loaded yet. Raises `ModelLoadError` naming missing files or
     settings."""
+    device = open_device(settings, family)
     if family == "wan":
-        return WarmModels(wan=_build_wan(settings))
+        wan = _build_wan(settings)
+        parts: Pipelines = {"wan": (wan, checkpoint_mib(wan.checkpoint, wan.dtype))}
+        return WarmModels(wan=wan, device_share=_share(settings, family, device, parts))
     if family == "chat":
-        return WarmModels(texts=_build_texts(settings))
+        texts = _build_text_models(settings)
+        parts = {
+            name: (model.pipeline, model.needs_mib)
+            for name, model in texts.items()
+            if isinstance(model.pipeline, QwenPipeline)
+        }
+        # On a shared device the jobs' grants decide what is resident.
+        policy: ResidencyPolicy = "always" if device is not None else settings.qwen_together
+        resident = ResidentTextModels(texts, policy=policy, free_mib=gpu.free_mib)
+        return WarmModels(texts=resident, device_share=_share(settings, family, device, parts))
     if family != "sdxl":
         raise ModelLoadError(f"There are no pipelines for {family!r}.")
-    return WarmModels(_build_sdxl(settings))
+    sdxl = _build_sdxl(settings)
+    parts = {"sdxl": (sdxl, checkpoint_mib(sdxl.checkpoint, sdxl.dtype))}
+    return WarmModels(sdxl, device_share=_share(settings, family, device, parts))
+
+
+def _share(
+    settings: Settings, family: str, device: Device | None, pipelines: Pipelines
+) -> SharedDevice | None:
+    if device is None:
+        return None
+    return SharedDevice(settings, family, control.current().ledger, device, pipelines)
 
 
 def _build_sdxl(settings: Settings) -> SDXLPipeline:
@@ -146,9 +182,8 @@ def wan_options(settings: Settings) -> WanOptions:
     )
 
 
-def _build_texts(settings: Settings) -> ResidentTextModels:
-    texts = {name: _build_text(settings, variant) for name, variant in QWEN_VARIANTS.items()}
-    return ResidentTextModels(texts, policy=settings.qwen_together, free_mib=gpu.free_mib)
+def _build_text_models(settings: Settings) -> dict[str, TextModel]:
+    return {name: _build_text(settings, variant) for name, variant in QWEN_VARIANTS.items()}
 
 
 def _build_text(settings: Settings, variant: QwenVariant) -> TextModel:
@@ -161,7 +196,8 @@ def _build_text(settings: Settings, variant: QwenVariant) -> TextModel:
         variables = f"OURVIDZ_QWEN_MODEL or OURVIDZ_QWEN_{variant.upper()}_URL"
         raise ModelLoadError(f"The production profile has no Qwen checkpoint ({variant}): set {variables}.")
     checkpoint = find_qwen(settings.qwen_model, variant)
-    return TextModel(QwenPipeline(checkpoint, variant), weight_files_mib(checkpoint.path))
+    pipeline = QwenPipeline(checkpoint, variant)
+    return TextModel(pipeline, checkpoint_mib(checkpoint, pipeline.dtype))
 
 
 def sdxl_options(settings: Settings) -> SDXLOptions:

@@ -67,14 +67,17 @@ def run_text_batch(first: BatchItem, source: JobSource, services: Services) -> N
     Each item is ended as soon as its own text is complete. An exception raised here concerns all items that
     are still open.
     """
-    batch = TextBatch(services, first.job)
-    batch.add(first)
-    while True:
-        for item in source.next_items(first.job, batch_size=batch.size):
-            batch.add(item)
-        if not batch.size:
-            return
-        batch.step()
+    with services.device.hold(first.job.model, first.job, first.run.wait_for_device):
+        batch = TextBatch(services, first.job)
+        batch.add(first)
+        while True:
+            # While others wait for the device, nobody joins: the batch would never end.
+            if not services.device.must_yield():
+                for item in source.next_items(first.job, batch_size=batch.size):
+                    batch.add(item)
+            if not batch.size:
+                return
+            batch.step()
 
 
 class TextBatch:

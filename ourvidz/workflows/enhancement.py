@@ -111,13 +111,15 @@ def _enhance(
 ) -> dict[str, Any]:
     """Decode and check the enhanced prompt. Raises `JobTimeout`, or `PolicyViolation` for a refused text."""
     check_lease()
-    pipeline = services.models.texts(MODEL)
-    decoder, began = pipeline.new_decoder(), time.monotonic()
-    decoder.add(job.id, _completion_job(job, system_prompt))
-    try:
-        line = _first_line(decoder, check_lease, is_late)
-    finally:
-        decoder.remove(job.id)
+    completion = _completion_job(job, system_prompt)
+    with services.device.hold(MODEL, completion, check_lease):
+        pipeline = services.models.texts(MODEL)
+        decoder, began = pipeline.new_decoder(), time.monotonic()
+        decoder.add(job.id, completion)
+        try:
+            line = _first_line(decoder, check_lease, is_late)
+        finally:
+            decoder.remove(job.id)
     if not line:
         return {"reason": EMPTY}
     services.gate.check_job(job, line)

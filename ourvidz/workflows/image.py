@@ -65,9 +65,10 @@ def _generate(
     metadata."""
     signer = AssetSigner(services.signer, source_type(reference is not None), job_id=job.id)
     with AssetUploader(job, run, services.store, signer) as uploader:
-        result = services.models.images().generate(
-            job, reference=reference, on_step=run.step, on_preview=run.preview, on_image=uploader.upload
-        )
+        with services.device.hold("sdxl", job, run.wait_for_device):
+            result = services.models.images().generate(
+                job, reference=reference, on_step=run.step, on_preview=run.preview, on_image=uploader.upload
+            )
         result = report(result)
         assets = uploader.finish(result)
     return Outcome(status="completed", assets=assets, metadata=services.result_metadata(result))

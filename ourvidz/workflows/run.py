@@ -13,7 +13,7 @@ from ourvidz.errors import Cancelled, JobTimeout, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import Snapshot
-from ourvidz.records.record import Claim, Verdict
+from ourvidz.records.record import NO_STAGE, Claim, Verdict
 from ourvidz.storage.store import Store
 from ourvidz.workflows.previews import Previews
 from ourvidz.workflows.staging import FenceLost, StagedFiles
@@ -29,6 +29,9 @@ PROGRESS_CALLBACK_INTERVAL_S = 1.0
 """Shortest time between two progress callbacks, where these are on."""
 GENERATION_PROGRESS = 99.0
 """Progress (percent) when generation is complete; 100 comes with the commit."""
+
+WAITING_FOR_GPU = "waiting_for_gpu"
+"""The stage of a job that waits until other workers of its GPU have freed memory."""
 
 _log = log.get(__name__)
 
@@ -70,6 +73,7 @@ class LeasedRun:
         self._previews = Previews(claim.job_id, clock=clock) if previews else None
         self._files = StagedFiles(claim, ledger, sleep=sleep)
         self._deadline: float | None = None
+        self._stage: str | None = None
         self._lease_deadline = claim.lease_deadline
         self._fence_lost = threading.Event()
         self._closed = threading.Event()
@@ -112,6 +116,9 @@ class LeasedRun:
         now = self._clock()
         if self._deadline is None:
             self._deadline = now + self._limit_s
+        if self._stage == WAITING_FOR_GPU:
+            self._stage = NO_STAGE
+            self._next_report_at = now
         add_event = self._on_progress_event is not None and now >= self._next_progress_at and 0 < done < total
         reached = self._report(progress=_progress(done, total), add_event=add_event)
         if add_event and reached and self._on_progress_event is not None:
@@ -119,6 +126,15 @@ class LeasedRun:
             self._on_progress_event()
         if now > self._deadline:
             raise self._timeout()
+
+    def wait_for_device(self) -> None:
+        """Report the stage `waiting_for_gpu`, until the next step. Called again and again while the job
+        waits for the memory of its GPU, which does not count towards its time limit. Raises `Cancelled` or
+        `FenceLost`."""
+        if self._stage != WAITING_FOR_GPU:
+            self._stage = WAITING_FOR_GPU
+            self._next_report_at = self._clock()
+        self._report()
 
     def stream_text(self, text: str, tokens: int, max_tokens: int) -> bool:
         """Append text, which may be empty, to the job's stream, and report progress. Returns False when the
@@ -212,7 +228,12 @@ class LeasedRun:
         """Send one report to the ledger. Returns its verdict, None when it was not reached."""
         try:
             verdict = self._ledger.step(
-                self._claim, progress=self._progress, items=items, add_event=add_event, folders=folders
+                self._claim,
+                progress=self._progress,
+                stage=self._stage,
+                items=items,
+                add_event=add_event,
+                folders=folders,
             )
         except WorkerUnavailable:
             _log.warning("ledger_away", job_id=self._claim.job_id)
@@ -220,6 +241,7 @@ class LeasedRun:
         finally:
             self._next_report_at = self._clock() + REPORT_INTERVAL_S
         self._files.note_tracked(folders)
+        self._stage = None if self._stage == NO_STAGE else self._stage
         return verdict
 
     def _renew(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ourvidz import __version__
@@ -27,6 +29,10 @@ class Run(Protocol):
     def step(self, done: int, total: int) -> None:
         """Report a finished step. Raises `Cancelled`, `JobTimeout`, or stops an attempt whose fence is
         lost."""
+
+    def wait_for_device(self) -> None:
+        """Report that the job waits for the memory of its GPU, which does not count towards its time limit;
+        called again and again while it does. Raises what `step` raises."""
 
     def preview(self, snapshot: Snapshot) -> None:
         """Offer a snapshot of the latents for a preview, which is rendered on another thread if one is due.
@@ -72,6 +78,46 @@ class Models(Protocol):
         `vram_total_gb` (GiB); zeros where there is no GPU."""
 
 
+class DeviceShare(Protocol):
+    """The device that this worker may share with others."""
+
+    def hold(self, model: str, job: BaseJob, waiting: Callable[[], None]) -> AbstractContextManager[None]:
+        """Keep a model (`sdxl`, `wan`, or the name of a language model) on the device inside this context,
+        with the memory that the job needs. `waiting` is called again and again while others have the memory;
+        what it raises ends the wait. Raises `OutOfMemory` for more than the device can give."""
+
+    def must_yield(self) -> bool:
+        """Whether others wait for the device and this worker's turn is over: nothing new may join what it
+        runs."""
+
+    def bring(self, model: str, *, force: bool) -> bool:
+        """Bring a model onto the device if enough memory is free; by force others must leave, even pinned
+        ones. Returns whether it is there."""
+
+    def free(self, model: str) -> bool:
+        """Free the memory of a model, on the device and on the host. Returns whether it held any."""
+
+
+class UnsharedDevice:
+    """A device that this worker has for itself, or none; implements `DeviceShare`."""
+
+    def hold(self, model: str, job: BaseJob, waiting: Callable[[], None]) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Nothing to do."""
+        return nullcontext()
+
+    def must_yield(self) -> bool:
+        """Never."""
+        return False
+
+    def bring(self, model: str, *, force: bool) -> bool:  # noqa: ARG002
+        """Nothing is moved."""
+        return False
+
+    def free(self, model: str) -> bool:  # noqa: ARG002
+        """Nothing is moved."""
+        return False
+
+
 class References(Protocol):
     """The reference images of jobs."""
 
@@ -102,6 +148,7 @@ class Services:
     store: Store
     gate: Gate
     references: References
+    device: DeviceShare = field(default_factory=UnsharedDevice)
     signer: Signer | None = None
     """None where no certificate is configured."""
     moderation: Moderation | None = None

@@ -26,9 +26,7 @@ def generate_video(job: VideoJob, run: Run, services: Services) -> Outcome:
     if isinstance(references, ReferenceFrameError):
         result = _generate_without_references(job, references, run, services)
     else:
-        result = services.models.videos().generate(
-            job, references=references, on_step=run.step, on_preview=run.preview
-        )
+        result = _generate(job, references, run, services)
     has_reference = result.metadata.get("reference_backend") is not None
     signer = AssetSigner(services.signer, source_type(has_reference), job_id=job.id)
     return Outcome(
@@ -51,11 +49,20 @@ def _resolve_references(job: VideoJob, services: Services) -> ReferenceImages | 
     return ReferenceImages(**images)
 
 
+def _generate(
+    job: VideoJob, references: ReferenceImages | None, run: Run, services: Services
+) -> GeneratedVideo:
+    with services.device.hold("wan", job, run.wait_for_device):
+        return services.models.videos().generate(
+            job, references=references, on_step=run.step, on_preview=run.preview
+        )
+
+
 def _generate_without_references(
     job: VideoJob, error: ReferenceFrameError, run: Run, services: Services
 ) -> GeneratedVideo:
     """Generate from the prompt alone; the metadata says that the references were not used, and why."""
     text_only = job.model_copy(update={"reference_mode": "none"})
-    result = services.models.videos().generate(text_only, on_step=run.step, on_preview=run.preview)
+    result = _generate(text_only, None, run, services)
     pipeline = "text_to_image" if job.frames == 1 else "text_to_video"
     return result.without_reference(error, denoise_strength=job.denoise_strength, pipeline=pipeline)

@@ -103,6 +103,35 @@ def test_a_cancelled_run_stops_at_its_next_step(ledger: SwitchableLedger, claim:
             run.step(2, 4)
 
 
+def test_a_wait_for_the_gpu_is_a_stage_that_ends_with_the_next_step(
+    ledger: SwitchableLedger, claim: Claim
+) -> None:
+    """Followers see why nothing moves, and the time limit begins with the first step after it."""
+    now = [0.0]
+    with running(ledger, claim, limit_s=10.0, clock=lambda: now[0]) as run:
+        run.wait_for_device()
+        assert ledger.get("a").stage == "waiting_for_gpu"  # type: ignore[union-attr]
+        now[0] = 60.0
+        run.wait_for_device()
+        run.step(0, 4)
+        run.step(1, 4)
+        record = ledger.get("a")
+        assert record is not None
+        assert (record.stage, record.progress) == (None, pytest.approx(24.75))
+    stages = [item.data["stage"] for item in ledger.stream("a") if "stage" in item.data]
+    assert "waiting_for_gpu" in stages
+    assert stages[-1] is None
+
+
+def test_a_job_that_waits_for_the_gpu_can_be_cancelled(ledger: SwitchableLedger, claim: Claim) -> None:
+    """The wait ends with the next report."""
+    with running(ledger, claim) as run:
+        run.wait_for_device()
+        ledger.request_cancel("a")
+        with pytest.raises(Cancelled):
+            run.wait_for_device()
+
+
 class TestShortSteps:
     """Steps that follow each other faster than four a second."""
 

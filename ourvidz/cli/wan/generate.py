@@ -85,6 +85,9 @@ class TerminalRun:
         self._bar.update(done - self._done)
         self._done = done
 
+    def wait_for_device(self) -> None:
+        """Never called: the command shares the GPU with nobody."""
+
     def preview(self, snapshot: Snapshot) -> None:
         """Ignore previews: the command has no viewer."""
 

@@ -19,13 +19,24 @@ LIBRARIES = (
     "outbox",
     "jobs",
     "index",
+    "devices",
 )
 """The files of `lib/` in the order in which they build on each other."""
 
 NEW_JOBS = frozenset({"register", "reopen"})
 """Scripts that a full server refuses: they begin work."""
 READING = frozenset(
-    {"vitals", "workers", "page", "queue_position", "due_deliveries", "quarantined", "expired", "now"}
+    {
+        "vitals",
+        "workers",
+        "page",
+        "queue_position",
+        "due_deliveries",
+        "quarantined",
+        "expired",
+        "now",
+        "device_memory",
+    }
 )
 """Scripts without a write."""
 EXEMPTION = "redis.call('DEL', key('memory_limit'))\n"

@@ -1,6 +1,6 @@
 -- Record what a running attempt reports: progress (never backwards), stage, stream items, and the folders that it is
 -- about to store files in.
--- Arguments: id, run, fence, token, progress, stage, call, wants_event ('1' adds an event that carries the
+-- Arguments: id, run, fence, token, progress, stage ('-' ends the stage), call, wants_event ('1' adds an event that carries the
 --   progress), folders (their number), then each folder, then a kind and its JSON for every item.
 -- Keys: job, stream, attempt_folders, and those of add_event.
 -- Returns: 'continue', 'cancel' when the caller asked for it, or 'lost' when the claim is another one's.
@@ -22,7 +22,7 @@ end
 
 local new_progress, new_stage = old_progress, old_stage
 if progress ~= '' and tonumber(progress) > tonumber(old_progress) then new_progress = progress end
-if stage ~= '' then new_stage = stage end
+if stage == '-' then new_stage = '' elseif stage ~= '' then new_stage = stage end
 local moved = new_progress ~= old_progress or new_stage ~= old_stage
 local has_progress_item, streamed = false, false
 for i = FIRST_ITEM, #ARGV, 2 do

@@ -55,13 +55,16 @@ class SDXLModel:
         step, without a negative prompt."""
         return self.pipe.unet.config.time_cond_proj_dim is not None
 
+    def components(self) -> list[object]:
+        """Everything that may have weights."""
+        return [*self.pipe.components.values(), None if self.adapter is None else self.adapter.encoder]
+
     def info(self) -> dict[str, Any]:
         """Native size (px), scheduler class and size of the weights (MiB)."""
-        encoder = None if self.adapter is None else self.adapter.encoder
         return {
             "native_size": int(self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor),
             "scheduler": type(self.pipe.scheduler).__name__,
-            "memory_mib": weights_mib([*self.pipe.components.values(), encoder]),
+            "memory_mib": weights_mib(self.components()),
         }
 
 

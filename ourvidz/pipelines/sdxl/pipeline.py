@@ -16,7 +16,7 @@ from PIL.Image import Image
 from ourvidz import log
 from ourvidz.errors import I2IPipelineError, ModelLoadError, OurvidzError, OutOfMemory
 from ourvidz.jobs.job import ImageJob
-from ourvidz.pipelines import devices
+from ourvidz.pipelines import devices, sleeping
 from ourvidz.pipelines.base import GeneratedImages, OnImage, OnPreview, OnStep, Snapshot
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.oom_fallbacks import OomFallback, oom_fallbacks
@@ -56,20 +56,31 @@ class SDXLPipeline:
         self.dtype = options.dtype_on(self.device)
         self.load_s: float | None = None
         self._loaded: SDXLModel | None = None
+        self._asleep = False
 
     # -- loading
     def load(self) -> None:
-        """Load the weights onto the device. Idempotent. Raises `ModelLoadError`."""
+        """Load the weights onto the device, or move them back from the host's memory. Idempotent. Raises
+        `ModelLoadError`."""
         if self._loaded is not None:
+            if self._asleep:
+                sleeping.move_to_device(self._loaded.components(), self.device)
+                self._asleep = False
             return
         started = time.perf_counter()
         self._loaded = load_model(self.checkpoint, self.device, self.dtype, self.options)
         self.load_s = round(time.perf_counter() - started, 3)
         _log.info("sdxl_loaded", **self.info())
 
+    def sleep(self) -> None:
+        """Move the weights to the memory of the host, from where `load` brings them back. Idempotent."""
+        if self._loaded is not None:
+            self._asleep = True
+            sleeping.move_to_host(self._loaded.components())
+
     def unload(self) -> None:
         """Free the weights. Idempotent."""
-        self._loaded = None
+        self._loaded, self._asleep = None, False
         devices.free_memory()
 
     def info(self) -> dict[str, Any]:
@@ -77,7 +88,7 @@ class SDXLPipeline:
         return {
             "name": self.checkpoint.name,
             "kind": self.checkpoint.kind,
-            "loaded": self._loaded is not None,
+            "loaded": self._loaded is not None and not self._asleep,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "size_cap": self.cap,

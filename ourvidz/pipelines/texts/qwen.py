@@ -9,7 +9,7 @@ import torch
 
 from ourvidz import log
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines import devices
+from ourvidz.pipelines import devices, sleeping
 from ourvidz.pipelines.base import BatchDecoder
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.texts import qwen_model
@@ -42,15 +42,20 @@ class QwenPipeline:
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.load_s: float | None = None
         self._model: QwenModel | None = None
+        self._asleep = False
 
     @property
     def loaded(self) -> bool:
         """Whether the weights are on the device."""
-        return self._model is not None
+        return self._model is not None and not self._asleep
 
     def load(self) -> None:
-        """Load the weights onto the device. Idempotent. Raises `ModelLoadError`."""
+        """Load the weights onto the device, or move them back from the host's memory. Idempotent. Raises
+        `ModelLoadError`."""
         if self._model is not None:
+            if self._asleep:
+                sleeping.move_to_device(self._model.components(), self.device)
+                self._asleep = False
             return
         started = time.perf_counter()
         plain = self.variant == "base"
@@ -58,9 +63,15 @@ class QwenPipeline:
         self.load_s = round(time.perf_counter() - started, 3)
         _log.info("qwen_loaded", **self.info())
 
+    def sleep(self) -> None:
+        """Move the weights to the memory of the host, from where `load` brings them back. Idempotent."""
+        if self._model is not None:
+            self._asleep = True
+            sleeping.move_to_host(self._model.components())
+
     def unload(self) -> None:
         """Free the weights. Idempotent. A decoder that is still in use keeps them until it is dropped."""
-        self._model = None
+        self._model, self._asleep = None, False
         devices.free_memory()
 
     def info(self) -> dict[str, Any]:
@@ -71,7 +82,7 @@ class QwenPipeline:
             "kind": self.checkpoint.kind,
             "variant": self.variant,
             "inference_engine": ENGINE,
-            "loaded": model is not None,
+            "loaded": self.loaded,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "context_length": None if model is None else model.context_length,

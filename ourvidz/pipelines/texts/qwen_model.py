@@ -40,6 +40,10 @@ class QwenModel:
         """The maximum number of tokens of a text, prompt included."""
         return int(self._model.config.max_position_embeddings)
 
+    def components(self) -> list[object]:
+        """Everything that has weights."""
+        return [self._model]
+
     def tokenize(self, job: ChatJob) -> list[int]:
         """The prompt tokens of a job's messages."""
         return self._tokenizer.tokenize(job.messages)

@@ -10,6 +10,7 @@ import torch
 from PIL.Image import Image
 
 from ourvidz.errors import ModelLoadError
+from ourvidz.pipelines import sleeping
 from ourvidz.pipelines.loading import weights_mib
 from ourvidz.pipelines.wan import extra_inputs, loading
 from ourvidz.pipelines.wan.options import WanOptions
@@ -23,6 +24,8 @@ class Components:
 
     def __init__(self, placement: Placement, device: torch.device, options: WanOptions) -> None:
         self.vace: Any = None
+        self.asleep = False
+        """Whether the weights are in the memory of the host, where no job can run."""
         self._pipe: Any = None
         self._placement = placement
         self._device = device
@@ -60,12 +63,30 @@ class Components:
 
     def clear(self) -> None:
         """Drop all components. Idempotent."""
-        self._pipe, self.vace = None, None
+        self._pipe, self.vace, self.asleep = None, None, False
+
+    def sleep(self) -> None:
+        """Move all weights to the memory of the host. Idempotent. Weights that diffusers moves itself, group
+        by group, are there already."""
+        if self.loaded and not self._options.grouped:
+            self.asleep = True
+            sleeping.move_to_host(self._all())
+
+    def wake(self) -> None:
+        """Move the weights back to where they belong while idle. Idempotent."""
+        if self.asleep:
+            for pipe in (self._pipe, self.vace):
+                if pipe is not None:
+                    self._placement.place(pipe, self._device)
+            self.asleep = False
 
     def memory_mib(self) -> int:
         """Size of all weights (MiB)."""
+        return weights_mib(self._all())
+
+    def _all(self) -> list[object]:
         pipes = [pipe for pipe in (self._pipe, self.vace) if pipe is not None]
-        return weights_mib([component for pipe in pipes for component in pipe.components.values()])
+        return [component for pipe in pipes for component in pipe.components.values()]
 
     def transformer(self, plan: ReferencePlan) -> Any:
         """The transformer that runs this plan."""

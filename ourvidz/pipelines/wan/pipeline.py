@@ -88,12 +88,13 @@ class WanPipeline:
 
     # -- loading
     def load(self) -> None:
-        """Load the weights onto the device. Idempotent.
+        """Load the weights onto the device, or move them back from the host's memory. Idempotent.
 
         Raises `ModelLoadError`; then nothing stays loaded, because a worker without its VACE checkpoint would
         generate different clips.
         """
         if self.components.loaded:
+            self.components.wake()
             return
         self.options.check(self.device)
         started = time.perf_counter()
@@ -111,6 +112,10 @@ class WanPipeline:
         self.load_s = round(time.perf_counter() - started, 3)
         _log.info("wan_loaded", **self.info())
 
+    def sleep(self) -> None:
+        """Move the weights to the memory of the host, from where `load` brings them back. Idempotent."""
+        self.components.sleep()
+
     def unload(self) -> None:
         """Free the weights. Idempotent."""
         self.components.clear()
@@ -125,7 +130,7 @@ class WanPipeline:
         return {
             "name": self.checkpoint.name,
             "kind": self.checkpoint.kind,
-            "loaded": self.components.loaded,
+            "loaded": self.components.loaded and not self.components.asleep,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "native_size": None,

@@ -1,0 +1,43 @@
+"""How much of a device's memory this project may use."""
+
+from __future__ import annotations
+
+from ourvidz.records.devices import DeviceMemory
+from ourvidz.vram.device import Device
+
+OVERHEAD_MIB = 2048
+"""Memory of a device that is not given out where no budget is set: contexts, fragmentation."""
+
+
+class Budget:
+    """The budget of one device in MiB: what an operator set, or all but `OVERHEAD_MIB`; less where processes
+    that are none of ours hold memory."""
+
+    def __init__(self, device: Device, configured_mib: int | None) -> None:
+        self._device = device
+        total = device.total_mib()
+        self.limit_mib = total - OVERHEAD_MIB if configured_mib is None else configured_mib
+        """What can be had at best."""
+        self.foreign_mib = 0
+        """What strangers held when it was last measured."""
+
+    def mib(self) -> int:
+        """What can be had now."""
+        return max(0, min(self.limit_mib, self._device.total_mib() - self.foreign_mib))
+
+    def measure(self, memory: DeviceMemory) -> None:
+        """Measure what strangers hold. Only while nothing moves: a part that is being moved counts in the
+        ledger and not yet, or no longer, on the device."""
+        if any(each.state in ("loading", "evicting") or each.work for each in memory.residents):
+            return
+        used = self._device.total_mib() - self._device.free_mib()
+        self.foreign_mib = max(0, used - memory.held_mib)
+
+    def report(self) -> dict[str, int]:
+        """The figures of the device, as they are noted in the ledger."""
+        return {
+            "total_mib": self._device.total_mib(),
+            "free_mib": self._device.free_mib(),
+            "foreign_mib": self.foreign_mib,
+            "budget_mib": self.mib(),
+        }

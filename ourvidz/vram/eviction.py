@@ -1,0 +1,87 @@
+"""Which parts leave a device so that others fit: a pure function of what the ledger knows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from ourvidz.records.devices import Resident
+
+HALF_LIFE_S = 60.0
+"""Every so many seconds without use, the next use of a part is taken to be half as likely."""
+LEAST_USE = 1e-6
+"""Lower bound of that likelihood, so that the cost of bringing back always counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`parts`: the ids of the parts that are asked to leave. `enough`: whether the request fits once they and
+    those that are leaving already have left. `forced`: whether pinned parts are among them."""
+
+    parts: tuple[str, ...] = ()
+    enough: bool = True
+    forced: bool = False
+
+
+def evictions(
+    residents: Iterable[Resident],
+    needed_mib: int,
+    budget_mib: int,
+    now: float,
+    *,
+    keep: Collection[str] = (),
+    likely: Mapping[str, float] | None = None,
+    force: bool = False,
+) -> Plan:
+    """The parts that must leave so that `needed_mib` more fit into the budget.
+
+    Idle parts leave first, the least valuable first: lowest (cost to bring back × likelihood of use) per MiB.
+    Parts in use follow, the one whose turn began first; they leave when their turn is over. Pinned parts are
+    asked only by `force`, or when the request cannot fit beside them. The parts `keep` stay.
+    `likely` is the likelihood of use by family where the queues tell it; else it falls with the time since
+    the last use.
+    """
+    likely = likely or {}
+    residents = [each for each in residents if each.device_mib]
+    leaving_mib = sum(each.mib for each in residents if each.state == "evicting")
+    shortage = sum(each.mib for each in residents) + needed_mib - budget_mib - leaving_mib
+    if shortage <= 0:
+        return Plan()
+    others = [each for each in residents if each.id not in keep and each.state != "evicting"]
+    pinned_mib = sum(each.mib for each in others if each.pinned)
+    forced = force or needed_mib > budget_mib - pinned_mib
+    candidates = sorted(
+        (each for each in others if forced or not each.pinned),
+        key=lambda each: (each.pinned and not force, *_order(each, now, likely)),
+    )
+    chosen: list[Resident] = []
+    for each in candidates:
+        if shortage <= 0:
+            break
+        chosen.append(each)
+        shortage -= each.mib
+    # What was chosen early may be spared by a larger one that was chosen later.
+    for each in sorted(chosen, key=lambda each: _order(each, now, likely), reverse=True):
+        if shortage + each.mib <= 0:
+            chosen.remove(each)
+            shortage += each.mib
+    return Plan(
+        tuple(each.id for each in chosen),
+        enough=shortage <= 0,
+        forced=any(each.pinned for each in chosen),
+    )
+
+
+def use_likelihood(part: Resident, now: float, likely: Mapping[str, float]) -> float:
+    """The likelihood that a part is used soon, from 0 to 1: what the queues say, else by its last use."""
+    if part.family in likely:
+        return max(LEAST_USE, min(1.0, likely[part.family]))
+    idle_s = max(0.0, now - part.used_at)
+    return float(max(LEAST_USE, 0.5 ** (idle_s / HALF_LIFE_S)))
+
+
+def _order(part: Resident, now: float, likely: Mapping[str, float]) -> tuple[bool, float, str]:
+    if part.busy:
+        return True, part.turn_began, part.id
+    value = max(part.cost_s, 0.001) * use_likelihood(part, now, likely) / max(1, part.mib)
+    return False, value, part.id

@@ -1,0 +1,122 @@
+"""Waiting for device memory: asking the ledger again and again, and others to leave."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ourvidz import log
+from ourvidz.errors import WorkerUnavailable
+from ourvidz.ledger.store import Ledger
+from ourvidz.records.devices import Answer, DeviceMemory, Part
+from ourvidz.vram import owners
+from ourvidz.vram.budget import Budget
+from ourvidz.vram.eviction import evictions
+
+POLL_S = 0.1
+"""Pause between two requests of an owner that waits."""
+
+_log = log.get(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Under what name, and with what leases and turns, one process holds memory of one device."""
+
+    device: str
+    owner: str
+    family: str
+    lease_s: float
+    turn_s: float
+
+
+class Reservations:
+    """Asks for the memory of one process. `evict` lets one of its own parts leave; `is_on_device` tells
+    whether a part of its own, by id, is there."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        account: Account,
+        budget: Budget,
+        *,
+        evict: Callable[[str], object],
+        is_on_device: Callable[[str], bool],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._ledger = ledger
+        self._account = account
+        self._budget = budget
+        self._evict = evict
+        self._is_on_device = is_on_device
+        self._sleep = sleep
+
+    def reserve(
+        self, parts: Sequence[Part], *, own: Sequence[str], waiting: Callable[[], None], force: bool = False
+    ) -> Literal["granted", "unknown"]:
+        """Wait until the memory of these parts is granted. `own` are the ids of all parts of this process.
+
+        `unknown`: the ledger is away, and all of them are on the device. They may run: nobody else can be
+        granted anything meanwhile. Raises what `waiting` raises, which is called between two requests.
+        """
+        asks: tuple[str, ...] = ()
+        names = [part.id for part in parts]
+        while True:
+            try:
+                answer, memory = self._ask(parts, asks, force)
+            except WorkerUnavailable:
+                if all(self._is_on_device(name) for name in names):
+                    return "unknown"
+                self._pause(waiting)
+                continue
+            if answer == "granted":
+                return "granted"
+            if answer == "leave":
+                self._leave(name for name in names if memory.is_asked(name))
+                continue
+            plan = evictions(
+                memory.residents,
+                memory.missing_mib(parts, self._account.owner),
+                self._budget.mib(),
+                memory.now,
+                keep=names,
+                force=force,
+            )
+            if plan.forced and not force:
+                _log.warning("pinned_parts_asked", device=self._account.device, parts=plan.parts)
+            asks = tuple(name for name in plan.parts if name not in own)
+            self._leave(name for name in plan.parts if name in own)
+            self.release_ended(memory)
+            self._budget.measure(memory)
+            if asks or not plan.parts:
+                self._pause(waiting)
+
+    def release_ended(self, memory: DeviceMemory) -> None:
+        """Release what processes of this host have left behind: the driver frees their memory with them."""
+        for owner in {each.owner for each in memory.residents}:
+            if owners.has_ended(owner):
+                _log.warning("memory_released", device=self._account.device, owner=owner)
+                self._ledger.release_memory(self._account.device, owner)
+
+    def _ask(self, parts: Sequence[Part], asks: Sequence[str], force: bool) -> tuple[Answer, DeviceMemory]:
+        return self._ledger.reserve_memory(
+            self._account.device,
+            self._account.owner,
+            parts,
+            family=self._account.family,
+            budget_mib=self._budget.mib(),
+            lease_s=self._account.lease_s,
+            turn_s=self._account.turn_s,
+            asks=asks,
+            force=force,
+        )
+
+    def _leave(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._evict(name)
+
+    def _pause(self, waiting: Callable[[], None]) -> None:
+        waiting()
+        self._sleep(POLL_S)

@@ -1,0 +1,166 @@
+"""The models of one worker as parts on a device that it shares with the workers of other families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from ourvidz.jobs.job import BaseJob, ChatJob, ImageJob, VideoJob
+from ourvidz.ledger.store import Ledger
+from ourvidz.pipelines import devices
+from ourvidz.records.devices import Part
+from ourvidz.settings import Settings
+from ourvidz.vram.device import Device
+from ourvidz.vram.footprints import Footprints, kind_of
+from ourvidz.vram.residency import Residency, ResidencyOptions
+
+FIRST_LOAD_S = 30.0
+"""How long a model is taken to load before it was loaded once."""
+
+
+class MovablePipeline(Protocol):
+    """What moving needs of a pipeline."""
+
+    load_s: float | None
+
+    def load(self) -> None:
+        """Bring the weights onto the device."""
+
+    def sleep(self) -> None:
+        """Move them to the host's memory."""
+
+    def unload(self) -> None:
+        """Free them."""
+
+    def info(self) -> dict[str, Any]:
+        """`memory_mib`: the size of the weights that are loaded, on the device or the host."""
+
+
+Pipelines = Mapping[str, tuple[MovablePipeline, int]]
+"""The pipelines of a worker by the names of their models, each with the size of its files (MiB)."""
+
+
+class ModelPart:
+    """A whole model as one part; implements `Movable`. `files_mib` is the size of its files, which counts
+    until it was loaded once."""
+
+    def __init__(
+        self, name: str, pipeline: MovablePipeline, device: Device, *, files_mib: int, pinned: bool
+    ) -> None:
+        self._name = name
+        self._pipeline = pipeline
+        self._device = device
+        self._weights_mib = files_mib
+        self._pinned = pinned
+        self.load, self.sleep, self.unload = pipeline.load, pipeline.sleep, pipeline.unload
+
+    @property
+    def part(self) -> Part:
+        """The model by its name, with the memory of its weights."""
+        self._weights_mib = int(self._pipeline.info()["memory_mib"]) or self._weights_mib
+        return Part(
+            id=self._name,
+            mib=self._device.size_mib(self._weights_mib),
+            cost_s=self._pipeline.load_s or FIRST_LOAD_S,
+            pinned=self._pinned,
+        )
+
+
+class SharedDevice:
+    """Keeps the models of this worker on the device while jobs use them; implements `DeviceShare`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        family: str,
+        ledger: Ledger,
+        device: Device,
+        pipelines: Pipelines,
+    ) -> None:
+        self._family = family
+        self._device = device
+        self._parts = {
+            name: ModelPart(name, pipeline, device, files_mib=files_mib, pinned=name in settings.gpu_pinned)
+            for name, (pipeline, files_mib) in pipelines.items()
+        }
+        self._footprints = Footprints(settings.state_dir / "footprints.json")
+        self._residency = Residency(
+            ledger,
+            device,
+            list(self._parts.values()),
+            family=family,
+            worker_id=settings.worker_id(family),
+            options=ResidencyOptions(
+                budget_mib=settings.gpu_budget_mib,
+                host_budget_mib=settings.host_budget_mib,
+                turn_s=settings.gpu_turn_s,
+                lease_s=settings.lease_s,
+            ),
+            is_out_of_memory=devices.is_out_of_memory,
+        )
+        self._residency.start()
+
+    @contextmanager
+    def hold(self, model: str, job: BaseJob, waiting: Callable[[], None]) -> Iterator[None]:
+        """Keep a model, and the memory that a job needs beside it, on the device inside this context.
+
+        `waiting` is called again and again while others have the memory; what it raises ends the wait. Raises
+        `OutOfMemory` for more than the device can give.
+        """
+        if model not in self._parts:  # it runs on another server
+            yield
+            return
+        kind = _kind(self._family, job)
+        work_mib = self._footprints.work_mib(kind, self._parts[model].part.mib)
+        with self._residency.hold([model], work_mib=work_mib, waiting=waiting):
+            self._device.reset_peak()
+            yield
+            peak_mib = self._device.peak_mib()
+            if peak_mib is not None:
+                self._footprints.learn(kind, peak_mib)
+
+    def must_yield(self) -> bool:
+        """Whether others wait for the device, and the turn of this worker is over."""
+        return self._residency.must_yield()
+
+    def bring(self, model: str, *, force: bool) -> bool:
+        """Bring a model onto the device if enough memory is free; by force others must leave, even pinned
+        ones. Returns whether it is there."""
+        if model not in self._parts:
+            return False
+        if not force:
+            return self._residency.bring_if_free(model)
+        with self._residency.hold([model], force=True):
+            return True
+
+    def free(self, model: str) -> bool:
+        """Free the memory of a model, on the device and on the host. Returns whether it held any."""
+        return model in self._parts and self._residency.free(model)
+
+    def warm(self) -> None:
+        """Bring those models onto the device for which enough memory is free now; the others come with their
+        first job. Raises `ModelLoadError`."""
+        for model in self._parts:
+            self._residency.bring_if_free(model)
+
+    def unload(self) -> None:
+        """Free all models of this worker."""
+        self._residency.unload()
+
+    def close(self) -> None:
+        """Free everything, and end the thread that answers those who wait."""
+        self._residency.stop()
+
+    def memory(self) -> dict[str, int]:
+        """Used and total memory of the device, by all processes (bytes)."""
+        total = self._device.total_mib()
+        return {"used": (total - self._device.free_mib()) << 20, "total": total << 20}
+
+
+def _kind(family: str, job: BaseJob) -> str:
+    if isinstance(job, VideoJob):
+        return kind_of(family, pixels=job.width * job.height, count=job.frames)
+    if isinstance(job, ImageJob):
+        return kind_of(family, pixels=job.width * job.height, count=job.num_images)
+    return kind_of(family, pixels=job.max_tokens if isinstance(job, ChatJob) else 1, count=1)

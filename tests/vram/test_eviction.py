@@ -1,0 +1,123 @@
+"""Which parts leave: a pure function."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import hypothesis.strategies as st
+from hypothesis import given
+
+from ourvidz.records.devices import Resident
+from ourvidz.vram.eviction import evictions
+
+NOW = 1000.0
+BUDGET = 47
+
+
+def resident(part: str, mib: int, **changes: object) -> Resident:
+    """An idle resident part, used a moment ago."""
+    row = Resident(
+        id=part,
+        mib=mib,
+        cost_s=1.0,
+        owner=part,
+        family=part,
+        state="resident",
+        busy=False,
+        since=0.0,
+        used_at=NOW,
+        turn_began=0.0,
+        lease_until=NOW + 10,
+    )
+    return replace(row, **changes)  # type: ignore[arg-type]
+
+
+SDXL = resident("sdxl", 10, pinned=True)
+CHAT = resident("chat", 15)
+WAN = resident("wan", 30)
+
+
+def test_nobody_leaves_when_there_is_room() -> None:
+    """A request that fits asks for nothing."""
+    assert evictions([SDXL, CHAT], 20, BUDGET, NOW).parts == ()
+
+
+def test_what_is_cheapest_to_bring_back_per_mib_leaves_first() -> None:
+    """Cost, size and likelihood of use decide together."""
+    cheap, dear = resident("a", 10, cost_s=1.0), resident("b", 10, cost_s=9.0)
+    assert evictions([cheap, dear], 35, BUDGET, NOW).parts == ("a",)
+    unused = replace(dear, used_at=NOW - 3600)
+    assert evictions([cheap, unused], 35, BUDGET, NOW).parts == ("b",)
+    assert evictions([cheap, unused], 35, BUDGET, NOW, likely={"b": 1.0, "a": 0.01}).parts == ("a",)
+
+
+def test_idle_parts_leave_before_busy_ones() -> None:
+    """A busy part is asked only when the idle ones are not enough."""
+    busy = replace(resident("a", 20), busy=True)
+    assert evictions([busy, CHAT], 25, BUDGET, NOW).parts == ("chat",)
+    assert set(evictions([busy, CHAT], 40, BUDGET, NOW).parts) == {"a", "chat"}
+
+
+def test_no_more_parts_leave_than_needed() -> None:
+    """A small cheap part stays when a large one has to leave anyway."""
+    small, large = resident("small", 5, cost_s=0.1), resident("large", 30, cost_s=50.0)
+    assert evictions([small, large], 40, BUDGET, NOW).parts == ("large",)
+
+
+def test_pinned_parts_leave_only_by_force_or_when_the_card_is_too_small() -> None:
+    """SDXL stays while a request fits beside it."""
+    assert evictions([SDXL, CHAT], 30, BUDGET, NOW).parts == ("chat",)
+    plan = evictions([SDXL, CHAT], 40, BUDGET, NOW)
+    assert (set(plan.parts), plan.forced, plan.enough) == ({"sdxl", "chat"}, True, True)
+    assert evictions([SDXL], 30, 35, NOW, force=True).parts == ("sdxl",)
+
+
+def test_parts_that_are_leaving_already_count() -> None:
+    """Nobody else is asked while enough memory is on its way."""
+    leaving = replace(WAN, state="evicting")
+    assert evictions([SDXL, leaving], 15, BUDGET, NOW).parts == ()
+
+
+def test_a_request_larger_than_the_card_is_not_enough() -> None:
+    """The plan says that it does not help."""
+    assert not evictions([SDXL, CHAT], 60, BUDGET, NOW).enough
+
+
+def test_parts_that_the_request_needs_stay() -> None:
+    """A pipeline that needs one more part does not ask its others to leave."""
+    encoder = resident("wan.encoder", 10, owner="wan", cost_s=0.1)
+    assert evictions([encoder, CHAT], 30, BUDGET, NOW, keep=["wan.encoder"]).parts == ("chat",)
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda mib, cost, busy, pinned, state: (mib, cost, busy, pinned, state),
+            st.integers(1, 40),
+            st.floats(0, 100),
+            st.booleans(),
+            st.booleans(),
+            st.sampled_from(["resident", "asleep", "evicting", "loading"]),
+        ),
+        max_size=8,
+    ),
+    st.integers(0, 60),
+    st.booleans(),
+)
+def test_plans_are_sufficient_and_minimal(
+    rows: list[tuple[int, float, bool, bool, str]], needed: int, force: bool
+) -> None:
+    """Whatever resides: a plan that says so is enough, and no part of it could be left out."""
+    residents = [
+        resident(f"p{index}", mib, cost_s=cost, busy=busy, pinned=pinned, state=state)
+        for index, (mib, cost, busy, pinned, state) in enumerate(rows)
+    ]
+    plan = evictions(residents, needed, BUDGET, NOW, force=force)
+    sizes = {each.id: each.mib for each in residents}
+    stays = sum(each.mib for each in residents if each.state in ("resident", "loading"))
+    after = stays - sum(sizes[part] for part in plan.parts)
+    assert plan.enough == (after + needed <= BUDGET)
+    if plan.enough:
+        assert all(after + sizes[part] + needed > BUDGET for part in plan.parts)
+    pinned = {each.id for each in residents if each.pinned}
+    assert plan.forced == bool(pinned & set(plan.parts))

@@ -1,0 +1,258 @@
+"""Parts of several owners on one emulated card: who gets memory, who leaves, and what faults do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ourvidz import testing
+from ourvidz.errors import Cancelled, OutOfMemory
+from ourvidz.ledger.store import Ledger
+from ourvidz.records.devices import Part
+from ourvidz.vram.device import EmulatedDevice, EmulatedSpec
+from ourvidz.vram.residency import Residency, ResidencyOptions
+
+SPEC = EmulatedSpec("card", 49, 1.0)
+BUDGET_MIB = 47
+WAIT_S = 20.0
+
+MakeOwner = Callable[..., "Owner"]
+
+
+class FakePart:
+    """A part that records what was done with it."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.moves: list[str] = []
+
+    def load(self) -> None:
+        self.moves.append("load")
+
+    def sleep(self) -> None:
+        self.moves.append("sleep")
+
+    def unload(self) -> None:
+        self.moves.append("unload")
+
+
+class Owner:
+    """A process with one part, played by this one."""
+
+    def __init__(self, ledger: Ledger, folder: Path, part: Part, **options: Any) -> None:
+        self.fake = FakePart(part)
+        self.name = part.id
+        self.device = EmulatedDevice(SPEC, folder, worker_id=part.id)
+        settings: dict[str, Any] = {
+            "budget_mib": BUDGET_MIB,
+            "host_budget_mib": 100,
+            "lease_s": 2.0,
+        }
+        self.residency = Residency(
+            ledger,
+            self.device,
+            [self.fake],
+            family=part.id,
+            worker_id=part.id,
+            options=ResidencyOptions(**(settings | options)),
+            is_out_of_memory=lambda error: isinstance(error, torch.OutOfMemoryError),
+        )
+        self.residency.start()
+
+    def run(self, *, work_mib: int = 0, waiting: Callable[[], None] = lambda: None) -> None:
+        """One short job."""
+        with self.residency.hold([self.name], work_mib=work_mib, waiting=waiting):
+            pass
+
+
+@pytest.fixture
+def prefix() -> Iterator[str]:
+    """The key prefix of the ledger."""
+    with testing.key_prefix() as prefix:
+        yield prefix
+
+
+@pytest.fixture
+def ledger(prefix: str) -> Iterator[Ledger]:
+    """The ledger that all owners share."""
+    made = Ledger(testing.redis_url(), prefix=prefix)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def owner(ledger: Ledger, tmp_path: Path) -> Iterator[MakeOwner]:
+    """Returns a factory of owners with one part of this name and size."""
+    made: list[Owner] = []
+
+    def make(name: str, mib: int, **options: Any) -> Owner:
+        part = Part(id=name, mib=mib, pinned=options.pop("pinned", False), cost_s=options.pop("cost_s", 0.0))
+        made.append(Owner(ledger, tmp_path, part, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.residency.stop()
+
+
+def test_a_part_is_loaded_once(owner: MakeOwner, ledger: Ledger) -> None:
+    """The second job finds it on the device; between jobs it is idle, and its work memory is free."""
+    wan = owner("wan", 30)
+    wan.run(work_mib=10)
+    wan.run(work_mib=10)
+    assert wan.fake.moves == ["load"]
+    (row,) = ledger.device_memory(wan.device.id).residents
+    assert (row.state, row.busy, wan.device.own_mib()) == ("resident", False, 30)
+
+
+def test_an_idle_neighbour_sleeps_and_wakes(owner: MakeOwner) -> None:
+    """Where not both fit, the idle one moves to the host's memory, and comes back from there."""
+    wan, chat = owner("wan", 30), owner("chat", 20)
+    wan.run()
+    chat.run()
+    assert (wan.fake.moves, wan.residency.places()) == (["load", "sleep"], {"wan": "host"})
+    wan.run()
+    assert wan.fake.moves == ["load", "sleep", "load"]
+    assert chat.fake.moves == ["load", "sleep"]
+
+
+def test_without_memory_of_the_host_a_part_is_unloaded(owner: MakeOwner) -> None:
+    """It is loaded from disk again."""
+    wan, chat = owner("wan", 30, host_budget_mib=0), owner("chat", 20)
+    wan.run()
+    chat.run()
+    wan.run()
+    assert wan.fake.moves == ["load", "unload", "load"]
+
+
+def test_a_pinned_part_stays_while_others_take_turns(owner: MakeOwner) -> None:
+    """10 + 30 + 15 of 47: the pinned one is never moved."""
+    sdxl, wan, chat = owner("sdxl", 10, pinned=True), owner("wan", 30), owner("chat", 15)
+    for each in (sdxl, wan, chat, wan, sdxl):
+        each.run()
+    assert sdxl.fake.moves == ["load"]
+
+
+def test_two_endless_queues_take_turns(owner: MakeOwner) -> None:
+    """Neither waits much longer than the other's turn; each runs many jobs in a turn."""
+    turn_s, end = 1.5, threading.Event()
+    owners = [owner("wan", 30, turn_s=turn_s), owner("chat", 20, turn_s=turn_s)]
+    jobs: dict[str, int] = {}
+
+    def work(each: Owner) -> None:
+        while not end.is_set():
+            each.run()
+            jobs[each.name] = jobs.get(each.name, 0) + 1
+            time.sleep(0.01)
+
+    threads = [threading.Thread(target=work, args=(each,)) for each in owners]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + WAIT_S
+    while min(len(each.fake.moves) for each in owners) < 3 and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert all(each.fake.moves[:3] == ["load", "sleep", "load"] for each in owners)
+    assert all(jobs[each.name] > 3 * len(each.fake.moves) for each in owners), jobs
+
+
+def test_a_job_that_is_too_large_fails_at_once_and_evicts_nobody(owner: MakeOwner) -> None:
+    """The error names both sizes."""
+    wan, huge = owner("wan", 30), owner("huge", 40)
+    wan.run()
+    with pytest.raises(OutOfMemory, match=r"needs 48 MiB .* budget is 47"):
+        huge.run(work_mib=8)
+    assert wan.fake.moves == ["load"]
+
+
+def test_a_wait_can_be_given_up(owner: MakeOwner, ledger: Ledger) -> None:
+    """A job that is cancelled while it waits leaves the line, and nobody moves for it afterwards."""
+    wan, chat = owner("wan", 30), owner("chat", 20)
+
+    def cancel() -> None:
+        raise Cancelled("the job was cancelled")
+
+    with wan.residency.hold(["wan"]):
+        with pytest.raises(Cancelled):
+            chat.run(waiting=cancel)
+        assert ledger.device_memory(wan.device.id).waits == ()
+    assert wan.fake.moves == ["load"]
+
+
+def test_memory_that_a_stranger_took_is_waited_for(owner: MakeOwner, tmp_path: Path) -> None:
+    """The allocation that was granted fails, is rolled back, and succeeds once the stranger has left."""
+    stranger = EmulatedDevice(SPEC, tmp_path, worker_id="stranger")
+    stranger.allocate("something", 25)
+    wan = owner("wan", 30)
+    waited = []
+
+    def waiting() -> None:
+        waited.append(1)
+        stranger.release("something")
+
+    def release_soon() -> None:
+        stranger.release("something")
+
+    timer = threading.Timer(1.5, release_soon)
+    timer.start()
+    wan.run(waiting=waiting)
+    timer.join()
+    assert wan.fake.moves[-1] == "load"
+    assert wan.residency.places() == {"wan": "device"}
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from ourvidz.records.devices import Part
+from ourvidz.ledger.store import Ledger
+from ourvidz.vram.device import EmulatedDevice, EmulatedSpec
+from ourvidz.vram.residency import Residency, ResidencyOptions
+from tests.vram.test_residency import BUDGET_MIB, SPEC, FakePart
+url, prefix, folder = sys.argv[1:]
+residency = Residency(
+    Ledger(url, prefix=prefix), EmulatedDevice(SPEC, Path(folder), worker_id="wan"),
+    [FakePart(Part(id="wan", mib=30))], family="wan", worker_id="wan",
+    options=ResidencyOptions(budget_mib=BUDGET_MIB), is_out_of_memory=lambda error: False,
+)
+residency.start()
+with residency.hold(["wan"], work_mib=5):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_memory_of_a_killed_process_is_given_to_who_waits(
+    owner: MakeOwner, prefix: str, tmp_path: Path
+) -> None:
+    """Its parts are released as soon as its pid is gone, also to its own successor."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, testing.redis_url(), prefix, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        killed = []
+
+        def waiting() -> None:
+            if not killed:
+                killed.append(holder.kill())
+                holder.wait()
+
+        owner("chat", 20).run(waiting=waiting)
+    assert killed
+    wan = owner("wan", 30)
+    wan.run()
+    assert wan.fake.moves == ["load"]
