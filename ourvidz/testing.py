@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,9 @@ def private_server() -> PrivateServer:
         return _server
 
 
+@lru_cache(maxsize=1)
 def _environment() -> Settings:
+    """The settings of the test run: tests do not change where its server is."""
     return load_settings(_env_file=None, OURVIDZ_PROFILE="tiny")
 
 

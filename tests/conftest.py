@@ -7,11 +7,13 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,18 +21,34 @@ import redis
 
 from ourvidz.embedded_redis import PrivateServer, find_server
 from ourvidz.ledger.store import Ledger
+from ourvidz.startup import collector_paused
 
 MIB = 1 << 20
 
 pytest_plugins = ["ourvidz.testing", "tests.selection"]
 
 
-def pytest_collection_finish() -> None:
-    """Exempt imported modules from garbage collection.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import without garbage collection, and exempt imported modules from it.
 
     Pipelines collect garbage when they free device memory; with the million objects of the libraries that
-    would take longer than the few steps of a test.
+    would take longer than the few steps of a test. They do not end the exemption here, as they do in a worker.
     """
+    with collector_paused():
+        result = yield
+    devices = sys.modules.get("ourvidz.pipelines.devices")
+    if devices is not None:
+        stand_in = SimpleNamespace(collect=gc.collect, unfreeze=lambda: None, get_freeze_count=lambda: 0)
+        devices.gc = stand_in  # type: ignore[attr-defined]
+    return result
+
+
+@pytest.fixture
+def collector() -> Iterator[Any]:
+    """The garbage collector, for tests that exempt objects from it: afterwards only imported modules are."""
+    yield gc
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 
