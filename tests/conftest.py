@@ -33,7 +33,7 @@ def pytest_collection() -> Generator[None, object, object]:
     """Import without garbage collection, and exempt imported modules from it.
 
     Pipelines collect garbage when they free device memory; with the million objects of the libraries that
-    would take longer than the few steps of a test. They do not end the exemption here, as they do in a worker.
+    would take longer than the few steps of a test. Here they do not end the exemption as they do in a worker.
     """
     with collector_paused():
         result = yield

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 import requests
 import uvicorn
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from ourvidz.errors import Cancelled, OurvidzError, WorkerLost
@@ -186,6 +188,25 @@ class FakeChatWorker:
             self.cancelled.set()
 
 
+_unused: defaultdict[tuple[str, ...], list[FastAPI]] = defaultdict(list)
+"""Applications that no shim uses, by the settings that they were made with."""
+
+
+@contextmanager
+def application(services: control.ControlPlane, variables: dict[str, Any]) -> Iterator[FastAPI]:
+    """An application that uses `services`, whose settings were read from `variables`.
+
+    It is used again for other services with equal settings: an application analyses its routes at its first
+    request, which takes longer than the rest of most tests.
+    """
+    unused = _unused[tuple(sorted(f"{name}={value}" for name, value in variables.items()))]
+    with control.using(services):
+        app = unused.pop() if unused else create_app()
+        app.state.started_at = time.monotonic()
+        yield app
+    unused.append(app)
+
+
 OpenShim = Callable[..., Shim]
 StartChatWorker = Callable[..., FakeChatWorker]
 
@@ -212,8 +233,8 @@ def open_shim(tmp_path: Path, make_ledger: Callable[..., Ledger]) -> Iterator[Op
             )
             if ledger is None:
                 resources.enter_context(publishing_to("memory://"))
-            client = resources.enter_context(TestClient(create_app(services), base_url=base_url))
-            return Shim(client, services)
+            app = resources.enter_context(application(services, variables))
+            return Shim(resources.enter_context(TestClient(app, base_url=base_url)), services)
 
         yield start
 
