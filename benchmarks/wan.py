@@ -38,7 +38,7 @@ from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.testing import CallbackRecorder, Eager, eager
-from ourvidz.wiring.models import TINY_WAN_CAP_PX
+from ourvidz.wiring.wan import TINY_WAN_CAP_PX
 
 SCRIPT = Path(ourvidz.__file__).parents[1] / "wan_generate.py"
 PROMPT = "a red circle moves right over a green background"

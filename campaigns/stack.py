@@ -196,5 +196,7 @@ class Stack:
 
 def _pool_child(worker: psutil.Process) -> psutil.Process | None:
     """The pool child of a worker, which has other children too; None while it is being restarted."""
-    spawned = (child for child in worker.children() if any("spawn_main" in word for word in child.cmdline()))
-    return next(spawned, None)
+    for child in worker.children():
+        if any(name in word for word in child.cmdline() for name in ("spawn_main", "ourvidz import child")):
+            return child
+    return None

@@ -12,6 +12,7 @@ wait for half a minute. Here it waits for a second: the ledger has all outcomes,
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Callable
@@ -20,9 +21,13 @@ from functools import partial
 from typing import Any
 
 import billiard.pool
-from billiard.context import SpawnProcess
+from billiard import popen_forkserver, popen_spawn_posix, reduction, spawn
+from billiard.context import SpawnProcess, set_spawning_popen
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool
+
+from ourvidz import prespawn
+from ourvidz.settings import environment
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """The signals that supervisors and terminals send to a whole process group; SIGHUP when one closes."""
@@ -31,7 +36,52 @@ RESULT_WAIT_S = 1.0
 """How long a child that exits waits until its parent has read its results."""
 
 
+class _AdoptingPopen(popen_spawn_posix.Popen):  # type: ignore[misc]
+    """Runs a process object in an interpreter that this process has already started."""
+
+    DupFd = popen_forkserver._DupFd
+
+    def __init__(self, process_obj: SpawnProcess, interpreter: prespawn.Interpreter) -> None:
+        self._interpreter = interpreter
+        super().__init__(process_obj)
+
+    def duplicate_for_child(self, fd: int) -> int:
+        """Return the index by which the interpreter finds a descriptor among those that it received."""
+        self._fds.append(fd)
+        return len(self._fds) - 1
+
+    def _launch(self, process_obj: SpawnProcess) -> None:
+        preparation = spawn.get_preparation_data(process_obj._name)
+        pickled = io.BytesIO()
+        set_spawning_popen(self)
+        try:
+            reduction.dump(preparation, pickled)
+            reduction.dump(process_obj, pickled)
+        finally:
+            set_spawning_popen(None)
+        self.sentinel, ends_with_child = os.pipe()
+        reads, writes = os.pipe()
+        try:
+            self._interpreter.hand_over([reads, ends_with_child, *self._fds], environment())
+            with open(writes, "wb", closefd=False) as pipe:
+                pipe.write(pickled.getbuffer())
+        finally:
+            for descriptor in (reads, ends_with_child, writes):
+                os.close(descriptor)
+        self.pid = self._interpreter.pid
+
+
 class _Child(SpawnProcess):  # type: ignore[misc]
+    @staticmethod
+    def _Popen(process_obj: SpawnProcess) -> Any:
+        """Start the process: the first one in the interpreter that imports its libraries since this worker
+        was started."""
+        interpreter = prespawn.take()
+        if interpreter is not None:
+            with suppress(OSError):
+                return _AdoptingPopen(process_obj, interpreter)
+        return popen_spawn_posix.Popen(process_obj)
+
     def terminate(self) -> None:
         """End the process at once."""
         if self.pid is not None and self.exitcode is None:

@@ -14,7 +14,7 @@ from typing import Any
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import signals
 
-from ourvidz import dispatch, log
+from ourvidz import dispatch, log, startup
 from ourvidz.celery_settings import CALLBACKS_QUEUE, GENERATION_TASKS
 from ourvidz.claims import claim_for, current_claim, task_argument
 from ourvidz.draining import Drain
@@ -141,6 +141,7 @@ def remember_parent_id(sender: str, **_: Any) -> None:
     _parent_id = sender
     _ignores_hangup = signal.SIGHUP not in stop_signals()
     control.current().ledger.set_draining(sender, False)
+    startup.mark("connected")
 
 
 @signals.worker_process_init.connect
@@ -152,6 +153,7 @@ def warm_up(**_: Any) -> None:
         return
     start_beating(settings().beats_dir, "child")
     heartbeat = _start_heartbeat(family, QUEUES[family])
+    startup.mark("connected")
     _warm_up = WarmUp(heartbeat, family=family, worker_id=settings().worker_id(family))
     _warm_up.attempt()
 
@@ -182,6 +184,8 @@ def announce_parent(sender: Any, **_: Any) -> None:
         sender.cancel_task_queue(queue)
     if settings().worker == "io":
         _start_heartbeat("io", CALLBACKS_QUEUE).update("idle")
+    startup.mark("ready")
+    _log.info("process_ready", part="parent", **startup.phases())
 
 
 @signals.worker_shutting_down.connect

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1
+DIES_WITH = signal.SIGKILL
+"""The signal at the death of the parent for children that hold nothing worth saving."""
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ourvidz import dispatch, log
+from ourvidz import dispatch, log, startup
 from ourvidz.errors import ModelLoadError, NotFound, WorkerUnavailable
 from ourvidz.liveness.heartbeat import Heartbeat
 from ourvidz.settings import settings
@@ -94,12 +94,15 @@ class WarmUp:
 
     def _report_success(self, info: dict[str, Any]) -> None:
         self._loaded = True
+        startup.mark("loaded")
         _log.info("models_loaded", **info)
         self._heartbeat.update(
             "idle", models=(self._family,), info=info, error=None, load_failures=None, retry_at=None
         )
         # Also at the first attempt: the child before this one may have failed.
         _tell_parent(dispatch.start_consuming, self._worker_id)
+        startup.mark("ready")
+        _log.info("process_ready", part="child", **startup.phases())
 
     def _schedule(self, delay_s: float) -> None:
         def request() -> None:

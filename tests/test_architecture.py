@@ -30,7 +30,7 @@ HOME_OF: dict[str, set[str]] = {
     "uvicorn": {"web"},
     "celery": {"app", "claims", "dispatch", "pool", "signals", "tasks"},
     "kombu": {"celery_settings", "dispatch"},
-    "billiard": {"pool", "signals"},
+    "billiard": {"child", "pool", "signals"},
     "redis": {"ledger", "redis_clients", "dispatch", "cli", "embedded_redis", "testing"},
     "requests": {"cli"},
     "httpcore2": {"net"},

@@ -94,11 +94,12 @@ def with_package_path(env: dict[str, str]) -> dict[str, str]:
 def process_specs(
     families: tuple[str, ...], state: StateDir, endpoints: Endpoints, env: dict[str, str]
 ) -> list[ProcessSpec]:
-    """All processes but the embedded Redis server. Those that start slowest come first."""
+    """All processes but the embedded Redis server, in the order of their start: first those that the first
+    family's jobs need."""
     fds = [argument for fd in endpoints.web_fds for argument in ("--fd", str(fd))]
-    specs = [_worker_spec(name, state, env) for name in families]
+    specs = [_worker_spec(name, state, env) for name in families[:1]]
     specs.append(_worker_spec("web", state, env, *fds, pass_fds=endpoints.web_fds))
-    specs.extend(_worker_spec(name, state, env) for name in HELPERS if name != "web")
+    specs.extend(_worker_spec(name, state, env) for name in (*HELPERS, *families[1:]) if name != "web")
     if endpoints.flower_port is not None:
         argv = _flower_command(endpoints.flower_port)
         specs.append(ProcessSpec("flower", argv, env, state.log("flower")))

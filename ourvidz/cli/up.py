@@ -18,6 +18,7 @@ import click
 from ourvidz.cli import embedded, stack
 from ourvidz.cli.console import print_json, print_note, spinner
 from ourvidz.cli.disk_reserve import DiskReserve
+from ourvidz.cli.start_order import StaggeredStart, imports_at_once
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import Supervisor
 from ourvidz.cli.worker import check_models, default_families, parse_families
@@ -28,6 +29,7 @@ from ourvidz.stop_signals import stop_signals
 
 if TYPE_CHECKING:
     from ourvidz.ledger.store import Ledger
+    from ourvidz.records.record import Worker
 
 TICK_S = 0.1
 PROBE_TIMEOUT_S = 0.5
@@ -119,8 +121,9 @@ class StackRun:
             web_fds=tuple(sock.fileno() for sock in sockets),
         )
         env = stack.child_env(self._settings, self._state, self._state.secrets(), endpoints)
-        for spec in stack.process_specs(self._families, self._state, endpoints, env):
-            self._supervisor.start(spec)
+        specs = stack.process_specs(self._families, self._state, endpoints, env)
+        self._starting = StaggeredStart(specs, self._supervisor.start, at_once=imports_at_once())
+        self._starting.advance()
         return endpoints
 
     def _start_redis(self, update: Callable[[str], None]) -> str:
@@ -143,7 +146,10 @@ class StackRun:
         self._ledger = control.build(settings).ledger
         shim = Shim(endpoints.shim, None, read_timeout_s=PROBE_TIMEOUT_S)
         while True:
-            missing = self._missing_models() or ([] if shim.is_ready() else ["the shim"])
+            workers = self._workers()
+            # A worker appears in the ledger when its child has imported its libraries.
+            self._starting.advance(workers or ())
+            missing = self._missing(workers) or ([] if shim.is_ready() else ["the shim"])
             if not missing:
                 return
             update(f"waiting for {' and '.join(missing)}")
@@ -151,17 +157,22 @@ class StackRun:
                 raise StopRequested
             self._supervisor.tick()
 
-    def _missing_models(self) -> list[str]:
-        """What is not loaded yet, as text. Raises `ModelLoadError` when a worker cannot load its models."""
+    def _workers(self) -> dict[str, Worker] | None:
+        """The workers of this stack that have started, by family; None where the Redis server is away."""
         assert self._ledger is not None
         host = socket.gethostname()
         try:
-            workers = {
+            return {
                 worker.family: worker
                 for worker in self._ledger.workers()
                 if worker.host == host and worker.started_at >= self._started_at
             }
         except WorkerUnavailable:
+            return None
+
+    def _missing(self, workers: dict[str, Worker] | None) -> list[str]:
+        """What is not loaded yet, as text. Raises `ModelLoadError` when a worker cannot load its models."""
+        if workers is None:
             return ["the Redis server"]
         for family, worker in workers.items():
             if worker.load_error is not None:

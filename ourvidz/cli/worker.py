@@ -7,11 +7,11 @@ from importlib import import_module
 
 import click
 
+from ourvidz import prespawn, startup
 from ourvidz.errors import SettingsError
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.liveness.beats import start_beating
 from ourvidz.settings import Settings, become_worker, settings
-from ourvidz.startup import collector_paused
 
 FAMILIES = tuple(QUEUES)
 """The workers that hold models, one per queue of jobs."""
@@ -151,30 +151,45 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
     if fds and name != "web":
         raise click.UsageError("--fd is for web only")
     become_worker(name, settings().gpu)
-    _require_no_eviction()
     if name in FAMILIES:
         check_models(name, settings())
-        _require_signing_certificate()
-        _require_unique_id(settings().worker_id(name))
-    if name not in ("web", "keeper"):
-        start_beating(settings().beats_dir, "process")
+        with prespawn.interpreter():
+            _require_signing_certificate()
+            _require_unique_id(settings().worker_id(name))
+            _run_celery(name)
+    elif name == "io":
+        _run_celery(name)
+    else:
+        _run_control(name, list(fds))
+
+
+def _run_control(name: str, fds: list[int]) -> None:
+    """Run a process that is no Celery worker."""
+    _require_no_eviction()
     if name == "web":
-        with collector_paused():
+        with startup.collector_paused():
             from ourvidz.web import serve
 
-        serve.run(settings(), list(fds))
-        return
-    if name == "keeper":
-        with collector_paused():
+        startup.mark("imported")
+        serve.run(settings(), fds)
+    else:
+        with startup.collector_paused():
             from ourvidz.keeper import process
 
+        startup.mark("imported")
         process.run(settings())
-        return
-    with collector_paused():
+
+
+def _run_celery(name: str) -> None:
+    """Run a Celery worker."""
+    _require_no_eviction()
+    start_beating(settings().beats_dir, "process")
+    with startup.collector_paused():
         from ourvidz.app import app
 
         app.loader.import_default_modules()
         import_module("celery.bin.worker")
+    startup.mark("imported")
     try:
         app.start(celery_arguments(name, settings()))
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from ourvidz import log
+from ourvidz import log, startup
 from ourvidz.keeper.duties import duties
 from ourvidz.keeper.runner import DutyRunner
 from ourvidz.liveness.heartbeat import Heartbeat
@@ -16,6 +16,8 @@ from ourvidz.wiring import control
 NAME = "keeper"
 STOP_S = 5.0
 """How long a duty that runs at a stop may take to finish. Duties can be interrupted anywhere."""
+
+_log = log.get(__name__)
 
 
 def run(settings: Settings) -> None:
@@ -36,8 +38,11 @@ def run(settings: Settings) -> None:
     )
     heartbeat.start()
     heartbeat.update("idle")
+    startup.mark("connected")
     runner = DutyRunner(ledger, duties(), lease_s=settings.lease_s, beats_dir=settings.beats_dir)
     runner.start()
+    startup.mark("ready")
+    _log.info("process_ready", **startup.phases())
     signal.sigwait(signals)
     runner.stop(timeout_s=STOP_S)
     heartbeat.stop()

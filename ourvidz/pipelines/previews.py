@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 
 LONGEST_EDGE_PX = 128
+PATCHES = 6
+"""Patches per side of the calibration image: over a hundred latents, for a map of at most 17 values a
+colour. More of them cost time at every start and make previews hardly better."""
 _PATCH_PX = 16
 """Two latents wide: each patch has at least one latent that does not touch its neighbours."""
 
@@ -49,7 +52,7 @@ class LatentPreviewer:
 
 def fit_previewer(encoder: ImageEncoder) -> LatentPreviewer:
     """A previewer for the latents of this encoder."""
-    image = calibration_image(16)
+    image = calibration_image(PATCHES)
     return LatentPreviewer(encoder.encode(image)[0], image)
 
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from ourvidz import __version__
+from ourvidz import __version__, log, startup
 from ourvidz.settings import Settings
 from ourvidz.web import (
     chat,
@@ -35,6 +35,8 @@ from ourvidz.web.limits import BodyLimitMiddleware
 from ourvidz.web.problems import ErrorMiddleware, on_http_exception, on_invalid_request
 from ourvidz.wiring import control
 from ourvidz.wiring.control import ControlPlane
+
+_log = log.get(__name__)
 
 
 class _App(FastAPI):
@@ -110,4 +112,6 @@ async def _lifespan(app: FastAPI, services: ControlPlane | None) -> AsyncIterato
         if settings.embedded:
             inbox = Inbox(settings.state_dir / "inbox.sqlite3")
             app.state.inbox = resources.enter_context(closing(inbox))
+        startup.mark("ready")
+        _log.info("process_ready", **startup.phases())
         yield

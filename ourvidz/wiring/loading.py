@@ -35,12 +35,18 @@ _cache: OrderedDict[_Key, Models] = OrderedDict()
 
 
 def preload(settings: Settings, family: str) -> None:
-    """Import all that a worker's child runs. A builder that cannot be imported is left to `models`."""
+    """Import all that a worker's child runs. A builder that cannot be imported is left to `models`; its
+    module's function `preload(family)`, if it has one, imports what it needs later."""
     with collector_paused():
         for module in WORKFLOWS.get(family, ()):
             import_module(module)
         with suppress(ImportError):
-            import_module(settings.models.partition(":")[0])
+            builder = import_module(settings.models.partition(":")[0])
+            getattr(builder, "preload", _preload_nothing)(family)
+
+
+def _preload_nothing(_: str) -> None:
+    """Builders need not have a function `preload`."""
 
 
 def models(settings: Settings, family: str) -> Models:

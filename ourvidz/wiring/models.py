@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.base import ImagePipeline, TextPipeline, VideoPipeline
 from ourvidz.pipelines.devices import free_memory
 from ourvidz.pipelines.loading import checkpoint_mib
-from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
-from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles
-from ourvidz.pipelines.sdxl.options import SDXLOptions, parse_lora
-from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
-from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
-from ourvidz.pipelines.texts.qwen import QwenPipeline
-from ourvidz.pipelines.texts.remote import RemoteTextPipeline, TextServer
-from ourvidz.pipelines.texts.residency import ResidencyPolicy, ResidentTextModels, TextModel
-from ourvidz.pipelines.wan.checkpoint import find_wan
-from ourvidz.pipelines.wan.options import WanOptions
-from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.settings import Settings
 from ourvidz.vram import gpu
 from ourvidz.vram.device import Device, open_device
 from ourvidz.wiring import control
 from ourvidz.wiring.shared_device import Pipelines, SharedDevice
 
-TINY_CAP_PX = 128
-"""Longest edge (px) of the images of the packaged SDXL checkpoint."""
-TINY_WAN_CAP_PX = 64
-"""Longest edge (px) of the clips of the packaged Wan checkpoint."""
-QWEN_VARIANTS: dict[str, QwenVariant] = {"qwen_instruct": "instruct", "qwen_base": "base"}
-"""Variant by the model name that jobs use; the first one is loaded first."""
+if TYPE_CHECKING:
+    from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
+    from ourvidz.pipelines.texts.residency import ResidentTextModels
+    from ourvidz.pipelines.wan.pipeline import WanPipeline
+
+_BUILDERS = {"sdxl": "ourvidz.wiring.sdxl", "wan": "ourvidz.wiring.wan", "chat": "ourvidz.wiring.texts"}
+"""Family → the module that builds its pipelines; a worker imports only its own."""
 
 
 class WarmModels:
@@ -112,30 +103,38 @@ class WarmModels:
         return {family: pipeline for family, pipeline in pipelines.items() if pipeline is not None}
 
 
+def preload(family: str) -> None:
+    """Import all that building the pipelines of a family takes."""
+    if family in _BUILDERS:
+        import_module(_BUILDERS[family])
+
+
 def build(settings: Settings, family: str) -> WarmModels:
     """The pipelines of one family, not loaded yet. Raises `ModelLoadError` naming missing files or
     settings."""
     device = open_device(settings, family)
+    parts: Pipelines
+    if family == "sdxl":
+        from ourvidz.wiring import sdxl
+
+        images = sdxl.build(settings)
+        parts = {"sdxl": (images, checkpoint_mib(images.checkpoint, images.dtype))}
+        return WarmModels(images, device_share=_share(settings, family, device, parts))
     if family == "wan":
-        wan = _build_wan(settings)
-        parts: Pipelines = {"wan": (wan, checkpoint_mib(wan.checkpoint, wan.dtype))}
-        return WarmModels(wan=wan, device_share=_share(settings, family, device, parts))
+        from ourvidz.wiring import wan
+
+        videos = wan.build(settings)
+        parts = {"wan": (videos, checkpoint_mib(videos.checkpoint, videos.dtype))}
+        return WarmModels(wan=videos, device_share=_share(settings, family, device, parts))
     if family == "chat":
-        texts = _build_text_models(settings)
-        parts = {
-            name: (model.pipeline, model.needs_mib)
-            for name, model in texts.items()
-            if isinstance(model.pipeline, QwenPipeline)
-        }
+        from ourvidz.wiring import texts
+
+        models = texts.build(settings)
         # On a shared device the jobs' grants decide what is resident.
-        policy: ResidencyPolicy = "always" if device is not None else settings.qwen_together
-        resident = ResidentTextModels(texts, policy=policy, free_mib=gpu.free_mib)
+        resident = texts.residents(models, "always" if device is not None else settings.qwen_together)
+        parts = texts.local_pipelines(models)
         return WarmModels(texts=resident, device_share=_share(settings, family, device, parts))
-    if family != "sdxl":
-        raise ModelLoadError(f"There are no pipelines for {family!r}.")
-    sdxl = _build_sdxl(settings)
-    parts = {"sdxl": (sdxl, checkpoint_mib(sdxl.checkpoint, sdxl.dtype))}
-    return WarmModels(sdxl, device_share=_share(settings, family, device, parts))
+    raise ModelLoadError(f"There are no pipelines for {family!r}.")
 
 
 def _share(
@@ -144,74 +143,3 @@ def _share(
     if device is None:
         return None
     return SharedDevice(settings, family, control.current().ledger, device, pipelines)
-
-
-def _build_sdxl(settings: Settings) -> SDXLPipeline:
-    """The SDXL pipeline of the settings. Raises `ModelLoadError`."""
-    if settings.sdxl_model is None and settings.profile == "production":
-        raise ModelLoadError("The production profile has no SDXL checkpoint: set OURVIDZ_SDXL_MODEL.")
-    checkpoint = find_sdxl(settings.sdxl_model)
-    cap = TINY_CAP_PX if settings.sdxl_model is None else None
-    return SDXLPipeline(checkpoint, cap=cap, options=sdxl_options(settings))
-
-
-def _build_wan(settings: Settings) -> WanPipeline:
-    """The Wan pipeline of the settings, with its VACE checkpoint if one is set. Raises `ModelLoadError`."""
-    if settings.wan_model is None and settings.profile == "production":
-        raise ModelLoadError("The production profile has no Wan checkpoint: set OURVIDZ_WAN_MODEL.")
-    checkpoint = find_wan(settings.wan_model, expected="t2v")
-    vace_folder = settings.wan_vace_model
-    vace = None if vace_folder is None else find_wan(vace_folder, expected="vace")
-    cap = TINY_WAN_CAP_PX if settings.wan_model is None else None
-    return WanPipeline(checkpoint, vace=vace, cap=cap, options=wan_options(settings))
-
-
-def wan_options(settings: Settings) -> WanOptions:
-    """The options for Wan from the settings."""
-    return WanOptions(
-        dtype=settings.wan_dtype,
-        attention=settings.wan_attention,
-        compiled=settings.wan_compile,
-        few_steps=settings.wan_few_steps,
-        cache=settings.wan_cache,
-        threshold=settings.wan_cache_threshold,
-        calibrations=settings.state_dir / "wan-calibrations",
-        tiled=settings.wan_vae_tiling == "always",
-        grouped=settings.wan_group_offload,
-        previews=settings.previews,
-    )
-
-
-def _build_text_models(settings: Settings) -> dict[str, TextModel]:
-    return {name: _build_text(settings, variant) for name, variant in QWEN_VARIANTS.items()}
-
-
-def _build_text(settings: Settings, variant: QwenVariant) -> TextModel:
-    """The text model of a Qwen variant: a remote server, or a local checkpoint. Raises `ModelLoadError`."""
-    url = settings.qwen_instruct_url if variant == "instruct" else settings.qwen_base_url
-    name = settings.qwen_instruct_name if variant == "instruct" else settings.qwen_base_name
-    if url is not None:
-        return TextModel(RemoteTextPipeline(TextServer(url, name, settings.qwen_key), variant), needs_mib=0)
-    if settings.qwen_model is None and settings.profile == "production":
-        variables = f"OURVIDZ_QWEN_MODEL or OURVIDZ_QWEN_{variant.upper()}_URL"
-        raise ModelLoadError(f"The production profile has no Qwen checkpoint ({variant}): set {variables}.")
-    checkpoint = find_qwen(settings.qwen_model, variant)
-    pipeline = QwenPipeline(checkpoint, variant)
-    return TextModel(pipeline, checkpoint_mib(checkpoint, pipeline.dtype))
-
-
-def sdxl_options(settings: Settings) -> SDXLOptions:
-    """The options for SDXL from the settings."""
-    adapter, encoder = settings.ip_adapter, settings.ip_adapter_encoder
-    return SDXLOptions(
-        scheduler=settings.sdxl_scheduler,
-        few_steps=settings.sdxl_few_steps,
-        dtype=settings.sdxl_dtype,
-        attention=settings.sdxl_attention,
-        compiled=settings.sdxl_compile,
-        channels_last=settings.sdxl_channels_last,
-        loras=tuple(parse_lora(entry) for entry in settings.sdxl_loras),
-        job_loras=tuple(parse_lora(entry) for entry in settings.sdxl_job_loras),
-        ip_adapter=AdapterFiles(adapter, encoder) if adapter and encoder else None,
-        previews=settings.previews,
-    )

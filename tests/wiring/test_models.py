@@ -14,7 +14,9 @@ from ourvidz.pipelines.texts.checkpoint import find_qwen
 from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.settings import Settings, load_settings
-from ourvidz.wiring.models import TINY_CAP_PX, TINY_WAN_CAP_PX, build, sdxl_options, wan_options
+from ourvidz.wiring.models import build
+from ourvidz.wiring.sdxl import TINY_CAP_PX, sdxl_options
+from ourvidz.wiring.wan import TINY_WAN_CAP_PX, wan_options
 from training.untrained.wan_image_models import build_vace
 
 PRODUCTION = {

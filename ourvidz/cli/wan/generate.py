@@ -27,7 +27,8 @@ from ourvidz.settings import Settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
 from ourvidz.wiring import signing
-from ourvidz.wiring.models import TINY_WAN_CAP_PX, WarmModels, wan_options
+from ourvidz.wiring.models import WarmModels
+from ourvidz.wiring.wan import TINY_WAN_CAP_PX, wan_options
 from ourvidz.workflows.services import Services
 from ourvidz.workflows.video import generate_video
 

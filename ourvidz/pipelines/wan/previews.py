@@ -8,10 +8,9 @@ import torch
 
 from ourvidz import log
 from ourvidz.pipelines.base import PreviewRenderer, Snapshot
-from ourvidz.pipelines.previews import LatentPreviewer, calibration_image
+from ourvidz.pipelines.previews import PATCHES, LatentPreviewer, calibration_image
 from ourvidz.pipelines.wan.vae import VideoVAE, image_tensor
 
-_PATCHES = 8
 _FRAMES = 9
 """Three latent frames: the VAE encodes the second one differently because it follows the first."""
 
@@ -42,7 +41,7 @@ class ClipPreviewer:
 @torch.no_grad()
 def fit_clip_previewer(vae: VideoVAE) -> ClipPreviewer | None:
     """A previewer for this VAE, fitted to a still clip; None, which switches previews off, if that fails."""
-    image = calibration_image(_PATCHES)
+    image = calibration_image(PATCHES)
     try:
         latents = vae.encode(image_tensor(image, *image.size), frames=_FRAMES)[0]
         return ClipPreviewer(LatentPreviewer(latents[:, 0], image), LatentPreviewer(latents[:, -1], image))

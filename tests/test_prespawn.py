@@ -1,0 +1,76 @@
+"""The interpreter that imports libraries before the pool of a worker needs its first child."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from ourvidz import prespawn
+from ourvidz.pool import _Child
+from ourvidz.settings import set_environment
+
+
+@pytest.fixture
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[psutil.Process]:
+    """The waiting interpreter of an sdxl worker without models."""
+    monkeypatch.setenv("OURVIDZ_WORKER", "sdxl")
+    monkeypatch.setenv("OURVIDZ_MODELS", "benchmarks.null_models:build")
+    with prespawn.interpreter():
+        yield next(child for child in psutil.Process().children() if "child.main" in child.cmdline()[-1])
+
+
+def started(code: str) -> _Child:
+    """A pool's child that runs this code."""
+    child = _Child(target=exec, args=(code,))
+    child.start()
+    return child
+
+
+def test_the_first_child_is_the_interpreter_that_waits(interpreter: psutil.Process) -> None:
+    """So its libraries are imported while the parent connects."""
+    first, second = started("import os; os._exit(7)"), started("import os; os._exit(8)")
+    first.join(60)
+    second.join(60)
+    assert first.pid == interpreter.pid != second.pid
+    assert (first.exitcode, second.exitcode) == (7, 8)
+
+
+def test_the_first_child_has_the_environment_of_its_start(
+    interpreter: psutil.Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery sets variables for its children after the interpreter was started."""
+    monkeypatch.setenv("OURVIDZ_WEBHOOK_SECRET", "0")
+    set_environment(OURVIDZ_WEBHOOK_SECRET="9")
+    child = started("import os; os._exit(int(os.environ['OURVIDZ_WEBHOOK_SECRET']))")
+    child.join(60)
+    assert (child.pid, child.exitcode) == (interpreter.pid, 9)
+
+
+def test_a_first_child_that_is_killed_is_reported_with_the_signal(interpreter: psutil.Process) -> None:
+    """The parent tells by it why the child was lost."""
+    child = started("import signal; signal.pause()")
+    child.terminate()
+    child.join(60)
+    assert (child.pid, child.exitcode) == (interpreter.pid, -signal.SIGKILL)
+
+
+def test_a_pool_spawns_its_child_where_the_interpreter_has_ended(interpreter: psutil.Process) -> None:
+    """A library that ends its process must not keep the worker from reporting that."""
+    interpreter.kill()
+    os.waitid(os.P_PID, interpreter.pid, os.WEXITED | os.WNOWAIT)
+    child = started("import os; os._exit(7)")
+    child.join(60)
+    assert child.pid != interpreter.pid
+    assert child.exitcode == 7
+
+
+def test_an_interpreter_that_no_pool_took_ends_with_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may be refused before it starts a pool."""
+    monkeypatch.setenv("OURVIDZ_WORKER", "sdxl")
+    with prespawn.interpreter():
+        (waiting,) = (child for child in psutil.Process().children() if "child.main" in child.cmdline()[-1])
+    assert not waiting.is_running()
