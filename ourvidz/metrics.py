@@ -62,6 +62,7 @@ class _Once(Collector):
         yield from _jobs(self._snapshot.counts)
         yield from _headroom(self._snapshot.headroom)
         yield from _assets(self._snapshot.counts)
+        yield _embedding_cache(self._snapshot.counts)
         yield from _callbacks(self._snapshot)
         yield from _workers(self._snapshot)
         yield from _recovery(self._snapshot)
@@ -125,6 +126,18 @@ def _assets(counts: Mapping[str, int]) -> Iterable[Metric]:
     )
     unsigned.add_metric([], counts.get("assets.unsigned", 0))
     yield unsigned
+
+
+def _embedding_cache(counts: Mapping[str, int]) -> Metric:
+    """Prompts and references that did not have to be encoded again, and those that had to."""
+    inputs = CounterMetricFamily(
+        "ourvidz_embedding_cache",
+        "Prompts and references of completed jobs, by whether the workers' caches had them.",
+        labels=["result"],
+    )
+    for result, name in (("hit", "hits"), ("miss", "misses")):
+        inputs.add_metric([result], counts.get(f"embedding_cache.{name}", 0))
+    return inputs
 
 
 def _callbacks(snapshot: Snapshot) -> Iterable[Metric]:

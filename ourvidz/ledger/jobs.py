@@ -11,7 +11,7 @@ from ourvidz.jobs.job import JOB_VERSION, Job, dump_job, load_job
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.base import STREAM_TTL_S, LedgerBase, claim_identity
 from ourvidz.ledger.connection import new_call_token
-from ourvidz.records.codec import dump_json, dump_outcome, generation_ms, load_record, pairs, unsigned_assets
+from ourvidz.records.codec import counter_increments, dump_json, dump_outcome, load_record, pairs
 from ourvidz.records.record import (
     Admission,
     BrokerEntry,
@@ -168,6 +168,7 @@ class JobOperations(LedgerBase):
         one event. A document over the size limit is deleted: of a completed job at once, else after the retry
         window. `emptied_folders`: folders of the claim's attempt in which no file is left.
         """
+        counters = counter_increments(job.type, outcome)
         committed = self._connection.run_script(
             "end",
             *claim_identity(job),
@@ -175,13 +176,13 @@ class JobOperations(LedgerBase):
             dump_outcome(outcome),
             dump_json(outcome.error.to_public()) if outcome.error else None,
             worker_id,
-            generation_ms(outcome),
             self._options.document_limit,
             int(self._options.retry_window_s),
             self._options.record_ttl_s,
             int(STREAM_TTL_S),
-            unsigned_assets(outcome),
             int(if_expired),
+            len(counters),
+            *(part for pair in counters.items() for part in pair),
             *emptied_folders,
         )
         return bool(committed)

@@ -44,6 +44,10 @@ class GenerationResult:
     metadata: dict[str, Any] = field(default_factory=dict)
     asset_metadata: dict[str, Any] = field(default_factory=dict)
 
+    def with_metadata(self, **metadata: Any) -> Self:
+        """This result with more metadata of the job."""
+        return replace(self, metadata=self.metadata | metadata)
+
     def without_reference(self, error: FallbackError, *, denoise_strength: float, pipeline: str) -> Self:
         """This result with the metadata of a job whose references could not be used because of `error`.
 

@@ -32,6 +32,12 @@ def verify(folder: Path) -> None:
         raise ModelLoadError(problem)
 
 
+def listed(folder: Path) -> dict[str, str]:
+    """SHA-256 digest by file name from the `SHA256SUMS` of a folder; empty without that file. Raises
+    `ModelLoadError` for a malformed list."""
+    return _listed_digests(folder / CHECKSUMS) if (folder / CHECKSUMS).is_file() else {}
+
+
 def _problems(folder: Path) -> Iterator[str]:
     """Messages about wrong files; the file names are checked before the contents, which takes longer."""
     digests = _listed_digests(folder / CHECKSUMS)

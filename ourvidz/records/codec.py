@@ -47,17 +47,29 @@ def load_outcome(text: str | None) -> Outcome | None:
     return Outcome.model_validate_json(text) if text else None
 
 
-def generation_ms(outcome: Outcome) -> int | None:
-    """The generation time in an outcome's metadata, in whole milliseconds; None when it has none."""
-    seconds = outcome.metadata.get("generation_time")
+def counter_increments(job_type: str, outcome: Outcome) -> dict[str, int]:
+    """What the end of a run adds to the counters that all jobs share, by counter: the generation time in
+    whole milliseconds, assets without the C2PA manifest that they should have, and what the embedding cache
+    found. Without zeros."""
+    cache = outcome.metadata.get("embedding_cache")
+    found = cache if isinstance(cache, dict) else {}
+    increments = {
+        f"generation_ms.{job_type}.sum": _milliseconds(outcome.metadata.get("generation_time")),
+        "assets.unsigned": sum(asset.metadata.get("c2pa") is False for asset in outcome.assets),
+        **{f"embedding_cache.{name}": _count(found.get(name)) for name in ("hits", "misses")},
+    }
+    return {name: amount for name, amount in increments.items() if amount}
+
+
+def _milliseconds(seconds: object) -> int:
+    """Seconds in whole milliseconds; 0 for what is no finite number."""
     if not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        return None
+        return 0
     return round(seconds * 1000)
 
 
-def unsigned_assets(outcome: Outcome) -> int:
-    """The number of assets that were stored without a C2PA manifest although signing is on."""
-    return sum(asset.metadata.get("c2pa") is False for asset in outcome.assets)
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def refuse_newer(job_id: str, version: int) -> None:

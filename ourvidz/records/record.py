@@ -136,6 +136,10 @@ class Claim:
         return self.record.job_id
 
     @property
+    def type(self) -> str:
+        return self.record.type
+
+    @property
     def run(self) -> int:
         return self.record.run
 

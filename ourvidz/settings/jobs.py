@@ -43,5 +43,7 @@ class JobSettings(Topic):
     """Time added to the limit of a job that has to load its model."""
     drain_s: float = env("OURVIDZ_DRAIN_S", 4.0, gt=0)
     """Time that a stopping worker gives its running job to finish before it requeues it."""
+    embedding_cache_mib: int = env("OURVIDZ_EMBEDDING_CACHE_MIB", 256, ge=0)
+    """Host memory of a worker for encoded prompts and references; 0 keeps none."""
     previews: bool = env("OURVIDZ_PREVIEWS", True)
     """Whether workers add preview images to a job's event stream."""

@@ -20,7 +20,7 @@ CACHE_SIZE = 6
 """How many sets of models are kept; the least recently used one is dropped. A worker has one."""
 PREFIXES = {"sdxl": ("sdxl_", "ip_adapter"), "wan": ("wan_",), "chat": ("qwen_",)}
 """The settings that shape the models of a family, by the beginning of their names."""
-SHARED = ("profile", "models", "previews", "emulated_gpu")
+SHARED = ("profile", "models", "previews", "embedding_cache_mib", "emulated_gpu")
 """The settings that shape the models of every family."""
 
 WORKFLOWS = {

@@ -7,6 +7,7 @@ from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles
 from ourvidz.pipelines.sdxl.options import SDXLOptions, parse_lora
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
+from ourvidz.pipelines.tensor_cache import TensorCache
 from ourvidz.settings import Settings
 
 TINY_CAP_PX = 128
@@ -19,7 +20,8 @@ def build(settings: Settings) -> SDXLPipeline:
         raise ModelLoadError("The production profile has no SDXL checkpoint: set OURVIDZ_SDXL_MODEL.")
     checkpoint = find_sdxl(settings.sdxl_model)
     cap = TINY_CAP_PX if settings.sdxl_model is None else None
-    return SDXLPipeline(checkpoint, cap=cap, options=sdxl_options(settings))
+    cache = TensorCache(settings.embedding_cache_mib)
+    return SDXLPipeline(checkpoint, cap=cap, options=sdxl_options(settings), cache=cache)
 
 
 def sdxl_options(settings: Settings) -> SDXLOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ourvidz.errors import ModelLoadError
+from ourvidz.pipelines.tensor_cache import TensorCache
 from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.pipeline import WanPipeline
@@ -20,7 +21,8 @@ def build(settings: Settings) -> WanPipeline:
     vace_folder = settings.wan_vace_model
     vace = None if vace_folder is None else find_wan(vace_folder, expected="vace")
     cap = TINY_WAN_CAP_PX if settings.wan_model is None else None
-    return WanPipeline(checkpoint, vace=vace, cap=cap, options=wan_options(settings))
+    cache = TensorCache(settings.embedding_cache_mib)
+    return WanPipeline(checkpoint, vace=vace, cap=cap, options=wan_options(settings), cache=cache)
 
 
 def wan_options(settings: Settings) -> WanOptions:

@@ -381,6 +381,15 @@ class TestEndedJobs:
             end_claim(ledger, claim_job(ledger, f"j{n}"), Outcome(status="completed", assets=tuple(signed)))
         assert ledger.counters()["assets.unsigned"] == 4
 
+    def test_hits_and_misses_of_the_embedding_cache_are_counted(self, ledger, image_job):
+        """A worker cannot keep them: they are totals over all workers and restarts."""
+        for n, found in enumerate(({"hits": 2, "misses": 1}, {"hits": 0, "misses": 3}, "damaged")):
+            ledger.register(image_job(f"j{n}"), priority=6)
+            outcome = Outcome(status="completed", metadata={"embedding_cache": found})
+            end_claim(ledger, claim_job(ledger, f"j{n}"), outcome)
+        counts = ledger.counters()
+        assert (counts["embedding_cache.hits"], counts["embedding_cache.misses"]) == (2, 4)
+
 
 class TestRetries:
     def test_a_reopened_job_is_queued_under_the_next_run(self, ledger, clock, image_job):

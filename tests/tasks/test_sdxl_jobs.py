@@ -101,6 +101,22 @@ def test_prompt_weights_are_applied_and_reported(ourvidz_eager: Eager) -> None:
     assert metadata["final_prompt_type"] == "conditioning_tensor"
 
 
+def test_a_repeated_prompt_is_not_encoded_again_and_gives_equal_files(ourvidz_eager: Eager) -> None:
+    """Callers try variants of one prompt: only the first pays for its encoding."""
+    callbacks = [
+        run_job(ourvidz_eager, payload(id=job_id, prompt="a hill that no other test has", config=config))
+        for job_id in ("one", "two")
+        for config in [{"steps": 2, "width": 64, "height": 64, "seed": 5}]
+    ]
+    counts = [callback["metadata"]["embedding_cache"] for callback in callbacks]
+    assert counts == [{"hits": 0, "misses": 1}, {"hits": 1, "misses": 0}]
+    keys = [callback["assets"][0]["url"] for callback in callbacks]
+    one, two = (ourvidz_eager.control.store.get(key) for key in keys)
+    assert one == two
+    counters = ourvidz_eager.control.ledger.counters()
+    assert (counters["embedding_cache.hits"], counters["embedding_cache.misses"]) == (1, 1)
+
+
 def test_followers_get_a_preview_before_the_job_is_done(ourvidz_eager: Eager) -> None:
     """The first preview is in the stream before the `done` item."""
     ourvidz_eager.submit(payload())

@@ -202,6 +202,7 @@ def test_metrics_come_from_the_ledger(shim) -> None:
     assert values['ourvidz_generation_seconds_sum{type="sdxl_image_fast"}'] == 1.5
     assert values['ourvidz_generation_seconds_count{type="sdxl_image_fast"}'] == 1
     assert values["ourvidz_assets_unsigned_total"] == 0
+    assert values['ourvidz_embedding_cache_total{result="hit"}'] == 0
     assert values["ourvidz_outbox_pending"] == 2
     assert 0 < values["ourvidz_outbox_lag_seconds"] < 60
     assert 0 < values['ourvidz_queue_oldest_seconds{queue="sdxl_queue"}'] < 60

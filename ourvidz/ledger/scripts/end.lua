@@ -1,16 +1,17 @@
 -- End a run: the terminal status and its event in one transaction. The same outcome sent twice changes nothing
 -- the second time.
 -- Arguments: id, run, fence, token ('' for a queued job), status, outcome (JSON), fault (JSON of the public error),
---   worker, generation_ms, limit (bytes: a longer document is not kept), retry_window_s, keep_s, stream_s, unsigned
---   (number of assets), if_expired ('1': a processed job only when its lease has ended by now), then the folders of
---   the attempt in which no file is left.
+--   worker, limit (bytes: a longer document is not kept), retry_window_s, keep_s, stream_s, if_expired ('1': a
+--   processed job only when its lease has ended by now), n, then the n counters to increment, each a name and an
+--   amount, then the folders of the attempt in which no file is left.
 -- Keys: job, doc, stream, queued, leases, finished, documents, counters, attempt_folders, and those of add_event.
 -- Returns: 1, or 0 when run, fence or token are others, the run has ended with another outcome, or
 --   the lease has not ended.
 -- Events: the terminal status; a `done` item.
-local id, run, fence, token, status, outcome, fault, worker, generation_ms = unpack(ARGV, 4, 12)
-local limit, retry_window_s, keep_s, stream_s, unsigned, if_expired = unpack(ARGV, 13, 18)
-local FIRST_FOLDER = 19
+local id, run, fence, token, status, outcome, fault, worker = unpack(ARGV, 4, 11)
+local limit, retry_window_s, keep_s, stream_s, if_expired, counters = unpack(ARGV, 12, 17)
+local FIRST_COUNTER = 18
+local FIRST_FOLDER = FIRST_COUNTER + 2 * tonumber(counters)
 
 local job = read_record(id)
 if not is_current(job, run, fence, token) then return 0 end
@@ -38,8 +39,7 @@ else
   add_item(id, 'done', 'status', status, 'run', run, 'error', fault)
 end
 increment('jobs.' .. job.type .. '.' .. status)
-if generation_ms ~= '' then increment('generation_ms.' .. job.type .. '.sum', generation_ms) end
-if unsigned ~= '0' then increment('assets.unsigned', unsigned) end
+for i = FIRST_COUNTER, FIRST_FOLDER - 1, 2 do increment(ARGV[i], ARGV[i + 1]) end
 
 local document, keep_document_s = key('doc', id), keep_s
 if redis.call('STRLEN', document) > tonumber(limit) then

@@ -27,8 +27,9 @@ class JobLoras:
         self._originals: dict[torch.nn.Module, torch.Tensor] = {}
 
     @contextmanager
-    def applied(self, requested: Sequence[JobLora]) -> Iterator[bool]:
-        """Add the requested LoRAs to the weights inside this context; yields whether a text encoder changed.
+    def applied(self, requested: Sequence[JobLora]) -> Iterator[tuple[JobLora, ...]]:
+        """Add the requested LoRAs to the weights inside this context; yields those that change a text
+        encoder.
 
         Raises `ModelLoadError` for an unknown name. The checkpoint's own weights are restored afterwards,
         also if adding fails half-way.
@@ -38,7 +39,7 @@ class JobLoras:
             for weights, scale in selected:
                 self._back_up(weights.layers)
                 weights.add(scale)
-            yield any(weights.changes_text_encoder for weights, _ in selected)
+            yield tuple(entry for entry in requested if self._get(entry.name).changes_text_encoder)
         finally:
             self._restore(layer for weights, _ in selected for layer in weights.layers)
 

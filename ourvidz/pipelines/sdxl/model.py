@@ -11,6 +11,7 @@ import torch
 
 from ourvidz import log
 from ourvidz.jobs.job import JobLora
+from ourvidz.pipelines import identity
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.loading import loading, weights_mib
 from ourvidz.pipelines.previews import LatentPreviewer, fit_previewer
@@ -20,18 +21,31 @@ from ourvidz.pipelines.sdxl.job_loras import JobLoras
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.prompt_encoding import PromptEncoder
 from ourvidz.pipelines.sdxl.vae import ImageVAE
+from ourvidz.pipelines.tensor_cache import TensorCache
 
 _log = log.get(__name__)
 
 
 class SDXLModel:
     """One loaded checkpoint. Text-to-image and image-to-image share all weights; each has its own
-    scheduler."""
+    scheduler.
 
-    def __init__(self, pipe: diffusers.StableDiffusionXLPipeline, options: SDXLOptions) -> None:
+    `cache` keeps encoded prompts and references under the name of the loaded `weights`.
+    """
+
+    def __init__(
+        self,
+        pipe: diffusers.StableDiffusionXLPipeline,
+        options: SDXLOptions,
+        cache: TensorCache | None = None,
+        *,
+        weights: str = "",
+    ) -> None:
         self.pipe = pipe
-        self.vae = ImageVAE(pipe)
-        self.prompt_encoder = PromptEncoder(pipe)
+        self._cache = cache
+        self._weights = weights
+        self.vae = ImageVAE(pipe, cache, weights=weights)
+        self.prompt_encoder = PromptEncoder(pipe, cache, weights=weights)
         self.adapter = IPAdapter(pipe, options.ip_adapter) if options.ip_adapter else None
         self._loras = JobLoras(pipe, options.job_loras)
         self.previewer = _fit_previewer(self.vae) if options.previews else None
@@ -40,10 +54,11 @@ class SDXLModel:
     def with_loras(self, requested: Sequence[JobLora]) -> Iterator[None]:
         """Apply these LoRAs inside this context, for one job. Raises `ModelLoadError` for an unknown name."""
         prompt_encoder = self.prompt_encoder
-        with self._loras.applied(requested) as text_encoder_changed:
-            if text_encoder_changed:
-                # Compel caches the embedding of the empty prompt when it is constructed.
-                self.prompt_encoder = PromptEncoder(self.pipe)
+        with self._loras.applied(requested) as text_encoder_loras:
+            if text_encoder_loras:
+                # A new one, because Compel keeps the embedding of the empty prompt.
+                weights = f"{self._weights} {text_encoder_loras!r}"
+                self.prompt_encoder = PromptEncoder(self.pipe, self._cache, weights=weights)
             try:
                 yield
             finally:
@@ -73,17 +88,22 @@ UNLOADED_INFO = {"native_size": None, "scheduler": None, "memory_mib": 0}
 
 
 def load_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, options: SDXLOptions
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: SDXLOptions,
+    cache: TensorCache | None = None,
 ) -> SDXLModel:
     """Load a checkpoint onto `device` and apply the options. Raises `ModelLoadError`."""
     with loading(checkpoint):
+        weights = identity.loaded_weights(checkpoint, options.lora_files())
         pipe = _read_pipeline(checkpoint, dtype).to(device)
         pipe.scheduler = schedulers.build_scheduler(
             options.scheduler, pipe.scheduler, few_steps=options.few_steps
         )
         for file in options.loras:
             lora.merge_lora(pipe, file)
-        model = SDXLModel(pipe, options)
+        model = SDXLModel(pipe, options, cache, weights=weights)
         options.optimize(pipe)
         return model
 

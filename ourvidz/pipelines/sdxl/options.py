@@ -58,6 +58,11 @@ class SDXLOptions:
             # Compiling the whole UNet takes minutes and is hardly faster at run time.
             pipe.unet.compile_repeated_blocks(fullgraph=True)
 
+    def lora_files(self) -> list[tuple[str, Path]]:
+        """All LoRA files, each with a label that says how it is used."""
+        merged = [(lora.label(), lora.path) for lora in self.loras]
+        return merged + [(f"job:{lora.name}", lora.path) for lora in self.job_loras]
+
     def info(self) -> dict[str, Any]:
         """The options as `/model/info` shows them."""
         return {

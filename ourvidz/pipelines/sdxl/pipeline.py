@@ -6,6 +6,7 @@ Every job runs the same stages: check → encode → timesteps → latents → d
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,7 @@ from ourvidz.pipelines.sdxl.prompt_encoding import PromptEmbeds
 from ourvidz.pipelines.sdxl.state import GenerationState
 from ourvidz.pipelines.sdxl.vae import SCALE
 from ourvidz.pipelines.sizes import cap_size, check_multiple
+from ourvidz.pipelines.tensor_cache import TensorCache
 
 _log = log.get(__name__)
 
@@ -39,7 +41,7 @@ DEFAULT_OPTIONS = SDXLOptions()
 
 class SDXLPipeline:
     """Runs one SDXL checkpoint; implements `ImagePipeline`. `cap` is the longest edge (px) that it renders;
-    None is no cap."""
+    None is no cap. `cache` keeps encoded prompts and references."""
 
     def __init__(
         self,
@@ -48,12 +50,14 @@ class SDXLPipeline:
         cap: int | None = None,
         device: torch.device | None = None,
         options: SDXLOptions = DEFAULT_OPTIONS,
+        cache: TensorCache | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.cap = cap
         self.options = options
         self.device = device or devices.best_device()
         self.dtype = options.dtype_on(self.device)
+        self.cache = cache or TensorCache()
         self.load_s: float | None = None
         self._loaded: SDXLModel | None = None
         self._asleep = False
@@ -68,7 +72,7 @@ class SDXLPipeline:
                 self._asleep = False
             return
         started = time.perf_counter()
-        self._loaded = load_model(self.checkpoint, self.device, self.dtype, self.options)
+        self._loaded = load_model(self.checkpoint, self.device, self.dtype, self.options, self.cache)
         self.load_s = round(time.perf_counter() - started, 3)
         _log.info("sdxl_loaded", **self.info())
 
@@ -95,6 +99,7 @@ class SDXLPipeline:
             "load_seconds": self.load_s,
             **(UNLOADED_INFO if self._loaded is None else self._loaded.info()),
             **self.options.info(),
+            "embedding_cache": self.cache.info(),
         }
 
     # -- one job
@@ -115,11 +120,12 @@ class SDXLPipeline:
         """
         self.check(job, reference)
         self.load()
-        started = time.perf_counter()
+        started, counts = time.perf_counter(), self.cache.counts
         state = self._start(job, reference, ProgressReporter(on_step, on_preview, on_image))
         for fallback in oom_fallbacks(job.num_images):
             if self._try_stages(state, fallback):
-                return state.result(fallback, time.perf_counter() - started)
+                result = state.result(fallback, time.perf_counter() - started)
+                return result.with_metadata(embedding_cache=asdict(self.cache.counts.since(counts)))
             _log.warning("out_of_memory", job_id=job.id, rung=fallback.name, at_once=fallback.batch_size)
             # After the except block: until then the error's traceback keeps the tensors alive.
             devices.free_memory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import diffusers
@@ -11,6 +12,7 @@ from compel import Compel, ReturnedEmbeddingsType
 
 from ourvidz import log
 from ourvidz.pipelines import devices
+from ourvidz.pipelines.tensor_cache import TensorCache, cache_key
 from ourvidz.prompts import weights as prompt_weights
 from ourvidz.prompts.tokens import PromptTokenizer
 from ourvidz.prompts.weights import Strategy, WeightedPrompt, literal
@@ -38,6 +40,15 @@ class PromptEmbeds:
         """`final_prompt_type` of the callback's metadata."""
         return "conditioning_tensor" if self.strategy == "compel" else "string"
 
+    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+        """The four tensors, in the order of the fields."""
+        return (
+            self.prompt_embeds,
+            self.pooled_prompt_embeds,
+            self.negative_prompt_embeds,
+            self.negative_pooled_prompt_embeds,
+        )
+
     def repeat(self, images: int) -> dict[str, torch.Tensor | None]:
         """The four tensors by their diffusers names, with `images` rows instead of one."""
         tensors = {
@@ -54,10 +65,22 @@ class PromptEmbeds:
 
 class PromptEncoder:
     """Encodes prompts with both text encoders of a loaded SDXL pipeline. Long prompts are never truncated:
-    they take several chunks of 77 tokens."""
+    they take several chunks of 77 tokens.
 
-    def __init__(self, pipeline: diffusers.StableDiffusionXLPipeline) -> None:
+    `cache` keeps encoded prompts under the name of the encoders' `weights`. A prompt that is found there does
+    not touch the encoders.
+    """
+
+    def __init__(
+        self,
+        pipeline: diffusers.StableDiffusionXLPipeline,
+        cache: TensorCache | None = None,
+        *,
+        weights: str = "",
+    ) -> None:
         self._pipe = pipeline
+        self._cache = cache or TensorCache()
+        self._weights = weights
         self._device: torch.device = pipeline._execution_device
         self._encoders = [
             _TextEncoder(pipeline.tokenizer, pipeline.text_encoder, self._device),
@@ -86,6 +109,13 @@ class PromptEncoder:
             negative = prompt_weights.parse_prompt(
                 negative_prompt, weighted=parsed.strategy == "compel"
             ).prompt
+        key = cache_key(
+            "sdxl", self._weights, parsed.prompt, negative, guided, self._dtypes, self._device.type
+        )
+        cached = self._cache.get(key, self._device)
+        if cached is not None:
+            embeds = PromptEmbeds(*cached)  # type: ignore[arg-type]  # the first two are always there
+            return replace(embeds, strategy=parsed.strategy, reason=parsed.reason)
         try:
             embeds = self._encode(parsed.prompt, negative, guided=guided)
         except Exception as error:
@@ -96,7 +126,12 @@ class PromptEncoder:
         finally:
             for encoder in self._encoders:
                 encoder.clear_cache()
+        self._cache.put(key, embeds.tensors())
         return replace(embeds, strategy=parsed.strategy, reason=parsed.reason)
+
+    @property
+    def _dtypes(self) -> tuple[torch.dtype, ...]:
+        return tuple(encoder.dtype for encoder in (self._pipe.text_encoder, self._pipe.text_encoder_2))
 
     def _encode(
         self, prompt: WeightedPrompt, negative: WeightedPrompt | None, *, guided: bool
@@ -155,13 +190,18 @@ class _TextEncoder:
 
     def __init__(self, tokenizer: Any, model: Any, device: torch.device) -> None:
         self._model = _CachedTextModel(model, device)
+        self._library_tokenizer = tokenizer
         self._tokenizer = PromptTokenizer("", tokenizer.backend_tokenizer, tokenizer.model_max_length)
-        self._provider = Compel(
-            tokenizer=tokenizer,
+
+    @cached_property
+    def _provider(self) -> Any:
+        """Built on first use: it runs the encoder on the empty prompt."""
+        return Compel(
+            tokenizer=self._library_tokenizer,
             text_encoder=self._model,
             truncate_long_prompts=False,
             returned_embeddings_type=ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED,
-            device=device,
+            device=self._model.device,
         ).conditioning_provider
 
     def embed(self, prompt: WeightedPrompt) -> torch.Tensor:

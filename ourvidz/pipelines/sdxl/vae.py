@@ -9,15 +9,25 @@ import diffusers
 import torch
 from PIL.Image import Image, fromarray
 
+from ourvidz.pipelines.tensor_cache import TensorCache, cache_key, image_digest
+
 SCALE = 8
 """Pixels per latent, in each direction."""
 
 
 class ImageVAE:
     """The VAE of a loaded SDXL pipeline. Latents are (images, 4, height / 8, width / 8), scaled as the UNet
-    expects them."""
+    expects them. `cache` keeps encoded images under the name of the loaded `weights`."""
 
-    def __init__(self, pipe: diffusers.StableDiffusionXLPipeline) -> None:
+    def __init__(
+        self,
+        pipe: diffusers.StableDiffusionXLPipeline,
+        cache: TensorCache | None = None,
+        *,
+        weights: str = "",
+    ) -> None:
+        self._cache = cache or TensorCache()
+        self._weights = weights
         self._vae = pipe.vae
         self._processor = pipe.image_processor
         self._device: torch.device = pipe._execution_device
@@ -27,10 +37,17 @@ class ImageVAE:
         """The latents of one RGB image whose edges are multiples of 8 px. The mode of the distribution, so
         that equal images have equal latents."""
         self._upcast()
+        key = cache_key(
+            "sdxl vae", self._weights, image_digest(image), self._tiles, self._vae.dtype, self._device.type
+        )
+        cached = self._cache.get(key, self._device)
+        if cached is not None and cached[0] is not None:
+            return cached[0]
         pixels = self._processor.preprocess(image).to(self._device, self._vae.dtype)
         raw = self._vae.encode(pixels).latent_dist.mode()
         mean, std = self._statistics(raw)
         latents: torch.Tensor = (raw - mean) / std
+        self._cache.put(key, (latents,))
         return latents
 
     @torch.no_grad()
@@ -64,6 +81,12 @@ class ImageVAE:
             vae.disable_tiling()
             vae.disable_slicing()
             vae.tile_sample_min_size, vae.tile_latent_min_size = sizes
+
+    @property
+    def _tiles(self) -> tuple[object, ...]:
+        """How the VAE divides an image, which changes the latents."""
+        vae = self._vae
+        return vae.use_tiling, vae.use_slicing, vae.tile_sample_min_size, vae.tile_latent_min_size
 
     def _upcast(self) -> None:
         # SDXL's VAE overflows in half precision, which makes black images.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from ourvidz import log
 from ourvidz.errors import ModelLoadError, OutOfMemory
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines import devices
+from ourvidz.pipelines import devices, identity
 from ourvidz.pipelines.base import (
     GeneratedVideo,
     OnPreview,
@@ -29,6 +29,7 @@ from ourvidz.pipelines.loading import loading
 from ourvidz.pipelines.oom_fallbacks import oom_fallbacks
 from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.sizes import cap_size, check_multiple
+from ourvidz.pipelines.tensor_cache import TensorCache
 from ourvidz.pipelines.wan import calibration, reference_guidance, solvers
 from ourvidz.pipelines.wan.caches import StepCache
 from ourvidz.pipelines.wan.calibration import MagnitudeCurve
@@ -39,7 +40,7 @@ from ourvidz.pipelines.wan.loading import read_pipeline, read_vace_pipeline
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.placement import Placement
 from ourvidz.pipelines.wan.previews import ClipPreviewer, fit_clip_previewer
-from ourvidz.pipelines.wan.prompt_encoding import PromptEmbeds, encode_prompt
+from ourvidz.pipelines.wan.prompt_encoding import PromptEmbeds, encode_prompts
 from ourvidz.pipelines.wan.reference_guidance import ReferenceGuidance, ReferencePlan
 from ourvidz.pipelines.wan.solvers import Schedule
 from ourvidz.pipelines.wan.state import GenerationState
@@ -60,7 +61,7 @@ class WanPipeline:
     None is no cap.
 
     The checkpoint may be any of Wan's models; `model` says which, once it is loaded. `vace` is a second
-    checkpoint that runs the jobs with references.
+    checkpoint that runs the jobs with references. `cache` keeps encoded prompts and references.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class WanPipeline:
         dtype: torch.dtype | None = None,
         placement: Placement = ON_DEVICE,
         options: WanOptions = DEFAULT_OPTIONS,
+        cache: TensorCache | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.vace = vace
@@ -81,8 +83,10 @@ class WanPipeline:
         self.device = device or devices.best_device()
         self.options = options
         self.dtype = dtype or options.dtype_on(self.device)
+        self.cache = cache or TensorCache()
         self.load_s: float | None = None
         self.components = Components(replace(placement, grouped=options.grouped), self.device, options)
+        self._weights = ""
         self._cache = StepCache()
         self._previewer: ClipPreviewer | None = None
 
@@ -101,6 +105,7 @@ class WanPipeline:
         try:
             with loading(self.checkpoint):
                 self.model = read_model_info(self.checkpoint.path).model
+                self._weights = identity.loaded_weights(self.checkpoint)
                 self.components.set_pipe(self._read_pipeline())
                 self._calibrate()
             if self.vace is not None:
@@ -140,6 +145,7 @@ class WanPipeline:
             "model": self.model,
             "vace": None if self.vace is None else self.vace.name,
             **self.options.info(),
+            "embedding_cache": self.cache.info(),
         }
 
     # -- one job
@@ -161,7 +167,7 @@ class WanPipeline:
         references = references or NO_REFERENCES
         self.check(job, references)
         self.load()
-        started = time.perf_counter()
+        started, counts = time.perf_counter(), self.cache.counts
         state = GenerationState(
             self._with_effective_guidance(job),
             self._plan(job, source),
@@ -172,7 +178,8 @@ class WanPipeline:
         )
         for fallback in oom_fallbacks(1):
             if self._try_stages(state, vae_tiling=fallback.vae_tiling):
-                return state.result(fallback, time.perf_counter() - started)
+                result = state.result(fallback, time.perf_counter() - started)
+                return result.with_metadata(embedding_cache=asdict(self.cache.counts.since(counts)))
             _log.warning("out_of_memory", job_id=job.id, rung=fallback.name)
             # After the except block: until then the error's traceback keeps the tensors alive.
             devices.free_memory()
@@ -210,8 +217,15 @@ class WanPipeline:
         """Encode the prompt and, with a guidance scale above 1, the negative prompt, which may be empty."""
         pipe = self.components.pipe
         texts = [job.prompt, job.negative_prompt or ""] if job.guidance_scale > 1 else [job.prompt]
-        with self.components.in_use("text_encoder") as encoder_device:
-            embeds = [encode_prompt(pipe, text, encoder_device, self.dtype).to(self.device) for text in texts]
+        embeds = encode_prompts(
+            pipe,
+            texts,
+            in_use=lambda: self.components.in_use("text_encoder"),
+            device=self.device,
+            dtype=self.dtype,
+            cache=self.cache,
+            weights=self._weights,
+        )
         return PromptEmbeds(embeds[0], embeds[1] if len(embeds) > 1 else None)
 
     def timesteps(self, job: VideoJob, plan: ReferencePlan) -> Schedule:
@@ -233,7 +247,7 @@ class WanPipeline:
         The noise is drawn on the CPU in float32, so that a seed means the same clip on every device.
         """
         with self.components.in_use("vae"):
-            vae = VideoVAE(self.components.pipe.vae)
+            vae = VideoVAE(self.components.pipe.vae, self.cache, weights=self._weights)
             shape = vae.shape(job.frames, *self._size(job))
             known = reference_guidance.known_latents(job, plan, references, vae, shape)
             inputs = extra_inputs(

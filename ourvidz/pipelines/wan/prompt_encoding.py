@@ -7,10 +7,14 @@ text-to-video pipeline does without.
 from __future__ import annotations
 
 import html
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from ourvidz.pipelines.tensor_cache import TensorCache, cache_key
 
 MAX_PROMPT_TOKENS = 512
 """The prompt length that Wan was trained with. A checkpoint whose tokenizer has a smaller maximum was trained
@@ -24,6 +28,36 @@ class PromptEmbeds:
 
     prompt: torch.Tensor
     negative: torch.Tensor | None
+
+
+def encode_prompts(
+    pipe: Any,
+    texts: Sequence[str],
+    *,
+    in_use: Callable[[], AbstractContextManager[torch.device]],
+    device: torch.device,
+    dtype: torch.dtype,
+    cache: TensorCache,
+    weights: str,
+) -> list[torch.Tensor]:
+    """The embeddings of each text, (1, tokens, width), on `device`.
+
+    `cache` keeps them under the name of the loaded `weights`. `in_use` brings the text encoder to the device
+    where it runs, and is entered only if a text is not in the cache.
+    """
+    keys = [cache_key("wan", weights, text, dtype, device.type) for text in texts]
+    cached = [cache.get(key, device) for key in keys]
+    missing = {key: text for key, text, entry in zip(keys, texts, cached, strict=True) if entry is None}
+    computed = {}
+    if missing:
+        with in_use() as encoder_device:
+            for key, text in missing.items():
+                computed[key] = encode_prompt(pipe, text, encoder_device, dtype).to(device)
+                cache.put(key, (computed[key],))
+    return [
+        computed[key] if entry is None or entry[0] is None else entry[0]
+        for key, entry in zip(keys, cached, strict=True)
+    ]
 
 
 def encode_prompt(pipe: Any, text: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

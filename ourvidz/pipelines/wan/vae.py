@@ -15,11 +15,16 @@ import torch
 from PIL.Image import Image, fromarray
 
 from ourvidz.pipelines.sizes import center_crop
+from ourvidz.pipelines.tensor_cache import TensorCache, cache_key, tensor_digest
 
 TEMPORAL_SCALE = 4
 """Frames per latent frame, after the first."""
 MAX_TILE_PX = 256
 MIN_TILE_PX = 32
+_TILE_SIZES = tuple(
+    f"tile_sample_{kind}_{side}" for kind in ("min", "stride") for side in ("height", "width")
+)
+"""Attributes of diffusers' VAE."""
 
 
 def frames_to_generate(frames: int) -> int:
@@ -57,11 +62,15 @@ class VideoVAE:
     """The VAE of one pipeline, with latents normalized to mean 0 and standard deviation 1, in the VAE's dtype
     (float32).
 
+    `cache` keeps encoded images and clips under the name of the loaded `weights`.
+
     Not thread-safe: the diffusers VAE caches features on itself while it runs.
     """
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, cache: TensorCache | None = None, *, weights: str = "") -> None:
         self._vae = vae
+        self._cache = cache or TensorCache()
+        self._weights = weights
         self._mean = self._per_channel(vae.config.latents_mean)
         self._std = self._per_channel(vae.config.latents_std)
 
@@ -92,17 +101,27 @@ class VideoVAE:
     def encode(self, image: torch.Tensor, *, frames: int = 1) -> torch.Tensor:
         """The latents of a clip that shows `image`, (3, height, width) from -1 to 1, for `frames` = 4n + 1
         frames."""
-        image = image.to(self._vae.device, self._vae.dtype)
-        return self.encode_clip(image[:, None].expand(-1, frames, -1, -1))
+        clip = image[:, None].expand(-1, frames, -1, -1)
+        return self._encode(clip, content=("image", tensor_digest(image), frames))
 
     def encode_clip(self, clip: torch.Tensor) -> torch.Tensor:
         """The latents of a clip of 4n + 1 frames, (3, frames, height, width) from -1 to 1."""
+        return self._encode(clip, content=("clip", tensor_digest(clip)))
+
+    def _encode(self, clip: torch.Tensor, *, content: tuple[object, ...]) -> torch.Tensor:
+        """The latents of a clip, from the cache if there are any for this content."""
+        device, dtype = self._vae.device, self._vae.dtype
+        key = cache_key("wan vae", self._weights, content, self._tiles, dtype, device.type)
+        cached = self._cache.get(key, device)
+        if cached is not None and cached[0] is not None:
+            return cached[0]
         pixels = clip.to(self._vae.device, self._vae.dtype)[None]
         try:
             raw = self._vae.encode(pixels).latent_dist.mode()
         finally:
             self._vae.clear_cache()  # a failed pass would keep its tensors
         latents: torch.Tensor = (raw - self._mean) / self._std
+        self._cache.put(key, (latents,))
         return latents
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -113,6 +132,12 @@ class VideoVAE:
             self._vae.clear_cache()
         frames: torch.Tensor = clip[0].permute(1, 0, 2, 3)
         return frames
+
+    @property
+    def _tiles(self) -> tuple[object, ...]:
+        """How the VAE divides a clip, which changes the latents."""
+        vae = self._vae
+        return vae.use_tiling, *(getattr(vae, name) for name in _TILE_SIZES)
 
     def _per_channel(self, values: list[float]) -> torch.Tensor:
         """Values by channel as a tensor that broadcasts over latents."""
@@ -129,8 +154,7 @@ def tiling(vae: Any, enabled: bool, size: tuple[int, int]) -> Iterator[None]:
     if not enabled:
         yield
         return
-    names = [f"tile_sample_{kind}_{side}" for kind in ("min", "stride") for side in ("height", "width")]
-    previous = {name: getattr(vae, name) for name in names}
+    previous = {name: getattr(vae, name) for name in _TILE_SIZES}
     tile = min(MAX_TILE_PX, max(MIN_TILE_PX, max(size) // 2 // MIN_TILE_PX * MIN_TILE_PX))
     stride = tile * 3 // 4
     vae.enable_tiling(tile, tile, stride, stride)

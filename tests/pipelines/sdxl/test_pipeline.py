@@ -200,6 +200,7 @@ def test_the_result_has_the_metadata_of_the_callback(sdxl: SDXLPipeline) -> None
         "final_prompt_type": "string",
         "compel_success": False,
         "enhancement_strategy": "none",
+        "embedding_cache": {"hits": 0, "misses": 1},
     }
     assert result.asset_metadata == {"steps": 2, "effective_steps": 2, "guidance_scale": 6.0}
     assert result.batch_size == 3

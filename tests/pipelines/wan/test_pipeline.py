@@ -192,6 +192,7 @@ def test_the_result_has_the_metadata_of_the_callback(wan: WanPipeline) -> None:
         "size_capped": False,
         "final_prompt_type": "string",
         "compel_success": False,
+        "embedding_cache": {"hits": 0, "misses": 2},
     }
     assert result.asset_metadata == {"steps": 2, "effective_steps": 2, "guidance_scale": 6.5}
 
