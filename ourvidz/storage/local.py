@@ -66,8 +66,8 @@ class LocalStore:
                 raise NotFound(f"There is nothing under {source}.", field="key", value=source)
             _make_folder(target.parent)
             path.replace(target)
+            # A rename is one change on disk: the old name does not come back without the new one.
             _sync_folder(target.parent)
-            _sync_folder(path.parent)
         except _NOT_FOUND_ERRORS:
             raise NotFound(f"There is nothing under {source}.", field="key", value=source) from None
         except OSError as error:
@@ -95,7 +95,7 @@ class LocalStore:
         A parent that begins with a dot is deleted with its last folder."""
         path = self._path(folder)
         try:
-            if path.is_dir():
+            if path.is_dir() and not _remove_empty(path):
                 shutil.rmtree(path)
                 _sync_folder(path.parent)
             if path.parent.name.startswith("."):
@@ -145,6 +145,15 @@ def _make_folder(folder: Path) -> None:
     _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     _sync_folder(folder.parent)
+
+
+def _remove_empty(folder: Path) -> bool:
+    """Remove a folder without files. Returns whether it was one; if it came back, nothing would be in it."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _write_synced(path: Path, data: bytes) -> None:

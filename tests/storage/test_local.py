@@ -34,6 +34,20 @@ def test_urls_are_on_the_shim(tmp_path: Path) -> None:
         LocalStore(tmp_path, "http://127.0.0.1:7860").url("bucket/../x")
 
 
+def test_publishing_a_file_waits_for_the_disk_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wait takes a job's worker milliseconds, and an emptied folder needs none."""
+    store, staged = LocalStore(tmp_path), f"{Path(KEY).parent}/.attempts/7.t"
+    store.put(f"{staged}/0.png", b"x", content_type=PNG)
+    waits: list[int] = []
+    monkeypatch.setattr("os.fsync", waits.append)
+    store.move(f"{staged}/0.png", KEY)
+    store.delete_folder(staged)
+    assert len(waits) == 1
+    assert [path.name for path in (tmp_path / Path(KEY).parent).iterdir()] == ["0.png"]
+    store.delete_folder(str(Path(KEY).parent))
+    assert len(waits) == 2
+
+
 @pytest.mark.parametrize("link", ["workspace-temp", "workspace-temp/user-1", KEY])
 def test_a_link_out_of_the_root_is_not_followed(tmp_path: Path, link: str) -> None:
     """It must neither reveal nor change files outside."""
