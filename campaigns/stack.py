@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -35,14 +36,21 @@ SERVER_OPTIONS = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 class Stack:
-    """`ourvidz up` with one SDXL worker without weights; use it as a context manager.
+    """`ourvidz up` with workers without weights, by default one of SDXL; use it as a context manager.
 
     Its Redis server is a process of the campaign, so that it can be frozen and restarted, on a clock that can
     be stepped where `libfaketime` is installed. Files are stored on a small file system of their own where
     one may be mounted, so that it can be filled. `variables` are added to the environment of its processes.
     """
 
-    def __init__(self, folder: Path, receiver: CallbackReceiver, **variables: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        receiver: CallbackReceiver,
+        *,
+        workers: Sequence[str] = ("sdxl",),
+        **variables: str,
+    ) -> None:
         self.folder = folder
         self.assets = folder / "assets"
         self.port = free_port()
@@ -51,6 +59,7 @@ class Stack:
         self.server = PrivateServer(*SERVER_OPTIONS, binary=self.clock.server_binary(), folder=folder)
         self.can_fill_disk = False
         self._receiver = receiver
+        self._workers = workers
         self._variables = variables
         self._up: subprocess.Popen[bytes] | None = None
         self._cleanup = ExitStack()
@@ -77,7 +86,8 @@ class Stack:
 
     def start(self) -> None:
         """Start `ourvidz up`, and wait until it is ready."""
-        command = [sys.executable, "-P", "-m", "ourvidz.cli.main", "up", "--no-flower", "--workers", "sdxl"]
+        command = [sys.executable, "-P", "-m", "ourvidz.cli.main", "up", "--no-flower"]
+        command += ["--workers", ",".join(self._workers)]
         with (self.folder / "up.log").open("ab") as log:
             self._up = subprocess.Popen(
                 [*command, "--state-dir", str(self.folder), "--port", str(self.port)],
@@ -116,14 +126,14 @@ class Stack:
             psutil.wait_procs(processes, timeout=10)
 
     def process(self, name: str) -> psutil.Process | None:
-        """The running process of this name; `child` is the pool child of the SDXL worker. None while it is
-        being restarted."""
-        process_name = "sdxl" if name == "child" else name
+        """The running process of this name; `wan child` is the pool child of the Wan worker, `child` that of
+        the SDXL worker. None while it is being restarted."""
+        process_name, _, child = ("sdxl child" if name == "child" else name).partition(" ")
         for process in self._children():
             try:
                 command = process.cmdline()
                 if "worker" in command and command[command.index("worker") + 1] == process_name:
-                    return _pool_child(process) if name == "child" else process
+                    return _pool_child(process) if child else process
             except (psutil.NoSuchProcess, IndexError):
                 continue
         return None

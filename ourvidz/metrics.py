@@ -18,6 +18,20 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 MS_PER_S = 1000.0
+BYTES_PER_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """The memory of one GPU (MiB): `parts` are the id, state and size of what resides there, `waits_s` how
+    long each worker has waited for memory (seconds)."""
+
+    device: str
+    total_mib: int
+    free_mib: int
+    budget_mib: int
+    parts: tuple[tuple[str, str, int], ...] = ()
+    waits_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +58,7 @@ class Snapshot:
     quarantined: int
     oldest_s: Mapping[str, float]
     headroom: Mapping[str, float]
+    devices: tuple[DeviceMemory, ...] = ()
 
 
 def render(snapshot: Snapshot) -> bytes:
@@ -66,6 +81,7 @@ class _Once(Collector):
         yield from _callbacks(self._snapshot)
         yield from _workers(self._snapshot)
         yield from _recovery(self._snapshot)
+        yield from _devices(self._snapshot.devices)
 
 
 def _queues(snapshot: Snapshot) -> Iterable[Metric]:
@@ -83,6 +99,36 @@ def _queues(snapshot: Snapshot) -> Iterable[Metric]:
         oldest.add_metric([queue], snapshot.oldest_s.get(queue, 0.0))
     yield depth
     yield paused
+    yield oldest
+
+
+def _devices(devices: tuple[DeviceMemory, ...]) -> Iterable[Metric]:
+    """Memory of each GPU, what resides there, and who waits for it."""
+    memory = GaugeMetricFamily(
+        "ourvidz_gpu_memory_bytes",
+        "Memory of a GPU: in all, free, and what the workers may use together.",
+        labels=["device", "kind"],
+    )
+    parts = GaugeMetricFamily(
+        "ourvidz_gpu_part_bytes", "Memory of a part of a model.", labels=["device", "part", "state"]
+    )
+    waiting = GaugeMetricFamily(
+        "ourvidz_gpu_waiting", "Workers that wait for memory of a GPU.", labels=["device"]
+    )
+    oldest = GaugeMetricFamily(
+        "ourvidz_gpu_oldest_wait_seconds", "How long the first of them has waited.", labels=["device"]
+    )
+    for device in devices:
+        figures = {"total": device.total_mib, "free": device.free_mib, "budget": device.budget_mib}
+        for kind, mib in figures.items():
+            memory.add_metric([device.device, kind], mib * BYTES_PER_MIB)
+        for part, state, mib in device.parts:
+            parts.add_metric([device.device, part, state], mib * BYTES_PER_MIB)
+        waiting.add_metric([device.device], len(device.waits_s))
+        oldest.add_metric([device.device], max(device.waits_s, default=0.0))
+    yield memory
+    yield parts
+    yield waiting
     yield oldest
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from ourvidz import __version__, dispatch, metrics
+from ourvidz import __version__, dispatch, memory, metrics
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.jobs.catalog import CATALOG, QUEUES, QualityTier, of_family
 from ourvidz.records.record import Worker
@@ -238,6 +238,7 @@ def _reasons(online: list[Worker], uptime_s: float) -> list[Reason]:
         uptime_s=uptime_s,
         stuck_after_s=limits_s,
         refusal=None if refusal is None else refusal.message,
+        stuck_parts=[part.id for report in memory.devices() for part in report.stuck],
     )
 
 
@@ -264,6 +265,19 @@ def _snapshot() -> metrics.Snapshot:
         quarantined=vitals.quarantined,
         oldest_s={name: queue.oldest_s or 0.0 for name, queue in vitals.queues.items()},
         headroom=control.current().capacity.headroom(),
+        devices=tuple(_device_memory(report) for report in memory.devices()),
+    )
+
+
+def _device_memory(report: memory.DeviceReport) -> metrics.DeviceMemory:
+    now = report.memory.now
+    return metrics.DeviceMemory(
+        device=report.id,
+        total_mib=report.total_mib,
+        free_mib=report.free_mib,
+        budget_mib=report.budget_mib,
+        parts=tuple((each.id, each.state, each.mib) for each in report.memory.residents),
+        waits_s=tuple(now - wait.since for wait in report.memory.waits),
     )
 
 

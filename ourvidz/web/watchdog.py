@@ -17,7 +17,7 @@ OUTBOX_LAG_S = 120.0
 
 ReasonCode = Literal[
     "ledger_unreachable", "no_worker", "workers_failed", "sweep_stale", "sweep_failing", "queue_stuck",
-    "leases_stuck", "outbox_lag", "quarantined_jobs", "capacity_exceeded",
+    "leases_stuck", "outbox_lag", "quarantined_jobs", "capacity_exceeded", "gpu_memory_stuck",
 ]  # fmt: skip
 
 
@@ -42,12 +42,14 @@ def degradations(
     uptime_s: float,
     stuck_after_s: Mapping[str, float],
     refusal: str | None = None,
+    stuck_parts: Sequence[str] = (),
 ) -> list[Reason]:
     """Return what is wrong, most important first.
 
     `workers`: those that are online. `uptime_s`: for how long this process could have seen a sweep.
     `stuck_after_s`: by queue, how long a due job may wait while no job of the queue is started. `refusal`:
-    why new jobs are refused for lack of capacity.
+    why new jobs are refused for lack of capacity. `stuck_parts`: parts of models that are being moved to or
+    from a GPU and do not arrive.
     """
     return [
         *_workers(workers),
@@ -57,6 +59,7 @@ def degradations(
         *_outbox(vitals),
         *_quarantine(vitals),
         *([Reason("capacity_exceeded", refusal)] if refusal else []),
+        *_gpu_memory(stuck_parts),
     ]
 
 
@@ -114,6 +117,15 @@ def _quarantine(vitals: Vitals) -> Iterator[Reason]:
             "quarantined_jobs",
             f"{vitals.quarantined} jobs cannot be read by this release and wait;"
             " `ourvidz ledger check` lists them.",
+        )
+
+
+def _gpu_memory(stuck_parts: Sequence[str]) -> Iterator[Reason]:
+    if stuck_parts:
+        yield Reason(
+            "gpu_memory_stuck",
+            f"{', '.join(stuck_parts)} cannot be moved to or from a GPU;"
+            " `ourvidz memory status` names the process.",
         )
 
 

@@ -12,6 +12,7 @@ from ourvidz.web.memory import MoveRequest
 from tests.web.conftest import Shim
 
 TOTAL_MIB = 49_152
+MIB = 1 << 20
 
 
 def reside(
@@ -173,3 +174,23 @@ def test_memory_needs_the_admin_scope(open_shim) -> None:
         headers = {"Authorization": f"Bearer {key}"}
         assert shim.client.get("/memory/status", headers=headers).status_code == status
     assert MoveRequest.model_validate({"which": "wan"}).force is False
+
+
+def test_health_and_metrics_tell_of_a_part_that_is_stuck(shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load that hangs shows within half a minute; the status names its process."""
+    reside(shim, "wan", 30_000, family="wan")
+    shim.ledger.end_sweep([])
+    shim.ledger.move_resident("host:card", "wan@host", "wan", "evicting", mib=30_000)
+    assert shim.client.get("/health").json()["reasons"] == []
+    monkeypatch.setattr("ourvidz.memory.STUCK_S", -1.0)
+    (reason,) = shim.client.get("/health").json()["reasons"]
+    assert (reason["code"], "wan" in reason["message"]) == ("gpu_memory_stuck", True)
+    (device,) = shim.client.get("/memory/status").json()["devices"]
+    assert device["stuck"] == ["wan: evicting on wan@host"]
+    assert "--force" in shim.client.get("/memory/report").json()["recommendations"][-1]
+    lines = shim.client.get("/metrics").text.splitlines()
+    metrics = dict(line.rsplit(" ", 1) for line in lines if line.startswith("ourvidz_gpu"))
+    assert float(metrics['ourvidz_gpu_memory_bytes{device="host:card",kind="budget"}']) == 47_104 * MIB
+    part = 'ourvidz_gpu_part_bytes{device="host:card",part="wan",state="evicting"}'
+    assert float(metrics[part]) == 30_000 * MIB
+    assert float(metrics['ourvidz_gpu_waiting{device="host:card"}']) == 0
