@@ -18,15 +18,16 @@ def main(fd: int) -> NoReturn:
         signal.signal(signum, signal.SIG_IGN)
     # Celery binds tasks differently in a fresh interpreter, and asks this when it is imported.
     set_environment(FORKED_BY_MULTIPROCESSING="1")
+    reserved = prespawn.reserve_descriptors()
     with startup.collector_paused():
         _import_libraries()
     startup.mark("imported")
-    received = prespawn.receive(socket.socket(fileno=fd))
+    received = prespawn.receive(socket.socket(fileno=fd), reserved)
     if received is None:
         sys.exit()
-    fds, environment = received
+    process_object, environment = received
     set_environment(**environment)
-    sys.exit(_run_process(fds))
+    sys.exit(_run(process_object))
 
 
 def _import_libraries() -> None:
@@ -37,10 +38,8 @@ def _import_libraries() -> None:
     loading.preload(settings(), settings().worker or "")
 
 
-def _run_process(fds: list[int]) -> int:
-    """Run the process object that is pickled on the first of these descriptors, and return its exit status.
-    The second one tells the parent by its end that this process has ended; the rest belong to the object."""
-    from billiard import forkserver, spawn
+def _run(process_object: int) -> int:
+    """Run the process object that is pickled on this descriptor, and return its exit status."""
+    from billiard import spawn
 
-    forkserver._forkserver._inherited_fds = fds[2:]
-    return int(spawn._main(fds[0]))
+    return int(spawn._main(process_object))

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 import billiard.pool
-from billiard import popen_forkserver, popen_spawn_posix, reduction, spawn
+from billiard import popen_spawn_posix, reduction, spawn
 from billiard.context import SpawnProcess, set_spawning_popen
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool
@@ -39,16 +39,9 @@ RESULT_WAIT_S = 1.0
 class _AdoptingPopen(popen_spawn_posix.Popen):  # type: ignore[misc]
     """Runs a process object in an interpreter that this process has already started."""
 
-    DupFd = popen_forkserver._DupFd
-
     def __init__(self, process_obj: SpawnProcess, interpreter: prespawn.Interpreter) -> None:
         self._interpreter = interpreter
         super().__init__(process_obj)
-
-    def duplicate_for_child(self, fd: int) -> int:
-        """Return the index by which the interpreter finds a descriptor among those that it received."""
-        self._fds.append(fd)
-        return len(self._fds) - 1
 
     def _launch(self, process_obj: SpawnProcess) -> None:
         preparation = spawn.get_preparation_data(process_obj._name)
@@ -78,8 +71,10 @@ class _Child(SpawnProcess):  # type: ignore[misc]
         was started."""
         interpreter = prespawn.take()
         if interpreter is not None:
-            with suppress(OSError):
+            try:
                 return _AdoptingPopen(process_obj, interpreter)
+            except OSError:
+                interpreter.dismiss()
         return popen_spawn_posix.Popen(process_obj)
 
     def terminate(self) -> None:

@@ -8,6 +8,7 @@ the libraries meanwhile and becomes the pool's first child. A child that replace
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from ourvidz.subprocesses import DIES_WITH, dying_with_parent
 
 MAX_FDS = 64
 """File descriptors that are handed over at most; a pool's child needs about ten."""
+RESERVED_FDS = 256
+"""Descriptors below this number can be handed over: the interpreter leaves the numbers free."""
 
 _waiting: Interpreter | None = None
 
@@ -45,11 +48,13 @@ class Interpreter:
         return self._process.poll() is None
 
     def hand_over(self, fds: Sequence[int], env: dict[str, str]) -> None:
-        """Send the file descriptors and the environment of the pool's child. Raises `OSError` if the process
-        has ended."""
+        """Send the file descriptors of the pool's child, the one with its process object first, and its
+        environment. Raises `OSError` if the process has ended, or a descriptor's number is too high."""
+        if max(fds) >= RESERVED_FDS:
+            raise OSError(f"a descriptor above {RESERVED_FDS} cannot be handed over")
         with self._socket:
             socket.send_fds(self._socket, [b"\0"], fds)
-            self._socket.sendall(json.dumps(env).encode())
+            self._socket.sendall(json.dumps([list(fds), env]).encode())
 
     def dismiss(self) -> None:
         """End the process. It must not have been handed anything."""
@@ -58,14 +63,36 @@ class Interpreter:
         self._process.wait()
 
 
-def receive(sock: socket.socket) -> tuple[list[int], dict[str, str]] | None:
-    """Wait for what `hand_over` sends; None when the parent has ended. Called by the interpreter."""
+def reserve_descriptors() -> set[int]:
+    """Occupy the descriptors that can be handed over, and return those that were free. Called by the
+    interpreter, before a library opens files."""
+    reserved = set()
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    while descriptor < RESERVED_FDS:
+        reserved.add(descriptor)
+        descriptor = os.dup(descriptor)
+    os.close(descriptor)
+    return reserved
+
+
+def receive(sock: socket.socket, reserved: set[int]) -> tuple[int, dict[str, str]] | None:
+    """Wait for what `hand_over` sends, and return the descriptor of the process object and the environment;
+    None when the parent has ended. Called by the interpreter.
+
+    Each descriptor gets the number that it has in the parent: a pool's child names its queue by it.
+    """
     with sock:
-        message, fds, _, _ = socket.recv_fds(sock, 1, MAX_FDS)
+        message, received, _, _ = socket.recv_fds(sock, 1, MAX_FDS)
         if not message:
             return None
         with sock.makefile("rb") as rest:
-            return fds, json.load(rest)
+            numbers, env = json.load(rest)
+    for descriptor, number in zip(received, numbers, strict=True):
+        os.dup2(descriptor, number, inheritable=False)
+        os.close(descriptor)
+    for descriptor in reserved - set(numbers):
+        os.close(descriptor)
+    return numbers[0], env
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 
+import billiard
 import psutil
 import pytest
 
@@ -37,6 +38,29 @@ def test_the_first_child_is_the_interpreter_that_waits(interpreter: psutil.Proce
     second.join(60)
     assert first.pid == interpreter.pid != second.pid
     assert (first.exitcode, second.exitcode) == (7, 8)
+
+
+def test_the_first_child_knows_its_descriptors_by_the_parents_numbers(interpreter: psutil.Process) -> None:
+    """With each result it names its queue by the number; the parent would never send it a second job."""
+    reader, writer = billiard.Pipe()
+    child = _Child(target=exec, args=("import os; os._exit(writer.fileno())", {"writer": writer}))
+    child.start()
+    child.join(60)
+    assert (child.pid, child.exitcode) == (interpreter.pid, writer.fileno())
+    reader.close()
+    writer.close()
+
+
+def test_a_pool_spawns_its_child_where_a_descriptor_cannot_be_handed_over(
+    interpreter: psutil.Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process with hundreds of open files has numbers that the interpreter's libraries may use."""
+    monkeypatch.setattr(prespawn, "RESERVED_FDS", 3)
+    child = started("import os; os._exit(7)")
+    child.join(60)
+    assert child.pid != interpreter.pid
+    assert child.exitcode == 7
+    assert not interpreter.is_running()
 
 
 def test_the_first_child_has_the_environment_of_its_start(
