@@ -21,6 +21,16 @@ class Budget:
         self.foreign_mib = 0
         """What strangers held when it was last measured."""
 
+    @property
+    def reserve_mib(self) -> int:
+        """What the budget leaves free of the whole device."""
+        return max(0, self._device.total_mib() - self.limit_mib)
+
+    @property
+    def is_foreign_limited(self) -> bool:
+        """Whether strangers hold so much that the budget cannot be used up."""
+        return self.foreign_mib > self.reserve_mib
+
     def mib(self) -> int:
         """What can be had now."""
         return max(0, min(self.limit_mib, self._device.total_mib() - self.foreign_mib))

@@ -11,22 +11,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from ourvidz import log
 from ourvidz.errors import OutOfMemory, WorkerUnavailable
 from ourvidz.ledger.store import Ledger
-from ourvidz.records.devices import DeviceMemory, Part, Resident, ResidentState
+from ourvidz.records.devices import Part, ResidentState
 from ourvidz.vram import owners
 from ourvidz.vram.budget import Budget
 from ourvidz.vram.device import Device
+from ourvidz.vram.leaving import displaced, may_leave, turn_is_over
+from ourvidz.vram.movable import Movable
 from ourvidz.vram.reservation import POLL_S, Account, Reservations
 
 LOOK_S = 0.25
 """Pause between two looks at who waits for parts of this process."""
 LOOKS_PER_RENEWAL = 4
-GRACE_S = 0.5
-"""A part counts as idle when it has not been used for so long: between two jobs of a queue it is not."""
 CONFIRM_S = 30.0
 """How long an eviction waits for the device to show that the memory is free, before it says so in the log."""
 TRIES = 4
@@ -38,24 +38,6 @@ _log = log.get(__name__)
 
 class _NothingFree(Exception):
     """Not enough memory is free, and nobody is asked to leave."""
-
-
-class Movable(Protocol):
-    """A part of a model that is moved as a whole. Its methods are called on one thread at a time."""
-
-    @property
-    def part(self) -> Part:
-        """Its name, the memory that it needs on the device, and how long it takes to bring it back."""
-
-    def load(self) -> None:
-        """Bring it onto the device, from disk or from the memory of the host. Raises `ModelLoadError`, or
-        torch's error for a full device."""
-
-    def sleep(self) -> None:
-        """Move it to the memory of the host."""
-
-    def unload(self) -> None:
-        """Free it, wherever it is. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,26 +324,16 @@ class Residency:
         else:
             memory = self._ledger.device_memory(device)
         own = [each for each in memory.residents if each.owner == owner]
-        self._must_yield = any(_turn_is_over(each, memory, self._account.turn_s) for each in own)
+        self._must_yield = any(turn_is_over(each, memory, self._account.turn_s) for each in own)
         if not self._lock.acquire(blocking=False):
             return
         try:
             if self._unsettled:
                 self._settle()
+            crowded_out = displaced(memory, self._budget) if renew else ()
             for each in own:
-                if _may_leave(each, memory, self._account.turn_s):
+                asked = may_leave(each, memory, self._account.turn_s)
+                if asked or (each.id in crowded_out and not each.busy):
                     self._evict(each.id)
         finally:
             self._lock.release()
-
-
-def _turn_is_over(part: Resident, memory: DeviceMemory, turn_s: float) -> bool:
-    return memory.is_asked(part.id) and (memory.is_forced(part.id) or memory.now - part.turn_began >= turn_s)
-
-
-def _may_leave(part: Resident, memory: DeviceMemory, turn_s: float) -> bool:
-    """Whether an idle part leaves now: somebody asks for it, and it was not brought a moment ago."""
-    if part.busy or part.state != "resident" or not memory.is_asked(part.id):
-        return False
-    idle_s, here_s = memory.now - part.used_at, memory.now - part.turn_began
-    return memory.is_forced(part.id) or (idle_s >= GRACE_S and here_s >= min(part.cost_s, turn_s))

@@ -211,6 +211,20 @@ def test_memory_that_a_stranger_took_is_waited_for(owner: MakeOwner, tmp_path: P
     assert wan.residency.places() == {"wan": "device"}
 
 
+def test_an_idle_part_leaves_when_a_stranger_takes_its_memory(owner: MakeOwner, tmp_path: Path) -> None:
+    """Together they would hold more than the card has; a pinned part stays."""
+    wan, sdxl = owner("wan", 30), owner("sdxl", 10, pinned=True)
+    sdxl.run()
+    wan.run()
+    stranger = EmulatedDevice(SPEC, tmp_path, worker_id="stranger")
+    stranger.allocate("something", 9)
+    deadline = time.monotonic() + WAIT_S
+    while wan.residency.places()["wan"] == "device" and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    assert (wan.residency.places(), sdxl.residency.places()) == ({"wan": "host"}, {"sdxl": "device"})
+    assert stranger.free_mib() == SPEC.total_mib - 19
+
+
 HOLDER = """
 import sys
 from pathlib import Path
