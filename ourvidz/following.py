@@ -9,6 +9,7 @@ delay of one poll and no item.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
@@ -29,6 +30,12 @@ first minute of a hub, and for a minute after one was missed."""
 TRUSTING_POLL_S = 10.0
 """The same while every item has been announced."""
 DISTRUST_S = 60.0
+POLLS_PER_S = 500.0
+"""Polls of one hub a second. With more followers each polls less often, down to `TRUSTING_POLL_S`:
+two thousand polls a second keep half a core busy."""
+POLL_SPREAD = 0.25
+"""Share by which the time to a poll varies. Followers that came together would poll together, and an
+announced item would wait behind all of their reads."""
 LISTEN_TIMEOUT_S = 1.0
 RECONNECT_DELAY_S = 0.5
 CANCEL_AGAIN_S = 0.05
@@ -123,7 +130,7 @@ class StreamHub:
         """Wait for an announcement; False when it is time to poll."""
         trusts = self._listener.connected and time.monotonic() >= self._trusts_from
         try:
-            async with asyncio.timeout(TRUSTING_POLL_S if trusts else POLL_S):
+            async with asyncio.timeout(poll_delay_s(self._listener.channels, trusts=trusts)):
                 return await changed.wait()
         except TimeoutError:
             return False
@@ -215,6 +222,11 @@ class _Listener:
                 del self._watchers[channel]
                 self._change(channel, subscribed=False)
 
+    @property
+    def channels(self) -> int:
+        """The number of streams that are followed."""
+        return len(self._watchers)
+
     async def aclose(self) -> None:
         """Stop listening."""
         self._closed = True
@@ -269,6 +281,12 @@ class _Listener:
     def _wake(self, channel: str) -> None:
         for changed in self._watchers.get(channel, ()):
             changed.set()
+
+
+def poll_delay_s(streams: int, *, trusts: bool) -> float:
+    """Seconds until a follower reads its stream without an announcement, on a hub of so many streams."""
+    delay_s = TRUSTING_POLL_S if trusts else min(TRUSTING_POLL_S, max(POLL_S, streams / POLLS_PER_S))
+    return delay_s * random.uniform(1 - POLL_SPREAD, 1 + POLL_SPREAD)
 
 
 def _gap_items(last: str, state: dict[str, str | None]) -> list[StreamItem]:

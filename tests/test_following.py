@@ -185,6 +185,18 @@ def test_polls_become_rare_while_every_item_is_announced(ledger, followers, clie
     assert asyncio.run(follow()) == announced
 
 
+def test_many_followers_poll_seldom_and_not_together():
+    """Two thousand kept half a core busy, and an announced item waited behind all of their reads."""
+    delays = [following.poll_delay_s(2000, trusts=False) for _ in range(200)]
+    assert min(delays) >= 2000 / following.POLLS_PER_S * (1 - following.POLL_SPREAD)
+    assert max(delays) - min(delays) > following.POLL_SPREAD
+    few = [following.poll_delay_s(3, trusts=False) for _ in range(200)]
+    assert max(few) <= following.POLL_S * (1 + following.POLL_SPREAD)
+    assert following.poll_delay_s(10**6, trusts=False) <= following.TRUSTING_POLL_S * (
+        1 + following.POLL_SPREAD
+    )
+
+
 def test_a_user_who_may_not_publish_changes_no_result(start_redis, monkeypatch):
     """An access list that names keys only must not make every verb fail."""
     monkeypatch.setattr(following, "POLL_S", 0.02)
