@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from PIL import Image
@@ -35,8 +36,8 @@ class NullPipeline:
 class NullModels:
     """The `Models` of a worker with only the null pipeline."""
 
-    def __init__(self) -> None:
-        self._pipeline = NullPipeline()
+    def __init__(self, pipeline: NullPipeline | None = None) -> None:
+        self._pipeline = pipeline or NullPipeline()
 
     def warm(self) -> None:
         """Do nothing."""
@@ -60,3 +61,24 @@ class NullModels:
 def build(settings: Settings, family: str) -> NullModels:  # noqa: ARG001
     """Build the null models; `OURVIDZ_MODELS=benchmarks.null_models:build` names this function."""
     return NullModels()
+
+
+SLEEP_S = 1.0
+"""How long a job of the sleeping pipeline takes."""
+
+
+class SleepingPipeline(NullPipeline):
+    """A null pipeline that takes `SLEEP_S` for each job, in ten steps, and leaves the processor alone."""
+
+    def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> GeneratedImages:
+        """Sleep between steps, and return grey images of the requested size."""
+        steps = 10
+        for step in range(steps):
+            on_step(step, steps)
+            time.sleep(SLEEP_S / steps)
+        return super().generate(job, on_step=lambda *_: None)
+
+
+def build_sleeping(settings: Settings, family: str) -> NullModels:  # noqa: ARG001
+    """Build null models with the sleeping pipeline; for `OURVIDZ_MODELS`."""
+    return NullModels(SleepingPipeline())

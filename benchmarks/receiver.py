@@ -54,8 +54,8 @@ async def serve(received: Received, reader: asyncio.StreamReader, writer: asynci
             answer = await respond(received, method, path, body)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
             await writer.drain()
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass
+    except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+        pass  # The caller closed the connection, or the receiver is closed.
     finally:
         writer.close()
 

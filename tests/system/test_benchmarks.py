@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.fleet import __main__ as fleet
+from benchmarks.scale import queued
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -22,3 +25,20 @@ def test_the_costs_of_a_job_are_measured_by_process(tmp_path: Path) -> None:
     assert figures["submit to start: p50 ms"] > 0
     assert figures["processor time a job: sdxl child ms"] > 0
     assert any(name.startswith("commands a job: web, ") for name in figures)
+
+
+def test_operations_are_measured_beside_many_queued_jobs() -> None:
+    """Every operation has a ratio of its costs to those in an empty system."""
+    figures = queued.measure(60, samples=3, idle_s=1)
+    assert figures["60 queued: server memory bytes a job"] > 1000
+    for operation in ("submission", "list of jobs", "next job, claim and end", "sweep"):
+        assert figures[f"ratio: {operation}: server"] > 0
+    assert figures["60 queued: drain: all processes ms a job"] > 0
+
+
+def test_a_fleet_of_emulated_workers_is_fed() -> None:
+    """Two shims and two io processes share the work of eight GPUs."""
+    figures = fleet.measure(8, shims=2, senders=2, worker_processes=1, seconds=3)
+    assert figures["jobs/s"] > 1
+    assert figures["dispatch: p50 ms"] > 0
+    assert figures["extrapolated: GPUs fed by 2 cores"] > 8

@@ -1,0 +1,1 @@
+"""How the costs of the job system grow: with queued jobs, with finished jobs, with followers of a shim."""
