@@ -23,7 +23,7 @@ from ourvidz.jobs.catalog import lookup
 from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.jobs.json_text import parse_json
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.imports import RefusedJob
+from ourvidz.records.imports import RefusedJob
 from ourvidz.wiring import control
 
 ROUND = 500

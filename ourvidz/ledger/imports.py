@@ -6,26 +6,14 @@ The lists belong to their callers: their names have no prefix. What is taken fro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.base import LedgerBase
 from ourvidz.records.codec import dump_json, dump_outcome
+from ourvidz.records.imports import RefusedImport, RefusedJob, load_refused
 
 REFUSED_LIMIT = 10_000
 """Refused entries that are kept; the oldest are dropped."""
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedJob:
-    """What is known of a job that was refused, for its `failed` callback. `callback_url` None is the default
-    receiver."""
-
-    job_id: str
-    callback_metadata: dict[str, Any]
-    callback_url: str | None
-    outcome: Outcome
 
 
 class ImportOperations(LedgerBase):
@@ -69,7 +57,14 @@ class ImportOperations(LedgerBase):
         )
         return answer
 
-    def refused_imports(self) -> int:
-        """The number of refused entries that are kept."""
+    def refused_imports(self) -> list[RefusedImport]:
+        """The refused entries that are kept, oldest first."""
         client, name = self._connection.client, self._keys.refused_imports
-        return int(self._connection.with_retries(lambda: client.llen(name)))
+        reports = self._connection.with_retries(lambda: client.lrange(name, 0, -1))
+        return [load_refused(report) for report in reports]
+
+    def take_refused_import(self, refused: RefusedImport, *, back: bool) -> bool:
+        """Keep a refused entry no longer; with `back` put it back into its list, behind the others, to be
+        imported again. False when it is not kept any more."""
+        args = (refused.report, refused.list_name, refused.entry, int(back))
+        return bool(self._connection.run_script("take_refused_import", *args))

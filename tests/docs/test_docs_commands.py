@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -18,6 +19,7 @@ import pytest
 import redis
 from PIL import Image
 
+from ourvidz.ledger.store import Ledger
 from ourvidz.settings import Settings, environment, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +107,11 @@ def shell(docs_stack: Any, fast_python: Path, tmp_path_factory: pytest.TempPathF
     workers = docs_stack.get("/health").json()["workers"]
     with redis.Redis.from_url(docs_stack.redis_url) as old:
         old.rpush("old_sdxl_queue", json.dumps(docs_stack.payload("moved-2")), '{"id": "moved-3"}')
+        old.rpush("sdxl_queue", '{"id": "refused-1"}')
+        until = time.monotonic() + BLOCK_S
+        while not (refused := Ledger(docs_stack.redis_url).refused_imports()):
+            assert time.monotonic() < until, "the keeper imports nothing"
+            time.sleep(0.1)
     env = environment(
         PATH=f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin",
         PYTHONPATH=str(ROOT),
@@ -113,6 +120,7 @@ def shell(docs_stack: Any, fast_python: Path, tmp_path_factory: pytest.TempPathF
         SHIM=docs_stack.shim,
         WORKER=next(worker["id"] for worker in workers if worker["queue"] == "sdxl_queue"),
         EVENT=docs_stack.inbox("delivered")[-1]["headers"]["webhook-id"],
+        ENTRY=refused[0].refused_id,
         PORT=str(free_port()),
         OLD_REDIS_URL=docs_stack.redis_url,
     )
