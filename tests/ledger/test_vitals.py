@@ -54,6 +54,20 @@ def test_the_oldest_due_job_of_all_priorities_counts(system: DamagedLedger) -> N
     assert system.ledger.vitals().queues["sdxl_queue"].oldest_s == 5
 
 
+@pytest.mark.parametrize("retry_in_s", [1, 1000])
+def test_jobs_that_were_put_off_hide_none_that_waits_longer(system: DamagedLedger, retry_in_s: int) -> None:
+    """A failed attempt keeps its place in the queue. A worker that gives up one job after the other would
+    make the queue look young, while the jobs behind wait."""
+    failed = [system.claim(f"failed{number}") for number in range(60)]
+    system.add("old")
+    system.clock.advance(50)
+    for claim in failed:
+        system.ledger.release(claim, code="OOM_ERROR", due_in_s=retry_in_s)
+    system.add("new")
+    system.clock.advance(5)
+    assert system.ledger.vitals().queues["sdxl_queue"].oldest_s == 55
+
+
 def test_a_key_that_holds_no_record_hides_no_vitals(system: DamagedLedger) -> None:
     """Health is asked when something is broken; an answer of 500 would take a shim out of service."""
     system.add("bad")

@@ -6,17 +6,29 @@
 --   oldest due job has waited or '', time of its last claim or '' }.
 -- Events: none.
 local stuck_s, queues = unpack(ARGV, 4)
-local PRIORITIES, CANDIDATES = 9, 5
+local PRIORITIES, BATCH, BATCHES = 9, 50, 20
 
--- Jobs of one priority are in the order of their registration, so the first due one has waited longest.
+-- Since when the due job of a priority has waited that has waited longest. Jobs of one priority are in the order in
+-- which they were queued. So none after the first job that was never put off (queued again, for a retry or after a
+-- loss) has waited longer than that one: the walk ends there. A thousand jobs that were put off are read at most.
 local function waiting_since(queue, priority)
   local from, to = queue_score(priority, 0), '(' .. queue_score(priority + 1, 0)
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('queued', queue), from, to, 'LIMIT', 0, CANDIDATES)) do
-    -- `pcall`: a key that holds no record is skipped here, and set aside by the sweep.
-    local times = redis.pcall('HMGET', key('job', id), 'queued_at', 'due_at')
-    local since = math.max(tonumber(times[1] or 0) or 0, tonumber(times[2] or 0) or 0)
-    if times[1] and since <= now then return since end
+  local longest
+  for batch = 0, BATCHES - 1 do
+    local ids = redis.call('ZRANGEBYSCORE', key('queued', queue), from, to, 'LIMIT', batch * BATCH, BATCH)
+    for _, id in ipairs(ids) do
+      -- `pcall`: a key that holds no record is skipped here, and set aside by the sweep.
+      local times = redis.pcall('HMGET', key('job', id), 'queued_at', 'due_at')
+      local queued_at, due_at = tonumber(times[1] or nil), tonumber(times[2] or nil)
+      if queued_at and due_at then
+        local since = math.max(queued_at, due_at)
+        if since <= now then longest = math.min(longest or since, since) end
+        if due_at <= queued_at then return longest end
+      end
+    end
+    if #ids < BATCH then break end
   end
+  return longest
 end
 
 local function last_claim(queue)
