@@ -106,7 +106,9 @@ async def stream(
             record = await asyncio.to_thread(ledger.get, job_id)
             yield sse.encode_json_event(_final_state(record), event="done")
     except OurvidzError as failed:
-        _log.warning("events_cut", job_id=job_id, code=failed.code)
+        # A stop ends every stream, maybe thousands: no news.
+        if not open_callers.stopping:
+            _log.warning("events_cut", job_id=job_id, code=failed.code)
 
 
 def is_fully_read(ledger: Ledger, record: Record, after: str) -> bool:
