@@ -7,10 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import requests
 
@@ -19,6 +17,7 @@ from campaigns.network import OUTSIDE, Network
 from campaigns.receiver import CallbackReceiver
 from campaigns.releases import ROOT
 from campaigns.replication import Node, ReplicatedService
+from campaigns.resource import Resource
 from ourvidz.cli.supervisor import ProcessSpec, Supervisor
 from ourvidz.ledger.store import Ledger
 
@@ -38,7 +37,7 @@ SERVER_OPTIONS = (
 """Those that `docs/how-to/production.md` recommends, with shorter times."""
 
 
-class DistributedInstallation:
+class DistributedInstallation(Resource):
     """The processes of an installation, each on its host; use it as a context manager.
 
     Shim, io and keeper share the host `shim` with a sentinel; each Redis server has one beside it. Files are
@@ -49,6 +48,7 @@ class DistributedInstallation:
     def __init__(
         self, folder: Path, network: Network, receiver: CallbackReceiver, *, replica_acks: int
     ) -> None:
+        super().__init__()
         self.assets = folder / "assets"
         self.network = network
         self.replica_acks = replica_acks
@@ -64,31 +64,18 @@ class DistributedInstallation:
             down_after_ms=DOWN_AFTER_MS,
         )
         self._supervisor = Supervisor(self.exits.append, threading.Event())
-        self._cleanup = ExitStack()
 
-    def __enter__(self) -> Self:
+    def _open(self) -> None:
         self.assets.mkdir(parents=True, exist_ok=True)
         self._cleanup.enter_context(self.service)
         self._cleanup.callback(self._supervisor.kill_all)
         self.ledger = Ledger(self.service.url)
         self._cleanup.callback(self.ledger.close)
-        try:
-            for name in ("web", "io", "keeper"):
-                self._start(name, SHIM)
-            for number, host in enumerate(WORKERS):
-                self._start("sdxl", host, OURVIDZ_GPU=str(number))
-            self.wait_until(self.is_ready, within_s=READY_S, what="the shim and both workers")
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            error.add_note(self.log_tails())
-        self._cleanup.close()
+        for name in ("web", "io", "keeper"):
+            self._start(name, SHIM)
+        for number, host in enumerate(WORKERS):
+            self._start("sdxl", host, OURVIDZ_GPU=str(number))
+        self.wait_until(self.is_ready, within_s=READY_S, what="the shim and both workers")
 
     def is_ready(self) -> bool:
         """Whether the shim answers, both workers have loaded their models, and the replica is connected."""
@@ -123,13 +110,9 @@ class DistributedInstallation:
                 return
             time.sleep(min(left, POLL_S))
 
-    def log_tails(self, lines: int = 25) -> str:
-        """The last lines of every log."""
-        tails = (
-            f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-            for log in sorted(self._folder.glob("*.log"))
-        )
-        return "\n".join((*tails, self.service.log_tails()))
+    def logs(self) -> list[Path]:
+        """The files to which the processes write."""
+        return [*sorted(self._folder.glob("*.log")), *self.service.logs()]
 
     def _node(self, name: str, host: str, port: int) -> Node:
         return Node(name, self.network.address(host), port, self.network.enter(host))

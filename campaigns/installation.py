@@ -8,15 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import requests
 
 from campaigns.receiver import CallbackReceiver
 from campaigns.releases import Release
+from campaigns.resource import Resource
 from ourvidz.embedded_redis import PrivateServer, find_server, free_port
 from ourvidz.ledger.store import Ledger
 from ourvidz.subprocesses import dying_with_parent
@@ -24,7 +23,7 @@ from ourvidz.subprocesses import dying_with_parent
 WEBHOOK_SECRET = "whsec_Y2FtcGFpZ25zLW9mLW91cnZpZHotd29ya2Vy"
 READY_S = 90.0
 STOP_S = 60.0
-"""Celery's pool may wait 30 s for a result that came in just when it was told to stop."""
+"""A worker of an earlier release may wait 30 s for a result that came in just when it was told to stop."""
 POLL_S = 0.05
 OMITTED = frozenset({"wan", "chat", "flower"})
 """Processes of the `Procfile` that a campaign does not run."""
@@ -41,7 +40,7 @@ def wait_until(read: Callable[[], Any], *, within_s: float, what: str) -> Any:
         time.sleep(POLL_S)
 
 
-class Installation:
+class Installation(Resource):
     """A Redis server, and the processes of the `Procfile` with null models; use it as a context manager.
 
     Groups of processes are started and replaced separately, each from a release of its own. `helpers` are all
@@ -49,29 +48,21 @@ class Installation:
     """
 
     def __init__(self, folder: Path, receiver: CallbackReceiver) -> None:
+        super().__init__()
         self.folder = folder
         self.assets = folder / "assets"
         self.shim = f"http://127.0.0.1:{free_port()}"
         self._receiver = receiver
         self._server = PrivateServer("--appendonly", "yes", binary=find_server(None), folder=folder)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._cleanup = ExitStack()
 
-    def __enter__(self) -> Self:
+    def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._server.start()
         self._cleanup.callback(self._server.kill)
+        self._server.start()
         self._cleanup.callback(self._kill_all)
         self.ledger = Ledger(self._server.url)
         self._cleanup.callback(self.ledger.close)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            error.add_note(self.log_tails())
-        self._cleanup.close()
 
     def replace(self, group: str, release: Release) -> None:
         """Stop the processes of a group (`web`, `sdxl`, `helpers`), as a deploy does, and start those of a
@@ -89,12 +80,9 @@ class Installation:
                 lambda: self._worker_is_ready(pid), within_s=READY_S, what=f"the {release.name} worker"
             )
 
-    def log_tails(self, lines: int = 30) -> str:
-        """The last lines of every log."""
-        return "\n".join(
-            f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-            for log in sorted(self.folder.glob("*.log"))
-        )
+    def logs(self) -> list[Path]:
+        """The files to which the processes write."""
+        return sorted(self.folder.glob("*.log"))
 
     def _spawn(self, name: str, release: Release) -> subprocess.Popen[bytes]:
         env = {name: value for name, value in os.environ.items() if not name.startswith("OURVIDZ_")} | {

@@ -6,9 +6,8 @@ import itertools
 import os
 import shutil
 import subprocess
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Self
+
+from campaigns.resource import Resource
 
 NOBODY = "02:00:00:00:00:99"
 """A hardware address that no interface has: what is sent there vanishes without an error."""
@@ -23,7 +22,7 @@ class Unsupported(Exception):
     """Namespaces cannot be made here; the message is the reason."""
 
 
-class Network:
+class Network(Resource):
     """Some hosts on one switch, and the campaign's own host beside them; use it as a context manager.
 
     A link is cut by giving its sender a wrong hardware address for the receiver, so each direction can be
@@ -31,6 +30,7 @@ class Network:
     """
 
     def __init__(self, hosts: tuple[str, ...]) -> None:
+        super().__init__()
         self.hosts = hosts
         number = os.getpid()
         # The kernel removes a namespace some time after its last process has ended, and its ports with it.
@@ -39,23 +39,12 @@ class Network:
         network = f"10.{200 + number % 50}.{number // 50 % 250}"
         self._addresses = {name: f"{network}.{last}" for last, name in enumerate((OUTSIDE, *hosts), start=1)}
         self._cuts: set[tuple[str, str]] = set()
-        self._cleanup = ExitStack()
 
-    def __enter__(self) -> Self:
+    def _open(self) -> None:
         reason = unsupported_reason()
         if reason is not None:
             raise Unsupported(reason)
-        try:
-            self._build()
-        except BaseException:
-            self._cleanup.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._cleanup.close()
+        self._build()
 
     def address(self, host: str) -> str:
         """The address of a host."""

@@ -6,14 +6,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import redis
 
+from campaigns.resource import Resource
 from ourvidz.embedded_redis import HOST, find_server, free_port
 from ourvidz.subprocesses import dying_with_parent
 
@@ -44,7 +43,7 @@ def local_node(name: str, password: str = "") -> Node:
     return Node(name, port=free_port(), password=password)
 
 
-class ReplicatedService:
+class ReplicatedService(Resource):
     """Redis servers and sentinels as processes; use it as a context manager.
 
     The first of `servers` begins as the primary. `options` are those of the servers, `down_after_ms` how long
@@ -60,6 +59,7 @@ class ReplicatedService:
         options: Sequence[str] = (),
         down_after_ms: int = 1000,
     ) -> None:
+        super().__init__()
         self.servers = servers
         self.sentinels = sentinels
         self._folder = folder
@@ -67,7 +67,6 @@ class ReplicatedService:
         self._down_after_ms = down_after_ms
         self._binary = str(find_server(None))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._cleanup = ExitStack()
 
     @property
     def url(self) -> str:
@@ -78,7 +77,7 @@ class ReplicatedService:
         options = f"?sentinel_password={password}" if password else ""
         return f"redis+sentinel://{login}{addresses}/{SERVICE}/0{options}"
 
-    def __enter__(self) -> Self:
+    def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._cleanup.callback(self._kill_all)
         for node in self.servers:
@@ -86,14 +85,6 @@ class ReplicatedService:
         for node in self.sentinels:
             self._start_sentinel(node)
         self._wait_until(self.is_complete, "the sentinels to find all servers and each other")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            error.add_note(self.log_tails())
-        self._cleanup.close()
 
     def start_server(self, node: Node) -> None:
         """Start a server on its data: as the primary, or as a replica of the current primary."""
@@ -143,12 +134,9 @@ class ReplicatedService:
         node: Node = self._wait_until(replaced, "the failover", within_s=within_s)
         return node
 
-    def log_tails(self, lines: int = 12) -> str:
-        """The last lines of every log."""
-        return "\n".join(
-            f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-            for log in sorted(self._folder.glob("*.log"))
-        )
+    def logs(self) -> list[Path]:
+        """The files to which the processes write."""
+        return sorted(self._folder.glob("*.log"))
 
     def _named_primary(self) -> Node | None:
         for sentinel in self.sentinels:

@@ -9,10 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psutil
 import requests
@@ -22,6 +19,7 @@ from campaigns.installation import WEBHOOK_SECRET, wait_until
 from campaigns.receiver import CallbackReceiver
 from campaigns.redelivery import Redelivery
 from campaigns.releases import ROOT
+from campaigns.resource import Resource
 from ourvidz.embedded_redis import PrivateServer, free_port
 from ourvidz.ledger.store import Ledger
 from ourvidz.subprocesses import dying_with_parent
@@ -35,7 +33,7 @@ DISK_BYTES = 64 * 1024 * 1024
 SERVER_OPTIONS = ("--appendonly", "yes", "--appendfsync", "always")
 
 
-class Stack:
+class Stack(Resource):
     """`ourvidz up` with workers without weights, by default one of SDXL; use it as a context manager.
 
     Its Redis server is a process of the campaign, so that it can be frozen and restarted, on a clock that can
@@ -51,6 +49,7 @@ class Stack:
         workers: Sequence[str] = ("sdxl",),
         **variables: str,
     ) -> None:
+        super().__init__()
         self.folder = folder
         self.assets = folder / "assets"
         self.port = free_port()
@@ -62,27 +61,18 @@ class Stack:
         self._workers = workers
         self._variables = variables
         self._up: subprocess.Popen[bytes] | None = None
-        self._cleanup = ExitStack()
 
-    def __enter__(self) -> Self:
+    def _open(self) -> None:
         self.assets.mkdir(parents=True, exist_ok=True)
         self.can_fill_disk = self._mount_small_disk()
-        self.server.start()
         self._cleanup.callback(self.server.kill)
+        self.server.start()
         self._cleanup.callback(self.kill)
         self.ledger = Ledger(self.server.url)
         self._cleanup.callback(self.ledger.close)
         self.redelivery = Redelivery(self._environment())
         self._cleanup.callback(self.redelivery.close)
         self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            error.add_note(self.log_tails())
-        self._cleanup.close()
 
     def start(self) -> None:
         """Start `ourvidz up`, and wait until it is ready."""
@@ -149,14 +139,9 @@ class Stack:
         """Wait until the shim answers."""
         wait_until(self.is_live, within_s=READY_S, what="the shim")
 
-    def log_tails(self, lines: int = 30) -> str:
-        """The last lines of every log."""
-        logs = [self.folder / "up.log", *sorted((self.folder / "logs").glob("*.log"))]
-        return "\n".join(
-            f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-            for log in logs
-            if log.exists()
-        )
+    def logs(self) -> list[Path]:
+        """The files to which the processes write."""
+        return [self.folder / "up.log", *sorted((self.folder / "logs").glob("*.log"))]
 
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("OURVIDZ_")}
