@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import transformers
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """By setting value."""
 
+_libc = ctypes.CDLL(None)
 _OUT_OF_MEMORY_MESSAGES = (
     "DefaultCPUAllocator",
     "not enough memory",
@@ -43,7 +45,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Return memory that nothing references any more to the device.
+    """Return memory that nothing references any more to the device and to the system.
 
     Call it outside an `except` block: while an error is handled, its traceback keeps the tensors of every
     frame alive.
@@ -56,6 +58,15 @@ def free_memory() -> None:
         gc.freeze()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Return what is free in this process's heap to the system. glibc keeps the freed buffers of a
+    computation, of which loading a model makes large ones. Does nothing with another C library."""
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.base import ImagePipeline, TextPipeline, VideoPipeline
-from ourvidz.pipelines.devices import free_memory
+from ourvidz.pipelines.devices import free_memory, trim_heap
 from ourvidz.pipelines.loading import checkpoint_mib
 from ourvidz.settings import Settings
 from ourvidz.vram import gpu
@@ -51,6 +51,7 @@ class WarmModels:
             pipeline.load()
         if self._texts is not None:
             self._texts.warm()
+        trim_heap()
 
     def images(self) -> ImagePipeline:
         """The loaded pipeline for SDXL jobs. Raises `ModelLoadError`, also on a worker of another family."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,3 +64,19 @@ def test_memory_of_what_was_loaded_at_the_start_can_be_freed(collector, monkeypa
     devices.free_memory()
     assert freed() is None
     assert collector.get_freeze_count() > 0
+
+
+def test_freed_buffers_return_to_the_system() -> None:
+    """A worker would hold the buffers of its loading for as long as it lives. An array that is still in use
+    keeps the C library from returning what lies below it in the heap."""
+
+    def resident_mib() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE / (1 << 20)
+
+    buffers = [torch.ones(16 * 1024) for _ in range(1600)]
+    kept = torch.ones(16 * 1024)
+    before = resident_mib()
+    del buffers
+    devices.trim_heap()
+    assert before - resident_mib() > 50
+    assert kept[0] == 1
