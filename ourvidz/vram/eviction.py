@@ -47,7 +47,12 @@ def evictions(
     shortage = sum(each.mib for each in residents) + needed_mib - budget_mib - leaving_mib
     if shortage <= 0:
         return Plan()
-    others = [each for each in residents if each.id not in keep and each.state != "evicting"]
+    # The memory that a job works in is not asked for: it goes with the job, before the part that it uses.
+    works = {each.owner: each.mib for each in residents if each.work}
+    working = frozenset(works)
+    others = [
+        each for each in residents if each.id not in keep and each.state != "evicting" and not each.work
+    ]
     pinned_mib = sum(each.mib for each in others if each.pinned)
     forced = force or needed_mib > budget_mib - pinned_mib
     candidates = sorted(
@@ -59,10 +64,11 @@ def evictions(
         if shortage <= 0:
             break
         chosen.append(each)
-        shortage -= each.mib
+        shortage -= each.mib + works.get(each.owner, 0)
+        works[each.owner] = 0
     # What was chosen early may be spared by a larger one that was chosen later.
     for each in sorted(chosen, key=lambda each: _order(each, now, likely), reverse=True):
-        if shortage + each.mib <= 0:
+        if shortage + each.mib <= 0 and each.owner not in working:
             chosen.remove(each)
             shortage += each.mib
     return Plan(

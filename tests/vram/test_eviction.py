@@ -83,6 +83,15 @@ def test_a_request_larger_than_the_card_is_not_enough() -> None:
     assert not evictions([SDXL, CHAT], 60, BUDGET, NOW).enough
 
 
+def test_the_memory_of_a_running_job_goes_with_its_model() -> None:
+    """It is never asked for itself: it ends with the job."""
+    running = replace(WAN, busy=True)
+    work = resident("wan.work", 5, owner="wan", family="wan", busy=True, work=True)
+    plan = evictions([SDXL, running, work], 20, BUDGET, NOW)
+    assert (plan.parts, plan.enough) == (("wan",), True)
+    assert evictions([SDXL, running, work], 36, BUDGET, NOW).parts == ("wan",)
+
+
 def test_parts_that_the_request_needs_stay() -> None:
     """A pipeline that needs one more part does not ask its others to leave."""
     encoder = resident("wan.encoder", 10, owner="wan", cost_s=0.1)
