@@ -25,7 +25,6 @@ import torch
 
 from benchmarks import sdxl_gpu
 from benchmarks.stages import Duration, Stopwatch, median
-from ourvidz import dispatch
 from ourvidz.cli.console import print_note
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.ledger.store import Ledger
@@ -131,7 +130,6 @@ def our_stages() -> list[tuple[object, str, str]]:
         (assets, "encode_png", "encode files"),
         (assets, "thumbnail", "encode files"),
         (LocalStore, "put", "store"),
-        (dispatch, "deliver", "deliver callbacks"),
         *((Ledger, name, "ledger") for name in verbs),
     ]
 

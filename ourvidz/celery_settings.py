@@ -19,6 +19,7 @@ PRIORITY_STEPS = (0, 3, 6, 9)
 
 CALLBACKS_QUEUE = "callbacks"
 DELIVER_TASK = "ourvidz.callbacks.deliver"
+"""How earlier releases ask for deliveries; see `ourvidz.dispatch.delivery_messages`."""
 ENHANCE_TASK = "ourvidz.chat.enhance"
 FLUSH_TASK = "ourvidz.admin.flush"
 LOAD_TASK = "ourvidz.admin.load"
@@ -93,7 +94,6 @@ TASK_MODULES = {
     "sdxl": ("ourvidz.tasks.sdxl", "ourvidz.tasks.admin"),
     "wan": ("ourvidz.tasks.wan", "ourvidz.tasks.admin"),
     "chat": ("ourvidz.tasks.chat", "ourvidz.tasks.enhancement", "ourvidz.tasks.admin"),
-    "io": ("ourvidz.tasks.callbacks",),
 }
 """Worker → modules of the tasks in its queues. `admin` is also for the queue of each worker alone."""
 

@@ -1,7 +1,7 @@
-"""Handlers of Celery's signals: claim before a task, deliver after it, heartbeat and recovery around it.
+"""Handlers of Celery's signals: claim before a task, heartbeat and recovery around it.
 
 Celery swallows what a handler raises, and fires no signal for some deaths. So every handler has a second
-line: the task body makes a claim that was not decided, and the sweep repeats a delivery that was not sent.
+line: the task body makes a claim that was not decided, and the sweep recovers the job of a child that died.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import signals
 
 from ourvidz import dispatch, log, startup
-from ourvidz.celery_settings import CALLBACKS_QUEUE, GENERATION_TASKS
-from ourvidz.claims import claim_for, current_claim, task_argument
+from ourvidz.celery_settings import GENERATION_TASKS
+from ourvidz.claims import claim_for, task_argument
 from ourvidz.draining import Drain
 from ourvidz.errors import Conflict, JobTimeout, NotFound
 from ourvidz.jobs.catalog import QUEUES
@@ -51,7 +51,7 @@ def configure_logging(**_: Any) -> None:
 
 @signals.task_prerun.connect
 def open_attempt(task: Any, args: Any, kwargs: Any = None, **_: Any) -> None:
-    """Claim the job of a generation task and start the delivery of its `processing` callback."""
+    """Claim the job of a generation task."""
     if task.name not in GENERATION_TASKS:
         return
     claim = claim_for(task.request, task_argument(args, kwargs))
@@ -59,24 +59,13 @@ def open_attempt(task: Any, args: Any, kwargs: Any = None, **_: Any) -> None:
         log.bind(job_id=claim.job_id, attempt=claim.record.attempt)
         if _heartbeat is not None:
             _heartbeat.set_state("busy")
-        dispatch.deliver(claim.job_id)
-
-
-@signals.task_success.connect
-def deliver_success(sender: Any, **_: Any) -> None:
-    """Start the delivery of the terminal callback of a task that succeeded."""
-    _deliver(sender)
 
 
 @signals.task_failure.connect
-def deliver_failure(sender: Any, exception: BaseException, **_: Any) -> None:
-    """Start the delivery of a failed task's callback, or recover the jobs of a child that was killed."""
-    if sender.name not in GENERATION_TASKS:
-        return
-    if isinstance(exception, WorkerLostError | TimeLimitExceeded):
+def recover_lost_child(sender: Any, exception: BaseException, **_: Any) -> None:
+    """In the parent: recover the jobs of a child that was killed."""
+    if sender.name in GENERATION_TASKS and isinstance(exception, WorkerLostError | TimeLimitExceeded):
         _recover_jobs_of_lost_child(sender.name, exception)
-    else:
-        _deliver(sender)
 
 
 @signals.task_revoked.connect
@@ -111,13 +100,6 @@ def close_attempt(task: Any, retval: Any = None, **_: Any) -> None:
         log.bind()
 
 
-def _deliver(task: Any) -> None:
-    """Start the delivery of the callbacks of the job that the task has claimed, if any."""
-    claim = current_claim(task.request)
-    if claim is not None:
-        dispatch.deliver(claim.job_id)
-
-
 def _recover_jobs_of_lost_child(name: str, exception: BaseException) -> None:
     """In the parent: end or requeue every job that its killed child had claimed.
 
@@ -128,7 +110,6 @@ def _recover_jobs_of_lost_child(name: str, exception: BaseException) -> None:
     for held in ledger.leased_by(_parent_id or ""):
         timed_out = isinstance(exception, TimeLimitExceeded) and not held.shared and not held.cancel_requested
         if timed_out and ledger.end(held, outcome=Outcome.failure(JobTimeout(STOPPED_AT_HARD_LIMIT))):
-            dispatch.deliver(held.job_id)
             continue
         _log.error("child_lost", task=name, job_id=held.job_id)
         recover(ledger, dispatch.Broker(), held, worker_is_dead=True)
@@ -176,14 +157,12 @@ def stop_at_hangup(**_: Any) -> None:
 @signals.worker_ready.connect
 def announce_parent(sender: Any, **_: Any) -> None:
     """In the parent: stop consuming paused queues, and all of them when the worker drains or could not load
-    its models. Workers without a prefork child start their heartbeat here."""
+    its models."""
     ledger = control.current().ledger
     row = next((worker for worker in ledger.workers() if worker.id == sender.hostname), None)
     takes_none = row is not None and (row.draining or row.state == "failed")
     for queue in QUEUES.values() if takes_none else ledger.paused_queues():
         sender.cancel_task_queue(queue)
-    if settings().worker == "io":
-        _start_heartbeat("io", CALLBACKS_QUEUE).update("idle")
     startup.mark("ready")
     _log.info("process_ready", part="parent", **startup.phases())
 

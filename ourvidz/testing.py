@@ -38,7 +38,8 @@ from ourvidz.callbacks.signing import verify
 from ourvidz.embedded_redis import PrivateServer, find_server
 from ourvidz.errors import NotFound, SettingsError
 from ourvidz.jobs.job import dump_job
-from ourvidz.records.record import Admission, Record
+from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import Admission, Claim, Record, Verdict
 from ourvidz.settings import Settings, load_settings, share_processors
 from ourvidz.wiring import control
 
@@ -248,6 +249,27 @@ def _delete_keys(client: redis.Redis, prefix: str) -> None:
         client.unlink(name)
 
 
+class _DeliveringLedger(Ledger):
+    """Delivers each event in the call that wrote it: no io process runs beside a test."""
+
+    def claim(self, job_id: str, *args: Any, **options: Any) -> Claim | None:
+        claim = super().claim(job_id, *args, **options)
+        if claim is not None:
+            control.current().callback_sender.deliver(job_id)
+        return claim
+
+    def end(self, job: Claim | Record, **options: Any) -> bool:
+        ended = super().end(job, **options)
+        control.current().callback_sender.deliver(job.job_id)
+        return ended
+
+    def step(self, claim: Claim, **options: Any) -> Verdict:
+        verdict = super().step(claim, **options)
+        if options.get("add_event"):
+            control.current().callback_sender.deliver(claim.job_id)
+        return verdict
+
+
 @contextmanager
 def eager(directory: Path, recorder: CallbackRecorder, **variables: Any) -> Iterator[Eager]:
     """Run jobs in this process for a while. `variables` are settings by environment variable name; one that
@@ -271,7 +293,8 @@ def eager(directory: Path, recorder: CallbackRecorder, **variables: Any) -> Iter
         )
         app.conf.update(task_always_eager=True, task_eager_propagates=False)
         try:
-            with control.using(control.build(settings)) as built, closing(built.ledger):
+            ledger = control.open_ledger(settings, _DeliveringLedger)
+            with closing(ledger), control.using(control.build(settings, ledger=ledger)) as built:
                 yield Eager(recorder, settings.storage_dir, built)
         finally:
             app.conf.update(kept)

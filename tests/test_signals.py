@@ -29,16 +29,6 @@ def ledger(ourvidz_eager: Eager) -> Ledger:
 
 
 @pytest.fixture
-def deliveries(ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the jobs for which a delivery message was published."""
-    queued: list[str] = []
-    monkeypatch.setattr(dispatch, "deliver", queued.append)
-    monkeypatch.setattr("ourvidz.dispatch.lifecycle.deliver", queued.append)
-    monkeypatch.setattr("ourvidz.dispatch.workers.deliver", queued.append)
-    return queued
-
-
-@pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids of the jobs that were published again."""
     ids: list[str] = []
@@ -78,44 +68,30 @@ def claim_job(ledger: Ledger, job_id: str = "a", worker_id: str = WORKER) -> Cla
 
 
 class TestTasks:
-    def test_a_task_claims_its_job_and_starts_the_delivery_of_its_callbacks(
-        self, ledger: Ledger, deliveries: list[str], heartbeat: SimpleNamespace
-    ) -> None:
-        """The `processing` callback is delivered while the job runs."""
+    def test_a_task_claims_its_job(self, ledger: Ledger, heartbeat: SimpleNamespace) -> None:
+        """Before the body: the caller hears of the start while libraries are still being loaded."""
         record, running = register(ledger), task()
         signals.open_attempt(task=running, args=(dispatch.message(record),))
         current = ledger.get("a")
         assert current is not None
         assert (current.status, current.worker_id) == ("processing", WORKER)
-        signals.deliver_success(sender=running)
         signals.close_attempt(task=running)
-        assert deliveries == ["a", "a"]
         assert heartbeat.states == ["busy", "idle"]
 
-    def test_an_argument_sent_by_name_is_claimed_too(self, ledger: Ledger, deliveries: list[str]) -> None:
+    def test_an_argument_sent_by_name_is_claimed_too(self, ledger: Ledger) -> None:
         """`send_task(..., kwargs={"message": payload})`: the caller hears of the start as the job begins."""
         payload = {"id": "b", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "me"}
         signals.open_attempt(task=task(), args=(), kwargs={"message": payload})
         record = ledger.get("b")
         assert record is not None
-        assert (record.status, deliveries) == ("processing", ["b"])
+        assert record.status == "processing"
 
-    def test_a_task_without_a_claim_delivers_nothing(
-        self, ledger: Ledger, deliveries: list[str], heartbeat: SimpleNamespace
-    ) -> None:
-        """The callbacks belong to the worker that has claimed the job."""
-        claim, late = claim_job(ledger, worker_id="sdxl@another"), task()
-        signals.open_attempt(task=late, args=(dispatch.message(claim.record),))
-        signals.deliver_success(sender=late)
-        signals.deliver_failure(sender=late, exception=ValueError(), args=())
-        assert deliveries == []
-
-    @pytest.mark.parametrize("name", ["ourvidz.callbacks.deliver", "ourvidz.chat.enhance", "celery.ping"])
+    @pytest.mark.parametrize("name", ["ourvidz.chat.enhance", "celery.ping"])
     def test_other_tasks_claim_nothing(self, ledger: Ledger, heartbeat: SimpleNamespace, name: str) -> None:
-        """Enhancements have their own lease, and deliveries run no job."""
+        """Enhancements have their own lease."""
         record, other = register(ledger), task(name)
         signals.open_attempt(task=other, args=(dispatch.message(record),))
-        signals.deliver_failure(sender=other, exception=WorkerLostError(), args=())
+        signals.recover_lost_child(sender=other, exception=WorkerLostError(), args=())
         signals.close_attempt(task=other)
         current = ledger.get("a")
         assert current is not None
@@ -125,48 +101,44 @@ class TestTasks:
 
 @pytest.mark.usefixtures("parent")
 class TestLostChild:
-    def test_all_jobs_of_a_lost_child_are_queued_again(
-        self, ledger: Ledger, deliveries: list[str], published: list[str]
-    ) -> None:
+    def test_all_jobs_of_a_lost_child_are_queued_again(self, ledger: Ledger, published: list[str]) -> None:
         """A task may run a batch of text jobs, all of which are recovered; jobs of other workers are not."""
         claim_job(ledger, "a")
         claim_job(ledger, "b")
         claim_job(ledger, "c", worker_id="sdxl@another")
-        signals.deliver_failure(sender=task(), exception=WorkerLostError())
+        signals.recover_lost_child(sender=task(), exception=WorkerLostError())
         statuses = [ledger.get(job_id).status for job_id in ("a", "b", "c")]  # type: ignore[union-attr]
         assert statuses == ["queued", "queued", "processing"]
         assert sorted(published) == ["a", "b"]
 
-    def test_a_job_over_its_hard_limit_fails_as_timed_out(
-        self, ledger: Ledger, deliveries: list[str], published: list[str]
-    ) -> None:
+    def test_a_job_over_its_hard_limit_fails_as_timed_out(self, ledger: Ledger, published: list[str]) -> None:
         """It is not counted as a lost worker, since another attempt would take as long."""
         claim_job(ledger, "a")
-        signals.deliver_failure(sender=task(), exception=TimeLimitExceeded(180))
+        signals.recover_lost_child(sender=task(), exception=TimeLimitExceeded(180))
         ended = ledger.get("a")
         assert ended is not None
         assert ended.outcome is not None
         assert ended.outcome.error is not None
         assert (ended.status, ended.outcome.error.code) == ("failed", JobTimeout.code)
-        assert (deliveries, published) == (["a"], [])
+        assert published == []
 
     def test_a_job_of_another_worker_is_not_ended(self, ledger: Ledger, published: list[str]) -> None:
         """The child may have died with a duplicate message of a job that another worker runs."""
         claim_job(ledger, "a", worker_id="sdxl@another")
-        signals.deliver_failure(sender=task(), exception=TimeLimitExceeded(180))
+        signals.recover_lost_child(sender=task(), exception=TimeLimitExceeded(180))
         current = ledger.get("a")
         assert current is not None
         assert (current.status, published) == ("processing", [])
 
     @pytest.mark.parametrize("error", [TimeLimitExceeded(180), WorkerLostError()])
     def test_the_texts_of_a_batch_run_again_uncharged_and_alone(
-        self, ledger: Ledger, deliveries: list[str], published: list[str], error: Exception
+        self, ledger: Ledger, published: list[str], error: Exception
     ) -> None:
         """Any of them may have stopped or killed the child."""
         claim_job(ledger, "a")
         record = register(ledger, "b")
         assert ledger.claim("b", record.run, worker_id=WORKER, lease_s=60, token="b", beside="a")
-        signals.deliver_failure(sender=task(), exception=error)
+        signals.recover_lost_child(sender=task(), exception=error)
         for job_id in ("a", "b"):
             current = ledger.get(job_id)
             assert current is not None
@@ -175,12 +147,12 @@ class TestLostChild:
         assert sorted(published) == ["a", "b"]
 
     def test_a_cancelled_job_over_its_hard_limit_ends_cancelled(
-        self, ledger: Ledger, deliveries: list[str], published: list[str]
+        self, ledger: Ledger, published: list[str]
     ) -> None:
         """Its caller asked for that first."""
         claim_job(ledger, "a")
         ledger.request_cancel("a")
-        signals.deliver_failure(sender=task(), exception=TimeLimitExceeded(180))
+        signals.recover_lost_child(sender=task(), exception=TimeLimitExceeded(180))
         current = ledger.get("a")
         assert current is not None
         assert current.status == "cancelled"
@@ -192,25 +164,21 @@ class TestRevokedMessages:
         request = SimpleNamespace(args=(dispatch.message(record),))
         signals.cancel_revoked(sender=task(), request=request)
 
-    def test_revoking_a_message_cancels_its_queued_job(self, ledger: Ledger, deliveries: list[str]) -> None:
+    def test_revoking_a_message_cancels_its_queued_job(self, ledger: Ledger) -> None:
         """Operators can cancel jobs with `revoke`, for example in Flower."""
         self.revoke(register(ledger))
         current = ledger.get("a")
         assert current is not None
-        assert (current.status, deliveries) == ("cancelled", ["a"])
+        assert current.status == "cancelled"
 
-    def test_revoking_with_terminate_ends_the_running_job(
-        self, ledger: Ledger, deliveries: list[str]
-    ) -> None:
+    def test_revoking_with_terminate_ends_the_running_job(self, ledger: Ledger) -> None:
         """`terminate` has killed the child, so no step would see the cancel flag."""
         self.revoke(claim_job(ledger).record)
         current = ledger.get("a")
         assert current is not None
         assert current.status == "cancelled"
 
-    def test_revoking_a_message_of_an_earlier_run_changes_nothing(
-        self, ledger: Ledger, deliveries: list[str]
-    ) -> None:
+    def test_revoking_a_message_of_an_earlier_run_changes_nothing(self, ledger: Ledger) -> None:
         """Celery remembers revoked ids for hours, which must not cancel a retried job."""
         first = register(ledger)
         dispatch.cancel("a")
@@ -220,9 +188,7 @@ class TestRevokedMessages:
         assert current is not None
         assert (current.status, current.run) == ("queued", 2)
 
-    def test_revoking_a_message_of_a_deleted_or_ended_job_raises_nothing(
-        self, ledger: Ledger, deliveries: list[str]
-    ) -> None:
+    def test_revoking_a_message_of_a_deleted_or_ended_job_raises_nothing(self, ledger: Ledger) -> None:
         """Celery would log a traceback."""
         record = register(ledger)
         dispatch.cancel("a")
@@ -274,15 +240,6 @@ class TestWorkerStart:
         as_worker(name)
         signals.warm_up()
         assert ledger.workers() == []
-
-    def test_a_worker_without_a_child_sends_its_own_heartbeat(
-        self, ledger: Ledger, as_worker: Callable[[str], None]
-    ) -> None:
-        """All processes are visible in the health endpoints."""
-        as_worker("io")
-        signals.announce_parent(sender=SimpleNamespace(hostname="io@host"))
-        (row,) = ledger.workers()
-        assert (row.family, row.queue, row.state) == ("io", "callbacks", "idle")
 
     def test_a_parent_consumes_no_paused_queue(
         self, ledger: Ledger, as_worker: Callable[[str], None]

@@ -21,11 +21,12 @@ from celery.apps.worker import Worker
 app.loader.import_default_modules()
 app.finalize()
 """
+SENDER = "control.current().callback_sender"
 ROLES = {
     "up": "import ourvidz.cli.up, ourvidz.cli.shim, ourvidz.wiring.control",
     "web": "from ourvidz.cli import worker\nfrom ourvidz.web import serve\nserve.create_app()",
     "keeper": "from ourvidz.cli import worker\nfrom ourvidz.keeper import process\nprocess.duties()",
-    "io": WORKER_PARENT + "from ourvidz.wiring import control\ncontrol.current().callback_sender",
+    "io": "from ourvidz.cli import worker\nfrom ourvidz.delivery import control\n" + SENDER,
     "sdxl": WORKER_PARENT,
     "wan": WORKER_PARENT,
     "chat": WORKER_PARENT,
@@ -46,6 +47,11 @@ def test_the_control_roles_import_no_library_of_models_or_media(role: str) -> No
     """Each of these libraries costs memory in every process that imports it, and time at every start."""
     variables = {} if role == "up" else {"OURVIDZ_WORKER": role}
     assert imported(ROLES[role], MEDIA, **variables) == []
+
+
+def test_the_io_process_imports_no_celery() -> None:
+    """It consumes no tasks."""
+    assert imported(ROLES["io"], ("celery", "kombu"), OURVIDZ_WORKER="io") == []
 
 
 def test_logging_imports_no_rich() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -15,7 +16,7 @@ from ourvidz.callbacks.target import Target
 from ourvidz.ledger.store import Ledger
 from ourvidz.net.client import HttpClient, HttpResponse, RequestFailure
 from ourvidz.net.egress_policy import EgressPolicy
-from ourvidz.records.record import OutboxEvent
+from ourvidz.records.record import NextLease, OutboxEvent, ReadyJob
 
 __all__ = ["CallbackSender", "Target"]
 
@@ -41,44 +42,59 @@ class CallbackSender:
         self._target = target
         self._limiter = limiter or PerHostLimiter()
         self._rng = rng or random.SystemRandom()
+        self._lease_s = target.timeout_s + LEASE_MARGIN_S
+        self._stopped = threading.Event()
         policy = EgressPolicy(target.hosts)
         self._client = HttpClient(timeout_s=target.timeout_s, connector=policy, keep_alive=True)
 
     def deliver(self, job_id: str) -> None:
+        """Post the due events of a job, as `deliver_ready` does; the outbox is asked for its receiver."""
+        head = self._ledger.next_event(job_id)
+        if head is not None:
+            self.deliver_ready(ReadyJob(job_id, head.callback_url))
+
+    def deliver_ready(self, ready: ReadyJob) -> None:
         """Post the due events of a job, oldest first, until none is due.
 
         Returns at once if the receiver's host is at its concurrency limit; a thread that finishes there then
         continues with this job. The result of each post goes into the ledger, not to the caller. Raises only
         what the ledger raises.
         """
-        head = self._ledger.next_event(job_id)
-        if head is not None:
-            host = self._target.limiter_key(self._target.url(head.callback_url))
-            self._limiter.run(host, job_id, self._deliver_due)
+        host = self._target.limiter_key(self._target.url(ready.callback_url))
+        self._limiter.run(host, ready.job_id, self._deliver_due)
+
+    def stop(self) -> None:
+        """Begin no further delivery: each thread ends with the one that it is at."""
+        self._stopped.set()
+        self._limiter.close()
 
     def _deliver_due(self, job_id: str) -> None:
         """Deliver the due events of a job in order, until none is due."""
-        lease_s = self._target.timeout_s + LEASE_MARGIN_S
-        while event := self._ledger.lease_event(job_id, lease_s=lease_s, token=uuid4().hex):
-            self._send(event)
+        event = self._ledger.lease_event(job_id, lease_s=self._lease_s, token=uuid4().hex)
+        while event is not None:
+            event = self._send(event)
 
-    def _send(self, event: OutboxEvent) -> None:
-        """Deliver one leased event once and record the result: delivered, postponed or given up."""
+    def _next_lease(self) -> NextLease | None:
+        """The lease of a job's next event, which the call that settles one event takes; none after `stop`."""
+        return None if self._stopped.is_set() else NextLease(self._lease_s, uuid4().hex)
+
+    def _send(self, event: OutboxEvent) -> OutboxEvent | None:
+        """Deliver one leased event once and record the result: delivered, postponed or given up. Returns the
+        job's next event if it is due, leased."""
         target = self._target
         url = target.url(event.callback_url)
         if refused := target.refusal(url):
-            self._give_up(event, status=None, error=refused)
-            return
+            return self._give_up(event, status=None, error=refused)
         try:
             document = payload.build(event, worker_version=target.worker_version, assets_as=target.assets_as)
             body = payload.encode(document)
         except (TypeError, ValueError) as error:
             # Raised on, it would be raised again at every delivery; a dead letter is visible.
             reason = f"the payload cannot be written: {type(error).__name__}"
-            self._give_up(event, status=None, error=reason)
-            return
-        now = datetime.fromtimestamp(self._ledger.now(), UTC)
-        self._record(event, self._post(event, str(url), body, now), now)
+            return self._give_up(event, status=None, error=reason)
+        # The ledger's time, without asking again: the lease has just begun.
+        now = datetime.fromtimestamp((event.leased_until or 0.0) - self._lease_s, UTC)
+        return self._record(event, self._post(event, str(url), body, now), now)
 
     def _post(
         self, event: OutboxEvent, url: str, body: bytes, now: datetime
@@ -96,7 +112,9 @@ class CallbackSender:
         headers = {"Content-Type": "application/json", "User-Agent": f"ourvidz/{target.worker_version}"}
         return self._client.post(url, body=body, headers=headers | signatures)
 
-    def _record(self, event: OutboxEvent, result: HttpResponse | RequestFailure, now: datetime) -> None:
+    def _record(
+        self, event: OutboxEvent, result: HttpResponse | RequestFailure, now: datetime
+    ) -> OutboxEvent | None:
         """Decide by the retry policy what follows from a post, and record it."""
         status = result.status if isinstance(result, HttpResponse) else None
         retry_after = result.headers.get("retry-after") if isinstance(result, HttpResponse) else None
@@ -111,20 +129,23 @@ class CallbackSender:
             rng=self._rng,
         )
         if isinstance(decision, Delivered) and status is not None:
-            self._ledger.mark_delivered(event, status=status)
+            following = self._ledger.mark_delivered(event, status=status, then=self._next_lease())
             _log.info("callback_delivered", **_log_fields(event), http_status=status)
-        elif isinstance(decision, Retry):
+            return following
+        if isinstance(decision, Retry):
             self._ledger.postpone(event, due_in_s=decision.due_in_s, status=status, error=error)
             due_in_s = round(decision.due_in_s, 1)
             _log.info("callback_postponed", **_log_fields(event), error=error, due_in_s=due_in_s)
-        else:
-            self._give_up(event, status=status, error=error)
+            return None
+        return self._give_up(event, status=status, error=error)
 
-    def _give_up(self, event: OutboxEvent, *, status: int | None, error: str) -> None:
-        """Make a terminal event a dead letter; drop a `processing` event."""
-        self._ledger.dead_letter(event, status=status, error=error)
+    def _give_up(self, event: OutboxEvent, *, status: int | None, error: str) -> OutboxEvent | None:
+        """Make a terminal event a dead letter; drop a `processing` event. Returns the job's next event if it
+        is due, leased."""
+        following = self._ledger.dead_letter(event, status=status, error=error, then=self._next_lease())
         name = "callback_dead" if event.terminal else "callback_dropped"
         _log.warning(name, **_log_fields(event), error=error)
+        return following
 
 
 def _log_fields(event: OutboxEvent) -> dict[str, Any]:

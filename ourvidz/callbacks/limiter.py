@@ -27,13 +27,15 @@ class PerHostLimiter:
         self._max_backlog = max_backlog
         self._time_slice_s = time_slice_s
         self._lock = threading.Lock()
+        self._closed = False
         self._hosts: dict[str, _Host] = {}
 
     def run(self, host: str, item: str, work: Callable[[str], None]) -> bool:
         """Call `work(item)`, then `work` for the items of the host's backlog.
 
         Returns False, without calling `work`, if the host is at its limit; the item is then in the backlog,
-        or dropped if that is full. An exception of `work` ends the loop and is raised.
+        or dropped if that is full. Returns False after `close` too. An exception of `work` ends the loop and
+        is raised.
         """
         if not self._admit(host, item):
             return False
@@ -48,6 +50,11 @@ class PerHostLimiter:
             raise
         return True
 
+    def close(self) -> None:
+        """Call `work` for no further item; the backlogs are dropped."""
+        with self._lock:
+            self._closed = True
+
     def backlog_size(self, host: str) -> int:
         """The number of items in the backlog of a host."""
         with self._lock:
@@ -56,6 +63,8 @@ class PerHostLimiter:
     def _admit(self, name: str, item: str) -> bool:
         """Take a slot of the host and return True; without a free slot add the item to its backlog."""
         with self._lock:
+            if self._closed:
+                return False
             host = self._hosts.setdefault(name, _Host())
             if host.active < self._max_active:
                 host.active += 1
@@ -72,7 +81,7 @@ class PerHostLimiter:
         """
         with self._lock:
             host = self._hosts[name]
-            if host.backlog and not leave:
+            if host.backlog and not leave and not self._closed:
                 item = next(iter(host.backlog))
                 del host.backlog[item]
                 return item

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 import click
 from rich.console import Console
 
-from ourvidz import dispatch
 from ourvidz.callbacks import payload
 from ourvidz.cli.console import TableRow, print_json, print_table
 from ourvidz.errors import NotFound
@@ -117,11 +116,10 @@ def _replay(event_ids: Iterable[str]) -> tuple[list[str], list[str]]:
     unknown: list[str] = []
     for event_id in event_ids:
         try:
-            event = ledger.replay(event_id)
+            ledger.replay(event_id)
         except NotFound:
             unknown.append(event_id)
             continue
-        dispatch.deliver(event.job_id)
         replayed.append(event_id)
     return replayed, unknown
 

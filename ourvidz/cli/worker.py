@@ -90,8 +90,6 @@ def celery_arguments(name: str, settings: Settings) -> list[str]:
     """The arguments of the `celery` command that runs this worker: its queue, pool and concurrency."""
     level = ["-l", settings.log_level]
     worker = ["worker", "-n", settings.worker_id(name), *_WORKER_OPTIONS, *level]
-    if name == "io":
-        return [*worker, "-Q", "callbacks", "-P", "threads", "-c", "16"]
     return [*worker, "-Q", QUEUES[name], "-P", "prefork", "-c", "1", "--prefetch-multiplier=1"]
 
 
@@ -157,8 +155,6 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
             _require_signing_certificate()
             _require_unique_id(settings().worker_id(name))
             _run_celery(name)
-    elif name == "io":
-        _run_celery(name)
     else:
         _run_control(name, list(fds))
 
@@ -172,6 +168,13 @@ def _run_control(name: str, fds: list[int]) -> None:
 
         startup.mark("imported")
         serve.run(settings(), fds)
+    elif name == "io":
+        start_beating(settings().beats_dir, "process")
+        with startup.collector_paused():
+            from ourvidz import delivery
+
+        startup.mark("imported")
+        delivery.run(settings())
     else:
         with startup.collector_paused():
             from ourvidz.keeper import process
@@ -181,7 +184,7 @@ def _run_control(name: str, fds: list[int]) -> None:
 
 
 def _run_celery(name: str) -> None:
-    """Run a Celery worker."""
+    """Run a GPU worker."""
     _require_no_eviction()
     start_beating(settings().beats_dir, "process")
     with startup.collector_paused():

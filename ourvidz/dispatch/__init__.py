@@ -4,6 +4,7 @@ Owns submitting, recording and publishing jobs; cancel, retry, delete; pausing q
 Handles payloads, records, and messages that carry an id; what a task does is in `tasks`.
 """
 
+from ourvidz.dispatch.delivery_messages import serve_former_io
 from ourvidz.dispatch.imports import import_lists
 from ourvidz.dispatch.lifecycle import cancel, delete, delete_assets, resume_deletions, retry
 from ourvidz.dispatch.messages import (
@@ -12,7 +13,6 @@ from ourvidz.dispatch.messages import (
     HARD_LIMIT_FACTOR,
     NO_CHAT_WORKER,
     REDACTED,
-    deliver,
     is_message,
     message,
     note_published,
@@ -48,7 +48,6 @@ __all__ = [
     "cancel",
     "delete",
     "delete_assets",
-    "deliver",
     "drain",
     "flush",
     "import_lists",
@@ -65,6 +64,7 @@ __all__ = [
     "resume",
     "resume_deletions",
     "retry",
+    "serve_former_io",
     "start_consuming",
     "stop_consuming",
     "submit",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ourvidz import log
 from ourvidz.celery_settings import JOBS
-from ourvidz.dispatch.messages import deliver, publish
+from ourvidz.dispatch.messages import publish
 from ourvidz.errors import (
     Cancelled,
     Conflict,
@@ -41,8 +41,7 @@ def cancel(job_id: str) -> Record:
     if record.status == "queued":
         outcome = Outcome.failure(Cancelled("the job was cancelled"))
         # Losing this race means a worker claimed or the sweep ended it; both have seen the flag.
-        if ledger.end(record, outcome=outcome):
-            deliver(job_id)
+        ledger.end(record, outcome=outcome)
     return ledger.get(job_id) or record
 
 

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from ourvidz import log
 from ourvidz.app import app as celery_app
-from ourvidz.celery_settings import CALLBACKS_QUEUE, DELIVER_TASK, ENHANCE_TASK, ENHANCEMENT, PRIORITY_SYNC
+from ourvidz.celery_settings import ENHANCE_TASK, ENHANCEMENT
 from ourvidz.dispatch.broker_entries import encode, is_broker
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.jobs.catalog import CATALOG, QUEUES
@@ -92,17 +92,6 @@ def note_published(record: Record) -> None:
             control.current().ledger.mark_published(record.job_id, record.run)
     except WorkerUnavailable:
         _log.warning("publish_not_noted", job_id=record.job_id)
-
-
-def deliver(job_id: str) -> None:
-    """Queue the delivery of a job's due callbacks. A broker that cannot be reached is logged: the sweep
-    queues the delivery again."""
-    try:
-        celery_app.signature(DELIVER_TASK, args=(job_id,), immutable=True).apply_async(
-            queue=CALLBACKS_QUEUE, priority=PRIORITY_SYNC, argsrepr=REDACTED, retry=False
-        )
-    except BROKER_ERRORS as error:
-        _log.warning("dispatch_failed", job_id=job_id, error=type(error).__name__)
 
 
 def _task_id(job_id: str, run: int) -> str:

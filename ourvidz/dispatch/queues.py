@@ -9,7 +9,6 @@ from typing import Any
 from celery.utils.nodenames import worker_direct
 
 from ourvidz.app import app as celery_app
-from ourvidz.celery_settings import CALLBACKS_QUEUE
 
 CONNECT_RETRIES = 2
 """How often a connection to the broker is tried again: the keeper must not wait for ever."""
@@ -31,20 +30,10 @@ def waiting_messages(queue: str) -> int:
         return int(channel.queue_declare(queue).message_count)
 
 
-def trim_deliveries(limit: int) -> int:
-    """Drop the newest messages for deliveries, so that at most about `limit` remain. Returns how many were
-    dropped: what they ask for is in the outbox."""
-    dropped = 0
-    with open_channel() as channel, channel.conn_or_acquire() as client:
-        for priority in channel.priority_steps:
-            name = channel._q_for_pri(CALLBACKS_QUEUE, priority)
-            excess = int(client.llen(name)) - limit
-            if excess > 0:
-                # Messages are pushed at the left and taken from the right. Kombu's client puts the prefix in
-                # front of the keys of its own commands only, and this is another.
-                client.ltrim(channel.global_keyprefix + name, excess, -1)
-                dropped += excess
-    return dropped
+def clear(queue: str) -> int:
+    """Drop all messages of a queue. Returns how many there were."""
+    with open_channel() as channel:
+        return int(channel.queue_purge(queue))
 
 
 def remove_worker_queues(known: Collection[str]) -> int:

@@ -8,10 +8,10 @@ from celery.utils.nodenames import worker_direct
 
 from ourvidz import log
 from ourvidz.app import app as celery_app
-from ourvidz.celery_settings import CALLBACKS_QUEUE, FLUSH_TASK, LOAD_TASK, MOVE_TASK, PRIORITY_SYNC
+from ourvidz.celery_settings import FLUSH_TASK, LOAD_TASK, MOVE_TASK, PRIORITY_SYNC
 from ourvidz.dispatch.inspection import read_messages
-from ourvidz.dispatch.messages import BROKER_ERRORS, deliver, publish
-from ourvidz.dispatch.queues import trim_deliveries, waiting_messages
+from ourvidz.dispatch.messages import BROKER_ERRORS, publish
+from ourvidz.dispatch.queues import waiting_messages
 from ourvidz.errors import NotFound
 from ourvidz.records.record import Record, Worker
 from ourvidz.recovery.check import Messages
@@ -124,10 +124,6 @@ class Broker:
         """Publish a job's message. Returns whether the broker was reached."""
         return publish(record)
 
-    def deliver(self, job_id: str) -> None:
-        """Queue the delivery of a job's callbacks."""
-        deliver(job_id)
-
     def wake(self, queue: str) -> None:
         """Tell the workers of a queue to consume it."""
         wake(queue)
@@ -139,11 +135,3 @@ class Broker:
     def messages(self, queue: str) -> Messages:
         """Read the messages of a queue, without taking them."""
         return read_messages(queue)
-
-    def deliveries_waiting(self) -> int:
-        """Return how many deliveries no worker has received."""
-        return waiting_messages(CALLBACKS_QUEUE)
-
-    def trim_deliveries(self, limit: int) -> int:
-        """Drop the newest messages for deliveries above `limit`. Returns how many were dropped."""
-        return trim_deliveries(limit)

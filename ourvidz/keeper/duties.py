@@ -40,6 +40,7 @@ def duties() -> list[Duty]:
     return [
         Duty("sweep", settings.sweep_s, sweep_ledger),
         Duty("unprefixed_messages", settings.sweep_s, adopt_unprefixed_messages),
+        Duty("delivery_messages", settings.sweep_s, serve_former_io),
         *([Duty("imports", settings.sweep_s, import_lists)] if settings.import_lists else []),
         Duty("attempt_folders", ATTEMPT_FOLDERS_S, remove_attempt_folders),
         Duty("deletions", DELETIONS_INTERVAL_S, resume_deletions),
@@ -48,7 +49,7 @@ def duties() -> list[Duty]:
 
 
 def sweep_ledger(lease: DutyLease) -> None:
-    """Run one sweep: recover lost attempts and messages, start due deliveries, purge old records."""
+    """Run one sweep: recover lost attempts and messages, set aside what cannot be read, purge old records."""
     app = control.current()
     report = sweep(
         app.ledger,
@@ -91,6 +92,13 @@ def adopt_unprefixed_messages(lease: DutyLease) -> None:
     if adopted.dropped:
         hint = "stop `ourvidz worker clock`: it is gone"
         _log.warning("beat_messages_dropped", count=adopted.dropped, hint=hint)
+
+
+def serve_former_io(_lease: DutyLease) -> None:
+    """Serve the messages by which earlier releases ask for deliveries, or remove them."""
+    dropped = dispatch.serve_former_io()
+    if dropped:
+        _log.info("delivery_messages_dropped", count=dropped)
 
 
 def import_lists(lease: DutyLease) -> None:

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import json
+
 from ourvidz.errors import NotFound
 from ourvidz.ledger.base import DELIVERED_TTL_S, LedgerBase
 from ourvidz.ledger.connection import new_call_token
 from ourvidz.records.codec import load_event, pairs
-from ourvidz.records.record import DeliveryState, OutboxEvent
+from ourvidz.records.record import DeliveryState, NextLease, OutboxEvent, ReadyJob
+
+ANNOUNCED_AT_ONCE = 100
+"""Jobs that wait for an io process at most when more are announced that became due by time."""
 
 
 class OutboxOperations(LedgerBase):
     """Verbs of callback delivery. Events of one job are delivered one at a time, in order.
 
-    The number of deliveries of an event is the fence of its lease: a holder with fewer can no longer postpone
-    or give it up.
+    The script that makes an event due announces its job on a list, from which io processes take it. The list
+    is a hint: what is lost with it is still due. The number of deliveries of an event is the fence of its
+    lease: a holder with fewer can no longer postpone or give it up.
     """
+
+    def take_ready(self, *, wait_s: float) -> ReadyJob | None:
+        """Take one announced job, the longest announced first. Waits up to `wait_s` for one; None without."""
+        taken = self._connection.with_retries(
+            lambda: self._connection.client.blpop([self._keys.ready], timeout=wait_s)
+        )
+        if taken is None:
+            return None
+        job_id, *rest = json.loads(taken[1])
+        return ReadyJob(job_id, *rest or [None])
+
+    def announce_due(self, worker_id: str) -> bool:
+        """Announce jobs whose event has become due by time. Every io process does, once a second. False, and
+        nothing is announced, while an operator has this one drained."""
+        return bool(self._connection.run_script("announce_due", ANNOUNCED_AT_ONCE, worker_id))
 
     def due_deliveries(self, limit: int = 500) -> list[str]:
         """Ids of jobs with an event that is due and not leased, most overdue first. Of more than `limit` jobs
@@ -34,10 +55,14 @@ class OutboxOperations(LedgerBase):
         """
         return _load_answer(self._connection.run_replicated_script("lease_event", job_id, lease_s, token))
 
-    def mark_delivered(self, event: OutboxEvent, *, status: int) -> None:
+    def mark_delivered(
+        self, event: OutboxEvent, *, status: int, then: NextLease | None = None
+    ) -> OutboxEvent | None:
         """Note that the receiver answered with a 2xx `status`. A `processing` event is deleted, a terminal
-        one kept for a day."""
-        self._connection.run_script("mark_delivered", event.event_id, status, int(DELIVERED_TTL_S))
+        one kept for a day. With `then` leases and returns the next event of the job, as `lease_event` does.
+        """
+        arguments = (event.event_id, event.job_id, status, int(DELIVERED_TTL_S))
+        return self._settle("mark_delivered", arguments, then)
 
     def postpone(self, event: OutboxEvent, *, due_in_s: float, status: int | None, error: str) -> None:
         """Make an event due again in `due_in_s`, after a delivery failed with this HTTP status or error."""
@@ -45,9 +70,20 @@ class OutboxOperations(LedgerBase):
             "postpone", event.event_id, event.deliveries, due_in_s, status, error, new_call_token()
         )
 
-    def dead_letter(self, event: OutboxEvent, *, status: int | None, error: str) -> None:
-        """Give an event up. A terminal one becomes a dead letter, a `processing` one is deleted."""
-        self._connection.run_script("dead_letter", event.event_id, event.deliveries, status, error)
+    def dead_letter(
+        self, event: OutboxEvent, *, status: int | None, error: str, then: NextLease | None = None
+    ) -> OutboxEvent | None:
+        """Give an event up. A terminal one becomes a dead letter, a `processing` one is deleted. With `then`
+        leases and returns the next event of the job, as `lease_event` does."""
+        arguments = (event.event_id, event.job_id, event.deliveries, status, error)
+        return self._settle("dead_letter", arguments, then)
+
+    def _settle(self, verb: str, arguments: tuple[object, ...], then: NextLease | None) -> OutboxEvent | None:
+        if then is None:
+            self._connection.run_script(verb, *arguments, None, None)
+            return None
+        answer = self._connection.run_replicated_script(verb, *arguments, then.lease_s, then.token)
+        return _load_answer(answer)
 
     def get_event(self, event_id: str) -> OutboxEvent | None:
         """One event by id."""

@@ -156,6 +156,7 @@ def load_event(event_id: str, row: Fields) -> OutboxEvent:
         last_status=int(status) if status else None,
         last_error=row.get("last_error"),
         settled_at=_time(row.get("settled_at")),
+        leased_until=_time(row.get("lease_until")),
         metadata=json.loads(row.get("metadata", "{}")),
     )
 

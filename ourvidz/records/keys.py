@@ -48,6 +48,11 @@ class Keys:
         return f"{self.prefix}letters:{state}"
 
     @property
+    def ready(self) -> str:
+        """List: jobs whose oldest event is due and that no io process has taken, with its callback URL."""
+        return f"{self.prefix}ready"
+
+    @property
     def quarantine(self) -> str:
         """Sorted set: the jobs that cannot be read by the time of their last check."""
         return f"{self.prefix}quarantine"

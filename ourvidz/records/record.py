@@ -201,6 +201,7 @@ class OutboxEvent:
 
     `kind` is `processing` or the terminal status, `attempt` the attempt that it reports. `deliveries` counts
     the tries to deliver it; `last_status` (HTTP) and `last_error` are the result of the last one.
+    `leased_until`: until when nobody else delivers it.
     """
 
     event_id: str
@@ -222,6 +223,7 @@ class OutboxEvent:
     last_status: int | None = None
     last_error: str | None = None
     settled_at: float | None = None
+    leased_until: float | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -233,6 +235,23 @@ class OutboxEvent:
     def error(self) -> JobError | None:
         """Why the job failed, if it did."""
         return self.outcome.error if self.outcome else None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyJob:
+    """A job whose oldest event is due, as the outbox announces it. `callback_url` is that event's, None for
+    the default receiver."""
+
+    job_id: str
+    callback_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NextLease:
+    """Asks the call that settles an event to lease the next one of its job: for so long, by this token."""
+
+    lease_s: float
+    token: str
 
 
 def event_id(record: Record, sequence: int) -> str:

@@ -1,4 +1,4 @@
-"""The sweep: recovers jobs whose worker, message or delivery was lost.
+"""The sweep: recovers jobs whose worker or message was lost.
 
 The ledger is the truth, a message only a hint. A keeper sweeps every few seconds. Each verb that the sweep
 uses is atomic and fenced, so two sweeps at the same time do no harm.
@@ -28,9 +28,7 @@ REPUBLISH_CAP_S = 300.0
 RAISE_AFTER_S = 60.0
 """How long a job waits before its priority may be raised."""
 DELIVERIES_PER_SWEEP = 100
-"""Deliveries that one sweep publishes: a long outage of receivers must not slow recovery down."""
-MAX_DELIVERIES_WAITING = 1000
-"""Messages for deliveries that are kept while no io worker takes them. The outbox has the deliveries."""
+"""Due deliveries that one sweep checks: a long outage of receivers must not slow recovery down."""
 URGENT = 0
 ENHANCEMENT_TOO_LATE = "The enhancement of the prompt took too long: it was used as it is."
 
@@ -43,20 +41,11 @@ class Broker(Protocol):
     def publish(self, record: Record) -> bool:
         """Publish the message of a job. False when the broker cannot be reached."""
 
-    def deliver(self, job_id: str) -> None:
-        """Publish the message that delivers a job's next callback."""
-
     def wake(self, queue: str) -> None:
         """Ask the workers of a queue that do not drain to consume it."""
 
     def waiting_messages(self, queue: str) -> int:
         """The number of messages of a queue that no worker has taken."""
-
-    def deliveries_waiting(self) -> int:
-        """The number of delivery messages that no worker has taken."""
-
-    def trim_deliveries(self, limit: int) -> int:
-        """Drop the newest delivery messages above `limit`. Returns how many were dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +68,10 @@ class SweepOptions:
 class SweepReport:
     """Numbers of what one sweep did.
 
-    Jobs queued again (`recovered`), ended, republished, given a
-    more urgent priority (`lifted`), generated without their enhancement (`given_up`); deliveries dispatched,
-    and messages for deliveries that were dropped (`trimmed`);
-    jobs purged; ids without a record or in the wrong index that were removed from it; jobs that were set
-    aside because they cannot be read or handled (`quarantined`), and those that came back (`restored`).
-    `failed` names the phases that raised an error.
+    Jobs queued again (`recovered`), ended, republished, given a more urgent priority (`lifted`), generated
+    without their enhancement (`given_up`), purged; ids without a record or in the wrong index that were
+    removed from it; jobs that were set aside because they cannot be read or handled (`quarantined`), and
+    those that came back (`restored`). `failed` names the phases that raised an error.
     """
 
     recovered: int = 0
@@ -92,8 +79,6 @@ class SweepReport:
     republished: int = 0
     lifted: int = 0
     given_up: int = 0
-    dispatched: int = 0
-    trimmed: int = 0
     purged: int = 0
     removed: int = 0
     quarantined: int = 0
@@ -119,7 +104,7 @@ def sweep(
     run.phase("leases", run.recover_expired)
     for queue in QUEUES.values():
         run.phase(queue, partial(run.sweep_queue, queue))
-    run.phase("deliveries", run.dispatch_deliveries)
+    run.phase("deliveries", run.check_deliveries)
     run.phase("purge", run.purge)
     run.phase("quarantine", run.recheck_quarantined)
     ledger.end_sweep(run.report.failed)
@@ -167,20 +152,10 @@ class _Sweep:
         handle = partial(self._sweep_queued, now=now, starved=starved, paused=paused)
         self._handle(f"queued:{queue}", walk, handle)
 
-    def dispatch_deliveries(self) -> None:
-        """Publish the messages of due deliveries, unless the broker still holds some."""
-        waiting = self._broker.deliveries_waiting()
-        if waiting > MAX_DELIVERIES_WAITING:
-            self.report.trimmed = self._broker.trim_deliveries(MAX_DELIVERIES_WAITING)
-        if waiting > 0:
-            return
+    def check_deliveries(self) -> None:
+        """Set jobs aside whose due event cannot be read: each delivery of it would fail."""
         due = self._ledger.due_deliveries(DELIVERIES_PER_SWEEP)
-        readable = walk_due(self._ledger, due)
-        self.report.quarantined += len(due) - len(readable)
-        for job_id in readable:
-            self._checkpoint()
-            self._broker.deliver(job_id)
-            self.report.dispatched += 1
+        self.report.quarantined += len(due) - len(walk_due(self._ledger, due))
 
     def purge(self) -> None:
         """Delete what is kept no longer."""
@@ -214,10 +189,10 @@ class _Sweep:
     def _sweep_queued(self, record: Record, *, now: float, starved: bool, paused: bool) -> None:
         ledger, broker, options, report = self._ledger, self._broker, self._options, self.report
         if record.cancel_requested:
-            report.ended += _end(ledger, broker, record, Cancelled("the job was cancelled"))
+            report.ended += _end(ledger, record, Cancelled("the job was cancelled"))
         elif now - record.queued_at > options.unclaimed_s:
             error = WorkerUnavailable(f"no worker took this job within {options.unclaimed_s / 3600:g} hours")
-            report.ended += _end(ledger, broker, record, error)
+            report.ended += _end(ledger, record, error)
         elif record.enhancement == "wanted" and record.published_at is not None:
             # Its generation is published by the enhancement, so no message in this queue is missing.
             late = not paused and now - record.published_at >= options.enhance_within_s
@@ -247,7 +222,7 @@ def recover(
     elif record.failures.get(WorkerLost.code, 0) + 1 >= WorkerLost.attempts and not record.shared:
         error = WorkerLost(f"the worker was lost {WorkerLost.attempts} times while it ran this job")
     if error is not None:
-        return "ended" if _end(ledger, broker, record, error, if_expired=not worker_is_dead) else None
+        return "ended" if _end(ledger, record, error, if_expired=not worker_is_dead) else None
     if not ledger.rescue(record, if_expired=not worker_is_dead):
         return None
     _log.warning("worker_lost", job_id=record.job_id, worker_id=record.worker_id, attempt=record.attempt)
@@ -257,15 +232,9 @@ def recover(
     return "recovered"
 
 
-def _end(
-    ledger: Ledger, broker: Broker, record: Record, error: OurvidzError, *, if_expired: bool = False
-) -> bool:
-    """End a job with an error and publish its delivery. False when its claim has changed."""
-    outcome = Outcome.failure(error)
-    ended = ledger.end(record, outcome=outcome, if_expired=if_expired)
-    if ended:
-        broker.deliver(record.job_id)
-    return ended
+def _end(ledger: Ledger, record: Record, error: OurvidzError, *, if_expired: bool = False) -> bool:
+    """End a job with an error. False when its claim has changed."""
+    return ledger.end(record, outcome=Outcome.failure(error), if_expired=if_expired)
 
 
 def _skip_enhancement(ledger: Ledger, broker: Broker, record: Record) -> bool:

@@ -90,13 +90,13 @@ class Attempt:
     @contextmanager
     def running(self) -> Iterator[LeasedRun]:
         """Renew the lease inside this context; yields the run for the workflow."""
-        app, job_id = control.current(), self.claim.job_id
+        app = control.current()
         with LeasedRun(
             self.claim,
             app.ledger,
             lease_s=app.settings.lease_s,
             limit_s=dispatch.time_limit_s(self.claim.job.type),
-            on_progress_event=partial(dispatch.deliver, job_id) if app.settings.progress_callbacks else None,
+            progress_events=app.settings.progress_callbacks,
             previews=app.settings.previews,
         ) as run:
             self._run = run

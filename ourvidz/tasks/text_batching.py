@@ -44,7 +44,7 @@ class ClaimedItem:
         return cast(ChatJob, self._attempt.claim.job)
 
     def end(self, outcome: Outcome) -> None:
-        """Commit the outcome and queue the delivery of its callback."""
+        """Commit the outcome."""
         with self._lease:
             try:
                 self._attempt.commit(outcome)
@@ -52,10 +52,9 @@ class ClaimedItem:
                 self._abandon(lost)
             else:
                 self.ending = "completed"
-        dispatch.deliver(self.job.id)
 
     def fail(self, error: Exception) -> None:
-        """End the attempt with an error: publish the retry, or queue the delivery of the committed ending."""
+        """End the attempt with an error: publish the retry, or commit the failure."""
         with self._lease:
             if isinstance(error, FenceLost):
                 self._abandon(error)
@@ -70,7 +69,6 @@ class ClaimedItem:
                 return
         if self.ending == "retry":
             dispatch.publish(self._attempt.claim.record, delay_s=self._retry_delay_s + PUBLISH_SLACK_S)
-        dispatch.deliver(self.job.id)
 
     def _fallback(self, error: OurvidzError) -> Outcome | None:
         """The outcome in place of a failure: the original prompt for an enhancement, except for errors that
@@ -140,7 +138,6 @@ class ClaimedJobs:
                 self._admits_until = 0.0
                 return
             self._items.append(ClaimedItem(claim, self._family, retry_delay_s=self._retry_delay_s))
-            dispatch.deliver(record.job_id)
 
     def _claim_companion(self, record: Record) -> Claim | None:
         return claim_companion(record, worker_id=self._worker_id, beside=self.first.job.id)

@@ -197,17 +197,22 @@ def text_encoder_folder(settings: Settings, *, packaged: Path = PACKAGED) -> Pat
     return folder if folder.is_dir() else None
 
 
+def open_ledger(settings: Settings, kind: type[Ledger] = Ledger) -> Ledger:
+    """Return the ledger of these settings, as a `kind` of it."""
+    return kind(
+        settings.redis_url,
+        prefix=settings.key_prefix,
+        presence_s=settings.presence_s,
+        retention_s=settings.retention_s,
+        retry_window_s=settings.retry_window_s,
+        replica_acks=settings.replica_acks,
+    )
+
+
 def build(settings: Settings, *, ledger: Ledger | None = None, store: Store | None = None) -> ControlPlane:
     """Return the control plane for these settings; `ledger` and `store` replace the configured ones."""
     if ledger is None:
-        ledger = Ledger(
-            settings.redis_url,
-            prefix=settings.key_prefix,
-            presence_s=settings.presence_s,
-            retention_s=settings.retention_s,
-            retry_window_s=settings.retry_window_s,
-            replica_acks=settings.replica_acks,
-        )
+        ledger = open_ledger(settings)
     return ControlPlane(
         settings=settings,
         ledger=ledger,

@@ -41,9 +41,8 @@ class LeasedRun:
 
     The time limit starts with the first step, so that loading a model does not count. Short steps do not all
     report to the ledger: one that does not leaves its progress to the next report, or to the commit. A ledger
-    that is away for a while does not stop the work: the commit decides. `on_progress_event` is called after a
-    progress callback was recorded; without it none is. `previews`: whether previews are rendered for
-    followers.
+    that is away for a while does not stop the work: the commit decides. `progress_events`: whether progress
+    callbacks are recorded, one a second at most. `previews`: whether previews are rendered for followers.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class LeasedRun:
         *,
         lease_s: float,
         limit_s: float,
-        on_progress_event: Callable[[], None] | None = None,
+        progress_events: bool = False,
         previews: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -64,7 +63,7 @@ class LeasedRun:
         self._limit_s = limit_s
         self._clock = clock
         self._sleep = sleep
-        self._on_progress_event = on_progress_event
+        self._progress_events = progress_events
         self._next_progress_at = clock() + PROGRESS_CALLBACK_INTERVAL_S
         self._progress: float | None = None
         # The claim was the latest report.
@@ -119,11 +118,10 @@ class LeasedRun:
         if self._stage == WAITING_FOR_GPU:
             self._stage = NO_STAGE
             self._next_report_at = now
-        add_event = self._on_progress_event is not None and now >= self._next_progress_at and 0 < done < total
+        add_event = self._progress_events and now >= self._next_progress_at and 0 < done < total
         reached = self._report(progress=_progress(done, total), add_event=add_event)
-        if add_event and reached and self._on_progress_event is not None:
+        if add_event and reached:
             self._next_progress_at = now + PROGRESS_CALLBACK_INTERVAL_S
-            self._on_progress_event()
         if now > self._deadline:
             raise self._timeout()
 

@@ -6,7 +6,7 @@ import random
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ourvidz.callbacks.retry import (
@@ -64,6 +64,7 @@ def test_processing_gets_one_attempt(status: int | None) -> None:
     assert decision_for("processing", status=status, retry_after_s=1.0) == GiveUp()
 
 
+@settings(deadline=None)  # a busy machine
 @given(
     deliveries=st.integers(1, 5000),
     age_s=st.floats(0, 2 * WINDOW_S),
@@ -86,6 +87,7 @@ def test_delays_stay_within_their_bounds(
         assert age_s + decision.due_in_s <= WINDOW_S * (1 + 1e-9)
 
 
+@settings(deadline=None)
 @given(requested=st.floats(0, MAX_RETRY_AFTER_S), deliveries=st.integers(1, 100), seed=st.integers())
 def test_retry_after_is_honoured(requested: float, deliveries: int, seed: int) -> None:
     """No request is sent before the time that the receiver named."""
@@ -104,6 +106,7 @@ def test_the_jitter_is_full() -> None:
     assert 30 < max(delays) <= 32
 
 
+@settings(deadline=None)
 @given(seed=st.integers(), down_s=st.floats(0.1, 30))
 def test_after_a_short_outage_the_next_delivery_is_soon(seed: int, down_s: float) -> None:
     """The delay never exceeds the time that has passed since the event."""
@@ -156,6 +159,7 @@ def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float | N
     assert parse_retry_after(header, now=NOW) == seconds
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_retry_after_header_is_read_without_an_exception(header: str) -> None:
     """The receiver controls this header."""

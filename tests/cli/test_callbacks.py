@@ -10,26 +10,20 @@ import pytest
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
-from ourvidz.app import app
-from ourvidz.callbacks.target import NO_URL
 from ourvidz.cli.callbacks import callbacks
 from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
-from ourvidz.records.record import OutboxEvent
+from ourvidz.records.record import OutboxEvent, ReadyJob
 from ourvidz.settings import load_settings
-from ourvidz.tasks import callbacks as _deliver_task  # noqa: F401
 from ourvidz.wiring import control
 
 PROMPT = "a lighthouse on a hill"
 
 
 @pytest.fixture
-def ledger(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, make_ledger: Callable[..., Ledger]
-) -> Iterator[Ledger]:
-    """The ledger that the command uses. Tasks run eagerly, and no receiver is configured."""
-    monkeypatch.setitem(app.conf, "task_always_eager", True)
+def ledger(tmp_path: Any, make_ledger: Callable[..., Ledger]) -> Iterator[Ledger]:
+    """The ledger that the command uses."""
     settings = load_settings(OURVIDZ_STATE_DIR=tmp_path, _env_file=None)
     with capture_logs(), control.using(control.build(settings, ledger=make_ledger())) as current:
         yield current.ledger
@@ -107,13 +101,16 @@ def test_show_of_an_unknown_callback_fails(ledger: Ledger) -> None:
 
 
 def test_replay_delivers_again(ledger: Ledger, dead_letter: Callable[[str], OutboxEvent]) -> None:
-    """The command starts the delivery task; here that finds that no receiver is configured."""
+    """The callback is due, and the io processes are told so."""
     event = dead_letter("job-1")
+    while ledger.take_ready(wait_s=0.01):
+        continue
     result = run("replay", event.event_id, "--json")
     assert json.loads(result.output) == {"replayed": [event.event_id], "unknown": []}
     replayed = ledger.get_event(event.event_id)
     assert replayed is not None
-    assert replayed.last_error == NO_URL
+    assert (replayed.state, replayed.deliveries) == ("pending", 0)
+    assert ledger.take_ready(wait_s=0.01) == ReadyJob("job-1", None)
 
 
 def test_every_dead_letter_can_be_replayed_at_once(

@@ -34,7 +34,6 @@ def option_value(argv: list[str], option: str) -> str:
     [
         ("sdxl", "sdxl_queue", "prefork"),
         ("wan", "wan_queue", "prefork"),
-        ("io", "callbacks", "threads"),
     ],
 )
 def test_every_worker_has_its_own_queue_and_pool(name: str, queue: str, pool: str) -> None:

@@ -81,18 +81,9 @@ def test_a_failed_publication_is_not_recorded(installation: Installation) -> Non
     record = installation.ledger.register(image_job("a"), priority=6).record
     with publishing_to("redis://127.0.0.1:1/0"):
         assert not dispatch.publish(record)
-        dispatch.deliver("a")
     assert installation.ledger.get("a").publishes == 0
     assert dispatch.publish(record)
     assert installation.ledger.get("a").publishes == 1
-
-
-def test_a_delivery_is_queued_for_the_callback_worker(installation: Installation) -> None:
-    """The message has the highest priority and contains the job id only."""
-    dispatch.deliver("a")
-    (message,) = installation.messages("callbacks")
-    assert body(message)[0] == ["a"]
-    assert message["properties"]["priority"] == 0
 
 
 def test_with_a_chat_worker_the_prompt_is_enhanced_first(installation: Installation) -> None:

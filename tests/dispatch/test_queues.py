@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import socket
-from base64 import b64decode
 
 import pytest
 
 from ourvidz import dispatch
 from ourvidz.dispatch.messages import BROKER_ERRORS
+from ourvidz.dispatch.queues import clear
 from tests.dispatch.conftest import Installation
-from tests.factories import publishing_to
+from tests.factories import image_job, publishing_to
 
 
-def test_messages_for_deliveries_are_kept_up_to_a_limit(installation: Installation) -> None:
-    """Without an io worker each job adds some; the oldest stay, and the outbox has the others."""
-    for number in range(30):
-        dispatch.deliver(f"job{number}")
-    broker = dispatch.Broker()
-    assert broker.deliveries_waiting() == 30
-    assert broker.trim_deliveries(10) == 20
-    assert broker.trim_deliveries(10) == 0
-    job_ids = [json.loads(b64decode(each["body"]))[0][0] for each in installation.messages("callbacks")]
-    assert job_ids == [f"job{number}" for number in reversed(range(10))]
+def test_a_queue_is_cleared_at_all_priorities(installation: Installation) -> None:
+    """Each priority is a list of its own, and the keys carry a prefix; other queues keep their messages."""
+    for job_id, priority in (("a", 0), ("b", 6), ("c", 6)):
+        dispatch.publish(installation.ledger.register(image_job(job_id), priority=priority).record)
+    dispatch.flush("sdxl@host")
+    assert clear("sdxl_queue") == 3
+    assert installation.messages("sdxl_queue") == []
+    assert clear("sdxl_queue") == 0
+    assert dispatch.waiting_messages("sdxl@host.dq2") == 1
 
 
 def test_the_queues_of_workers_that_are_gone_are_removed(installation: Installation) -> None:

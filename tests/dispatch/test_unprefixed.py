@@ -32,7 +32,7 @@ def upgraded(install: Install, redis_url: str) -> Installation:
             assert dispatch.publish(installation.ledger.get(job_id))
         assert dispatch.publish(urgent)
         celery_app.send_task("ourvidz.sdxl.generate", args=(PAYLOAD,), priority=6)
-        dispatch.deliver("a")
+        celery_app.send_task("ourvidz.callbacks.deliver", args=("a",), queue="callbacks", priority=0)
     installation.broker.lpush("maintenance", BEAT_MESSAGE)
     installation.broker.delete("ourvidz:job:another-installation-s")
     return installation

@@ -40,7 +40,6 @@ class Installation:
     server: Server
     ledger: Ledger
     published: list[str] = field(default_factory=list)
-    delivered: list[str] = field(default_factory=list)
     live: list[Claim] = field(default_factory=list)
     """The claims whose workers renew them."""
 
@@ -49,16 +48,10 @@ class Installation:
         self.ledger.mark_published(record.job_id, record.run)
         return True
 
-    def deliver(self, job_id: str) -> None:
-        self.delivered.append(job_id)
-
     def wake(self, queue: str) -> None:
         """Noted nowhere."""
 
     def waiting_messages(self, queue: str) -> int:
-        return 0
-
-    def deliveries_waiting(self) -> int:
         return 0
 
     def pass_time(self, seconds: float) -> None:
@@ -140,11 +133,10 @@ def test_what_was_forgotten_is_published_and_delivered_in_time(system: Installat
     assert event is not None
     system.ledger.postpone(event, due_in_s=4, status=500, error="down")
     system.pass_time(2)
-    system.delivered.clear()
     system.server.error_s += step_s
     system.ledger.now()
     assert system.seconds_until(lambda: "lost" in system.published) <= 15 + LEASE_S
-    assert system.seconds_until(lambda: "ended" in system.delivered) <= 4 + LEASE_S
+    assert system.seconds_until(lambda: "ended" in system.ledger.due_deliveries()) <= 4 + LEASE_S
     assert system.ledger.claim("retried", 1, worker_id="w", lease_s=LEASE_S, token="again") is not None
 
 

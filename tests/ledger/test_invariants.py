@@ -245,16 +245,10 @@ class Broker:
     def publish(self, record: Record) -> bool:
         return True
 
-    def deliver(self, job_id: str) -> None:
-        """Accept the message."""
-
     def wake(self, queue: str) -> None:
         """Accept the message."""
 
     def waiting_messages(self, queue: str) -> int:
-        return 0
-
-    def deliveries_waiting(self) -> int:
         return 0
 
 

@@ -6,10 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import pytest
+import redis
 
 from ourvidz.errors import NotFound, OutOfMemory
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.records.record import Verdict, event_id
+from ourvidz.ledger.store import Ledger
+from ourvidz.records.record import NextLease, Verdict, event_id
+from tests.factories import worker
 
 DONE = Outcome(status="completed", metadata={"seed": 7})
 FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
@@ -37,6 +40,167 @@ def completed_job_ledger(ledger, image_job):
     run_to(ledger)
     ledger.mark_delivered(ledger.lease_event("job-1", lease_s=30, token="p"), status=200)
     return ledger
+
+
+def announced(ledger):
+    """Take all announced jobs. Returns id and callback URL of each."""
+    taken = iter(lambda: ledger.take_ready(wait_s=0.01), None)
+    return [(ready.job_id, ready.callback_url) for ready in taken]
+
+
+class TestAnnouncements:
+    def test_a_job_is_announced_when_its_event_becomes_due(self, ledger, image_job):
+        """An io process waits for it, and decides by its receiver whether it may deliver now."""
+        ledger.register(image_job(callback_url="https://example.org/hook"), priority=6)
+        ledger.register(image_job("job-2"), priority=6)
+        claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="a")
+        assert announced(ledger) == [("job-1", "https://example.org/hook")]
+        event = ledger.lease_event("job-1", lease_s=30, token="t")
+        assert ledger.end(claim, outcome=DONE)
+        run_to(ledger, "job-2")
+        assert announced(ledger) == [("job-2", None)], "the event of job-1 waits for the one before it"
+        ledger.mark_delivered(event, status=200)
+        assert announced(ledger) == [("job-1", "https://example.org/hook")]
+
+    def test_a_job_without_callbacks_is_not_announced(self, ledger, image_job):
+        """Nobody would take it from the list."""
+        ledger.register(image_job(), priority=6, suppress_callbacks=True)
+        run_to(ledger)
+        assert announced(ledger) == []
+
+    def test_an_announced_job_is_taken_once(self, ledger, image_job):
+        """Of many io processes one delivers it; the longest announced comes first."""
+        for job_id in ("job-1", "job-2"):
+            ledger.register(image_job(job_id), priority=6)
+            ledger.claim(job_id, 1, worker_id="sdxl@a", lease_s=10, token=job_id)
+        assert [ledger.take_ready(wait_s=0.01).job_id for _ in range(2)] == ["job-1", "job-2"]
+        assert ledger.take_ready(wait_s=0.01) is None
+
+    def test_what_becomes_due_by_time_is_announced(self, completed_job_ledger, clock):
+        """After a pause between two deliveries, and after the lease of a process that died."""
+        ledger = completed_job_ledger
+        job = ("job-1", "https://example.org/hook")
+        assert job in announced(ledger)
+        event = ledger.lease_event("job-1", lease_s=30, token="t")
+        ledger.postpone(event, due_in_s=60, status=503, error="down")
+        assert ledger.announce_due("io@a")
+        assert announced(ledger) == []
+        clock.advance(61)
+        assert ledger.announce_due("io@a")
+        assert announced(ledger) == [job]
+        assert ledger.lease_event("job-1", lease_s=30, token="dies")
+        assert ledger.announce_due("io@a")
+        assert announced(ledger) == []
+        clock.advance(31)
+        assert ledger.announce_due("io@a")
+        assert announced(ledger) == [job]
+
+    def test_a_lost_announcement_is_repeated(self, ledger, image_job):
+        """A process that dies after it took a job from the list has begun nothing."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger)
+        assert ("job-1", None) in announced(ledger)
+        assert ledger.announce_due("io@a")
+        assert announced(ledger) == [("job-1", None)]
+
+    def test_a_list_of_another_kind_stops_no_job(self, redis_url, image_job):
+        """It is a hint: a claim and an end replace it."""
+        ledger = Ledger(redis_url)
+        with redis.Redis.from_url(redis_url) as client:
+            client.set("ourvidz:ready", "text")
+            ledger.register(image_job(), priority=6)
+            claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="a")
+            assert announced(ledger) == [("job-1", None)]
+            client.set("ourvidz:ready", "text")
+            assert ledger.announce_due("io@a")
+            assert announced(ledger) == [("job-1", None)]
+        assert claim is not None
+        ledger.close()
+
+    def test_the_list_does_not_grow_without_an_io_process(self, ledger, image_job):
+        """What is not announced is still due; the list is filled up once somebody takes from it."""
+        for number in range(1010):
+            ledger.register(image_job(f"job-{number}"), priority=6)
+            ledger.claim(f"job-{number}", 1, worker_id="sdxl@a", lease_s=10, token=f"t{number}")
+        found = set()
+        first = announced(ledger)
+        assert len(first) == 1000
+        for job_id, _ in first:
+            found.add(job_id)
+            event = ledger.lease_event(job_id, lease_s=30, token="t")
+            ledger.mark_delivered(event, status=200)
+        assert ledger.announce_due("io@a")
+        assert len(found | {job_id for job_id, _ in announced(ledger)}) == 1010
+
+    def test_a_hanging_receiver_does_not_hide_the_others(self, ledger, clock, image_job):
+        """If more jobs are due than are announced at once, other calls announce the rest."""
+        for number in range(150):
+            ledger.register(image_job(f"job-{number}"), priority=6)
+            ledger.claim(f"job-{number}", 1, worker_id="sdxl@a", lease_s=10, token=f"t{number}")
+        announced(ledger)
+        found = set()
+        for _ in range(60):
+            clock.advance(0.012347)
+            assert ledger.announce_due("io@a")
+            taken = announced(ledger)
+            assert len(taken) == 100
+            found |= set(taken)
+        assert len(found) == 150
+
+    def test_a_drained_process_announces_nothing(self, ledger, image_job):
+        """An operator has taken it out, and resumes it later."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger)
+        announced(ledger)
+        ledger.heartbeat(worker("io", id="io@a"))
+        ledger.set_draining("io@a", True)
+        assert not ledger.announce_due("io@a")
+        assert announced(ledger) == []
+        ledger.set_draining("io@a", False)
+        assert ledger.announce_due("io@a")
+        assert announced(ledger) == [("job-1", None)]
+
+
+class TestNextLease:
+    def test_settling_an_event_leases_the_next_one(self, ledger, image_job):
+        """One call instead of two; the receiver gets both events over one connection."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger)
+        first = ledger.lease_event("job-1", lease_s=30, token="a")
+        announced(ledger)
+        second = ledger.mark_delivered(first, status=200, then=NextLease(30, "b"))
+        assert (second.kind, second.deliveries) == ("completed", 1)
+        assert announced(ledger) == []
+        assert ledger.due_deliveries() == []
+        assert ledger.mark_delivered(second, status=200, then=NextLease(30, "c")) is None
+
+    def test_a_call_that_is_sent_twice_gets_the_same_lease(self, ledger, image_job):
+        """The reply of the first may be lost."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger)
+        first = ledger.lease_event("job-1", lease_s=30, token="a")
+        second = ledger.mark_delivered(first, status=200, then=NextLease(30, "b"))
+        assert ledger.mark_delivered(first, status=200, then=NextLease(30, "b")) == second
+        assert ledger.counters()["callbacks.delivered"] == 1
+
+    def test_a_dropped_event_leases_the_next_one_too(self, ledger, image_job):
+        """A receiver that refuses `processing` gets the terminal event at once."""
+        ledger.register(image_job(), priority=6)
+        run_to(ledger)
+        first = ledger.lease_event("job-1", lease_s=30, token="a")
+        second = ledger.dead_letter(first, status=400, error="no", then=NextLease(30, "b"))
+        assert second.kind == "completed"
+        assert ledger.dead_letter(second, status=400, error="no", then=NextLease(30, "c")) is None
+        assert [event.event_id for event in ledger.list_events("dead")] == [second.event_id]
+
+    def test_an_event_that_is_postponed_or_leased_is_not_leased(self, completed_job_ledger, clock):
+        """A delivery that lost its lease must not take the event of the one that has it."""
+        ledger = completed_job_ledger
+        late = ledger.lease_event("job-1", lease_s=30, token="a")
+        clock.advance(31)
+        assert ledger.lease_event("job-1", lease_s=30, token="b").deliveries == 2
+        assert ledger.dead_letter(late, status=400, error="no", then=NextLease(30, "c")) is None
+        assert ledger.next_event("job-1").deliveries == 2
 
 
 class TestOrder:

@@ -405,7 +405,9 @@ class TestMemoryUse:
         ledger.dead_letter(ledger.lease_event("job-1", lease_s=30, token="t"), status=400, error="no")
         ledger.delete("job-1")
         ledger.close()
-        assert set(sizes_by_kind(redis_url)) == {"order", "fence", "clock", "counters", "claimed", "call"}
+        assert set(sizes_by_kind(redis_url)) == {
+            *("order", "fence", "clock", "counters", "claimed", "call", "ready")
+        }
 
     def test_a_reopened_job_does_not_expire(self, redis_url, image_job):
         """The expiry set at the end of an earlier run is removed."""

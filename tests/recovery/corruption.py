@@ -25,11 +25,8 @@ class Broker:
     """Records what is published; holds one message in every queue."""
 
     published: list[str] = field(default_factory=list)
-    delivered: list[str] = field(default_factory=list)
     fail_for: set[str] = field(default_factory=set)
     """Jobs whose messages cannot be built."""
-    deliveries: int = 0
-    """Messages for deliveries that nobody takes."""
     fail_in: set[str] = field(default_factory=set)
     """Queues whose length cannot be read."""
 
@@ -39,9 +36,6 @@ class Broker:
         self.published.append(record.job_id)
         return True
 
-    def deliver(self, job_id: str) -> None:
-        self.delivered.append(job_id)
-
     def wake(self, queue: str) -> None:
         """Nobody sleeps."""
 
@@ -49,13 +43,6 @@ class Broker:
         if queue in self.fail_in:
             raise RuntimeError(queue)
         return 1
-
-    def deliveries_waiting(self) -> int:
-        return self.deliveries
-
-    def trim_deliveries(self, limit: int) -> int:
-        dropped, self.deliveries = self.deliveries - limit, limit
-        return dropped
 
 
 @dataclass

@@ -8,7 +8,6 @@ import pytest
 
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.recovery.remains import remove_remains
-from ourvidz.recovery.sweep import MAX_DELIVERIES_WAITING
 from tests.recovery.corruption import DamagedLedger, damaged_ledger
 
 
@@ -16,13 +15,6 @@ from tests.recovery.corruption import DamagedLedger, damaged_ledger
 def system() -> Iterator[DamagedLedger]:
     with damaged_ledger() as made:
         yield made
-
-
-def test_messages_for_deliveries_do_not_pile_up_without_an_io_worker(system: DamagedLedger) -> None:
-    """Each job adds some for as long as nobody takes them; the outbox has what they ask for."""
-    system.broker.deliveries = MAX_DELIVERIES_WAITING + 500
-    assert system.sweep().trimmed == 500
-    assert system.sweep().trimmed == 0
 
 
 def refused(system: DamagedLedger, job_id: str) -> None:

@@ -16,6 +16,7 @@ from celery.app.trace import build_tracer
 from benchmarks.null_models import NullModels, NullPipeline
 from ourvidz import dispatch
 from ourvidz.app import app
+from ourvidz.callbacks.delivery import CallbackSender
 from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.job import ImageJob
@@ -67,7 +68,7 @@ def ledger(
     tmp_path: Path, ourvidz_callbacks: CallbackRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Ledger]:
     """The ledger of this process, whose models are those above."""
-    monkeypatch.setattr(dispatch, "deliver", lambda job_id: None)
+    monkeypatch.setattr(CallbackSender, "deliver", lambda *_: None)
     with eager(tmp_path, ourvidz_callbacks, OURVIDZ_MODELS=f"{__name__}:build") as running:
         yield running.control.ledger
 
@@ -145,7 +146,7 @@ def test_a_pass_that_fails_leaves_no_tensors_to_the_garbage_collector(
         job = dispatch.parse_payload(payload)
         return ourvidz_eager.control.ledger.register(job, priority=6).record
 
-    monkeypatch.setattr(dispatch, "deliver", lambda job_id: None)
+    monkeypatch.setattr(CallbackSender, "deliver", lambda *_: None)
     assert run_task(register("loads-models")) == "completed"
     monkeypatch.setattr(LeasedRun, "step", refuse)
     monkeypatch.setattr(LeasedRun, "stream_text", refuse)

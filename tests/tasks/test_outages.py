@@ -38,17 +38,11 @@ class NoBroker:
     def publish(self, record: Record) -> bool:
         return True
 
-    def deliver(self, job_id: str) -> None:
-        """Taken."""
-
     def wake(self, queue: str) -> None:
         """Nobody sleeps."""
 
     def waiting_messages(self, queue: str) -> int:
         return 1
-
-    def deliveries_waiting(self) -> int:
-        return 0
 
 
 @pytest.fixture

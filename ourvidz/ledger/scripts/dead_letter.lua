@@ -1,18 +1,21 @@
--- Give an event up: a terminal one becomes a dead letter, a `processing` one is deleted.
--- Arguments: event, deliveries (the number that the lease had), status (HTTP), reason.
--- Keys: event, rows, letters, due, counters.
--- Returns: 1, or 0 when the event is not pending or was leased again.
+-- Give an event up: a terminal one becomes a dead letter, a `processing` one is deleted. With a token the next event of
+-- the job is leased in the same call, if it is due.
+-- Arguments: event, job, deliveries (the number that the lease had), status (HTTP), reason, lease_s, token ('' leases
+--   nothing).
+-- Keys: event, rows, letters, due, ready, counters.
+-- Returns: { event id, its hash } of the event that was leased, or false.
 -- Events: none.
-local event, deliveries, status, reason = unpack(ARGV, 4)
+local event, job, deliveries, status, reason, lease_s, token = unpack(ARGV, 4)
 
 local name = key('event', event)
 local row = read_hash(name)
-if not row or row.state ~= 'pending' or row.deliveries ~= deliveries then return 0 end
-if row.kind == 'processing' then
-  settle_event(event, row)
-else
-  settle_event(event, row, 'dead', status)
-  redis.call('HSET', name, 'last_error', reason)
-  increment('callbacks.dead')
+if row and row.state == 'pending' and row.deliveries == deliveries then
+  if row.kind == 'processing' then
+    settle_event(event, row)
+  else
+    settle_event(event, row, 'dead', status)
+    redis.call('HSET', name, 'last_error', reason)
+    increment('callbacks.dead')
+  end
 end
-return 1
+return continue_with(job, lease_s, token)

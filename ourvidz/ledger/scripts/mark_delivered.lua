@@ -1,18 +1,20 @@
--- Note that the receiver accepted an event. A `processing` event is deleted, a terminal one kept for operators.
--- Arguments: event, status (HTTP), keep_s.
--- Keys: event, rows, letters, due, counters.
--- Returns: 1, or 0 when the event is not pending.
+-- Note that the receiver accepted an event. A `processing` event is deleted, a terminal one kept for operators. With a
+-- token the next event of the job is leased in the same call, if it is due.
+-- Arguments: event, job, status (HTTP), keep_s, lease_s, token ('' leases nothing).
+-- Keys: event, rows, letters, due, ready, counters.
+-- Returns: { event id, its hash } of the event that was leased, or false.
 -- Events: none.
-local event, status, keep_s = unpack(ARGV, 4)
+local event, job, status, keep_s, lease_s, token = unpack(ARGV, 4)
 
 local name = key('event', event)
 local row = read_hash(name)
-if not row or row.state ~= 'pending' then return 0 end
-increment('callbacks.delivered')
-if row.kind == 'processing' then
-  settle_event(event, row)
-else
-  settle_event(event, row, 'delivered', status)
-  redis.call('EXPIRE', name, keep_s)
+if row and row.state == 'pending' then
+  increment('callbacks.delivered')
+  if row.kind == 'processing' then
+    settle_event(event, row)
+  else
+    settle_event(event, row, 'delivered', status)
+    redis.call('EXPIRE', name, keep_s)
+  end
 end
-return 1
+return continue_with(job, lease_s, token)

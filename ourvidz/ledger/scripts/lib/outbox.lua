@@ -1,6 +1,10 @@
 -- The outbox: one hash an event at `event:<id>`. `rows:<job>` holds a job's pending events by sequence,
 -- `letters:<state>` all events of a state by time, `due` the jobs with a pending event by the time at which
--- its oldest one may be delivered.
+-- its oldest one may be delivered. `ready` is the list that io processes wait for: jobs whose oldest event is due, each
+-- with its callback URL. An entry may be lost, superfluous or repeated; `due` decides.
+
+-- Entries of `ready` at most: without an io process it would grow. `announce_due` brings the others.
+local MAX_READY = 1000
 
 -- The oldest pending event of a job, nil when nothing is pending. Ids without an event are removed.
 local function oldest_event(id)
@@ -12,13 +16,73 @@ local function oldest_event(id)
   end
 end
 
--- Note in `due` when the oldest pending event of a job may be leased.
-local function schedule_job(id)
+-- The number of announced jobs. A key of another kind is removed: no claim and no end may fail because of a hint.
+local function announced()
+  local length = redis.pcall('LLEN', key('ready'))
+  if type(length) == 'number' then return length end
+  redis.call('DEL', key('ready'))
+  return 0
+end
+
+-- Tell the io processes that the oldest event of a job is due.
+local function announce(id, callback_url)
+  if announced() < MAX_READY then
+    redis.call('RPUSH', key('ready'), cjson.encode({ id, callback_url or nil }))
+  end
+end
+
+-- Note in `due` when the oldest pending event of a job may be leased. Returns its callback URL (false for the default
+-- one) if it is due now, else nil.
+local function note_due(id)
   local head = oldest_event(id)
-  if not head then return redis.call('ZREM', key('due'), id) end
-  local times = redis.call('HMGET', key('event', head), 'due_at', 'lease_until')
-  local due = math.max(tonumber(times[1] or 0) or 0, tonumber(times[2] or 0) or 0)
+  if not head then
+    redis.call('ZREM', key('due'), id)
+    return nil
+  end
+  local row = redis.call('HMGET', key('event', head), 'due_at', 'lease_until', 'callback_url')
+  local due = math.max(tonumber(row[1] or 0) or 0, tonumber(row[2] or 0) or 0)
   redis.call('ZADD', key('due'), timestamp(due), id)
+  if due <= now then return row[3] end
+  return nil
+end
+
+-- Note when the oldest pending event of a job may be leased; announce it if that is now.
+local function schedule_job(id)
+  local callback_url = note_due(id)
+  if callback_url ~= nil then announce(id, callback_url) end
+end
+
+-- Jobs with an event that is due and not leased, most overdue first. Of more than `limit` any stretch that wraps
+-- around: the events of a receiver that hangs must not stay in front of all others.
+local function due_jobs(limit)
+  local function read(first, count)
+    local offset = string.format('%.0f', first)
+    return redis.call('ZRANGEBYSCORE', key('due'), '-inf', timestamp(now), 'LIMIT', offset, count)
+  end
+  local count = redis.call('ZCOUNT', key('due'), '-inf', timestamp(now))
+  if count <= limit then return read(0, limit) end
+  local ids = read(math.floor(now * 1e6) % count, limit)
+  for _, id in ipairs(read(0, limit - #ids)) do ids[#ids + 1] = id end
+  return ids
+end
+
+-- Lease the oldest pending event of a job for one delivery, if it is due and not leased: deliveries + 1. The same token
+-- gets the same lease again. Returns { event id, its hash }, or false.
+local function lease_oldest(id, lease_s, token)
+  local event = oldest_event(id)
+  if not event then
+    redis.call('ZREM', key('due'), id)
+    return false
+  end
+  local name = key('event', event)
+  local row = read_hash(name)
+  if row.taken_by ~= token then
+    if tonumber(row.due_at) > now or tonumber(row.lease_until or 0) > now then return false end
+    redis.call('HSET', name, 'lease_until', timestamp(now + tonumber(lease_s)), 'taken_by', token)
+    redis.call('HINCRBY', name, 'deliveries', 1)
+    note_due(id)
+  end
+  return { event, redis.call('HGETALL', name) }
 end
 
 local function delete_event(event)
@@ -58,7 +122,9 @@ local function store_event(id, job, seq, kind, outcome, metadata)
   redis.call('HSET', key('event', event), unpack(row))
   redis.call('ZADD', key('rows', id), seq, event)
   redis.call('ZADD', key('letters', 'pending'), timestamp(now), event)
-  schedule_job(id)
+  local callback_url = note_due(id)
+  -- Behind an older event it is delivered with that one.
+  if callback_url ~= nil and oldest_event(id) == event then announce(id, callback_url) end
   return event
 end
 
@@ -71,7 +137,7 @@ local function add_event(id, job, kind, outcome, metadata)
 end
 
 -- Move an event out of `pending`: into `state` with the HTTP status of its last delivery, or delete it when
--- `state` is nil.
+-- `state` is nil. The caller then leases the next event of the job, or schedules the job.
 local function settle_event(event, row, state, status)
   redis.call('ZREM', key('rows', row.job), event)
   redis.call('ZREM', key('letters', 'pending'), event)
@@ -83,5 +149,16 @@ local function settle_event(event, row, state, status)
   else
     redis.call('DEL', name)
   end
-  schedule_job(row.job)
+end
+
+-- After a delivery that is settled: with a token, lease the next event of the job as `lease_oldest` does; without one
+-- announce it.
+local function continue_with(id, lease_s, token)
+  if token ~= '' then
+    local leased = lease_oldest(id, lease_s, token)
+    if not leased then note_due(id) end
+    return leased
+  end
+  schedule_job(id)
+  return false
 end
