@@ -18,7 +18,7 @@ import click
 from ourvidz.cli import embedded, stack
 from ourvidz.cli.console import print_json, print_note, spinner
 from ourvidz.cli.disk_reserve import DiskReserve
-from ourvidz.cli.start_order import StaggeredStart, imports_at_once
+from ourvidz.cli.start_order import StaggeredStart, processors
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import Supervisor
 from ourvidz.cli.worker import check_models, default_families, parse_families
@@ -122,7 +122,7 @@ class StackRun:
         )
         env = stack.child_env(self._settings, self._state, self._state.secrets(), endpoints)
         specs = stack.process_specs(self._families, self._state, endpoints, env)
-        self._starting = StaggeredStart(specs, self._supervisor.start, at_once=imports_at_once())
+        self._starting = StaggeredStart(specs, self._supervisor.start, processors=processors())
         self._starting.advance()
         return endpoints
 

@@ -18,12 +18,12 @@ FIRST = ["sdxl", "web", "io", "keeper"]
 class Start:
     """A staggered start of all families, on a clock that the test sets."""
 
-    def __init__(self, folder: Path, at_once: int) -> None:
+    def __init__(self, folder: Path, processors: int) -> None:
         self.now = 0.0
         self.started: list[str] = []
         specs = stack.process_specs(("sdxl", "wan", "chat"), StateDir(folder), ENDPOINTS, {})
         self._order = StaggeredStart(
-            specs, lambda spec: self.started.append(spec.name), at_once=at_once, clock=lambda: self.now
+            specs, lambda spec: self.started.append(spec.name), processors=processors, clock=lambda: self.now
         )
         self._order.advance()
 
@@ -36,7 +36,7 @@ class Start:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
-    return Start(tmp_path, 1)
+    return Start(tmp_path, 2)
 
 
 def test_what_the_first_picture_needs_is_started_at_once(start: Start) -> None:
@@ -45,12 +45,20 @@ def test_what_the_first_picture_needs_is_started_at_once(start: Start) -> None:
     assert start.advance() == []
 
 
-def test_a_worker_is_started_when_the_one_before_has_imported_its_libraries(start: Start) -> None:
-    """It loads its models while the next one imports; Flower comes last."""
+def test_the_other_workers_are_started_when_the_first_has_imported_its_libraries(start: Start) -> None:
+    """As many as there are processors; Flower comes last."""
+    assert start.advance("sdxl") == ["wan", "chat"]
+    assert start.advance("sdxl") == []
+    assert start.advance("sdxl", "chat") == ["flower"]
+
+
+def test_on_one_processor_workers_are_started_one_by_one(tmp_path: Path) -> None:
+    """Each loads its models while the next one imports."""
+    start = Start(tmp_path, 1)
+    assert start.started == FIRST
     assert start.advance("sdxl") == ["wan"]
     assert start.advance("sdxl") == []
     assert start.advance("sdxl", "wan") == ["chat"]
-    assert start.advance("sdxl", "wan", "chat") == ["flower"]
 
 
 def test_a_worker_that_does_not_come_up_keeps_the_others_waiting_for_a_while_only(start: Start) -> None:
@@ -61,4 +69,4 @@ def test_a_worker_that_does_not_come_up_keeps_the_others_waiting_for_a_while_onl
 
 def test_where_there_are_processors_enough_all_are_started_at_once(tmp_path: Path) -> None:
     """A stack of large models loads them side by side."""
-    assert Start(tmp_path, 4).started == [*FIRST, "wan", "chat", "flower"]
+    assert Start(tmp_path, 5).started == [*FIRST, "wan", "chat", "flower"]
