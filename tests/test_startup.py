@@ -11,8 +11,11 @@ import pytest
 
 from ourvidz.startup import collector_paused, hidden
 
-MEDIA = ("torch", "diffusers", "transformers", "cv2", "numpy", "av", "PIL")
-"""The libraries of models and media."""
+MEDIA = (
+    *("torch", "diffusers", "transformers", "compel", "cv2", "numpy", "av", "PIL"),
+    "ourvidz.wiring.models",
+)
+"""The libraries of models and media, and the module that imports them."""
 
 WORKER_PARENT = """
 from ourvidz.cli import worker

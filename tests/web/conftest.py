@@ -299,7 +299,7 @@ def get(port: int, path: str, process: subprocess.Popen[str]) -> requests.Respon
     while True:
         try:
             return requests.get(f"http://127.0.0.1:{port}{path}", timeout=5)
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < until
             time.sleep(0.02)
