@@ -6,15 +6,15 @@ from ourvidz.ledger.queries import Queries
 
 
 class AttemptFolderOperations(Queries):
-    """Verbs on the sorted set of the folders that attempts store their files in, by age. `step` adds to it,
-    `end` removes the empty ones."""
+    """Verbs on the sorted set of the folders that attempts store their files in, by age. `claim` and
+    `step` add to it, `end` removes the empty ones."""
 
     def untrack_attempt_folder(self, job_id: str, token: str, folder: str) -> None:
         """Note that the folder is gone. Safe to send twice."""
         name, member = self._keys.attempt_folders, f"{job_id} {token} {folder}"
         self._connection.with_retries(lambda: self._connection.client.zrem(name, member))
 
-    def dead_attempt_folders(self, limit: int = 100) -> list[tuple[str, str, str]]:
+    def dead_attempt_folders(self, limit: int = 1000) -> list[tuple[str, str, str]]:
         """Job id, token and folder of attempts that do not run any more, among the `limit` oldest."""
         name = self._keys.attempt_folders
         members = self._connection.with_retries(lambda: self._connection.client.zrange(name, 0, limit - 1))

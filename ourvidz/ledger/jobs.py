@@ -63,6 +63,7 @@ class JobOperations(LedgerBase):
             record_version(job),
             entry.list_name if entry else None,
             entry.message if entry else None,
+            getattr(job, "bucket", None),
         )
         record = load_record(job.id, pairs(fields))
         return Admission(

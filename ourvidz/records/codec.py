@@ -127,6 +127,7 @@ def load_record(job_id: str, row: Fields) -> Record:
         streamed="streamed" in row,
         shared="shared" in row,
         alone="alone" in row,
+        bucket=row.get("bucket"),
         enhancement=cast(EnhancementState | None, row.get("enhancement")),
         enhancement_result=json.loads(row["wording"]) if "wording" in row else None,
         version=int(row["v"]),

@@ -43,6 +43,8 @@ class Record:
     generated, so a run that has `streamed` tokens is not repeated. `shared`: this attempt has been in one
     batch with other texts. `alone`: a worker was lost with this run, which joins no batch any more.
 
+    `bucket` is where the job stores its files; None for a text, and in records of earlier releases.
+
     `enhancement` is None for a job whose prompt is used unchanged, `wanted` until the enhancement ends or is
     skipped, then `over`; `enhancement_result` is its result, used by every attempt of the run.
     """
@@ -81,6 +83,7 @@ class Record:
     streamed: bool = False
     shared: bool = False
     alone: bool = False
+    bucket: str | None = None
     enhancement: EnhancementState | None = None
     enhancement_result: dict[str, Any] | None = None
     version: int = RECORD_VERSION

@@ -131,7 +131,8 @@ class LeasedRun:
         `FenceLost`."""
         if self._stage != WAITING_FOR_GPU:
             self._stage = WAITING_FOR_GPU
-            self._next_report_at = self._clock()
+            self._progress = None
+        self._next_report_at = self._clock()
         self._report()
 
     def stream_text(self, text: str, tokens: int, max_tokens: int) -> bool:
@@ -238,6 +239,7 @@ class LeasedRun:
             return None
         finally:
             self._next_report_at = self._clock() + REPORT_INTERVAL_S
+        self._progress = None
         self._files.note_tracked(folders)
         self._stage = None if self._stage == NO_STAGE else self._stage
         return verdict

@@ -11,7 +11,7 @@ from ourvidz import log
 from ourvidz.errors import NotFound, OurvidzError, StorageError
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import Claim
-from ourvidz.storage.keys import attempt_folder, attempts_folder, fence_of
+from ourvidz.storage.keys import asset_folder, attempt_folder, attempts_folder, fence_of
 from ourvidz.storage.store import Store
 
 PUT_BACKOFF_S = 0.5
@@ -48,8 +48,10 @@ class StagedFiles:
         """The store of each final key that has a staged file."""
         self._folders: dict[str, Store] = {}
         """The final folders of this attempt's files."""
+        self._claimed_folder = _claimed_folder(claim)
+        """The final folder whose own folder the claim has noted in the ledger."""
         self._untracked: set[str] = set()
-        """Those of them whose own folder is not in the ledger yet."""
+        """The folders whose own folder is not in the ledger yet."""
         self._has_remains = False
         """Whether a write failed: it may have left something."""
 
@@ -62,7 +64,8 @@ class StagedFiles:
         with self._lock:
             if folder not in self._folders:
                 self._folders[folder] = store
-                self._untracked.add(folder)
+                if folder != self._claimed_folder:
+                    self._untracked.add(folder)
         try:
             self._with_retries(check, lambda _again: store.put(staged, data, content_type=content_type))
         except BaseException:
@@ -96,10 +99,11 @@ class StagedFiles:
             self._untracked = {folder for folder in self._untracked if self._own(folder) not in noted}
 
     def emptied(self) -> list[str]:
-        """The folders of this attempt whose files are all published; none after a failed write."""
+        """The folders of this attempt that the ledger knows and in which no file is left; none after a failed
+        write."""
         if self._staged or self._has_remains:
             return []
-        return [self._own(folder) for folder in self._folders]
+        return [self._own(folder) for folder in {*self._folders, self._claimed_folder} if folder]
 
     def discard(self, untracked: Iterable[str] = ()) -> None:
         """Remove the files that were not published. A failure is logged: the keeper removes them later.
@@ -148,3 +152,11 @@ class StagedFiles:
                     raise
                 _log.warning("put_failed", job_id=self._claim.job_id, error=error.message)
                 self._sleep(PUT_BACKOFF_S * 4 ** (attempt - 1))
+
+
+def _claimed_folder(claim: Claim) -> str | None:
+    """The final folder of the job's files; None for a text, or where an earlier release made the record."""
+    record = claim.record
+    if record.bucket is None or record.user_id is None:
+        return None
+    return asset_folder(record.bucket, record.user_id, record.job_id)

@@ -373,7 +373,8 @@ class TestMemoryUse:
         claim = ledger.claim(job_id, 1, worker_id="sdxl@host-gpu0", lease_s=10, token="a")
         for n in range(6):
             ledger.step(claim, progress=16.0 * n)
-        ledger.end(claim, outcome=typical_outcome(), worker_id="sdxl@host-gpu0")
+        folder = f"workspace-temp/{claim.record.user_id}/{job_id}/.attempts/{claim.fence}.a"
+        ledger.end(claim, outcome=typical_outcome(), worker_id="sdxl@host-gpu0", emptied_folders=[folder])
         for token in ("p", "t"):
             ledger.mark_delivered(ledger.lease_event(job_id, lease_s=30, token=token), status=200)
         sizes = sizes_by_kind(redis_url)
@@ -400,7 +401,8 @@ class TestMemoryUse:
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         ledger.step(claim, progress=1, items=[("preview", {"webp": "x"})])
-        ledger.end(claim, outcome=FAILED)
+        folder = f"workspace-temp/user-1/job-1/.attempts/{claim.fence}.a"
+        ledger.end(claim, outcome=FAILED, emptied_folders=[folder])
         ledger.mark_delivered(ledger.lease_event("job-1", lease_s=30, token="p"), status=200)
         ledger.dead_letter(ledger.lease_event("job-1", lease_s=30, token="t"), status=400, error="no")
         ledger.delete("job-1")

@@ -164,17 +164,19 @@ class TestShortSteps:
     def test_leave_their_progress_to_the_next_report(
         self, ledger: SwitchableLedger, claim: Claim, reports: list[float | None], tmp_path: Path
     ) -> None:
-        """The first write of a file needs one anyway."""
-        with running(ledger, claim, clock=lambda: 0.0) as run:
-            run.step(0, 2)
+        """A write makes one when it is due. Right before the commit, 100 % follows at once."""
+        now = [0.0]
+        with running(ledger, claim, clock=lambda: now[0]) as run:
+            run.step(1, 2)
             run.step(2, 2)
+            run.put(LocalStore(tmp_path), "workspace-temp/u/a/0.png", b"x", "image/png")
             assert reports == []
-            for name in ("0.png", "0.thumb.webp"):
-                run.put(LocalStore(tmp_path), f"workspace-temp/u/a/{name}", b"x", "image/png")
+            now[0] = 0.25
+            run.put(LocalStore(tmp_path), "workspace-temp/u/a/0.thumb.webp", b"x", "image/png")
             assert reports == [99.0]
             run.publish(stored("workspace-temp/u/a/0.png", "workspace-temp/u/a/0.thumb.webp"))
             assert run.emptied_folders() == [f"workspace-temp/u/a/.attempts/{claim.fence}.t"]
-        assert reports == [99.0, 99.0], "the last one before anything is published"
+        assert reports == [99.0, None]
 
     def test_hear_of_a_cancellation_within_the_interval(self, ledger: SwitchableLedger, claim: Claim) -> None:
         """The step that reports stops."""

@@ -223,3 +223,34 @@ def test_the_files_of_a_worker_that_died_are_found(ledger: Link, store: LocalSto
     ledger.untrack_attempt_folder(job_id, token, folder)
     assert files(store) == []
     assert ledger.dead_attempt_folders() == []
+
+
+def test_the_files_of_an_attempt_are_known_before_the_first(ledger: Link, store: LocalStore) -> None:
+    """The claim notes the folder under the name that the attempt gives it; the commit removes the note."""
+    claim = claimed(ledger, "t")
+    run = leased(ledger, claim)
+    assert run.emptied_folders() == [run._files._own(FOLDER)]
+    ledger.rescue(claim)
+    assert ledger.dead_attempt_folders() == [("a", "t", run._files._own(FOLDER))]
+    later = claimed(ledger, "u")
+    with leased(ledger, later) as other:
+        other.put(store, KEY, b"mine", "image/png")
+        other.publish(DONE)
+        emptied = other.emptied_folders()
+        assert ledger.end(later, outcome=DONE, emptied_folders=emptied)
+        other.note_commit(emptied)
+    assert [token for _, token, _ in ledger.dead_attempt_folders()] == ["t"]
+
+
+def test_the_files_of_a_job_that_an_earlier_release_recorded_are_known(
+    ledger: Link, store: LocalStore
+) -> None:
+    """Its record names no bucket: the report before the first file names the folder."""
+    claim = claimed(ledger, "t")
+    ledger.untrack_attempt_folder("a", "t", f"{FOLDER}/.attempts/{claim.fence}.t")
+    older = replace(claim, record=replace(claim.record, bucket=None))
+    with leased(ledger, older) as run:
+        assert run.emptied_folders() == []
+        run.put(store, KEY, b"mine", "image/png")
+        ledger.rescue(claim)
+        assert [token for _, token, _ in ledger.dead_attempt_folders()] == ["t"]

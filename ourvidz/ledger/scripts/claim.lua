@@ -4,7 +4,7 @@
 -- Arguments: id, run, worker, lease_s, token (the same token gets the same claim again, its lease from now),
 --   document_version (the newest that this release reads), beside ('' or the job that leads the batch which
 --   this one joins: both attempts are marked as shared).
--- Keys: job, doc, worker, paused, queued, leases, claimed, fence, and those of add_event and the stream.
+-- Keys: job, doc, worker, paused, queued, leases, claimed, fence, attempt_folders, and those of add_event and the stream.
 -- Returns: { the record, the job document }, or false when the claim is refused.
 -- Events: `processing`; a `state` item.
 local id, run, worker, lease_s, token, document_version, beside = unpack(ARGV, 4)
@@ -31,7 +31,8 @@ if version_of(document) > tonumber(document_version) then
 end
 
 job.attempt = redis.call('HINCRBY', name, 'attempt', 1)
-redis.call('HSET', name, 'status', 'processing', 'fence', next_fence(job), 'claimed_at', timestamp(now),
+local fence = next_fence(job)
+redis.call('HSET', name, 'status', 'processing', 'fence', fence, 'claimed_at', timestamp(now),
   'worker', worker, 'token', token, 'progress', 0)
 redis.call('HDEL', name, 'stage', 'step', 'enhancer', 'enhancing_until', 'shared')
 if beside ~= '' then
@@ -43,6 +44,7 @@ if job.enhancement then redis.call('HSET', name, 'enhancement', 'over') end
 job.claimed_at, job.worker, job.stage = timestamp(now), worker, nil
 redis.call('ZREM', key('queued', job.queue), id)
 set_lease(id, lease_until)
+track_files(id, job, fence, token)
 
 -- The latest claim and the highest order of this queue and priority: the sweep finds overtaken jobs by them.
 local claimed = key('claimed', job.queue)

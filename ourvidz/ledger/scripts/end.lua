@@ -2,8 +2,8 @@
 -- the second time.
 -- Arguments: id, run, fence, token ('' for a queued job), status, outcome (JSON), fault (JSON of the public error),
 --   worker, limit (bytes: a longer document is not kept), retry_window_s, keep_s, stream_s, if_expired ('1': a
---   processed job only when its lease has ended by now), n, then the n counters to increment, each a name and an
---   amount, then the folders of the attempt in which no file is left.
+--   processed job only when its lease has ended by now), counters (the number of those to increment), then a name
+--   and an amount for each, then the folders of the attempt in which no file is left.
 -- Keys: job, doc, stream, queued, leases, finished, documents, counters, attempt_folders, and those of add_event.
 -- Returns: 1, or 0 when run, fence or token are others, the run has ended with another outcome, or
 --   the lease has not ended.

@@ -3,12 +3,12 @@
 -- Arguments: id, type, queue, user, priority, fingerprint, callback_url, facts (JSON), document (JSON), token,
 --   quiet, one_shot, enhancement (each '' or the value of the record's field), request (what the caller sent, to
 --   be compared), version (of the record, the lowest that can handle it), list (of the broker; '' for none),
---   message (what is added to it).
+--   message (what is added to it), bucket (that the job stores its files in, or '').
 -- Keys: job, doc, order, fence, queued, index:all, index:user, call, the broker's list.
 -- Returns: { 1 for a new job or 0, the record, the job's place in its queue: 0 for the next to start, or nothing }.
 -- Events: none; readers of its stream find the state in the record.
 local id, type, queue, user, priority, fingerprint, callback_url, facts, document, token = unpack(ARGV, 4, 13)
-local quiet, one_shot, enhancement, request, version, list, message = unpack(ARGV, 14)
+local quiet, one_shot, enhancement, request, version, list, message, bucket = unpack(ARGV, 14)
 
 local function answer(created)
   local fields = flat_record(id)
@@ -30,6 +30,7 @@ if callback_url ~= '' then job.callback_url = callback_url end
 if quiet ~= '' then job.quiet = quiet end
 if one_shot ~= '' then job.one_shot = one_shot end
 if enhancement ~= '' then job.enhancement = enhancement end
+if bucket ~= '' then job.bucket = bucket end
 if list ~= '' then job.published_at, job.publishes = at, 1 end
 local fields = {}
 for name, value in pairs(job) do

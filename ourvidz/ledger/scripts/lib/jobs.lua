@@ -24,6 +24,14 @@ end
 -- The entry of `attempt_folders` for a storage folder of the attempt with this token.
 local function attempt_folder(id, token, folder) return table.concat({ id, token, folder }, ' ') end
 
+-- Note where an attempt is going to store its files: if it dies, a keeper finds them. `ourvidz.storage.keys` makes the
+-- same folder of bucket, user, job, fence and token.
+local function track_files(id, job, fence, token)
+  if not job.bucket or not job.user then return end
+  local folder = table.concat({ job.bucket, job.user, id, '.attempts', fence .. '.' .. token }, '/')
+  redis.call('ZADD', key('attempt_folders'), timestamp(now), attempt_folder(id, token, folder))
+end
+
 -- Delete a job with its document, stream, events and places in every index.
 local function delete_job(id, job)
   raise_fences(job.fence)
