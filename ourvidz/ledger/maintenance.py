@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ourvidz.ledger.base import DELIVERED_TTL_S, claim_identity
 from ourvidz.ledger.connection import new_call_token
@@ -15,6 +16,21 @@ PER_PRIORITY = 50
 """Jobs of each priority that one reading of a queue returns at least: more urgent ones hide none."""
 PRIORITY_SCORE = 10**12
 """Distance of two priorities in the score of a queued job; `scripts/lib/records.lua` computes the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastClaims:
+    """The claims from one queue up to a moment. `fields` is the hash `claimed:<queue>`."""
+
+    fields: Mapping[str, str]
+
+    def order(self, priority: int) -> int:
+        """The highest `order` ever claimed at this priority; 0 when none was."""
+        return int(self.fields.get(f"{priority}:order", 0))
+
+    def at(self, priority: int) -> float:
+        """Time of the last claim at this priority; 0 when there was none."""
+        return float(self.fields.get(f"{priority}:at", 0.0))
 
 
 class MaintenanceOperations(Queries):
@@ -79,18 +95,10 @@ class MaintenanceOperations(Queries):
 
         return self._connection.with_retries(read)
 
-    def last_claimed_order(self, queue: str, priority: int) -> int:
-        """The highest `order` ever claimed from this queue at this priority; 0 when none was."""
-        return int(self._last_claim(queue, f"{priority}:order") or 0)
-
-    def last_claimed_at(self, queue: str, priority: int) -> float:
-        """Time of the last claim from this queue at this priority; 0 when there was none."""
-        return float(self._last_claim(queue, f"{priority}:at") or 0.0)
-
-    def _last_claim(self, queue: str, field: str) -> str | None:
+    def last_claims(self, queue: str) -> LastClaims:
+        """What was claimed from this queue so far, by priority."""
         name = self._keys.claimed(queue)
-        value: str | None = self._connection.with_retries(lambda: self._connection.client.hget(name, field))
-        return value
+        return LastClaims(self._connection.with_retries(lambda: self._connection.client.hgetall(name)))
 
     def raise_priority(self, job_id: str, *, run: int, priority: int) -> bool:
         """Give a queued job a more urgent (lower) priority, once a run; its order stays. False when it is not

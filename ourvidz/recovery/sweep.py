@@ -16,6 +16,7 @@ from ourvidz.errors import Cancelled, OurvidzError, WorkerLost, WorkerUnavailabl
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.duties import LeaseLost
+from ourvidz.ledger.maintenance import LastClaims
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import Record
 from ourvidz.recovery.quarantine import recheck_quarantined
@@ -145,11 +146,13 @@ class _Sweep:
         empty_since = ledger.broker_empty_since(queue, self._broker.waiting_messages(queue) == 0)
         now = ledger.now()
         starved = empty_since is not None and now - empty_since >= options.empty_s
+        # Read once, and before the records: one that is still queued then was overtaken by what is in it.
+        claims = ledger.last_claims(queue)
         walk = walk_queued(ledger, queue)
         if walk.records and starved and not paused:
             # The broadcast that resumed a queue may have met a worker that was just reconnecting.
             self._broker.wake(queue)
-        handle = partial(self._sweep_queued, now=now, starved=starved, paused=paused)
+        handle = partial(self._sweep_queued, claims=claims, now=now, starved=starved, paused=paused)
         self._handle(f"queued:{queue}", walk, handle)
 
     def check_deliveries(self) -> None:
@@ -186,7 +189,9 @@ class _Sweep:
         self.report.ended += result == "ended"
         self.report.recovered += result == "recovered"
 
-    def _sweep_queued(self, record: Record, *, now: float, starved: bool, paused: bool) -> None:
+    def _sweep_queued(
+        self, record: Record, *, claims: LastClaims, now: float, starved: bool, paused: bool
+    ) -> None:
         ledger, broker, options, report = self._ledger, self._broker, self._options, self.report
         if record.cancel_requested:
             report.ended += _end(ledger, record, Cancelled("the job was cancelled"))
@@ -198,9 +203,9 @@ class _Sweep:
             late = not paused and now - record.published_at >= options.enhance_within_s
             report.given_up += late and _skip_enhancement(ledger, broker, record)
         elif record.due_at <= now and not paused:
-            raised = _raise_priority(ledger, record, now)
+            raised = _raise_priority(ledger, record, claims, now)
             report.lifted += raised
-            if raised or _is_forgotten(ledger, record, now, starved=starved):
+            if raised or _is_forgotten(record, claims, now, starved=starved):
                 report.republished += broker.publish(ledger.get(record.job_id) or record)
 
 
@@ -245,22 +250,19 @@ def _skip_enhancement(ledger: Ledger, broker: Broker, record: Record) -> bool:
     return True
 
 
-def _raise_priority(ledger: Ledger, record: Record, now: float) -> bool:
+def _raise_priority(ledger: Ledger, record: Record, claims: LastClaims, now: float) -> bool:
     """Make a job urgent that more urgent ones keep overtaking. Returns whether its priority changed."""
     if record.priority == URGENT or now - record.queued_at < RAISE_AFTER_S:
         return False
-    overtaken = any(
-        ledger.last_claimed_at(record.queue, priority) > record.queued_at
-        for priority in range(URGENT, record.priority)
-    )
+    overtaken = any(claims.at(priority) > record.queued_at for priority in range(URGENT, record.priority))
     return overtaken and ledger.raise_priority(record.job_id, run=record.run, priority=URGENT)
 
 
-def _is_forgotten(ledger: Ledger, record: Record, now: float, *, starved: bool) -> bool:
+def _is_forgotten(record: Record, claims: LastClaims, now: float, *, starved: bool) -> bool:
     """Whether the broker has most likely lost the message of a due, queued job."""
     if record.published_at is None:
         return now - max(record.queued_at, record.due_at) >= PUBLISH_GRACE_S
     pause_s = min(REPUBLISH_CAP_S, PUBLISH_GRACE_S * 2 ** max(0, record.publishes - 1))
     if now - max(record.published_at, record.due_at) < pause_s:
         return False
-    return starved or record.order < ledger.last_claimed_order(record.queue, record.priority)
+    return starved or record.order < claims.order(record.priority)

@@ -128,14 +128,15 @@ class TestQueues:
 
     def test_the_last_claimed_queue_order_is_recorded(self, ledger, clock, image_job):
         """The sweep uses it to find jobs that later ones overtook, whose message is probably lost."""
-        assert (ledger.last_claimed_order("sdxl_queue", 6), ledger.last_claimed_at("sdxl_queue", 6)) == (0, 0)
+        before = ledger.last_claims("sdxl_queue")
+        assert (before.order(6), before.at(6)) == (0, 0)
         orders = [ledger.register(image_job(f"j{n}"), priority=6).record.order for n in range(3)]
         run_to(ledger, "j2", DONE)
         clock.advance(5)
         run_to(ledger, "j0", DONE)
-        assert ledger.last_claimed_order("sdxl_queue", 6) == orders[2]
-        assert ledger.last_claimed_at("sdxl_queue", 6) == clock.time
-        assert ledger.last_claimed_order("sdxl_queue", 3) == 0
+        claims = ledger.last_claims("sdxl_queue")
+        assert (claims.order(6), claims.at(6)) == (orders[2], clock.time)
+        assert claims.order(3) == 0
 
     def test_a_queue_is_empty_since_the_first_empty_observation(self, ledger, clock):
         """An observation with messages resets the time."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
+import redis
 
 from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
@@ -316,6 +317,24 @@ def test_a_job_behind_others_in_a_long_queue_is_not_published_again(system: Swee
         system.sweep()
         system.ledger.renew(claim, lease_s=10)
     assert "b" not in system.broker.published
+
+
+def test_a_sweep_asks_the_server_no_more_often_beside_many_queued_jobs(system: SweepSystem) -> None:
+    """It asked up to seven times for each job that had waited for a minute: 1,700 times in a sweep."""
+
+    def requests_of_a_sweep() -> int:
+        with redis.Redis.from_url(system.ledger.url) as client:
+            before = client.info("stats")["total_reads_processed"]
+            system.sweep()
+            return int(client.info("stats")["total_reads_processed"] - before)
+
+    system.add("first")
+    system.pass_time(100)
+    few = requests_of_a_sweep()
+    for number in range(100):
+        system.add(f"j{number}")
+    system.pass_time(100)
+    assert requests_of_a_sweep() <= few + 2
 
 
 def test_a_job_before_its_due_time_is_not_published(system: SweepSystem) -> None:
