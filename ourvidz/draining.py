@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 
-from ourvidz import dispatch, log
+from ourvidz import dispatch, drain_notice, log
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.wiring import control
 
@@ -16,8 +16,9 @@ class Drain:
     """One shutdown of a worker's parent process, on a thread of its own.
 
     From `start` on the worker claims nothing. After `limit_s` seconds, or at `hand_back`, what it still holds
-    is queued again, uncounted, and the process stops at once (Celery's cold shutdown). The process usually
-    ends before, with its last job. A worker that has not loaded its models holds nothing and stops at once.
+    is queued again, uncounted, and the process stops at once (Celery's cold shutdown); the child saves a
+    checkpoint after every step from `start` on. The process usually ends before, with its last job. A worker
+    that has not loaded its models holds nothing and stops at once.
     """
 
     def __init__(self, worker_id: str, *, limit_s: float) -> None:
@@ -36,6 +37,8 @@ class Drain:
         self._ended.set()
 
     def _run(self) -> None:
+        # Before the ledger, which may be away: the children save their work from now on.
+        drain_notice.announce()
         try:
             control.current().ledger.set_draining(self._worker_id, True)
             is_loading = self._is_loading()

@@ -21,12 +21,12 @@ from functools import partial
 from typing import Any
 
 import billiard.pool
-from billiard import popen_spawn_posix, reduction, spawn
+from billiard import connection, popen_spawn_posix, reduction, spawn
 from billiard.context import SpawnProcess, set_spawning_popen
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool
 
-from ourvidz import prespawn
+from ourvidz import drain_notice, prespawn
 from ourvidz.settings import environment
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -86,7 +86,10 @@ class _Child(SpawnProcess):  # type: ignore[misc]
 
 class _Pool(AsynPool):  # type: ignore[misc]
     def __init__(self, *args: Any, initializer: Callable[..., None], **options: Any) -> None:
-        super().__init__(*args, initializer=partial(_initialize, initializer), **options)
+        # A new pipe for every pool, and never closed: its children inherit the reader whenever they start.
+        reader, writer = connection.Pipe(duplex=False)
+        drain_notice.add_writer(writer)
+        super().__init__(*args, initializer=partial(_initialize, initializer, reader), **options)
 
     def Process(self, *args: Any, **options: Any) -> _Child:
         return _Child(*args, **options)
@@ -103,9 +106,10 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
     Pool = _Pool
 
 
-def _initialize(initializer: Callable[..., None], *args: Any) -> None:
-    """Ignore stop signals in this child, and shorten its wait at the end; then run Celery's own initializer,
-    which loads the models."""
+def _initialize(initializer: Callable[..., None], reader: drain_notice.Reader, *args: Any) -> None:
+    """Ignore stop signals in this child, listen to its parent's notice of a drain instead, and shorten its
+    wait at the end; then run Celery's own initializer, which loads the models."""
+    drain_notice.listen(reader)
     billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = round(
         RESULT_WAIT_S / billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL
     )

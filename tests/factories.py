@@ -21,7 +21,7 @@ from ourvidz.errors import Cancelled
 from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.net.client import RequestFailure
-from ourvidz.pipelines.base import PreviewRenderer, Snapshot
+from ourvidz.pipelines.base import DenoisingCheckpoints, PreviewRenderer, Snapshot
 from ourvidz.records.record import Worker
 from ourvidz.references.resolve import ReferenceLimits, ReferenceResolver
 from ourvidz.safety.gate import Gate, Terms
@@ -176,6 +176,7 @@ class RecordingRun:
     unreachable: int = 0
     before_put: Callable[[str], None] = lambda key: None
     enhancement_result: dict[str, Any] | None = None
+    checkpoints: DenoisingCheckpoints | None = None
     steps: list[tuple[int, int]] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     puts: list[tuple[str, str]] = field(default_factory=list)

@@ -17,7 +17,9 @@ PROMPTLY_S = 10.0
 """Well above the time that such a worker takes to stop, and well below the wait that would be noticed."""
 APP = """
 import os
+import time
 from celery import Celery, signals
+from ourvidz import drain_notice
 
 app = Celery("pooled", broker=os.environ["BROKER_URL"])
 app.conf.update(
@@ -32,6 +34,17 @@ def note_child(**_):
 @app.task(name="run")
 def run():
     print("ran", flush=True)
+
+@signals.worker_shutting_down.connect
+def announce(**_):
+    drain_notice.announce()
+
+@app.task(name="compute")
+def compute():
+    print("computes", flush=True)
+    while not drain_notice.is_draining():
+        time.sleep(0.01)
+    print("knows of the drain", flush=True)
 """
 
 
@@ -94,3 +107,16 @@ def test_a_worker_that_stops_while_a_child_takes_a_message_ends_promptly(worker:
     os.kill(child, signal.SIGCONT)
     assert worker.process.wait(PROMPTLY_S) == 0
     assert worker.has_printed("ran")
+
+
+def test_a_child_learns_that_its_worker_drains(worker: PooledWorker) -> None:
+    """While it computes, and though it ignores the signal: it saves its work from then on. So does a child
+    that has replaced another."""
+    first = worker.child()
+    os.kill(first, signal.SIGKILL)
+    worker.app.send_task("compute")
+    worker.wait_for(lambda: worker.has_printed("computes"))
+    assert not worker.has_printed("knows of the drain")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(PROMPTLY_S) == 0
+    assert worker.has_printed("knows of the drain")

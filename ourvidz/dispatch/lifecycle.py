@@ -20,7 +20,7 @@ from ourvidz.jobs.catalog import WRITE_BUCKETS
 from ourvidz.jobs.job import ImageJob, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.records.record import Record
-from ourvidz.storage.keys import asset_folder, split_key
+from ourvidz.storage.keys import asset_folder, checkpoints_folder, split_key
 from ourvidz.wiring import control
 
 RESUME_DELETION_S = 60.0
@@ -64,7 +64,7 @@ def delete(job_id: str, *, force: bool = False) -> Record:
     """
     app = control.current()
     record = app.ledger.begin_deletion(job_id, force=force)
-    for folder in _folders(record):
+    for folder in [*_folders(record), checkpoints_folder(job_id)]:
         # Before the record, which names it: whatever fails or dies here is repeated.
         app.store.delete_folder(folder)
     return app.ledger.delete(job_id)

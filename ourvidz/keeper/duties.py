@@ -8,13 +8,17 @@ from dataclasses import asdict, dataclass
 from ourvidz import dispatch, log
 from ourvidz.errors import StorageError
 from ourvidz.keeper.lease import DutyLease
+from ourvidz.records.record import Record
 from ourvidz.recovery.remains import remove_remains
 from ourvidz.recovery.sweep import sweep
+from ourvidz.storage.keys import CHECKPOINTS, checkpoints_folder
 from ourvidz.wiring import control
 
 DELETIONS_INTERVAL_S = 30.0
 ATTEMPT_FOLDERS_S = 30.0
 """How often the files of attempts that died are looked for."""
+CHECKPOINTS_S = 30.0
+"""How often the checkpoints of jobs that have ended are looked for."""
 HOUSEKEEPING_INTERVAL_S = 300.0
 
 _log = log.get(__name__)
@@ -43,6 +47,7 @@ def duties() -> list[Duty]:
         Duty("delivery_messages", settings.sweep_s, serve_former_io),
         *([Duty("imports", settings.sweep_s, import_lists)] if settings.import_lists else []),
         Duty("attempt_folders", ATTEMPT_FOLDERS_S, remove_attempt_folders),
+        Duty("checkpoints", CHECKPOINTS_S, remove_checkpoints),
         Duty("deletions", DELETIONS_INTERVAL_S, resume_deletions),
         Duty("housekeeping", HOUSEKEEPING_INTERVAL_S, keep_house),
     ]
@@ -74,6 +79,19 @@ def remove_attempt_folders(lease: DutyLease) -> None:
             continue
         app.ledger.untrack_attempt_folder(job_id, token, folder)
         _log.info("attempt_folder_removed", job_id=job_id)
+
+
+def remove_checkpoints(lease: DutyLease) -> None:
+    """Remove the checkpoints of jobs that have ended or are gone: the worker that committed the end removes
+    them too, but none does for a job that was cancelled in the queue or lost."""
+    app = control.current()
+    job_ids = app.store.folders(CHECKPOINTS)
+    for job_id, record in zip(job_ids, app.ledger.read_each(job_ids), strict=True):
+        lease.renew()
+        # A record that this release cannot read may be one of a newer release, and its job may be running.
+        if record is None or (isinstance(record, Record) and record.finished):
+            app.store.delete_folder(checkpoints_folder(job_id))
+            _log.info("checkpoints_removed", job_id=job_id)
 
 
 def resume_deletions(lease: DutyLease) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -123,6 +123,20 @@ class SourceVideo:
     reference_images: tuple[Image, ...] = ()
 
 
+class DenoisingCheckpoints(Protocol):
+    """The stored states of one job's denoising: another attempt continues from the newest one that fits."""
+
+    def stored(self) -> Iterable[bytes]:
+        """The stored checkpoints of this job, newest first. Called once, before denoising starts."""
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint should be saved now. Called after every step."""
+
+    def save(self, encode: Callable[[], bytes]) -> None:
+        """Store what `encode` returns, which is called on another thread. Raises nothing: a checkpoint that
+        cannot be stored is left out."""
+
+
 class ImagePipeline(Protocol):
     """A pipeline that generates images."""
 
@@ -143,8 +157,9 @@ class ImagePipeline(Protocol):
         on_step: OnStep,
         on_preview: OnPreview | None = None,
         on_image: OnImage | None = None,
+        checkpoints: DenoisingCheckpoints | None = None,
     ) -> GeneratedImages:
-        """Generate the images of one job.
+        """Generate the images of one job, from its last stored step on if `checkpoints` has one that fits.
 
         Raises `OutOfMemory`, `I2IPipelineError`, or whatever `on_step` or `on_image` raises; some images may
         have been passed to `on_image` by then.
@@ -170,9 +185,12 @@ class VideoPipeline(Protocol):
         references: ReferenceImages | None = None,
         on_step: OnStep,
         on_preview: OnPreview | None = None,
+        checkpoints: DenoisingCheckpoints | None = None,
     ) -> GeneratedVideo:
-        """Generate the clip of one job. Raises `OutOfMemory`, `InvalidParameters`, or whatever `on_step`
-        raises."""
+        """Generate the clip of one job, from its last stored step on if `checkpoints` has one that fits.
+
+        Raises `OutOfMemory`, `InvalidParameters`, or whatever `on_step` raises.
+        """
 
 
 @dataclass(frozen=True, slots=True)

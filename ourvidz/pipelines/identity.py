@@ -66,6 +66,15 @@ def loaded_weights(checkpoint: Checkpoint, extra: Iterable[tuple[str, Path]] = (
     return " ".join([checkpoint_hash(checkpoint), states, *labels])
 
 
+def content_hash(checkpoints: Iterable[Checkpoint], extra: Iterable[Path] = ()) -> str:
+    """A digest of checkpoints and of further files and folders. Equal on all hosts, wherever they lie."""
+    hashes = [checkpoint_hash(checkpoint) for checkpoint in checkpoints]
+    for path in extra:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        hashes += [file_hash(file) for file in files if file.is_file()]
+    return hashlib.sha256(repr(hashes).encode()).hexdigest()
+
+
 def _files(checkpoint: Checkpoint) -> Iterator[Path]:
     """The files of a checkpoint, without hidden ones and the list of checksums."""
     folders = [checkpoint.path if checkpoint.path.is_dir() else None, checkpoint.config]

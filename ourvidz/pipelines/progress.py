@@ -14,7 +14,8 @@ class ProgressReporter:
     """Counts denoising steps over all batches of one job and calls `on_step`, `on_preview` and `on_image`.
 
     `callback_error` is the exception that `on_step` or `on_image` raised, if any. Such an exception stops the
-    job; the pipeline must raise it unchanged instead of treating it as a failure of the model.
+    job; the pipeline must raise it unchanged instead of treating it as a failure of the model. `steps_done`
+    is the number of finished steps of all batches.
     """
 
     def __init__(
@@ -25,12 +26,14 @@ class ProgressReporter:
         self._on_image = on_image
         self._offset = 0
         self._total = 0
+        self.steps_done = 0
         self.callback_error: Exception | None = None
 
-    def begin(self, steps: int, *, batch: int = 0, batches: int = 1) -> None:
-        """Start batch number `batch`, counted from 0, of `batches` batches of `steps` steps each."""
+    def begin(self, steps: int, *, batch: int = 0, batches: int = 1, done: int = 0) -> None:
+        """Start batch number `batch`, counted from 0, of `batches` batches of `steps` steps each; `done`
+        steps of it are finished already."""
         self._offset, self._total = batch * steps, batches * steps
-        self._report_step(0)
+        self._report_step(done)
 
     def step(self, done: int, snapshot: Snapshot | None = None) -> None:
         """Report that `done` steps of the current batch are finished. `snapshot` copies the current latents;
@@ -46,8 +49,9 @@ class ProgressReporter:
                 self._on_image(index, image)
 
     def _report_step(self, done: int) -> None:
+        self.steps_done = self._offset + done
         with self._recording_errors():
-            self._on_step(self._offset + done, self._total)
+            self._on_step(self.steps_done, self._total)
 
     @contextmanager
     def _recording_errors(self) -> Iterator[None]:

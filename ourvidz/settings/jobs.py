@@ -45,5 +45,7 @@ class JobSettings(Topic):
     """Time that a stopping worker gives its running job to finish before it requeues it."""
     embedding_cache_mib: int = env("OURVIDZ_EMBEDDING_CACHE_MIB", 256, ge=0)
     """Host memory of a worker for encoded prompts and references; 0 keeps none."""
+    checkpoint_s: float = env("OURVIDZ_CHECKPOINT_S", 5.0, ge=0)
+    """Longest time between two checkpoints of a job's denoising; 0 saves none."""
     previews: bool = env("OURVIDZ_PREVIEWS", True)
     """Whether workers add preview images to a job's event stream."""

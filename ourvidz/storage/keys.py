@@ -41,6 +41,21 @@ def fence_of(name: str) -> int:
     return int(name.partition(".")[0])
 
 
+CHECKPOINTS = "checkpoints/jobs"
+"""The folder of the checkpoints of all jobs. No job can name its bucket, neither for files nor for
+references, and no route serves it."""
+
+
+def checkpoints_folder(job_id: str) -> str:
+    """The folder of a job's checkpoints, with one folder for each attempt."""
+    return f"{CHECKPOINTS}/{job_id}"
+
+
+def checkpoint_key(job_id: str, attempt: str) -> str:
+    """The key of the newest checkpoint of an attempt; `attempt` is its fence and token, `7.TOKEN`."""
+    return f"{checkpoints_folder(job_id)}/{attempt}/denoising.safetensors"
+
+
 def split_key(key: str) -> list[str]:
     """The segments of a key, the bucket first. Raises `InvalidParameters(field="key")` if it is malformed."""
     segments = key.split("/")

@@ -8,16 +8,19 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from ourvidz import __version__, dispatch, log
+from ourvidz import __version__, dispatch, drain_notice, log
 from ourvidz.errors import InternalError, OperatorError, OurvidzError, SettingsError, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.records.record import Claim
 from ourvidz.wiring import control, loading
+from ourvidz.workflows.checkpoints import JobCheckpoints
 from ourvidz.workflows.run import FenceLost, LeasedRun
 from ourvidz.workflows.services import Services
 
 LEDGER_RETRY_DELAY_S = 0.5
 """Pause between two tries to reach a ledger that is away."""
+
+DENOISING_FAMILIES = ("sdxl", "wan")
 
 Answer = TypeVar("Answer")
 Ending = Literal["completed", "retry", "failed"]
@@ -98,9 +101,19 @@ class Attempt:
             limit_s=dispatch.time_limit_s(self.claim.job.type),
             progress_events=app.settings.progress_callbacks,
             previews=app.settings.previews,
+            checkpoints=self._checkpoints(),
         ) as run:
             self._run = run
             yield run
+
+    def _checkpoints(self) -> JobCheckpoints | None:
+        """The checkpoints of this job's denoising; None for texts, and where they are switched off."""
+        app = control.current()
+        if self._family not in DENOISING_FAMILIES or not app.settings.checkpoint_s:
+            return None
+        return JobCheckpoints(
+            self.claim, app.store, interval_s=app.settings.checkpoint_s, is_draining=drain_notice.is_draining
+        )
 
     def commit(self, outcome: Outcome) -> None:
         """Commit the outcome."""

@@ -67,7 +67,12 @@ def _generate(
     with AssetUploader(job, run, services.store, signer) as uploader:
         with services.device.hold("sdxl", job, run.wait_for_device):
             result = services.models.images().generate(
-                job, reference=reference, on_step=run.step, on_preview=run.preview, on_image=uploader.upload
+                job,
+                reference=reference,
+                on_step=run.step,
+                on_preview=run.preview,
+                on_image=uploader.upload,
+                checkpoints=run.checkpoints,
             )
         result = report(result)
         assets = uploader.finish(result)

@@ -15,6 +15,7 @@ from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import Snapshot
 from ourvidz.records.record import NO_STAGE, Claim, Verdict
 from ourvidz.storage.store import Store
+from ourvidz.workflows.checkpoints import JobCheckpoints
 from ourvidz.workflows.previews import Previews
 from ourvidz.workflows.staging import FenceLost, StagedFiles
 
@@ -43,6 +44,7 @@ class LeasedRun:
     report to the ledger: one that does not leaves its progress to the next report, or to the commit. A ledger
     that is away for a while does not stop the work: the commit decides. `progress_events`: whether progress
     callbacks are recorded, one a second at most. `previews`: whether previews are rendered for followers.
+    `checkpoints`: those of the job's denoising, if any are saved; the commit removes them.
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class LeasedRun:
         limit_s: float,
         progress_events: bool = False,
         previews: bool = False,
+        checkpoints: JobCheckpoints | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self.checkpoints = checkpoints
         self._claim = claim
         self._ledger = ledger
         self._lease_s = lease_s
@@ -68,6 +72,7 @@ class LeasedRun:
         self._progress: float | None = None
         # The claim was the latest report.
         self._next_report_at = clock() + REPORT_INTERVAL_S
+        self._committed = False
         self._committed_folders: list[str] = []
         self._previews = Previews(claim.job_id, clock=clock) if previews else None
         self._files = StagedFiles(claim, ledger, sleep=sleep)
@@ -86,6 +91,8 @@ class LeasedRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
+        if self.checkpoints is not None:
+            self.checkpoints.close(ended=self._committed)
         self._files.discard(self._committed_folders)
         if self._previews is not None:
             self._previews.close()
@@ -175,7 +182,7 @@ class LeasedRun:
 
     def note_commit(self, emptied_folders: list[str]) -> None:
         """Note that the outcome is committed, and that the ledger has forgotten these folders."""
-        self._committed_folders = emptied_folders
+        self._committed, self._committed_folders = True, emptied_folders
 
     def _check_lease(self) -> None:
         """Return if this attempt may write. After the end of its lease, ask the ledger until it answers.

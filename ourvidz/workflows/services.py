@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ourvidz import __version__
 from ourvidz.jobs.job import BaseJob
-from ourvidz.pipelines.base import GenerationResult, ImagePipeline, Snapshot, TextPipeline, VideoPipeline
+from ourvidz.pipelines.base import (
+    DenoisingCheckpoints,
+    GenerationResult,
+    ImagePipeline,
+    Snapshot,
+    TextPipeline,
+    VideoPipeline,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,6 +32,10 @@ class Run(Protocol):
     @property
     def enhancement_result(self) -> dict[str, Any] | None:
         """The document that `enhancement.enhance` returned for this job; None where none was recorded."""
+
+    @property
+    def checkpoints(self) -> DenoisingCheckpoints | None:
+        """The checkpoints of the job's denoising; None where none are saved."""
 
     def step(self, done: int, total: int) -> None:
         """Report a finished step. Raises `Cancelled`, `JobTimeout`, or stops an attempt whose fence is

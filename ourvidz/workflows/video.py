@@ -54,7 +54,11 @@ def _generate(
 ) -> GeneratedVideo:
     with services.device.hold("wan", job, run.wait_for_device):
         return services.models.videos().generate(
-            job, references=references, on_step=run.step, on_preview=run.preview
+            job,
+            references=references,
+            on_step=run.step,
+            on_preview=run.preview,
+            checkpoints=run.checkpoints,
         )
 
 

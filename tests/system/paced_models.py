@@ -67,6 +67,7 @@ class PacedModels:
         on_image: OnImage,
         reference: Any = None,
         on_preview: Any = None,
+        checkpoints: Any = None,
     ) -> GeneratedImages:
         started_at = time.monotonic()
         on_step(0, 100)

@@ -18,7 +18,7 @@ from ourvidz.errors import ModelLoadError, OutOfMemory, ReferenceFrameError, Sto
 from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.pipelines import devices
-from ourvidz.pipelines.base import GeneratedVideo, Snapshot, SourceVideo
+from ourvidz.pipelines.base import DenoisingCheckpoints, GeneratedVideo, Snapshot, SourceVideo
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.pipelines.wan.placement import Placement
@@ -64,6 +64,7 @@ class TerminalRun:
     """A run without a ledger: shows a progress bar and stores files directly. Implements `Run`."""
 
     enhancement_result: dict[str, Any] | None = None
+    checkpoints: DenoisingCheckpoints | None = None
 
     def __init__(self) -> None:
         self._resources = ExitStack()

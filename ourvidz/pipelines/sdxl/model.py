@@ -30,7 +30,8 @@ class SDXLModel:
     """One loaded checkpoint. Text-to-image and image-to-image share all weights; each has its own
     scheduler.
 
-    `cache` keeps encoded prompts and references under the name of the loaded `weights`.
+    `cache` keeps encoded prompts and references under the name of the loaded `weights`. `content_hash`
+    identifies the files that the weights come from.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class SDXLModel:
         cache: TensorCache | None = None,
         *,
         weights: str = "",
+        content_hash: str = "",
     ) -> None:
+        self.content_hash = content_hash
         self.pipe = pipe
         self._cache = cache
         self._weights = weights
@@ -103,7 +106,8 @@ def load_model(
         )
         for file in options.loras:
             lora.merge_lora(pipe, file)
-        model = SDXLModel(pipe, options, cache, weights=weights)
+        content_hash = identity.content_hash([checkpoint], options.files())
+        model = SDXLModel(pipe, options, cache, weights=weights, content_hash=content_hash)
         options.optimize(pipe)
         return model
 

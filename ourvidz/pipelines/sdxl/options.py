@@ -49,6 +49,12 @@ class SDXLOptions:
         """
         return attention_kernel(self.attention)
 
+    def files(self) -> list[Path]:
+        """The files and folders of weights beside the checkpoint."""
+        adapter = self.ip_adapter
+        files = [lora.path for lora in (*self.loras, *self.job_loras)]
+        return files if adapter is None else [*files, adapter.weights, adapter.encoder]
+
     def optimize(self, pipe: Any) -> None:
         """Set the memory format, and compile the UNet's repeated blocks on their first use, as selected."""
         if self.channels_last:

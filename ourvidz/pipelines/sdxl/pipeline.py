@@ -18,10 +18,12 @@ from ourvidz import log
 from ourvidz.errors import I2IPipelineError, ModelLoadError, OurvidzError, OutOfMemory
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines import devices, sleeping
-from ourvidz.pipelines.base import GeneratedImages, OnImage, OnPreview, OnStep, Snapshot
+from ourvidz.pipelines.base import DenoisingCheckpoints, GeneratedImages, OnImage, OnPreview, OnStep, Snapshot
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.oom_fallbacks import OomFallback, oom_fallbacks
+from ourvidz.pipelines.conditions import Conditions
+from ourvidz.pipelines.oom_fallbacks import OomFallback
 from ourvidz.pipelines.progress import ProgressReporter
+from ourvidz.pipelines.resumption import ResumableBatch, Resumption
 from ourvidz.pipelines.sdxl import image_to_image, schedulers
 from ourvidz.pipelines.sdxl.denoiser import Denoiser
 from ourvidz.pipelines.sdxl.image_to_image import ReferencePlan
@@ -111,9 +113,10 @@ class SDXLPipeline:
         on_step: OnStep,
         on_preview: OnPreview | None = None,
         on_image: OnImage | None = None,
+        checkpoints: DenoisingCheckpoints | None = None,
     ) -> GeneratedImages:
         """Generate the images of one job. Image k has the seed `job.seeds[k]` and equals, up to rounding, the
-        image of a job with that seed alone.
+        image of a job with that seed alone. A job that `checkpoints` has a fitting state of is continued.
 
         Raises `OutOfMemory` when the last OOM fallback fails, `I2IPipelineError` when a pass with a reference
         fails, `InvalidParameters`, or whatever `on_step` or `on_image` raises. The pipeline stays usable.
@@ -121,8 +124,9 @@ class SDXLPipeline:
         self.check(job, reference)
         self.load()
         started, counts = time.perf_counter(), self.cache.counts
-        state = self._start(job, reference, ProgressReporter(on_step, on_preview, on_image))
-        for fallback in oom_fallbacks(job.num_images):
+        progress = ProgressReporter(on_step, on_preview, on_image)
+        state = self._start(job, reference, progress, checkpoints)
+        for fallback in state.fallbacks():
             if self._try_stages(state, fallback):
                 result = state.result(fallback, time.perf_counter() - started)
                 return result.with_metadata(embedding_cache=asdict(self.cache.counts.since(counts)))
@@ -157,13 +161,17 @@ class SDXLPipeline:
             return
         state.embeds = self.encode(state.job, guidance_scale=state.guidance_scale)
         batches = state.denoising_batches(fallback)
-        for number, seeds in enumerate(batches):
+        total = state.resumed_batches + len(batches)
+        for number, seeds in enumerate(batches, start=state.resumed_batches):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             scheduler, timesteps = self.timesteps(state.plan)
-            latents = self.latents(state.size, state.plan, scheduler, timesteps, generators)
+            batch = state.begin_batch(scheduler, generators, fallback, batches=number)
+            latents = batch.latents
+            if latents is None:
+                latents = self.latents(state.size, state.plan, scheduler, timesteps, generators)
             denoiser = self._denoiser(state, state.embeds, scheduler, generators)
-            state.progress.begin(len(timesteps), batch=number, batches=len(batches))
-            state.add_latents(seeds, self.denoise(denoiser, latents, timesteps, state.progress))
+            state.progress.begin(len(timesteps), batch=number, batches=total, done=batch.step)
+            state.add_latents(seeds, self.denoise(denoiser, latents, timesteps, state.progress, batch))
         for seeds in state.decoding_batches(fallback):
             images = self.decode(torch.cat([state.latents[seed] for seed in seeds]))
             for seed, image in zip(seeds, images, strict=True):
@@ -221,12 +229,19 @@ class SDXLPipeline:
         return noisy
 
     def denoise(
-        self, denoiser: Denoiser, latents: torch.Tensor, timesteps: torch.Tensor, progress: ProgressReporter
+        self,
+        denoiser: Denoiser,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        progress: ProgressReporter,
+        batch: ResumableBatch,
     ) -> torch.Tensor:
-        """Run all steps on one batch of latents, and return the finished latents of the same shape."""
-        for done, timestep in enumerate(timesteps, start=1):
+        """Run the remaining steps on one batch of latents, and return the finished latents of the same
+        shape."""
+        for done, timestep in enumerate(timesteps[batch.step :], start=batch.step + 1):
             latents, estimate = denoiser.step(latents, timestep)
             progress.step(done, self._snapshot(estimate))
+            batch.save_if_due(done, latents, steps_done=progress.steps_done)
         return latents
 
     def decode(self, latents: torch.Tensor) -> list[Image]:
@@ -244,7 +259,13 @@ class SDXLPipeline:
     def _pipe(self) -> diffusers.StableDiffusionXLPipeline:
         return self._model.pipe
 
-    def _start(self, job: ImageJob, reference: Image | None, progress: ProgressReporter) -> GenerationState:
+    def _start(
+        self,
+        job: ImageJob,
+        reference: Image | None,
+        progress: ProgressReporter,
+        checkpoints: DenoisingCheckpoints | None,
+    ) -> GenerationState:
         """The state of a new job: its size, reference plan and guidance scale in effect."""
         size = cap_size(job.width, job.height, cap=self.cap, multiple=SCALE)
         plan = image_to_image.plan_reference(
@@ -252,7 +273,17 @@ class SDXLPipeline:
         )
         # Few-step checkpoints are distilled with guidance: they run without it.
         distilled = self.options.few_steps is not None and not self._model.has_guidance_input
-        return GenerationState(job, plan, size, 0.0 if distilled else job.guidance_scale, progress)
+        conditions = Conditions(
+            job,
+            [reference],
+            weights=self._model.content_hash,
+            options=(self.options.info(), self.options.scheduler, self.cap),
+            dtype=self.dtype,
+            device=self.device,
+        )
+        resumption = Resumption(checkpoints, conditions)
+        scale = 0.0 if distilled else job.guidance_scale
+        return GenerationState(job, plan, size, scale, progress, resumption)
 
     def _denoiser(
         self, state: GenerationState, embeds: PromptEmbeds, scheduler: Any, generators: list[torch.Generator]

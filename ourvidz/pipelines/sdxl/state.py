@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from typing import Any
 
 import torch
@@ -10,8 +12,9 @@ from PIL.Image import Image
 
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import GeneratedImages
-from ourvidz.pipelines.oom_fallbacks import OomFallback
+from ourvidz.pipelines.oom_fallbacks import OomFallback, oom_fallbacks
 from ourvidz.pipelines.progress import ProgressReporter
+from ourvidz.pipelines.resumption import ResumableBatch, Resumption
 from ourvidz.pipelines.sdxl import image_to_image
 from ourvidz.pipelines.sdxl.image_to_image import ReferencePlan
 from ourvidz.pipelines.sdxl.prompt_encoding import PromptEmbeds
@@ -24,7 +27,8 @@ class GenerationState:
 
     `size` is the rendered width and height (px), `guidance_scale` the one in effect. `latents`, each
     (1, 4, height / 8, width / 8), and `images` are by seed. `batch_size` is the largest number of images that
-    were denoised, or copied without denoising, in one batch.
+    were denoised, or copied without denoising, in one batch; `resumed_batches` is the number of batches that
+    an earlier attempt has finished.
     """
 
     job: ImageJob
@@ -32,16 +36,43 @@ class GenerationState:
     size: tuple[int, int]
     guidance_scale: float
     progress: ProgressReporter
+    resumption: Resumption
     embeds: PromptEmbeds | None = None
     latents: dict[int, torch.Tensor] = field(default_factory=dict)
     images: dict[int, Image] = field(default_factory=dict)
     batch_size: int = 0
+    resumed_batches: int = 0
 
     @property
     def negative_prompt_used(self) -> bool:
         """Whether the UNet received the job's negative prompt."""
         encoded = self.embeds is not None and self.embeds.negative_prompt_embeds is not None
         return encoded and bool(self.job.negative_prompt)
+
+    def fallbacks(self) -> Iterator[OomFallback]:
+        """The OOM fallbacks to try. A job that is resumed begins with the one that it had come to, and with
+        the latents that were finished."""
+        position = self.resumption.position
+        fallbacks = oom_fallbacks(self.job.num_images)
+        if position is None:
+            return fallbacks
+        self.latents = {seed: self.resumption.tensor(_latents_name(seed)) for seed in position["finished"]}
+        self.batch_size, self.resumed_batches = position["batch_size"], position["batches"]
+        reached = position["fallback"]
+        return dropwhile(lambda fallback: [fallback.name, fallback.batch_size] != reached, fallbacks)
+
+    def begin_batch(
+        self, scheduler: Any, generators: list[torch.Generator], fallback: OomFallback, *, batches: int
+    ) -> ResumableBatch:
+        """Begin a batch, or continue it; `batches` batches of the job are finished."""
+        position = {
+            "fallback": [fallback.name, fallback.batch_size],
+            "finished": list(self.latents),
+            "batch_size": self.batch_size,
+            "batches": batches,
+        }
+        finished = {_latents_name(seed): latents for seed, latents in self.latents.items()}
+        return self.resumption.batch(scheduler, generators, position, finished)
 
     def denoising_batches(self, fallback: OomFallback) -> list[list[int]]:
         """The seeds without finished latents, in batches."""
@@ -84,6 +115,7 @@ class GenerationState:
                 **({} if fallback.name == "whole" else {"memory_rung": fallback.name}),
                 **_prompt_metadata(self.embeds),
                 **self._lora_metadata(),
+                **self.resumption.metadata(),
                 **({} if plan.backend is None else {"reference_backend": plan.backend}),
             },
             asset_metadata={
@@ -101,6 +133,11 @@ class GenerationState:
         if not self.job.loras or self.embeds is None:
             return {}
         return {"loras": [lora.model_dump() for lora in self.job.loras]}
+
+
+def _latents_name(seed: int) -> str:
+    """The name of finished latents in a checkpoint."""
+    return f"finished.{seed}"
 
 
 def _batches(seeds: list[int], size: int) -> list[list[int]]:

@@ -51,6 +51,11 @@ class StepCache:
         """Whether the transformer must run on both prompts in one batch, the negative one first."""
         return self.name in JOINT_BATCH_CACHES
 
+    def obstacle(self, transformer: Any) -> str | None:
+        """Why a job on this transformer cannot be continued in another process; None without a cache."""
+        in_use = self.name is not None and self._supports(transformer)
+        return f"the step cache {self.name} keeps results of earlier steps" if in_use else None
+
     def set_timestep(self, timestep: float) -> None:
         """Set the timestep of the next transformer passes."""
         self._timestep = timestep

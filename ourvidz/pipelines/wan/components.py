@@ -27,7 +27,7 @@ class Components:
         self.asleep = False
         """Whether the weights are in the memory of the host, where no job can run."""
         self._pipe: Any = None
-        self._placement = placement
+        self.placement = placement
         self._device = device
         self._options = options
 
@@ -46,7 +46,7 @@ class Components:
     def set_pipe(self, pipe: Any) -> None:
         """Set the main pipeline: optimize its transformer and move its components to their devices."""
         self._options.optimize(pipe.transformer)
-        self._placement.place(pipe, self._device)
+        self.placement.place(pipe, self._device)
         self._pipe = pipe
 
     def set_vace(self, pipe: Any) -> None:
@@ -56,7 +56,7 @@ class Components:
         both transformers are in memory once.
         """
         self._options.optimize(pipe.transformer)
-        self._placement.place(pipe, self._device, ("transformer",))
+        self.placement.place(pipe, self._device, ("transformer",))
         if not self._options.grouped:  # group offloading moves each weight separately
             loading.share_equal_weights(pipe.transformer, self.pipe.transformer)
         self.vace = pipe
@@ -77,7 +77,7 @@ class Components:
         if self.asleep:
             for pipe in (self._pipe, self.vace):
                 if pipe is not None:
-                    self._placement.place(pipe, self._device)
+                    self.placement.place(pipe, self._device)
             self.asleep = False
 
     def memory_mib(self) -> int:
@@ -97,7 +97,7 @@ class Components:
     ) -> AbstractContextManager[torch.device]:
         """Move one component to the device where it runs inside this context; of two transformers, the one
         that runs the plan. Yields the device."""
-        return self._placement.in_use(self._pipe_for(plan), component, self._device)
+        return self.placement.in_use(self._pipe_for(plan), component, self._device)
 
     def encode_images(self, images: Sequence[Image]) -> torch.Tensor | None:
         """CLIP embeddings of images, (images, tokens, width); None if this checkpoint has no image

@@ -17,6 +17,7 @@ from ourvidz.errors import ModelLoadError, OutOfMemory
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines import devices, identity
 from ourvidz.pipelines.base import (
+    DenoisingCheckpoints,
     GeneratedVideo,
     OnPreview,
     OnStep,
@@ -25,9 +26,11 @@ from ourvidz.pipelines.base import (
     SourceVideo,
 )
 from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.conditions import Conditions
 from ourvidz.pipelines.loading import loading
-from ourvidz.pipelines.oom_fallbacks import oom_fallbacks
+from ourvidz.pipelines.oom_fallbacks import OomFallback
 from ourvidz.pipelines.progress import ProgressReporter
+from ourvidz.pipelines.resumption import ResumableBatch, Resumption
 from ourvidz.pipelines.sizes import cap_size, check_multiple
 from ourvidz.pipelines.tensor_cache import TensorCache
 from ourvidz.pipelines.wan import calibration, reference_guidance, solvers
@@ -86,7 +89,7 @@ class WanPipeline:
         self.cache = cache or TensorCache()
         self.load_s: float | None = None
         self.components = Components(replace(placement, grouped=options.grouped), self.device, options)
-        self._weights = ""
+        self._weights = self._content_hash = ""
         self._cache = StepCache()
         self._previewer: ClipPreviewer | None = None
 
@@ -107,6 +110,7 @@ class WanPipeline:
                 self.model = read_model_info(self.checkpoint.path).model
                 self._weights = identity.loaded_weights(self.checkpoint)
                 self.components.set_pipe(self._read_pipeline())
+                self._content_hash = identity.content_hash(filter(None, [self.checkpoint, self.vace]))
                 self._calibrate()
             if self.vace is not None:
                 with loading(self.vace):
@@ -144,6 +148,9 @@ class WanPipeline:
             "memory_mib": self.components.memory_mib(),
             "model": self.model,
             "vace": None if self.vace is None else self.vace.name,
+            "checkpoints_off": self._cache.obstacle(self.components.pipe.transformer)
+            if self.components.loaded
+            else None,
             **self.options.info(),
             "embedding_cache": self.cache.info(),
         }
@@ -157,9 +164,10 @@ class WanPipeline:
         source: SourceVideo | None = None,
         on_step: OnStep,
         on_preview: OnPreview | None = None,
+        checkpoints: DenoisingCheckpoints | None = None,
     ) -> GeneratedVideo:
         """Generate the clip of one job, with exactly as many frames as it asks for. `source` is used by VACE
-        only.
+        only. A job that `checkpoints` has a fitting state of is continued.
 
         Raises `OutOfMemory` when the last OOM fallback fails, `InvalidParameters`, or whatever `on_step`
         raises. The pipeline stays usable.
@@ -168,16 +176,18 @@ class WanPipeline:
         self.check(job, references)
         self.load()
         started, counts = time.perf_counter(), self.cache.counts
+        plan = self._plan(job, source)
         state = GenerationState(
             self._with_effective_guidance(job),
-            self._plan(job, source),
+            plan,
             self._size(job),
             references,
             ProgressReporter(on_step, on_preview),
+            self._resumption(job, plan, references, None if source else checkpoints),
             source,
         )
-        for fallback in oom_fallbacks(1):
-            if self._try_stages(state, vae_tiling=fallback.vae_tiling):
+        for fallback in state.fallbacks():
+            if self._try_stages(state, fallback):
                 result = state.result(fallback, time.perf_counter() - started)
                 return result.with_metadata(embedding_cache=asdict(self.cache.counts.since(counts)))
             _log.warning("out_of_memory", job_id=job.id, rung=fallback.name)
@@ -185,11 +195,12 @@ class WanPipeline:
             devices.free_memory()
         raise OutOfMemory(f"Not enough memory for {job.frames} frames of {job.width}x{job.height} px.")
 
-    def _try_stages(self, state: GenerationState, *, vae_tiling: bool) -> bool:
-        """Run the stages. Returns False if memory ran out."""
+    def _try_stages(self, state: GenerationState, fallback: OomFallback) -> bool:
+        """Run the stages with this fallback. Returns False if memory ran out."""
+        tiled = fallback.vae_tiling or self.options.tiled
         try:
-            with tiling(self.components.pipe.vae, vae_tiling or self.options.tiled, state.size):
-                self._run_stages(state)
+            with tiling(self.components.pipe.vae, tiled, state.size):
+                self._run_stages(state, fallback)
         except (RuntimeError, MemoryError) as error:
             if error is state.progress.callback_error or not devices.is_out_of_memory(error):
                 raise
@@ -197,14 +208,15 @@ class WanPipeline:
         return True
 
     @torch.no_grad()
-    def _run_stages(self, state: GenerationState) -> None:
+    def _run_stages(self, state: GenerationState, fallback: OomFallback) -> None:
         """The stages after the check, for what is not finished yet."""
         job, plan = state.job, state.plan
         if state.latents is None:
             embeds = self.encode(job)
             schedule = self.timesteps(job, plan)
             guidance = self.latents(job, plan, state.references, state.source)
-            state.latents = self.denoise(job, embeds, schedule, guidance, progress=state.progress)
+            batch = state.begin(schedule.scheduler, fallback)
+            state.latents = self.denoise(job, embeds, schedule, guidance, batch, progress=state.progress)
         frames = self.decode(state.latents)
         state.frames = to_images(reference_guidance.cut_surplus_frames(job, plan, frames))
 
@@ -268,18 +280,21 @@ class WanPipeline:
         embeds: PromptEmbeds,
         schedule: Schedule,
         guidance: ReferenceGuidance,
+        batch: ResumableBatch | None = None,
         *,
         progress: ProgressReporter,
     ) -> torch.Tensor:
-        """Run all steps and return the latents of the clip, (1, channels, latent frames, rows, columns)."""
+        """Run the remaining steps; return the clip's latents, (1, channels, latent frames, rows, columns)."""
         cache, scheduler, sigmas = self._cache, schedule.scheduler, schedule.sigmas
-        latents = guidance.initial_latents(sigmas[0])
+        first = 0 if batch is None else batch.step
+        resumed = None if batch is None else batch.latents
+        latents = guidance.initial_latents(sigmas[0]) if resumed is None else resumed
         transformer = self.components.transformer(guidance.plan)
-        progress.begin(schedule.steps)
+        progress.begin(schedule.steps, done=first)
         with ExitStack() as stack:
             stack.enter_context(self.components.in_use("transformer", guidance.plan))
             stack.enter_context(cache.enabled(transformer, sigmas, guided=embeds.negative is not None))
-            for step, timestep in enumerate(scheduler.timesteps):
+            for step, timestep in enumerate(scheduler.timesteps[first:], start=first):
                 cache.set_timestep(float(timestep))
                 inputs = guidance.model_inputs(latents, step=step, dtype=self.dtype)
                 with self.options.attention_context():
@@ -296,6 +311,8 @@ class WanPipeline:
                 latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
                 latents = guidance.fix_latents(latents, step=step, sigma=sigmas[step + 1])
                 progress.step(step + 1, snapshot)
+                if batch is not None:
+                    batch.save_if_due(step + 1, latents, steps_done=progress.steps_done)
         return latents[:, :, guidance.extra_inputs.reference_frames :]
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -312,6 +329,24 @@ class WanPipeline:
         use_vace = self.vace is not None and job.reference_mode != "none"
         model = "vace" if use_vace else self.model
         return reference_guidance.plan_references(job, model, has_source=source is not None)
+
+    def _resumption(
+        self,
+        job: VideoJob,
+        plan: ReferencePlan,
+        references: ReferenceImages,
+        checkpoints: DenoisingCheckpoints | None,
+    ) -> Resumption:
+        conditions = Conditions(
+            job,
+            [references.single, references.start, references.end],
+            weights=self._content_hash,
+            options=(self.options.info(), self.cap, self.components.placement),
+            dtype=self.dtype,
+            device=self.device,
+        )
+        obstacle = self._cache.obstacle(self.components.transformer(plan))
+        return Resumption(checkpoints, conditions, obstacle=obstacle)
 
     def _calibrate(self) -> None:
         """Fit the previewer and prepare the step cache, before the first job."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from typing import Any
 
 import torch
@@ -10,8 +12,9 @@ from PIL.Image import Image
 
 from ourvidz.jobs.job import VideoJob
 from ourvidz.pipelines.base import GeneratedVideo, ReferenceImages, SourceVideo
-from ourvidz.pipelines.oom_fallbacks import OomFallback
+from ourvidz.pipelines.oom_fallbacks import OomFallback, oom_fallbacks
 from ourvidz.pipelines.progress import ProgressReporter
+from ourvidz.pipelines.resumption import ResumableBatch, Resumption
 from ourvidz.pipelines.sizes import RESIZE_POLICY
 from ourvidz.pipelines.wan.reference_guidance import ReferencePlan
 from ourvidz.pipelines.wan.vae import frames_to_generate
@@ -30,9 +33,22 @@ class GenerationState:
     size: tuple[int, int]
     references: ReferenceImages
     progress: ProgressReporter
+    resumption: Resumption
     source: SourceVideo | None = None
     latents: torch.Tensor | None = None
     frames: list[Image] = field(default_factory=list)
+
+    def fallbacks(self) -> Iterator[OomFallback]:
+        """The OOM fallbacks to try. A job that is resumed begins with the one that it had come to."""
+        position = self.resumption.position
+        fallbacks = oom_fallbacks(1)
+        if position is None:
+            return fallbacks
+        return dropwhile(lambda fallback: fallback.name != position["fallback"], fallbacks)
+
+    def begin(self, scheduler: Any, fallback: OomFallback) -> ResumableBatch:
+        """Begin the denoising, or continue it. Its noise is drawn at once, so no generator has a state."""
+        return self.resumption.batch(scheduler, (), {"fallback": fallback.name})
 
     def result(self, fallback: OomFallback, seconds: float) -> GeneratedVideo:
         """The result of the finished job, which `fallback` finished after `seconds` seconds."""
@@ -50,6 +66,7 @@ class GenerationState:
                 "compel_success": False,
                 **({} if fallback.name == "whole" else {"memory_rung": fallback.name}),
                 **({} if backend is None else {"reference_backend": backend}),
+                **self.resumption.metadata(),
             },
             asset_metadata={
                 "steps": job.steps,
