@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,17 @@ MARK_OF_FIXTURE = {
 """Marks by fixture, for tests that use it directly or through another fixture."""
 LONG = ("system", "browser", "model", "training")
 """Files with tests of these marks start first, since a long file that starts late extends the run."""
+SLOW_FILES = (
+    *(
+        "benchmarks/test_peers.py",
+        "cli/test_embedded.py",
+        "cli/test_readability.py",
+        "cli/test_supervisor.py",
+    ),
+    *("keeper/test_process.py", "ledger/test_replication.py", "test_redis_clients.py"),
+    *("web/test_many_callers.py", "web/test_openapi_fuzz.py", "web/test_serve.py", "wiring/test_models.py"),
+)
+"""Other files that take more than five seconds, in most of which the tests wait for processes."""
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Torch reads it when it is imported; parallel test processes must not each use every core.
@@ -38,13 +49,28 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 class Ordering:
-    """Moves files with long tests to the front. The (random) order within both groups is unchanged."""
+    """Moves files with long tests to the front and spreads slow ones over the rest. The (random) order is
+    unchanged otherwise."""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Sort the selected tests."""
         long = {item.path for item in items if any(item.get_closest_marker(mark) for mark in LONG)}
-        items.sort(key=lambda item: item.path not in long)
+        files = list(dict.fromkeys(item.path for item in items))
+        first = [path for path in files if path in long]
+        rest = spread([path for path in files if path not in long], {TESTS / name for name in SLOW_FILES})
+        position = {path: number for number, path in enumerate([*first, *rest])}
+        items.sort(key=lambda item: position[item.path])
+
+
+def spread(files: Sequence[Path], slow: Collection[Path]) -> list[Path]:
+    """Return the files with the slow ones evenly among the first two thirds of the others: while one waits,
+    the other test processes work, and none of them starts last."""
+    placed, others = [path for path in files if path in slow], [path for path in files if path not in slow]
+    distance = len(others) * 2 // 3 / max(1, len(placed))
+    for number, path in reversed(list(enumerate(placed))):
+        others.insert(round(number * distance), path)
+    return others
 
 
 @pytest.hookimpl(tryfirst=True)

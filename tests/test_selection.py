@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from tests.properties import examples
+from tests.selection import SLOW_FILES, TESTS, spread
 
 ROOT = Path(__file__).parents[1]
 FAST = "not system and not model and not training and not browser and not deno"
@@ -36,6 +37,19 @@ def test_the_script_selects_what_is_documented() -> None:
     script = (ROOT / "scripts/test").read_text()
     assert f'-m "{FAST}"' in script
     assert "--hypothesis-profile fast" in script
+
+
+def test_slow_files_do_not_start_last() -> None:
+    """The other processes would wait for the last one."""
+    files = [Path(str(number)) for number in range(20)]
+    ordered = spread(files, {Path("17"), Path("18"), Path("19")})
+    assert [ordered.index(Path(name)) for name in ("17", "18", "19")] == [0, 5, 9]
+    assert [path for path in ordered if int(path.name) < 17] == files[:17]
+
+
+def test_every_slow_file_exists() -> None:
+    """A file that is renamed would start anywhere."""
+    assert [name for name in SLOW_FILES if not (TESTS / name).is_file()] == []
 
 
 @pytest.mark.parametrize(
