@@ -28,7 +28,7 @@ HOME_OF: dict[str, set[str]] = {
     "fastapi": {"web"},
     "starlette": {"web"},
     "uvicorn": {"web"},
-    "celery": {"app", "claims", "dispatch", "pool", "signals", "tasks"},
+    "celery": {"app", "claims", "cli", "dispatch", "pool", "signals", "tasks"},
     "kombu": {"celery_settings", "dispatch"},
     "billiard": {"child", "pool", "signals"},
     "redis": {"ledger", "redis_clients", "dispatch", "cli", "embedded_redis", "testing"},

@@ -17,12 +17,12 @@ MEDIA = (
 )
 """The libraries of models and media, and the module that imports them."""
 
+TERMINAL = ("flower", "prompt_toolkit", "rich")
+"""Libraries that other programs of this installation use."""
+
 WORKER_PARENT = """
 from ourvidz.cli import worker
-from ourvidz.app import app
-from celery.apps.worker import Worker
-app.loader.import_default_modules()
-app.finalize()
+worker.celery_application().finalize()
 """
 SENDER = "control.current().callback_sender"
 ROLES = {
@@ -57,9 +57,10 @@ def test_the_io_process_imports_no_celery() -> None:
     assert imported(ROLES["io"], ("celery", "kombu"), OURVIDZ_WORKER="io") == []
 
 
-def test_logging_imports_no_rich() -> None:
-    """structlog imports it where it is installed, for a formatter of tracebacks that is not used."""
-    assert imported("from ourvidz import log\nlog.configure()", ("rich",)) == []
+@pytest.mark.parametrize("role", ["web", "keeper", "io", "sdxl"])
+def test_a_process_without_a_terminal_imports_no_library_for_one(role: str) -> None:
+    """structlog imports rich where it is installed, Celery's command line prompt_toolkit and Flower."""
+    assert imported(ROLES[role], TERMINAL, OURVIDZ_WORKER=role) == []
 
 
 def test_a_library_that_was_hidden_can_be_imported_afterwards() -> None:

@@ -13,7 +13,7 @@ from ourvidz.cli.main import cli
 from ourvidz.cli.worker import (
     FAMILIES,
     HELPERS,
-    celery_arguments,
+    celery_options,
     check_models,
     default_families,
     parse_families,
@@ -25,37 +25,23 @@ from ourvidz.settings import load_settings, settings
 from ourvidz.wiring import control
 
 
-def option_value(argv: list[str], option: str) -> str:
-    return argv[argv.index(option) + 1]
-
-
-@pytest.mark.parametrize(
-    ("name", "queue", "pool"),
-    [
-        ("sdxl", "sdxl_queue", "prefork"),
-        ("wan", "wan_queue", "prefork"),
-    ],
-)
-def test_every_worker_has_its_own_queue_and_pool(name: str, queue: str, pool: str) -> None:
-    """A callback receiver that hangs must not stop generation."""
-    argv = celery_arguments(name, load_settings(_env_file=None))
-    assert argv[0] == "worker"
-    assert option_value(argv, "-Q") == queue
-    assert option_value(argv, "-P") == pool
+@pytest.mark.parametrize(("name", "queue"), [("sdxl", "sdxl_queue"), ("wan", "wan_queue")])
+def test_every_worker_has_its_own_queue(name: str, queue: str) -> None:
+    """A worker has the models of one family."""
+    assert celery_options(name, load_settings(_env_file=None))["queues"] == [queue]
 
 
 def test_the_celery_node_name_is_the_worker_id() -> None:
     """Remote control and the ledger must use the same name."""
     settings = load_settings(OURVIDZ_GPU="1", _env_file=None)
-    assert option_value(celery_arguments("sdxl", settings), "-n") == settings.worker_id("sdxl")
-    assert option_value(celery_arguments("sdxl", settings), "-n").endswith("-gpu1")
+    assert celery_options("sdxl", settings)["hostname"] == settings.worker_id("sdxl")
+    assert settings.worker_id("sdxl").endswith("-gpu1")
 
 
 def test_a_gpu_worker_runs_one_job_and_prefetches_none() -> None:
     """Another worker could run the job that a busy worker has prefetched."""
-    argv = celery_arguments("sdxl", load_settings(_env_file=None))
-    assert option_value(argv, "-c") == "1"
-    assert "--prefetch-multiplier=1" in argv
+    options = celery_options("sdxl", load_settings(_env_file=None))
+    assert (options["concurrency"], options["prefetch_multiplier"]) == (1, 1)
 
 
 def test_an_unknown_worker_is_one_line_with_the_known_names() -> None:
