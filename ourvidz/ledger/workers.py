@@ -29,20 +29,20 @@ class WorkerOperations(LedgerBase):
     def workers(self) -> list[Worker]:
         """All workers seen in the last day, longest silent first. Those without a heartbeat within the
         presence time are `offline`."""
-        return self._read_workers()[0]
+        return self._read_workers(WORKER_TTL_S)[0]
 
     def online_workers(self, *, family: str | None = None) -> list[Worker]:
         """The workers that are not offline, draining ones among them; of one family."""
         return [
             worker
-            for worker in self.workers()
+            for worker in self._read_workers(self._options.presence_s)[0]
             if worker.state != "offline" and family in (None, worker.family)
         ]
 
     def active_workers(self, *, queue: str | None = None, family: str | None = None) -> list[Worker]:
         """The workers that take new jobs: online, not failed, not draining, their queue not paused; of one
         queue or family."""
-        workers, paused = self._read_workers()
+        workers, paused = self._read_workers(self._options.presence_s)
         return [
             worker
             for worker in workers
@@ -53,10 +53,12 @@ class WorkerOperations(LedgerBase):
             and family in (None, worker.family)
         ]
 
-    def _read_workers(self) -> tuple[list[Worker], list[str]]:
-        """All workers seen in the last day, and the paused queues. A heartbeat that this release cannot read
-        is left out: what one worker sends must not hide the others."""
-        now, paused, *rows = self._connection.run_script("workers", WORKER_TTL_S)
+    def _read_workers(self, within_s: float) -> tuple[list[Worker], list[str]]:
+        """All workers seen within a time, and the paused queues. A heartbeat that this release cannot read is
+        left out: what one worker sends must not hide the others.
+
+        Hosts that come and go leave hundreds of workers a day, so those online are asked for by time."""
+        now, paused, *rows = self._connection.run_script("workers", within_s)
         workers = [self._load(pairs(row), float(now)) for row in rows if row]
         return [worker for worker in workers if worker is not None], paused
 

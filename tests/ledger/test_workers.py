@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import redis
 
 from ourvidz.jobs.images import ImageJob
 from ourvidz.ledger.store import Ledger
@@ -42,6 +43,28 @@ def test_online_workers_include_draining_ones_and_those_of_paused_queues(fleet: 
 def test_active_workers_are_online_not_draining_and_their_queue_not_paused(fleet: Ledger) -> None:
     """Only these workers take new jobs."""
     assert ids(fleet.active_workers()) == ["chat@active", "sdxl@active"]
+
+
+def test_workers_that_are_gone_are_not_read_to_find_those_online(ledger: Ledger, clock: Clock) -> None:
+    """Hosts that come and go leave hundreds a day, and every look at a queued job asks for those online."""
+
+    def bytes_of(read: Callable[[], object]) -> int:
+        with redis.Redis.from_url(ledger.url) as client:
+            before = client.info("stats")["total_net_output_bytes"]
+            read()
+            return int(client.info("stats")["total_net_output_bytes"] - before)
+
+    def read() -> None:
+        assert ids(ledger.online_workers()) == ids(ledger.active_workers()) == ["sdxl@here"]
+
+    ledger.heartbeat(worker(id="sdxl@here"))
+    alone = bytes_of(read)
+    for number in range(50):
+        ledger.heartbeat(worker(id=f"sdxl@gone-{number}"))
+    clock.advance(60)
+    ledger.heartbeat(worker(id="sdxl@here"))
+    assert bytes_of(read) < alone + 500
+    assert len(ledger.workers()) == 51
 
 
 def test_online_and_active_workers_are_filtered_by_family_and_queue(fleet: Ledger) -> None:

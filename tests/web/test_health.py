@@ -87,11 +87,12 @@ def test_health_and_metrics_tell_that_new_jobs_are_refused(shim) -> None:
 def test_without_a_ledger_a_shim_is_live_but_not_ready(shim, monkeypatch) -> None:
     """Restarting the shim would not repair Redis."""
 
-    def unreachable() -> None:
+    def unreachable(**_: object) -> None:
         raise WorkerUnavailable("away")
 
     monkeypatch.setattr(shim.ledger, "ping", unreachable)
     monkeypatch.setattr(shim.ledger, "workers", unreachable)
+    monkeypatch.setattr(shim.ledger, "online_workers", unreachable)
     assert shim.client.get("/health/live").status_code == 200
     assert shim.client.get("/health/ready").status_code == 503
     document = shim.client.get("/health").json()

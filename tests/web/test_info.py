@@ -66,10 +66,10 @@ def test_chat_health_depends_on_the_chat_worker_only(shim, monkeypatch) -> None:
     shim.register_worker(**CHAT)
     assert shim.client.get("/chat/health").json()["status"] == "healthy"
 
-    def unreachable() -> None:
+    def unreachable(**_: object) -> None:
         raise WorkerUnavailable("away")
 
-    monkeypatch.setattr(shim.ledger, "workers", unreachable)
+    monkeypatch.setattr(shim.ledger, "online_workers", unreachable)
     assert shim.client.get("/chat/health").json()["queue_depth"] is None
 
 
