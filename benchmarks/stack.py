@@ -14,11 +14,11 @@ from typing import Any
 
 
 @contextmanager
-def running_stack(folder: Path, *, workers: str, **variables: str) -> Iterator[dict[str, Any]]:
+def running_stack(folder: Path, *, workers: str, port: int = 0, **variables: str) -> Iterator[dict[str, Any]]:
     """Run `ourvidz up` with these workers and variables, and stop it afterwards; yields its ready line, with
     its process id as `up`."""
     env = os.environ | {"PYTHONPATH": str(Path.cwd()), **variables}
-    up = ("up", "--state-dir", str(folder), "--port", "0", "--no-flower", "--workers", workers)
+    up = ("up", "--state-dir", str(folder), "--port", str(port), "--no-flower", "--workers", workers)
     command = [sys.executable, "-m", "ourvidz.cli.main", *up]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
