@@ -1,8 +1,9 @@
 """How the costs of the job system grow with what it holds.
 
-    python -m benchmarks.scale [queued] [retention] [followers] [--queued 100000] [--followers 2000]
+    python -m benchmarks.scale [operations] [queued] [retention] [followers] [--queued 100000]
 
-`queued`: what each operation costs beside many queued jobs, as a ratio to an empty system.
+`operations`: what each operation of the ledger costs beside many queued jobs, and as a ratio to few.
+`queued`: the same for a whole stack over HTTP, with its idle costs, its memory, and the rate of its worker.
 `retention`: whether finished jobs are bounded by the retention time, on an injected clock.
 `followers`: memory of a shim with many open event streams, and the latency of a token.
 """
@@ -13,9 +14,9 @@ import argparse
 from pathlib import Path
 
 from benchmarks.results import Figures, Run, comparison_table, figures_table
-from benchmarks.scale import followers, queued, retention
+from benchmarks.scale import followers, operations, queued, retention
 
-PARTS = ("queued", "retention", "followers")
+PARTS = ("operations", "queued", "retention", "followers")
 
 
 def main() -> None:
@@ -39,7 +40,9 @@ def main() -> None:
     arguments = parser.parse_args()
     systems: dict[str, Figures] = {}
     for part in arguments.parts or PARTS:
-        if part == "queued":
+        if part == "operations":
+            systems[part] = operations.measure(arguments.queued, samples=arguments.samples)
+        elif part == "queued":
             systems[part] = queued.measure(arguments.queued, samples=arguments.samples)
         elif part == "retention":
             systems[part] = retention.measure(arguments.jobs_a_day)

@@ -21,6 +21,7 @@ import requests
 from benchmarks.filling import fill, payload
 from benchmarks.processes import SERVER, StackProcesses, differences
 from benchmarks.results import Figures
+from benchmarks.scale.still_broker import StillBroker
 from benchmarks.stack import running_receiver, running_stack
 from ourvidz.cli.console import print_note
 
@@ -251,29 +252,3 @@ class QueuedSystem:
 
     def _post(self, path: str, body: dict[str, Any] | None = None) -> None:
         self._http.post(self._shim + path, json=body, timeout=60).raise_for_status()
-
-
-class StillBroker:
-    """A broker that holds a message of every job, so that a sweep has nothing to do."""
-
-    def publish(self, record: Any) -> bool:  # noqa: ARG002
-        """Publish nothing."""
-        return True
-
-    def deliver(self, job_id: str) -> None:
-        """Deliver nothing."""
-
-    def wake(self, queue: str) -> None:
-        """Wake nobody."""
-
-    def waiting_messages(self, queue: str) -> int:  # noqa: ARG002
-        """Some."""
-        return 1
-
-    def deliveries_waiting(self) -> int:
-        """Some, so that none is dispatched."""
-        return 1
-
-    def trim_deliveries(self, limit: int) -> int:  # noqa: ARG002
-        """Trim nothing."""
-        return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.scale import followers, retention
+from benchmarks.scale import followers, operations, retention
 
 
 def test_finished_jobs_are_bounded_by_the_retention_time() -> None:
@@ -20,3 +20,11 @@ def test_the_latency_of_a_token_is_measured_for_every_follower() -> None:
     figures = followers.measure(20, tokens=10)
     assert figures["20 followers: token latency p50 ms"] > 0
     assert figures["20 followers: memory MiB"] >= figures["shim without followers: memory MiB"]
+
+
+def test_operations_are_compared_with_an_empty_server_in_turn() -> None:
+    """The ratios are of processor time of the server, so they hold on a loaded machine."""
+    figures = operations.measure(30, samples=3)
+    for name in ("submission", "next job, claim and end", "list of jobs", "sweep"):
+        assert figures[f"{name}: ratio"] > 0
+    assert figures["30 queued: server memory bytes a job"] > 1000
