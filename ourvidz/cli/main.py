@@ -19,13 +19,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "jobs": ("ourvidz.cli.jobs:jobs", "Submit, watch and manage jobs over HTTP."),
     "callbacks": ("ourvidz.cli.callbacks:callbacks", "List, show and replay callbacks."),
     "imports": ("ourvidz.cli.imports:imports", "List and repeat refused entries of raw lists."),
+    "replay": ("ourvidz.cli.replay:replay", "Run a job again, and say whether its result is the same."),
     "ledger": ("ourvidz.cli.ledger:ledger", "Check the records, queues and callbacks, and mend them."),
     "memory": ("ourvidz.cli.memory:memory", "Show the memory of the GPUs, and move models."),
     "models": ("ourvidz.cli.models:models", "List and verify the checkpoints."),
     "doctor": ("ourvidz.cli.doctor:doctor", "Check that this machine has what it needs."),
 }
 """Name → (module:attribute, line in the help)."""
-USES_RUNNING_STACK = frozenset({"callbacks", "imports", "ledger"})
+USES_RUNNING_STACK = frozenset({"callbacks", "imports", "ledger", "replay"})
 """Commands that use the Redis server of the running `ourvidz up`."""
 
 

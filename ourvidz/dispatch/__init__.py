@@ -21,6 +21,7 @@ from ourvidz.dispatch.messages import (
     time_limit_s,
 )
 from ourvidz.dispatch.queues import remove_worker_queues, waiting_messages
+from ourvidz.dispatch.replay import receipt_of, replay
 from ourvidz.dispatch.submission import parse_payload, submit, submit_all
 from ourvidz.dispatch.unprefixed import adopt_unprefixed_messages
 from ourvidz.dispatch.workers import (
@@ -58,7 +59,9 @@ __all__ = [
     "parse_payload",
     "pause",
     "publish",
+    "receipt_of",
     "remove_worker_queues",
+    "replay",
     "request_load",
     "requeue_held_jobs",
     "resume",

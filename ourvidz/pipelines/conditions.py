@@ -52,5 +52,5 @@ def library_versions() -> str:
 def device_kind(device: torch.device) -> str:
     """The model of a GPU, or the instruction set of a CPU: others round differently."""
     if device.type == "cuda":
-        return f"cuda {torch.cuda.get_device_name(device)}"
+        return str(torch.cuda.get_device_name(device))
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"

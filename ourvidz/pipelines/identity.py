@@ -8,7 +8,8 @@ would take longer than loading them, so other files are sampled: their size and 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ourvidz.pipelines import checksums
@@ -57,22 +58,40 @@ def file_states(files: Iterable[Path]) -> str:
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
-def loaded_weights(checkpoint: Checkpoint, extra: Iterable[tuple[str, Path]] = ()) -> str:
-    """A name for the weights that are loaded from a checkpoint and from `extra` files, each with the label
-    under which it is used. It is valid on this host."""
-    extra = list(extra)
-    states = file_states([*_files(checkpoint), *(path for _, path in extra)])
-    labels = [f"{label}={file_hash(path)}" for label, path in extra]
-    return " ".join([checkpoint_hash(checkpoint), states, *labels])
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Loaded weights: the hash of the checkpoint, and those of the files `added` to it by label. `states` is
+    a digest of the states of all files."""
+
+    checkpoint: str
+    added: Mapping[str, str]
+    states: str
+
+    @property
+    def content(self) -> str:
+        """A digest of the content. Equal on all hosts, wherever the files lie."""
+        return hashlib.sha256(repr([self.checkpoint, dict(self.added)]).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """A name for exactly these weights, valid on this host."""
+        return f"{self.content} {self.states}"
 
 
-def content_hash(checkpoints: Iterable[Checkpoint], extra: Iterable[Path] = ()) -> str:
-    """A digest of checkpoints and of further files and folders. Equal on all hosts, wherever they lie."""
-    hashes = [checkpoint_hash(checkpoint) for checkpoint in checkpoints]
-    for path in extra:
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        hashes += [file_hash(file) for file in files if file.is_file()]
-    return hashlib.sha256(repr(hashes).encode()).hexdigest()
+NO_WEIGHTS = Weights("", {}, "")
+
+
+def loaded_weights(checkpoint: Checkpoint, added: Mapping[str, Path | Checkpoint] | None = None) -> Weights:
+    """The weights that are loaded from a checkpoint and from `added` files, folders or checkpoints, each with
+    the label under which it is used."""
+    added = added or {}
+    checkpoints = {
+        label: Checkpoint(one, "folder" if one.is_dir() else "single file") if isinstance(one, Path) else one
+        for label, one in added.items()
+    }
+    files = [file for one in (checkpoint, *checkpoints.values()) for file in _files(one)]
+    hashes = {label: checkpoint_hash(one) for label, one in checkpoints.items()}
+    return Weights(checkpoint_hash(checkpoint), hashes, file_states(files))
 
 
 def _files(checkpoint: Checkpoint) -> Iterator[Path]:

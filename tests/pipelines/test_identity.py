@@ -76,19 +76,19 @@ def test_a_single_file_has_the_hash_of_file_and_configs(folder: Path) -> None:
 def test_a_change_between_the_samples_is_seen_by_its_time(folder: Path) -> None:
     """On one host the state of the files counts too: a cache must not survive any change."""
     checkpoint, file = Checkpoint(folder, "folder"), folder / "weights.safetensors"
-    before = identity.loaded_weights(checkpoint)
+    before = identity.loaded_weights(checkpoint).name
     state = file.stat()
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
-    assert identity.loaded_weights(checkpoint) != before
+    assert identity.loaded_weights(checkpoint).name != before
 
 
 def test_lora_files_are_part_of_the_loaded_weights(folder: Path) -> None:
     """By content and by how they are used."""
     checkpoint, file = Checkpoint(folder, "folder"), folder.parent / "lora.safetensors"
     file.write_bytes(b"one")
-    names = {identity.loaded_weights(checkpoint, [(label, file)]) for label in ("hills@1", "hills@0.5")}
+    names = {identity.loaded_weights(checkpoint, {label: file}).name for label in ("hills@1", "hills@0.5")}
     file.write_bytes(b"two")
-    names |= {identity.loaded_weights(checkpoint), identity.loaded_weights(checkpoint, [("hills@1", file)])}
+    names |= {identity.loaded_weights(checkpoint, added).name for added in ({}, {"hills@1": file})}
     assert len(names) == 4
 
 

@@ -13,6 +13,7 @@ from ourvidz import log
 from ourvidz.jobs.job import JobLora
 from ourvidz.pipelines import identity
 from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.identity import NO_WEIGHTS, Weights
 from ourvidz.pipelines.loading import loading, weights_mib
 from ourvidz.pipelines.previews import LatentPreviewer, fit_previewer
 from ourvidz.pipelines.sdxl import lora, schedulers
@@ -30,8 +31,7 @@ class SDXLModel:
     """One loaded checkpoint. Text-to-image and image-to-image share all weights; each has its own
     scheduler.
 
-    `cache` keeps encoded prompts and references under the name of the loaded `weights`. `content_hash`
-    identifies the files that the weights come from.
+    `cache` keeps encoded prompts and references under the name of the loaded `weights`.
     """
 
     def __init__(
@@ -40,15 +40,13 @@ class SDXLModel:
         options: SDXLOptions,
         cache: TensorCache | None = None,
         *,
-        weights: str = "",
-        content_hash: str = "",
+        weights: Weights = NO_WEIGHTS,
     ) -> None:
-        self.content_hash = content_hash
         self.pipe = pipe
+        self.weights = weights
         self._cache = cache
-        self._weights = weights
-        self.vae = ImageVAE(pipe, cache, weights=weights)
-        self.prompt_encoder = PromptEncoder(pipe, cache, weights=weights)
+        self.vae = ImageVAE(pipe, cache, weights=weights.name)
+        self.prompt_encoder = PromptEncoder(pipe, cache, weights=weights.name)
         self.adapter = IPAdapter(pipe, options.ip_adapter) if options.ip_adapter else None
         self._loras = JobLoras(pipe, options.job_loras)
         self.previewer = _fit_previewer(self.vae) if options.previews else None
@@ -60,7 +58,7 @@ class SDXLModel:
         with self._loras.applied(requested) as text_encoder_loras:
             if text_encoder_loras:
                 # A new one, because Compel keeps the embedding of the empty prompt.
-                weights = f"{self._weights} {text_encoder_loras!r}"
+                weights = f"{self.weights.name} {text_encoder_loras!r}"
                 self.prompt_encoder = PromptEncoder(self.pipe, self._cache, weights=weights)
             try:
                 yield
@@ -99,15 +97,14 @@ def load_model(
 ) -> SDXLModel:
     """Load a checkpoint onto `device` and apply the options. Raises `ModelLoadError`."""
     with loading(checkpoint):
-        weights = identity.loaded_weights(checkpoint, options.lora_files())
+        weights = identity.loaded_weights(checkpoint, options.added_files())
         pipe = _read_pipeline(checkpoint, dtype).to(device)
         pipe.scheduler = schedulers.build_scheduler(
             options.scheduler, pipe.scheduler, few_steps=options.few_steps
         )
         for file in options.loras:
             lora.merge_lora(pipe, file)
-        content_hash = identity.content_hash([checkpoint], options.files())
-        model = SDXLModel(pipe, options, cache, weights=weights, content_hash=content_hash)
+        model = SDXLModel(pipe, options, cache, weights=weights)
         options.optimize(pipe)
         return model
 

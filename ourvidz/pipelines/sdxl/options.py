@@ -49,12 +49,6 @@ class SDXLOptions:
         """
         return attention_kernel(self.attention)
 
-    def files(self) -> list[Path]:
-        """The files and folders of weights beside the checkpoint."""
-        adapter = self.ip_adapter
-        files = [lora.path for lora in (*self.loras, *self.job_loras)]
-        return files if adapter is None else [*files, adapter.weights, adapter.encoder]
-
     def optimize(self, pipe: Any) -> None:
         """Set the memory format, and compile the UNet's repeated blocks on their first use, as selected."""
         if self.channels_last:
@@ -64,10 +58,14 @@ class SDXLOptions:
             # Compiling the whole UNet takes minutes and is hardly faster at run time.
             pipe.unet.compile_repeated_blocks(fullgraph=True)
 
-    def lora_files(self) -> list[tuple[str, Path]]:
-        """All LoRA files, each with a label that says how it is used."""
-        merged = [(lora.label(), lora.path) for lora in self.loras]
-        return merged + [(f"job:{lora.name}", lora.path) for lora in self.job_loras]
+    def added_files(self) -> dict[str, Path]:
+        """The weights that are used beside the checkpoint, by a label that says how."""
+        merged = {f"lora {lora.label()}": lora.path for lora in self.loras}
+        by_jobs = {f"job lora {lora.name}": lora.path for lora in self.job_loras}
+        if self.ip_adapter is None:
+            return merged | by_jobs
+        adapter = {"ip_adapter": self.ip_adapter.weights, "ip_adapter encoder": self.ip_adapter.encoder}
+        return merged | by_jobs | adapter
 
     def info(self) -> dict[str, Any]:
         """The options as `/model/info` shows them."""

@@ -23,6 +23,7 @@ from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.conditions import Conditions
 from ourvidz.pipelines.oom_fallbacks import OomFallback
 from ourvidz.pipelines.progress import ProgressReporter
+from ourvidz.pipelines.receipts import Environment
 from ourvidz.pipelines.resumption import ResumableBatch, Resumption
 from ourvidz.pipelines.sdxl import image_to_image, schedulers
 from ourvidz.pipelines.sdxl.denoiser import Denoiser
@@ -129,7 +130,10 @@ class SDXLPipeline:
         for fallback in state.fallbacks():
             if self._try_stages(state, fallback):
                 result = state.result(fallback, time.perf_counter() - started)
-                return result.with_metadata(embedding_cache=asdict(self.cache.counts.since(counts)))
+                return result.with_metadata(
+                    embedding_cache=asdict(self.cache.counts.since(counts)),
+                    receipt=state.receipt(result, fallback, self._environment()),
+                )
             _log.warning("out_of_memory", job_id=job.id, rung=fallback.name, at_once=fallback.batch_size)
             # After the except block: until then the error's traceback keeps the tensors alive.
             devices.free_memory()
@@ -249,6 +253,11 @@ class SDXLPipeline:
         return self._model.vae.decode(latents)
 
     # -- helpers of the stages
+    def _environment(self) -> Environment:
+        """What results depend on beside the job, for their receipts."""
+        scheduler = type(self._pipe.scheduler).__name__
+        return Environment(self._model.weights, self.device, self.dtype, scheduler, self.options.info())
+
     @property
     def _model(self) -> SDXLModel:
         if self._loaded is None:
@@ -276,7 +285,7 @@ class SDXLPipeline:
         conditions = Conditions(
             job,
             [reference],
-            weights=self._model.content_hash,
+            weights=self._model.weights.content,
             options=(self.options.info(), self.options.scheduler, self.cap),
             dtype=self.dtype,
             device=self.device,

@@ -14,6 +14,7 @@ from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.pipelines.oom_fallbacks import OomFallback, oom_fallbacks
 from ourvidz.pipelines.progress import ProgressReporter
+from ourvidz.pipelines.receipts import Environment, build_receipt
 from ourvidz.pipelines.resumption import ResumableBatch, Resumption
 from ourvidz.pipelines.sdxl import image_to_image
 from ourvidz.pipelines.sdxl.image_to_image import ReferencePlan
@@ -126,6 +127,22 @@ class GenerationState:
                     plan, job, negative_prompt_used=self.negative_prompt_used
                 ),
             },
+        )
+
+    def receipt(
+        self, result: GeneratedImages, fallback: OomFallback, environment: Environment
+    ) -> dict[str, Any]:
+        """The receipt of the finished job."""
+        requested = {f"job lora {lora.name}" for lora in self.job.loras}
+        by_jobs = {label for label in environment.weights.added if label.startswith("job lora ")}
+        return build_receipt(
+            environment,
+            used_weights=environment.weights.added.keys() - by_jobs | requested,
+            seeds=self.job.seeds,
+            batch_size=self.batch_size,
+            memory_rung=fallback.name,
+            references=[] if self.plan.reference is None else [self.plan.reference],
+            results=[[image] for image in result.images],
         )
 
     def _lora_metadata(self) -> dict[str, Any]:

@@ -27,9 +27,11 @@ from ourvidz.pipelines.base import (
 )
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.conditions import Conditions
+from ourvidz.pipelines.identity import NO_WEIGHTS
 from ourvidz.pipelines.loading import loading
 from ourvidz.pipelines.oom_fallbacks import OomFallback
 from ourvidz.pipelines.progress import ProgressReporter
+from ourvidz.pipelines.receipts import Environment
 from ourvidz.pipelines.resumption import ResumableBatch, Resumption
 from ourvidz.pipelines.sizes import cap_size, check_multiple
 from ourvidz.pipelines.tensor_cache import TensorCache
@@ -89,7 +91,7 @@ class WanPipeline:
         self.cache = cache or TensorCache()
         self.load_s: float | None = None
         self.components = Components(replace(placement, grouped=options.grouped), self.device, options)
-        self._weights = self._content_hash = ""
+        self._weights = NO_WEIGHTS
         self._cache = StepCache()
         self._previewer: ClipPreviewer | None = None
 
@@ -108,9 +110,9 @@ class WanPipeline:
         try:
             with loading(self.checkpoint):
                 self.model = read_model_info(self.checkpoint.path).model
-                self._weights = identity.loaded_weights(self.checkpoint)
+                added = {} if self.vace is None else {"vace": self.vace}
+                self._weights = identity.loaded_weights(self.checkpoint, added)
                 self.components.set_pipe(self._read_pipeline())
-                self._content_hash = identity.content_hash(filter(None, [self.checkpoint, self.vace]))
                 self._calibrate()
             if self.vace is not None:
                 with loading(self.vace):
@@ -189,7 +191,10 @@ class WanPipeline:
         for fallback in state.fallbacks():
             if self._try_stages(state, fallback):
                 result = state.result(fallback, time.perf_counter() - started)
-                return result.with_metadata(embedding_cache=asdict(self.cache.counts.since(counts)))
+                return result.with_metadata(
+                    embedding_cache=asdict(self.cache.counts.since(counts)),
+                    receipt=state.receipt(result, fallback, self._environment(job)),
+                )
             _log.warning("out_of_memory", job_id=job.id, rung=fallback.name)
             # After the except block: until then the error's traceback keeps the tensors alive.
             devices.free_memory()
@@ -236,7 +241,7 @@ class WanPipeline:
             device=self.device,
             dtype=self.dtype,
             cache=self.cache,
-            weights=self._weights,
+            weights=self._weights.name,
         )
         return PromptEmbeds(embeds[0], embeds[1] if len(embeds) > 1 else None)
 
@@ -259,7 +264,7 @@ class WanPipeline:
         The noise is drawn on the CPU in float32, so that a seed means the same clip on every device.
         """
         with self.components.in_use("vae"):
-            vae = VideoVAE(self.components.pipe.vae, self.cache, weights=self._weights)
+            vae = VideoVAE(self.components.pipe.vae, self.cache, weights=self._weights.name)
             shape = vae.shape(job.frames, *self._size(job))
             known = reference_guidance.known_latents(job, plan, references, vae, shape)
             inputs = extra_inputs(
@@ -321,6 +326,10 @@ class WanPipeline:
             return VideoVAE(self.components.pipe.vae).decode(latents)
 
     # -- helpers of the stages
+    def _environment(self, job: VideoJob) -> Environment:
+        """What the results of a job depend on beside it, for its receipt."""
+        return Environment(self._weights, self.device, self.dtype, job.solver, self.options.info())
+
     def _read_pipeline(self) -> Any:
         return read_pipeline(self.checkpoint, self.model, self.dtype)
 
@@ -340,7 +349,7 @@ class WanPipeline:
         conditions = Conditions(
             job,
             [references.single, references.start, references.end],
-            weights=self._content_hash,
+            weights=self._weights.content,
             options=(self.options.info(), self.cap, self.components.placement),
             dtype=self.dtype,
             device=self.device,

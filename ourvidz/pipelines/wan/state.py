@@ -11,9 +11,11 @@ import torch
 from PIL.Image import Image
 
 from ourvidz.jobs.job import VideoJob
+from ourvidz.jobs.videos import REQUIRED_REFERENCES
 from ourvidz.pipelines.base import GeneratedVideo, ReferenceImages, SourceVideo
 from ourvidz.pipelines.oom_fallbacks import OomFallback, oom_fallbacks
 from ourvidz.pipelines.progress import ProgressReporter
+from ourvidz.pipelines.receipts import Environment, build_receipt
 from ourvidz.pipelines.resumption import ResumableBatch, Resumption
 from ourvidz.pipelines.sizes import RESIZE_POLICY
 from ourvidz.pipelines.wan.reference_guidance import ReferencePlan
@@ -74,6 +76,22 @@ class GenerationState:
                 "guidance_scale": job.guidance_scale,
                 **({} if backend is None else self._reference_metadata()),
             },
+        )
+
+    def receipt(
+        self, result: GeneratedVideo, fallback: OomFallback, environment: Environment
+    ) -> dict[str, Any]:
+        """The receipt of the finished job."""
+        names = REQUIRED_REFERENCES[self.job.reference_mode]
+        references = [getattr(self.references, name) for name in names]
+        return build_receipt(
+            environment,
+            used_weights={self.plan.model},
+            seeds=[self.job.seed],
+            batch_size=1,
+            memory_rung=fallback.name,
+            references=[image for image in references if image is not None],
+            results=[result.frames],
         )
 
     @property

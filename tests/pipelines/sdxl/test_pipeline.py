@@ -195,6 +195,7 @@ def test_the_result_has_the_metadata_of_the_callback(sdxl: SDXLPipeline) -> None
     result = sdxl.generate(image_job(num_images=3, steps=2), on_step=no_progress)
     assert result.seeds == [7, 8, 9]
     assert 0 < result.seconds < 30
+    assert result.metadata.pop("receipt")["results"]
     assert result.metadata == {
         "size_capped": False,
         "final_prompt_type": "string",

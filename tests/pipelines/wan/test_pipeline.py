@@ -188,6 +188,7 @@ def test_the_result_has_the_metadata_of_the_callback(wan: WanPipeline) -> None:
     result = wan.generate(video_job(fps=12), on_step=no_progress)
     assert (result.seed, result.fps) == (7, 12)
     assert 0 < result.seconds < 60
+    assert result.metadata.pop("receipt")["results"]
     assert result.metadata == {
         "size_capped": False,
         "final_prompt_type": "string",
