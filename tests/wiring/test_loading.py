@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,20 @@ def test_jobs_of_one_process_run_under_their_own_settings(
             models: Any = loading.loaded(system.control.settings, "sdxl")
             assert (models.info()["sdxl"]["few_steps"] or "") == few_steps
     assert stored[""] != stored["lcm"]
+
+
+def test_a_child_imports_what_its_own_family_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it has work: the builder, what the builder imports later, and the workflow."""
+    (tmp_path / "own_models.py").write_text("asked = []\ndef preload(family): asked.append(family)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_workflow.py").touch()
+    monkeypatch.setattr(loading, "WORKFLOWS", {"wan": ("own_workflow",)})
+    loading.preload(settings(OURVIDZ_MODELS="own_models:build"), "wan")
+    assert sys.modules["own_models"].asked == ["wan"]
+    assert "own_workflow" in sys.modules
+
+
+@pytest.mark.parametrize("builder", ["tests.wiring.test_loading:build_nothing", "there_is_none:build"])
+def test_a_builder_need_not_say_what_it_imports_later(builder: str) -> None:
+    """One that cannot be imported is reported when it is needed, as a model that cannot be loaded."""
+    loading.preload(settings(OURVIDZ_MODELS=builder), "sdxl")
