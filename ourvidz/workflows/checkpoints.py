@@ -82,7 +82,7 @@ class JobCheckpoints:
         if self._writer is not None:
             self._writer.shutdown()
         if ended:
-            self._remove(self._folders())
+            self._remove([checkpoints_folder(self._claim.job_id)])
 
     def _write(self, encode: Callable[[], bytes]) -> None:
         claim = self._claim
@@ -95,7 +95,8 @@ class JobCheckpoints:
             return
         if not self._has_saved:
             self._has_saved = True
-            self._remove([name for name in self._folders() if name != own])
+            folder = checkpoints_folder(claim.job_id)
+            self._remove([f"{folder}/{name}" for name in self._folders() if name != own])
 
     def _folders(self) -> list[str]:
         """The folders of this attempt and of those before it, the newest first."""
@@ -108,10 +109,9 @@ class JobCheckpoints:
             (name for name in names if fence_of(name) <= self._claim.fence), key=fence_of, reverse=True
         )
 
-    def _remove(self, names: list[str]) -> None:
-        folder = checkpoints_folder(self._claim.job_id)
+    def _remove(self, folders: list[str]) -> None:
         try:
-            for name in names:
-                self._store.delete_folder(f"{folder}/{name}")
+            for folder in folders:
+                self._store.delete_folder(folder)
         except StorageError as error:
             _log.warning("checkpoint_left", job_id=self._claim.job_id, reason=error.message)
