@@ -34,9 +34,13 @@ def never() -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """The tiny profile on an emulated card."""
+    """The tiny profile on an emulated card, where a model that was just brought leaves after a second."""
     return load_settings(
-        _env_file=None, OURVIDZ_STATE_DIR=tmp_path, OURVIDZ_EMULATED_GPU=CARD, OURVIDZ_GPU_BUDGET_MIB=47_000
+        _env_file=None,
+        OURVIDZ_STATE_DIR=tmp_path,
+        OURVIDZ_EMULATED_GPU=CARD,
+        OURVIDZ_GPU_BUDGET_MIB=47_000,
+        OURVIDZ_GPU_TURN_S=1,
     )
 
 
