@@ -19,8 +19,9 @@ from ourvidz.subprocesses import DIES_WITH, dying_with_parent
 
 MAX_FDS = 64
 """File descriptors that are handed over at most; a pool's child needs about ten."""
-RESERVED_FDS = 256
-"""Descriptors below this number can be handed over: the interpreter leaves the numbers free."""
+RESERVED_FDS = 128
+"""Descriptors below this number can be handed over: the interpreter leaves the numbers free. Some systems
+allow 256 open files."""
 
 _waiting: Interpreter | None = None
 
