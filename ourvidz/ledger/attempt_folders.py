@@ -19,15 +19,25 @@ class AttemptFolderOperations(Queries):
         name = self._keys.attempt_folders
         members = self._connection.with_retries(lambda: self._connection.client.zrange(name, 0, limit - 1))
         entries = [_split(member) for member in members]
-        rows = dict(self._read_rows(dict.fromkeys(job_id for job_id, _, _ in entries)))
-        return [entry for entry in entries if not _is_running(rows[entry[0]], token=entry[1])]
+        running = self._running_tokens(list(dict.fromkeys(job_id for job_id, _, _ in entries)))
+        return [entry for entry in entries if running[entry[0]] != entry[1]]
+
+    def _running_tokens(self, job_ids: list[str]) -> dict[str, str | None]:
+        """The token of the claim under which each of these jobs is processed; None for one that is not."""
+
+        def read() -> list[tuple[str | None, str | None]]:
+            pipeline = self._connection.client.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.hmget(self._keys.job(job_id), "status", "token")
+            return list(pipeline.execute())
+
+        rows = self._connection.with_retries(read) if job_ids else []
+        return {
+            job_id: token if status == "processing" else None
+            for job_id, (status, token) in zip(job_ids, rows, strict=True)
+        }
 
 
 def _split(member: str) -> tuple[str, str, str]:
     job_id, token, folder = member.split(" ", 2)
     return job_id, token, folder
-
-
-def _is_running(fields: dict[str, str], *, token: str) -> bool:
-    """Whether a record, empty for none, is being processed under a token."""
-    return fields.get("status") == "processing" and fields.get("token") == token
