@@ -12,6 +12,7 @@ from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.base import STREAM_TTL_S, LedgerBase, claim_identity
 from ourvidz.ledger.connection import new_call_token
 from ourvidz.records.codec import counter_increments, dump_json, dump_outcome, load_record, pairs
+from ourvidz.records.gpu_usage import usage_amounts
 from ourvidz.records.record import (
     Admission,
     BrokerEntry,
@@ -170,6 +171,7 @@ class JobOperations(LedgerBase):
         window. `emptied_folders`: folders of the claim's attempt in which no file is left.
         """
         counters = counter_increments(job.type, outcome)
+        usage = usage_amounts(job.user_id, job.type, outcome.metadata)
         committed = self._connection.run_script(
             "end",
             *claim_identity(job),
@@ -183,7 +185,8 @@ class JobOperations(LedgerBase):
             int(STREAM_TTL_S),
             int(if_expired),
             len(counters),
-            *(part for pair in counters.items() for part in pair),
+            len(usage),
+            *(part for pair in (*counters.items(), *usage.items()) for part in pair),
             *emptied_folders,
         )
         return bool(committed)

@@ -1,28 +1,32 @@
-"""How much of the Redis server's memory, and how many queued jobs, there are."""
+"""What jobs use: the Redis server's memory, places in queues, and GPUs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 from redis.exceptions import ResponseError
 
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.ledger.base import LedgerBase
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """`queued`: jobs of all queues. `unfinished`: those and the processed ones. `memory_used` counts against
-    `memory_limit`, both in bytes; the limit is 0 where the server has none, or does not tell it."""
-
-    queued: int
-    unfinished: int
-    memory_used: int = 0
-    memory_limit: int = 0
+from ourvidz.ledger.connection import new_call_token
+from ourvidz.records.usage import Usage
 
 
 class UsageOperations(LedgerBase):
-    """The verb that measures the capacity for new jobs."""
+    """The verbs about the capacity for new jobs, and about GPU usage."""
+
+    def add_gpu_usage(self, amounts: Mapping[str, int]) -> None:
+        """Add amounts to the GPU usage of today, by the fields of `ourvidz.records.gpu_usage`."""
+        parts = [part for pair in amounts.items() for part in pair]
+        self._connection.run_script("add_gpu_usage", new_call_token(), *parts)
+
+    def gpu_usage(self, days: Iterable[int]) -> list[dict[str, str]]:
+        """Read the GPU usage of each day, counted from 1970, for `ourvidz.records.gpu_usage`."""
+        pipeline = self._connection.quick_client.pipeline(transaction=False)
+        for day in days:
+            pipeline.hgetall(self._keys.gpu_usage(day))
+        hashes: list[dict[str, str]] = self._connection.with_retries(pipeline.execute, quick=True)
+        return hashes
 
     def usage(self) -> Usage:
         """Read the usage; gives up within a second."""

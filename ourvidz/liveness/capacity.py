@@ -13,7 +13,7 @@ from ourvidz.errors import CapacityExceeded, WorkerUnavailable
 
 if TYPE_CHECKING:
     from ourvidz.ledger.store import Ledger
-    from ourvidz.ledger.usage import Usage
+    from ourvidz.records.usage import Usage
 
 CACHED_S = 1.0
 """How long one measurement is used: submissions of a second overshoot a limit at most."""

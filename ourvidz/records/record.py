@@ -143,6 +143,10 @@ class Claim:
         return self.record.type
 
     @property
+    def user_id(self) -> str | None:
+        return self.record.user_id
+
+    @property
     def run(self) -> int:
         return self.record.run
 

@@ -43,6 +43,8 @@ class JobSettings(Topic):
     """Time added to the limit of a job that has to load its model."""
     drain_s: float = env("OURVIDZ_DRAIN_S", 4.0, gt=0)
     """Time that a stopping worker gives its running job to finish before it requeues it."""
+    gpu_price: float | None = env("OURVIDZ_GPU_PRICE", None, ge=0)
+    """Price of one GPU for an hour, in any currency: jobs report what they cost."""
     embedding_cache_mib: int = env("OURVIDZ_EMBEDDING_CACHE_MIB", 256, ge=0)
     """Host memory of a worker for encoded prompts and references; 0 keeps none."""
     checkpoint_s: float = env("OURVIDZ_CHECKPOINT_S", 5.0, ge=0)

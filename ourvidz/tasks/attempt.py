@@ -11,11 +11,12 @@ from typing import Any, Literal, TypeVar
 from ourvidz import __version__, dispatch, drain_notice, log
 from ourvidz.errors import InternalError, OperatorError, OurvidzError, SettingsError, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
+from ourvidz.records.gpu_usage import usage_amounts
 from ourvidz.records.record import Claim
 from ourvidz.wiring import control, loading
 from ourvidz.workflows.checkpoints import JobCheckpoints
 from ourvidz.workflows.run import FenceLost, LeasedRun
-from ourvidz.workflows.services import Services
+from ourvidz.workflows.services import Services, gpu_usage_metadata, take_gpu_seconds
 
 LEDGER_RETRY_DELAY_S = 0.5
 """Pause between two tries to reach a ledger that is away."""
@@ -64,6 +65,7 @@ def services(family: str) -> Services:
         references=app.references,
         signer=app.signer,
         moderation=app.moderation,
+        gpu_price=app.settings.gpu_price,
     )
 
 
@@ -104,7 +106,27 @@ class Attempt:
             checkpoints=self._checkpoints(),
         ) as run:
             self._run = run
-            yield run
+            try:
+                yield run
+            finally:
+                self._add_unreported_usage()
+
+    def _add_unreported_usage(self) -> None:
+        """Add the GPU-seconds that no outcome reports to the usage of today: those of an attempt that is
+        repeated, or whose fence was lost. They are not worth a wait for a ledger that is away."""
+        amounts = usage_amounts(self.claim.user_id, self.claim.type, self._usage_metadata(), jobs=0)
+        if amounts:
+            try:
+                control.current().ledger.add_gpu_usage(amounts)
+            except WorkerUnavailable:
+                _log.warning("usage_lost", job_id=self.claim.job_id)
+
+    def _usage_metadata(self) -> dict[str, Any]:
+        """What this attempt used of the GPU since it was last asked."""
+        settings = control.current().settings
+        models = loading.loaded(settings, self._family)
+        seconds = {} if models is None else take_gpu_seconds(models)
+        return gpu_usage_metadata(seconds, price=settings.gpu_price)
 
     def _checkpoints(self) -> JobCheckpoints | None:
         """The checkpoints of this job's denoising; None for texts, and where they are switched off."""
@@ -166,7 +188,7 @@ class Attempt:
 
     def _metadata(self) -> dict[str, Any]:
         """The metadata of a failed job's callback: worker version, and the GPU memory if it can be read."""
-        metadata: dict[str, Any] = {"worker_version": __version__}
+        metadata: dict[str, Any] = {"worker_version": __version__, **self._usage_metadata()}
         models = loading.loaded(control.current().settings, self._family)
         try:
             return metadata | (models.memory() if models else {})

@@ -27,6 +27,7 @@ from ourvidz.web import (
     operations,
     prompts,
     upstash,
+    usage,
 )
 from ourvidz.web.audit import AuditMiddleware
 from ourvidz.web.auth import LISTS, Keyring, LocalOnlyMiddleware, load_keyring, require_scopes
@@ -71,6 +72,7 @@ def create_app(services: ControlPlane | None = None) -> FastAPI:
     app.include_router(prompts.router, dependencies=require_scopes(keyring, "jobs"))
     app.include_router(upstash.router, dependencies=require_scopes(keyring, "jobs", LISTS))
     app.include_router(operations.router, dependencies=require_scopes(keyring, "admin"))
+    app.include_router(usage.router, dependencies=require_scopes(keyring, "admin"))
     app.include_router(memory.router, dependencies=require_scopes(keyring, "admin"))
     if settings.embedded:
         app.include_router(embedded.receiver)

@@ -99,6 +99,12 @@ class WarmModels:
         """The memory of this worker's GPU (MiB and GiB); zeros without a GPU."""
         return gpu.memory() if self.device_share is None else gpu.report(**self.device_share.memory())
 
+    def take_gpu_seconds(self) -> dict[str, float]:
+        """The GPU-seconds by stage since the last call, for one job."""
+        return {
+            stage: s for pipeline in self._pipelines().values() for stage, s in pipeline.clock.take().items()
+        }
+
     def _pipelines(self) -> dict[str, SDXLPipeline | WanPipeline]:
         pipelines = {"sdxl": self._sdxl, "wan": self._wan}
         return {family: pipeline for family, pipeline in pipelines.items() if pipeline is not None}

@@ -13,7 +13,7 @@ from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.pipelines.base import BatchDecoder, TextDelta
 from ourvidz.workflows.run import FenceLost
-from ourvidz.workflows.services import Run, Services
+from ourvidz.workflows.services import Run, Services, gpu_usage_metadata
 
 FLUSH_INTERVAL_S = 0.05
 """Shortest time between two flushes of one text: a round trip to the ledger for every token would cost more
@@ -23,6 +23,8 @@ DECODE_TIME_RATIO = 10
 next one of a text comes this many times its duration later, times the number of texts."""
 STALL_S = 1.0
 """Work on one text that holds its batch up for longer does not count towards the limits of the others."""
+LOCAL_ENGINE = "pure"
+"""`inference_engine` of the models of this process; a text server uses its own GPUs."""
 MODEL_TYPES = {"qwen_instruct": "instruct", "qwen_base": "base"}
 """The names of the language models in callbacks and answers (`active_model_type`)."""
 
@@ -111,7 +113,12 @@ class TextBatch:
 
     def step(self) -> None:
         """Decode one token for every text; flush the texts that are due and end those that are complete."""
-        for delta in self._decoder.step():
+        began, texts = time.monotonic(), list(self._texts.values())
+        deltas = self._decoder.step()
+        share_s = (time.monotonic() - began) / max(1, len(texts))
+        for text in texts:
+            text.gpu_s += share_s
+        for delta in deltas:
             if delta.key in self._texts:
                 self._texts[delta.key].append(delta)
         for text in [text for text in self._texts.values() if text.is_due]:
@@ -177,6 +184,8 @@ class TextBatch:
             "prompt_tokens": text.prompt_tokens,
             "finish_reason": text.finish_reason,
         }
+        if self._info["inference_engine"] == LOCAL_ENGINE:
+            metadata |= gpu_usage_metadata({"decode": text.gpu_s}, price=self._services.gpu_price)
         if job.type != "chat_enhance":
             return _text_outcome(text.text, metadata)
         if text.finish_reason == "timeout":
@@ -214,6 +223,7 @@ class _Text:
         self.finish_reason: FinishReason | None = None
         self.error: OurvidzError | None = None
         self.started_at = time.monotonic()
+        self.gpu_s = 0.0
         self._services = services
         self._flushed = 0
         self._checked = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from ourvidz.media.provenance import DigitalSourceType
     from ourvidz.safety.gate import Gate
     from ourvidz.storage.store import Store
+
+
+GPU_STAGES = ("load", "encode", "denoise", "decode", "other")
+"""The stages of a job that GPU-seconds are reported for."""
+HOUR_S = 3600.0
+"""The time that a GPU's price is for."""
 
 
 class Run(Protocol):
@@ -151,6 +157,24 @@ class Moderation(Protocol):
         """Raise `PolicyViolation` for a text that is refused."""
 
 
+def take_gpu_seconds(models: Models) -> dict[str, float]:
+    """Return the GPU-seconds by stage since the last call, for one job; builders of models need not measure
+    them."""
+    take = getattr(models, "take_gpu_seconds", None)
+    return dict(take()) if take is not None else {}
+
+
+def gpu_usage_metadata(seconds: Mapping[str, float], *, price: float | None) -> dict[str, Any]:
+    """Return `gpu_seconds`, rounded and with their `total`, and with a `price` (per hour) `gpu_cost`; nothing
+    for a job that used no GPU."""
+    total = sum(seconds.values())
+    if not total:
+        return {}
+    stages = {stage: round(seconds.get(stage, 0.0), 3) for stage in GPU_STAGES}
+    metadata: dict[str, Any] = {"gpu_seconds": stages | {"total": round(total, 3)}}
+    return metadata if price is None else metadata | {"gpu_cost": round(total * price / HOUR_S, 6)}
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything that a workflow uses besides the job and its run."""
@@ -164,6 +188,8 @@ class Services:
     """None where no certificate is configured."""
     moderation: Moderation | None = None
     """None where no service is configured."""
+    gpu_price: float | None = None
+    """Price of one GPU for an hour; None where none is configured."""
 
     def check(self, job: BaseJob) -> None:
         """Check a job's texts in the worker, after the check at submission. Raises `PolicyViolation`."""
@@ -174,7 +200,8 @@ class Services:
         return self.models.memory() | {"worker_version": __version__}
 
     def result_metadata(self, result: GenerationResult) -> dict[str, Any]:
-        """Return the job metadata of a finished generation: what the pipeline reports, the worker's, and the
-        seconds that it took."""
+        """Return the job metadata of a finished generation: what the pipeline reports, the worker's, the
+        seconds that it took, and what it used of the GPU."""
         measured = {"batch_size": result.batch_size, "generation_time": round(result.seconds, 3)}
-        return result.metadata | self.metadata() | measured
+        usage = gpu_usage_metadata(take_gpu_seconds(self.models), price=self.gpu_price)
+        return result.metadata | self.metadata() | measured | usage

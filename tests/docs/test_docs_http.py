@@ -26,6 +26,7 @@ from ourvidz.web import (
     problems,
     prompts,
     upstash,
+    usage,
 )
 from ourvidz.web.main import create_app
 from ourvidz.wiring import control
@@ -56,6 +57,7 @@ MODELS: dict[str, type[BaseModel]] = {
             operations.DeletedAssets,
             operations.QueueState,
             operations.WorkerState,
+            usage.UsageReport,
             memory.MemoryStatus,
             memory.MemoryReport,
             memory.Moved,

@@ -31,6 +31,7 @@ ROUTES = [
     ("POST", "/workers/x/drain", "admin"),
     ("POST", "/workers/x/resume", "admin"),
     ("POST", "/admin", "admin"),
+    ("GET", "/usage", "admin"),
     ("DELETE", "/assets/workspace-temp/x/y/0.png", "admin"),
     ("POST", "/chat", "chat"),
     ("POST", "/chat/unrestricted", "chat"),

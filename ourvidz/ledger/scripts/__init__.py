@@ -20,6 +20,7 @@ LIBRARIES = (
     "jobs",
     "index",
     "devices",
+    "gpu_usage",
 )
 """The files of `lib/` in the order in which they build on each other."""
 

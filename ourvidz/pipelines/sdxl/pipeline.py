@@ -34,6 +34,7 @@ from ourvidz.pipelines.sdxl.prompt_encoding import PromptEmbeds
 from ourvidz.pipelines.sdxl.state import GenerationState
 from ourvidz.pipelines.sdxl.vae import SCALE
 from ourvidz.pipelines.sizes import cap_size, check_multiple
+from ourvidz.pipelines.stage_clock import StageClock, measured
 from ourvidz.pipelines.tensor_cache import TensorCache
 
 _log = log.get(__name__)
@@ -61,11 +62,13 @@ class SDXLPipeline:
         self.device = device or devices.best_device()
         self.dtype = options.dtype_on(self.device)
         self.cache = cache or TensorCache()
+        self.clock = StageClock()
         self.load_s: float | None = None
         self._loaded: SDXLModel | None = None
         self._asleep = False
 
     # -- loading
+    @measured("load")
     def load(self) -> None:
         """Load the weights onto the device, or move them back from the host's memory. Idempotent. Raises
         `ModelLoadError`."""
@@ -106,6 +109,7 @@ class SDXLPipeline:
         }
 
     # -- one job
+    @measured("other")
     def generate(
         self,
         job: ImageJob,
@@ -186,6 +190,7 @@ class SDXLPipeline:
         image_to_image.check_reference(job, reference)
         check_multiple(job, SCALE)
 
+    @measured("encode")
     def encode(self, job: ImageJob, *, guidance_scale: float) -> PromptEmbeds:
         """Encode the prompt and, with a guidance scale above 1, the negative prompt, with their weights."""
         return self._model.prompt_encoder.encode(
@@ -207,6 +212,7 @@ class SDXLPipeline:
         scheduler = schedulers.evenly_spaced(scheduler)
         return scheduler, schedulers.set_img2img_timesteps(scheduler, plan.steps, plan.strength, self.device)
 
+    @measured("encode")
     def latents(
         self,
         size: tuple[int, int],
@@ -232,6 +238,7 @@ class SDXLPipeline:
         noisy: torch.Tensor = scheduler.add_noise(image_latents, noise, timesteps[:1].expand(len(noise)))
         return noisy
 
+    @measured("denoise")
     def denoise(
         self,
         denoiser: Denoiser,
@@ -248,6 +255,7 @@ class SDXLPipeline:
             batch.save_if_due(done, latents, steps_done=progress.steps_done)
         return latents
 
+    @measured("decode")
     def decode(self, latents: torch.Tensor) -> list[Image]:
         """The RGB images of finished latents (images, 4, height / 8, width / 8)."""
         return self._model.vae.decode(latents)

@@ -34,6 +34,7 @@ from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.receipts import Environment
 from ourvidz.pipelines.resumption import ResumableBatch, Resumption
 from ourvidz.pipelines.sizes import cap_size, check_multiple
+from ourvidz.pipelines.stage_clock import StageClock, measured
 from ourvidz.pipelines.tensor_cache import TensorCache
 from ourvidz.pipelines.wan import calibration, reference_guidance, solvers
 from ourvidz.pipelines.wan.caches import StepCache
@@ -89,6 +90,7 @@ class WanPipeline:
         self.options = options
         self.dtype = dtype or options.dtype_on(self.device)
         self.cache = cache or TensorCache()
+        self.clock = StageClock()
         self.load_s: float | None = None
         self.components = Components(replace(placement, grouped=options.grouped), self.device, options)
         self._weights = NO_WEIGHTS
@@ -96,6 +98,7 @@ class WanPipeline:
         self._previewer: ClipPreviewer | None = None
 
     # -- loading
+    @measured("load")
     def load(self) -> None:
         """Load the weights onto the device, or move them back from the host's memory. Idempotent.
 
@@ -158,6 +161,7 @@ class WanPipeline:
         }
 
     # -- one job
+    @measured("other")
     def generate(
         self,
         job: VideoJob,
@@ -230,6 +234,7 @@ class WanPipeline:
         check_multiple(job, SIZE_MULTIPLE_PX)
         reference_guidance.check_references(job, references)
 
+    @measured("encode")
     def encode(self, job: VideoJob) -> PromptEmbeds:
         """Encode the prompt and, with a guidance scale above 1, the negative prompt, which may be empty."""
         pipe = self.components.pipe
@@ -251,6 +256,7 @@ class WanPipeline:
         config = self.components.pipe.scheduler.config
         return Schedule(solvers.build_solver(job.solver, config, sigmas, self.device), sigmas)
 
+    @measured("encode")
     def latents(
         self,
         job: VideoJob,
@@ -279,6 +285,7 @@ class WanPipeline:
         noise = torch.randn(inputs.latents_shape(shape), generator=generator, dtype=torch.float32)
         return ReferenceGuidance(plan, known, noise.to(self.device), inputs)
 
+    @measured("denoise")
     def denoise(
         self,
         job: VideoJob,
@@ -320,6 +327,7 @@ class WanPipeline:
                     batch.save_if_due(step + 1, latents, steps_done=progress.steps_done)
         return latents[:, :, guidance.extra_inputs.reference_frames :]
 
+    @measured("decode")
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """All generated frames of finished latents: (frames, 3, height, width) from -1 to 1."""
         with self.components.in_use("vae"):
