@@ -144,6 +144,18 @@ def relieve() -> list[str]:
     return idle
 
 
+def prefetch() -> list[str]:
+    """Ask the workers of queues with jobs to load their models where nobody waits for memory: a clip whose
+    prompt is still being enhanced will need Wan next. Loading takes free memory only. Returns the models
+    that were asked for."""
+    reports = devices()
+    if not reports or any(report.memory.waits for report in reports):
+        return []
+    residents = [each for report in reports for each in report.memory.residents]
+    present = {each.id for each in residents if each.state != "asleep"}
+    return [model for model in models_needed() if model not in present and _ask(model, "load", force=False)]
+
+
 def models_needed() -> list[str]:
     """The models of the queues that have jobs, whose workers should have them loaded."""
     ledger = control.current().ledger

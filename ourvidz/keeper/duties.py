@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from ourvidz import dispatch, log
+from ourvidz import dispatch, log, memory
 from ourvidz.errors import StorageError
 from ourvidz.keeper.lease import DutyLease
 from ourvidz.records.record import Record
@@ -19,6 +19,8 @@ ATTEMPT_FOLDERS_S = 30.0
 """How often the files of attempts that died are looked for."""
 CHECKPOINTS_S = 30.0
 """How often the checkpoints of jobs that have ended are looked for."""
+PREFETCH_S = 5.0
+"""How often models are looked for that queued jobs will need."""
 HOUSEKEEPING_INTERVAL_S = 300.0
 
 _log = log.get(__name__)
@@ -48,6 +50,7 @@ def duties() -> list[Duty]:
         *([Duty("imports", settings.sweep_s, import_lists)] if settings.import_lists else []),
         Duty("attempt_folders", ATTEMPT_FOLDERS_S, remove_attempt_folders),
         Duty("checkpoints", CHECKPOINTS_S, remove_checkpoints),
+        Duty("prefetch", PREFETCH_S, prefetch_models),
         Duty("deletions", DELETIONS_INTERVAL_S, resume_deletions),
         Duty("housekeeping", HOUSEKEEPING_INTERVAL_S, keep_house),
     ]
@@ -92,6 +95,13 @@ def remove_checkpoints(lease: DutyLease) -> None:
         if record is None or (isinstance(record, Record) and record.finished):
             app.store.delete_folder(checkpoints_folder(job_id))
             _log.info("checkpoints_removed", job_id=job_id)
+
+
+def prefetch_models(_lease: DutyLease) -> None:
+    """Have models loaded that queued jobs will need, where the memory of a GPU is free."""
+    asked = memory.prefetch()
+    if asked:
+        _log.info("models_prefetched", models=asked)
 
 
 def resume_deletions(lease: DutyLease) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ourvidz import memory
 from ourvidz.celery_settings import MOVE_TASK
 from ourvidz.records.devices import Part
 from ourvidz.web.memory import MoveRequest
@@ -174,6 +175,23 @@ def test_memory_needs_the_admin_scope(open_shim) -> None:
         headers = {"Authorization": f"Bearer {key}"}
         assert shim.client.get("/memory/status", headers=headers).status_code == status
     assert MoveRequest.model_validate({"which": "wan"}).force is False
+
+
+def test_models_that_queued_jobs_need_are_loaded_ahead(shim, sent: list[Any]) -> None:
+    """Only those that are not on a GPU, and only while nobody waits for memory."""
+    assert memory.prefetch() == []
+    reside(shim, "sdxl", 10_000, family="sdxl", pinned=True)
+    reside(shim, "wan", 30_000, family="wan")
+    shim.submit()
+    assert memory.prefetch() == []
+    shim.submit(id="job-2", type="image_fast")
+    shim.ledger.move_resident("host:card", "wan@host", "wan", "absent")
+    assert memory.prefetch() == ["wan"]
+    assert sent == [("wan@host-gpu0", ("wan", "load", False))]
+    big = [Part(id="qwen_base", mib=40_000)]
+    options: dict[str, Any] = {"family": "chat", "budget_mib": 47_104, "lease_s": 10, "turn_s": 60}
+    shim.ledger.reserve_memory("host:card", "chat@host", big, **options)
+    assert memory.prefetch() == []
 
 
 def test_health_and_metrics_tell_of_a_part_that_is_stuck(shim, monkeypatch: pytest.MonkeyPatch) -> None:
