@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ from ourvidz.errors import Conflict, NotFound, OutOfMemory
 from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
-from ourvidz.records.record import Claim, Enhancement, OutboxEvent, Record, Verdict, Worker
+from ourvidz.records.record import Claim, Enhancement, NextLease, OutboxEvent, Record, Verdict, Worker
 from ourvidz.recovery.inspection import check_events, check_jobs, check_user_indexes
 from ourvidz.recovery.sweep import SweepOptions, sweep
 from ourvidz.testing import key_prefix, redis_url
@@ -216,8 +217,10 @@ VERBS: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
             "verb": st.sampled_from(
                 ["mark_delivered", "mark_delivered", "postpone", "dead_letter", "replay", "replay"]
             ),
+            "leases_next": st.booleans(),
         },
     ),
+    "announce": (2, {}),
     "sweep": (2, {}),
 }
 """Each verb with its weight and the strategies of its arguments. Unweighted, most jobs would end at once."""
@@ -560,26 +563,47 @@ class Invariants(RuleBasedStateMachine):
             self.events.append(event)
             self.leased[event.event_id] = self.time + 30
 
-    def settle_event(self, recency: int | None, verb: str) -> None:
+    def settle_event(self, recency: int | None, verb: str, leases_next: bool) -> None:
         if not self.events:
             return
         event = self.pick_event(recency)
-        before = self.ledger.get_event(event.event_id)
+        before, following = self.ledger.get_event(event.event_id), None
+        then = NextLease(30, next(self.tokens)) if leases_next else None
         if verb == "mark_delivered":
-            self.ledger.mark_delivered(event, status=200)
+            following = self.ledger.mark_delivered(event, status=200, then=then)
+            assert self.ledger.mark_delivered(event, status=200, then=then) == following
             self.delivered.add(event.event_id)
         elif verb == "postpone":
             self.ledger.postpone(event, due_in_s=15, status=None, error="refused")
         elif verb == "dead_letter":
-            self.ledger.dead_letter(event, status=400, error="bad")
+            following = self.ledger.dead_letter(event, status=400, error="bad", then=then)
+            assert self.ledger.dead_letter(event, status=400, error="bad", then=then) == following
         elif before is not None:
             assert self.ledger.replay(event.event_id).state == "pending"
         after = self.ledger.get_event(event.event_id)
+        if following is not None:
+            assert (following.job_id, following.leased_until) == (event.job_id, self.time + 30)
+            assert following.due_at <= self.time
+            self.events.append(following)
+        if following is not None and following.event_id == event.event_id:
+            assert before is not None
+            assert before.deliveries == following.deliveries - 1, "an event that was leased by nobody"
+            self.leased[event.event_id] = self.time + 30
+            return
         if verb in ("postpone", "dead_letter") and before is not None:
             outdated = (before.state, before.deliveries) != ("pending", event.deliveries)
             assert not outdated or after == before, "a later lease took the event over"
         if after is None or after != before:
             self.leased.pop(event.event_id, None)
+        if following is not None:
+            self.leased[following.event_id] = self.time + 30
+
+    def announce(self) -> None:
+        """Whatever is due is announced to the io processes, and nothing else."""
+        self.client.delete(f"{self.prefix}ready")
+        assert self.ledger.announce_due("io@host")
+        announced = [json.loads(entry)[0] for entry in self.client.lrange(f"{self.prefix}ready", 0, -1)]
+        assert sorted(announced) == sorted(self.ledger.due_deliveries())
 
     def sweep(self) -> None:
         now, before = self.time, {job_id: self.ledger.get(job_id) for job_id in JOB_IDS}

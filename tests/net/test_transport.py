@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import certifi
 import pytest
@@ -97,12 +98,18 @@ def serve(certificate: Path) -> Iterator[Callable[[Script], int]]:
 
 def get(host: str, port: int, *, timeout_s: float = PATIENCE_S) -> HttpResponse | RequestFailure:
     """GET https://host:port/ with a resolver that returns 127.0.0.1 for every name."""
+    client = client_of(host, port, timeout_s=timeout_s)
+    return client.get(f"https://{host}:{port}/", headers={})
+
+
+def client_of(host: str, port: int, **options: Any) -> HttpClient:
+    """A client for which every name has the address 127.0.0.1."""
 
     def resolver(name: str, port: int, *_: object) -> list[tuple[object, ...]]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
     policy = EgressPolicy([f"{host}:{port}"], resolver=resolver)  # type: ignore[arg-type]
-    return HttpClient(timeout_s=timeout_s, connector=policy).get(f"https://{host}:{port}/", headers={})
+    return HttpClient(connector=policy, **options)
 
 
 @pytest.mark.parametrize("host", [NAME, f"{NAME}."])
@@ -113,6 +120,23 @@ def test_a_certificate_of_the_host_name_is_accepted(
     result = get(host, serve(lambda connection: connection.sendall(OK)))
     assert isinstance(result, HttpResponse)
     assert result.body == b"{}"
+
+
+def test_an_encrypted_connection_is_kept(trusted: None, serve: Callable[[Script], int]) -> None:
+    """The tickets that a server sends after the handshake are no sign that it has closed the connection."""
+
+    def answer_twice(connection: socket.socket) -> None:
+        connection.sendall(OK)
+        connection.recv(1 << 16)
+        connection.sendall(OK)
+
+    port = serve(answer_twice)
+    client = client_of(NAME, port, timeout_s=PATIENCE_S, keep_alive=True)
+    for _ in range(2):
+        # The server accepts one connection.
+        result = client.get(f"https://{NAME}:{port}/", headers={})
+        assert isinstance(result, HttpResponse), result
+        assert result.status == 200
 
 
 def test_a_certificate_of_another_name_is_refused(trusted: None, serve: Callable[[Script], int]) -> None:
