@@ -105,6 +105,9 @@ async def on_http_exception(request: Request, exception: Exception) -> JSONRespo
     """Exception handler for errors that the framework raises itself: unknown routes, wrong methods."""
     assert isinstance(exception, HTTPException)
     status = exception.status_code
+    if status == HTTPStatus.BAD_REQUEST:
+        # The framework's own status of a body that is not UTF-8; any other body that is refused gets a 422.
+        status = HTTPStatus.UNPROCESSABLE_ENTITY
     error: OurvidzError
     if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
         error = NotFound(f"There is no route {request.method} {request.url.path}.")
