@@ -40,6 +40,7 @@ SLOW_FILES = (
     ),
     *("keeper/test_process.py", "ledger/test_replication.py", "test_redis_clients.py"),
     *("web/test_many_callers.py", "web/test_openapi_fuzz.py", "web/test_serve.py", "wiring/test_models.py"),
+    *("test_delivery.py", "test_pool.py", "test_startup.py", "vram/test_residency.py"),
 )
 """Other files that take more than five seconds, in most of which the tests wait for processes."""
 
