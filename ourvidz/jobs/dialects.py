@@ -103,6 +103,7 @@ def _read_flags(fields: Fields) -> dict[str, Any]:
         name: fields.lenient(fields.boolean, name, f"config.{name}", f"metadata.{name}")
         for name in BOOLEAN_FLAGS
     }
+    booleans["reuse"] = fields.boolean("config.reuse")
     return _drop_none(booleans | {name: fields.passthrough(*paths) for name, paths in ECHOED_FIELDS.items()})
 
 

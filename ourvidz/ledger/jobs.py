@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ourvidz.errors import Conflict, NotFound
 from ourvidz.jobs.job import JOB_VERSION, Job, dump_job, load_job
 from ourvidz.jobs.outcome import Outcome
+from ourvidz.jobs.reuse import is_reusable, result_key
 from ourvidz.ledger.base import STREAM_TTL_S, LedgerBase, claim_identity
 from ourvidz.ledger.connection import new_call_token
 from ourvidz.records.codec import counter_increments, dump_json, dump_outcome, load_record, pairs
@@ -184,6 +185,7 @@ class JobOperations(LedgerBase):
             self._options.record_ttl_s,
             int(STREAM_TTL_S),
             int(if_expired),
+            result_key(job.job) if isinstance(job, Claim) and is_reusable(outcome) else None,
             len(counters),
             len(usage),
             *(part for pair in (*counters.items(), *usage.items()) for part in pair),

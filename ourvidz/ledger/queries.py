@@ -112,6 +112,12 @@ class Queries(LedgerBase):
         name = self._keys.queued(queue)
         return int(self._connection.with_retries(lambda: self._connection.client.zcard(name)))
 
+    def result_of(self, result_key: str) -> str | None:
+        """The id of the last job that completed with the result of this key. It may be deleted by now."""
+        name = self._keys.result(result_key)
+        found: str | None = self._connection.with_retries(lambda: self._connection.client.get(name))
+        return found
+
     def counters(self) -> dict[str, int]:
         """Counters since the beginning by dotted name: `jobs.{type}.{status}`,
         `callbacks.delivered|retried|dead`, `attempts.released.{code}`, `assets.unsigned`,

@@ -71,6 +71,10 @@ class Keys:
         """Sorted set: the storage folders of attempts by the time of their first file."""
         return f"{self.prefix}attempt_folders"
 
+    def result(self, result_key: str) -> str:
+        """String: the id of the last job that completed with the result of this key."""
+        return f"{self.prefix}result:{result_key}"
+
     def gpu_usage(self, day: int) -> str:
         """Hash: the GPU usage of a day, counted from 1970, by user, job type and quantity."""
         return f"{self.prefix}gpu_usage:{day}"

@@ -46,13 +46,17 @@ EVENTS: dict[int | str, dict[str, Any]] = {
     status_code=202,
     response_model=Accepted,
     responses={
-        200: {"model": JobState, "description": "The same job was submitted before."},
+        200: {
+            "model": JobState,
+            "description": "Submitted before, or answered from an earlier result.",
+        },
         **documented(401, 403, 409, 413, 422, 503),
     },
     openapi_extra=SUBMISSION_BODY,
 )
 async def submit(request: Request) -> Response:
-    """Queue a job. Submitting the same job under the same id again returns its current state."""
+    """Queue a job. Submitting the same job under the same id again returns its current state, and so does a
+    job with `config.reuse` that was answered from an earlier result."""
     payload = await read_json(request)
     return await run_in_threadpool(_submit, request, payload)
 
@@ -62,7 +66,7 @@ def _submit(request: Request, payload: object) -> Response:
     job = dispatch.parse_payload(payload)
     audit.entry(request.scope).set_job(job)
     admission = dispatch.submit(job)
-    if not admission.created:
+    if not admission.created or admission.record.finished:
         return _json(views.state(admission.record, app.ledger, app.store), 200)
     return _json(views.accepted(admission.record, admission.position), 202, {"Location": f"/jobs/{job.id}"})
 

@@ -2,17 +2,17 @@
 -- the second time.
 -- Arguments: id, run, fence, token ('' for a queued job), status, outcome (JSON), fault (JSON of the public error),
 --   worker, limit (bytes: a longer document is not kept), retry_window_s, keep_s, stream_s, if_expired ('1': a
---   processed job only when its lease has ended by now), counters (the number of those to increment), usage (the
---   number of fields of the GPU usage to add to), then a name and an amount for each of them, then the folders of the
+--   processed job only when its lease has ended by now), result_key ('' for a result that answers no other job),
+--   counters (the number of those to increment), usage (the number of fields of the GPU usage to add to), then a name and an amount for each of them, then the folders of the
 --   attempt in which no file is left.
--- Keys: job, doc, stream, queued, leases, finished, documents, counters, gpu_usage, attempt_folders, and those of
+-- Keys: job, doc, stream, queued, leases, finished, documents, counters, gpu_usage, attempt_folders, result, and those of
 --   add_event.
 -- Returns: 1, or 0 when run, fence or token are others, the run has ended with another outcome, or
 --   the lease has not ended.
 -- Events: the terminal status; a `done` item.
 local id, run, fence, token, status, outcome, fault, worker = unpack(ARGV, 4, 11)
-local limit, retry_window_s, keep_s, stream_s, if_expired, counters, usage = unpack(ARGV, 12, 18)
-local FIRST_COUNTER = 19
+local limit, retry_window_s, keep_s, stream_s, if_expired, result_key, counters, usage = unpack(ARGV, 12, 19)
+local FIRST_COUNTER = 20
 local FIRST_USAGE = FIRST_COUNTER + 2 * tonumber(counters)
 local FIRST_FOLDER = FIRST_USAGE + 2 * tonumber(usage)
 
@@ -43,6 +43,7 @@ else
 end
 increment('jobs.' .. job.type .. '.' .. status)
 for i = FIRST_COUNTER, FIRST_USAGE - 1, 2 do increment(ARGV[i], ARGV[i + 1]) end
+if result_key ~= '' then redis.call('SET', key('result', result_key), id, 'EX', keep_s) end
 add_gpu_usage(FIRST_USAGE, FIRST_FOLDER - 1)
 
 local document, keep_document_s = key('doc', id), keep_s
