@@ -170,7 +170,7 @@ def test_a_submission_that_is_answered_is_no_queued_job(
     answer = client.post("/jobs", json=payload("two"))
     assert answer.status_code == 200
     assert answer.json()["status"] == "completed"
-    assert answer.json()["metadata"]["reused_from"] == "one"
+    assert answer.json()["result"]["metadata"]["reused_from"] == "one"
 
 
 def test_reuse_is_true_or_false(ourvidz_eager: Eager) -> None:
