@@ -137,6 +137,8 @@ def test_the_outcome_reports_what_the_worker_measured(services: Services) -> Non
     assert metadata.pop("generation_time") > 0
     memory = services.models.memory()
     assert {name: metadata.pop(name) for name in memory}.keys() == memory.keys()
+    for measured in ("embedding_cache", "receipt"):
+        assert metadata.pop(measured)
     assert metadata == {
         "batch_size": 1,
         "size_capped": True,
