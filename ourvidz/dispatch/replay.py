@@ -34,6 +34,8 @@ def replay(job_id: str) -> Record:
         "id": f"{job_id[:ID_CHARS]}.replay-{secrets.token_hex(6)}",
         "callback_url": None,
         "carried": {**job.carried, "replay_of": job_id},
+        # A result that is reused would prove nothing.
+        "flags": {name: value for name, value in job.flags.items() if name != "reuse"},
     }
     if isinstance(job, VideoJob) and job.enhance_prompt:
         # The enhancement is sampled: the replay takes its result.

@@ -52,7 +52,9 @@ def find_twin(job: Job) -> Twin | None:
         record = None if job_id is None or job_id == job.id else app.ledger.get(job_id)
         if record is None or record.user_id != job.user_id or record.outcome is None:
             return None
-        if not is_reusable(record.outcome):
+        twin = app.ledger.job(record.job_id)
+        # Under the id of a deleted job there may be another one by now.
+        if twin is None or result_key(twin) != key or not is_reusable(record.outcome):
             return None
         assets = record.outcome.assets
         keys = [key for asset in assets for key in (asset.key, asset.thumbnail_key) if key is not None]

@@ -107,6 +107,18 @@ def test_an_enhanced_job_is_replayed_with_the_prompt_it_got(ourvidz_eager: Eager
     assert document["identical"]
 
 
+def test_a_replay_of_a_job_that_accepts_reuse_is_computed(ourvidz_eager: Eager) -> None:
+    """Otherwise the original would be compared with itself."""
+    ourvidz_eager.submit(
+        IMAGE | {"config": {"steps": 2, "width": 64, "height": 64, "seed": 3, "reuse": True}}
+    )
+    document = json.loads(run("one", "--json").stdout)
+    outcome = ourvidz_eager.record(document["replay_id"]).outcome
+    assert outcome is not None
+    assert "reused_from" not in outcome.metadata
+    assert outcome.metadata["gpu_seconds"]["total"] > 0
+
+
 def test_what_cannot_be_replayed_is_refused(ourvidz_eager: Eager) -> None:
     """A text has no receipt; an unknown job is unknown."""
     ourvidz_eager.submit(

@@ -123,6 +123,15 @@ def test_a_deleted_twin_or_file_is_not_missed(ourvidz_eager: Eager, monkeypatch:
     assert ids == ["two", "three"]
 
 
+def test_another_job_under_the_id_of_the_twin_is_not_mistaken_for_it(ourvidz_eager: Eager) -> None:
+    """Callers use ids again after they deleted a job; its result must not come back as another one's."""
+    ourvidz_eager.submit(payload("one"))
+    dispatch.delete("one")
+    ourvidz_eager.submit(payload("one", prompt="a lake"))
+    ourvidz_eager.submit(payload("two"))
+    assert "reused_from" not in ourvidz_eager.callbacks.of("two")[-1].payload["metadata"]
+
+
 def test_a_storage_that_fails_queues_the_job(ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the copies is left, and the job has one terminal callback."""
     ourvidz_eager.submit(payload("one"))
