@@ -55,6 +55,7 @@ class Resumption:
         self._job_id = conditions.job.id
         self._device = conditions.device
         self._resumed_from: int | None = None
+        self._resumed_batch: int | None = None
         self._refusal: str | None = None
         self._stored = self._find()
 
@@ -92,14 +93,19 @@ class Resumption:
         """Begin one batch; `scheduler` is at its start. The first batch restores the checkpoint that was
         found, if there is one, into scheduler and generators.
 
-        `position` is JSON and `tensors` belong to it: they are saved with every checkpoint of this batch.
+        `position` is JSON and `tensors` belong to it: they are saved with every checkpoint of this batch. In
+        jobs of several batches its `batches` is the number of this one.
         """
         batch = ResumableBatch(self, scheduler, generators, position, tensors or {})
         stored, self._stored = self._stored, None
+        if self._resumed_from is not None and position.get("batches") == self._resumed_batch:
+            # Memory ran out after the restoration: the batch starts over with the next fallback.
+            self._resumed_from = None
         if stored is not None:
             try:
                 batch.restore(stored.document, stored.tensors, self._device)
                 self._resumed_from = int(stored.document["steps_done"])
+                self._resumed_batch = position.get("batches")
                 _log.info("denoising_resumed", job_id=self._job_id, step=self._resumed_from)
             except (KeyError, TypeError, ValueError, RuntimeError):
                 _log.exception("checkpoint_not_restored", job_id=self._job_id)

@@ -154,6 +154,7 @@ def test_memory_that_runs_out_after_a_continuation_starts_the_batch_over(
     with out_of_memory(other_sdxl._pipe.unet, first_passes(1)) as sizes:
         result = other_sdxl.generate(job, on_step=no_progress, checkpoints=checkpoints)
     assert sizes == [6, 6, 6, 6]
+    assert "resumed_from_step" not in result.metadata
     # Not the same bytes: this fallback decodes the images one by one.
     expected = sdxl.generate(job, on_step=no_progress)
     assert difference(levels(result.images), levels(expected.images)) <= MAX_DIFFERENCE
@@ -307,3 +308,19 @@ def test_a_checkpoint_is_small_and_no_pickle(sdxl: SDXLPipeline) -> None:
     assert latents < len(data) < latents + 16_384
     length = int.from_bytes(data[:8], "little")
     assert data[8 : 8 + length].lstrip().startswith(b"{")
+
+
+def test_a_scheduler_with_an_unknown_state_switches_checkpoints_off(sdxl: SDXLPipeline) -> None:
+    """One of a later release of the library, say: the job runs, and says that it cannot be continued."""
+    scheduler = sdxl._pipe.scheduler
+    scheduler.lookahead = object()
+    checkpoints = MemoryCheckpoints()
+
+    def replace_it(done: int, total: int) -> None:
+        scheduler.lookahead = object()
+
+    try:
+        result = sdxl.generate(image_job(), on_step=replace_it, checkpoints=checkpoints)
+    finally:
+        del scheduler.lookahead
+    assert (checkpoints.files, result.metadata["checkpoints_off"]) == ([], "scheduler.lookahead is a object")
