@@ -32,7 +32,7 @@ _log = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Twin:
+class ReusableResult:
     """A finished job, its outcome, and the bytes of its files by storage key."""
 
     job_id: str
@@ -40,7 +40,7 @@ class Twin:
     files: dict[str, bytes]
 
 
-def find_twin(job: Job) -> Twin | None:
+def find_reusable(job: Job) -> ReusableResult | None:
     """The last completed job of the same user with the same result, with its files, if `job` asks for reuse.
     None where there is none, or where a file of it is gone."""
     key = result_key(job) if wants_reuse(job) else None
@@ -52,23 +52,24 @@ def find_twin(job: Job) -> Twin | None:
         record = None if job_id is None or job_id == job.id else app.ledger.get(job_id)
         if record is None or record.user_id != job.user_id or record.outcome is None:
             return None
-        twin = app.ledger.job(record.job_id)
+        earlier_job = app.ledger.job(record.job_id)
         # Under the id of a deleted job there may be another one by now.
-        if twin is None or result_key(twin) != key or not is_reusable(record.outcome):
+        if earlier_job is None or result_key(earlier_job) != key or not is_reusable(record.outcome):
             return None
         assets = record.outcome.assets
         keys = [key for asset in assets for key in (asset.key, asset.thumbnail_key) if key is not None]
-        return Twin(record.job_id, record.outcome, {key: app.store.get(key) for key in keys})
+        return ReusableResult(record.job_id, record.outcome, {key: app.store.get(key) for key in keys})
     except NotFound:
         return None
     except (NewerRelease, OurvidzError) as error:
-        _log.warning("twin_unreadable", job_id=job.id, reason=error.message)
+        _log.warning("result_unreadable", job_id=job.id, reason=error.message)
         return None
 
 
-def answer_from_twin(record: Record, twin: Twin) -> bool:
-    """Complete a job that was just recorded with the result of its twin: it is claimed, gets copies of the
-    files under its own keys, and ends with its own callbacks.
+def reuse_result(record: Record, earlier: ReusableResult) -> bool:
+    """Complete a job that was just recorded with the result of an earlier one.
+
+    It is claimed, gets copies of the files under its own keys, and ends with its own callbacks.
 
     Returns False if it could not be claimed or its files not be stored; then it is queued as any other. If
     this process dies, the lease ends and a worker runs the job.
@@ -87,8 +88,8 @@ def answer_from_twin(record: Record, twin: Twin) -> bool:
             raise FenceLost(claim.job_id)
 
     try:
-        outcome = _copied_outcome(claim, twin)
-        copies = {_own_key(claim, key): data for key, data in twin.files.items()}
+        outcome = _copied_outcome(claim, earlier)
+        copies = {_own_key(claim, key): data for key, data in earlier.files.items()}
         for key, data in copies.items():
             files.put(app.store, key, data, CONTENT_TYPES[key.rpartition(".")[2]], check=check)
         files.publish(copies, check=check)
@@ -105,8 +106,8 @@ def answer_from_twin(record: Record, twin: Twin) -> bool:
     return True
 
 
-def _copied_outcome(claim: Claim, twin: Twin) -> Outcome:
-    """The outcome of the twin with keys of this job."""
+def _copied_outcome(claim: Claim, earlier: ReusableResult) -> Outcome:
+    """The earlier outcome with keys of this job."""
     assets = tuple(
         asset.model_copy(
             update={
@@ -114,15 +115,15 @@ def _copied_outcome(claim: Claim, twin: Twin) -> Outcome:
                 "thumbnail_key": asset.thumbnail_key and _own_key(claim, asset.thumbnail_key),
             }
         )
-        for asset in twin.outcome.assets
+        for asset in earlier.outcome.assets
     )
-    metadata = {name: value for name, value in twin.outcome.metadata.items() if name not in NOT_REUSED}
-    reused = {"reused_from": twin.job_id, "generation_time": 0.0}
-    return twin.outcome.model_copy(update={"assets": assets, "metadata": metadata | reused})
+    metadata = {name: value for name, value in earlier.outcome.metadata.items() if name not in NOT_REUSED}
+    reused = {"reused_from": earlier.job_id, "generation_time": 0.0}
+    return earlier.outcome.model_copy(update={"assets": assets, "metadata": metadata | reused})
 
 
 def _own_key(claim: Claim, key: str) -> str:
-    """The key of this job for a file of its twin."""
+    """The key of this job for a file of the earlier one."""
     job = claim.job
     assert isinstance(job, ImageJob | VideoJob)
     assert job.user_id is not None

@@ -14,7 +14,7 @@ from typing import Any
 from ourvidz.app import app as celery_app
 from ourvidz.celery_settings import JOBS
 from ourvidz.dispatch.messages import broker_entry, publish
-from ourvidz.dispatch.reuse import answer_from_twin, find_twin
+from ourvidz.dispatch.reuse import find_reusable, reuse_result
 from ourvidz.errors import Conflict, OurvidzError
 from ourvidz.jobs.dialects import parse
 from ourvidz.jobs.job import Job
@@ -123,12 +123,12 @@ def _at(error: OurvidzError, index: int) -> OurvidzError:
 def _enqueue(job: Job, priority: int, suppress_callbacks: bool, in_worker: bool) -> Admission:
     """Record a checked job and publish its message, both in one transaction where that is possible."""
     ledger = control.current().ledger
-    twin = find_twin(job)
-    entry = None if in_worker or twin is not None else broker_entry(job, priority=priority)
+    earlier = find_reusable(job)
+    entry = None if in_worker or earlier is not None else broker_entry(job, priority=priority)
     admission = ledger.register(job, priority=priority, suppress_callbacks=suppress_callbacks, entry=entry)
     if not admission.same:
         raise _id_conflict(job.id)
-    if twin is not None and admission.created and answer_from_twin(admission.record, twin):
+    if earlier is not None and admission.created and reuse_result(admission.record, earlier):
         record = ledger.get(job.id) or admission.record
         return replace(admission, record=record, position=0)
     if admission.created and not in_worker and entry is None:

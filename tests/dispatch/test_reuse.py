@@ -1,4 +1,4 @@
-"""`config.reuse`: a job is answered from a finished twin of the same user, at once."""
+"""`config.reuse`: a job is answered from an equal one of the same user, at once."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def files_of(system: Eager, job_id: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("type_name", "family"), [("sdxl_image_fast", "sdxl"), ("video_fast", "wan")])
-def test_a_twin_answers_without_generating(
+def test_an_earlier_result_answers_without_generating(
     ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch, type_name: str, family: str
 ) -> None:
-    """With its own callbacks and its own copies of the files, which outlive those of the twin."""
+    """With its own callbacks and its own copies of the files, which outlive the earlier job."""
     with generated(ourvidz_eager, family, monkeypatch) as ids:
         ourvidz_eager.submit(payload("one", type_name))
         admission = ourvidz_eager.submit(payload("two", type_name, bucket="video_fast", expected_time=9))
@@ -97,7 +97,7 @@ def test_another_request_seed_or_user_is_generated(
     assert "reused_from" not in ourvidz_eager.callbacks.of("two")[-1].payload["metadata"]
 
 
-def test_a_twin_need_not_have_asked_for_reuse(ourvidz_eager: Eager) -> None:
+def test_the_earlier_job_need_not_have_asked_for_reuse(ourvidz_eager: Eager) -> None:
     """And a result that was reused can be reused again."""
     ourvidz_eager.submit(payload("one", config={"reuse": False}))
     ourvidz_eager.submit(payload("two"))
@@ -110,7 +110,7 @@ def test_a_twin_need_not_have_asked_for_reuse(ourvidz_eager: Eager) -> None:
     assert sources == ["one", "two"]
 
 
-def test_a_deleted_twin_or_file_is_not_missed(ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_job_or_file_is_not_missed(ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job is then generated as any other."""
     ourvidz_eager.submit(payload("one"))
     outcome = ourvidz_eager.record("one").outcome
@@ -123,7 +123,7 @@ def test_a_deleted_twin_or_file_is_not_missed(ourvidz_eager: Eager, monkeypatch:
     assert ids == ["two", "three"]
 
 
-def test_another_job_under_the_id_of_the_twin_is_not_mistaken_for_it(ourvidz_eager: Eager) -> None:
+def test_another_job_under_the_id_of_an_earlier_one_is_not_mistaken_for_it(ourvidz_eager: Eager) -> None:
     """Callers use ids again after they deleted a job; its result must not come back as another one's."""
     ourvidz_eager.submit(payload("one"))
     dispatch.delete("one")
