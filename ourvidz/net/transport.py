@@ -236,6 +236,10 @@ class _DeadlineStream(httpcore2.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         with _mapped(httpcore2.ReadTimeout, httpcore2.ReadError):
             self._socket.settimeout(self._exchange.deadline.remaining_s(timeout))
+            if hasattr(socket, "TCP_QUICKACK"):
+                # Else a server that sends head and body apart waits 40 ms for the head to be acknowledged.
+                # The option does not last, so it is set for each read.
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             received = self._socket.recv(max_bytes)
         self._exchange.received = self._exchange.received or bool(received)
         return received

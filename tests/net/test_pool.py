@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -161,6 +162,22 @@ def test_requests_at_the_same_time_have_connections_of_their_own(server: Server,
     for thread in threads:
         thread.join(PATIENCE_S)
     assert server.requests == [1, 1]
+
+
+def test_an_answer_in_two_segments_is_not_waited_for(server: Server, client: HttpClient) -> None:
+    """A server that writes head and body apart sends the body when the head is acknowledged; by default the
+    system acknowledges it after 40 ms."""
+
+    def answer(_server: Server, connection: socket.socket, _number: int) -> bool:
+        connection.sendall(OK[:-2])
+        connection.sendall(OK[-2:])
+        return True
+
+    server.answer = answer
+    started = time.monotonic()
+    assert {status(post(client, server.url)) for _ in range(100)} == {200}
+    assert time.monotonic() - started < 2.5, "100 times 40 ms"
+    assert server.requests == [100]
 
 
 def test_a_connection_that_the_server_has_closed_is_replaced(server: Server, client: HttpClient) -> None:
