@@ -107,10 +107,11 @@ def read_lora(pipe: StableDiffusionXLPipeline, file: LoraFile) -> LoraWeights:
     if file.path.suffix != ".safetensors" or not file.path.is_file():
         raise ModelLoadError(f"LoRA {file.name}: there is no .safetensors file {file.path}.")
     tensors, alphas, peft_config = _read_tensors(pipe, file)
-    changes = list(_layer_loras(tensors, alphas or {}, peft_config or {}))
+    alphas_by_module = {_module_of_alpha(key): float(alpha) for key, alpha in (alphas or {}).items()}
+    changes = list(_layer_loras(tensors, alphas_by_module, peft_config or {}))
     if not changes:
         raise ModelLoadError(f"LoRA {file.name}: {file.path.name} holds no LoRA weights.")
-    _check_all_used(file, tensors, changes)
+    _check_all_used(file, tensors, alphas_by_module, changes)
     matched = [(change, _find_layer(pipe, change.module, file)) for change in changes]
     for change, layer in matched:
         if not change.fits(weight_of(layer)):
@@ -136,23 +137,27 @@ def _read_tensors(pipe: StableDiffusionXLPipeline, file: LoraFile) -> tuple[dict
     return tensors
 
 
-def _check_all_used(file: LoraFile, tensors: Iterable[str], changes: Iterable[_LayerLora]) -> None:
-    """Raise `ModelLoadError` for weights that would be ignored: a part of a LoRA makes other images than
-    the whole."""
+def _check_all_used(
+    file: LoraFile, tensors: Iterable[str], alphas: Iterable[str], changes: Sequence[_LayerLora]
+) -> None:
+    """Raise `ModelLoadError` for weights or alphas that would be ignored: a part of a LoRA makes other images
+    than the whole. `alphas` are the modules that have one."""
     with safe_open(file.path, "pt") as archive:
         # Diffusers drops these with a warning only.
         unused = [key for key in archive.keys() if "dora_scale" in key]  # noqa: SIM118  not a dictionary
     suffixes = (*(suffix for pair in _DOWN_UP_SUFFIXES for suffix in pair), ".alpha")
     used = {change.module + suffix for change in changes for suffix in suffixes}
     unused += [key for key in tensors if _modern_key(key) not in used]
+    changed = {change.module for change in changes}
+    unused += [f"{module}.alpha" for module in alphas if module not in changed]
     if unused:
         raise ModelLoadError(f"LoRA {file.name}: {unused[0]} is no part of a LoRA that can be added.")
 
 
 def _layer_loras(
-    tensors: dict[str, torch.Tensor], alphas: dict[str, Any], peft_config: dict[str, Any]
+    tensors: dict[str, torch.Tensor], alphas: dict[str, float], peft_config: dict[str, Any]
 ) -> Iterator[_LayerLora]:
-    """The change of each layer. `alphas` are those that diffusers returns apart from the tensors;
+    """The change of each layer. `alphas` are those that diffusers returns apart from the tensors, by module;
     `peft_config` is peft's config for each component of the pipeline."""
     by_key = {_modern_key(key): tensor for key, tensor in tensors.items()}
     for key, down in tensors.items():
@@ -165,8 +170,19 @@ def _layer_loras(
                 raise ModelLoadError(f"The LoRA weights lack {module}{up_suffix}.")
             alpha = _peft_alpha(module, len(down), peft_config)
             if alpha is None:
-                alpha = alphas.get(f"{key}.alpha", by_key.get(f"{module}.alpha"))
-            yield _LayerLora(module, down, up, None if alpha is None else float(alpha))
+                alpha = alphas.get(module)
+            if alpha is None and f"{module}.alpha" in by_key:
+                alpha = float(by_key[f"{module}.alpha"])
+            yield _LayerLora(module, down, up, alpha)
+
+
+def _module_of_alpha(key: str) -> str:
+    """The module of an alpha that diffusers returns: it files the alpha under the name of the `down` weight
+    where that contains `_lora.` or `.lora_linear_layer.`, and under the name of the module elsewhere."""
+    name = _modern_key(key.removesuffix(".alpha"))
+    for down_suffix, _ in _DOWN_UP_SUFFIXES:
+        name = name.removesuffix(down_suffix)
+    return name
 
 
 def _peft_alpha(module: str, rank: int, peft_config: dict[str, Any]) -> float | None:

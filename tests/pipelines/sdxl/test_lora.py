@@ -19,6 +19,10 @@ from tests.pipelines.helpers import MAX_DIFFERENCE, difference, image_levels
 
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"
 KOHYA_LAYER = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_q"
+KOHYA_NAMES = {
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
 RANK = 2
 
 
@@ -27,6 +31,26 @@ def random_matrices(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor
     generator = torch.Generator().manual_seed(3)
     down = torch.randn(RANK, columns, generator=generator)
     return down, torch.randn(rows, RANK, generator=generator)
+
+
+def kohya_name(component: str, layer: str) -> str:
+    """The name that kohya-ss gives a layer of SDXL; it names the micro-conditioning as the original
+    UNet does."""
+    if component == "unet":
+        return "lora_unet_" + KOHYA_NAMES.get(layer, layer).replace(".", "_")
+    prefix = "lora_te1_" if component == "text_encoder" else "lora_te2_"
+    inner = layer if layer.startswith(("text_model.", "text_projection")) else f"text_model.{layer}"
+    return prefix + inner.replace(".", "_")
+
+
+def layers_of(sdxl: SDXLPipeline) -> list[tuple[str, str]]:
+    """Component and name of every linear and convolutional layer."""
+    return [
+        (component, name)
+        for component in ("unet", "text_encoder", "text_encoder_2")
+        for name, layer in getattr(sdxl._pipe, component).named_modules()
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    ]
 
 
 def weight_of(sdxl: SDXLPipeline, layer: str = f"unet.{LAYER}") -> torch.Tensor:
@@ -67,6 +91,35 @@ def test_a_lora_is_added_to_the_weights(
     merged = load(sdxl_checkpoint, LoraFile("hills", tmp_path / "hills.safetensors", scale))
     assert torch.allclose(weight_of(merged), original + scale * factor * (up @ down), atol=1e-5)
     assert merged.info()["loras"] == [f"hills@{scale:g}"]
+
+
+def test_every_layer_of_a_kohya_file_is_scaled_by_its_alpha(
+    sdxl: SDXLPipeline, sdxl_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Attention, feed-forward, projection, convolution and embedding layers: diffusers names their alphas
+    differently, and a lost one makes the change of its layer rank / alpha times too strong."""
+    generator = torch.Generator().manual_seed(5)
+    tensors, expected = {}, {}
+    for number, (component, name) in enumerate(layers_of(sdxl), start=1):
+        original = weight_of(sdxl, f"{component}.{name}")
+        down = torch.randn(RANK, *original.shape[1:], generator=generator)
+        ones = (1,) * (original.ndim - 2)
+        up = torch.randn(len(original), RANK, *ones, generator=generator)
+        alpha = RANK / (1 + number % 7)
+        key = kohya_name(component, name)
+        tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+        tensors[f"{key}.alpha"] = torch.tensor(alpha)
+        change = (up.flatten(1) @ down.flatten(1)).reshape(original.shape)
+        expected[component, name] = original + alpha / RANK * change
+    save_file(tensors, tmp_path / "hills.safetensors")
+    merged = load(sdxl_checkpoint, LoraFile("hills", tmp_path / "hills.safetensors"))
+    different = [
+        layer
+        for layer, weight in expected.items()
+        if not torch.allclose(weight_of(merged, ".".join(layer)), weight, atol=1e-5)
+    ]
+    assert len(expected) == len(tensors) // 3
+    assert different == []
 
 
 @pytest.mark.parametrize(
