@@ -16,7 +16,7 @@ class Budget:
     def __init__(self, device: Device, configured_mib: int | None) -> None:
         self._device = device
         total = device.total_mib()
-        self.limit_mib = total - OVERHEAD_MIB if configured_mib is None else configured_mib
+        self.limit_mib = total - OVERHEAD_MIB if configured_mib is None else min(configured_mib, total)
         """What can be had at best."""
         self.foreign_mib = 0
         """What strangers held when it was last measured."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
 
 from ourvidz import log
 from ourvidz.errors import WorkerUnavailable
@@ -42,7 +42,7 @@ class Reservations:
         account: Account,
         budget: Budget,
         *,
-        evict: Callable[[str], object],
+        evict: Callable[[str], bool],
         is_on_device: Callable[[str], bool],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -54,11 +54,17 @@ class Reservations:
         self._sleep = sleep
 
     def reserve(
-        self, parts: Sequence[Part], *, own: Sequence[str], waiting: Callable[[], None], force: bool = False
-    ) -> Literal["granted", "unknown"]:
-        """Wait until the memory of these parts is granted. `own` are the ids of all parts of this process.
+        self,
+        parts: Sequence[Part],
+        *,
+        spare: Collection[str],
+        waiting: Callable[[], None],
+        force: bool = False,
+    ) -> DeviceMemory | None:
+        """Wait until the memory of these parts is granted; returns what the ledger knows of the device then.
+        `spare` are the ids of the parts of this process that may leave for them.
 
-        `unknown`: the ledger is away, and all of them are on the device. They may run: nobody else can be
+        None: the ledger is away, and all of them are on the device. They may run: nobody else can be
         granted anything meanwhile. Raises what `waiting` raises, which is called between two requests.
         """
         asks: tuple[str, ...] = ()
@@ -68,13 +74,17 @@ class Reservations:
                 answer, memory = self._ask(parts, asks, force)
             except WorkerUnavailable:
                 if all(self._is_on_device(name) for name in names):
-                    return "unknown"
+                    return None
                 self._pause(waiting)
                 continue
             if answer == "granted":
-                return "granted"
+                return memory
+            own = {each.id: each for each in memory.residents if each.owner == self._account.owner}
             if answer == "leave":
-                self._leave(name for name in names if memory.is_asked(name))
+                # An eviction may have begun without this process knowing: the ledger's answer was lost.
+                ending = [name for name in names if name in own and own[name].state == "evicting"]
+                if not self._leave({*ending, *filter(memory.is_asked, names)}):
+                    self._pause(waiting)
                 continue
             plan = evictions(
                 memory.residents,
@@ -86,19 +96,22 @@ class Reservations:
             )
             if plan.forced and not force:
                 _log.warning("pinned_parts_asked", device=self._account.device, parts=plan.parts)
-            asks = tuple(name for name in plan.parts if name not in own)
-            self._leave(name for name in plan.parts if name in own)
-            self.release_ended(memory)
+            # Nobody leaves in vain: other programs may hold too much for this request.
+            leaving = plan.parts if plan.enough else ()
+            asks = tuple(name for name in leaving if name not in own)
+            left = self._leave(name for name in leaving if name in own and name in spare)
+            self._release_ended(memory)
             self._budget.measure(memory)
-            if asks or not plan.parts:
+            if asks or not left:
                 self._pause(waiting)
 
-    def release_ended(self, memory: DeviceMemory) -> None:
+    def _release_ended(self, memory: DeviceMemory) -> None:
         """Release what processes of this host have left behind: the driver frees their memory with them."""
         for owner in {each.owner for each in memory.residents}:
             if owners.has_ended(owner):
                 _log.warning("memory_released", device=self._account.device, owner=owner)
-                self._ledger.release_memory(self._account.device, owner)
+                with suppress(WorkerUnavailable):
+                    self._ledger.release_memory(self._account.device, owner)
 
     def _ask(self, parts: Sequence[Part], asks: Sequence[str], force: bool) -> tuple[Answer, DeviceMemory]:
         return self._ledger.reserve_memory(
@@ -113,9 +126,9 @@ class Reservations:
             force=force,
         )
 
-    def _leave(self, names: Iterable[str]) -> None:
-        for name in names:
-            self._evict(name)
+    def _leave(self, names: Iterable[str]) -> bool:
+        """Let these parts of this process leave. Returns whether any did."""
+        return sum(self._evict(name) for name in names) > 0
 
     def _pause(self, waiting: Callable[[], None]) -> None:
         waiting()

@@ -8,31 +8,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal
 
 from ourvidz import log
 from ourvidz.errors import OutOfMemory, WorkerUnavailable
 from ourvidz.ledger.store import Ledger
-from ourvidz.records.devices import Part, ResidentState
+from ourvidz.records.devices import Part
 from ourvidz.vram import owners
 from ourvidz.vram.budget import Budget
 from ourvidz.vram.device import Device
 from ourvidz.vram.leaving import displaced, may_leave, turn_is_over
 from ourvidz.vram.movable import Movable
 from ourvidz.vram.reservation import POLL_S, Account, Reservations
+from ourvidz.vram.rows import LedgerRows, Place
 
 LOOK_S = 0.25
 """Pause between two looks at who waits for parts of this process."""
 LOOKS_PER_RENEWAL = 4
 CONFIRM_S = 30.0
-"""How long an eviction waits for the device to show that the memory is free, before it says so in the log."""
+"""How long an eviction waits for the device to show that the memory is free; then it says in the log that it
+is not."""
 TRIES = 4
 """How often a grant is tried whose allocation failed, because somebody else took memory meanwhile."""
 
-Place = Literal["absent", "device", "host"]
 _log = log.get(__name__)
 
 
@@ -79,6 +79,9 @@ class Residency:
         self._account = Account(device.id, owner, family, options.lease_s, options.turn_s)
         self._host_budget_mib = options.host_budget_mib
         self._budget = Budget(device, options.budget_mib)
+        self._rows = LedgerRows(
+            ledger, self._account, self._movables, self._places, evict=self._evict, sleep=sleep
+        )
         self._reservations = Reservations(
             ledger,
             self._account,
@@ -91,7 +94,7 @@ class Residency:
         self._sleep = sleep
         self._lock = threading.RLock()
         self._must_yield = False
-        self._unsettled = False
+        self._working = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._look_and_renew, name="residency", daemon=True)
 
@@ -119,7 +122,7 @@ class Residency:
             self._device.release(part)
             self._places[part] = "absent"
             if held:
-                self._report(part, "absent")
+                self._rows.report(part, "absent")
             return held
 
     def places(self) -> Mapping[str, Place]:
@@ -149,11 +152,12 @@ class Residency:
         with self._lock:
             try:
                 self._bring(parts, work_mib, waiting, force)
-                self._must_yield = False
+                self._must_yield, self._working = False, True
                 yield
             finally:
+                self._working = False
                 self._device.release(self._work_name)
-                self._settle()
+                self._rows.settle()
 
     def bring_if_free(self, part: str) -> bool:
         """Bring a part onto the device if enough memory is free for it now. Raises what loading raises."""
@@ -163,11 +167,11 @@ class Residency:
 
         with self._lock:
             try:
-                self._bring([part], 0, give_up, force=False)
+                self._bring([part], 0, give_up, force=False, spare=())
             except _NothingFree:
                 return False
             finally:
-                self._settle()
+                self._rows.settle()
             return True
 
     def evict(self, part: str) -> bool:
@@ -180,7 +184,17 @@ class Residency:
     def _work_name(self) -> str:
         return f"{self._account.family}.work"
 
-    def _bring(self, parts: Sequence[str], work_mib: int, waiting: Callable[[], None], force: bool) -> None:
+    def _bring(
+        self,
+        parts: Sequence[str],
+        work_mib: int,
+        waiting: Callable[[], None],
+        force: bool,
+        spare: Collection[str] | None = None,
+    ) -> None:
+        """Reserve and load parts; `spare` are those of this process that may leave for them, by default
+        all."""
+        spare = self._movables if spare is None else spare
         for _ in range(TRIES):
             wanted = [self._movables[name].part for name in parts]
             if work_mib:
@@ -188,8 +202,9 @@ class Residency:
             needed, limit = sum(part.mib for part in wanted), self._budget.limit_mib
             if needed > limit:
                 raise OutOfMemory(f"This job needs {needed} MiB of device memory, the budget is {limit} MiB.")
-            self._reservations.reserve(wanted, own=list(self._movables), waiting=waiting, force=force)
+            memory = self._reservations.reserve(wanted, spare=spare, waiting=waiting, force=force)
             if self._allocate(parts, work_mib):
+                self._rows.correct(memory.residents if memory else (), busy=True)
                 return
             waiting()
         raise OutOfMemory("The device stays full although its memory was granted to this job.")
@@ -204,16 +219,22 @@ class Residency:
                     self._load(name)
             if work_mib:
                 self._device.allocate(self._work_name, work_mib)
+            return True
         except BaseException as error:
-            for name, place in moved.items():
-                self._take_back(name, place)
-            self._settle()
             if not self._is_out_of_memory(error):
+                self._roll_back(moved)
                 raise
             _log.warning("device_memory_taken", device=self._device.id, parts=parts, reason=str(error))
+        # After the except block: until then the error's traceback keeps the tensors alive.
+        self._roll_back(moved)
+        with suppress(WorkerUnavailable):
             self._budget.measure(self._ledger.device_memory(self._device.id))
-            return False
-        return True
+        return False
+
+    def _roll_back(self, moved: Mapping[str, Place]) -> None:
+        for name, place in moved.items():
+            self._take_back(name, place)
+        self._rows.settle()
 
     def _load(self, name: str) -> None:
         movable, woken = self._movables[name], self._places[name] == "host"
@@ -223,7 +244,7 @@ class Residency:
         # Loaded, it knows its true size.
         self._device.allocate(name, movable.part.mib)
         self._places[name] = "device"
-        self._report(name, "resident", busy=True)
+        self._rows.report(name, "resident", busy=True)
         seconds = round(time.perf_counter() - started, 3)
         _log.info("part_loaded", part=name, mib=movable.part.mib, woken=woken, seconds=seconds)
 
@@ -235,7 +256,7 @@ class Residency:
             self._movables[name].unload()
         self._device.release(name)
         self._places[name] = place
-        self._report(name, "asleep" if place == "host" else "absent")
+        self._rows.report(name, "asleep" if place == "host" else "absent")
 
     # -- leaving
     def _evict(self, name: str) -> bool:
@@ -255,54 +276,32 @@ class Residency:
         except WorkerUnavailable:
             return False
         if may_sleep:
-            movable.sleep()
-        else:
+            try:
+                movable.sleep()
+            except Exception:  # noqa: BLE001  pinned memory is scarce, and this part must leave all the same
+                _log.exception("part_not_asleep", part=name)
+                may_sleep = False
+        if not may_sleep:
             movable.unload()
         self._device.release(name)
         self._places[name] = "host" if may_sleep else "absent"
         self._confirm(name, before_mib - size_mib // 2)
-        self._report(name, "asleep" if may_sleep else "absent", mib=size_mib)
+        self._rows.report(name, "asleep" if may_sleep else "absent", mib=size_mib)
         _log.info("part_evicted", part=name, mib=size_mib, asleep=may_sleep)
         return True
 
     def _confirm(self, name: str, expected_mib: int) -> None:
         """Wait until the device shows that the memory is free: others would be granted what is not there.
-        Half of a part's size allows for blocks that torch keeps."""
-        deadline, warned = time.monotonic() + CONFIRM_S, False
+        Half of a part's size allows for blocks that torch keeps. After `CONFIRM_S` what is still held counts
+        as memory of a stranger, which nobody is granted."""
+        deadline = time.monotonic() + CONFIRM_S
         while (own_mib := self._device.own_mib()) > max(0, expected_mib):
-            if not warned and time.monotonic() > deadline:
-                warned = True
+            if time.monotonic() > deadline:
                 _log.error("memory_not_freed", part=name, device=self._device.id, own_mib=own_mib)
+                return
             self._sleep(POLL_S)
 
-    # -- reports to the ledger
-    def _report(
-        self,
-        name: str,
-        state: ResidentState | Literal["absent"],
-        *,
-        busy: bool = False,
-        mib: int | None = None,
-    ) -> None:
-        """Tell the ledger where a part is, again until it is reached."""
-        size = self._movables[name].part.mib if mib is None else mib
-        while True:
-            try:
-                self._ledger.move_resident(
-                    self._device.id, self._account.owner, name, state, mib=size, busy=busy
-                )
-                return
-            except WorkerUnavailable:
-                _log.warning("part_not_reported", part=name, state=state)
-                self._sleep(POLL_S)
-
-    def _settle(self) -> None:
-        try:
-            self._ledger.settle_memory(self._device.id, self._account.owner)
-            self._unsettled = False
-        except WorkerUnavailable:
-            self._unsettled = True
-
+    # -- the thread
     def _look_and_renew(self) -> None:
         looks = 0
         while not self._stopped.wait(LOOK_S):
@@ -326,10 +325,14 @@ class Residency:
         own = [each for each in memory.residents if each.owner == owner]
         self._must_yield = any(turn_is_over(each, memory, self._account.turn_s) for each in own)
         if not self._lock.acquire(blocking=False):
+            if self._working:
+                self._rows.restore(memory.residents, busy=True)
             return
         try:
-            if self._unsettled:
-                self._settle()
+            if self._rows.unsettled:
+                self._rows.settle()
+            self._rows.correct(own, busy=False)
+            self._rows.restore(memory.residents, busy=False)
             crowded_out = displaced(memory, self._budget) if renew else ()
             for each in own:
                 asked = may_leave(each, memory, self._account.turn_s)

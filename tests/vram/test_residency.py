@@ -270,3 +270,142 @@ def test_the_memory_of_a_killed_process_is_given_to_who_waits(
     wan = owner("wan", 30)
     wan.run()
     assert wan.fake.moves == ["load"]
+
+
+# -- when the ledger and the device disagree
+def ends(job: Callable[[], object], *, within_s: float = WAIT_S) -> bool:
+    """Whether a job ends."""
+    thread = threading.Thread(target=job, daemon=True)
+    thread.start()
+    thread.join(within_s)
+    return not thread.is_alive()
+
+
+def test_an_eviction_of_which_the_answer_was_lost_is_carried_out(owner: MakeOwner, ledger: Ledger) -> None:
+    """The ledger says `evicting`, and the process does not know: it neither loops nor keeps the memory."""
+    wan = owner("wan", 30)
+    wan.run()
+    (row,) = ledger.device_memory(wan.device.id).residents
+    ledger.move_resident(wan.device.id, row.owner, "wan", "evicting", mib=30, host_budget_mib=100)
+    assert ends(wan.run)
+    ledger.move_resident(wan.device.id, row.owner, "wan", "evicting", mib=30, host_budget_mib=100)
+    assert ends(owner("chat", 20).run)
+
+
+def test_a_grant_of_which_the_answer_was_lost_is_given_back(owner: MakeOwner, ledger: Ledger) -> None:
+    """The job ended before it knew of its grant; nothing was loaded, so nothing is held."""
+    wan = owner("wan", 30)
+    wan.run()
+    (row,) = ledger.device_memory(wan.device.id).residents
+    wan.residency.free("wan")
+    options: dict[str, Any] = {"family": "wan", "budget_mib": BUDGET_MIB, "lease_s": 2.0, "turn_s": 60.0}
+    ledger.reserve_memory(wan.device.id, row.owner, [Part(id="wan", mib=30)], **options)
+    ledger.settle_memory(wan.device.id, row.owner)
+    assert ends(owner("chat", 20).run)
+
+
+def test_models_are_known_again_after_the_ledger_lost_its_data(owner: MakeOwner, ledger: Ledger) -> None:
+    """Nobody is granted memory that is taken, and the model leaves for others as before."""
+    wan, chat = owner("wan", 30), owner("chat", 20)
+    wan.run()
+    lose_data(ledger, wan)
+    deadline = time.monotonic() + WAIT_S
+    while not ledger.device_memory(wan.device.id).residents and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    (row,) = ledger.device_memory(wan.device.id).residents
+    assert (row.id, row.state, row.mib, row.busy) == ("wan", "resident", 30, False)
+    assert ends(chat.run)
+    assert wan.fake.moves == ["load", "sleep"]
+
+
+def test_a_job_after_the_ledger_lost_its_data_leaves_its_model_movable(
+    owner: MakeOwner, ledger: Ledger
+) -> None:
+    """The model is granted anew and was never loaded anew: it is resident, and leaves for others."""
+    wan, chat = owner("wan", 30), owner("chat", 20)
+    wan.run()
+    lose_data(ledger, wan)
+    wan.run()
+    assert [each.state for each in ledger.device_memory(wan.device.id).residents] == ["resident"]
+    assert ends(chat.run)
+
+
+def lose_data(ledger: Ledger, owner: Owner) -> None:
+    """Delete the rows of an owner behind its back."""
+    (row,) = ledger.device_memory(owner.device.id).residents
+    ledger.release_memory(owner.device.id, row.owner)
+
+
+def test_a_part_that_cannot_sleep_is_unloaded(owner: MakeOwner) -> None:
+    """The memory of the host may be full; the device is needed all the same."""
+
+    def fail() -> None:
+        raise RuntimeError("no pinned memory")
+
+    wan, chat = owner("wan", 30), owner("chat", 20)
+    wan.fake.sleep = fail  # type: ignore[method-assign]
+    wan.run()
+    assert ends(chat.run)
+    assert (wan.fake.moves, wan.residency.places()) == (["load", "unload"], {"wan": "absent"})
+
+
+def test_memory_that_is_never_freed_stops_nobody(owner: MakeOwner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process goes on, and others are not granted what is not free."""
+    monkeypatch.setattr("ourvidz.vram.residency.CONFIRM_S", 0.3)
+    wan = owner("wan", 30)
+    wan.run()
+    monkeypatch.setattr(wan.device, "release", lambda name: None)
+    assert ends(lambda: wan.residency.evict("wan"))
+    assert wan.residency.places() == {"wan": "host"}
+
+
+def test_a_request_that_strangers_leave_no_room_for_moves_nobody(
+    owner: MakeOwner, tmp_path: Path, ledger: Ledger
+) -> None:
+    """It waits for the stranger; meanwhile the others keep their models and are granted what is left."""
+    stranger = EmulatedDevice(SPEC, tmp_path, worker_id="stranger")
+    stranger.allocate("something", 25)
+    sdxl, wan, chat = owner("sdxl", 5), owner("wan", 30), owner("chat", 15)
+    sdxl.run()
+    done = threading.Event()
+
+    def wait() -> None:
+        if done.is_set():
+            raise Cancelled("the job was cancelled")
+
+    def job() -> None:
+        with pytest.raises(Cancelled):
+            wan.run(waiting=wait)
+
+    thread = threading.Thread(target=job)
+    thread.start()
+    deadline = time.monotonic() + WAIT_S
+    while not ledger.device_memory(wan.device.id).waits and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    assert ends(chat.run, within_s=5)
+    done.set()
+    thread.join()
+    assert (sdxl.fake.moves, chat.fake.moves) == (["load"], ["load"])
+
+
+def test_a_budget_above_the_card_is_that_of_the_card(owner: MakeOwner) -> None:
+    """A job between the two would wait for ever."""
+    with pytest.raises(OutOfMemory, match="budget is"):
+        owner("huge", 60_000, budget_mib=100_000).run()
+
+
+def test_bringing_a_part_takes_free_memory_only(ledger: Ledger, tmp_path: Path) -> None:
+    """Another part of the same process stays."""
+    first, second = FakePart(Part(id="first", mib=30)), FakePart(Part(id="second", mib=20))
+    residency = Residency(
+        ledger,
+        EmulatedDevice(SPEC, tmp_path, worker_id="chat"),
+        [first, second],
+        family="chat",
+        worker_id="chat",
+        options=ResidencyOptions(budget_mib=BUDGET_MIB, host_budget_mib=100),
+        is_out_of_memory=lambda error: isinstance(error, torch.OutOfMemoryError),
+    )
+    assert residency.bring_if_free("first")
+    assert not residency.bring_if_free("second")
+    assert first.moves == ["load"]

@@ -35,11 +35,13 @@ for id, part in pairs(wanted) do
   end
 end
 
--- Who waits longer goes first, but for an owner whose turn has not ended.
+-- Who waits longer goes first, but for an owner whose turn has not ended. Nobody waits behind a request that cannot
+-- be granted at the moment whoever leaves, because other programs hold too much.
 local since, ahead = now, 0
 if waits[owner] then since = waits[owner].since end
 for other, wait in pairs(waits) do
-  if other ~= owner and (wait.since < since or wait.since == since and other < owner) then
+  if other ~= owner and (wait.since < since or wait.since == since and other < owner)
+    and wait.needed_mib <= tonumber(budget_mib) then
     ahead = ahead + wait.needed_mib
   end
   if other ~= owner and (wait.force or not in_turn) then
