@@ -15,6 +15,7 @@ def systems(run: Run, names: Sequence[str], path: Path) -> None:
 
     The first system is OurVidz. The axes are logarithmic. The ending of `path` chooses the format.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(names), 0.35 * len(run.systems) + 1.4), layout="constrained")
@@ -30,6 +31,7 @@ def systems(run: Run, names: Sequence[str], path: Path) -> None:
         axis.bar_label(bars, fmt="%.3g", padding=2)
         axis.set_xscale("log")
         axis.margins(x=0.2)
-        axis.set_title(name)
+        axis.set_title(name, fontsize="medium")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ourvidz"}):
+        figure.savefig(path)
