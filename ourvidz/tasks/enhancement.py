@@ -12,12 +12,14 @@ from ourvidz.app import app
 from ourvidz.celery_settings import ENHANCE_TASK
 from ourvidz.errors import Cancelled, WorkerUnavailable
 from ourvidz.jobs.job import VideoJob
+from ourvidz.records.gpu_usage import usage_amounts
 from ourvidz.records.record import Enhancement
 from ourvidz.tasks.attempt import services
 from ourvidz.wiring import control
 from ourvidz.workflows import enhancement
 from ourvidz.workflows.enhancement import EnhancementLease
 from ourvidz.workflows.run import FenceLost
+from ourvidz.workflows.services import gpu_usage_metadata
 
 REQUEST = "ourvidz.tasks.request:RedactedRequest"
 
@@ -50,10 +52,28 @@ def _enhance(claimed: Enhancement) -> dict[str, Any]:
     lease = EnhancementLease(claimed, ledger, lease_s=settings.lease_s)
     now = ledger.now()
     waited_s = now - (claimed.record.published_at or now)
-    return enhancement.enhance(
+    document = enhancement.enhance(
         cast(VideoJob, claimed.job),
         lambda: services("chat"),
         system_prompt=settings.enhance_system_prompt,
         check_lease=lease.check,
         limit_s=settings.enhance_within_s - waited_s,
     )
+    _add_usage(claimed, document)
+    return document
+
+
+def _add_usage(claimed: Enhancement, document: dict[str, Any]) -> None:
+    """Add the GPU-seconds of a finished enhancement to the usage of today, unless a text server computed it.
+    They are not worth a wait for a ledger that is away."""
+    settings, record = control.current().settings, claimed.record
+    if settings.qwen_base_url is not None:
+        return
+    seconds = {"encode": float(document.get("seconds", 0.0))}
+    usage = gpu_usage_metadata(seconds, price=settings.gpu_price)
+    amounts = usage_amounts(record.user_id, record.type, usage, jobs=0)
+    if amounts:
+        try:
+            control.current().ledger.add_gpu_usage(amounts)
+        except WorkerUnavailable:
+            _log.warning("usage_lost", job_id=record.job_id)

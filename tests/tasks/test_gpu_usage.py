@@ -95,6 +95,16 @@ def test_a_job_reports_its_stages_and_its_cost(running: Eager) -> None:
     assert metadata["gpu_cost"] == pytest.approx(seconds["total"] * PRICE / 3600, abs=2e-6)
 
 
+def test_an_enhancement_counts_for_its_job_type(running: Eager) -> None:
+    """It ran on another GPU than the picture, and on the account of the same user."""
+    metadata = run(running, "enhanced", "image7b_fast_enhanced", user_id="eve")["metadata"]
+    fields = running.control.ledger.gpu_usage([day_number(today())])[0]
+    [row] = load_usage(day_number(today()), fields, user_id="eve")
+    expected_s = metadata["gpu_seconds"]["total"] + metadata["enhancement_time"]
+    assert metadata["enhancement_time"] > 0
+    assert (row.jobs, row.gpu_seconds) == (1, pytest.approx(expected_s, abs=0.003))
+
+
 def test_a_text_has_its_share_of_the_batch(running: Eager) -> None:
     """Alone, that is nearly all of the time that it took."""
     running.submit(
