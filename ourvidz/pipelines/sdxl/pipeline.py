@@ -21,6 +21,7 @@ from ourvidz.pipelines import devices, sleeping
 from ourvidz.pipelines.base import DenoisingCheckpoints, GeneratedImages, OnImage, OnPreview, OnStep, Snapshot
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.conditions import Conditions
+from ourvidz.pipelines.finite import check_finite
 from ourvidz.pipelines.oom_fallbacks import OomFallback
 from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.receipts import Environment
@@ -247,17 +248,21 @@ class SDXLPipeline:
         progress: ProgressReporter,
         batch: ResumableBatch,
     ) -> torch.Tensor:
-        """Run the remaining steps on one batch of latents, and return the finished latents of the same
-        shape."""
+        """Run the remaining steps on one batch of latents; return the finished latents of the same shape.
+        Raises `InternalError` if they are not finite."""
         for done, timestep in enumerate(timesteps[batch.step :], start=batch.step + 1):
             latents, estimate = denoiser.step(latents, timestep)
             progress.step(done, self._snapshot(estimate))
             batch.save_if_due(done, latents, steps_done=progress.steps_done)
+        check_finite(latents, "UNet")
         return latents
 
     @measured("decode")
     def decode(self, latents: torch.Tensor) -> list[Image]:
-        """The RGB images of finished latents (images, 4, height / 8, width / 8)."""
+        """The RGB images of finished latents (images, 4, height / 8, width / 8).
+
+        Raises `InternalError` if the pixels are not finite.
+        """
         return self._model.vae.decode(latents)
 
     # -- helpers of the stages

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import diffusers
 import torch
 from PIL.Image import Image, fromarray
 
+from ourvidz import log
+from ourvidz.pipelines.finite import check_finite, is_finite
 from ourvidz.pipelines.tensor_cache import TensorCache, cache_key, image_digest
+
+_log = log.get(__name__)
 
 SCALE = 8
 """Pixels per latent, in each direction."""
@@ -35,7 +39,7 @@ class ImageVAE:
     @torch.no_grad()
     def encode(self, image: Image) -> torch.Tensor:
         """The latents of one RGB image whose edges are multiples of 8 px. The mode of the distribution, so
-        that equal images have equal latents."""
+        that equal images have equal latents. Raises `InternalError` if they are not finite."""
         self._upcast()
         key = cache_key(
             "sdxl vae", self._weights, image_digest(image), self._tiles, self._vae.dtype, self._device.type
@@ -43,8 +47,8 @@ class ImageVAE:
         cached = self._cache.get(key, self._device)
         if cached is not None and cached[0] is not None:
             return cached[0]
-        pixels = self._processor.preprocess(image).to(self._device, self._vae.dtype)
-        raw = self._vae.encode(pixels).latent_dist.mode()
+        pixels = self._processor.preprocess(image).to(self._device)
+        raw = self._without_overflow(lambda: self._vae.encode(pixels.to(self._vae.dtype)).latent_dist.mode())
         mean, std = self._statistics(raw)
         latents: torch.Tensor = (raw - mean) / std
         self._cache.put(key, (latents,))
@@ -52,11 +56,9 @@ class ImageVAE:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> list[Image]:
-        """The RGB images of these latents."""
+        """The RGB images of these latents. Raises `InternalError` if they are not finite."""
         self._upcast()
-        latents = latents.to(self._vae.dtype)
-        mean, std = self._statistics(latents)
-        pixels = self._vae.decode(latents * std + mean, return_dict=False)[0]
+        pixels = self._without_overflow(lambda: self._decode(latents.to(self._vae.dtype)))
         # Converted to bytes on the device: a quarter of the data to copy, and no arithmetic on the CPU.
         levels = (pixels.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
         return [fromarray(image) for image in levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
@@ -87,6 +89,23 @@ class ImageVAE:
         """How the VAE divides an image, which changes the latents."""
         vae = self._vae
         return vae.use_tiling, vae.use_slicing, vae.tile_sample_min_size, vae.tile_latent_min_size
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels from -1 to 1, (images, 3, height, width), of latents in the VAE's dtype."""
+        mean, std = self._statistics(latents)
+        pixels: torch.Tensor = self._vae.decode(latents * std + mean, return_dict=False)[0]
+        return pixels
+
+    def _without_overflow(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The result of `run`; if it is not finite in half precision, the VAE is converted to float32, stays
+        so, and `run` is called again. Raises `InternalError` if the result is not finite then."""
+        result = run()
+        if self._vae.dtype != torch.float32 and not is_finite(result):
+            _log.warning("vae_overflow", dtype=str(self._vae.dtype).removeprefix("torch."))
+            self._vae.to(torch.float32)
+            result = run()
+        check_finite(result, "VAE")
+        return result
 
     def _upcast(self) -> None:
         # SDXL's VAE overflows in half precision, which makes black images.

@@ -27,6 +27,7 @@ from ourvidz.pipelines.base import (
 )
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.conditions import Conditions
+from ourvidz.pipelines.finite import check_finite
 from ourvidz.pipelines.identity import NO_WEIGHTS
 from ourvidz.pipelines.loading import loading
 from ourvidz.pipelines.oom_fallbacks import OomFallback
@@ -296,7 +297,8 @@ class WanPipeline:
         *,
         progress: ProgressReporter,
     ) -> torch.Tensor:
-        """Run the remaining steps; return the clip's latents, (1, channels, latent frames, rows, columns)."""
+        """Run the remaining steps; return the clip's latents, (1, channels, latent frames, rows, columns).
+        Raises `InternalError` if they are not finite."""
         cache, scheduler, sigmas = self._cache, schedule.scheduler, schedule.sigmas
         first = 0 if batch is None else batch.step
         resumed = None if batch is None else batch.latents
@@ -325,13 +327,17 @@ class WanPipeline:
                 progress.step(step + 1, snapshot)
                 if batch is not None:
                     batch.save_if_due(step + 1, latents, steps_done=progress.steps_done)
+        check_finite(latents, "transformer")
         return latents[:, :, guidance.extra_inputs.reference_frames :]
 
     @measured("decode")
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """All generated frames of finished latents: (frames, 3, height, width) from -1 to 1."""
+        """All generated frames of finished latents: (frames, 3, height, width) from -1 to 1. Raises
+        `InternalError` if they are not finite."""
         with self.components.in_use("vae"):
-            return VideoVAE(self.components.pipe.vae).decode(latents)
+            frames = VideoVAE(self.components.pipe.vae).decode(latents)
+        check_finite(frames, "VAE")
+        return frames
 
     # -- helpers of the stages
     def _environment(self, job: VideoJob) -> Environment:
