@@ -54,8 +54,9 @@ def test_the_sum_of_all_jobs_is_the_time_that_the_device_was_busy(
         pipeline = pipeline_of(running, family)
         pipeline.unload()
         pipeline.clock = StageClock()
+        began = time.perf_counter()
         pipeline.load()
-        load_s += pipeline.load_s
+        load_s += time.perf_counter() - began
         generate = pipeline.generate
 
         def timed(*args: Any, original: Any = generate, **kwargs: Any) -> Any:
