@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,13 +38,17 @@ def weights_mib(components: Iterable[object]) -> int:
     return round(sum(sizes.values()) / BYTES_PER_MIB)
 
 
-def checkpoint_mib(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+def checkpoint_mib(checkpoint: Checkpoint, dtype: torch.dtype, *, only: Sequence[str] = ()) -> int:
     """Size that the weights of a checkpoint take once they are loaded as `dtype` (MiB, rounded, at least 1),
-    from the headers of its files; of several variants the one that is loaded."""
+    from the headers of its files; of several variants the one that is loaded. `only`: of the files whose
+    name or folder contains one of these words."""
     path, variant = checkpoint.path, checkpoint.variant
     files = [path] if path.is_file() else [*path.rglob("*.safetensors"), *path.rglob("*.pth")]
     if path.is_dir():
         files = [file for file in files if (".fp16." in file.name) == (variant == "fp16")]
+    if only:
+        names = {file: str(file.relative_to(path.parent)).lower() for file in files}
+        files = [file for file in files if any(word in names[file] for word in only)]
     return max(1, round(sum(_loaded_bytes(file, dtype) for file in files) / BYTES_PER_MIB))
 
 

@@ -9,13 +9,14 @@ from pydantic import AfterValidator
 
 from ourvidz.settings.kinds import StringList, Topic, env
 
-EMULATED_GPU = re.compile(r"(?P<name>[\w-]+):(?P<gib>[0-9.]+)GiB(,scale=(?P<scale>0?\.[0-9]+|1))?")
+EMULATED_GPU = re.compile(r"(?P<name>[\w-]+):(?P<gib>[0-9]+(\.[0-9]+)?)GiB(,scale=(?P<scale>0?\.[0-9]+|1))?")
 """The value of `OURVIDZ_EMULATED_GPU`."""
 
 
 def _emulated_gpu(value: str | None) -> str | None:
-    if value is not None and EMULATED_GPU.fullmatch(value) is None:
-        raise ValueError("must be NAME:SIZEGiB or NAME:SIZEGiB,scale=FACTOR with a factor up to 1")
+    match = None if value is None else EMULATED_GPU.fullmatch(value)
+    if value is not None and (match is None or not float(match["gib"]) or not float(match["scale"] or 1)):
+        raise ValueError("must be NAME:SIZEGiB or NAME:SIZEGiB,scale=FACTOR, 0 < SIZE and 0 < FACTOR <= 1")
     return value
 
 

@@ -25,15 +25,20 @@ class Footprints:
         self._file = file
         self._learned = _read(file)
 
-    def work_mib(self, kind: str, weights_mib: int) -> int:
-        """The working memory that a job of this kind is expected to need, at least 1."""
+    def work_mib(self, kind: str, weights_mib: int, *, at_most: int | None = None) -> int:
+        """The working memory that a job of this kind is expected to need, at least 1. `at_most` is what the
+        device can give: a guess is not above it, because no job is refused for a guess."""
         learned = self._learned.get(kind)
         if learned is not None:
             return max(1, round(learned * MARGIN))
-        return max(1, round(weights_mib * UNKNOWN_SHARE))
+        guess = round(weights_mib * UNKNOWN_SHARE)
+        return max(1, guess if at_most is None else min(guess, at_most))
 
-    def learn(self, kind: str, mib: int) -> None:
-        """Note a measurement; the largest one counts."""
+    def learn(self, kind: str, mib: int, *, at_most: int | None = None) -> None:
+        """Note a measurement; the largest one counts. `at_most` is what the device can give: what is learned
+        is not more, margin and all."""
+        if at_most is not None:
+            mib = min(mib, int(at_most / MARGIN))
         if mib <= self._learned.get(kind, 0):
             return
         # What other processes have learned meanwhile is kept.

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import psutil
+
+_START_FIELD = 19
+"""Position of the start time in Linux' `/proc/PID/stat`, counted after the command's name."""
 
 
 def owner_id(worker_id: str) -> str:
@@ -24,9 +28,17 @@ def has_ended(owner: str) -> bool:
 
 
 def _started_at(pid: int) -> str:
-    """Start time of a process (seconds, two decimals); '' if there is none, or only its exit status."""
+    """When a process started, as a number that no step of the clock changes; '' if there is no process, or
+    only its exit status."""
     try:
         process = psutil.Process(pid)
-        return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return ""
+        try:
+            # Ticks since the host started. The time of day that psutil computes of them moves with the clock.
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            return stat.rpartition(")")[2].split()[_START_FIELD]
+        except OSError:
+            return f"{process.create_time():.2f}"
     except psutil.NoSuchProcess:
         return ""

@@ -129,6 +129,11 @@ class Residency:
         """Where each part of this process is."""
         return dict(self._places)
 
+    @property
+    def limit_mib(self) -> int:
+        """The memory that parts and a job's work can have together at best."""
+        return self._budget.limit_mib
+
     def must_yield(self) -> bool:
         """Whether others wait for parts of this process whose turn is over: a job that runs may go on, but
         nothing new may join it."""

@@ -131,7 +131,8 @@ def build(settings: Settings, family: str) -> WarmModels:
         from ourvidz.wiring import wan
 
         videos = wan.build(settings)
-        parts = {"wan": (videos, checkpoint_mib(videos.checkpoint, videos.dtype))}
+        only = wan.UNGROUPED_FILES if settings.wan_group_offload else ()
+        parts = {"wan": (videos, checkpoint_mib(videos.checkpoint, videos.dtype, only=only))}
         return WarmModels(wan=videos, device_share=_share(settings, family, device, parts))
     if family == "chat":
         from ourvidz.wiring import texts

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from ourvidz.errors import ModelLoadError
 from ourvidz.jobs.job import BaseJob, ChatJob, ImageJob, VideoJob
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines import devices
@@ -34,7 +35,8 @@ class MovablePipeline(Protocol):
         """Free them."""
 
     def info(self) -> dict[str, Any]:
-        """`memory_mib`: the size of the weights that are loaded, on the device or the host."""
+        """`memory_mib`: the size of the weights that are loaded, on the device or the host; `resident_mib`,
+        where it differs, of those that stay on the device between jobs."""
 
 
 Pipelines = Mapping[str, tuple[MovablePipeline, int]]
@@ -58,7 +60,8 @@ class ModelPart:
     @property
     def part(self) -> Part:
         """The model by its name, with the memory of its weights."""
-        self._weights_mib = int(self._pipeline.info()["memory_mib"]) or self._weights_mib
+        info = self._pipeline.info()
+        self._weights_mib = int(info.get("resident_mib", info["memory_mib"])) or self._weights_mib
         return Part(
             id=self._name,
             mib=self._device.size_mib(self._weights_mib),
@@ -97,7 +100,7 @@ class SharedDevice:
                 turn_s=settings.gpu_turn_s,
                 lease_s=settings.lease_s,
             ),
-            is_out_of_memory=devices.is_out_of_memory,
+            is_out_of_memory=_is_out_of_memory,
         )
         self._residency.start()
 
@@ -112,13 +115,16 @@ class SharedDevice:
             yield
             return
         kind = _kind(self._family, job)
-        work_mib = self._footprints.work_mib(kind, self._parts[model].part.mib)
+        weights_mib = self._parts[model].part.mib
+        at_most = self._residency.limit_mib - weights_mib
+        work_mib = self._footprints.work_mib(kind, weights_mib, at_most=at_most)
         with self._residency.hold([model], work_mib=work_mib, waiting=waiting):
             self._device.reset_peak()
             yield
             peak_mib = self._device.peak_mib()
             if peak_mib is not None:
-                self._footprints.learn(kind, peak_mib)
+                # A job that has succeeded fits, though it first tried to take more.
+                self._footprints.learn(kind, peak_mib, at_most=at_most)
 
     def must_yield(self) -> bool:
         """Whether others wait for the device, and the turn of this worker is over."""
@@ -156,6 +162,12 @@ class SharedDevice:
         """Used and total memory of the device, by all processes (bytes)."""
         total = self._device.total_mib()
         return {"used": (total - self._device.free_mib()) << 20, "total": total << 20}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device was full, also while a model was being loaded."""
+    cause = error.__cause__ if isinstance(error, ModelLoadError) else None
+    return devices.is_out_of_memory(cause or error)
 
 
 def _kind(family: str, job: BaseJob) -> str:

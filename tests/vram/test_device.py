@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
+from ourvidz.errors import SettingsError
+from ourvidz.settings import load_settings
 from ourvidz.vram.device import EmulatedDevice, EmulatedSpec
 from ourvidz.vram.owners import has_ended, owner_id
 
@@ -16,6 +19,8 @@ SPEC = EmulatedSpec("card", 48 * 1024, 0.001)
 HOLDER = """
 import sys
 from pathlib import Path
+from ourvidz.errors import SettingsError
+from ourvidz.settings import load_settings
 from ourvidz.vram.device import EmulatedDevice, EmulatedSpec
 EmulatedDevice(EmulatedSpec("card", 48 * 1024, 0.001), Path(sys.argv[1])).allocate("weights", 40000)
 print("held", flush=True)
@@ -75,3 +80,17 @@ def test_an_owner_is_one_process() -> None:
     worker, host, pid, started_at = own.rsplit(" ", maxsplit=3)
     assert has_ended(f"{worker} {host} {pid} {float(started_at) - 5:.2f}")
     assert not has_ended(f"{worker} elsewhere {pid} 1.00")
+
+
+@pytest.mark.parametrize("value", ["card", "card:1.2.3GiB", "card:.GiB", "card:0GiB", "card:4GiB,scale=0.0"])
+def test_a_wrong_setting_is_refused_at_the_start(value: str) -> None:
+    """The error names the variable, before any process opens the card."""
+    with pytest.raises(SettingsError, match="OURVIDZ_EMULATED_GPU"):
+        load_settings(_env_file=None, OURVIDZ_EMULATED_GPU=value)
+
+
+def test_a_process_lives_on_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of day at which it started is another one then, as psutil computes it."""
+    owner = owner_id("worker")
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: 1.0)
+    assert not has_ended(owner)

@@ -45,3 +45,11 @@ def test_alike_jobs_are_of_one_kind() -> None:
     assert kind_of("sdxl", pixels=1024 * 1024, count=1) == kind_of("sdxl", pixels=1000 * 1000, count=1)
     assert kind_of("sdxl", pixels=1024 * 1024, count=1) != kind_of("sdxl", pixels=1024 * 1024, count=3)
     assert kind_of("sdxl", pixels=64, count=1) != kind_of("wan", pixels=64, count=1)
+
+
+def test_what_the_device_can_give_bounds_guesses_and_what_is_learned(tmp_path: Path) -> None:
+    """No job is refused for a guess, nor for what a job that succeeded tried to take first."""
+    footprints = Footprints(tmp_path / "footprints.json")
+    assert footprints.work_mib("sdxl:20", 1000, at_most=100) == 100
+    footprints.learn("sdxl:20", 5000, at_most=110)
+    assert footprints.work_mib("sdxl:20", 1000, at_most=110) <= 110

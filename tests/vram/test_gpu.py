@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ourvidz.vram import gpu
+from ourvidz.vram.device import CudaDevice
 
 
 def test_memory_is_reported_in_mib_gib_and_as_a_fraction() -> None:
@@ -32,3 +33,13 @@ def test_allocated_memory_is_part_of_the_reading() -> None:
     after = gpu.memory()
     assert after["vram_used"] - before["vram_used"] >= taken.nbytes // gpu.MIB
     assert 0 < after["vram_utilization"] <= 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_torch_keeps_of_a_job_is_given_back() -> None:
+    """Others are granted this memory when the job has ended."""
+    device = CudaDevice()
+    torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    held_mib = device.own_mib()
+    device.release("work")
+    assert device.own_mib() <= held_mib - 1024

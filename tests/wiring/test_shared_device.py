@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from ourvidz.errors import OutOfMemory
+from ourvidz.errors import ModelLoadError, OutOfMemory
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.texts.residency import ResidentTextModels
+from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.settings import Settings, load_settings
-from ourvidz.vram.device import open_device
+from ourvidz.vram.device import EmulatedDevice, EmulatedSpec, open_device
 from ourvidz.vram.footprints import kind_of
 from ourvidz.wiring import control, models
 from ourvidz.wiring.models import WarmModels
+from ourvidz.wiring.shared_device import SharedDevice
 from tests.factories import chat_job, image_job, video_job
 from tests.pipelines.helpers import no_progress
 
@@ -158,3 +161,91 @@ def test_without_a_gpu_no_device_is_shared(tmp_path: Path) -> None:
     """Nothing is reserved then."""
     settings = load_settings(_env_file=None, OURVIDZ_STATE_DIR=tmp_path)
     assert models.build(settings, "sdxl").device_share is None
+
+
+class FullOnce:
+    """A pipeline for which the device is full at the first load, as another program has taken its memory."""
+
+    load_s: float | None = None
+
+    def __init__(self) -> None:
+        self.loads = 0
+
+    def load(self) -> None:
+        self.loads += 1
+        if self.loads == 1:
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            except torch.OutOfMemoryError as error:
+                raise ModelLoadError("the model could not be loaded") from error
+
+    def sleep(self) -> None:
+        """Nothing."""
+
+    def unload(self) -> None:
+        """Nothing."""
+
+    def info(self) -> dict[str, Any]:
+        return {"memory_mib": 0}
+
+
+class PeakDevice(EmulatedDevice):
+    """A card on which each job tries to take all memory before it takes less."""
+
+    def peak_mib(self) -> int | None:
+        return self.total_mib()
+
+
+@pytest.fixture
+def share(settings: Settings, build: Callable[[str], WarmModels]) -> Iterator[SharedDevice]:
+    """The device of a worker with such a pipeline on such a card."""
+    del build  # sets the ledger
+    device = PeakDevice(EmulatedSpec.parse(CARD), settings.state_dir / "cards")
+    ledger = control.current().ledger
+    made = SharedDevice(settings, "sdxl", ledger, device, {"sdxl": (FullOnce(), 20)})
+    yield made
+    made.close()
+
+
+def test_a_device_that_is_full_while_a_model_loads_is_tried_again(share: SharedDevice) -> None:
+    """The pipelines wrap the error; it is no broken checkpoint."""
+    with share.hold("sdxl", image_job(), patient):
+        """Loaded at the second try."""
+
+
+def test_a_job_that_succeeded_is_not_refused_later(share: SharedDevice) -> None:
+    """It first tried to take the whole card, and then less."""
+    for _ in range(2):
+        with share.hold("sdxl", image_job(), patient):
+            """A job that succeeds."""
+
+
+def test_a_model_that_nearly_fills_the_device_is_used(
+    settings: Settings, build: Callable[[str], Any]
+) -> None:
+    """What its jobs need beside it is not known yet: no job is refused for a guess."""
+    del build
+    device = EmulatedDevice(EmulatedSpec.parse(CARD), settings.state_dir / "cards")
+    pipeline = FullOnce()
+    made = SharedDevice(settings, "sdxl", control.current().ledger, device, {"sdxl": (pipeline, 45)})
+    with closing(made), made.hold("sdxl", image_job(), patient):
+        assert pipeline.loads
+
+
+def test_weights_that_are_moved_in_groups_are_not_reserved(
+    settings: Settings, build: Callable[[str], WarmModels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Group offloading is for devices that cannot hold the model."""
+    whole = build("wan").device_share
+    monkeypatch.setattr(WanOptions, "check", lambda *_: None)  # refuses group offloading on a CPU
+    grouped_settings = settings.model_copy(update={"wan_group_offload": True})
+    models_ = models.build(grouped_settings, "wan")
+    grouped = models_.device_share
+    assert whole is not None
+    assert grouped is not None
+    with closing(grouped):
+        before = grouped._parts["wan"].part.mib
+        first = clip(models_)
+        assert max(before, grouped._parts["wan"].part.mib) < whole._parts["wan"].part.mib
+        assert grouped._residency.evict("wan")
+        assert clip(models_) == first

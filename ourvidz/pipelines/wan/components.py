@@ -14,7 +14,7 @@ from ourvidz.pipelines import sleeping
 from ourvidz.pipelines.loading import weights_mib
 from ourvidz.pipelines.wan import extra_inputs, loading
 from ourvidz.pipelines.wan.options import WanOptions
-from ourvidz.pipelines.wan.placement import ComponentName, Placement
+from ourvidz.pipelines.wan.placement import COMPONENTS, ComponentName, Placement
 from ourvidz.pipelines.wan.reference_guidance import ReferencePlan
 
 
@@ -68,25 +68,41 @@ class Components:
     def sleep(self) -> None:
         """Move all weights to the memory of the host. Idempotent. Weights that diffusers moves itself, group
         by group, are there already."""
-        if self.loaded and not self._options.grouped:
+        if self.loaded:
             self.asleep = True
-            sleeping.move_to_host(self._all())
+            sleeping.move_to_host(self._resident())
 
     def wake(self) -> None:
         """Move the weights back to where they belong while idle. Idempotent."""
         if self.asleep:
-            for pipe in (self._pipe, self.vace):
-                if pipe is not None:
-                    self.placement.place(pipe, self._device)
+            names = tuple(name for name in COMPONENTS if not self.placement.is_grouped(name))
+            for pipe in self._pipes():
+                self.placement.place(pipe, self._device, names)
             self.asleep = False
 
     def memory_mib(self) -> int:
         """Size of all weights (MiB)."""
         return weights_mib(self._all())
 
+    def resident_mib(self) -> int:
+        """Size of the weights that stay on the device between jobs (MiB): all but those that diffusers moves
+        itself."""
+        return weights_mib(self._resident())
+
+    def _pipes(self) -> list[Any]:
+        return [pipe for pipe in (self._pipe, self.vace) if pipe is not None]
+
     def _all(self) -> list[object]:
-        pipes = [pipe for pipe in (self._pipe, self.vace) if pipe is not None]
-        return [component for pipe in pipes for component in pipe.components.values()]
+        return [component for pipe in self._pipes() for component in pipe.components.values()]
+
+    def _resident(self) -> list[object]:
+        grouped = {name for name in COMPONENTS if self.placement.is_grouped(name)}
+        return [
+            component
+            for pipe in self._pipes()
+            for name, component in pipe.components.items()
+            if name not in grouped
+        ]
 
     def transformer(self, plan: ReferencePlan) -> Any:
         """The transformer that runs this plan."""

@@ -138,7 +138,8 @@ class WanPipeline:
         devices.free_memory()
 
     def info(self) -> dict[str, Any]:
-        """The checkpoint, where it is loaded, and its options. `size_cap` is px, `memory_mib` is the weights.
+        """The checkpoint, where it is loaded, and its options. `size_cap` is px, `memory_mib` is the weights,
+        `resident_mib` those that stay on the device between jobs.
 
         `native_size` is None: a Wan checkpoint does not contain the size it was trained on.
         """
@@ -152,6 +153,7 @@ class WanPipeline:
             "size_cap": self.cap,
             "load_seconds": self.load_s,
             "memory_mib": self.components.memory_mib(),
+            "resident_mib": self.components.resident_mib(),
             "model": self.model,
             "vace": None if self.vace is None else self.vace.name,
             "checkpoints_off": self._cache.obstacle(self.components.pipe.transformer)

@@ -44,7 +44,7 @@ class Placement:
             module = getattr(pipe, name, None)
             if module is None:
                 continue
-            if self._is_grouped(name):
+            if self.is_grouped(name):
                 _offload_in_groups(module, device)
             else:
                 module.to(CPU if self.offload else self._run_device(name, device))
@@ -53,7 +53,7 @@ class Placement:
     def in_use(self, pipe: Any, component: ComponentName, device: torch.device) -> Iterator[torch.device]:
         """Move one component to the device where it runs inside this context; yields that device."""
         module, run_device = getattr(pipe, component), self._run_device(component, device)
-        if self._is_grouped(component):
+        if self.is_grouped(component):
             yield run_device
             return
         module.to(run_device)
@@ -67,7 +67,8 @@ class Placement:
     def _run_device(self, component: ComponentName, device: torch.device) -> torch.device:
         return CPU if self.text_on_cpu and component == "text_encoder" else device
 
-    def _is_grouped(self, component: ComponentName) -> bool:
+    def is_grouped(self, component: ComponentName) -> bool:
+        """Whether diffusers moves this component's weights itself, group by group."""
         on_cpu = self.text_on_cpu and component == "text_encoder"
         return self.grouped and component in _GROUPABLE and not on_cpu
 
