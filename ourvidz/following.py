@@ -17,8 +17,9 @@ from typing import Any
 
 from ourvidz import log
 from ourvidz.ledger.store import Ledger
-from ourvidz.ledger.streams import STREAM_START, StreamClient, StreamRequest, StreamSnapshot, checked_item_id
+from ourvidz.ledger.streams import STREAM_START, StreamClient, checked_item_id
 from ourvidz.records.record import FINISHED, StreamItem
+from ourvidz.records.streams import StreamRequest, StreamSnapshot
 
 READ_COUNT = 200
 """Items that one read returns at most; fewer than a stream keeps when it is trimmed."""

@@ -9,7 +9,7 @@ import click
 
 from ourvidz import dispatch
 from ourvidz.cli.console import TableRow, print_json, print_note, print_table
-from ourvidz.ledger.inspection import Finding
+from ourvidz.records.findings import Finding
 from ourvidz.recovery.check import CheckReport, check_ledger
 from ourvidz.wiring import control
 

@@ -6,8 +6,7 @@ So what goes on meanwhile is never taken for damage.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from redis.exceptions import ResponseError
 
@@ -15,7 +14,8 @@ from ourvidz.jobs.catalog import QUEUES
 from ourvidz.ledger.base import DELIVERED_TTL_S, STREAM_TTL_S
 from ourvidz.ledger.maintenance import PRIORITY_SCORE
 from ourvidz.ledger.quarantine import QuarantineOperations
-from ourvidz.records.validation import LARGEST_NUMBER, UnreadableRecord
+from ourvidz.records.findings import Finding
+from ourvidz.records.validation import LARGEST_NUMBER, UnreadableRecord, is_count, is_number
 
 SCAN_COUNT = 1000
 STATES = ("pending", "delivered", "dead")
@@ -25,21 +25,6 @@ COUNTERS = {"order": PRIORITY_SCORE - 1, "fence": LATEST_S * 10**6}
 """The counters and the largest numbers that they may be at; `scripts/lib/counters.lua` has the same."""
 NUMBERS = {"clock", "counters", "queue_seen", *(f"claimed:{queue}" for queue in QUEUES.values())}
 """Hashes all of whose fields are numbers."""
-
-Code = Literal[
-    "dangling", "orphan", "index", "document", "lifetime", "event", "counter", "unreadable", "quarantine",
-    "message",
-]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that is not as it must be. `subject` is a job id, an event id or the name of a queue."""
-
-    code: Code
-    subject: str
-    detail: str
-    mended: bool = False
 
 
 class InspectionOperations(QuarantineOperations):
@@ -137,7 +122,7 @@ class InspectionOperations(QuarantineOperations):
         if name in COUNTERS:
             return (
                 None
-                if _is_count(self._call("get", key), COUNTERS[name])
+                if is_count(self._call("get", key), COUNTERS[name])
                 else "it contains no number of a counter"
             )
         if name in NUMBERS and self._fields_without_number(key):
@@ -161,7 +146,7 @@ class InspectionOperations(QuarantineOperations):
     def _fields_without_number(self, key: str) -> list[str]:
         """The fields of a hash of numbers that contain none."""
         largest = LATEST_S if key.endswith("clock") else LARGEST_NUMBER
-        return [field for field, text in self._call("hgetall", key).items() if not _is_number(text, largest)]
+        return [field for field, text in self._call("hgetall", key).items() if not is_number(text, largest)]
 
     def _call(self, command: str, key: str, *args: str) -> Any:
         """Run a plain command on a key."""
@@ -185,17 +170,6 @@ class InspectionOperations(QuarantineOperations):
 def _escaped(text: str) -> str:
     """A text as a glob pattern that matches only it."""
     return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in text)
-
-
-def _is_number(text: str, largest: float) -> bool:
-    try:
-        return 0 <= float(text) <= largest
-    except ValueError:
-        return False
-
-
-def _is_count(text: str | None, largest: float) -> bool:
-    return text is None or (text.isascii() and text.isdigit() and int(text) <= largest)
 
 
 def _first_line(error: Exception) -> str:

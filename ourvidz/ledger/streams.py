@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ourvidz.errors import InternalError, InvalidParameters
@@ -13,28 +12,11 @@ from ourvidz.ledger.connection import retry_async
 from ourvidz.records.codec import load_item
 from ourvidz.records.keys import Keys
 from ourvidz.records.record import StreamItem
+from ourvidz.records.streams import StreamRequest, StreamSnapshot
 
 STREAM_START = "0"
 """The position before the first item of a stream."""
 _STATE_FIELDS = ("status", "run", "attempt", "stage", "progress", "created_at")
-
-
-@dataclass(frozen=True, slots=True)
-class StreamRequest:
-    """Up to `count` items of a job's stream after an item id are wanted."""
-
-    job_id: str
-    after: str
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class StreamSnapshot:
-    """The state of a job, each field None where it has none, and items of its stream, read after the state:
-    whatever the state says is then in the stream."""
-
-    state: dict[str, str | None]
-    items: list[StreamItem]
 
 
 class StreamOperations(LedgerBase):

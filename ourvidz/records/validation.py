@@ -55,3 +55,16 @@ def _check_numbers(record: Record) -> None:
 def describe_error(error: Exception) -> str:
     """The kind of an error, and the field that is missing, never a value: values may contain prompts."""
     return f"KeyError {error}" if isinstance(error, KeyError) else type(error).__name__
+
+
+def is_number(text: str, largest: float) -> bool:
+    """Whether a stored text is a number from 0 to `largest`."""
+    try:
+        return 0 <= float(text) <= largest
+    except ValueError:
+        return False
+
+
+def is_count(text: str | None, largest: float) -> bool:
+    """Whether a stored text is absent, or a whole number from 0 to `largest`."""
+    return text is None or (text.isascii() and text.isdigit() and int(text) <= largest)

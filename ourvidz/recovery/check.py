@@ -10,8 +10,8 @@ from typing import Protocol
 from ourvidz.errors import InternalError
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.inspection import Finding
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.findings import Finding
 from ourvidz.records.record import Record
 from ourvidz.recovery.inspection import check_events, check_jobs, check_user_indexes
 from ourvidz.recovery.quarantine import recheck_quarantined

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from ourvidz.jobs.catalog import QUEUES
-from ourvidz.ledger.inspection import Finding
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.findings import Finding
 from ourvidz.records.validation import UnreadableRecord
 
 BATCH = 50

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ourvidz.jobs.catalog import QUEUES
-from ourvidz.ledger.vitals import Vitals
 from ourvidz.records.record import Worker
+from ourvidz.records.vitals import Vitals
 
 SWEEP_STALE_S = 60.0
 """A sweep runs every two seconds; a keeper that died is replaced within seconds."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ourvidz.ledger.vitals import QueueVitals, Vitals
+from ourvidz.records.vitals import QueueVitals, Vitals
 from tests.recovery.corruption import DamagedLedger, damaged_ledger
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.ledger.inspection import Finding
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.findings import Finding
 from ourvidz.records.record import Record
 from ourvidz.recovery.check import CheckReport, Messages, check_ledger
 from tests.recovery.corruption import DamagedLedger, damaged_ledger

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ourvidz.ledger.vitals import QueueVitals, Vitals
 from ourvidz.records.record import Worker
+from ourvidz.records.vitals import QueueVitals, Vitals
 from ourvidz.web.watchdog import degradations
 from tests.factories import worker
 
