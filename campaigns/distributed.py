@@ -74,7 +74,7 @@ class DistributedInstallation(Resource):
         for name in ("web", "io", "keeper"):
             self._start(name, SHIM)
         for number, host in enumerate(WORKERS):
-            self._start("sdxl", host, OURVIDZ_GPU=str(number))
+            self._start("sdxl", host, OURVIDZ_GPU=str(number), OURVIDZ_ALLOW_CPU="true")
         self.wait_until(self.is_ready, within_s=READY_S, what="the shim and both workers")
 
     def is_ready(self) -> bool:

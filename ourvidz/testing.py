@@ -281,6 +281,7 @@ def eager(directory: Path, recorder: CallbackRecorder, **variables: Any) -> Iter
             _env_file=None,
             **{
                 "OURVIDZ_PROFILE": "tiny",
+                "OURVIDZ_ALLOW_CPU": True,
                 "OURVIDZ_STATE_DIR": directory,
                 "OURVIDZ_STORAGE_DIR": directory / "assets",
                 "OURVIDZ_REDIS_URL": redis_url(),

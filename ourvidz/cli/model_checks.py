@@ -54,19 +54,23 @@ def check_torch(settings: Settings) -> list[Check]:
     gpus = check_gpus(
         probe["gpus"],
         production=settings.profile == "production",
+        required=settings.requires_gpu,
         group_offload=settings.wan_group_offload,
     )
     return [ok("torch", f"{probe['torch']} ({build})"), gpus]
 
 
-def check_gpus(gpus: list[dict[str, Any]], *, production: bool, group_offload: bool = False) -> Check:
-    """Whether the GPUs (`name`; `free` and `total` memory in bytes) suffice. The tiny profile needs none."""
+def check_gpus(
+    gpus: list[dict[str, Any]], *, production: bool, required: bool, group_offload: bool = False
+) -> Check:
+    """Whether the GPUs (`name`; `free` and `total` memory in bytes) suffice. `required`: no worker loads its
+    models without one."""
     if not gpus:
         if group_offload:
             reason = "torch sees no GPU, and OURVIDZ_WAN_GROUP_OFFLOAD needs one: no Wan worker starts"
             return failed("gpu", reason, "leave OURVIDZ_WAN_GROUP_OFFLOAD out")
-        if not production:
-            return skipped("gpu", "none; the tiny profile runs on the CPU")
+        if not required:
+            return skipped("gpu", "none; the models run on the CPU")
         return failed("gpu", "torch sees no GPU", "install the driver and a CUDA build of torch")
     memory = "; ".join(
         f"{gpu['name']}: {gpu['free'] // _MIB} of {gpu['total'] // _MIB} MiB free" for gpu in gpus

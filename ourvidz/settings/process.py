@@ -29,6 +29,8 @@ class ProcessSettings(Topic):
     beats_dir: LocalPath | None = env("OURVIDZ_BEATS_DIR")
     """Folder in which this process shows that it is alive; set by `ourvidz up` for each process."""
     gpu: str | None = env("OURVIDZ_GPU")
+    allow_cpu: bool = env("OURVIDZ_ALLOW_CPU", False)
+    """Whether models run on the CPU where no GPU is visible, in production and with `OURVIDZ_GPU` set."""
     worker: str | None = env("OURVIDZ_WORKER")
     """Name of this worker process (sdxl, io, keeper, …); set by `ourvidz worker NAME`."""
 

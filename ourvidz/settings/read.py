@@ -82,6 +82,13 @@ class Settings(
         """The directory that contains the buckets of the local storage back end."""
         return self.configured_storage_dir or self.state_dir / "assets"
 
+    @property
+    def requires_gpu(self) -> bool:
+        """Whether a worker of this configuration must not load its models without a GPU."""
+        if self.allow_cpu or self.emulated_gpu is not None:
+            return False
+        return self.profile == "production" or self.gpu is not None
+
     def worker_id(self, family: str) -> str:
         """The id of this worker, such as `sdxl@host-gpu0`, or `sdxl@host-cpu` without a GPU."""
         place = "cpu" if self.gpu is None else f"gpu{self.gpu}" if self.gpu.isdigit() else self.gpu

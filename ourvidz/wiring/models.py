@@ -118,7 +118,7 @@ def preload(family: str) -> None:
 
 def build(settings: Settings, family: str) -> WarmModels:
     """The pipelines of one family, not loaded yet. Raises `ModelLoadError` naming missing files or
-    settings."""
+    settings, or the lack of a GPU where the settings require one."""
     device = open_device(settings, family)
     parts: Pipelines
     if family == "sdxl":
@@ -145,9 +145,21 @@ def build(settings: Settings, family: str) -> WarmModels:
     raise ModelLoadError(f"There are no pipelines for {family!r}.")
 
 
+def _no_gpu(settings: Settings) -> str:
+    """Why a worker without a GPU does not load its models. torch does not report an old driver or an unknown
+    UUID: it sees no GPU, and models would run on the CPU, a hundred times slower."""
+    reason = "the production profile" if settings.gpu is None else f"OURVIDZ_GPU={settings.gpu}"
+    return (
+        f"torch sees no GPU, and {reason} needs one: check the driver, the CUDA build of torch"
+        " and the index or UUID (nvidia-smi -L). OURVIDZ_ALLOW_CPU=true runs the models on the CPU."
+    )
+
+
 def _share(
     settings: Settings, family: str, device: Device | None, pipelines: Pipelines
 ) -> SharedDevice | None:
     if device is None:
+        if pipelines and settings.requires_gpu:
+            raise ModelLoadError(_no_gpu(settings))
         return None
     return SharedDevice(settings, family, control.current().ledger, device, pipelines)

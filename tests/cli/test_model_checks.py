@@ -21,12 +21,15 @@ def test_production_needs_a_gpu_with_enough_memory_and_the_tiny_profile_needs_no
     small = [{"name": "small", "free": 4 << 30, "total": 8 << 30}]
     large = [{"name": "large", "free": 40 << 30, "total": 48 << 30}]
     none: list[dict[str, Any]] = []
-    statuses = [model_checks.check_gpus(gpus, production=True).status for gpus in (none, small, large)]
+    statuses = [
+        model_checks.check_gpus(gpus, production=True, required=True).status for gpus in (none, small, large)
+    ]
     assert statuses == ["failed", "failed", "ok"]
-    assert model_checks.check_gpus(none, production=False).status == "skipped"
-    offload = model_checks.check_gpus(none, production=False, group_offload=True)
+    assert model_checks.check_gpus(none, production=False, required=False).status == "skipped"
+    assert model_checks.check_gpus(none, production=False, required=True).status == "failed"
+    offload = model_checks.check_gpus(none, production=False, required=False, group_offload=True)
     assert (offload.status, "OURVIDZ_WAN_GROUP_OFFLOAD" in offload.fix) == ("failed", True)
-    assert model_checks.check_gpus(large, production=False, group_offload=True).status == "ok"
+    assert model_checks.check_gpus(large, production=False, required=False, group_offload=True).status == "ok"
 
 
 def test_a_missing_wan_checkpoint_is_a_failure_only_where_one_is_set(

@@ -196,7 +196,7 @@ def test_under_honcho_a_job_is_handed_back_before_it_is_killed(
 
 def load_unit(instance: str, **variables: str) -> Unit:
     """An instance of the unit that is shipped, with the `ourvidz` of this checkout as its program."""
-    unit = Unit.load(UNIT, instance, overrides=variables)
+    unit = Unit.load(UNIT, instance, overrides={"OURVIDZ_ALLOW_CPU": "true", **variables})
     assert unit.command[0] == PROGRAM
     return replace(unit, command=(*WORKER[:4], *unit.command[1:]))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from ourvidz.errors import ModelLoadError
+from ourvidz.pipelines.checkpoints import PACKAGED
 from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles
 from ourvidz.pipelines.sdxl.lora import LoraFile
 from ourvidz.pipelines.sdxl.options import SDXLOptions
@@ -23,6 +25,7 @@ PRODUCTION = {
     "OURVIDZ_PROFILE": "production",
     "OURVIDZ_REDIS_URL": "redis://127.0.0.1:1/0",
     "SUPABASE_URL": "http://127.0.0.1:1",
+    "OURVIDZ_ALLOW_CPU": "true",
 }
 
 
@@ -66,6 +69,37 @@ def test_a_configured_checkpoint_has_no_size_cap(settings: Settings) -> None:
     models = build(load_settings(**PRODUCTION, OURVIDZ_SDXL_MODEL=str(tiny)), "sdxl")
     info = models.images().info()
     assert (info["kind"], info["size_cap"]) == ("folder", None)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "wan", "chat"])
+@pytest.mark.parametrize(
+    "variables", [{"OURVIDZ_GPU": "GPU-0000"}, {**PRODUCTION, "OURVIDZ_ALLOW_CPU": "false"}]
+)
+def test_a_worker_that_needs_a_gpu_does_not_run_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, variables: dict[str, str], family: str
+) -> None:
+    """An old driver or a mistyped UUID would make every job a hundred times slower, without a word."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    checkpoints = {
+        "OURVIDZ_SDXL_MODEL": str(PACKAGED / "tiny-sdxl"),
+        "OURVIDZ_WAN_MODEL": str(PACKAGED / "tiny-wan"),
+        "OURVIDZ_QWEN_MODEL": str(PACKAGED / "tiny-qwen"),
+    }
+    with pytest.raises(ModelLoadError, match="torch sees no GPU"):
+        build(load_settings(**variables, **checkpoints), family)
+    allowed = load_settings(**{**variables, **checkpoints, "OURVIDZ_ALLOW_CPU": "true"})
+    assert build(allowed, family).info()
+
+
+def test_a_worker_whose_models_are_remote_or_emulated_needs_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    """Only models of this process run on a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    url = "http://127.0.0.1:1/v1"
+    remote = load_settings(OURVIDZ_GPU="0", OURVIDZ_QWEN_INSTRUCT_URL=url, OURVIDZ_QWEN_BASE_URL=url)
+    assert build(remote, "chat").info()
+    assert not load_settings(OURVIDZ_GPU="0", OURVIDZ_EMULATED_GPU="card:48GiB,scale=0.001").requires_gpu
 
 
 def test_a_wrong_path_is_reported_when_the_pipelines_are_built(settings: Settings, tmp_path: Path) -> None:
