@@ -43,8 +43,13 @@ class DeviceReport:
 
     @property
     def pressure(self) -> Pressure:
-        """How tight the memory is."""
-        return pressure(self.free_mib)
+        """How tight the memory is; `low` until a worker has measured it."""
+        return pressure(self.free_mib) if self.is_measured else "low"
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a worker has measured the device."""
+        return self.total_mib > 0
 
     @property
     def stuck(self) -> tuple[Resident, ...]:

@@ -249,7 +249,7 @@ def _targets(request: EmergencyRequest) -> list[str]:
 
 
 def _usage(reports: list[DeviceReport]) -> Usage:
-    tightest = min((each.free_mib for each in reports), default=None)
+    tightest = min((each.free_mib for each in reports if each.is_measured), default=None)
     return Usage(
         total=sum(each.total_mib for each in reports),
         used=sum(each.used_mib for each in reports),

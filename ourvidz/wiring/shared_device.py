@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from ourvidz.errors import ModelLoadError
+from ourvidz.errors import ModelLoadError, WorkerUnavailable
 from ourvidz.jobs.job import BaseJob, ChatJob, ImageJob, VideoJob
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines import devices
@@ -16,6 +17,8 @@ from ourvidz.vram.device import Device
 from ourvidz.vram.footprints import Footprints, kind_of
 from ourvidz.vram.residency import Residency, ResidencyOptions
 
+FORCE_LIMIT_S = 300.0
+"""How long an operator's request waits for others to leave: meanwhile this worker runs no job."""
 FIRST_LOAD_S = 30.0
 """How long a model is taken to load before it was loaded once."""
 
@@ -132,13 +135,22 @@ class SharedDevice:
 
     def bring(self, model: str, *, force: bool) -> bool:
         """Bring a model onto the device if enough memory is free; by force others must leave, even pinned
-        ones. Returns whether it is there."""
+        ones, within `FORCE_LIMIT_S`. Returns whether it is there."""
         if model not in self._parts:
             return False
         if not force:
             return self._residency.bring_if_free(model)
-        with self._residency.hold([model], force=True):
-            return True
+        ends_at = time.monotonic() + FORCE_LIMIT_S
+
+        def wait() -> None:
+            if time.monotonic() > ends_at:
+                raise WorkerUnavailable("The memory of the device was not free in time.")
+
+        try:
+            with self._residency.hold([model], waiting=wait, force=True):
+                return True
+        except WorkerUnavailable:
+            return False
 
     def free(self, model: str) -> bool:
         """Free the memory of a model, on the device and on the host. Returns whether it held any."""

@@ -60,6 +60,15 @@ def test_the_status_without_a_gpu(shim) -> None:
     assert (document["device"], document["model_loaded"], document["devices"]) == ("cpu", True, [])
 
 
+def test_a_gpu_that_nobody_has_measured_is_under_no_pressure(shim, sent) -> None:
+    """The first measurement follows the first grant by a second; no model is unloaded meanwhile."""
+    reside(shim, "wan", 30_000, family="wan")
+    shim.ledger.renew_memory("host:card", "wan@host", lease_s=10, measured={})
+    assert shim.client.get("/memory/status").json()["vram_usage"]["pressure"] == "low"
+    document = shim.client.post("/emergency/operation", json={"operation": "pressure_check"}).json()
+    assert (document["pressure_level"], document["asked"], sent) == ("low", {}, [])
+
+
 def test_the_status_of_a_shared_gpu(shim) -> None:
     """Who holds what, who waits for how much, and how tight it is."""
     reside(shim, "sdxl", 10_000, family="sdxl", pinned=True)

@@ -249,3 +249,13 @@ def test_weights_that_are_moved_in_groups_are_not_reserved(
         assert max(before, grouped._parts["wan"].part.mib) < whole._parts["wan"].part.mib
         assert grouped._residency.evict("wan")
         assert clip(models_) == first
+
+
+def test_loading_by_force_ends_when_another_program_keeps_the_device(
+    settings: Settings, share: SharedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker runs its jobs again."""
+    monkeypatch.setattr("ourvidz.wiring.shared_device.FORCE_LIMIT_S", 0.5)
+    stranger = EmulatedDevice(EmulatedSpec.parse(CARD), settings.state_dir / "cards", worker_id="stranger")
+    stranger.allocate("something", 40_000)
+    assert not share.bring("sdxl", force=True)
