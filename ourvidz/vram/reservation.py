@@ -14,6 +14,7 @@ from ourvidz.records.devices import Answer, DeviceMemory, Part
 from ourvidz.vram import owners
 from ourvidz.vram.budget import Budget
 from ourvidz.vram.eviction import evictions
+from ourvidz.vram.leaving import may_leave
 
 POLL_S = 0.1
 """Pause between two requests of an owner that waits."""
@@ -99,7 +100,13 @@ class Reservations:
             # Nobody leaves in vain: other programs may hold too much for this request.
             leaving = plan.parts if plan.enough else ()
             asks = tuple(name for name in leaving if name not in own)
-            left = self._leave(name for name in leaving if name in own and name in spare)
+            # While this process waits, nobody else here answers those who wait for its other parts.
+            asked = {
+                name
+                for name, part in own.items()
+                if name not in names and may_leave(part, memory, self._account.turn_s)
+            }
+            left = self._leave(asked | {name for name in leaving if name in own and name in spare})
             self._release_ended(memory)
             self._budget.measure(memory)
             if asks or not left:

@@ -409,3 +409,35 @@ def test_bringing_a_part_takes_free_memory_only(ledger: Ledger, tmp_path: Path) 
     assert residency.bring_if_free("first")
     assert not residency.bring_if_free("second")
     assert first.moves == ["load"]
+
+
+def test_a_process_that_waits_lets_its_other_parts_leave(
+    owner: MakeOwner, ledger: Ledger, tmp_path: Path
+) -> None:
+    """It waits behind somebody who waits for one of them: neither would ever go on."""
+    held, wanted = FakePart(Part(id="held", mib=15)), FakePart(Part(id="wanted", mib=15))
+    chat = Residency(
+        ledger,
+        EmulatedDevice(SPEC, tmp_path, worker_id="chat"),
+        [held, wanted],
+        family="chat",
+        worker_id="chat",
+        options=ResidencyOptions(budget_mib=BUDGET_MIB, host_budget_mib=100, lease_s=2.0),
+        is_out_of_memory=lambda error: isinstance(error, torch.OutOfMemoryError),
+    )
+    wan = owner("wan", 35)
+    with chat.hold(["held"]):
+        """It stays on the device, idle. The thread of this process does not run yet."""
+    waiting = threading.Event()
+    wan_job = threading.Thread(target=lambda: wan.run(waiting=waiting.set), daemon=True)
+    wan_job.start()
+    assert waiting.wait(WAIT_S)
+
+    def run() -> None:
+        with chat.hold(["wanted"]):
+            """A job of the same process on its other part."""
+
+    assert ends(run)
+    wan_job.join(WAIT_S)
+    assert not wan_job.is_alive()
+    assert (held.moves, wan.fake.moves) == (["load", "sleep"], ["load", "sleep"])
