@@ -82,7 +82,7 @@ class QwenBatchDecoder:
                 key,
                 prompt_tokens,
                 job.max_tokens,
-                sampling_state(job),
+                sampling_state(job, prompt_tokens),
                 IncrementalDetokenizer(self._model.vocabulary),
                 StopStringFilter(job.stop),
             )
@@ -175,7 +175,8 @@ class QwenBatchDecoder:
         hidden = self._model.hidden_states(tokens, cache.positions[:, None], cache, mask=cache.mask)
         logits = self._model.logits(hidden[:, 0])
         if self._batch.sampler is None:
-            self._batch.sampler = Sampler([text.sampling for text in texts], self._model.device)
+            states = [text.sampling for text in texts]
+            self._batch.sampler = Sampler(states, self._model.device, self._model.sampling)
         return self._batch.sampler.sample(logits)
 
     def _deltas(self, tokens: list[int]) -> list[TextDelta]:

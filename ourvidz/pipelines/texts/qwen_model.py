@@ -13,6 +13,7 @@ from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.loading import loading, weights_mib
 from ourvidz.pipelines.texts.detokenizer import ByteVocabulary
 from ourvidz.pipelines.texts.kv_cache import DecodeCache, KVCache, PrefillCache
+from ourvidz.pipelines.texts.sampling import CheckpointSampling
 from ourvidz.pipelines.texts.templates import ChatTemplate, ConversationTokenizer, PlainTemplate
 
 SINGLE_THREAD_MIB = 64
@@ -31,6 +32,7 @@ class QwenModel:
         self.vocabulary = ByteVocabulary(tokenizer)
         end_tokens = model.generation_config.eos_token_id or model.config.eos_token_id
         self.end_tokens = frozenset(end_tokens if isinstance(end_tokens, list | tuple) else [int(end_tokens)])
+        self.sampling = _checkpoint_sampling(model.generation_config)
         self.memory_mib = weights_mib([model])
         small = self.device.type == "cpu" and self.memory_mib <= SINGLE_THREAD_MIB
         self.threads = 1 if small else None
@@ -100,6 +102,11 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype,
         )
         _check_supported(checkpoint, model.config, tokenizer, plain=plain)
         return QwenModel(model.eval().to(device), tokenizer, plain=plain)
+
+
+def _checkpoint_sampling(config: transformers.GenerationConfig) -> CheckpointSampling:
+    """The part of a generation config that jobs have no parameters for."""
+    return CheckpointSampling(float(config.repetition_penalty or 1.0), config.top_k or None)
 
 
 def _check_supported(checkpoint: Checkpoint, config: Any, tokenizer: Any, *, plain: bool) -> None:

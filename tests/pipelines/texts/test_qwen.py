@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -102,6 +103,24 @@ def test_a_greedy_text_is_the_one_of_transformers(qwen: LoadQwen) -> None:
     jobs = {f"t{index}": chat_job(prompt) for index, prompt in enumerate(PROMPTS)}
     recording = decode_together(qwen("instruct"), jobs)
     assert [recording.texts[f"t{index}"] for index in range(len(PROMPTS))] == expected
+
+
+def test_the_repetition_penalty_of_a_checkpoint_is_applied(qwen: LoadQwen, tmp_path: Path) -> None:
+    """Released Qwen checkpoints rely on it: without it long answers repeat themselves."""
+    from training.qwen.generation import TextGenerator
+
+    shutil.copytree(find_qwen(None, "instruct").path, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "generation_config.json").read_text())
+    config |= {"repetition_penalty": 1.6, "top_k": 20}
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    expected = TextGenerator(tmp_path).chat(
+        [[{"role": "user", "content": p}] for p in PROMPTS], max_tokens=24
+    )
+    pipeline = QwenPipeline(Checkpoint(tmp_path, "folder"), "instruct")
+    jobs = {f"t{index}": chat_job(prompt, max_tokens=24) for index, prompt in enumerate(PROMPTS)}
+    texts = decode_together(pipeline, jobs).texts
+    assert [texts[key] for key in jobs] == expected
+    assert any(decode_alone(qwen("instruct"), job) != texts[key] for key, job in jobs.items())
 
 
 def test_grouped_query_attention_and_bfloat16_are_supported(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ourvidz.pipelines.texts import sampling
-from ourvidz.pipelines.texts.sampling import Sampler, SamplingState
+from ourvidz.pipelines.texts.sampling import CheckpointSampling, Sampler, SamplingState
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
@@ -75,6 +75,44 @@ def test_top_p_keeps_the_smallest_set_of_tokens_with_that_probability(top_p: flo
     tokens = sample(sampling_state(top_p=top_p))
     assert set(tokens) == kept
     assert frequencies(tokens)[0] == pytest.approx(0.5 / sum((0.5, 0.3, 0.15)[: len(kept)]), abs=0.03)
+
+
+@pytest.mark.parametrize("top_p", [0.6, 1.0])
+def test_the_top_k_of_a_checkpoint_limits_the_tokens(top_p: float) -> None:
+    """Top-p applies to what is left, as in transformers; a k above the vocabulary has no effect."""
+    state = sampling_state(top_p=top_p)
+    sampler = Sampler([state, greedy_state()], CPU, CheckpointSampling(top_k=2))
+    for _ in range(MANY):
+        sampler.sample(LOGITS.repeat(2, 1))
+    expected = [0.625, 0.375, 0, 0] if top_p == 1 else [1, 0, 0, 0]
+    assert frequencies(state.tokens) == pytest.approx(expected, abs=0.03)
+    unlimited = sampling_state(top_p=top_p)
+    sampler = Sampler([unlimited], CPU, CheckpointSampling(top_k=50))
+    for _ in range(40):
+        sampler.sample(LOGITS[None])
+    assert unlimited.tokens == sample(sampling_state(top_p=top_p), 40)
+
+
+def test_the_repetition_penalty_of_a_checkpoint_counts_prompt_and_answer() -> None:
+    """Once for each token, however often it occurs: the same as in transformers."""
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    processor = RepetitionPenaltyLogitsProcessor(1.4)
+    logits = torch.tensor([[2.0, 1.9, 1.6, -0.1, 1.5], [0.4, -0.2, 0.3, 0.2, -1.0]])
+    prompts: list[list[int]] = [[3, 0, 0], [4]]
+    expected = [list(prompt) for prompt in prompts]
+    for _ in range(6):
+        rows = [
+            processor(torch.tensor([text]), row[None]) for text, row in zip(expected, logits, strict=True)
+        ]
+        for text, row in zip(expected, rows, strict=True):
+            text.append(int(row.argmax()))
+    states = [greedy_state(prompt_tokens=prompt) for prompt in prompts]
+    for _ in range(2):
+        sampler = Sampler(states, CPU, CheckpointSampling(repetition_penalty=1.4))
+        for _ in range(3):
+            sampler.sample(logits)
+    assert [[*state.prompt_tokens, *state.tokens] for state in states] == expected
 
 
 def test_temperature_0_is_greedy() -> None:
