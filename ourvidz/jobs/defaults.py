@@ -23,8 +23,8 @@ class Defaults:
 
     Sizes are (width, height) in pixels. `wan_frame_pixels` limits frames x width x height of a clip; None is
     no limit. `callback_hosts` (`host` or `host:port`) are those a `callback_url` may have. `negative_prompt`
-    is used for SDXL jobs without one. `loras` maps the LoRA names that SDXL jobs may use to their default
-    weights.
+    is used for SDXL jobs without one, `wan_negative_prompt` for Wan jobs. `loras` maps the LoRA names that
+    SDXL jobs may use to their default weights.
     """
 
     sdxl_size: tuple[int, int] = (1024, 1024)
@@ -32,5 +32,6 @@ class Defaults:
     wan_frame_pixels: int | None = None
     callback_hosts: frozenset[str] = frozenset()
     negative_prompt: str | None = None
+    wan_negative_prompt: str | None = None
     loras: Mapping[str, float] = field(default_factory=dict)
     draw_seed: Callable[[], int] = draw_seed

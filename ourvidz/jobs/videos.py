@@ -79,7 +79,8 @@ def parse_video(fields: Fields, row: JobType, common: dict[str, Any], defaults: 
         "enhance_temperature": fields.number("config.temperature", within=TEMPERATURE),
     }
     clip = {"width": width, "height": height, "frames": all_frames, "enhance_prompt": row.enhance}
-    return VideoJob(**fill_in(sent, sampling_defaults(row) | clip))
+    installation = {"negative_prompt": defaults.wan_negative_prompt}
+    return VideoJob(**fill_in(sent, sampling_defaults(row) | clip | installation))
 
 
 def check_frame_pixels(path: str, frames: int, size: tuple[int, int], *, limit: int | None) -> None:

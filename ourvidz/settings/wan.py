@@ -15,6 +15,8 @@ class WanSettings(Topic):
     """VACE checkpoint for jobs with references."""
     wan_max_frame_pixels: int | None = env("OURVIDZ_WAN_MAX_FRAME_PIXELS", ge=1)
     """Maximum of frames x width x height of a clip; by default 161 frames at the native size."""
+    wan_negative_prompt: str | None = env("OURVIDZ_WAN_NEGATIVE_PROMPT")
+    """Negative prompt of jobs that send none."""
     wan_dtype: Literal["bfloat16", "float32"] | None = env("OURVIDZ_WAN_DTYPE")
     wan_attention: Literal["flash", "efficient", "cudnn", "math"] | None = env("OURVIDZ_WAN_ATTENTION")
     wan_compile: bool = env("OURVIDZ_WAN_COMPILE", False)

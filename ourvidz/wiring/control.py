@@ -145,6 +145,7 @@ def defaults(settings: Settings) -> Defaults:
         wan_frame_pixels=wan_frame_pixels(settings, tiny=not (settings.wan_model or production)),
         callback_hosts=callback_hosts(settings),
         negative_prompt=settings.negative_prompt,
+        wan_negative_prompt=settings.wan_negative_prompt,
         loras=lora_weights(settings),
     )
 

@@ -285,6 +285,14 @@ def test_a_resubmission_meets_other_defaults(install: Install) -> None:
     assert later.ledger.queue_depth("sdxl_queue") == 2
 
 
+def test_each_family_has_a_negative_prompt_of_its_own(install: Install) -> None:
+    """A job without one gets that of its family; one that is sent wins."""
+    install(OURVIDZ_NEGATIVE_PROMPT="fog", OURVIDZ_WAN_NEGATIVE_PROMPT="still picture")
+    own = CLIP | {"config": {"negative_prompt": "rain"}}
+    jobs: list[Any] = [dispatch.parse_payload(payload) for payload in (IMAGE, CLIP, own)]
+    assert [job.negative_prompt for job in jobs] == ["fog", "still picture", "rain"]
+
+
 def test_several_payloads_are_all_checked_before_one_is_recorded(installation: Installation) -> None:
     """Half a push would leave the caller guessing; the error names the index."""
     with pytest.raises(InvalidParameters) as refused:
