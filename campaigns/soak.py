@@ -58,6 +58,9 @@ SMALL = {"descriptors": 3, "threads": 2, "clients": 5, "keys": 100, "files": 30}
 pools of a fixed size (the io worker's 16 threads, each with its connections), which open as many as the
 busiest moment so far needed. What jobs leave behind would be thousands after an hour."""
 RATE = "jobs a minute"
+OF_RECENT_JOBS = frozenset({"server keys", "server bytes", "stored files"})
+"""What the jobs of the last minute and a half hold: it is compared for each job a minute, as the rate differs
+with the other work of the machine. What ended jobs left behind would be thousands of times as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +70,14 @@ class Growth:
     quantity: str
     before: float
     after: float
+    rate_growth: float = 1.0
+    """The rate of jobs at the end divided by that at the baseline, for quantities that follow it."""
 
     @property
     def share(self) -> float:
-        """Growth as a share of the value before."""
-        return (self.after - self.before) / self.before if self.before else float(self.after > 0)
+        """Growth as a share of the value before, at the same rate of jobs."""
+        after = self.after / self.rate_growth
+        return (after - self.before) / self.before if self.before else float(after > 0)
 
     @property
     def flat(self) -> bool:
@@ -183,11 +189,26 @@ def run(folder: Path, *, minutes: float, baseline: float, samples: Any = None) -
             time.sleep(SAMPLE_S)
         load.stop()
         print_note(f"{load.submitted} jobs in {minutes:g} minutes")
+    return compare(taken, minutes=minutes, baseline=baseline)
+
+
+def compare(taken: list[tuple[float, dict[str, float]]], *, minutes: float, baseline: float) -> list[Growth]:
+    """Compare the end of a run of so many minutes with minute `baseline`. `taken`: seconds and sample."""
     window_s = min(WINDOW_S, (minutes - baseline) * 30)
     end = minutes * 60
     before = _medians(taken, baseline * 60 - window_s / 2, baseline * 60 + window_s / 2)
     after = _medians(taken, end - window_s, end)
-    return [Growth(name, before[name], after[name]) for name in sorted(before.keys() & after.keys())]
+    rate_growth = after[RATE] / before[RATE] if before.get(RATE) and after.get(RATE) else 1.0
+    return [
+        Growth(name, before[name], after[name], rate_growth if name in OF_RECENT_JOBS else 1.0)
+        for name in sorted(before.keys() & after.keys())
+    ]
+
+
+def read_samples(file: Path) -> list[tuple[float, dict[str, float]]]:
+    """The samples that an earlier run has kept."""
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [(row.pop("seconds"), row) for row in rows]
 
 
 def _medians(taken: list[tuple[float, dict[str, float]]], start: float, end: float) -> dict[str, float]:
@@ -215,23 +236,33 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--baseline", type=float, default=10.0, help="minute that the end is compared with")
     parser.add_argument("--folder", type=Path, help="where every sample is kept")
+    parser.add_argument("--samples", type=Path, help="compare the samples in this file again; runs nothing")
     parser.add_argument("--json", action="store_true", help="print the comparison as one JSON document")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="ourvidz-soak-") as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "samples.jsonl").open("a") as samples:
-            growths = run(
-                Path(temporary) / "state",
-                minutes=arguments.minutes,
-                baseline=arguments.baseline,
-                samples=samples,
-            )
+    if arguments.samples is not None:
+        taken = read_samples(arguments.samples)
+        growths = compare(taken, minutes=arguments.minutes, baseline=arguments.baseline)
+    else:
+        growths = _run_and_keep(arguments)
     if arguments.json:
         print(json.dumps([asdict(growth) for growth in growths]))
     else:
         print_table(growths)
     sys.exit(0 if all(growth.flat for growth in growths) else 1)
+
+
+def _run_and_keep(arguments: argparse.Namespace) -> list[Growth]:
+    """Run the load, and keep every sample in the folder of the arguments."""
+    with tempfile.TemporaryDirectory(prefix="ourvidz-soak-") as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "samples.jsonl").open("a") as samples:
+            return run(
+                Path(temporary) / "state",
+                minutes=arguments.minutes,
+                baseline=arguments.baseline,
+                samples=samples,
+            )
 
 
 if __name__ == "__main__":
