@@ -98,7 +98,8 @@ class Reservations:
             if plan.forced and not force:
                 _log.warning("pinned_parts_asked", device=self._account.device, parts=plan.parts)
             # Nobody leaves in vain: other programs may hold too much for this request.
-            leaving = plan.parts if plan.enough else ()
+            fits = sum(part.mib for part in parts) <= self._budget.mib()
+            leaving = plan.parts if fits else ()
             asks = tuple(name for name in leaving if name not in own)
             # While this process waits, nobody else here answers those who wait for its other parts.
             asked = {

@@ -441,3 +441,18 @@ def test_a_process_that_waits_lets_its_other_parts_leave(
     wan_job.join(WAIT_S)
     assert not wan_job.is_alive()
     assert (held.moves, wan.fake.moves) == (["load", "sleep"], ["load", "sleep"])
+
+
+def test_others_leave_while_a_pinned_model_still_works(owner: MakeOwner) -> None:
+    """The request fits when its job has ended; what must leave beside that leaves before."""
+    sdxl, wan, chat = owner("sdxl", 10, pinned=True), owner("wan", 30), owner("chat", 15)
+    chat.run()
+    with sdxl.residency.hold(["sdxl"], work_mib=10):
+        job = threading.Thread(target=wan.run, daemon=True)
+        job.start()
+        deadline = time.monotonic() + 5
+        while chat.residency.places()["chat"] == "device" and time.monotonic() < deadline:
+            threading.Event().wait(0.05)
+        assert chat.residency.places() == {"chat": "host"}
+    job.join(WAIT_S)
+    assert (wan.fake.moves, sdxl.fake.moves) == (["load"], ["load"])
