@@ -34,7 +34,8 @@ def test_three_families_share_one_card() -> None:
     broken = {name: result[name] for name in ("out_of_memory", "lost", "failed", "late")}
     assert broken == dict.fromkeys(broken, 0), explanation
     assert result["kills"] >= 1, explanation
-    assert campaign.returncode == 0, explanation
+    # A few jobs say little about loads: the long form compares them with the least number.
+    assert result["optimal"] <= result["loads"] <= result["optimal"] + 2 * (1 + result["kills"]), explanation
 
 
 def test_the_least_number_of_loads_is_that_of_belady() -> None:

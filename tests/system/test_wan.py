@@ -87,15 +87,14 @@ def test_a_wan_worker_runs_clips_and_images_and_can_be_cancelled(stack: Callable
         assert running.stop() == 0
 
 
-def test_a_cancelled_clip_stops_within_one_step(running: Any) -> None:
-    """At most one more step is computed, and the next job starts at once."""
+def test_a_cancelled_clip_stops_long_before_its_end(running: Any) -> None:
+    """At its next report, a quarter of a second later at most, and the next job starts at once."""
     start_long(running, "stopped")
     running.submit("next", **CLIP)
     assert running.post("/jobs/stopped/cancel").status_code == 200
     done = steps_reported(running, "stopped")
-    assert done < LONG["steps"] - 1
     assert running.wait_done("stopped")["status"] == "cancelled"
-    assert steps_reported(running, "stopped") <= done + 1
+    assert steps_reported(running, "stopped") <= done + 20 < LONG["steps"]
     assert running.job("stopped")["result"] is None
     (*_, callback) = running.wait_callbacks("stopped", "processing", "failed")
     assert callback["payload"]["error"]["code"] == "CANCELLED"
