@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ourvidz.errors import PolicyViolation
 from ourvidz.jobs.outcome import JobError
-from ourvidz.pipelines.wan.prompt_encoding import clean_prompt
+from ourvidz.pipelines.wan.prompt_cleaning import clean_prompt
 from ourvidz.prompts.weights import parse_prompt
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.safety.normalise import text_variants
@@ -294,3 +294,18 @@ def test_what_the_encoders_read_is_among_the_variants(prompt: str) -> None:
     words = text_variants(prompt).words
     assert clean_prompt(prompt).lower() in words
     assert parse_prompt(prompt, weighted=True).prompt.text.lower() in words
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "\uff51uuxish \uff41 hill",
+        "quu\x00xish\ufeff",
+        "quu\x0bxish",
+        "quux\ufb01sh",
+        "\uff06#113;uuxish",
+    ],
+)
+def test_characters_that_wan_replaces_are_replaced_for_the_gate_too(prompt: str) -> None:
+    """A term in characters that the cleaning of prompts turns into plain ones is found."""
+    assert clean_prompt(prompt).lower() in text_variants(prompt).words

@@ -6,7 +6,6 @@ text-to-video pipeline does without.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from ourvidz.pipelines.tensor_cache import TensorCache, cache_key
+from ourvidz.pipelines.wan.prompt_cleaning import clean_prompt
 
 MAX_PROMPT_TOKENS = 512
 """The prompt length that Wan was trained with. A checkpoint whose tokenizer has a smaller maximum was trained
@@ -73,8 +73,3 @@ def encode_prompt(pipe: Any, text: str, device: torch.device, dtype: torch.dtype
     hidden = pipe.text_encoder(inputs.input_ids, inputs.attention_mask).last_hidden_state
     embeds: torch.Tensor = hidden.to(dtype) * inputs.attention_mask[..., None].to(dtype)
     return embeds
-
-
-def clean_prompt(text: str) -> str:
-    """The text without HTML entities and with single spaces, as in Wan's training."""
-    return " ".join(html.unescape(html.unescape(text)).split())
