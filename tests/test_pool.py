@@ -95,6 +95,7 @@ def worker(tmp_path: Path, redis_url: str) -> Iterator[PooledWorker]:
     started.process.wait()
 
 
+@pytest.mark.system
 def test_a_worker_that_stops_while_a_child_takes_a_message_ends_promptly(worker: PooledWorker) -> None:
     """The parent forgets a message whose receipt the child has not confirmed, and reads none of its results;
     the child would wait half a minute for that."""
@@ -109,6 +110,7 @@ def test_a_worker_that_stops_while_a_child_takes_a_message_ends_promptly(worker:
     assert worker.has_printed("ran")
 
 
+@pytest.mark.system
 def test_a_child_learns_that_its_worker_drains(worker: PooledWorker) -> None:
     """While it computes, and though it ignores the signal: it saves its work from then on. So does a child
     that has replaced another."""

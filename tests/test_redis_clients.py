@@ -53,6 +53,7 @@ def broker_message(url: str) -> str:
     return run.stdout.strip()
 
 
+@pytest.mark.system
 def test_ledger_and_broker_follow_a_failover(service: ReplicatedService) -> None:
     """With sentinels in the URL nobody has to change a setting. A call that begins while there is no primary
     waits for the new one."""
@@ -83,6 +84,7 @@ def test_ledger_and_broker_follow_a_failover(service: ReplicatedService) -> None
     ledger.close()
 
 
+@pytest.mark.system
 def test_servers_and_sentinels_may_require_different_passwords(tmp_path: Path) -> None:
     """The password of the servers is not sent to the sentinels, which would refuse it."""
     servers = [local_node(name, password="server-pw") for name in ("one", "two")]

@@ -19,6 +19,7 @@ def test_every_peer_has_a_script() -> None:
     assert {peer.script for peer in PEERS.values()} <= {path.stem for path in SYSTEMS.glob("*.py")}
 
 
+@pytest.mark.system
 def test_a_queue_is_measured(
     start_redis: Callable[..., PrivateServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ def test_the_latency_of_a_token_is_measured_for_every_follower() -> None:
     assert figures["20 followers: memory MiB"] >= figures["shim without followers: memory MiB"]
 
 
+@pytest.mark.system
 def test_operations_are_compared_with_an_empty_server_in_turn() -> None:
     """The ratios are of processor time of the server, so they hold on a loaded machine."""
     figures = operations.measure(30, samples=3)

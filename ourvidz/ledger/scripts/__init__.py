@@ -6,7 +6,10 @@ Handles: keys, scores, hash fields. A script's header names its arguments, keys,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
+from types import MappingProxyType
 
 LIBRARIES = (
     "context",
@@ -45,7 +48,8 @@ EXEMPTION = "redis.call('DEL', key('memory_limit'))\n"
 and never a deletion. All versions do this; the flag `allow-oom` needs Redis 7. The key never exists."""
 
 
-def load_scripts() -> dict[str, str]:
+@cache
+def load_scripts() -> Mapping[str, str]:
     """Return the source of every script by the name of its verb, with the libraries in front of it.
 
     All but those that begin work are exempt from the server's memory limit, with the reading of the clock.
@@ -58,7 +62,8 @@ def load_scripts() -> dict[str, str]:
         for file in folder.iterdir()
         if file.name.endswith(".lua")
     }
-    return {
+    scripts = {
         verb: context + ("" if verb in NEW_JOBS | READING else EXEMPTION) + libraries + source
         for verb, source in sources.items()
     }
+    return MappingProxyType(scripts)
