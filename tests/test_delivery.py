@@ -20,6 +20,8 @@ from ourvidz.ledger.store import Ledger
 from ourvidz.settings import environment
 from tests.factories import image_job
 
+pytestmark = pytest.mark.system
+
 PATIENCE_S = 30.0
 CANCELLED = Outcome.failure(Cancelled("the job was cancelled"))
 

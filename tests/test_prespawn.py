@@ -14,6 +14,8 @@ from ourvidz import prespawn
 from ourvidz.pool import _Child
 from ourvidz.settings import set_environment
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[psutil.Process]:

@@ -45,6 +45,7 @@ def imported(code: str, libraries: tuple[str, ...], **variables: str) -> list[st
     return done.stdout.split()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("role", ROLES)
 def test_the_control_roles_import_no_library_of_models_or_media(role: str) -> None:
     """Each of these libraries costs memory in every process that imports it, and time at every start."""
@@ -52,11 +53,13 @@ def test_the_control_roles_import_no_library_of_models_or_media(role: str) -> No
     assert imported(ROLES[role], MEDIA, **variables) == []
 
 
+@pytest.mark.system
 def test_the_io_process_imports_no_celery() -> None:
     """It consumes no tasks."""
     assert imported(ROLES["io"], ("celery", "kombu"), OURVIDZ_WORKER="io") == []
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("role", ["web", "keeper", "io", "sdxl"])
 def test_a_process_without_a_terminal_imports_no_library_for_one(role: str) -> None:
     """structlog imports rich where it is installed, Celery's command line prompt_toolkit and Flower."""

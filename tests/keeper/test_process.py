@@ -18,6 +18,8 @@ from ourvidz.records.record import Record
 from ourvidz.settings import environment
 from tests.factories import BEAT_MESSAGE, image_job
 
+pytestmark = pytest.mark.system
+
 DEADLINE_S = 20.0
 LEASE_S = 1.0
 

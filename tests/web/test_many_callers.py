@@ -19,6 +19,8 @@ from ourvidz.ledger.store import Ledger
 from tests.factories import image_job
 from tests.web.conftest import StartChatWorker, free_port, get
 
+pytestmark = pytest.mark.system
+
 CALLERS = 150
 """Of each kind; together more than a connection pool of redis-py holds."""
 HELLO = {"messages": [{"role": "user", "content": "What is a tide?"}]}

@@ -20,6 +20,7 @@ from tests.web.conftest import free_port, get
 Start = Callable[..., subprocess.Popen[str]]
 
 
+@pytest.mark.system
 def test_one_process_serves_every_port_and_stops_at_sigterm(start: Start) -> None:
     """Existing callers use five ports."""
     ports = [free_port(), free_port()]
@@ -30,6 +31,7 @@ def test_one_process_serves_every_port_and_stops_at_sigterm(start: Start) -> Non
     assert process.wait(timeout=20) in (0, -signal.SIGTERM)
 
 
+@pytest.mark.system
 def test_an_inherited_socket_accepts_connections_during_a_restart(start: Start) -> None:
     """A client that connects while the shim restarts waits and is served."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -43,6 +45,7 @@ def test_an_inherited_socket_accepts_connections_during_a_restart(start: Start) 
         assert second.poll() is None
 
 
+@pytest.mark.system
 def test_open_event_streams_end_cleanly_at_a_stop_and_are_resumed(start: Start) -> None:
     """Browsers keep streams open for hours. They come back after the time in the first line, with the id of
     the last event, and miss none."""
