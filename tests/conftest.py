@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -26,6 +27,11 @@ from ourvidz.startup import collector_paused
 MIB = 1 << 20
 
 pytest_plugins = ["ourvidz.testing", "tests.selection"]
+
+
+def pytest_configure() -> None:
+    """Let processes that tests start react to a hangup also where the tests run under `nohup`."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -53,7 +53,9 @@ def usage(
     """GPU-seconds and cost by day and job type, of one user or of all."""
     last = last or gpu_usage.today()
     last_number = gpu_usage.day_number(last)
-    first_number = last_number - DEFAULT_DAYS + 1 if first is None else gpu_usage.day_number(first)
+    # The calendar has a first day.
+    default_first = max(last_number - DEFAULT_DAYS + 1, gpu_usage.day_number(datetime.date.min))
+    first_number = default_first if first is None else gpu_usage.day_number(first)
     if not 0 <= last_number - first_number < MAX_DAYS:
         rule = f"a day that is at most {MAX_DAYS - 1} days before `to`"
         raise InvalidParameters(f"from: must be {rule}", field="from", rule=rule, value=str(first))

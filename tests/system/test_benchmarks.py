@@ -24,8 +24,9 @@ def test_the_costs_of_a_job_are_measured_by_process(tmp_path: Path) -> None:
     assert figures["server: round trips a job"] > 5
     assert figures["submit to start: p50 ms"] > 0
     assert figures["processor time a job: sdxl child ms"] > 0
-    # One to submit; three from claim to end, and a report for each quarter of a second of a busy machine.
-    assert commands(figures, "web") < 2
+    # One to submit, beside what a shim asks by the clock while the few jobs of a short run take their time;
+    # three from claim to end, and a report for each quarter of a second of a busy machine.
+    assert commands(figures, "web") < 4
     assert commands(figures, "sdxl child") < 9
 
 

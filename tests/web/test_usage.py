@@ -63,6 +63,12 @@ def test_a_wrong_period_is_refused(shim: Shim, days: dict[str, str]) -> None:
     assert answer.json()["field"] == "from"
 
 
+def test_the_first_days_of_the_calendar_are_a_period(shim: Shim) -> None:
+    """Nothing was used then, and no day comes before."""
+    answer = shim.client.get("/usage", params={"to": "0001-01-01"})
+    assert (answer.status_code, answer.json()["items"]) == (200, [])
+
+
 def test_only_administrators_read_usage(open_shim) -> None:
     """It names what other callers do."""
     shim = open_shim(OURVIDZ_API_KEYS="caller:one:jobs admin:two:admin")
