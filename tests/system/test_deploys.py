@@ -290,7 +290,7 @@ def test_supervisord_restarts_drains_and_stops_a_worker(
     os.kill(killed, signal.SIGKILL)
 
     def came_back() -> bool:
-        children = {child.pid for child in psutil.Process(pid()).children()} if pid() else set()
+        children = children_of(pid())
         return any(worker.pid in children and worker.models for worker in deployment.ledger.workers())
 
     deployment.wait_for(came_back, "no worker was started again", within_s=60)
@@ -303,6 +303,15 @@ def test_supervisord_restarts_drains_and_stops_a_worker(
     record = deployment.record("a")
     assert (record.status, record.attempt, record.failures) == ("completed", 1, {})
     assert "sdxl: stopped" in supervisord("stop", "sdxl")
+
+
+def children_of(pid: int) -> set[int]:
+    """The child processes of a process; none where it has ended meanwhile, or is 0: `supervisorctl pid` of a
+    program that waits for its restart."""
+    try:
+        return {child.pid for child in psutil.Process(pid).children()} if pid else set()
+    except psutil.NoSuchProcess:
+        return set()
 
 
 def sweep_until(deployment: Deployment, status: str) -> bool:
