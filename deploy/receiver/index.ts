@@ -6,8 +6,11 @@
  */
 
 const settings = {
-  serviceKey: Deno.env.get("SUPABASE_SERVICE_ROLE_KEY") ??
+  serviceKeys: [
+    Deno.env.get("SUPABASE_SERVICE_ROLE_KEY") ?? "",
     Deno.env.get("SUPABASE_SERVICE_KEY") ?? "",
+    ...secretKeys(Deno.env.get("SUPABASE_SECRET_KEYS")),
+  ].filter((key) => key !== ""),
   callbackSecrets: words(Deno.env.get("JOB_CALLBACK_SECRET")),
   webhookSecrets: words(Deno.env.get("OURVIDZ_WEBHOOK_SECRET")),
   toleranceSeconds: 300,
@@ -70,6 +73,18 @@ function words(text: string | undefined): string[] {
   return (text ?? "").split(/[\s,]+/).filter((word) => word !== "");
 }
 
+/** The values of `{"name": "sb_secret_…"}`, as the platform sets it. */
+function secretKeys(text: string | undefined): string[] {
+  if (!text) return [];
+  try {
+    const keys: unknown[] = Object.values(JSON.parse(text));
+    return keys.filter((key) => typeof key === "string");
+  } catch {
+    console.error("SUPABASE_SECRET_KEYS is not a JSON object: ignored");
+    return [];
+  }
+}
+
 function fromBase64(text: string): Uint8Array<ArrayBuffer> | null {
   try {
     return Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
@@ -106,11 +121,18 @@ async function sameText(ours: string, theirs: string): Promise<boolean> {
   return a.reduce((found, byte, i) => found | (byte ^ b[i]), 0) === 0;
 }
 
-async function bearerHolds(headers: Headers): Promise<boolean> {
-  return await sameText(
-    `Bearer ${settings.serviceKey}`,
-    headers.get("authorization") ?? "",
-  );
+/**
+ * One of the service keys: a secret key (`sb_…`) is sent as `apikey`, every
+ * other one as a bearer token.
+ */
+async function serviceKeyHolds(headers: Headers): Promise<boolean> {
+  for (const key of settings.serviceKeys) {
+    const holds = key.startsWith("sb_")
+      ? await sameText(key, headers.get("apikey") ?? "")
+      : await sameText(`Bearer ${key}`, headers.get("authorization") ?? "");
+    if (holds) return true;
+  }
+  return false;
 }
 
 async function callbackSignatureHolds(
@@ -164,9 +186,9 @@ async function authenticate(
 ): Promise<void> {
   const checks: [boolean, string, () => Promise<boolean>][] = [
     [
-      settings.serviceKey !== "",
-      "Authorization",
-      () => bearerHolds(headers),
+      settings.serviceKeys.length > 0,
+      "the service key",
+      () => serviceKeyHolds(headers),
     ],
     [
       settings.callbackSecrets.length > 0,

@@ -17,6 +17,7 @@ from typing import Literal
 from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
 from ourvidz.errors import SettingsError
+from ourvidz.service_key import key_headers
 
 Check = Literal["absent", "valid", "invalid"]
 
@@ -56,7 +57,7 @@ def signed_headers(
     """
     headers = {"traceparent": traceparent or derive_traceparent(event_id, at)}
     if service_key:
-        headers["Authorization"] = f"Bearer {service_key}"
+        headers |= key_headers(service_key)
     if callback_secrets:
         headers["X-Callback-Signature"] = _callback_signature(callback_secrets[0], body)
     if webhook_secrets:

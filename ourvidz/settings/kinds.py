@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 from ourvidz import sentinel_url
+from ourvidz.service_key import key_refusal
 
 _NETLOC = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(:[0-9]{1,5})?")
 _UNENCODED = frozenset('\\ "<>^`{|}')
@@ -89,6 +90,13 @@ def _web_url(value: str) -> str:
     return value
 
 
+def _service_key(value: str) -> str:
+    """Return `value` unchanged. Raises `ValueError` for a key that opens nothing; the message has no key."""
+    if refused := key_refusal(value):
+        raise ValueError(refused)
+    return value
+
+
 StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """A list separated by commas or spaces."""
 Hosts = Annotated[StringList, AfterValidator(_hosts)]
@@ -100,5 +108,7 @@ KeyPrefix = Annotated[str, AfterValidator(_key_prefix)]
 """What the keys of one installation begin with on a shared Redis server."""
 LocalPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 """An absolute path on this machine; `~` is expanded to the home directory."""
+ServiceKey = Annotated[str, AfterValidator(_service_key)]
+"""A Supabase service key, or the bearer token of another receiver."""
 RedisURL = Annotated[str, AfterValidator(_redis_url)]
 WebURL = Annotated[str, AfterValidator(_web_url)]

@@ -21,7 +21,7 @@ class ProcessSettings(Topic):
 
     shim_url: str | None = env("OURVIDZ_URL")
     """Shim that `ourvidz jobs` calls; default is that of the running `ourvidz up`."""
-    shim_key: str | None = env("OURVIDZ_API_KEY")
+    shim_key: str | None = env("OURVIDZ_API_KEY", repr=False)
     """API key of `ourvidz jobs`."""
     redis_server_bin: str | None = env("REDIS_SERVER_BIN")
     """Redis or Valkey binary that `ourvidz up` starts; default is one on the PATH, else the packaged one."""
@@ -38,10 +38,10 @@ class ProcessSettings(Topic):
 class RedisSettings(Topic):
     """The Redis server of the broker and the ledger."""
 
-    configured_redis_url: RedisURL | None = env("OURVIDZ_REDIS_URL")
+    configured_redis_url: RedisURL | None = env("OURVIDZ_REDIS_URL", repr=False)
     upstash_url: WebURL | None = env("UPSTASH_REDIS_REST_URL")
-    upstash_token: str | None = env("UPSTASH_REDIS_REST_TOKEN")
-    test_redis_url: RedisURL | None = env("OURVIDZ_TEST_REDIS_URL")
+    upstash_token: str | None = env("UPSTASH_REDIS_REST_TOKEN", repr=False)
+    test_redis_url: RedisURL | None = env("OURVIDZ_TEST_REDIS_URL", repr=False)
     """Server for `ourvidz.testing`, which uses its own key prefixes; by default it starts a server."""
     key_prefix: KeyPrefix = env("OURVIDZ_KEY_PREFIX", "ourvidz:")
     """Prefix of every key of this installation; the broker's keys continue with `broker:`."""

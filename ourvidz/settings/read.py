@@ -57,7 +57,7 @@ class Settings(
 
     models: str = env("OURVIDZ_MODELS", "ourvidz.wiring.models:build")
     """`module:callable` that builds the pipelines of a worker; only the worker's child imports it."""
-    hf_token: str | None = env("HF_TOKEN")
+    hf_token: str | None = env("HF_TOKEN", repr=False)
 
     @model_validator(mode="after")
     def _complete(self) -> Settings:

@@ -18,6 +18,7 @@ from ourvidz.errors import InvalidParameters, NotFound, StorageError, Unauthoriz
 from ourvidz.jobs.catalog import lookup
 from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.jobs.json_text import parse_json
+from ourvidz.service_key import key_headers
 from ourvidz.settings import Settings
 from ourvidz.storage.keys import split_key
 from ourvidz.storage.local import LocalStore
@@ -168,10 +169,8 @@ def _check_sender(body: bytes, request: Request, settings: Settings) -> bool:
     if settings.webhook_secrets:
         checks.append(signatures.webhook == "valid")
     if settings.supabase_service_key:
-        expected = f"Bearer {settings.supabase_service_key}".encode()
-        checks.append(
-            hmac.compare_digest(expected, request.headers.get("authorization", "").encode("latin-1"))
-        )
+        name, expected = next(iter(key_headers(settings.supabase_service_key).items()))
+        checks.append(hmac.compare_digest(expected.encode(), request.headers.get(name, "").encode("latin-1")))
     if not all(checks):
         raise Unauthorized("This callback does not prove its sender.")
     return bool(checks)

@@ -200,22 +200,29 @@ def test_every_post_is_signed(receiver: Any, clock: Any, run_job: Any, sender_to
         assert verify(post.body, post.headers, now=now, **secrets) == Verification("valid", "valid")
 
 
+def test_a_secret_key_is_sent_as_apikey_alone(receiver: Any, run_job: Any, sender_to: Any) -> None:
+    """Gateways answer a bearer token that is no JWT with 401: every callback would be a dead letter."""
+    run_job()
+    sender_to(receiver.url, service_key="sb_secret_x").deliver("job-1")
+    assert [post.headers["apikey"] for post in receiver.posts] == ["sb_secret_x"] * 2
+    assert not any("sb_secret_x" in post.headers.get("Authorization", "") for post in receiver.posts)
+
+
+@pytest.mark.parametrize("key", ["the key", "sb_secret_x"])
 def test_another_host_gets_signatures_but_not_the_key(
-    make_receiver: Any, run_job: Any, sender_to: Any
+    make_receiver: Any, run_job: Any, sender_to: Any, key: str
 ) -> None:
     """The service key gives access to the caller's backend, which another host does not own."""
     ours, theirs = make_receiver(), make_receiver()
     run_job(callback_url=theirs.url)
-    sender = sender_to(
-        ours.url, service_key="the key", callback_secrets=("s1",), allowed_hosts=(theirs.host,)
-    )
+    sender = sender_to(ours.url, service_key=key, callback_secrets=("s1",), allowed_hosts=(theirs.host,))
     sender.deliver("job-1")
     assert ours.posts == []
     assert len(theirs.posts) == 2
     for post in theirs.posts:
-        assert "Authorization" not in post.headers
+        assert not {"Authorization", "apikey"} & set(post.headers)
         assert "X-Callback-Signature" in post.headers
-        assert b"the key" not in post.body
+        assert key.encode() not in post.body
 
 
 def test_a_host_that_is_no_longer_allowed_is_not_called(

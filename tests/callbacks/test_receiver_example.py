@@ -170,8 +170,8 @@ def test_the_example_accepts_old_and_new_secrets_during_rotation(
 @pytest.mark.parametrize(
     ("arguments", "header"),
     [
-        ({"service_key": "another"}, "Authorization"),
-        ({"service_key": None}, "Authorization"),
+        ({"service_key": "another"}, "the service key"),
+        ({"service_key": None}, "the service key"),
         ({"callback_secrets": ("foreign",)}, "X-Callback-Signature"),
         ({"callback_secrets": ()}, "X-Callback-Signature"),
         ({"webhook_secrets": (FOREIGN,)}, "webhook-signature"),
@@ -187,6 +187,25 @@ def test_the_example_rejects_invalid_signatures(
     status, answer = post(port, body, signed(body, "msg_refused", **arguments))
     assert status == 401
     assert answer == {"success": False, "message": f"{header} is missing or wrong"}
+
+
+def test_the_example_accepts_every_service_key_in_its_own_header(start: StartReceiver, body: bytes) -> None:
+    """A project has both kinds while it changes over, and the worker may use any of them. A secret key as a
+    bearer token is refused, as gateways do."""
+    second, legacy = "sb_secret_two", "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2ln"
+    keys = json.dumps({"default": "sb_secret_one", "worker": second})
+    port = start(SUPABASE_SERVICE_ROLE_KEY=legacy, SUPABASE_SECRET_KEYS=keys)
+    for at, key in enumerate((legacy, second)):
+        changed = body.replace(b"job-1", b"job-%d" % (at + 2))
+        assert post(port, changed, signed(changed, "x", service_key=key))[0] == 200
+    for headers in (
+        {"Authorization": f"Bearer {second}"},
+        {"apikey": legacy},
+        {"apikey": "sb_secret_three"},
+        {"apikey": ""},
+        {"Authorization": "Bearer "},
+    ):
+        assert post(port, body, signed(body, "x", service_key=None) | headers)[0] == 401
 
 
 def test_the_example_rejects_a_changed_body(start: StartReceiver, port: int, body: bytes) -> None:

@@ -59,6 +59,19 @@ def test_a_signed_callback_is_stored(secured) -> None:
     assert item["headers"]["webhook-id"] == "msg_1"
 
 
+def test_a_secret_key_proves_the_sender_as_apikey(open_shim) -> None:
+    """The worker sends it nowhere else."""
+    shim = open_shim(OURVIDZ_EMBEDDED=True, SUPABASE_SERVICE_KEY="sb_secret_x")
+    body = json.dumps(CALLBACK).encode()
+    as_bearer = {"Authorization": "Bearer sb_secret_x"}
+    statuses = [
+        shim.client.post("/functions/v1/job-callback", content=body, headers=headers).status_code
+        for headers in ({"apikey": "sb_secret_x"}, as_bearer, {"apikey": "x"}, {})
+    ]
+    assert statuses == [200, 401, 401, 401]
+    assert "sb_secret_x" not in shim.client.get("/inbox").text
+
+
 def test_the_inbox_contains_no_secrets(secured) -> None:
     """Secret headers of a delivery are redacted."""
     post(secured)
