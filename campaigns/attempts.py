@@ -33,6 +33,7 @@ from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from ourvidz.pipelines.wan.pipeline import WanPipeline
+from ourvidz.references.resolve import ResolvedReference
 from ourvidz.safety.gate import Gate, load_terms
 from ourvidz.storage.local import LocalStore
 from ourvidz.wiring.models import WarmModels
@@ -51,9 +52,9 @@ STORAGE = "assets"
 class StillLife:
     """The reference of every job: one picture."""
 
-    def resolve(self, reference: str, *, user_id: str | None) -> Image.Image:  # noqa: ARG002
+    def resolve(self, reference: str, *, user_id: str | None) -> ResolvedReference:  # noqa: ARG002
         """A gradient from black to white."""
-        return Image.linear_gradient("L").convert("RGB")
+        return ResolvedReference(Image.linear_gradient("L").convert("RGB"))
 
 
 class ReportedRun(LeasedRun):

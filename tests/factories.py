@@ -8,6 +8,7 @@ test advances it. `publishing_to` switches the broker.
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ourvidz.app import app as celery_app
 from ourvidz.errors import Cancelled
 from ourvidz.jobs.job import ChatJob, ImageJob, Message, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.net.client import RequestFailure
+from ourvidz.net.fetch import Download
 from ourvidz.pipelines.base import DenoisingCheckpoints, PreviewRenderer, Snapshot
 from ourvidz.records.record import Worker
 from ourvidz.references.resolve import ReferenceLimits, ReferenceResolver
@@ -130,6 +134,16 @@ def services(models: Any, folder: Path, **changes: Any) -> Services:
         "references": references,
     }
     return Services(**(fields | changes))
+
+
+def downloaded_reference(image: Image.Image, *, tries: int) -> ReferenceResolver:
+    """Build a resolver whose downloads return `image` as a PNG file, after that many tries."""
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "PNG")
+    download = Download(file.getvalue(), tries)
+    return ReferenceResolver(
+        lambda url, allowed: download, lambda path: b"", ReferenceLimits(1 << 20, 1 << 20)
+    )
 
 
 @contextmanager

@@ -11,11 +11,12 @@ from uuid import uuid4
 from ourvidz import log
 from ourvidz.callbacks import payload, signing
 from ourvidz.callbacks.limiter import PerHostLimiter
-from ourvidz.callbacks.retry import Delivered, Retry, Rng, decide, parse_retry_after
+from ourvidz.callbacks.retry import Delivered, Retry, Rng, decide
 from ourvidz.callbacks.target import Target
 from ourvidz.ledger.store import Ledger
 from ourvidz.net.client import HttpClient, HttpResponse, RequestFailure
 from ourvidz.net.egress_policy import EgressPolicy
+from ourvidz.net.retry_after import parse_retry_after
 from ourvidz.records.record import NextLease, OutboxEvent, ReadyJob
 
 __all__ = ["CallbackSender", "Target"]

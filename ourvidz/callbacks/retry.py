@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 BASE_DELAY_S = 1.0
@@ -86,18 +84,3 @@ def max_backoff_s(deliveries: int, age_s: float) -> float:
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
     return min(MAX_DELAY_S, BASE_DELAY_S * 2.0 ** min(max(deliveries, 1) - 1, 20), max(BASE_DELAY_S, age_s))
-
-
-def parse_retry_after(header: str | None, *, now: datetime) -> float | None:
-    """Seconds from a `Retry-After` header (a number or an HTTP date); None if it is absent or malformed."""
-    if header is None:
-        return None
-    text = header.strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    aware = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max(0.0, (aware - now).total_seconds())

@@ -31,11 +31,13 @@ _DEFAULT_HEADERS = {
 
 
 class RequestError(Exception):
-    """A request failed. `reason` is a phrase without addresses and header values: safe to show and store."""
+    """A request failed. `reason` is a phrase without addresses and header values: safe to show and store.
+    `transient`: the network or the server failed, so the same request may succeed later."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, transient: bool = True) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.transient = transient
 
 
 class StaleConnection(RequestError):
@@ -134,7 +136,7 @@ class HttpConnection:
         except _FAILURES as error:
             self.close()
             kind = StaleConnection if self._is_stale(error) else RequestError
-            raise kind(_reason(error)) from error
+            raise kind(_reason(error), transient=not isinstance(error, _LASTING)) from error
 
     @property
     def reusable(self) -> bool:
@@ -298,6 +300,8 @@ _FAILURES = (
     httpcore2.NetworkError,
     httpcore2.ProtocolError,
 )
+_LASTING = (EgressDenied, UnicodeError, httpcore2.LocalProtocolError)
+"""Failures that the same request will have again."""
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (EgressDenied, "the host may not be called"),
     (httpcore2.ConnectTimeout, "connecting took too long"),

@@ -11,7 +11,7 @@ from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.workflows.assets import AssetUploader
-from ourvidz.workflows.services import Run, Services
+from ourvidz.workflows.services import Run, Services, tries_metadata
 from ourvidz.workflows.signing import AssetSigner, source_type
 
 
@@ -33,8 +33,13 @@ def generate_images(job: ImageJob, run: Run, services: Services) -> Outcome:
 def _with_reference(job: ImageJob, reference: str, run: Run, services: Services) -> Outcome | FallbackError:
     """Generate from the reference. Returns the error when it cannot be used."""
     try:
-        image = services.references.resolve(reference, user_id=job.user_id)
-        return _generate(job, image, run, services)
+        resolved = services.references.resolve(reference, user_id=job.user_id)
+        tries = tries_metadata([resolved])
+
+        def report_tries(result: GeneratedImages) -> GeneratedImages:
+            return result.with_metadata(**tries)
+
+        return _generate(job, resolved.image, run, services, report=report_tries)
     except (ReferenceFrameError, I2IPipelineError) as error:
         return error.with_traceback(None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,9 +19,8 @@ from ourvidz.pipelines.base import (
 )
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ourvidz.media.provenance import DigitalSourceType
+    from ourvidz.references.resolve import ResolvedReference
     from ourvidz.safety.gate import Gate
     from ourvidz.storage.store import Store
 
@@ -138,7 +137,7 @@ class UnsharedDevice:
 class References(Protocol):
     """The reference images of jobs."""
 
-    def resolve(self, reference: str, *, user_id: str | None) -> Image:
+    def resolve(self, reference: str, *, user_id: str | None) -> ResolvedReference:
         """Return the upright RGB image that a job of `user_id` refers to. Raises `ReferenceForbidden` for
         another user's storage path, `ReferenceFrameError` when the image cannot be fetched or decoded."""
 
@@ -173,6 +172,13 @@ def gpu_usage_metadata(seconds: Mapping[str, float], *, price: float | None) -> 
     stages = {stage: round(seconds.get(stage, 0.0), 3) for stage in GPU_STAGES}
     metadata: dict[str, Any] = {"gpu_seconds": stages | {"total": round(total, 3)}}
     return metadata if price is None else metadata | {"gpu_cost": round(total * price / HOUR_S, 6)}
+
+
+def tries_metadata(references: Iterable[ResolvedReference]) -> dict[str, int]:
+    """Return `reference_tries`: how many requests the download took that took the most; nothing for a job
+    whose references were not downloaded."""
+    tries = [reference.tries for reference in references if reference.tries is not None]
+    return {"reference_tries": max(tries)} if tries else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ from ourvidz.jobs.job import VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.jobs.videos import REQUIRED_REFERENCES
 from ourvidz.pipelines.base import GeneratedVideo, ReferenceImages
+from ourvidz.references.resolve import ResolvedReference
 from ourvidz.workflows.assets import upload_video
 from ourvidz.workflows.enhancement import resolve_prompt
-from ourvidz.workflows.services import Run, Services
+from ourvidz.workflows.services import Run, Services, tries_metadata
 from ourvidz.workflows.signing import AssetSigner, source_type
 
 
@@ -26,7 +27,8 @@ def generate_video(job: VideoJob, run: Run, services: Services) -> Outcome:
     if isinstance(references, ReferenceFrameError):
         result = _generate_without_references(job, references, run, services)
     else:
-        result = _generate(job, references, run, services)
+        images = ReferenceImages(**{name: resolved.image for name, resolved in references.items()})
+        result = _generate(job, images, run, services).with_metadata(**tries_metadata(references.values()))
     has_reference = result.metadata.get("reference_backend") is not None
     signer = AssetSigner(services.signer, source_type(has_reference), job_id=job.id)
     return Outcome(
@@ -37,16 +39,18 @@ def generate_video(job: VideoJob, run: Run, services: Services) -> Outcome:
     )
 
 
-def _resolve_references(job: VideoJob, services: Services) -> ReferenceImages | ReferenceFrameError:
-    """Resolve the references that the job's mode needs. Returns the error when one cannot be used."""
+def _resolve_references(
+    job: VideoJob, services: Services
+) -> dict[str, ResolvedReference] | ReferenceFrameError:
+    """Resolve the references that the job's mode needs, by their name. Returns the error when one cannot be
+    used."""
     try:
-        images = {
+        return {
             name: services.references.resolve(getattr(job, f"{name}_reference"), user_id=job.user_id)
             for name in REQUIRED_REFERENCES[job.reference_mode]
         }
     except ReferenceFrameError as error:
         return error
-    return ReferenceImages(**images)
 
 
 def _generate(

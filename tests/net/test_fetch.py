@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from ourvidz.net.client import HttpResponse, RequestFailure
+from ourvidz.net.client import RequestFailure
 from ourvidz.net.egress_policy import EgressPolicy
-from ourvidz.net.fetch import Fetcher
+from ourvidz.net.fetch import Download, Fetcher
 
 TIMEOUT_S = 0.4
 SLACK_S = 2.0
@@ -27,7 +27,7 @@ def is_png(head: bytes) -> bool:
     return head.startswith(PNG[:8])
 
 
-def fetch(url: str, *sites: Any, timeout_s: float = PATIENCE_S) -> HttpResponse | RequestFailure:
+def fetch(url: str, *sites: Any, timeout_s: float = PATIENCE_S) -> Download | RequestFailure:
     """GET a URL with a policy that allows public addresses and `sites`."""
     policy = EgressPolicy([site.netloc for site in sites])
     return Fetcher(policy, timeout_s=timeout_s, max_bytes=MAX_BYTES).get(url, is_png)
@@ -46,7 +46,7 @@ def redirect(to: str, status: int = 302) -> bytes:
 def test_an_image_is_returned_unchanged(site: Any) -> None:
     """The body has exactly the bytes that the server sent."""
     result = fetch(site.page("/a.png", response()), site)
-    assert isinstance(result, HttpResponse)
+    assert isinstance(result, Download)
     assert result.body == PNG
 
 
@@ -67,7 +67,7 @@ def test_the_request_has_minimal_headers_and_uses_no_proxy(
 @pytest.mark.parametrize("kind", ["text/html", "application/octet-stream", "image/svg+xml"])
 def test_the_image_type_is_detected_by_the_first_bytes(site: Any, kind: str) -> None:
     """The Content-Type header is ignored."""
-    assert isinstance(fetch(site.page("/a", response(PNG, f"Content-Type: {kind}")), site), HttpResponse)
+    assert isinstance(fetch(site.page("/a", response(PNG, f"Content-Type: {kind}")), site), Download)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_repeated_equal_content_length_is_accepted(site: Any, lengths: list[st
     named = "".join(f"Content-Length: {length}\r\n" for length in lengths)
     page = f"HTTP/1.1 200 OK\r\n{named}\r\n".encode() + PNG
     result = fetch(site.page("/a.png", page), site)
-    assert isinstance(result, HttpResponse)
+    assert isinstance(result, Download)
     assert result.body == PNG
 
 
@@ -252,7 +252,7 @@ def test_a_redirect_is_followed(site: Any, other_site: Any, status: int) -> None
     site.page("/a", redirect(other_site.url + "/b", status))
     other_site.page("/b", redirect("c?d=e", status))
     other_site.page("/c?d=e", response())
-    assert isinstance(fetch(site.url + "/a", site, other_site), HttpResponse)
+    assert isinstance(fetch(site.url + "/a", site, other_site), Download)
 
 
 @pytest.mark.parametrize(

@@ -121,20 +121,24 @@ def is_green(image: Image.Image) -> bool:
 
 def test_a_url_is_resolved(web: WebServer) -> None:
     """The most common reference."""
-    assert is_green(resolver(None, web.netloc).resolve(f"http://{web.netloc}/a.png?x=1", user_id="user-1"))
+    resolved = resolver(None, web.netloc).resolve(f"http://{web.netloc}/a.png?x=1", user_id="user-1")
+    assert is_green(resolved.image)
+    assert resolved.tries == 1
 
 
 def test_a_data_uri_is_resolved(png: bytes) -> None:
     """Browsers make them of dropped files."""
     uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    assert is_green(resolver().resolve(uri, user_id=None))
+    resolved = resolver().resolve(uri, user_id=None)
+    assert is_green(resolved.image)
+    assert resolved.tries is None
 
 
 @pytest.mark.parametrize("bucket", READ_BUCKETS)
 def test_a_storage_path_is_resolved(png: bytes, bucket: str) -> None:
     """Earlier results and uploads are referred to by their storage path."""
     path = f"{bucket}/user-1/some/a.png"
-    assert is_green(resolver(RecordingStorage({path: png})).resolve(path, user_id="user-1"))
+    assert is_green(resolver(RecordingStorage({path: png})).resolve(path, user_id="user-1").image)
 
 
 def closed_port() -> int:
@@ -241,7 +245,7 @@ def test_resolving_twice_returns_two_images(png: bytes) -> None:
     """A job that changes its image must not affect the next."""
     path = "workspace-temp/user-1/a.png"
     references = resolver(RecordingStorage({path: png}))
-    first = references.resolve(path, user_id="user-1")
+    first = references.resolve(path, user_id="user-1").image
     first.paste("red", (0, 0, 30, 20))
-    assert is_green(references.resolve(path, user_id="user-1"))
+    assert is_green(references.resolve(path, user_id="user-1").image)
     assert io.BytesIO(png).getvalue() == png

@@ -22,7 +22,7 @@ def test_references_are_read_from_the_same_storage(tmp_path: Path) -> None:
         Image.new("RGB", (side, side), "teal").save(file, "PNG")
         built.store.put(f"workspace-temp/user-1/job/{name}.png", file.getvalue(), content_type="image/png")
     found = built.references.resolve("workspace-temp/user-1/job/small.png", user_id="user-1")
-    assert found.getpixel((9, 9)) == (0, 128, 128)
+    assert found.image.getpixel((9, 9)) == (0, 128, 128)
     with pytest.raises(ReferenceFrameError):
         built.references.resolve("workspace-temp/user-1/job/large.png", user_id="user-1")
     with pytest.raises(ReferenceForbidden):

@@ -218,7 +218,7 @@ def test_a_reference_steers_the_image(services: Services, gradient: str) -> None
     plain = generate_images(job(id="job-2", steps=4), RecordingRun(), services)
     assert services.store.get(outcome.assets[0].key) != services.store.get(plain.assets[0].key)
     assert outcome.metadata["reference_backend"] == "img2img"
-    assert "reference_fallback" not in outcome.metadata
+    assert not {"reference_fallback", "reference_tries"} & set(outcome.metadata)
     assert outcome.assets[0].metadata["pipeline"] == "img2img"
     assert run.steps == [(0, 2), (1, 2), (2, 2)]
 
@@ -276,6 +276,15 @@ def test_a_failing_img2img_pass_falls_back_to_the_prompt(services: Services, gra
     assert outcome.metadata["reference_fallback"] is True
     assert outcome.metadata["reference_error"] == "I2I_PIPELINE_ERROR"
     assert outcome.assets[0].metadata["pipeline"] == "text_to_image"
+
+
+def test_the_outcome_tells_the_tries_of_a_download(services: Services) -> None:
+    """A storage server that answers 503 now and then is seen in the metadata of the jobs that it slows."""
+    downloaded = factories.downloaded_reference(Image.linear_gradient("L"), tries=2)
+    outcome = generate_images(
+        job(reference="https://example.com/a.png"), RecordingRun(), replace(services, references=downloaded)
+    )
+    assert outcome.metadata["reference_tries"] == 2
 
 
 def test_without_a_prompt_there_is_nothing_to_fall_back_to(services: Services, gradient: str) -> None:

@@ -214,6 +214,14 @@ def test_every_mode_gets_the_references_it_needs(
     assert outcome.metadata["reference_backend"] == ("sdedit" if mode == "single" else "latent_replacement")
 
 
+def test_the_outcome_tells_the_tries_of_the_slowest_download(services: Services) -> None:
+    """One number for a job, however many references it has."""
+    downloaded = factories.downloaded_reference(Image.linear_gradient("L"), tries=3)
+    requested = job(reference_mode="start", start_reference="https://example.org/gradient.png")
+    outcome = generate_video(requested, RecordingRun(), replace(services, references=downloaded))
+    assert outcome.metadata["reference_tries"] == 3
+
+
 def test_a_reference_may_be_a_data_uri(services: Services, gradient: Image.Image) -> None:
     """Small references are part of the payload."""
     uri = "data:image/png;base64," + base64.b64encode(encode_png(gradient)).decode()

@@ -22,6 +22,7 @@ from ourvidz.pipelines.base import DenoisingCheckpoints, GeneratedVideo, Snapsho
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 from ourvidz.pipelines.wan.placement import Placement
+from ourvidz.references.resolve import ResolvedReference
 from ourvidz.safety.gate import Gate, load_terms
 from ourvidz.settings import Settings
 from ourvidz.storage.local import LocalStore
@@ -39,11 +40,11 @@ class LoadedReferences:
 
     images: dict[str, Image]
 
-    def resolve(self, reference: str, *, user_id: str | None) -> Image:  # noqa: ARG002
+    def resolve(self, reference: str, *, user_id: str | None) -> ResolvedReference:  # noqa: ARG002
         """The image of that name. Raises `ReferenceFrameError` for an unknown name."""
         if reference not in self.images:
             raise ReferenceFrameError(f"There is no {reference} reference.")
-        return self.images[reference]
+        return ResolvedReference(self.images[reference])
 
 
 class SourceVideoPipeline(WanPipeline):
