@@ -15,6 +15,8 @@ from ourvidz.settings import Settings
 
 NETWORK_TIMEOUT_S = 5
 """How long a server may take to answer."""
+_STORAGE_FIXES = {"local": "set OURVIDZ_STORAGE_DIR to a directory that can be written"}
+"""What to change, by back end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,15 @@ def check_python() -> Check:
 
 
 def check_storage(settings: Settings) -> Check:
-    """Write, read and delete a test file in the storage directory."""
-    from ourvidz.storage.local import LocalStore
+    """Write, read and delete a test file in the storage."""
+    from ourvidz.wiring.storage import open_store
 
+    store = open_store(settings)
     try:
-        LocalStore(settings.storage_dir).check()
+        store.check()
     except OurvidzError as error:
-        return failed("storage", error.message, "set OURVIDZ_STORAGE_DIR to a directory that can be written")
-    return ok("storage", str(settings.storage_dir))
+        return failed("storage", error.message, _STORAGE_FIXES[settings.storage])
+    return ok("storage", store.location)
 
 
 def check_signing(settings: Settings) -> Check:

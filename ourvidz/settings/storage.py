@@ -12,6 +12,8 @@ class StorageSettings(Topic):
 
     storage: Literal["local"] = env("OURVIDZ_STORAGE", "local")
     configured_storage_dir: LocalPath | None = env("OURVIDZ_STORAGE_DIR")
+    signed_url_s: float = env("OURVIDZ_SIGNED_URL_S", 3600.0, ge=1, le=7 * 24 * 3600)
+    """How long a signed URL of a stored file can be used, in seconds."""
 
 
 class SigningSettings(Topic):

@@ -56,14 +56,19 @@ def checkpoint_key(job_id: str, attempt: str) -> str:
     return f"{checkpoints_folder(job_id)}/{attempt}/denoising.safetensors"
 
 
+def is_key(key: str) -> bool:
+    """Whether this has the form of a key."""
+    segments = key.split("/")
+    return len(segments) >= 2 and all(_SEGMENT.fullmatch(segment) for segment in segments)
+
+
 def split_key(key: str) -> list[str]:
     """The segments of a key, the bucket first. Raises `InvalidParameters(field="key")` if it is malformed."""
-    segments = key.split("/")
-    if len(segments) < 2 or not all(_SEGMENT.fullmatch(segment) for segment in segments):
+    if not is_key(key):
         raise InvalidParameters(
             "This is not a storage key.",
             field="key",
             rule="{bucket}/{path} of A-Z a-z 0-9 . _ : -",
             value=key,
         )
-    return segments
+    return key.split("/")

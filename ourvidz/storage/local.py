@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import mimetypes
 import os
 import secrets
 import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ourvidz.errors import NotFound, StorageError
-from ourvidz.storage.keys import split_key
+from ourvidz.storage import probe
+from ourvidz.storage.keys import is_key, split_key
+from ourvidz.storage.store import StoredFile
 
+REMOVALS = 10
+"""How often the removal of a folder is tried that other threads or processes still change."""
 _NOT_FOUND_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
@@ -23,6 +30,11 @@ class LocalStore:
     def __init__(self, root: Path, public_url: str | None = None) -> None:
         self.root = root
         self.public_url = public_url.rstrip("/") if public_url else None
+
+    @property
+    def location(self) -> str:
+        """The directory."""
+        return str(self.root)
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:  # noqa: ARG002  files have none
         """Store `data` under `key`, replacing what was there. Readers see the old or the new bytes, never a
@@ -41,12 +53,27 @@ class LocalStore:
         except OSError as error:
             raise _error("written", key, error) from error
 
-    def get(self, key: str) -> bytes:
-        """Read the bytes under `key`. Raises `NotFound` if there are none."""
+    def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """Read the bytes under `key` from position `start` on, at most `length` of them. Raises `NotFound` if
+        there is no such file."""
         try:
-            return self._path(key).read_bytes()
+            with self._path(key).open("rb") as file:
+                file.seek(start)
+                return file.read(-1 if length is None else length)
         except _NOT_FOUND_ERRORS:
-            raise NotFound(f"There is nothing under {key}.", field="key", value=key) from None
+            raise _not_found(key) from None
+        except OSError as error:
+            raise _error("read", key, error) from error
+
+    def stat(self, key: str) -> StoredFile:
+        """The size, time and content type of a file, the type by its suffix. Raises `NotFound`."""
+        path = self._path(key)
+        try:
+            if not path.is_file():
+                raise _not_found(key)
+            return _stored_file(key, path)
+        except _NOT_FOUND_ERRORS:
+            raise _not_found(key) from None
         except OSError as error:
             raise _error("read", key, error) from error
 
@@ -57,21 +84,39 @@ class LocalStore:
         except OSError as error:
             raise _error("read", key, error) from error
 
+    def copy(self, source: str, key: str) -> None:
+        """Copy the bytes under `source` to `key`, replacing what was there. Raises `NotFound`."""
+        self.put(key, self.get(source), content_type=_content_type(source))
+
     def move(self, source: str, key: str) -> None:
         """Move the bytes under `source` to `key`, replacing what was there. Raises `NotFound` if there are
         none under `source`."""
         path, target = self._path(source), self._path(key)
         try:
             if not path.is_file():
-                raise NotFound(f"There is nothing under {source}.", field="key", value=source)
+                raise _not_found(source)
             _make_folder(target.parent)
             path.replace(target)
             # A rename is one change on disk: the old name does not come back without the new one.
             _sync_folder(target.parent)
         except _NOT_FOUND_ERRORS:
-            raise NotFound(f"There is nothing under {source}.", field="key", value=source) from None
+            raise _not_found(source) from None
         except OSError as error:
             raise _error("moved", source, error) from error
+
+    def list_files(self, folder: str) -> Iterator[StoredFile]:
+        """Every file below `folder`, without those that are still being written."""
+        top = self._path(folder)
+        try:
+            for place, _, names in os.walk(top, onerror=_raise_unless_gone):
+                for name in names:
+                    path = Path(place, name)
+                    key = f"{folder}/{path.relative_to(top)}"
+                    if is_key(key):
+                        with suppress(FileNotFoundError):
+                            yield _stored_file(key, path)
+        except OSError as error:
+            raise _error("read", folder, error) from error
 
     def folders(self, folder: str) -> list[str]:
         """The names of the folders directly below `folder`."""
@@ -96,7 +141,7 @@ class LocalStore:
         path = self._path(folder)
         try:
             if path.is_dir() and not _remove_empty(path):
-                shutil.rmtree(path)
+                _remove_tree(path)
                 _sync_folder(path.parent)
             if path.parent.name.startswith("."):
                 with suppress(OSError):
@@ -104,21 +149,31 @@ class LocalStore:
         except OSError as error:
             raise _error("deleted", folder, error) from error
 
-    def url(self, key: str) -> str | None:
-        """The URL of `key` on the shim; None without a `public_url`."""
-        return f"{self.public_url}/assets/{'/'.join(split_key(key))}" if self.public_url else None
+    def urls(self, keys: Sequence[str], *, lifetime_s: float) -> dict[str, str]:  # noqa: ARG002  unsigned
+        """The URLs of `keys` on the shim, which do not end; none without a `public_url`."""
+        if not self.public_url:
+            return {}
+        return {key: f"{self.public_url}/assets/{'/'.join(split_key(key))}" for key in keys}
+
+    def local_path(self, key: str) -> Path:
+        """The path of a file. Raises `NotFound` if there is none."""
+        if not self.exists(key):
+            raise _not_found(key)
+        return self._path(key)
+
+    def create_buckets(self) -> list[str]:
+        """Create the directory if it is missing. Returns its path if it was; buckets are made as needed."""
+        try:
+            if self.root.is_dir():
+                return []
+            _make_folder(self.root)
+        except OSError as error:
+            raise StorageError(f"{self.root} could not be created: {error.strerror}.") from error
+        return [str(self.root)]
 
     def check(self) -> None:
         """Write, read and delete a probe. Raises `StorageError` with the reason if that fails."""
-        key, probe = f"ourvidz-probe/{secrets.token_hex(8)}", secrets.token_bytes(64)
-        self.put(key, probe, content_type="application/octet-stream")
-        try:
-            stored = self.get(key)
-        except NotFound:
-            stored = b""
-        self.delete(key)
-        if stored != probe:
-            raise StorageError(f"What was just written to {self.root} reads back differently.")
+        probe.check(self)
 
     def _path(self, key: str) -> Path:
         """The path of a key. Raises `StorageError` if symbolic links resolve to a path outside the root."""
@@ -138,6 +193,25 @@ def _error(verb: str, key: str, error: OSError) -> StorageError:
     return StorageError(f"{key} could not be {verb}: {error.strerror or type(error).__name__}.")
 
 
+def _not_found(key: str) -> NotFound:
+    return NotFound(f"There is nothing under {key}.", field="key", value=key)
+
+
+def _content_type(key: str) -> str:
+    return mimetypes.guess_type(key)[0] or "application/octet-stream"
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, _NOT_FOUND_ERRORS):
+        raise error
+
+
+def _stored_file(key: str, path: Path) -> StoredFile:
+    """What is known of the file at `path`. Raises `FileNotFoundError` if there is none."""
+    status = path.stat()
+    return StoredFile(key, status.st_size, status.st_mtime, _content_type(key))
+
+
 def _make_folder(folder: Path) -> None:
     """Create a folder and its parents, and sync each to disk."""
     if folder.is_dir():
@@ -154,6 +228,19 @@ def _remove_empty(folder: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder with everything in it, again while files are moved into it or out of it."""
+    for attempt in range(1, REMOVALS + 1):
+        try:
+            return shutil.rmtree(folder)
+        except OSError as error:
+            is_race = isinstance(error, FileNotFoundError) or error.errno == errno.ENOTEMPTY
+            if not folder.exists():
+                return None
+            if not is_race or attempt == REMOVALS:
+                raise
 
 
 def _write_synced(path: Path, data: bytes) -> None:

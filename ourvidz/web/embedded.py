@@ -20,8 +20,6 @@ from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.jobs.json_text import parse_json
 from ourvidz.service_key import key_headers
 from ourvidz.settings import Settings
-from ourvidz.storage.keys import split_key
-from ourvidz.storage.local import LocalStore
 from ourvidz.web import audit
 from ourvidz.web.inbox import MAX_DELIVERIES, Inbox
 from ourvidz.web.problems import documented
@@ -89,17 +87,15 @@ def missing_asset(key: str) -> None:
 def asset(bucket: str, key: str) -> FileResponse:
     """Read a stored file."""
     name = f"{bucket}/{key}"
-    store = control.current().store
     try:
-        exists = isinstance(store, LocalStore) and store.exists(name)
-    except (InvalidParameters, StorageError):
-        exists = False
-    if not exists:
+        path = control.current().store.local_path(name)
+    except (InvalidParameters, StorageError, NotFound):
+        path = None
+    if path is None:
         raise NotFound("There is no such asset.", field="key", value=name)
-    assert isinstance(store, LocalStore)
     media_type, inline = _media_type(name)
     return FileResponse(
-        store.root.joinpath(*split_key(name)),
+        path,
         media_type=media_type,
         filename=PurePosixPath(name).name,
         content_disposition_type="inline" if inline else "attachment",

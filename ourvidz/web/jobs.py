@@ -67,7 +67,7 @@ def _submit(request: Request, payload: object) -> Response:
     audit.entry(request.scope).set_job(job)
     admission = dispatch.submit(job)
     if not admission.created or admission.record.finished:
-        return _json(views.state(admission.record, app.ledger, app.store), 200)
+        return _json(views.state(admission.record, app), 200)
     return _json(views.accepted(admission.record, admission.position), 202, {"Location": f"/jobs/{job.id}"})
 
 
@@ -91,8 +91,7 @@ def page(
         cursor=cursor or None,
         limit=limit,
     )
-    items = [views.summary(record, app.store) for record in listed.records]
-    return JobPage(items=items, cursor=listed.cursor)
+    return JobPage(items=views.summaries(listed.records, app), cursor=listed.cursor)
 
 
 @router.get("/job/{id}", include_in_schema=False)
@@ -100,7 +99,7 @@ def page(
 def show(job_id: JobId) -> JobState:
     """Read the current state of a job."""
     app = control.current()
-    return views.state(_record(job_id), app.ledger, app.store)
+    return views.state(_record(job_id), app)
 
 
 @router.get(
@@ -127,7 +126,7 @@ def cancel(request: Request, job_id: JobId) -> JobState:
     """Cancel a job: a queued one never runs, a running one stops before its next step."""
     app = control.current()
     audit.entry(request.scope).set_job(_record(job_id))
-    return views.state(dispatch.cancel(job_id), app.ledger, app.store)
+    return views.state(dispatch.cancel(job_id), app)
 
 
 @router.post("/jobs/{id}/retry", status_code=202, responses=documented(401, 403, 404, 409, 422, 503))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
-from ourvidz import __version__
+from ourvidz import __version__, log
 from ourvidz.callbacks import payload
+from ourvidz.errors import StorageError
+from ourvidz.jobs.outcome import Asset
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import Record
-from ourvidz.storage.store import Store
 from ourvidz.web.documents import Accepted, JobErrorDocument, JobState, JobSummary, Result, Timestamps
+from ourvidz.wiring.control import ControlPlane
 
 SAMPLE_SIZE = 20
 """Jobs ahead in the queue that are read for an estimate."""
+
+_log = log.get(__name__)
 
 
 def accepted(record: Record, position: int | None) -> Accepted:
@@ -26,22 +31,27 @@ def accepted(record: Record, position: int | None) -> Accepted:
     )
 
 
-def state(record: Record, ledger: Ledger, store: Store) -> JobState:
+def state(record: Record, app: ControlPlane) -> JobState:
     """The current state of a job, with its position in the queue."""
-    position = ledger.queue_position(record.job_id) if record.status == "queued" else None
-    return JobState(
-        **dict(summary(record, store)), queue_position=position, eta_s=eta_s(record, position, ledger)
-    )
+    position = app.ledger.queue_position(record.job_id) if record.status == "queued" else None
+    (summary,) = summaries([record], app)
+    return JobState(**dict(summary), queue_position=position, eta_s=eta_s(record, position, app.ledger))
 
 
-def summary(record: Record, store: Store) -> JobSummary:
-    """A job as lists contain it."""
+def summaries(records: Iterable[Record], app: ControlPlane) -> list[JobSummary]:
+    """Jobs as lists contain them. The URLs of all are signed together."""
+    listed = list(records)
+    urls = _urls([key for record in listed for key in _first_keys(record).values()], app)
+    return [_summary(record, urls) for record in listed]
+
+
+def _summary(record: Record, urls: Mapping[str, str]) -> JobSummary:
     error = record.outcome.error if record.outcome else None
     return JobSummary(
         job_id=record.job_id,
         status=record.status,
         progress=record.progress,
-        result=result(record, store) if record.status == "completed" else None,
+        result=_result(record, urls) if record.status == "completed" else None,
         error=JobErrorDocument(**error.to_public()) if error else None,
         timestamps=Timestamps(
             created_at=_utc(record.created_at),
@@ -58,8 +68,8 @@ def summary(record: Record, store: Store) -> JobSummary:
     )
 
 
-def result(record: Record, store: Store) -> Result:
-    """The output of a completed job. URLs are storage keys where the store has no public URL."""
+def _result(record: Record, urls: Mapping[str, str]) -> Result:
+    """The output of a completed job. A file without a URL is named by its storage key."""
     outcome = record.outcome
     metadata = payload.job_metadata(
         record.callback_metadata,
@@ -70,17 +80,30 @@ def result(record: Record, store: Store) -> Result:
         worker_version=__version__,
     )
     assets = outcome.assets if outcome else ()
-    urls = {
-        asset.type: store.url(asset.key) or asset.key for asset in reversed(assets) if asset.key is not None
-    }
+    links = {kind: urls.get(key, key) for kind, key in _first_keys(record).items()}
     texts = [asset.metadata.get("text") for asset in assets if asset.type == "text"]
     return Result(
         assets=[payload.asset_document(asset) for asset in assets],
         metadata=metadata,
-        imageUrl=urls.get("image"),
-        videoUrl=urls.get("video"),
+        imageUrl=links.get("image"),
+        videoUrl=links.get("video"),
         text=texts[0] if texts else None,
     )
+
+
+def _first_keys(record: Record) -> dict[str, str]:
+    """The keys of the files that a completed job is shown with: the first of each kind."""
+    assets: tuple[Asset, ...] = record.outcome.assets if record.outcome else ()
+    return {asset.type: asset.key for asset in reversed(assets) if asset.key is not None}
+
+
+def _urls(keys: list[str], app: ControlPlane) -> dict[str, str]:
+    """URLs by key, signed now. None while the storage cannot sign: a job's state can be read nevertheless."""
+    try:
+        return app.store.urls(keys, lifetime_s=app.settings.signed_url_s) if keys else {}
+    except StorageError as error:
+        _log.warning("urls_not_signed", reason=error.message)
+        return {}
 
 
 def eta_s(record: Record, position: int | None, ledger: Ledger) -> float | None:

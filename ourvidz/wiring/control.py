@@ -25,8 +25,8 @@ from ourvidz.prompts.encoders import TextEncoders, read_encoders
 from ourvidz.recovery.sweep import SweepOptions
 from ourvidz.settings import Settings
 from ourvidz.settings import settings as process_settings
-from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
+from ourvidz.wiring.storage import open_store
 
 if TYPE_CHECKING:
     # Imported on first use: every process has a control plane, and none uses all of it.
@@ -217,7 +217,7 @@ def build(settings: Settings, *, ledger: Ledger | None = None, store: Store | No
     return ControlPlane(
         settings=settings,
         ledger=ledger,
-        store=store or LocalStore(settings.storage_dir, public_url=settings.public_url),
+        store=store or open_store(settings),
         defaults=defaults(settings),
         target=target(settings),
         availability=WorkerAvailability(ledger, settings.worker_grace_s),

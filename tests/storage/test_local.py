@@ -11,9 +11,18 @@ import pytest
 
 from ourvidz.errors import InvalidParameters, StorageError
 from ourvidz.storage.local import LocalStore
+from tests.storage.suite import StoreSuite
 
 KEY = "workspace-temp/user-1/job-1/0.png"
 PNG = "image/png"
+
+
+class TestBehaviour(StoreSuite):
+    """Local storage behaves as every back end."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> LocalStore:
+        return LocalStore(tmp_path / "assets", "http://127.0.0.1:7860")
 
 
 def files_under(folder: Path) -> list[str]:
@@ -28,10 +37,11 @@ def test_a_key_is_a_path_below_the_root(tmp_path: Path) -> None:
 
 def test_urls_are_on_the_shim(tmp_path: Path) -> None:
     """Browsers read assets from the shim; without a public URL there is none."""
-    assert LocalStore(tmp_path, "http://127.0.0.1:7860/").url(KEY) == f"http://127.0.0.1:7860/assets/{KEY}"
-    assert LocalStore(tmp_path).url(KEY) is None
+    store = LocalStore(tmp_path, "http://127.0.0.1:7860/")
+    assert store.urls([KEY], lifetime_s=1) == {KEY: f"http://127.0.0.1:7860/assets/{KEY}"}
+    assert LocalStore(tmp_path).urls([KEY], lifetime_s=1) == {}
     with pytest.raises(InvalidParameters):
-        LocalStore(tmp_path, "http://127.0.0.1:7860").url("bucket/../x")
+        store.urls(["bucket/../x"], lifetime_s=1)
 
 
 def test_publishing_a_file_waits_for_the_disk_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +78,23 @@ def test_a_link_out_of_the_root_is_not_followed(tmp_path: Path, link: str) -> No
         with pytest.raises(StorageError, match="leads out"):
             operation()
     assert target.read_text() == "secret"
+
+
+def test_a_listing_names_keys_only(tmp_path: Path) -> None:
+    """A file that is still being written, or that an operator has left there, is no stored file."""
+    store = LocalStore(tmp_path)
+    store.put(KEY, b"x", content_type=PNG)
+    (tmp_path / KEY).with_name("~half").write_text("x")
+    (tmp_path / KEY).with_name("a file.txt").write_text("x")
+    assert [file.key for file in store.list_files("workspace-temp/user-1")] == [KEY]
+
+
+def test_the_directory_is_created(tmp_path: Path) -> None:
+    """`ourvidz storage init` says what it has made."""
+    store = LocalStore(tmp_path / "a" / "assets")
+    assert store.create_buckets() == [str(tmp_path / "a" / "assets")]
+    assert (tmp_path / "a" / "assets").is_dir()
+    assert store.create_buckets() == []
 
 
 def test_links_inside_the_root_are_followed(tmp_path: Path) -> None:
