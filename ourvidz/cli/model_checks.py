@@ -10,6 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from ourvidz.cli import libraries
 from ourvidz.cli.checks import NETWORK_TIMEOUT_S, Check, failed, ok, skipped
 from ourvidz.errors import ModelLoadError
 from ourvidz.net.client import HttpClient, RequestFailure
@@ -39,7 +40,15 @@ print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus"
 
 
 def check_torch(settings: Settings) -> list[Check]:
-    """The torch version, then its GPUs. Imported in a child process: this one must stay without torch."""
+    """The torch version, then its GPUs. Imported in a child process: this one must stay without torch.
+
+    Skipped on a control host: without the libraries of the extra `worker`, and without a checkpoint.
+    """
+    if missing := libraries.missing_libraries(settings):
+        reason = f"this installation has no libraries for models ({', '.join(missing)})"
+        if any((settings.sdxl_model, settings.wan_model, settings.qwen_model)):
+            return [failed("torch", reason, libraries.INSTALL)]
+        return [skipped("torch", f"{reason}: a control host needs none; workers need {libraries.INSTALL}")]
     command = (sys.executable, "-c", _PROBE_TORCH)
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=TORCH_TIMEOUT_S)
@@ -48,7 +57,7 @@ def check_torch(settings: Settings) -> list[Check]:
         return [failed("torch", reason, "check the disk and the GPU driver (nvidia-smi)")]
     if run.returncode != 0:
         reason = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
-        return [failed("torch", reason, "pip install -e . in this environment")]
+        return [failed("torch", reason, libraries.INSTALL)]
     probe = json.loads(run.stdout.strip().splitlines()[-1])
     build = f"CUDA {probe['cuda']}" if probe["cuda"] else "CPU only"
     gpus = check_gpus(

@@ -18,6 +18,7 @@ import click
 from ourvidz.cli import embedded, stack
 from ourvidz.cli.console import print_json, print_note, spinner
 from ourvidz.cli.disk_reserve import DiskReserve
+from ourvidz.cli.libraries import require_libraries
 from ourvidz.cli.start_order import StaggeredStart, processors
 from ourvidz.cli.state import StateDir
 from ourvidz.cli.supervisor import Supervisor
@@ -59,6 +60,7 @@ def up(state_dir: Path | None, port: int | None, flower: bool, workers: str | No
     families = requested or default_families(settings)
     for family in families:
         check_models(family, settings)
+    require_libraries(settings)
     if flower and not stack.flower_installed():
         raise SettingsError("Flower is not installed: pip install 'ourvidz[flower]', or pass --no-flower")
     key = _check_settings(settings)

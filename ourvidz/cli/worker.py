@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ourvidz import prespawn, startup
+from ourvidz.cli.libraries import require_libraries
 from ourvidz.errors import SettingsError
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.liveness.beats import start_beating
@@ -173,6 +174,7 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
     become_worker(name, settings().gpu)
     if name in FAMILIES:
         check_models(name, settings())
+        require_libraries(settings())
         with prespawn.interpreter():
             _require_signing_certificate()
             _require_unique_id(settings().worker_id(name))

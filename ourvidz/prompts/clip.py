@@ -1,16 +1,19 @@
-"""Builds CLIP's tokenizer from the files of a checkpoint, with the same results as transformers."""
+"""Builds CLIP's tokenizer from the files of a checkpoint, with the same results as transformers.
+
+The library tokenizers is imported when the first one is built: a control host has none.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
-from tokenizers.models import BPE
+from typing import TYPE_CHECKING, Any
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.prompts.files import read_json, read_text
 from ourvidz.prompts.tokens import CONTEXT, WORD_END, PromptTokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
 
 # The splits of CLIP's own tokenizer.
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -46,6 +49,9 @@ def read_tokenizer(folder: Path) -> PromptTokenizer:
 
 def _build(vocabulary: dict[str, int], merges: list[tuple[str, str]], unknown: str) -> Tokenizer:
     """Byte-level BPE with CLIP's normaliser: NFC, single spaces, lower case."""
+    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+    from tokenizers.models import BPE
+
     tokenizer = Tokenizer(
         BPE(
             vocab=vocabulary,
@@ -90,6 +96,8 @@ def _added_tokens(folder: Path, config: dict[str, Any], added: list[dict[str, An
 
 def _added_token(token: str | dict[str, Any]) -> AddedToken:
     """The added token of a config entry, as special token with the flags of the entry."""
+    from tokenizers import AddedToken
+
     if isinstance(token, str):
         return AddedToken(token, special=True)
     return AddedToken(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING
 
 from ourvidz.prompts.weights import Fragment, Section, WeightedPrompt
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CONTEXT = 77
 """Context length of a CLIP text encoder in tokens, start and end tokens included."""
@@ -47,7 +49,7 @@ class PromptTokenizer:
         self.name = name
         self.context = context
         # A copy, because the model libraries change truncation and padding of the shared tokenizer.
-        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self._tokenizer = type(tokenizer).from_str(tokenizer.to_str())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 

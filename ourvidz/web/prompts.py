@@ -20,7 +20,8 @@ from ourvidz.wiring import control
 router = APIRouter(tags=["prompts"])
 
 NO_CHECKPOINT = (
-    "This machine has no SDXL checkpoint (yet): tokens, chunks and shapes are known where its tokenizers are."
+    "This machine has no SDXL checkpoint (yet), or no library for tokenizers: tokens, chunks and shapes are"
+    " known where both are."
 )
 WEIGHTS = ("weights", "compel_weights")
 _TEXT: dict[str, Any] = {"type": ["string", "null"], "maxLength": PROMPT_CHARS}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -183,9 +184,10 @@ def target(settings: Settings) -> Target:
 
 def text_encoders(settings: Settings, *, packaged: Path = PACKAGED) -> TextEncoders | None:
     """Return the tokenizers and widths of the SDXL checkpoint's text encoders; None where this host has no
-    checkpoint. Raises `ModelLoadError` naming a damaged file."""
+    checkpoint, or, as a control host, no library for tokenizers. Raises `ModelLoadError` naming a damaged
+    file."""
     folder = text_encoder_folder(settings, packaged=packaged)
-    return None if folder is None else read_encoders(folder)
+    return None if folder is None or find_spec("tokenizers") is None else read_encoders(folder)
 
 
 def text_encoder_folder(settings: Settings, *, packaged: Path = PACKAGED) -> Path | None:

@@ -1,0 +1,29 @@
+"""The libraries of the extra `worker`: which of them are missing here, and how to install them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from ourvidz.errors import SettingsError
+from ourvidz.settings import Settings
+
+MEDIA_LIBRARIES = ("PIL", "numpy", "cv2", "av")
+"""What every GPU worker imports."""
+MODEL_LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "accelerate", "compel")
+"""What the pipelines of this project import; the models of `OURVIDZ_MODELS` may do without."""
+INSTALL = "pip install 'ourvidz[worker]'"
+
+
+def missing_libraries(settings: Settings) -> tuple[str, ...]:
+    """The libraries that a GPU worker needs under these settings and that are not installed. Imports none."""
+    own_builder = settings.models != Settings.model_fields["models"].default
+    needed = MEDIA_LIBRARIES if own_builder else (*MODEL_LIBRARIES, *MEDIA_LIBRARIES)
+    return tuple(name for name in needed if find_spec(name) is None)
+
+
+def require_libraries(settings: Settings) -> None:
+    """Raise `SettingsError`, with the install command, where no GPU worker can run."""
+    if missing := missing_libraries(settings):
+        raise SettingsError(
+            f"this installation has no libraries for models ({', '.join(missing)}): {INSTALL}", field="worker"
+        )

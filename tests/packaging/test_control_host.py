@@ -1,0 +1,125 @@
+"""A control host: the shim, io and the keeper without the libraries of models and media."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+import requests
+
+from ourvidz.cli.libraries import INSTALL
+from ourvidz.embedded_redis import free_port
+from ourvidz.ledger.store import Ledger
+from tests.packaging.conftest import Host
+
+pytestmark = pytest.mark.system
+
+MODEL_LIBRARIES = ("torch", "diffusers", "transformers", "compel", "accelerate", "safetensors")
+MEDIA_LIBRARIES = ("opencv-python-headless", "numpy", "av")
+PREFIX = "control-host:"
+READY_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def server_url() -> str:
+    """The URL of a Redis server elsewhere."""
+    from ourvidz.testing import private_server
+
+    return private_server().url
+
+
+@pytest.fixture(scope="module")
+def shim(control_host: Host, server_url: str) -> Iterator[str]:
+    """The address of a shim on this host, beside io and a keeper."""
+    port = free_port()
+    variables = {"OURVIDZ_REDIS_URL": server_url, "OURVIDZ_KEY_PREFIX": PREFIX, "OURVIDZ_PORTS": str(port)}
+    with ExitStack() as stack:
+        processes = []
+        for name in ("keeper", "io", "web"):
+            log = stack.enter_context((control_host.folder / f"{name}.log").open("wb"))
+            process = subprocess.Popen(
+                [control_host.bin / "ourvidz", "worker", name],
+                cwd=control_host.folder, env=control_host.env(**variables), stdout=log, stderr=log,
+            )  # fmt: skip
+            stack.callback(process.wait)
+            stack.callback(process.send_signal, signal.SIGTERM)
+            processes.append(process)
+        address = f"http://127.0.0.1:{port}"
+        ledger = stack.enter_context(closing(Ledger(server_url, prefix=PREFIX)))
+        until = time.monotonic() + READY_S
+        while not (_answers(address) and len(ledger.workers()) == 2):
+            assert all(process.poll() is None for process in processes), _logs(control_host)
+            assert time.monotonic() < until, _logs(control_host)
+            time.sleep(0.05)
+        yield address
+
+
+def _answers(address: str) -> bool:
+    try:
+        return requests.get(f"{address}/health/live", timeout=1).ok
+    except requests.ConnectionError:
+        return False
+
+
+def _logs(host: Host) -> str:
+    return "\n".join(path.read_text() for path in host.folder.glob("*.log"))
+
+
+def test_a_control_host_installs_no_library_of_models_or_media(control_host: Host) -> None:
+    """They take 1.4 GB on a disk, and a host that has them needs an update whenever one of them does."""
+    assert control_host.requires & {*MODEL_LIBRARIES, *MEDIA_LIBRARIES} == set()
+    assert {"celery", "fastapi", "redis", "flower"} <= control_host.requires
+
+
+def test_a_control_host_accepts_and_answers_jobs(control_host: Host, shim: str) -> None:
+    """All of what the host is for, with the installed programs: the shim, io, the keeper and the commands."""
+    connection = {"OURVIDZ_URL": shim}
+    job = control_host.json(
+        *("ourvidz", "jobs", "submit", "--prompt", "a red circle", "--id", "control-1", "--json"),
+        **connection,
+    )
+    assert (job["job_id"], job["status"]) == ("control-1", "queued")
+    listed = control_host.json("ourvidz", "jobs", "list", "--json", **connection)
+    assert [item["job_id"] for item in listed["items"]] == ["control-1"]
+    health = requests.get(f"{shim}/health", timeout=5).json()
+    assert {worker["queue"] for worker in health["workers"]} == {"io", "keeper"}
+
+
+@pytest.mark.parametrize("checkpoint", [False, True], ids=["control host", "a checkpoint is set"])
+def test_doctor_asks_for_the_libraries_of_models_only_where_a_checkpoint_is_set(
+    control_host: Host, server_url: str, checkpoint: bool
+) -> None:
+    """Whoever names a checkpoint wants to run a worker on this host."""
+    model = {"OURVIDZ_SDXL_MODEL": str(control_host.folder)} if checkpoint else {}
+    run = control_host.run("ourvidz", "doctor", "--json", OURVIDZ_REDIS_URL=server_url, **model)
+    checks = {check["name"]: check for check in json.loads(run.stdout)}
+    assert checks["torch"]["status"] == ("failed" if checkpoint else "skipped")
+    assert INSTALL in (checks["torch"]["fix"] or checks["torch"]["reason"])
+    assert {checks[name]["status"] for name in ("settings", "broker", "storage")} == {"ok"}
+
+
+def test_the_help_is_printed_on_a_control_host(control_host: Host) -> None:
+    """The first command of a new installation."""
+    assert "Start everything" in control_host.run("ourvidz", "--help").stdout
+
+
+def test_a_gpu_worker_on_a_control_host_names_the_command_that_installs_it(control_host: Host) -> None:
+    """One line at the start, not a child that fails to import in a loop."""
+    for command in (("worker", "sdxl"), ("up", "--no-flower")):
+        refused = control_host.run("ourvidz", *command)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("Error: this installation has no libraries for models (torch, ")
+        assert refused.stderr.endswith("pip install 'ourvidz[worker]'\n")
+
+
+def test_flower_starts_on_a_control_host(control_host: Host) -> None:
+    """It imports the Celery application and finds its own command."""
+    done = control_host.run("celery", "-A", "ourvidz.app", "flower", "--help")
+    assert done.returncode == 0, done.stderr
+    assert sys.prefix not in done.stderr
