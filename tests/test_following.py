@@ -92,6 +92,43 @@ def test_hundreds_of_followers_share_two_connections(ledger, followers, client):
     assert all([item.kind for item in items] == ["state", "done"] for items in rest)
 
 
+def test_callers_of_a_connected_process_open_no_connections(ledger, followers, client):
+    """One lone caller after the other had to wait until two connections were open."""
+    for job in ("a", "b", "c"):
+        ledger.register(image_job(job), priority=6)
+        run_to(ledger, job, DONE)
+
+    async def follow_in_turn() -> list[int]:
+        counts = []
+        async with followers.connected():
+            for job in ("a", "b", "c"):
+                assert [item.kind for item in await drain(followers.follow(job))][-1] == "done"
+                stats = await asyncio.to_thread(client.info, "stats")
+                counts.append(stats["total_connections_received"])
+        return counts
+
+    first, *others = asyncio.run(asyncio.wait_for(follow_in_turn(), 20))
+    assert others == [first, first]
+
+
+def test_a_process_connects_while_its_server_is_away(start_redis):
+    """A shim starts and answers 503 before its server does."""
+    server = start_redis()
+    ledger = Ledger(server.url)
+    server.kill()
+
+    async def follow() -> list[str]:
+        followers = Followers(ledger)
+        async with followers.connected():
+            await asyncio.to_thread(server.start)
+            await asyncio.to_thread(ledger.register, image_job(), priority=6)
+            await asyncio.to_thread(run_to, ledger, "job-1", DONE)
+            return [item.kind for item in await drain(followers.follow("job-1"))]
+
+    assert asyncio.run(asyncio.wait_for(follow(), 30)) == ["state", "state", "done"]
+    ledger.close()
+
+
 @pytest.mark.parametrize("damage", ["an item", "the stream", "the record"])
 def test_a_stream_that_cannot_be_read_ends_only_its_own_follower(ledger, followers, client, damage):
     """Followers share their reads: one job must not cut off the callers of a hundred others."""

@@ -114,6 +114,7 @@ async def _lifespan(app: FastAPI, services: ControlPlane | None) -> AsyncIterato
         if settings.embedded:
             inbox = Inbox(settings.state_dir / "inbox.sqlite3")
             app.state.inbox = resources.enter_context(closing(inbox))
-        startup.mark("ready")
-        _log.info("process_ready", **startup.phases())
-        yield
+        async with control.current().followers.connected():
+            startup.mark("ready")
+            _log.info("process_ready", **startup.phases())
+            yield

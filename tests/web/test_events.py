@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, NamedTuple
 
 import pytest
+import redis
 
 from ourvidz.errors import OutOfMemory, WorkerUnavailable
 from ourvidz.following import Followers
@@ -51,6 +53,14 @@ def test_the_stream_has_every_event_in_order_and_ends_with_done(ended) -> None:
     assert {"progress", "token", "preview"} <= set(kinds)
     assert kinds[-1] == "done"
     assert kinds.count("done") == 1
+
+
+def test_a_shim_listens_before_its_first_caller(shim_with_broker, redis_url: str) -> None:
+    """A lone caller had to wait for two new connections."""
+    with redis.Redis.from_url(redis_url) as client:
+        deadline = time.monotonic() + 10
+        while not any(int(each["sub"]) for each in client.client_list()):
+            assert time.monotonic() < deadline, "nobody listens"
 
 
 def test_the_event_ids_are_those_of_the_ledger(ended) -> None:
