@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "imports": ("ourvidz.cli.imports:imports", "List and repeat refused entries of raw lists."),
     "replay": ("ourvidz.cli.replay:replay", "Run a job again, and say whether its result is the same."),
     "ledger": ("ourvidz.cli.ledger:ledger", "Check the records, queues and callbacks, and mend them."),
+    "fleet": ("ourvidz.cli.fleet:fleet", "Simulate an autoscaled fleet."),
     "memory": ("ourvidz.cli.memory:memory", "Show the memory of the GPUs, and move models."),
     "models": ("ourvidz.cli.models:models", "List and verify the checkpoints."),
     "doctor": ("ourvidz.cli.doctor:doctor", "Check that this machine has what it needs."),

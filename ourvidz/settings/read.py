@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as UnreadableSetting
 
 from ourvidz.errors import SettingsError
+from ourvidz.settings.autoscaling import AutoscalingSettings
 from ourvidz.settings.callbacks import CallbackSettings, ReferenceSettings
 from ourvidz.settings.chat import ChatSettings
 from ourvidz.settings.jobs import JobSettings
@@ -43,6 +44,7 @@ class Settings(
     ReferenceSettings,
     ShimSettings,
     JobSettings,
+    AutoscalingSettings,
     MemorySettings,
     StorageSettings,
     SigningSettings,

@@ -12,7 +12,7 @@ class ShimSettings(Topic):
     ports: Ports = env("OURVIDZ_PORTS", (7860,))
     public_url: WebURL | None = env("OURVIDZ_PUBLIC_URL")
     api_keys: StringList = env("OURVIDZ_API_KEYS", (), repr=False)
-    """API keys, each `name:key:scope+scope`; the scopes are jobs, chat and admin."""
+    """API keys, each `name:key:scope+scope`; the scopes are jobs, chat, admin and read."""
     wan_worker_api_key: str | None = env("WAN_WORKER_API_KEY", repr=False)
     chat_worker_api_key: str | None = env("CHAT_WORKER_API_KEY", repr=False)
     sdxl_worker_api_key: str | None = env("SDXL_WORKER_API_KEY", repr=False)

@@ -18,7 +18,8 @@ from ourvidz.errors import Forbidden, SettingsError, Unauthorized
 from ourvidz.settings import Settings
 from ourvidz.web import audit
 
-SCOPES = frozenset({"jobs", "chat", "admin"})
+SCOPES = frozenset({"jobs", "chat", "admin", "read"})
+"""`read`: what autoscalers read; it changes nothing and shows no job."""
 LISTS = "lists"
 """Scope of the Upstash routes only: migrated callers still send their Upstash token there."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})

@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ourvidz import __version__, log, startup
 from ourvidz.settings import Settings
 from ourvidz.web import (
+    autoscale,
     chat,
     embedded,
     health,
@@ -73,6 +74,7 @@ def create_app(services: ControlPlane | None = None) -> FastAPI:
     app.include_router(upstash.router, dependencies=require_scopes(keyring, "jobs", LISTS))
     app.include_router(operations.router, dependencies=require_scopes(keyring, "admin"))
     app.include_router(usage.router, dependencies=require_scopes(keyring, "admin"))
+    app.include_router(autoscale.router, dependencies=require_scopes(keyring, "admin", "read"))
     app.include_router(memory.router, dependencies=require_scopes(keyring, "admin"))
     if settings.embedded:
         app.include_router(embedded.receiver)

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from ourvidz.settings import load_settings
 from ourvidz.web import (
+    autoscale,
     chat,
     documents,
     embedded,
@@ -35,7 +36,7 @@ REFERENCE = [
     f"docs/reference/{name}.md" for name in ("http", "jobs", "chat", "operators", "embedded", "errors")
 ]
 ROUTE = re.compile(r"`(GET|POST|PUT|PATCH|DELETE) (/[^`]*)`")
-CALLERS = ("jobs", "chat", "admin", "upstash", None)
+CALLERS = ("jobs", "chat", "admin", "read", "upstash", None)
 MODELS: dict[str, type[BaseModel]] = {
     "Problem": problems.Problem,
     **{
@@ -58,6 +59,7 @@ MODELS: dict[str, type[BaseModel]] = {
             operations.QueueState,
             operations.WorkerState,
             usage.UsageReport,
+            autoscale.Scale,
             memory.MemoryStatus,
             memory.MemoryReport,
             memory.Moved,
@@ -86,7 +88,7 @@ def client(tmp_path: Path, make_ledger: Callable[..., Any]) -> Iterator[TestClie
         _env_file=None,
         OURVIDZ_STATE_DIR=tmp_path,
         OURVIDZ_EMBEDDED=True,
-        OURVIDZ_API_KEYS="j:jobs:jobs,c:chat:chat,a:admin:admin",
+        OURVIDZ_API_KEYS="j:jobs:jobs,c:chat:chat,a:admin:admin,r:read:read",
         UPSTASH_REDIS_REST_URL="https://redis.example",
         UPSTASH_REDIS_REST_TOKEN="upstash",
     )

@@ -32,6 +32,7 @@ ROUTES = [
     ("POST", "/workers/x/resume", "admin"),
     ("POST", "/admin", "admin"),
     ("GET", "/usage", "admin"),
+    ("GET", "/autoscale/sdxl_queue", "admin"),
     ("GET", "/memory/status", "admin"),
     ("GET", "/memory/report", "admin"),
     ("POST", "/memory/load", "admin"),
