@@ -22,7 +22,8 @@ Each branch is the party that must act. The class alone defines the code, the HT
     │   └── I2IPipelineError
     ├── OperatorError
     │   ├── ModelLoadError
-    │   └── SettingsError
+    │   ├── SettingsError
+    │   └── HubError
     └── OurError
         ├── OutOfMemory
         ├── StorageError
@@ -166,6 +167,11 @@ class ModelLoadError(OperatorError):
 
 class SettingsError(OperatorError):
     """A setting has a wrong value; the message is the one line an operator reads."""
+
+
+class HubError(OperatorError):
+    """A repository on the hub cannot be read, or a pulled checkpoint cannot be stored; the message is one
+    line that ends with what to do."""
 
 
 class OurError(OurvidzError):

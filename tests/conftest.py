@@ -23,6 +23,8 @@ import redis
 from ourvidz.embedded_redis import PrivateServer, find_server
 from ourvidz.ledger.store import Ledger
 from ourvidz.startup import collector_paused
+from tests import hub_server
+from tests.hub_server import TinyHub
 
 MIB = 1 << 20
 
@@ -208,3 +210,18 @@ def make_chain() -> Callable[..., Chain]:
         )
 
     return make
+
+
+@pytest.fixture
+def tiny_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyHub]:
+    """A hub on this machine, named by `HF_ENDPOINT`; nothing else is reachable through it."""
+    from huggingface_hub import close_session
+
+    for name in ("HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    close_session()
+    with hub_server.serve() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+    close_session()

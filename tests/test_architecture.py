@@ -36,6 +36,8 @@ HOME_OF: dict[str, set[str]] = {
     "httpcore2": {"net"},
     "urllib3": {"net"},
     "certifi": {"net"},
+    "huggingface_hub": {"hub"},
+    "httpx2": {"hub"},
     "ssrfguard": {"net"},
     "standardwebhooks": {"callbacks"},
     "pydantic": {"jobs", "settings", "web"},

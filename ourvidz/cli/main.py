@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ledger": ("ourvidz.cli.ledger:ledger", "Check the records, queues and callbacks, and mend them."),
     "fleet": ("ourvidz.cli.fleet:fleet", "Simulate an autoscaled fleet."),
     "memory": ("ourvidz.cli.memory:memory", "Show the memory of the GPUs, and move models."),
-    "models": ("ourvidz.cli.models:models", "List and verify the checkpoints."),
+    "models": ("ourvidz.cli.models:models", "Pull, list, verify and delete checkpoints."),
     "doctor": ("ourvidz.cli.doctor:doctor", "Check that this machine has what it needs."),
 }
 """Name → (module:attribute, line in the help)."""

@@ -1,10 +1,11 @@
-"""`ourvidz models`: lists the checkpoints of this installation and verifies their files. Loads no tensors."""
+"""`ourvidz models`: lists the checkpoints of this installation and verifies their files. Loads no tensors.
+
+The commands that bring and delete checkpoints are in `model_files`.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +15,10 @@ from typing import get_args
 import click
 
 from ourvidz.cli.console import TableRow, print_json, print_table
-from ourvidz.errors import ModelLoadError
+from ourvidz.cli.model_files import pull, pulled_folders, rm
+from ourvidz.errors import HubError, ModelLoadError
+from ourvidz.hub.manifest import MANIFEST, changed_files, read_manifest
+from ourvidz.hub.weight_files import find_damage
 from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint
 from ourvidz.pipelines.checksums import CHECKSUMS
 from ourvidz.pipelines.checksums import verify as verify_checksums
@@ -23,8 +27,6 @@ from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
 from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.settings import Settings, settings
 
-MAX_HEADER_BYTES = 100 << 20
-"""Largest header that the safetensors library accepts."""
 MODEL_CARD = "README.md"
 _MIB = 1 << 20
 _WEIGHTS = (".safetensors", ".pth")
@@ -39,7 +41,7 @@ class Row:
     """One checkpoint of this installation, or why it is unusable (`problem`).
 
     size_mib: size of the weight files on disk. licence: the licence that the model card names. card: path of
-    the model card. checksums: whether there is a SHA256SUMS file.
+    the model card. checksums: whether there is a SHA256SUMS file, or a manifest of a pull.
     """
 
     family: str
@@ -53,9 +55,13 @@ class Row:
     problem: str | None = None
 
 
-@click.group(short_help="List and verify the checkpoints.")
+@click.group(short_help="Pull, list, verify and delete checkpoints.")
 def models() -> None:
-    """List and verify the checkpoints."""
+    """Pull, list, verify and delete checkpoints."""
+
+
+models.add_command(pull)
+models.add_command(rm)
 
 
 @models.command("list")
@@ -68,8 +74,8 @@ def list_(as_json: bool) -> None:
 @models.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(as_json: bool) -> None:
-    """Check the files of every checkpoint: checksums, where there are any, and truncated weight files.
-    Exit status 1 when a check fails."""
+    """Check the files of every checkpoint: against its checksums or those of its pull, where there are any,
+    and for truncated weight files. Exit status 1 when a check fails."""
     rows = list_checkpoints(settings(), verify_files=True)
     _print_rows(rows, as_json)
     if any(row.problem for row in rows):
@@ -81,10 +87,12 @@ def list_checkpoints(
 ) -> list[Row]:
     """One row for every checkpoint that the workers would load. `verify_files` reads all files for damage;
     `packaged` is the folder of the tiny checkpoints."""
-    return [
+    rows = [
         _row(family, path, find, verify_files=verify_files)
         for family, path, find in _checkpoints(settings, packaged)
     ]
+    named = {row.path for row in rows}
+    return rows + [row for row in _pulled_rows(settings, verify_files=verify_files) if row.path not in named]
 
 
 def _checkpoints(settings: Settings, packaged: Path) -> Iterator[tuple[str, Path | None, FindCheckpoint]]:
@@ -106,41 +114,6 @@ def _checkpoints(settings: Settings, packaged: Path) -> Iterator[tuple[str, Path
             )
 
 
-def find_damage(path: Path) -> str | None:
-    """Describe the damage of one weight or JSON file; None when the file is complete.
-
-    A safetensors file is 8 bytes of header length, a JSON header, and data up to the highest offset in it:
-    https://huggingface.co/docs/safetensors/index#format
-    """
-    try:
-        if path.suffix == ".json":
-            json.loads(path.read_text())
-            return None
-        return _archive_damage(path) if path.suffix == ".pth" else _safetensors_damage(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{path}: {error}"
-
-
-def _archive_damage(path: Path) -> str | None:
-    """Damage of a .pth file. Only zip archives can be checked; torch before 1.6 wrote another format."""
-    with path.open("rb") as file:
-        is_zip = file.read(2) == b"PK"
-    return f"{path} is cut off" if is_zip and not zipfile.is_zipfile(path) else None
-
-
-def _safetensors_damage(path: Path) -> str | None:
-    """Why a safetensors file is damaged, by its header and size; None if it is complete."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= MAX_HEADER_BYTES:
-            return f"{path} is no safetensors file"
-        header = json.loads(file.read(length))
-    ends = (tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
-    data = max(ends, default=0)
-    expected, actual = 8 + length + data, path.stat().st_size
-    return None if actual == expected else f"{path} has {actual} bytes instead of {expected}"
-
-
 def _row(family: str, path: Path | None, find: FindCheckpoint, *, verify_files: bool) -> Row:
     """The row of one checkpoint; `problem` has the error of a missing or damaged one."""
     try:
@@ -157,17 +130,43 @@ def _row(family: str, path: Path | None, find: FindCheckpoint, *, verify_files: 
         size_mib=round(sum(file.stat().st_size for file in files if file.suffix in _WEIGHTS) / _MIB, 1),
         licence=_licence(card),
         card=str(card) if card.is_file() else None,
-        checksums=(checkpoint.root / CHECKSUMS).is_file(),
+        checksums=(checkpoint.root / CHECKSUMS).is_file() or (checkpoint.path / MANIFEST).is_file(),
         problem=_find_problem(checkpoint, files) if verify_files else None,
     )
+
+
+def _pulled_rows(settings: Settings, *, verify_files: bool) -> Iterator[Row]:
+    """A row for every folder that was pulled, also where no setting names it yet."""
+    for name, folder in pulled_folders(settings):
+        try:
+            manifest = read_manifest(folder)
+        except HubError as error:
+            yield Row(name, folder.name, "pulled", str(folder), problem=error.message)
+            continue
+        if manifest is None:
+            continue
+        yield Row(
+            name,
+            folder.name,
+            "pulled",
+            str(folder),
+            size_mib=round(manifest.size_bytes / _MIB, 1),
+            licence=manifest.licence,
+            card=str(folder / MODEL_CARD) if (folder / MODEL_CARD).is_file() else None,
+            checksums=True,
+            problem=next(changed_files(folder, manifest, contents=True), None) if verify_files else None,
+        )
 
 
 def _find_problem(checkpoint: Checkpoint, files: list[Path]) -> str | None:
     """The first file that fails its checksum, as a worker would report it; else the first damaged file."""
     try:
         verify_checksums(checkpoint.root)
-    except ModelLoadError as error:
+        manifest = read_manifest(checkpoint.path)
+    except (ModelLoadError, HubError) as error:
         return error.message
+    if manifest and (change := next(changed_files(checkpoint.path, manifest, contents=True), None)):
+        return change
     return next((damage for file in files if (damage := find_damage(file))), None)
 
 

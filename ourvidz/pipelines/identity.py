@@ -12,8 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ourvidz.hub.manifest import MANIFEST
 from ourvidz.pipelines import checksums
 from ourvidz.pipelines.checkpoints import Checkpoint
+
+_LISTS = (checksums.CHECKSUMS, MANIFEST)
 
 BLOCK_BYTES = 1 << 16
 """Size of one sampled block."""
@@ -95,7 +98,7 @@ def loaded_weights(checkpoint: Checkpoint, added: Mapping[str, Path | Checkpoint
 
 
 def _files(checkpoint: Checkpoint) -> Iterator[Path]:
-    """The files of a checkpoint, without hidden ones and the list of checksums."""
+    """The files of a checkpoint, without hidden ones, the list of checksums and the manifest of a pull."""
     folders = [checkpoint.path if checkpoint.path.is_dir() else None, checkpoint.config]
     if checkpoint.path.is_file():
         yield checkpoint.path
@@ -103,7 +106,7 @@ def _files(checkpoint: Checkpoint) -> Iterator[Path]:
         if folder is not None:
             for file in folder.rglob("*"):
                 hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-                if file.is_file() and not hidden and file.name != checksums.CHECKSUMS:
+                if file.is_file() and not hidden and file.name not in _LISTS:
                     yield file
 
 

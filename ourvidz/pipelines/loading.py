@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from ourvidz.errors import ModelLoadError
+from ourvidz.hub.manifest import mark_in_use
 from ourvidz.pipelines import checksums, devices
 from ourvidz.pipelines.checkpoints import Checkpoint
 
@@ -19,8 +20,9 @@ BYTES_PER_MIB = 1 << 20
 
 @contextmanager
 def loading(checkpoint: Checkpoint) -> Iterator[None]:
-    """Verify the checkpoint's checksums, silence the libraries, and convert any exception inside this context
-    into `ModelLoadError`."""
+    """Verify the checkpoint's checksums, keep its files from being deleted while this process runs, silence
+    the libraries, and convert any exception inside this context into `ModelLoadError`."""
+    mark_in_use(checkpoint.path)
     checksums.verify(checkpoint.root)
     devices.quiet_libraries()
     try:

@@ -20,6 +20,7 @@ from ourvidz.errors import SettingsError
 from ourvidz.settings.autoscaling import AutoscalingSettings
 from ourvidz.settings.callbacks import CallbackSettings, ReferenceSettings
 from ourvidz.settings.chat import ChatSettings
+from ourvidz.settings.hub import HubSettings
 from ourvidz.settings.jobs import JobSettings
 from ourvidz.settings.kinds import env
 from ourvidz.settings.memory import MemorySettings
@@ -51,6 +52,7 @@ class Settings(
     SDXLSettings,
     WanSettings,
     ChatSettings,
+    HubSettings,
     BaseSettings,
 ):
     """All settings. Defaults: tiny profile, local Redis, local storage, loopback interface."""
@@ -59,7 +61,6 @@ class Settings(
 
     models: str = env("OURVIDZ_MODELS", "ourvidz.wiring.models:build")
     """`module:callable` that builds the pipelines of a worker; only the worker's child imports it."""
-    hf_token: str | None = env("HF_TOKEN", repr=False)
 
     @model_validator(mode="after")
     def _complete(self) -> Settings:
@@ -83,6 +84,11 @@ class Settings(
     def storage_dir(self) -> Path:
         """The directory that contains the buckets of the local storage back end."""
         return self.configured_storage_dir or self.state_dir / "assets"
+
+    @property
+    def models_dir(self) -> Path:
+        """The folder into which `ourvidz models pull` stores checkpoints that no other setting places."""
+        return self.configured_models_dir or self.state_dir / "models"
 
     @property
     def requires_gpu(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from ourvidz.cli.main import cli
-from ourvidz.cli.models import find_damage, list_checkpoints
+from ourvidz.cli.models import list_checkpoints
 from ourvidz.settings import Settings, load_settings, settings
 
 
@@ -114,16 +113,6 @@ def test_a_missing_checkpoint_is_listed_with_its_problem(
     assert "no SDXL checkpoint" in row["problem"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 8, b"<html>", (2).to_bytes(8, "little") + b"[]"])
-def test_a_file_of_another_format_is_reported_as_damaged(tmp_path: Path, content: bytes) -> None:
-    """Such as an error page saved under the name of a model. No exception is raised."""
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(content)
-    damage = find_damage(path)
-    assert damage is not None
-    assert str(path) in damage
-
-
 def test_every_packaged_family_is_listed(defaults: Settings, packaged: Path) -> None:
     """With what each worker loads, its licence, and the path of its model card."""
     rows = list_checkpoints(defaults, packaged=packaged)
@@ -223,16 +212,6 @@ def test_the_list_is_a_table_or_json(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     table = CliRunner().invoke(cli, ["models", "list"], env={"COLUMNS": "200"}).stdout
     assert rows[0]["family"] == "sdxl"
     assert all(row["name"] in table for row in rows)
-
-
-def test_a_truncated_archive_is_damaged(tmp_path: Path) -> None:
-    """The .pth files of the Wan release are zip archives of several gigabytes."""
-    path = tmp_path / "Wan2.1_VAE.pth"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", b"x" * 1000)
-    assert find_damage(path) is None
-    path.write_bytes(path.read_bytes()[:500])
-    assert find_damage(path) == f"{path} is cut off"
 
 
 def test_a_vace_checkpoint_has_a_row_where_it_is_set(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 from typing import Any
@@ -19,8 +19,11 @@ import pytest
 import redis
 from PIL import Image
 
+from ourvidz.hub.catalog import pullable_models
 from ourvidz.ledger.store import Ledger
+from ourvidz.pipelines.checkpoints import PACKAGED
 from ourvidz.settings import Settings, environment, load_settings
+from tests import hub_server
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -85,6 +88,24 @@ def write_checkpoint(models: Path) -> None:
     (models / "my-sdxl.safetensors").write_bytes(weights.read_bytes())
 
 
+@pytest.fixture(scope="module")
+def hub_url() -> Iterator[str]:
+    """The URL of a hub that has the packaged checkpoints in place of those that are pulled by default."""
+    folders = {
+        "sdxl": "tiny-sdxl",
+        "wan": "tiny-wan",
+        "qwen instruct": "tiny-qwen/instruct",
+        "qwen base": "tiny-qwen/base",
+    }
+    models = pullable_models(load_settings(_env_file=None)).values()
+    parts = {part.name: part for model in models for part in model.parts}
+    with hub_server.serve() as hub:
+        for name, folder in folders.items():
+            part = parts[name]
+            hub.add_folder(part.repository, PACKAGED / folder, part.revision)
+        yield hub.url
+
+
 def free_port() -> int:
     """Return a free TCP port."""
     with socket.socket() as probe:
@@ -93,7 +114,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def shell(docs_stack: Any, fast_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def shell(
+    docs_stack: Any, fast_python: Path, hub_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """Arguments of `subprocess.run` for the commands of the pages: the `ourvidz` of this checkout, a curl
     that fails on HTTP errors, and the variables and files that the pages require."""
     folder = tmp_path_factory.mktemp("reader")
@@ -123,6 +146,8 @@ def shell(docs_stack: Any, fast_python: Path, tmp_path_factory: pytest.TempPathF
         ENTRY=refused[0].refused_id,
         PORT=str(free_port()),
         OLD_REDIS_URL=docs_stack.redis_url,
+        HF_ENDPOINT=hub_url,
+        OURVIDZ_MODELS_DIR=str(folder / "models-pulled"),
     )
     return {"env": env, "cwd": folder, "capture_output": True, "text": True, "timeout": BLOCK_S}
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 
 from ourvidz.errors import ModelLoadError
+from ourvidz.hub.manifest import mark_in_use
 from ourvidz.jobs.job import ReferenceType
 from ourvidz.pipelines.clip import clip_pixels
 
@@ -37,6 +38,7 @@ class IPAdapter:
     """An IP-Adapter in the UNet of one loaded pipeline. Its scale is 0 until `set_scale` is called."""
 
     def __init__(self, pipe: diffusers.StableDiffusionXLPipeline, files: AdapterFiles) -> None:
+        mark_in_use(files.weights)
         self._unet = pipe.unet
         self._device: torch.device = pipe._execution_device
         self.encoder = _load_encoder(files.encoder).to(self._device, pipe.unet.dtype)

@@ -1,0 +1,397 @@
+"""Pulling a checkpoint from a hub on this machine, with the faults of networks, hubs and disks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ourvidz.errors import HubError
+from ourvidz.hub import pull as pull_module
+from ourvidz.hub.catalog import Part
+from ourvidz.hub.manifest import mark_in_use, read_manifest
+from ourvidz.hub.pull import pull, staged_bytes, staging_folder
+from ourvidz.settings import environment
+from tests.hub_server import TinyHub
+
+WEIGHTS = "unet/diffusion_pytorch_model.fp16.safetensors"
+ROOT = Path(__file__).parents[2]
+
+MakeHub = Callable[..., Any]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The pulled files of a folder, without the manifest."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "ourvidz-pull.json")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_pull_brings_half_precision_weights_configs_and_the_card(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """Other formats, the second precision, pickles and single files would double the download, or could run
+    code."""
+    result = pull(make_hub(), part, record)
+    expected = tiny_hub.files(repository, "main") or {}
+    names = {
+        *("README.md", "LICENSE.md", "model_index.json", "scheduler/scheduler_config.json"),
+        *("tokenizer/vocab.json", "tokenizer/merges.txt", "unet/config.json", "vae/config.json"),
+        *(WEIGHTS, "vae/diffusion_pytorch_model.fp16.safetensors"),
+    }
+    assert content(part.folder) == {name: expected[name] for name in names}
+    assert (result.state, result.manifest.licence) == ("pulled", "the-meadow-licence")
+    assert result.manifest.commit == tiny_hub.commit(repository)
+    assert read_manifest(part.folder) == result.manifest
+    assert not staging_folder(part.folder).exists()
+
+
+def test_a_second_pull_asks_the_hub_for_nothing(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """So it may be repeated in every deployment, also where the hub cannot be reached."""
+    pull(make_hub(), part, record)
+    tiny_hub.requests.clear()
+    assert pull(make_hub(), part, record).state == "present"
+    assert tiny_hub.requests == []
+
+
+def test_a_cut_connection_is_continued_where_it_broke(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str, pauses: list[float]
+) -> None:
+    """At most one block of a file is sent twice."""
+    tiny_hub.cuts[WEIGHTS] = [2_500_000]
+    pull(make_hub(), part, record)
+    size = len((tiny_hub.files(repository, "main") or {})[WEIGHTS])
+    ranges = [request.headers.get("range") for request in tiny_hub.requests if request.server == "cdn"]
+    assert "bytes=2097152-" in ranges
+    assert record.bytes_received < size + 2_000 + (1 << 20)
+    assert pauses == [1.0]
+
+
+def test_a_hub_that_ignores_ranges_sends_the_whole_file_again(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """Appended to what has arrived, the file would be damaged."""
+    tiny_hub.cuts[WEIGHTS], tiny_hub.ignores_ranges = [2_500_000], True
+    pull(make_hub(), part, record)
+    assert content(part.folder)[WEIGHTS] == (tiny_hub.files(repository, "main") or {})[WEIGHTS]
+
+
+def test_a_pull_that_gives_up_is_continued_by_the_next_one(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """What has arrived is kept, and files that are complete are not asked for again."""
+    tiny_hub.cuts[WEIGHTS] = [2_500_000, *[0] * 9]
+    with pytest.raises(HubError, match="try again later, what has arrived is kept"):
+        pull(make_hub(), part, record)
+    assert not part.folder.exists()
+    assert staged_bytes(part.folder) > 2_000_000
+    tiny_hub.cuts.clear()
+    tiny_hub.requests.clear()
+    result = pull(make_hub(), part, record)
+    assert tiny_hub.downloads() == [
+        WEIGHTS,
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    ]
+    assert (WEIGHTS, result.manifest.files[WEIGHTS].size, 2 << 20) in record.begun
+
+
+def test_a_killed_pull_is_continued_at_the_commit_that_it_began(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str, tmp_path: Path
+) -> None:
+    """The branch moved meanwhile: two commits would be mixed."""
+    began = threading.Event()
+    tiny_hub.before_file = lambda name: None if name != WEIGHTS else (began.set(), threading.Event().wait(20))
+    first = tiny_hub.commit(repository)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ourvidz.cli.main", "models", "pull", "sdxl"],
+        env=environment(
+            PYTHONPATH=str(ROOT), OURVIDZ_MODELS_DIR=str(part.folder.parent), OURVIDZ_HUB_SDXL=repository
+        ),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+    )
+    assert began.wait(60)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    tiny_hub.before_file = lambda _: None
+    moved = dict(tiny_hub.files(repository, "main") or {}, **{"model_index.json": b'{"new": 1}'})
+    tiny_hub.repositories[repository]["old"] = tiny_hub.repositories[repository]["main"]
+    tiny_hub.add(repository, moved)
+    assert not part.folder.exists()
+    assert pull(make_hub(), part, record).manifest.commit == first
+    assert pull(make_hub(), part, record, update=True).manifest.commit == tiny_hub.commit(repository) != first
+
+
+def test_an_update_downloads_what_changed_only(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """A new model card must not cost 7 GB."""
+    pull(make_hub(), part, record)
+    tiny_hub.requests.clear()
+    changed = dict(tiny_hub.files(repository, "main") or {}, **{"model_index.json": b'{"new": 1}'})
+    tiny_hub.add(repository, changed)
+    pull(make_hub(), part, record, update=True)
+    assert [name for name in tiny_hub.downloads() if name.endswith(".safetensors")] == []
+    assert content(part.folder)["model_index.json"] == b'{"new": 1}'
+
+
+def test_a_new_revision_in_the_setting_is_pulled(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """The setting decides, not what happens to be in the folder."""
+    pull(make_hub(), part, record)
+    files = tiny_hub.files(repository, "main") or {}
+    tiny_hub.add(repository, {**files, "unet/config.json": b'{"v": 2}'}, branch="v2")
+    result = pull(make_hub(), replace(part, revision="v2"), record)
+    assert (result.state, result.manifest.revision) == ("pulled", "v2")
+    assert content(part.folder)["unet/config.json"] == b'{"v": 2}'
+
+
+def test_a_file_with_a_wrong_checksum_is_downloaded_again_and_then_refused(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """A proxy that damages files must not leave one under its name; small files are verified too."""
+    tiny_hub.corrupt = {WEIGHTS: 1, "unet/config.json": 1}
+    pull(make_hub(), part, record)
+    assert len([note for note in record.notes if "checksum differs" in note]) == 2
+    shutil.rmtree(part.folder)
+    tiny_hub.corrupt = {WEIGHTS: 2}
+    with pytest.raises(HubError, match="has not the checksum that the hub lists"):
+        pull(make_hub(), part, record)
+    assert not part.folder.exists()
+    assert WEIGHTS not in content(staging_folder(part.folder))
+
+
+def test_a_pickle_under_the_name_of_a_safetensors_file_is_refused(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """The name alone says nothing about the content."""
+    files = tiny_hub.files(repository, "main") or {}
+    tiny_hub.add(repository, {**files, WEIGHTS: b"\x80\x04\x95" + bytes(200)})
+    with pytest.raises(HubError, match="is no safetensors file"):
+        pull(make_hub(), part, record)
+
+
+def test_the_token_is_sent_to_the_hub_only(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str, caplog: Any
+) -> None:
+    """The CDN belongs to somebody else, and logs are read by many."""
+    caplog.set_level("DEBUG")
+    tiny_hub.token = "hf_a-secret-token"
+    tiny_hub.cuts[WEIGHTS] = [1_500_000]
+    pull(make_hub(HF_TOKEN=tiny_hub.token), part, record)
+    by_server: dict[str, set[str | None]] = {"hub": set(), "cdn": set()}
+    for request in tiny_hub.requests:
+        by_server[request.server].add(request.headers.get("authorization"))
+    assert by_server == {"hub": {"Bearer hf_a-secret-token"}, "cdn": {None}}
+    assert "secret-token" not in caplog.text + str(record) + repr(content(part.folder).keys())
+
+
+@pytest.mark.parametrize(
+    ("prepare", "variables", "message"),
+    [
+        (lambda hub: setattr(hub, "token", "right"), {}, "it needs a token: correct OURVIDZ_HUB_SDXL or set"),
+        (
+            lambda hub: setattr(hub, "token", "right"),
+            {"HF_TOKEN": "wrong"},
+            "refuses the token: correct HF_T",
+        ),
+        (lambda hub: hub.gated.add("meadow/tiny"), {}, "is gated: accept its terms at http://127.*HF_TOKEN"),
+        (lambda hub: hub.repositories.clear(), {}, "shows no repository meadow/tiny .HTTP 404.: it does not"),
+        (lambda hub: hub.refusals.append((429, {"Retry-After": "900"})), {}, "HTTP 429; .* pause of 900 s"),
+        (lambda hub: hub.refusals.extend([(503, {})] * 6), {}, "HTTP 503: try again later"),
+        (lambda hub: hub.refusals.append((418, {})), {}, "answers HTTP 418 .* check HF_ENDPOINT"),
+        (lambda hub: hub.refusals.append((200, {})), {}, "no usable answer .*: check HF_ENDPOINT"),
+    ],
+)
+def test_an_error_of_the_hub_is_one_line_with_a_fix(
+    make_hub: MakeHub,
+    part: Part,
+    record: Any,
+    tiny_hub: TinyHub,
+    repository: str,
+    prepare: Callable[[TinyHub], None],
+    variables: dict[str, str],
+    message: str,
+) -> None:
+    """An operator reads it at the end of a log, and needs no traceback."""
+    prepare(tiny_hub)
+    with pytest.raises(HubError, match=message) as caught:
+        pull(make_hub(**variables), part, record)
+    assert "\n" not in caught.value.message
+    assert not part.folder.exists()
+
+
+def test_an_unknown_revision_and_an_unreachable_hub_are_named(
+    make_hub: MakeHub, part: Part, record: Any, repository: str
+) -> None:
+    """The first is a mistake in a setting, the second one of the network."""
+    with pytest.raises(HubError, match="meadow/tiny has no revision v9: correct OURVIDZ_HUB_SDXL"):
+        pull(make_hub(), replace(part, revision="v9"), record)
+    with pytest.raises(HubError, match=r"http://127\.0\.0\.1:1: no connection .* HF_ENDPOINT"):
+        pull(make_hub(HF_ENDPOINT="http://127.0.0.1:1"), part, record)
+
+
+def test_the_hub_decides_how_long_a_pause_is(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str, pauses: list[float]
+) -> None:
+    """Other errors wait longer each time."""
+    tiny_hub.refusals = [(429, {"Retry-After": "17"}), (503, {}), (500, {})]
+    assert pull(make_hub(), part, record).state == "pulled"
+    assert pauses == [17.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config.json": b"{}", "Wan2.1_VAE.pth": b"PK"}, "lacks model_index.json"),
+        ({"model_index.json": b"{}", "unet/diffusion_pytorch_model.bin": b"x"}, "only a pickle .unet/.*bin."),
+        ({"model_index.json": b"{}", "unet/config.json": b"{}"}, "has no weights"),
+        ({"model_index.json": b"{}", "unet/..": b"{}"}, "is no plain path"),
+    ],
+)
+def test_a_repository_without_usable_files_is_refused(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, files: dict[str, bytes], message: str
+) -> None:
+    """Before anything is downloaded; the setting that names it is in the line."""
+    tiny_hub.add("meadow/tiny", files)
+    with pytest.raises(HubError, match=message):
+        pull(make_hub(), part, record)
+    assert tiny_hub.downloads() == []
+
+
+def test_two_pulls_at_once_download_each_file_once(
+    make_hub: MakeHub, part: Part, tiny_hub: TinyHub, repository: str, record: Any
+) -> None:
+    """Two deployments of a host begin at the same time: the second waits and finds all files."""
+    waiting, states = threading.Event(), []
+
+    class Second(type(record)):  # type: ignore[misc]
+        def note(self, line: str) -> None:
+            waiting.set()
+
+    def second() -> None:
+        states.append(pull(make_hub(), part, Second()).state)
+
+    thread = threading.Thread(target=second)
+
+    def before(name: str) -> None:
+        if name == WEIGHTS and not thread.ident:
+            thread.start()
+            assert waiting.wait(20)
+
+    tiny_hub.before_file = before
+    states.append(pull(make_hub(), part, record).state)
+    thread.join(20)
+    assert states == ["pulled", "present"]
+    assert len(tiny_hub.downloads()) == len(set(tiny_hub.downloads()))
+
+
+def test_files_that_were_not_pulled_are_left_alone(
+    make_hub: MakeHub, part: Part, record: Any, repository: str
+) -> None:
+    """A setting may name a folder with somebody's own checkpoint."""
+    part.folder.mkdir(parents=True)
+    (part.folder / "mine.safetensors").write_bytes(b"mine")
+    with pytest.raises(HubError, match="has files that were not pulled"):
+        pull(make_hub(), part, record)
+    assert (part.folder / "mine.safetensors").read_bytes() == b"mine"
+    with pytest.raises(HubError, match="is the name of a file"):
+        pull(make_hub(), replace(part, folder=part.folder / "mine.safetensors"), record)
+
+
+def test_a_damaged_pulled_folder_is_repaired(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """Only the damaged file is downloaded."""
+    pull(make_hub(), part, record)
+    tiny_hub.requests.clear()
+    (part.folder / WEIGHTS).write_bytes(b"cut")
+    assert pull(make_hub(), part, record).state == "pulled"
+    assert [name for name in tiny_hub.downloads() if name.endswith(".safetensors")] == [WEIGHTS]
+    assert content(part.folder)[WEIGHTS] == (tiny_hub.files(repository, "main") or {})[WEIGHTS]
+
+
+def test_equal_files_of_another_checkpoint_are_linked(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """Two checkpoints of Wan may have the same text encoder of 11 GB; files that changed are not taken."""
+    pull(make_hub(), part, record)
+    vae = part.folder / "vae/diffusion_pytorch_model.fp16.safetensors"
+    vae.write_bytes(bytes(vae.stat().st_size))
+    tiny_hub.requests.clear()
+    other = replace(part, folder=part.folder.with_name("other"))
+    pull(make_hub(), other, record, others=[part.folder])
+    weights = [name for name in tiny_hub.downloads() if name.endswith(".safetensors")]
+    assert weights == ["vae/diffusion_pytorch_model.fp16.safetensors"]
+    assert (other.folder / WEIGHTS).samefile(part.folder / WEIGHTS)
+
+
+def test_too_small_a_disk_is_noticed_before_the_download(
+    make_hub: MakeHub,
+    part: Part,
+    record: Any,
+    tiny_hub: TinyHub,
+    repository: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The line says how much is missing, and where."""
+    monkeypatch.setattr(pull_module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1000))
+    with pytest.raises(HubError, match=r"sdxl needs 0.0 GB more and 1 GB to spare, and 0.0 GB are free"):
+        pull(make_hub(), part, record)
+    assert tiny_hub.downloads() == []
+
+
+def test_a_disk_that_fills_keeps_what_has_arrived(
+    make_hub: MakeHub,
+    part: Part,
+    record: Any,
+    tiny_hub: TinyHub,
+    repository: str,
+    small_disk: Callable[[int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Others write to it too, after it was measured."""
+    disk = small_disk(2)
+    here = replace(part, folder=disk / "sdxl")
+    monkeypatch.setattr(pull_module, "MIN_FREE_BYTES", -(1 << 30))
+    with pytest.raises(HubError, match=r"No space left on device.*free space, and pull again"):
+        pull(make_hub(), here, record)
+    assert staged_bytes(here.folder) > 1 << 20
+    assert not here.folder.exists()
+
+
+def test_a_folder_in_use_is_not_replaced(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """A worker that loads its files one after the other would mix two revisions."""
+    pull(make_hub(), part, record)
+    files = tiny_hub.files(repository, "main") or {}
+    tiny_hub.add(repository, {**files, "unet/config.json": b'{"v": 2}'})
+    code = f"""
+import sys; from pathlib import Path; from ourvidz.hub.manifest import mark_in_use
+mark_in_use(Path({str(part.folder / "unet/config.json")!r})); print("loaded", flush=True); sys.stdin.read()"""
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment(PYTHONPATH=str(ROOT)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert worker.stdout
+    assert worker.stdout.readline() == b"loaded\n"
+    with pytest.raises(HubError, match="is used by a running worker: stop it first"):
+        pull(make_hub(), part, record, update=True)
+    worker.communicate()
+    assert pull(make_hub(), part, record, update=True).state == "pulled"
+    mark_in_use(Path(os.devnull))
