@@ -7,6 +7,7 @@ import threading
 
 from ourvidz import dispatch, drain_notice, log
 from ourvidz.errors import WorkerUnavailable
+from ourvidz.liveness import registration
 from ourvidz.wiring import control
 
 _log = log.get(__name__)
@@ -41,6 +42,8 @@ class Drain:
         drain_notice.announce()
         try:
             control.current().ledger.set_draining(self._worker_id, True)
+            if registration.is_enabled(control.current().settings):
+                registration.update_registrations(control.current().ledger)
             is_loading = self._is_loading()
         except WorkerUnavailable:
             is_loading = False

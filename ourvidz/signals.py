@@ -21,6 +21,7 @@ from ourvidz.draining import Drain
 from ourvidz.errors import Conflict, JobTimeout, NotFound
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.outcome import Outcome
+from ourvidz.liveness import registration
 from ourvidz.liveness.beats import start_beating
 from ourvidz.liveness.heartbeat import Heartbeat
 from ourvidz.recovery.sweep import recover
@@ -182,11 +183,13 @@ def drain_on_shutdown(sender: str, how: str, **_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def stop_heartbeat(sender: Any, **_: Any) -> None:
-    """In the parent, after the pool has stopped: mark the worker as offline."""
+    """In the parent, after the pool has stopped: mark the worker as offline, and end its registration."""
     if _heartbeat is not None:
         _heartbeat.stop()
     else:
         control.current().ledger.mark_offline(sender.hostname)
+    if registration.is_enabled(control.current().settings):
+        registration.update_registrations(control.current().ledger)
 
 
 def _start_heartbeat(name: str, queue: str) -> Heartbeat:

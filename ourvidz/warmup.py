@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ourvidz import dispatch, log, startup
 from ourvidz.errors import ModelLoadError, NotFound, WorkerUnavailable
+from ourvidz.liveness import registration
 from ourvidz.liveness.heartbeat import Heartbeat
 from ourvidz.settings import settings
 from ourvidz.wiring import control, loading, signing
@@ -96,9 +97,19 @@ class WarmUp:
         self._loaded = True
         startup.mark("loaded")
         _log.info("models_loaded", **info)
+        app = control.current()
+        made = registration.of_worker(app.settings, self._family, models=info)
         self._heartbeat.update(
-            "idle", models=(self._family,), info=info, error=None, load_failures=None, retry_at=None
+            "idle",
+            models=(self._family,),
+            info=info,
+            registration=registration.as_detail(made),
+            error=None,
+            load_failures=None,
+            retry_at=None,
         )
+        if made is not None:
+            registration.update_registrations(app.ledger)
         # Also at the first attempt: the child before this one may have failed.
         _tell_parent(dispatch.start_consuming, self._worker_id)
         startup.mark("ready")

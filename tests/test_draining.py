@@ -10,6 +10,8 @@ import pytest
 from ourvidz.draining import Drain
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.ledger.store import Ledger
+from ourvidz.liveness import registration
+from ourvidz.settings import load_settings
 from ourvidz.testing import Eager
 from tests.factories import image_job, worker
 
@@ -86,3 +88,19 @@ def test_a_worker_that_loads_its_models_stops_at_once(
     record = ledger.get("a")
     assert record is not None
     assert record.status == "processing"
+
+
+def test_a_draining_worker_ends_its_registration(
+    ledger: Ledger, stopped: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the begin of the drain, which may take minutes."""
+    pod = load_settings(_env_file=None, RUNPOD_POD_ID="k2x9", SUPABASE_URL="https://abc.supabase.co")
+    made = registration.of_worker(pod, "sdxl", models={})
+    ledger.heartbeat(worker(id=WORKER, detail={"registration": registration.as_detail(made)}))
+    registration.update_registrations(ledger)
+    monkeypatch.setattr(registration, "is_enabled", lambda settings: True)
+    drain = Drain(WORKER, limit_s=0.01)
+    drain.start()
+    assert stopped.wait(10)
+    (event,) = [event for event in ledger.list_events("pending") if event.is_registration]
+    assert event.kind == "gone"

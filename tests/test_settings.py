@@ -180,6 +180,23 @@ def test_an_adapter_needs_its_encoder(read: Any) -> None:
         read(OURVIDZ_IP_ADAPTER="/m/adapter.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("variables", "limit_s"),
+    [
+        ({}, 120),
+        ({"RUNPOD_POD_ID": "k2x9"}, 90),
+        ({"RUNPOD_POD_ID": "k2x9", "OURVIDZ_SYNC_DEADLINE_S": "120"}, 120),
+        ({"RUNPOD_POD_ID": "k2x9", "OURVIDZ_SYNC_DEADLINE_S": "30"}, 30),
+        ({"OURVIDZ_SYNC_DEADLINE_S": "110"}, 110),
+    ],
+)
+def test_behind_runpods_proxy_a_caller_has_its_answer_before_it_is_cut_off(
+    read: Any, variables: dict[str, str], limit_s: float
+) -> None:
+    """The proxy ends a request after 100 seconds with a 524; what the operator sets still counts."""
+    assert read(**variables).sync_limit_s == limit_s
+
+
 @pytest.mark.parametrize("variable", ["OURVIDZ_C2PA_CERTIFICATE", "OURVIDZ_C2PA_KEY"])
 def test_a_certificate_needs_its_key(read: Any, variable: str) -> None:
     """A certificate without its key would silently leave assets unsigned."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +16,11 @@ from celery.app.task import Context
 from ourvidz import dispatch, signals
 from ourvidz.errors import JobTimeout
 from ourvidz.ledger.store import Ledger
+from ourvidz.liveness import registration
 from ourvidz.records.record import Claim, Record
+from ourvidz.settings import load_settings
 from ourvidz.testing import Eager
+from ourvidz.wiring import control
 from tests.factories import image_job, worker
 
 WORKER = "sdxl@host-gpu0"
@@ -340,3 +344,17 @@ class TestWorkerShutdown:
         ledger.heartbeat(worker(id=WORKER))
         signals.stop_heartbeat(sender=SimpleNamespace(hostname=WORKER))
         assert ledger.workers()[0].state == "offline"
+
+    def test_a_stopped_worker_ends_its_registration(
+        self, ourvidz_eager: Eager, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At once; a keeper would need the presence time."""
+        pod = load_settings(_env_file=None, RUNPOD_POD_ID="k2x9", SUPABASE_URL="https://abc.supabase.co")
+        monkeypatch.setattr(signals, "_heartbeat", None)
+        made = registration.of_worker(pod, "sdxl", models={})
+        ledger.heartbeat(worker(id=WORKER, detail={"registration": registration.as_detail(made)}))
+        registration.update_registrations(ledger)
+        with control.using(replace(ourvidz_eager.control, settings=pod)):
+            signals.stop_heartbeat(sender=SimpleNamespace(hostname=WORKER))
+        (event,) = ledger.list_events("pending")
+        assert event.kind == "gone"

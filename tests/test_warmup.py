@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -13,8 +13,10 @@ from ourvidz.errors import ModelLoadError, SettingsError, WorkerUnavailable
 from ourvidz.ledger.store import Ledger
 from ourvidz.liveness.availability import WorkerAvailability
 from ourvidz.liveness.heartbeat import Heartbeat
+from ourvidz.settings import load_settings
 from ourvidz.testing import Eager
 from ourvidz.warmup import WarmUp, retry_delay_s
+from ourvidz.wiring import control
 from tests.factories import image_job
 
 WORKER = "sdxl@host-gpu0"
@@ -121,6 +123,24 @@ def test_loaded_models_are_reported(
     (row,) = ledger.workers()
     assert (row.state, row.models, row.detail) == ("idle", ("sdxl",), {"info": models.info()})
     assert (models.calls, schedule.delays_s) == (["warm"], [])
+
+
+def test_a_worker_registers_when_its_models_are_loaded(
+    ourvidz_eager: Eager, warm_up: WarmUp, ledger: Ledger, models: Models
+) -> None:
+    """Not before: a caller that is sent to it would wait. What it could not load it does not register."""
+    pod = load_settings(_env_file=None, RUNPOD_POD_ID="k2x9", SUPABASE_URL="https://abc.supabase.co")
+    with control.using(replace(ourvidz_eager.control, settings=pod)):
+        models.error = ModelLoadError("the file system is not mounted")
+        warm_up.attempt()
+        assert ledger.list_events("pending") == []
+        models.error = None
+        warm_up.attempt()
+    (event,) = ledger.list_events("pending")
+    assert (event.kind, event.worker_id) == ("registered", WORKER)
+    assert event.callback_url == "https://abc.supabase.co/functions/v1/update-worker-url"
+    assert event.callback_metadata["worker_url"] == "https://k2x9-7860.proxy.runpod.net"
+    assert event.callback_metadata["capabilities"]["models"] == ["sdxl"]
 
 
 def test_a_failure_is_reported_and_loading_tried_again_until_it_succeeds(

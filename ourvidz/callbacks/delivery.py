@@ -84,7 +84,7 @@ class CallbackSender:
         job's next event if it is due, leased."""
         target = self._target
         url = target.url(event.callback_url)
-        if refused := target.refusal(url):
+        if refused := target.refusal(url, registration=event.is_registration):
             return self._give_up(event, status=None, error=refused)
         try:
             document = payload.build(event, worker_version=target.worker_version, assets_as=target.assets_as)
@@ -106,7 +106,7 @@ class CallbackSender:
             body,
             event_id=event.event_id,
             at=now,
-            service_key=target.service_key_for(url),
+            service_key=target.service_key_for(url, registration=event.is_registration),
             callback_secrets=target.callback_secrets,
             webhook_secrets=target.webhook_secrets,
         )

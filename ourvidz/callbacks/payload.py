@@ -1,4 +1,4 @@
-"""Builds the JSON documents that describe a job's result: callback payloads, assets, metadata. Pure."""
+"""Builds the JSON documents of callbacks: payloads, assets, metadata. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from ourvidz.callbacks import registration
 from ourvidz.errors import Cancelled, InternalError
 from ourvidz.jobs.outcome import Asset, JobError, Outcome
 from ourvidz.records.record import OutboxEvent
@@ -58,6 +59,8 @@ def build(event: OutboxEvent, *, worker_version: str, assets_as: AssetsAs = "obj
     `assets_as="urls"` lists the assets as plain URL strings. Durations are seconds, `vram_*` MiB, `vram_*_gb`
     GiB. Raises `TypeError` or `ValueError` if stored metadata has a value of the wrong type.
     """
+    if event.is_registration:
+        return registration.build(event)
     error = _error(event)
     outcome = event.outcome
     assets = outcome.assets if outcome and event.kind == "completed" else ()

@@ -54,14 +54,18 @@ def decide(
 ) -> Decision:
     """Decide how an event continues after a delivery.
 
-    `kind` is the event's: `processing` events are delivered once and never retried. `deliveries` includes
-    this one. `age_s` is the time since the event, `window_s` how long terminal events are retried. `status`
-    is None if there was no response; `retry_after_s` is the response's `Retry-After`. The last delivery of
-    an event is due at the end of its window.
+    `kind` is the event's: `processing` events are delivered once and never retried. A registration is retried
+    after every answer but success: the function refuses a worker whose shim does not answer yet. That a
+    worker is `gone` counts as delivered once the receiver has understood it or refused it. `deliveries`
+    includes this one. `age_s` is the time since the event, `window_s` how long terminal events are retried.
+    `status` is None if there was no response; `retry_after_s` is the response's `Retry-After`. The last
+    delivery of an event is due at the end of its window.
     """
     if status is not None and 200 <= status < 300:
         return Delivered()
-    if kind == "processing" or not is_retryable(status):
+    if kind == "gone" and not is_retryable(status):
+        return Delivered()
+    if kind not in ("registered", "updated") and (kind == "processing" or not is_retryable(status)):
         return GiveUp()
     left_s = window_s - age_s
     if left_s <= 0 and deliveries >= MIN_DELIVERIES:

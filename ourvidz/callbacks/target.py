@@ -13,6 +13,7 @@ from ourvidz.net.urls import Origin, origin
 NO_URL = "no callback URL is configured"
 INVALID_URL = "the callback URL is not a plain http(s) URL"
 NOT_ALLOWED = "the callback URL's host is not on the allow-list"
+NO_FUNCTION = "the URL is not that of a function that registers workers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Target:
     A job may name a URL on the host of `default_url` or on one of `allowed_hosts` (`host` or `host:port`).
     The service key gives access to the caller's whole backend, so it is sent to `default_url` alone, and to
     `key_hosts` if an operator lists any. Signatures are sent to every receiver: they reveal nothing.
+    `registration_urls` are the functions that register workers; they get the key too, from registrations.
     `timeout_s` bounds one delivery, `window_s` the time for which a terminal event is retried.
 
     Raises `SettingsError` for a malformed `default_url` or webhook secret.
@@ -37,6 +39,7 @@ class Target:
     window_s: float = 26 * 3600.0
     allowed_hosts: Collection[str] = ()
     key_hosts: Collection[str] = ()
+    registration_urls: Collection[str] = ()
 
     def __post_init__(self) -> None:
         if self.default_url is not None and origin(self.default_url) is None:
@@ -49,9 +52,11 @@ class Target:
         """The URL to post to for a job with this `callback_url`: its own, else the default."""
         return job_url or self.default_url
 
-    def refusal(self, url: str | None) -> str | None:
+    def refusal(self, url: str | None, *, registration: bool = False) -> str | None:
         """Why a URL must not be called, or None. Checked at each delivery: the allow-list may have changed
-        since the job was submitted."""
+        since the job was submitted. A `registration` may go to `registration_urls` only."""
+        if registration:
+            return None if url in self.registration_urls else NO_FUNCTION
         if url is None:
             return NO_URL
         destination = origin(url)
@@ -61,9 +66,11 @@ class Target:
             return None
         return NOT_ALLOWED
 
-    def service_key_for(self, url: str) -> str | None:
+    def service_key_for(self, url: str, *, registration: bool = False) -> str | None:
         """The service key if it may be sent to this URL, else None. Other paths of the default host do not
         get it: another function of the same backend may have another owner."""
+        if registration and url in self.registration_urls:
+            return self.service_key
         destination = origin(url)
         if destination is not None and (url == self.default_url or destination.is_among(self.key_hosts)):
             return self.service_key
@@ -77,8 +84,8 @@ class Target:
     @property
     def hosts(self) -> tuple[str, ...]:
         """Every host that callbacks may go to. An operator listed each of them, so they may be private."""
-        default = self._default_origin
-        return (*self.allowed_hosts, default.netloc) if default else tuple(self.allowed_hosts)
+        origins = [self._default_origin, *(origin(url) for url in self.registration_urls)]
+        return (*self.allowed_hosts, *{each.netloc for each in origins if each is not None})
 
     @property
     def _default_origin(self) -> Origin | None:

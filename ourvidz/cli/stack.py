@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import ourvidz
 from ourvidz.cli.state import CALLBACK_PATH, Secrets, StateDir
@@ -76,6 +77,10 @@ def child_env(settings: Settings, state: StateDir, secrets: Secrets, endpoints: 
     }
     if settings.public_url is None:
         variables["OURVIDZ_PUBLIC_URL"] = endpoints.shim
+    port = urlsplit(endpoints.shim).port
+    if port not in settings.ports:
+        # Workers are registered with the port at which the shim really listens.
+        variables["OURVIDZ_PORTS"] = str(port)
     if settings.default_callback_url is None:
         variables["OURVIDZ_CALLBACK_URL"] = endpoints.shim + CALLBACK_PATH
         if not settings.callback_secrets:

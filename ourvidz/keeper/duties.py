@@ -21,6 +21,8 @@ CHECKPOINTS_S = 30.0
 """How often the checkpoints of jobs that have ended are looked for."""
 PREFETCH_S = 5.0
 """How often models are looked for that queued jobs will need."""
+REGISTRATIONS_S = 3.0
+"""How often the workers are compared with what the caller's backend was told of them."""
 HOUSEKEEPING_INTERVAL_S = 300.0
 
 _log = log.get(__name__)
@@ -52,6 +54,7 @@ def duties() -> list[Duty]:
         Duty("checkpoints", CHECKPOINTS_S, remove_checkpoints),
         Duty("prefetch", PREFETCH_S, prefetch_models),
         Duty("deletions", DELETIONS_INTERVAL_S, resume_deletions),
+        Duty("registrations", REGISTRATIONS_S, update_registrations),
         Duty("housekeeping", HOUSEKEEPING_INTERVAL_S, keep_house),
     ]
 
@@ -109,6 +112,14 @@ def resume_deletions(lease: DutyLease) -> None:
     deleted = dispatch.resume_deletions(lease.renew)
     if deleted:
         _log.info("deletions_resumed", count=deleted)
+
+
+def update_registrations(_lease: DutyLease) -> None:
+    """Tell the caller's backend which workers have died, and register the others again in intervals."""
+    app = control.current()
+    events = app.ledger.update_registrations(refresh_s=app.settings.registration_s or None)
+    if events:
+        _log.info("registrations_updated", events=events)
 
 
 def adopt_unprefixed_messages(lease: DutyLease) -> None:

@@ -71,6 +71,12 @@ class WorkerOperations(LedgerBase):
             _log.warning("heartbeat_unreadable", reason=str(error))
             return None
 
+    def update_registrations(self, *, refresh_s: float | None = None) -> int:
+        """Add an event for each record of a worker that the caller's backend lacks or must forget, and for
+        the newest of each type if it was last sent `refresh_s` ago. Returns how many."""
+        args = (self._options.presence_s, refresh_s)
+        return int(self._connection.run_script("update_registrations", *args))
+
     def queue_seen_at(self, queue: str) -> float | None:
         """Time of the last heartbeat of any worker of a queue; None when there was none."""
         seen = self._connection.with_retries(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ourvidz.jobs.job import ChatJob, Job, VideoJob
 from ourvidz.jobs.outcome import JobError, Outcome, OutcomeStatus
 from ourvidz.jobs.versions import FIRST_VERSION
+from ourvidz.records.registrations import REGISTRATION_KINDS, RegistrationKind
 
 RECORD_VERSION = 2
 """The newest record version that this release reads. Version 2: the version of the job document must be read
@@ -204,7 +205,8 @@ DeliveryState = Literal["pending", "delivered", "dead"]
 
 @dataclass(frozen=True, slots=True)
 class OutboxEvent:
-    """One callback of a job. `sequence` grows over the whole life of the job.
+    """One callback of a job, or one change of a worker's registration. `sequence` grows over the whole life
+    of the job.
 
     `kind` is `processing` or the terminal status, `attempt` the attempt that it reports. `deliveries` counts
     the tries to deliver it; `last_status` (HTTP) and `last_error` are the result of the last one.
@@ -215,7 +217,7 @@ class OutboxEvent:
     job_id: str
     run: int
     sequence: int
-    kind: Literal["processing"] | OutcomeStatus
+    kind: Literal["processing"] | OutcomeStatus | RegistrationKind
     attempt: int
     at: float
     queued_at: float
@@ -235,8 +237,13 @@ class OutboxEvent:
 
     @property
     def terminal(self) -> bool:
-        """Whether this event reports the end of a run."""
+        """Whether this event reports the end of a run, or a registration: it must arrive."""
         return self.kind != "processing"
+
+    @property
+    def is_registration(self) -> bool:
+        """Whether this event reports a worker and not a job."""
+        return self.kind in REGISTRATION_KINDS
 
     @property
     def error(self) -> JobError | None:

@@ -25,6 +25,7 @@ from ourvidz.settings.jobs import JobSettings
 from ourvidz.settings.kinds import env
 from ourvidz.settings.memory import MemorySettings
 from ourvidz.settings.process import ProcessSettings, RedisSettings
+from ourvidz.settings.registration import RegistrationSettings
 from ourvidz.settings.sdxl import SDXLSettings
 from ourvidz.settings.shim import ShimSettings
 from ourvidz.settings.storage import SigningSettings, StorageSettings
@@ -38,11 +39,16 @@ _REQUIRED_TOGETHER = (
 """Pairs of variables that must be set together."""
 
 
+RUNPOD_SYNC_DEADLINE_S = 90.0
+"""The default deadline of a synchronous request behind RunPod's proxy."""
+
+
 class Settings(
     ProcessSettings,
     RedisSettings,
     CallbackSettings,
     ReferenceSettings,
+    RegistrationSettings,
     ShimSettings,
     JobSettings,
     AutoscalingSettings,
@@ -72,6 +78,11 @@ class Settings(
             missing = [name for name, value in needed.items() if value is None]
             if missing:
                 raise ValueError(f"the production profile needs {', '.join(missing)}")
+        if self.registration == "on":
+            if self.supabase_url is None:
+                raise ValueError("OURVIDZ_REGISTRATION=on needs SUPABASE_URL")
+            if self.public_url is None and self.runpod_pod_id is None:
+                raise ValueError("OURVIDZ_REGISTRATION=on needs OURVIDZ_PUBLIC_URL or RUNPOD_POD_ID")
         values = {
             field.validation_alias: getattr(self, name) for name, field in type(self).model_fields.items()
         }
@@ -89,6 +100,14 @@ class Settings(
     def models_dir(self) -> Path:
         """The folder into which `ourvidz models pull` stores checkpoints that no other setting places."""
         return self.configured_models_dir or self.state_dir / "models"
+
+    @property
+    def sync_limit_s(self) -> float:
+        """The deadline of a synchronous request in seconds. RunPod's proxy cuts a request off after 100
+        seconds, so that behind it the default is shorter."""
+        if self.runpod_pod_id is not None and "sync_deadline_s" not in self.model_fields_set:
+            return min(self.sync_deadline_s, RUNPOD_SYNC_DEADLINE_S)
+        return self.sync_deadline_s
 
     @property
     def requires_gpu(self) -> bool:

@@ -80,7 +80,7 @@ def run(settings: Settings, fds: Sequence[int] = ()) -> None:
         server_header=False,
     )
     _raise_file_limit()
-    server = Server(config, open_callers, drain_s=settings.sync_deadline_s, beats_dir=settings.beats_dir)
+    server = Server(config, open_callers, drain_s=settings.sync_limit_s, beats_dir=settings.beats_dir)
     # uvicorn handles the others.
     if signal.SIGHUP in stop_signals():
         signal.signal(signal.SIGHUP, lambda _, frame: server.handle_exit(signal.SIGTERM, frame))

@@ -80,7 +80,7 @@ async def stream_text(job: ChatJob) -> TextStream:
     """
     with open_callers.wait() as stop:
         app = control.current()
-        follower = _JobFollower(job, app.ledger, app.followers, app.settings.sync_deadline_s, stop)
+        follower = _JobFollower(job, app.ledger, app.followers, app.settings.sync_limit_s, stop)
         try:
             await run_in_threadpool(follower.submit)
             async with aclosing(follower.follow()) as parts:

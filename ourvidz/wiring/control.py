@@ -19,6 +19,7 @@ from ourvidz.callbacks.target import Target
 from ourvidz.jobs.dialects import Defaults
 from ourvidz.jobs.ranges import FRAMES
 from ourvidz.ledger.store import Ledger
+from ourvidz.liveness import registration
 from ourvidz.liveness.availability import WorkerAvailability
 from ourvidz.liveness.capacity import Capacity
 from ourvidz.pipelines.checkpoints import PACKAGED
@@ -178,6 +179,7 @@ def target(settings: Settings) -> Target:
         timeout_s=settings.callback_timeout_s,
         window_s=settings.callback_window_s,
         allowed_hosts=callback_hosts(settings),
+        registration_urls=registration.function_urls(settings),
         worker_version=__version__,
     )
 

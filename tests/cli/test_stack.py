@@ -53,6 +53,13 @@ def test_by_default_callbacks_go_signed_to_the_shims_inbox(
     assert env["OURVIDZ_STATE_DIR"] == str(tmp_path)
 
 
+def test_workers_know_the_port_of_the_shim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are registered with it; a list of the operator's that contains it stays."""
+    port = SHIM.rpartition(":")[2]
+    assert child_env(tmp_path, monkeypatch)["OURVIDZ_PORTS"] == port
+    assert child_env(tmp_path, monkeypatch, OURVIDZ_PORTS=f"9 {port}")["OURVIDZ_PORTS"] == f"9 {port}"
+
+
 def test_the_operators_receiver_is_kept_and_gets_no_generated_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
