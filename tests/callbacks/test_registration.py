@@ -21,7 +21,7 @@ from ourvidz.settings import Settings, load_settings
 from ourvidz.wiring import control
 from tests.factories import ManualClock, worker
 
-KEY = "the service key"
+KEY = "a-service-key"
 CHAT, OTHERS = "register-chat-worker", "update-worker-url"
 
 
