@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import redis
 
+from campaigns.s3_server import S3Server
 from ourvidz.embedded_redis import PrivateServer, find_server
 from ourvidz.ledger.store import Ledger
 from ourvidz.startup import collector_paused
@@ -50,6 +51,13 @@ def pytest_collection() -> Generator[None, object, object]:
         stand_in = SimpleNamespace(collect=gc.collect, unfreeze=lambda: None, get_freeze_count=lambda: 0)
         devices.gc = stand_in  # type: ignore[attr-defined]
     return result
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A server with the API of S3 in this process; a test that stores files uses a bucket of its own."""
+    with S3Server() as server:
+        yield server
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ HOME_OF: dict[str, set[str]] = {
     "cv2": {"media"},
     "av": {"media"},
     "c2pa": {"media"},
+    "obstore": {"storage"},
     "PIL": {"pipelines", "media", "workflows", "references", "cli"},
     "fastapi": {"web"},
     "starlette": {"web"},

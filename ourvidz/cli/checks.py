@@ -15,7 +15,10 @@ from ourvidz.settings import Settings
 
 NETWORK_TIMEOUT_S = 5
 """How long a server may take to answer."""
-_STORAGE_FIXES = {"local": "set OURVIDZ_STORAGE_DIR to a directory that can be written"}
+_STORAGE_FIXES = {
+    "local": "set OURVIDZ_STORAGE_DIR to a directory that can be written",
+    "s3": "correct the OURVIDZ_S3_… variables; `ourvidz storage init` creates a missing bucket",
+}
 """What to change, by back end."""
 
 
@@ -54,8 +57,9 @@ def check_storage(settings: Settings) -> Check:
     """Write, read and delete a test file in the storage."""
     from ourvidz.wiring.storage import open_store
 
-    store = open_store(settings)
     try:
+        store = open_store(settings)
+        store.check_access()
         store.check()
     except OurvidzError as error:
         return failed("storage", error.message, _STORAGE_FIXES[settings.storage])

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fleet": ("ourvidz.cli.fleet:fleet", "Simulate an autoscaled fleet."),
     "memory": ("ourvidz.cli.memory:memory", "Show the memory of the GPUs, and move models."),
     "models": ("ourvidz.cli.models:models", "Pull, list, verify and delete checkpoints."),
+    "storage": ("ourvidz.cli.storage:storage", "Create the buckets of the storage."),
     "doctor": ("ourvidz.cli.doctor:doctor", "Check that this machine has what it needs."),
 }
 """Name → (module:attribute, line in the help)."""

@@ -10,7 +10,7 @@ import click
 
 from ourvidz import prespawn, startup
 from ourvidz.cli.libraries import require_libraries
-from ourvidz.errors import SettingsError
+from ourvidz.errors import SettingsError, StorageError
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.liveness.beats import start_beating
 from ourvidz.settings import Settings, become_worker, settings
@@ -22,6 +22,8 @@ FAMILIES = tuple(QUEUES)
 """The workers that hold models, one per queue of jobs."""
 HELPERS = ("io", "keeper", "web")
 """The processes without models."""
+USE_STORAGE = frozenset({"sdxl", "wan", "keeper", "web"})
+"""The processes that read, write or delete stored files."""
 MODEL_VARIABLES = {
     "sdxl": "OURVIDZ_SDXL_MODEL",
     "wan": "OURVIDZ_WAN_MODEL",
@@ -143,6 +145,20 @@ def _require_signing_certificate() -> None:
     signing.signer(settings())
 
 
+def _require_storage_access(name: str) -> None:
+    """Raise `SettingsError` if the storage refuses the configured key or has no bucket: every job would fail.
+    A storage that does not answer is no reason not to start."""
+    if name not in USE_STORAGE:
+        return
+    from ourvidz import log
+    from ourvidz.wiring.storage import open_store
+
+    try:
+        open_store(settings()).check_access()
+    except StorageError as error:
+        log.get(__name__).warning("storage_away", reason=error.message)
+
+
 def _process_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -176,6 +192,7 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
         check_models(name, settings())
         require_libraries(settings())
         with prespawn.interpreter():
+            _require_storage_access(name)
             _require_signing_certificate()
             _require_unique_id(settings().worker_id(name))
             _run_celery(name)
@@ -185,6 +202,7 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
 
 def _run_control(name: str, fds: list[int]) -> None:
     """Run a process that is no Celery worker."""
+    _require_storage_access(name)
     _require_no_eviction()
     if name == "web":
         with startup.collector_paused():

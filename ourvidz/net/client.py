@@ -62,6 +62,10 @@ class HttpClient:
         """
         return self._send("POST", url, body, headers)
 
+    def put(self, url: str, *, body: bytes, headers: Mapping[str, str]) -> HttpResponse | RequestFailure:
+        """Send one PUT; the response is read as in `post`."""
+        return self._send("PUT", url, body, headers)
+
     def get(self, url: str, *, headers: Mapping[str, str]) -> HttpResponse | RequestFailure:
         """Send one GET; the response is read as in `post`."""
         return self._send("GET", url, None, headers)

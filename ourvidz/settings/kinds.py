@@ -18,6 +18,8 @@ _NETLOC = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(:[0-9]{1,5})?")
 _UNENCODED = frozenset('\\ "<>^`{|}')
 """Characters that `net.urls` refuses in a URL."""
 _KEY_PREFIX = re.compile(r"[A-Za-z0-9._:/{}-]*")
+_BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")
+_PATH_SEGMENT = re.compile(r"(?!\.+\Z)[A-Za-z0-9._:-]+")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 
 
@@ -67,6 +69,20 @@ def _key_prefix(value: str) -> str:
     return value
 
 
+def _bucket_name(value: str) -> str:
+    if not _BUCKET_NAME.fullmatch(value):
+        raise ValueError("must be 3 to 63 letters, digits and any of . _ -")
+    return value
+
+
+def _folder_path(value: str) -> str:
+    """Return `value` without slashes at its ends. Raises `ValueError` for segments that could be misread."""
+    path = value.strip("/")
+    if not all(_PATH_SEGMENT.fullmatch(segment) for segment in path.split("/")) and path:
+        raise ValueError("must be a path of letters, digits and any of . _ : -")
+    return path
+
+
 def _redis_url(value: str) -> str:
     """Return `value` unchanged. Raises `ValueError` if it is no URL of a Redis server or of sentinels."""
     with_scheme(value, "redis", "rediss", "unix", "redis+socket", *sentinel_url.SCHEMES)
@@ -110,5 +126,8 @@ LocalPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolu
 """An absolute path on this machine; `~` is expanded to the home directory."""
 ServiceKey = Annotated[str, AfterValidator(_service_key)]
 """A Supabase service key, or the bearer token of another receiver."""
+BucketName = Annotated[str, AfterValidator(_bucket_name)]
+FolderPath = Annotated[str, AfterValidator(_folder_path)]
+"""A relative path in a storage, or nothing."""
 RedisURL = Annotated[str, AfterValidator(_redis_url)]
 WebURL = Annotated[str, AfterValidator(_web_url)]

@@ -28,11 +28,12 @@ from ourvidz.settings.process import ProcessSettings, RedisSettings
 from ourvidz.settings.registration import RegistrationSettings
 from ourvidz.settings.sdxl import SDXLSettings
 from ourvidz.settings.shim import ShimSettings
-from ourvidz.settings.storage import SigningSettings, StorageSettings
+from ourvidz.settings.storage import S3Settings, SigningSettings, StorageSettings
 from ourvidz.settings.wan import WanSettings
 
 _REQUIRED_TOGETHER = (
     ("OURVIDZ_IP_ADAPTER", "OURVIDZ_IP_ADAPTER_ENCODER"),
+    ("OURVIDZ_S3_ACCESS_KEY_ID", "OURVIDZ_S3_SECRET_ACCESS_KEY"),
     ("OURVIDZ_C2PA_CERTIFICATE", "OURVIDZ_C2PA_KEY"),
     ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN"),
 )
@@ -54,6 +55,7 @@ class Settings(
     AutoscalingSettings,
     MemorySettings,
     StorageSettings,
+    S3Settings,
     SigningSettings,
     SDXLSettings,
     WanSettings,
@@ -83,6 +85,8 @@ class Settings(
                 raise ValueError("OURVIDZ_REGISTRATION=on needs SUPABASE_URL")
             if self.public_url is None and self.runpod_pod_id is None:
                 raise ValueError("OURVIDZ_REGISTRATION=on needs OURVIDZ_PUBLIC_URL or RUNPOD_POD_ID")
+        if self.storage == "s3" and self.s3_bucket is None:
+            raise ValueError("OURVIDZ_STORAGE=s3 needs OURVIDZ_S3_BUCKET")
         values = {
             field.validation_alias: getattr(self, name) for name, field in type(self).model_fields.items()
         }

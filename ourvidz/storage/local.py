@@ -171,6 +171,9 @@ class LocalStore:
             raise StorageError(f"{self.root} could not be created: {error.strerror}.") from error
         return [str(self.root)]
 
+    def check_access(self) -> None:
+        """Nothing: a directory has no key."""
+
     def check(self) -> None:
         """Write, read and delete a probe. Raises `StorageError` with the reason if that fails."""
         probe.check(self)

@@ -95,5 +95,9 @@ class Store(Protocol):
     def create_buckets(self) -> list[str]:
         """Create the buckets, or the directory, that are missing. Returns their names."""
 
+    def check_access(self) -> None:
+        """Ask the storage whether it accepts the configured key and has the buckets; a process that writes
+        does so when it starts. Raises `SettingsError` if not, `StorageError` if there is no answer."""
+
     def check(self) -> None:
         """Write, read and delete a probe. Raises `StorageError` with the reason if that fails."""

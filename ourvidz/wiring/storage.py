@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
@@ -18,5 +19,30 @@ def _local(settings: Settings) -> Store:
     return LocalStore(settings.storage_dir, public_url=settings.public_url)
 
 
-_BACK_ENDS: dict[str, Callable[[Settings], Store]] = {"local": _local}
+def _s3(settings: Settings) -> Store:
+    try:
+        from ourvidz.storage.s3 import S3Options, S3Storage
+    except ImportError as missing:
+        if (missing.name or "").partition(".")[0] != "obstore":
+            raise
+        raise SettingsError(
+            "OURVIDZ_STORAGE: s3 needs obstore: pip install 'ourvidz[s3]'", field="OURVIDZ_STORAGE"
+        ) from None
+    assert settings.s3_bucket is not None
+    return S3Storage(
+        S3Options(
+            bucket=settings.s3_bucket,
+            prefix=settings.s3_prefix or "",
+            endpoint=settings.s3_endpoint,
+            public_endpoint=settings.s3_public_endpoint,
+            region=settings.s3_region,
+            path_style=settings.s3_path_style,
+            checksum=settings.s3_checksum,
+            access_key_id=settings.s3_access_key_id,
+            secret_access_key=settings.s3_secret_access_key,
+        )
+    )
+
+
+_BACK_ENDS: dict[str, Callable[[Settings], Store]] = {"local": _local, "s3": _s3}
 """The back ends by the value of OURVIDZ_STORAGE; each imports its library when it is chosen."""

@@ -93,7 +93,7 @@ class LeasedRun:
         self._closed.set()
         if self.checkpoints is not None:
             self.checkpoints.close(ended=self._committed)
-        self._files.discard(self._committed_folders)
+        self._files.discard(self._committed_folders, committed=self._committed)
         if self._previews is not None:
             self._previews.close()
 

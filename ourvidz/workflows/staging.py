@@ -17,6 +17,9 @@ from ourvidz.storage.store import Store
 PUT_BACKOFF_S = 0.5
 """Pause before the second try of a write; four times longer before each further one."""
 
+MAX_DELETIONS = 1000
+"""How many deletions that have begun are looked through for a job."""
+
 _log = log.get(__name__)
 
 
@@ -52,6 +55,8 @@ class StagedFiles:
         """The final folder whose own folder the claim has noted in the ledger."""
         self._untracked: set[str] = set()
         """The folders whose own folder is not in the ledger yet."""
+        self._published: dict[str, Store] = {}
+        """The store of each final key to which a move was begun."""
         self._has_remains = False
         """Whether a write failed: it may have left something."""
 
@@ -83,6 +88,7 @@ class StagedFiles:
         for folder, store in self._folders.items():
             self._with_retries(check, partial(self._remove_earlier, store, folder))
         for key, store in staged.items():
+            self._published[key] = store
             self._with_retries(check, partial(self._move, store, key))
             del self._staged[key]
 
@@ -105,9 +111,10 @@ class StagedFiles:
             return []
         return [self._own(folder) for folder in {*self._folders, self._claimed_folder} if folder]
 
-    def discard(self, untracked: Iterable[str] = ()) -> None:
+    def discard(self, untracked: Iterable[str] = (), *, committed: bool = True) -> None:
         """Remove the files that were not published. A failure is logged: the keeper removes them later.
-        `untracked`: own folders that the ledger has forgotten already."""
+        `untracked`: own folders that the ledger has forgotten already. Of an attempt that was not
+        `committed`, files are also removed that it has published after the deletion of its job."""
         for folder, store in self._folders.items():
             own = self._own(folder)
             try:
@@ -116,6 +123,24 @@ class StagedFiles:
                     self._ledger.untrack_attempt_folder(self._claim.job_id, self._claim.token, own)
             except OurvidzError as error:
                 _log.warning("staged_files_left", job_id=self._claim.job_id, error=error.message)
+        if self._published and not committed:
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Remove what this attempt has published, if its job is deleted. While the job exists, another
+        attempt may have published the same keys."""
+        try:
+            if self._is_job_deleted():
+                for key, store in self._published.items():
+                    store.delete(key)
+        except OurvidzError as error:
+            _log.warning("published_files_left", job_id=self._claim.job_id, error=error.message)
+
+    def _is_job_deleted(self) -> bool:
+        job_id = self._claim.job_id
+        if not self._ledger.exists(job_id):
+            return True
+        return job_id in self._ledger.deletions(older_than_s=0.0, limit=MAX_DELETIONS)
 
     def _staged_key(self, key: str) -> str:
         folder, _, name = key.rpartition("/")

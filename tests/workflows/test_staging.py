@@ -179,6 +179,67 @@ def test_an_attempt_that_froze_does_not_recreate_a_deleted_file(ledger: Link, st
     assert files(store) == []
 
 
+class CopyingStore(LocalStore):
+    """Moves by a copy and a deletion, as S3 does; `between` is called after the copy."""
+
+    between: Callable[[], object]
+
+    def move(self, source: str, key: str) -> None:
+        self.copy(source, key)
+        self.between()
+        self.stat(source)
+        self.delete(source)
+
+
+@pytest.mark.parametrize("has_ended", [True, False], ids=["deleted", "being deleted"])
+def test_a_file_that_was_copied_while_its_job_was_deleted_is_withdrawn(
+    ledger: Link, tmp_path: Path, has_ended: bool
+) -> None:
+    """The deletion has looked through the folder before the server's copy was there."""
+    store, claim = CopyingStore(tmp_path), claimed(ledger, "first")
+
+    def delete_job() -> None:
+        data = store.get(KEY)
+        ledger.rescue(claim)
+        ledger.request_cancel("a")
+        ledger.end(ledger.get("a"), outcome=Outcome.failure(Cancelled("cancelled")))
+        ledger.begin_deletion("a", force=True)
+        store.delete_folder(FOLDER)
+        if has_ended:
+            ledger.delete("a")
+        store.put(KEY, data, content_type="image/png")
+
+    store.between = delete_job
+    with leased(ledger, claim) as run:
+        run.put(store, KEY, b"mine", "image/png")
+        with pytest.raises(FenceLost):
+            run.publish(DONE)
+        assert store.exists(KEY)
+    assert files(store) == []
+
+
+def test_a_lost_attempt_withdraws_no_file_of_a_job_that_exists(ledger: Link, tmp_path: Path) -> None:
+    """It may be that of the next attempt by now."""
+    store, claim = CopyingStore(tmp_path), claimed(ledger, "first")
+    later: list[LeasedRun] = []
+
+    def publish_later() -> None:
+        store.between = lambda: None
+        ledger.rescue(claim)
+        with leased(ledger, claimed(ledger, "second")) as other:
+            other.put(store, KEY, b"second", "image/png")
+            other.publish(DONE)
+            later.append(other)
+
+    store.between = publish_later
+    with leased(ledger, claim) as run:
+        run.put(store, KEY, b"first", "image/png")
+        with pytest.raises(FenceLost):
+            run.publish(DONE)
+    assert later
+    assert files(store) == [KEY]
+
+
 def test_an_earlier_attempt_does_not_remove_the_files_of_a_later_one(ledger: Link, store: LocalStore) -> None:
     """Frozen before it removes what others left, it would cost the present attempt its files."""
     claim = claimed(ledger, "first")

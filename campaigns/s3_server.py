@@ -1,0 +1,116 @@
+"""A server with the API of S3: moto behind a check of signatures, with failures on demand."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from campaigns.resource import Resource
+from campaigns.sigv4 import Refused, verify
+
+ACCESS_KEY = "AKIACAMPAIGN"
+SECRET_KEY = "wJalrXUtnFEMIK7MDENGbPxRfiCYcampaign"
+REGION = "us-east-1"
+THREADS = 16
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+
+
+class S3Server(Resource):
+    """A server on a port of this machine, in threads of this process; use it as a context manager.
+
+    What it stores is in memory. It accepts one access key only.
+    """
+
+    def __init__(self, *, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY) -> None:
+        super().__init__()
+        self.access_key = access_key
+        self.secret_key = secret_key
+        self.requests: Counter[str] = Counter()
+        """Requests by method, those that failed included."""
+        self.headers: dict[str, str] = {}
+        """The headers of all requests, names in lower case; the latest value of each."""
+        self._lock = threading.Lock()
+        self._failures = 0
+
+    def _open(self) -> None:
+        # Imported here: whoever does not start a server does not need them.
+        import waitress
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+        from waitress import wasyncore
+
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        server = waitress.create_server(
+            self._respond, host="127.0.0.1", port=0, threads=THREADS, clear_untrusted_proxy_headers=False
+        )
+        self.port = int(server.effective_port)
+        thread = threading.Thread(target=server.run, name="s3-server", daemon=True)
+        thread.start()
+        self._cleanup.callback(thread.join, 10)
+        self._cleanup.callback(server.task_dispatcher.shutdown)
+        # In its own thread, which ends when no connection is left.
+        self._cleanup.callback(server.trigger.pull_trigger, partial(wasyncore.close_all, server._map))
+
+    @property
+    def url(self) -> str:
+        """The endpoint."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def environment(self, bucket: str) -> dict[str, str]:
+        """The settings with which an installation stores its files here."""
+        return {
+            "OURVIDZ_STORAGE": "s3",
+            "OURVIDZ_S3_BUCKET": bucket,
+            "OURVIDZ_S3_ENDPOINT": self.url,
+            "OURVIDZ_S3_ACCESS_KEY_ID": self.access_key,
+            "OURVIDZ_S3_SECRET_ACCESS_KEY": self.secret_key,
+        }
+
+    def fail(self, count: int) -> None:
+        """Answer the next `count` requests with 503."""
+        with self._lock:
+            self._failures = count
+
+    @property
+    def failures_left(self) -> int:
+        """How many requests are still to be answered with 503."""
+        return self._failures
+
+    def _respond(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        with self._lock:
+            self.requests[environ["REQUEST_METHOD"]] += 1
+            fails = self._failures > 0
+            self._failures -= fails
+        body = environ["wsgi.input"].read()
+        if fails:
+            return _error("503 Slow Down", "SlowDown", start_response)
+        try:
+            self._verify(environ, body)
+        except Refused as refused:
+            return _error("403 Forbidden", str(refused), start_response)
+        # moto checks no signatures of URLs, and those of some paths wrongly: it need not look at all.
+        environ["wsgi.input"] = io.BytesIO(body)
+        response: Iterable[bytes] = self._moto(environ, start_response)
+        return response
+
+    def _verify(self, environ: Environ, body: bytes) -> None:
+        path, _, query = environ["REQUEST_URI"].partition("?")
+        headers = {
+            name.removeprefix("HTTP_").replace("_", "-").lower(): value
+            for name, value in environ.items()
+            if name.startswith("HTTP_") or name in ("CONTENT_TYPE", "CONTENT_LENGTH")
+        }
+        self.headers.update(headers)
+        secrets = {self.access_key: self.secret_key}
+        verify(environ["REQUEST_METHOD"], path, query, headers, body, secrets=secrets)
+
+
+def _error(status: str, code: str, start_response: StartResponse) -> list[bytes]:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+    start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+    return [body]

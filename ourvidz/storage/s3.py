@@ -1,0 +1,326 @@
+"""Storage in one bucket of S3 or of a server with its API: R2, MinIO, Ceph, Backblaze B2 and others.
+
+Names of S3 buckets may have no underscore, so the buckets of keys are folders of the one S3 bucket:
+`{prefix}/{bucket}/{user}/{job}/{file}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.store import S3Store
+
+from ourvidz.errors import NotFound, SettingsError, StorageError
+from ourvidz.net.client import HttpClient, RequestFailure
+from ourvidz.storage import probe
+from ourvidz.storage.keys import split_key
+from ourvidz.storage.s3_errors import (
+    LIBRARY_ERRORS,
+    is_not_found,
+    is_refusal,
+    is_unsatisfiable_range,
+    reason_of,
+)
+from ourvidz.storage.store import StoredFile
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig, S3Config, S3Credential
+
+RETRIES = 2
+"""How often one request is repeated after a 5xx or a broken connection; of a large file one part."""
+RETRY_TIMEOUT_S = 10.0
+"""No request is repeated later than this."""
+CONNECT_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 60.0
+"""How long one request may take: a part of a large file, or the whole of a read."""
+PART_BYTES = 5 << 20
+"""Size of the parts of a large file, the smallest that S3 allows: a cut costs at most one part."""
+PARALLEL_PARTS = 4
+DEFAULT_REGION = "us-east-1"
+REGIONS_WITHOUT_CONSTRAINT = frozenset({DEFAULT_REGION, "auto"})
+"""Regions in which a bucket is created without naming them; `auto` is that of R2."""
+
+
+@dataclass(frozen=True, slots=True)
+class S3Options:
+    """Where the bucket is, and how its server is called.
+
+    `endpoint`: scheme, host and port of the server; None for AWS. `public_endpoint`: the same server as
+    browsers reach it. `path_style`: the bucket is in the path, not in the host name. Without keys they are
+    found as AWS's tools find them: environment, then the role of the machine.
+    """
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    public_endpoint: str | None = None
+    region: str = DEFAULT_REGION
+    path_style: bool = True
+    checksum: Literal["none", "sha256"] = "none"
+    access_key_id: str | None = None
+    secret_access_key: str | None = field(default=None, repr=False)
+
+
+class S3Storage:
+    """Stores every key as an object; implements `Store`.
+
+    Requests are repeated after a 5xx or a broken connection, `RETRIES` times within `RETRY_TIMEOUT_S`. Files
+    above `PART_BYTES` are uploaded in parts, of which only those that failed are sent again; a file appears
+    when all are there.
+    """
+
+    def __init__(self, options: S3Options) -> None:
+        self._options = options
+
+    @property
+    def bucket(self) -> str:
+        """The name of the S3 bucket."""
+        return self._options.bucket
+
+    def __repr__(self) -> str:
+        return f"S3Storage({self.location!r})"
+
+    @property
+    def location(self) -> str:
+        """The bucket and prefix, and the server if it is not AWS's."""
+        options = self._options
+        place = f"s3://{'/'.join(filter(None, (options.bucket, options.prefix)))}"
+        return f"{place} at {options.endpoint}" if options.endpoint else place
+
+    def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        """Store `data` under `key`, replacing what was there."""
+        path = self._path(key)
+        with _errors("written", key):
+            obstore.put(
+                self._store,
+                path,
+                data,
+                attributes={"Content-Type": content_type},
+                chunk_size=PART_BYTES,
+                max_concurrency=PARALLEL_PARTS,
+            )
+
+    def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """Read the bytes under `key` from position `start` on, at most `length` of them."""
+        path = self._path(key)
+        if length == 0:
+            self.stat(key)
+            return b""
+        options: Any = {}
+        if length is not None:
+            options["range"] = (start, start + length)
+        elif start:
+            options["range"] = {"offset": start}
+        with _errors("read", key):
+            try:
+                return bytes(obstore.get(self._store, path, options=options).bytes())
+            except LIBRARY_ERRORS as error:
+                if is_unsatisfiable_range(error):
+                    return b""
+                raise
+
+    def stat(self, key: str) -> StoredFile:
+        """The size, time and content type of a file."""
+        path = self._path(key)
+        with _errors("read", key):
+            found = obstore.get(self._store, path, options={"head": True})
+            return self._stored_file(found.meta, found.attributes.get("Content-Type"))
+
+    def exists(self, key: str) -> bool:
+        """Whether there are bytes under `key`."""
+        try:
+            self.stat(key)
+        except NotFound:
+            return False
+        return True
+
+    def copy(self, source: str, key: str) -> None:
+        """Copy a file on the server."""
+        path, target = self._path(source), self._path(key)
+        with _errors("copied", source):
+            obstore.copy(self._store, path, target)
+
+    def move(self, source: str, key: str) -> None:
+        """Copy a file on the server and delete `source`.
+
+        A deletion of both that overlaps with this has ended before the copy, or removes both, or has removed
+        `source` when it is looked for after the copy: then this raises `NotFound`.
+        """
+        self.copy(source, key)
+        self.stat(source)
+        self.delete(source)
+
+    def list_files(self, folder: str) -> Iterator[StoredFile]:
+        """Every file below `folder`."""
+        path = self._path(folder)
+        with _errors("listed", folder):
+            for page in obstore.list(self._store, path):
+                yield from (self._stored_file(each, None) for each in page)
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders directly below `folder`, sorted."""
+        path = self._path(folder)
+        with _errors("listed", folder):
+            listed = obstore.list_with_delimiter(self._store, path)
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in listed["common_prefixes"])
+
+    def delete(self, key: str) -> None:
+        """Delete `key`."""
+        path = self._path(key)
+        with _errors("deleted", key):
+            obstore.delete(self._store, path)
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete every key below `folder`, until none is listed."""
+        self._path(folder)
+        while keys := [file.key for file in self.list_files(folder)]:
+            with _errors("deleted", folder):
+                obstore.delete(self._store, [self._path(key) for key in keys])
+
+    def urls(self, keys: Sequence[str], *, lifetime_s: float) -> dict[str, str]:
+        """Signed URLs, made without a request."""
+        paths = [self._path(key) for key in keys]
+        if not paths:
+            return {}
+        with _errors("signed", keys[0]):
+            signed = obstore.sign(self._public_store, "GET", paths, timedelta(seconds=lifetime_s))
+        return dict(zip(keys, signed, strict=True))
+
+    def local_path(self, key: str) -> Path | None:
+        """None: no file is on this machine."""
+        split_key(key)
+        return None
+
+    def create_buckets(self) -> list[str]:
+        """Create the S3 bucket if it is missing. Returns its name if it was."""
+        options = self._options
+        try:
+            self.check_access()
+        except SettingsError as error:
+            if error.kind != NO_BUCKET:
+                raise
+        else:
+            return []
+        body = b""
+        if options.region not in REGIONS_WITHOUT_CONSTRAINT:
+            region = f"<LocationConstraint>{options.region}</LocationConstraint>"
+            body = f"<CreateBucketConfiguration>{region}</CreateBucketConfiguration>".encode()
+        with _errors("signed", options.bucket):
+            url = obstore.sign(self._store, "PUT", "", timedelta(minutes=1))
+        response = HttpClient(timeout_s=REQUEST_TIMEOUT_S).put(url, body=body, headers={})
+        if isinstance(response, RequestFailure):
+            raise StorageError(f"The bucket {options.bucket} could not be created: {response.reason}.")
+        if response.status != 200:
+            reason = reason_of(f"status code: {response.status} {response.body.decode(errors='replace')}")
+            raise StorageError(f"The bucket {options.bucket} could not be created: {reason}.")
+        return [options.bucket]
+
+    def check_access(self) -> None:
+        """Ask for the list of files. Raises `SettingsError` if the server refuses the key or has no such
+        bucket, `StorageError` if it does not answer."""
+        try:
+            next(iter(obstore.list(self._store, self._options.prefix or None, chunk_size=1)), None)
+        except LIBRARY_ERRORS as error:
+            reason = reason_of(error)
+            if not is_refusal(error):
+                raise StorageError(f"{self.location} does not answer: {reason}.") from None
+            kind, variable = (
+                (NO_BUCKET, "OURVIDZ_S3_BUCKET") if "NoSuchBucket" in reason else (None, _KEY_VARIABLE)
+            )
+            raise SettingsError(f"{variable}: {self.location}: {reason}", field=variable, kind=kind) from None
+
+    def check(self) -> None:
+        """Write, read and delete a probe."""
+        probe.check(self)
+
+    def _path(self, key: str) -> str:
+        """The path of a key in the S3 bucket. Raises `InvalidParameters`."""
+        split_key(key)
+        return f"{self._options.prefix}/{key}" if self._options.prefix else key
+
+    def _stored_file(self, meta: Any, content_type: str | None) -> StoredFile:
+        key = str(meta["path"])[len(self._options.prefix) :].lstrip("/")
+        return StoredFile(key, int(meta["size"]), meta["last_modified"].timestamp(), content_type)
+
+    @cached_property
+    def _store(self) -> S3Store:
+        return self._connect(self._options.endpoint)
+
+    @cached_property
+    def _public_store(self) -> S3Store:
+        """Signs URLs for the host that browsers call; the host is part of the signature."""
+        public = self._options.public_endpoint
+        return self._connect(public) if public else self._store
+
+    def _connect(self, endpoint: str | None) -> S3Store:
+        """The client of one endpoint."""
+        options = self._options
+        config: S3Config = {
+            "region": options.region,
+            "virtual_hosted_style_request": not options.path_style,
+            # Not every server has the request that deletes many files.
+            "disable_bulk_delete": True,
+        }
+        if endpoint:
+            config["endpoint"] = endpoint if options.path_style else _with_bucket(endpoint, options.bucket)
+        if options.checksum != "none":
+            config["checksum_algorithm"] = options.checksum
+        client: ClientConfig = {
+            "allow_http": True,
+            "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+            "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
+        }
+        retry: RetryConfig = {
+            "max_retries": RETRIES,
+            "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S),
+            "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=1)},
+        }
+        return S3Store(
+            options.bucket,
+            config=config,
+            client_options=client,
+            retry_config=retry,
+            credential_provider=self._credentials if options.secret_access_key else None,
+        )
+
+    def _credentials(self) -> S3Credential:
+        """The configured key. Given this way, it is not mixed with AWS's variables in the environment."""
+        options = self._options
+        assert options.access_key_id is not None
+        assert options.secret_access_key is not None
+        return {
+            "access_key_id": options.access_key_id,
+            "secret_access_key": options.secret_access_key,
+            "token": None,
+            "expires_at": None,
+        }
+
+
+NO_BUCKET = "no_bucket"
+"""The kind of the `SettingsError` for a bucket that does not exist."""
+_KEY_VARIABLE = "OURVIDZ_S3_ACCESS_KEY_ID, OURVIDZ_S3_SECRET_ACCESS_KEY"
+
+
+@contextmanager
+def _errors(verb: str, key: str) -> Iterator[None]:
+    """Raise `NotFound` or `StorageError` for the library's errors. Their texts have the whole answer of the
+    server, with the access key and what was signed: only the reason is kept."""
+    try:
+        yield
+    except LIBRARY_ERRORS as error:
+        if is_not_found(error):
+            raise NotFound(f"There is nothing under {key}.", field="key", value=key) from None
+        raise StorageError(f"{key} could not be {verb}: {reason_of(error)}.") from None
+
+
+def _with_bucket(endpoint: str, bucket: str) -> str:
+    parts = urlsplit(endpoint)
+    return parts._replace(netloc=f"{bucket}.{parts.netloc}").geturl()

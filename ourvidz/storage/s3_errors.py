@@ -1,0 +1,64 @@
+"""What an error of the S3 library means. It has few classes; the rest is in its text."""
+
+from __future__ import annotations
+
+import re
+
+from obstore.exceptions import BaseError
+
+LIBRARY_ERRORS = (BaseError, OSError, ValueError)
+"""What the library raises."""
+_STATUS = re.compile(r"status code: ([1-5][0-9]{2})")
+_CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
+_NO_BUCKET = "NoSuchBucket"
+_MEANINGS = {
+    "InvalidAccessKeyId": "the server does not know this access key",
+    "SignatureDoesNotMatch": "the secret does not belong to this access key",
+    "InvalidToken": "the session token is not valid",
+    "ExpiredToken": "the session token has expired",
+    "AccessDenied": "this access key has no permission",
+    "AllAccessDisabled": "this access key has no permission",
+    _NO_BUCKET: "there is no such bucket; `ourvidz storage init` creates it",
+    "InvalidBucketName": "the server does not allow this name of a bucket",
+    "PermanentRedirect": "the bucket is in another region",
+    "AuthorizationHeaderMalformed": "the bucket is in another region",
+    "IllegalLocationConstraintException": "the bucket is in another region",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong",
+    "BucketAlreadyExists": "the name belongs to another account",
+    "QuotaExceeded": "the storage is full",
+    "XMinioStorageFull": "the storage is full",
+}
+"""What an operator should know about the codes of S3."""
+_STATUS_MEANINGS = {"401": "the access key is refused", "403": "the access key is refused"}
+"""For answers without a body, such as those to HEAD."""
+
+
+def reason_of(error: object) -> str:
+    """Why a request failed, in one phrase without headers, bodies and signatures."""
+    text = str(error)
+    status, code = _STATUS.search(text), _CODE.search(text)
+    if code is not None:
+        meaning = _MEANINGS.get(code[1])
+        return f"{meaning} ({code[1]})" if meaning else f"the server answers {code[1]}"
+    if status is not None:
+        return _STATUS_MEANINGS.get(status[1], f"the server answers {status[1]}")
+    if "timed out" in text or "TimedOut" in text:
+        return "the server did not answer in time"
+    return "the server could not be reached, or the connection broke"
+
+
+def is_not_found(error: Exception) -> bool:
+    """Whether there is no such file; a missing bucket is another error."""
+    return isinstance(error, FileNotFoundError) and _NO_BUCKET not in str(error)
+
+
+def is_unsatisfiable_range(error: Exception) -> bool:
+    """Whether a range begins behind the end of a file."""
+    status = _STATUS.search(str(error))
+    return status is not None and status[1] == "416"
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether the server has answered that it will not do this, so that a repetition does not help."""
+    status = _STATUS.search(str(error))
+    return status is not None and status[1][0] in "34" and status[1] not in ("408", "429")
