@@ -14,6 +14,7 @@ from ourvidz.cli import libraries
 from ourvidz.cli.checks import NETWORK_TIMEOUT_S, Check, failed, ok, skipped
 from ourvidz.errors import ModelLoadError
 from ourvidz.net.client import HttpClient, RequestFailure
+from ourvidz.pipelines import weight_kinds
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
@@ -28,6 +29,7 @@ TORCH_TIMEOUT_S = 120
 """How long the import of torch may take."""
 DEFAULTS = "defaults of the checkpoint and the device"
 
+_FILES_FIX = "correct OURVIDZ_SDXL_LORAS, OURVIDZ_SDXL_JOB_LORAS or OURVIDZ_IP_ADAPTER…"
 _MIB = 1 << 20
 _PROBE_TORCH = """
 import json, torch
@@ -93,11 +95,15 @@ def check_sdxl_checkpoint(settings: Settings) -> Check:
     """The checkpoint of the SDXL worker; skipped in production where none is set."""
     if settings.profile == "production" and settings.sdxl_model is None:
         return skipped("checkpoints", "OURVIDZ_SDXL_MODEL is not set: no SDXL worker can run here")
-    return _check_checkpoint("checkpoints", "OURVIDZ_SDXL_MODEL", lambda: find_sdxl(settings.sdxl_model))
+    return _check_checkpoint(
+        "checkpoints",
+        "OURVIDZ_SDXL_MODEL",
+        lambda: find_sdxl(settings.sdxl_model, config=settings.sdxl_config, vae=settings.sdxl_vae),
+    )
 
 
 def check_sdxl_options(settings: Settings) -> Check:
-    """The options of the SDXL worker, and that the LoRA and IP-Adapter files they name exist."""
+    """The options of the SDXL worker, and that the LoRA and IP-Adapter files they name are such files."""
     loras = (*settings.sdxl_loras, *settings.sdxl_job_loras)
     files = [
         *(Path(lora.partition("=")[2].partition("@")[0]).expanduser() for lora in loras),
@@ -105,8 +111,14 @@ def check_sdxl_options(settings: Settings) -> Check:
     ]
     missing = [str(path) for path in files if not path.exists()]
     if missing:
-        fix = "correct OURVIDZ_SDXL_LORAS, OURVIDZ_SDXL_JOB_LORAS or OURVIDZ_IP_ADAPTER…"
-        return failed("sdxl", f"missing: {', '.join(missing)}", fix)
+        return failed("sdxl", f"missing: {', '.join(missing)}", _FILES_FIX)
+    try:
+        for file in files[: len(loras)]:
+            weight_kinds.require(file, "lora", wanted="a LoRA")
+        if settings.ip_adapter:
+            weight_kinds.require(settings.ip_adapter, "ip-adapter", wanted="an IP-Adapter")
+    except ModelLoadError as error:
+        return failed("sdxl", error.message, _FILES_FIX)
     options = {
         "scheduler": settings.sdxl_scheduler,
         "few steps": settings.sdxl_few_steps,

@@ -100,7 +100,17 @@ def _checkpoints(settings: Settings, packaged: Path) -> Iterator[tuple[str, Path
     which the production profile never loads."""
     tiny = settings.profile == "tiny"
     if settings.sdxl_model or tiny:
-        yield "sdxl", settings.sdxl_model, lambda: find_sdxl(settings.sdxl_model, packaged=packaged)
+        yield (
+            "sdxl",
+            settings.sdxl_model,
+            partial(
+                find_sdxl,
+                settings.sdxl_model,
+                config=settings.sdxl_config,
+                vae=settings.sdxl_vae,
+                packaged=packaged,
+            ),
+        )
     if settings.wan_model or tiny:
         yield "wan", settings.wan_model, lambda: find_wan(settings.wan_model, packaged=packaged)
     if settings.wan_vace_model:
@@ -182,10 +192,10 @@ def _licence(card: Path) -> str | None:
 
 def _files(checkpoint: Checkpoint) -> Iterator[Path]:
     """The weight and JSON files of a checkpoint."""
-    if checkpoint.path.is_file():
-        yield checkpoint.path
-    for folder in (checkpoint.path, checkpoint.config):
-        if folder is not None and folder.is_dir():
+    for folder in (checkpoint.path, checkpoint.config, checkpoint.vae):
+        if folder is not None and folder.is_file():
+            yield folder
+        elif folder is not None:
             for pattern in ("*.safetensors", "*.pth", "*.json"):
                 yield from sorted(folder.rglob(pattern))
 

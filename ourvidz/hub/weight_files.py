@@ -6,21 +6,22 @@ import json
 import zipfile
 from pathlib import Path
 
-MAX_HEADER_BYTES = 100 << 20
-"""Largest header that the safetensors library accepts."""
+from ourvidz.errors import ModelLoadError
+from ourvidz.hub.weight_headers import read_header
 
 
 def find_damage(path: Path) -> str | None:
-    """Describe the damage of one weight or JSON file; None when the file is complete.
-
-    A safetensors file is 8 bytes of header length, a JSON header, and data up to the highest offset in it:
-    https://huggingface.co/docs/safetensors/index#format
-    """
+    """Describe the damage of one weight or JSON file; None when the file is complete."""
     try:
         if path.suffix == ".json":
             json.loads(path.read_text())
             return None
-        return _archive_damage(path) if path.suffix == ".pth" else _safetensors_damage(path)
+        if path.suffix == ".pth":
+            return _archive_damage(path)
+        read_header(path)
+        return None
+    except ModelLoadError as error:
+        return error.message
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{path}: {error}"
 
@@ -30,16 +31,3 @@ def _archive_damage(path: Path) -> str | None:
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
     return f"{path} is cut off" if is_zip and not zipfile.is_zipfile(path) else None
-
-
-def _safetensors_damage(path: Path) -> str | None:
-    """Why a safetensors file is damaged, by its header and size; None if it is complete."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= MAX_HEADER_BYTES:
-            return f"{path} is no safetensors file"
-        header = json.loads(file.read(length))
-    ends = (tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
-    data = max(ends, default=0)
-    expected, actual = 8 + length + data, path.stat().st_size
-    return None if actual == expected else f"{path} has {actual} bytes instead of {expected}"

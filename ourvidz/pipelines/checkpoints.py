@@ -8,11 +8,14 @@ from typing import Literal
 
 import ourvidz
 from ourvidz.errors import ModelLoadError
+from ourvidz.pipelines import weight_kinds
 
 CheckpointKind = Literal["folder", "single file", "original", "tiny"]
 
 PACKAGED = Path(ourvidz.__file__).parent / "checkpoints"
 """Folder of the trained tiny checkpoints that ship with the package."""
+SDXL_BASE_CONFIG = "sdxl-base-config"
+"""Name of the folder beside them with the configs of SDXL base 1.0. It has no vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +24,14 @@ class Checkpoint:
 
     `path` is a folder in the diffusers or transformers layout, a folder with the files of the Wan release
     (`original`), or one `.safetensors` file. `config` is the folder of JSON configs and tokenizers that a
-    single file needs. `collection` is the parent folder, if that one holds the checksums and the model card
-    of several checkpoints.
+    single file needs, `vae` a file or folder whose VAE replaces that of the checkpoint. `collection` is the
+    parent folder, if that one holds the checksums and the model card of several checkpoints.
     """
 
     path: Path
     kind: CheckpointKind
     config: Path | None = None
+    vae: Path | None = None
     collection: Path | None = None
 
     @property
@@ -51,9 +55,22 @@ class Checkpoint:
 
 
 def require_diffusers_folder(folder: Path) -> Path:
-    """Return `folder`. Raises `ModelLoadError` unless it exists and has a `model_index.json`."""
+    """Return `folder`. Raises `ModelLoadError` unless it exists and has a `model_index.json`; a file in its
+    place is named by its kind."""
+    if folder.is_file():
+        kind = weight_kinds.KIND_NAMES[weight_kinds.read_kind(folder)]
+        raise ModelLoadError(f"{folder} is {kind}, not a checkpoint folder.")
     if not folder.is_dir():
         raise ModelLoadError(f"There is no checkpoint folder {folder}.")
     if not (folder / "model_index.json").is_file():
         raise ModelLoadError(f"{folder} has no model_index.json: it is not in the diffusers layout.")
     return folder
+
+
+def sdxl_config_folder(model: Path, config: Path | None = None, *, packaged: Path = PACKAGED) -> Path:
+    """The folder of configs and tokenizers of the SDXL checkpoint at `model`: that folder itself, or of a
+    single file `config`, else `<stem>.config/` beside it, else that of SDXL base. It may not exist."""
+    if model.suffix != ".safetensors":
+        return model
+    beside = model.with_name(f"{model.stem}.config")
+    return config or (beside if beside.is_dir() else packaged / SDXL_BASE_CONFIG)

@@ -99,11 +99,10 @@ def loaded_weights(checkpoint: Checkpoint, added: Mapping[str, Path | Checkpoint
 
 def _files(checkpoint: Checkpoint) -> Iterator[Path]:
     """The files of a checkpoint, without hidden ones, the list of checksums and the manifest of a pull."""
-    folders = [checkpoint.path if checkpoint.path.is_dir() else None, checkpoint.config]
-    if checkpoint.path.is_file():
-        yield checkpoint.path
-    for folder in folders:
-        if folder is not None:
+    for folder in (checkpoint.path, checkpoint.config, checkpoint.vae):
+        if folder is not None and folder.is_file():
+            yield folder
+        elif folder is not None:
             for file in folder.rglob("*"):
                 hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
                 if file.is_file() and not hidden and file.name not in _LISTS:
@@ -114,7 +113,9 @@ def _place(checkpoint: Checkpoint, file: Path) -> str:
     """The name of a file inside its checkpoint: it does not depend on where the checkpoint is stored."""
     if file == checkpoint.path:
         return file.name
-    for prefix, folder in (("", checkpoint.path), ("config/", checkpoint.config)):
+    if file == checkpoint.vae:
+        return f"vae/{file.name}"
+    for prefix, folder in (("", checkpoint.path), ("config/", checkpoint.config), ("vae/", checkpoint.vae)):
         if folder is not None and file.is_relative_to(folder):
             return prefix + file.relative_to(folder).as_posix()
     return file.name

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.hub.manifest import mark_in_use
+from ourvidz.hub.weight_headers import is_training_average, read_header
 from ourvidz.pipelines import checksums, devices
 from ourvidz.pipelines.checkpoints import Checkpoint
 
@@ -42,8 +42,8 @@ def weights_mib(components: Iterable[object]) -> int:
 
 def checkpoint_mib(checkpoint: Checkpoint, dtype: torch.dtype, *, only: Sequence[str] = ()) -> int:
     """Size that the weights of a checkpoint take once they are loaded as `dtype` (MiB, rounded, at least 1),
-    from the headers of its files; of several variants the one that is loaded. `only`: of the files whose
-    name or folder contains one of these words."""
+    from the headers of its files; of several variants the one that is loaded, of a single file without the
+    averages of its training. `only`: of the files whose name or folder contains one of these words."""
     path, variant = checkpoint.path, checkpoint.variant
     files = [path] if path.is_file() else [*path.rglob("*.safetensors"), *path.rglob("*.pth")]
     if path.is_dir():
@@ -58,6 +58,6 @@ def _loaded_bytes(file: Path, dtype: torch.dtype) -> int:
     """Bytes of the weights of one file as `dtype`; of a pickle, which is not opened, its size."""
     if file.suffix != ".safetensors":
         return file.stat().st_size
-    with safe_open(file, framework="pt") as weights:
-        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118  no mapping
-    return int(sum(math.prod(shape) for shape in shapes)) * dtype.itemsize
+    tensors = read_header(file).tensors
+    loaded = [info for name, info in tensors.items() if not is_training_average(name)]
+    return int(sum(math.prod(info.shape) for info in loaded)) * dtype.itemsize

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ourvidz.errors import ModelLoadError
 from ourvidz.prompts.files import read_json, read_text
 from ourvidz.prompts.tokens import CONTEXT, WORD_END, PromptTokenizer
+from ourvidz.prompts.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -23,16 +24,20 @@ _FLAGS = ("lstrip", "normalized", "rstrip", "single_word")
 
 
 def read_tokenizer(folder: Path) -> PromptTokenizer:
-    """The CLIP tokenizer in a folder: its `tokenizer.json`, or `vocab.json` and `merges.txt`.
+    """The CLIP tokenizer in a folder: its `tokenizer.json`, or `vocab.json` and `merges.txt`. A folder with
+    none of them, only a config, has the vocabulary of CLIP's release, which an installed package provides.
 
     Raises `ModelLoadError`, which names the file, if one is missing or damaged.
     """
     config = read_json(folder / "tokenizer_config.json")
     fast_file = folder / "tokenizer.json"
     file = fast_file if fast_file.is_file() else folder / "vocab.json"
-    document = read_json(file)
+    released = not file.is_file() and not (folder / "merges.txt").is_file()
+    document = {} if released else read_json(file)
     try:
-        if file == fast_file:
+        if released:
+            (vocabulary, merges), added = read_vocabulary(), []
+        elif file == fast_file:
             model, added = document["model"], document.get("added_tokens", [])
             vocabulary, merges = model["vocab"], [_merge(line) for line in model["merges"]]
         else:

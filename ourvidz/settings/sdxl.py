@@ -49,6 +49,10 @@ class SDXLSettings(Topic):
     """The SDXL checkpoint, its pipeline options and adapters."""
 
     sdxl_model: LocalPath | None = env("OURVIDZ_SDXL_MODEL")
+    sdxl_config: LocalPath | None = env("OURVIDZ_SDXL_CONFIG")
+    """Folder of the configs and tokenizers of a checkpoint that is one file."""
+    sdxl_vae: LocalPath | None = env("OURVIDZ_SDXL_VAE")
+    """VAE that replaces that of the checkpoint."""
     negative_prompt: str | None = env("OURVIDZ_NEGATIVE_PROMPT")
     """Negative prompt of SDXL jobs that have none."""
     sdxl_scheduler: SDXLScheduler | None = env("OURVIDZ_SDXL_SCHEDULER")

@@ -22,7 +22,7 @@ from ourvidz.ledger.store import Ledger
 from ourvidz.liveness import registration
 from ourvidz.liveness.availability import WorkerAvailability
 from ourvidz.liveness.capacity import Capacity
-from ourvidz.pipelines.checkpoints import PACKAGED
+from ourvidz.pipelines.checkpoints import PACKAGED, sdxl_config_folder
 from ourvidz.prompts.encoders import TextEncoders, read_encoders
 from ourvidz.recovery.sweep import SweepOptions
 from ourvidz.settings import Settings
@@ -198,8 +198,8 @@ def text_encoder_folder(settings: Settings, *, packaged: Path = PACKAGED) -> Pat
     if settings.sdxl_model is None and settings.profile == "production":
         return None
     model = settings.sdxl_model or packaged / "tiny-sdxl"
-    folder = model.with_name(f"{model.stem}.config") if model.suffix == ".safetensors" else model
-    return folder if folder.is_dir() else None
+    folder = sdxl_config_folder(model, settings.sdxl_config, packaged=packaged)
+    return folder if model.exists() and folder.is_dir() else None
 
 
 def open_ledger(settings: Settings, kind: type[Ledger] = Ledger) -> Ledger:

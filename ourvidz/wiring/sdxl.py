@@ -18,7 +18,7 @@ def build(settings: Settings) -> SDXLPipeline:
     """The SDXL pipeline of the settings. Raises `ModelLoadError`."""
     if settings.sdxl_model is None and settings.profile == "production":
         raise ModelLoadError("The production profile has no SDXL checkpoint: set OURVIDZ_SDXL_MODEL.")
-    checkpoint = find_sdxl(settings.sdxl_model)
+    checkpoint = find_sdxl(settings.sdxl_model, config=settings.sdxl_config, vae=settings.sdxl_vae)
     cap = TINY_CAP_PX if settings.sdxl_model is None else None
     cache = TensorCache(settings.embedding_cache_mib)
     return SDXLPipeline(checkpoint, cap=cap, options=sdxl_options(settings), cache=cache)

@@ -10,6 +10,7 @@ import pytest
 
 from ourvidz.cli import model_checks
 from ourvidz.settings import Settings
+from tests.pipelines.weight_files import KOHYA, SDXL, write_sparse
 from training.untrained.wan_image_models import build_vace
 
 MakeSettings = Callable[..., Settings]
@@ -64,7 +65,7 @@ def test_the_vace_checkpoint_is_checked_with_the_wan_checkpoint(
 def test_the_sdxl_options_that_are_set_are_listed(make_settings: MakeSettings, tmp_path: Path) -> None:
     """The options come from many variables; doctor shows them in one place."""
     assert model_checks.check_sdxl_options(make_settings()).reason == model_checks.DEFAULTS
-    (tmp_path / "hills.safetensors").touch()
+    write_sparse(tmp_path / "hills.safetensors", KOHYA)
     check = model_checks.check_sdxl_options(
         make_settings(
             OURVIDZ_SDXL_SCHEDULER="ddim",
@@ -75,6 +76,33 @@ def test_the_sdxl_options_that_are_set_are_listed(make_settings: MakeSettings, t
     )
     assert check.status == "ok"
     assert check.reason == "scheduler ddim; compiled; LoRAs hills; LoRAs by name ink"
+
+
+@pytest.mark.parametrize(
+    ("variable", "prefix", "wanted"),
+    [
+        ("OURVIDZ_SDXL_MODEL", "", "an SDXL checkpoint"),
+        ("OURVIDZ_WAN_MODEL", "", "a checkpoint folder"),
+        ("OURVIDZ_SDXL_JOB_LORAS", "hills=", "a LoRA"),
+        ("OURVIDZ_SDXL_VAE", "", "a VAE"),
+    ],
+)
+def test_a_file_of_the_wrong_kind_is_named(
+    make_settings: MakeSettings, tmp_path: Path, variable: str, prefix: str, wanted: str
+) -> None:
+    """Doctor says in one line what the file is: the worker would fail with the same words minutes later."""
+    tensors = SDXL if "LORAS" in variable else KOHYA
+    wrong = write_sparse(tmp_path / "wrong.safetensors", tensors)
+    settings = make_settings(**{variable: f"{prefix}{wrong}"})
+    checks = (
+        model_checks.check_sdxl_checkpoint(settings),
+        model_checks.check_sdxl_options(settings),
+        model_checks.check_wan_checkpoint(settings),
+    )
+    (failure,) = [check for check in checks if check.status == "failed"]
+    name = "an SDXL checkpoint" if tensors is SDXL else "a LoRA"
+    assert failure.reason == f"{wrong} is {name}, not {wanted}."
+    assert variable in failure.fix or variable == "OURVIDZ_SDXL_VAE"
 
 
 def test_the_wan_options_that_are_set_are_listed(make_settings: MakeSettings) -> None:

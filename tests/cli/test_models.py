@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from ourvidz.cli.main import cli
 from ourvidz.cli.models import list_checkpoints
 from ourvidz.settings import Settings, load_settings, settings
+from tests.pipelines.weight_files import KOHYA, write_sparse
 
 
 def safetensors(path: Path, data: bytes = b"\0" * 16) -> Path:
@@ -111,6 +112,17 @@ def test_a_missing_checkpoint_is_listed_with_its_problem(
     settings.cache_clear()
     (row,) = json.loads(CliRunner().invoke(cli, ["models", "list", "--json"]).stdout)
     assert "no SDXL checkpoint" in row["problem"]
+
+
+def test_a_file_of_the_wrong_kind_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the words of the worker's error."""
+    lora = write_sparse(checkpoint / "hills.safetensors", KOHYA)
+    monkeypatch.setenv("OURVIDZ_SDXL_MODEL", str(lora))
+    settings.cache_clear()
+    result = CliRunner().invoke(cli, ["models", "verify", "--json"])
+    assert result.exit_code == 1
+    (row,) = json.loads(result.stdout)
+    assert row["problem"] == f"{lora} is a LoRA, not an SDXL checkpoint."
 
 
 def test_every_packaged_family_is_listed(defaults: Settings, packaged: Path) -> None:

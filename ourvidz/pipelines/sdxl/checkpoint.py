@@ -1,11 +1,13 @@
-"""Finds an SDXL checkpoint on disk: a diffusers folder or a single `.safetensors` file with its configs."""
+"""Finds an SDXL checkpoint on disk: a diffusers folder or a single `.safetensors` file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ourvidz.errors import ModelLoadError
-from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint, require_diffusers_folder
+from ourvidz.pipelines import single_file_names, weight_kinds
+from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint, require_diffusers_folder, sdxl_config_folder
+from ourvidz.prompts.vocabulary import find_vocabulary
 
 _CONFIG_FILES = (
     "model_index.json",
@@ -18,34 +20,58 @@ _CONFIG_FILES = (
     "vae/config.json",
 )
 """Files that a single-file checkpoint needs in its config folder."""
+_VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
-def find_sdxl(model: Path | None, *, config: Path | None = None, packaged: Path = PACKAGED) -> Checkpoint:
+def find_sdxl(
+    model: Path | None, *, config: Path | None = None, vae: Path | None = None, packaged: Path = PACKAGED
+) -> Checkpoint:
     """The SDXL checkpoint at `model`, or the packaged tiny one if `model` is None.
 
-    `config` is the config folder of a single file; the default is `<stem>.config/` beside it. Raises
-    `ModelLoadError` naming what is missing.
+    `config` is the config folder of a single file; the default is `<stem>.config/` beside it, or else that
+    of SDXL base. `vae` is a `.safetensors` file or a folder whose VAE replaces that of the checkpoint. Raises
+    `ModelLoadError` naming what is missing, or what the file is if it is no SDXL checkpoint.
     """
+    if vae is not None:
+        _check_vae(vae)
     if model is None:
-        return Checkpoint(require_diffusers_folder(packaged / "tiny-sdxl"), "tiny")
+        return Checkpoint(require_diffusers_folder(packaged / "tiny-sdxl"), "tiny", vae=vae)
     if model.is_dir():
-        return Checkpoint(require_diffusers_folder(model), "folder")
+        return Checkpoint(require_diffusers_folder(model), "folder", vae=vae)
     if not model.is_file():
         raise ModelLoadError(f"There is no SDXL checkpoint at {model}.")
+    header = weight_kinds.require(model, "sdxl", wanted="an SDXL checkpoint")
     if model.suffix != ".safetensors":
-        raise ModelLoadError(f"{model} is not a .safetensors file; other formats can run code when loaded.")
-    return Checkpoint(model, "single file", _single_file_config(model, config))
-
-
-def _single_file_config(model: Path, config: Path | None) -> Path:
-    """The config folder of a single file. Raises `ModelLoadError` if files are missing."""
-    folder = config or model.with_name(f"{model.stem}.config")
-    if not folder.is_dir():
+        raise ModelLoadError(f"{model} is not named .safetensors, but it is such a file: rename it.")
+    if vae is None and "vae" not in single_file_names.components(header.tensors):
         raise ModelLoadError(
-            f"{model.name} holds weights only: its configs and tokenizers are expected in {folder} "
-            "(a diffusers folder of the same model; its weights are not needed)."
+            f"{model} holds no VAE: set OURVIDZ_SDXL_VAE to the VAE of SDXL, a .safetensors file or a folder."
         )
+    folder = sdxl_config_folder(model, config, packaged=packaged)
+    _check_config(model, folder)
+    return Checkpoint(model, "single file", folder, vae=vae)
+
+
+def _check_vae(vae: Path) -> None:
+    """Raise `ModelLoadError` unless there is a VAE at this path."""
+    if vae.is_dir():
+        if not (vae / "config.json").is_file() or not any(vae.glob("*.safetensors")):
+            raise ModelLoadError(f"{vae} holds no VAE: it lacks config.json or .safetensors weights.")
+    elif vae.is_file():
+        weight_kinds.require(vae, "vae", wanted="a VAE")
+    else:
+        raise ModelLoadError(f"There is no VAE at {vae}.")
+
+
+def _check_config(model: Path, folder: Path) -> None:
+    """Raise `ModelLoadError` if the config folder of a single file lacks files."""
+    if not folder.is_dir():
+        raise ModelLoadError(f"There is no folder {folder} with the configs of {model.name}.")
     missing = [name for name in _CONFIG_FILES if not (folder / name).is_file()]
     if missing:
         raise ModelLoadError(f"{folder} lacks {', '.join(missing)}, which {model.name} needs.")
-    return folder
+    if not all(
+        any((folder / name / file).is_file() for file in _VOCABULARIES)
+        for name in ("tokenizer", "tokenizer_2")
+    ):
+        find_vocabulary()

@@ -21,6 +21,7 @@ from transformers import CLIPVisionModelWithProjection
 from ourvidz.errors import ModelLoadError
 from ourvidz.hub.manifest import mark_in_use
 from ourvidz.jobs.job import ReferenceType
+from ourvidz.pipelines import weight_kinds
 from ourvidz.pipelines.clip import clip_pixels
 
 _ADAPTER_PROCESSORS = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0)
@@ -106,6 +107,7 @@ def _load_weights(file: Path) -> dict[str, dict[str, torch.Tensor]]:
     """The adapter's weights in the form that diffusers takes: `image_proj` and `ip_adapter` apart."""
     if file.suffix != ".safetensors" or not file.is_file():
         raise ModelLoadError(f"There is no .safetensors file {file}.")
+    weight_kinds.require(file, "ip-adapter", wanted="an IP-Adapter")
     parts: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for key, tensor in load_file(file).items():
         part, _, name = key.partition(".")

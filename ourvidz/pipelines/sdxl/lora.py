@@ -13,6 +13,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors import safe_open
 
 from ourvidz.errors import ModelLoadError
+from ourvidz.pipelines import weight_kinds
 
 _DOWN_UP_SUFFIXES = (
     (".lora_A.weight", ".lora_B.weight"),
@@ -106,6 +107,10 @@ def read_lora(pipe: StableDiffusionXLPipeline, file: LoraFile) -> LoraWeights:
     """
     if file.path.suffix != ".safetensors" or not file.path.is_file():
         raise ModelLoadError(f"LoRA {file.name}: there is no .safetensors file {file.path}.")
+    try:
+        weight_kinds.require(file.path, "lora", wanted="a LoRA")
+    except ModelLoadError as error:
+        raise ModelLoadError(f"LoRA {file.name}: {error.message}") from None
     tensors, alphas, peft_config = _read_tensors(pipe, file)
     alphas_by_module = {_module_of_alpha(key): float(alpha) for key, alpha in (alphas or {}).items()}
     changes = list(_layer_loras(tensors, alphas_by_module, peft_config or {}))

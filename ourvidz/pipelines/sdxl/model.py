@@ -16,7 +16,7 @@ from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.identity import NO_WEIGHTS, Weights
 from ourvidz.pipelines.loading import loading, weights_mib
 from ourvidz.pipelines.previews import LatentPreviewer, fit_previewer
-from ourvidz.pipelines.sdxl import lora, schedulers
+from ourvidz.pipelines.sdxl import lora, schedulers, single_file
 from ourvidz.pipelines.sdxl.ip_adapter import IPAdapter
 from ourvidz.pipelines.sdxl.job_loras import JobLoras
 from ourvidz.pipelines.sdxl.options import SDXLOptions
@@ -120,11 +120,17 @@ def _fit_previewer(vae: ImageVAE) -> LatentPreviewer | None:
 
 def _read_pipeline(checkpoint: Checkpoint, dtype: torch.dtype) -> diffusers.StableDiffusionXLPipeline:
     """Read the pipeline from disk. Never from the hub, and never pickles, which can run code."""
-    options = {"dtype": dtype, "local_files_only": True, "add_watermarker": False}
+    config = checkpoint.config or checkpoint.path
+    vae = None if checkpoint.vae is None else single_file.read_vae(checkpoint.vae, config, dtype)
     if checkpoint.kind == "single file":
-        return diffusers.StableDiffusionXLPipeline.from_single_file(
-            str(checkpoint.path), config=str(checkpoint.config), **options
-        )
+        return single_file.read_single_file(checkpoint.path, config, dtype, vae=vae)
+    replaced = {} if vae is None else {"vae": vae}
     return diffusers.StableDiffusionXLPipeline.from_pretrained(
-        checkpoint.path, use_safetensors=True, variant=checkpoint.variant, **options
+        checkpoint.path,
+        use_safetensors=True,
+        variant=checkpoint.variant,
+        dtype=dtype,
+        local_files_only=True,
+        add_watermarker=False,
+        **replaced,
     )

@@ -202,7 +202,7 @@ def test_a_file_that_is_no_adapter_is_a_load_error(
     """For example a LoRA."""
     save_file({"unet.to_q.lora_A.weight": torch.ones(2, 2)}, tmp_path / "lora.safetensors")
     no_adapter = AdapterFiles(tmp_path / "lora.safetensors", files.encoder)
-    with pytest.raises(ModelLoadError, match="no IP-Adapter"):
+    with pytest.raises(ModelLoadError, match="is a LoRA, not an IP-Adapter"):
         SDXLPipeline(sdxl_checkpoint, options=SDXLOptions(ip_adapter=no_adapter)).load()
 
 

@@ -193,7 +193,7 @@ def test_a_lora_changes_the_image(sdxl: SDXLPipeline, sdxl_checkpoint: Checkpoin
             },
             "another shape",
         ),
-        ({"colours": torch.ones(3)}, "no LoRA weights"),
+        ({"colours": torch.ones(3)}, "is a file of unknown kind .*, not a LoRA"),
         (
             {
                 f"unet.{LAYER}.lora_A.weight": torch.ones(2, 4),
@@ -236,7 +236,7 @@ def test_a_missing_file_is_a_load_error(sdxl_checkpoint: Checkpoint, tmp_path: P
 def test_a_truncated_file_is_named(sdxl_checkpoint: Checkpoint, tmp_path: Path) -> None:
     """A checkpoint may be loaded with several files."""
     (tmp_path / "half.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
-    with pytest.raises(ModelLoadError, match=r"LoRA hills: half\.safetensors cannot be read"):
+    with pytest.raises(ModelLoadError, match=r"LoRA hills: .*half\.safetensors is truncated"):
         load(sdxl_checkpoint, LoraFile("hills", tmp_path / "half.safetensors"))
 
 
