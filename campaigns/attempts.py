@@ -74,9 +74,10 @@ class ReportedCheckpoints(JobCheckpoints):
         report("copied", time.monotonic())
         super().save(encode)
 
-    def _write(self, encode: Callable[[], bytes]) -> None:
-        super()._write(encode)
+    def _write(self, encode: Callable[[], bytes]) -> bool:
+        stored = super()._write(encode)
         report("saved", time.monotonic())
+        return stored
 
 
 def report(*words: object) -> None:

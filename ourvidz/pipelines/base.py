@@ -123,18 +123,23 @@ class SourceVideo:
     reference_images: tuple[Image, ...] = ()
 
 
+class Preempted(Exception):
+    """Raised between two steps: the state after the last one is stored, and the job leaves the pipeline to
+    another one. Denoising continues from there when the job is generated again."""
+
+
 class DenoisingCheckpoints(Protocol):
     """The stored states of one job's denoising: another attempt continues from the newest one that fits."""
 
     def stored(self) -> Iterable[bytes]:
-        """The stored checkpoints of this job, newest first. Called once, before denoising starts."""
+        """The stored checkpoints of this job, newest first. Called before denoising starts."""
 
     def is_due(self) -> bool:
         """Whether a checkpoint should be saved now. Called after every step."""
 
     def save(self, encode: Callable[[], bytes]) -> None:
-        """Store what `encode` returns, which is called on another thread. Raises nothing: a checkpoint that
-        cannot be stored is left out."""
+        """Store what `encode` returns, which is called on another thread. A checkpoint that cannot be stored
+        is left out. Raises `Preempted` where the job is to make room, once the checkpoint is stored."""
 
 
 class ImagePipeline(Protocol):

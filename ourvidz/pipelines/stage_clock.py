@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -51,6 +51,11 @@ class StageClock:
         load_s = min(self._owed_load_s, sum(seconds.values()))
         self._owed_load_s -= load_s
         return dict(seconds) | ({LOAD: load_s} if load_s else {})
+
+    def give_back(self, seconds: Mapping[str, float]) -> None:
+        """Count what was taken for the next job that takes: another one came in between."""
+        for stage, taken_s in seconds.items():
+            self._seconds[stage] += taken_s
 
     def _count(self) -> None:
         now = self._clock()

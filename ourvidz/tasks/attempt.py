@@ -87,8 +87,11 @@ class Attempt:
     """One claimed attempt, from its lease to its commit. Every method raises `FenceLost` once another worker
     has the job, and waits for a ledger that is away."""
 
-    def __init__(self, claim: Claim, family: str) -> None:
+    def __init__(
+        self, claim: Claim, family: str, *, is_preempted: Callable[[], bool] = lambda: False
+    ) -> None:
         self.claim = claim
+        self._is_preempted = is_preempted
         self._family = family
         self._run: LeasedRun | None = None
 
@@ -134,8 +137,17 @@ class Attempt:
         if self._family not in DENOISING_FAMILIES or not app.settings.checkpoint_s:
             return None
         return JobCheckpoints(
-            self.claim, app.store, interval_s=app.settings.checkpoint_s, is_draining=drain_notice.is_draining
+            self.claim,
+            app.store,
+            interval_s=app.settings.checkpoint_s,
+            is_draining=drain_notice.is_draining,
+            is_preempted=self._is_preempted,
         )
+
+    def publish(self, outcome: Outcome) -> None:
+        """Move the files of the outcome to their final keys; see `LeasedRun.publish`."""
+        assert self._run is not None
+        self._run.publish(outcome)
 
     def commit(self, outcome: Outcome) -> None:
         """Commit the outcome."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from celery import Task
@@ -13,10 +15,13 @@ from ourvidz import dispatch, log
 from ourvidz.claims import claim_for, task_argument
 from ourvidz.errors import InvalidParameters, OurvidzError, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
+from ourvidz.pipelines.base import Preempted
 from ourvidz.records.record import Claim
 from ourvidz.tasks.attempt import Attempt, services, to_job_error
-from ourvidz.workflows.run import FenceLost
-from ourvidz.workflows.services import Services
+from ourvidz.tasks.preemption import Preemption, RememberedReferences
+from ourvidz.wiring import control
+from ourvidz.workflows.run import FenceLost, LeasedRun
+from ourvidz.workflows.services import Services, give_back_gpu_seconds, take_gpu_seconds
 
 Workflow = Callable[[Any, Any, Services], Outcome]
 """A workflow takes the job, the run and the services."""
@@ -69,25 +74,62 @@ class GenerationTask(Task):  # type: ignore[misc]
         Raises `JobFailed` for a committed failure, Celery's `Retry` for another attempt, and Celery's
         `Ignore` when there is no claim or the fence is lost.
         """
-        attempt = Attempt(self.claim(message), self.family)
-        job_id = attempt.claim.job_id
+        claim = self.claim(message)
+        preemption = self._preemption(claim)
+        attempt = Attempt(claim, self.family, is_preempted=preemption.is_due)
         try:
             # To the end, so that the lease is renewed while models are built and while the commit is tried.
             with attempt.running() as run:
-                try:
-                    outcome = workflow(attempt.claim.job, run, services(self.family))
-                    run.publish(outcome)
-                except FenceLost:
-                    raise
-                except Exception as failure:  # noqa: BLE001  every error ends the attempt in the ledger
-                    error = to_job_error(failure, job_id)
-                else:
-                    attempt.commit(outcome)
-                    return {"job_id": job_id, "status": outcome.status}
+                preemption.watch(run)
+                error = _perform(attempt, lambda: self._run_with_pauses(claim, run, workflow, preemption))
+                if error is None:
+                    return {"job_id": claim.job_id, "status": "completed"}
                 self._retry_or_fail(attempt, error)
         except FenceLost:
-            _log.warning("fence_lost", job_id=job_id)
+            _log.warning("fence_lost", job_id=claim.job_id)
             raise Ignore from None
+
+    def _preemption(self, claim: Claim) -> Preemption:
+        app = control.current()
+        return Preemption(
+            claim,
+            app.ledger,
+            lambda: services(self.family).device,
+            every_s=math.inf if self.request.is_eager else app.settings.preempt_every_s or math.inf,
+            turn_s=app.settings.gpu_turn_s,
+        )
+
+    def _run_with_pauses(
+        self, claim: Claim, run: LeasedRun, workflow: Workflow, preemption: Preemption
+    ) -> Outcome:
+        """Run the workflow, again from its checkpoint whenever the job has made room."""
+        own = services(self.family)
+        own = replace(own, references=RememberedReferences(own.references))
+        while True:
+            try:
+                return preemption.report(workflow(claim.job, run, own))
+            except Preempted:
+                # What follows is outside this block: the traceback would keep the tensors of the pass.
+                pass
+            taken = take_gpu_seconds(own.models)
+            run.make_room()
+            other = preemption.claim_next()
+            if other is not None:
+                self._run_beside(other, workflow)
+            give_back_gpu_seconds(own.models, taken)
+
+    def _run_beside(self, claim: Claim, workflow: Workflow) -> None:
+        """Run a job for which another one of this task has made room, to its end. Its failure is its own: it
+        is not raised."""
+        attempt = Attempt(claim, self.family)
+        try:
+            with attempt.running() as run:
+                error = _perform(attempt, lambda: workflow(claim.job, run, services(self.family)))
+                ending = attempt.end_with_error(error, retry_delay_s=RETRY_DELAY_S) if error else "completed"
+            if ending == "retry":
+                dispatch.publish(claim.record, delay_s=RETRY_DELAY_S + PUBLISH_SLACK_S)
+        except FenceLost:
+            _log.warning("fence_lost", job_id=claim.job_id)
 
     def claim(self, argument: Any) -> Claim:
         """Return the claim of this task's request; `argument` is a message or a payload. Raises `Ignore` when
@@ -116,6 +158,20 @@ class GenerationTask(Task):  # type: ignore[misc]
         )
         dispatch.note_published(attempt.claim.record)
         raise retry
+
+
+def _perform(attempt: Attempt, generate: Callable[[], Outcome]) -> OurvidzError | None:
+    """Generate, publish and commit the outcome of an attempt. Returns the error that it failed with before
+    the commit, without its traceback. Raises `FenceLost`."""
+    try:
+        outcome = generate()
+        attempt.publish(outcome)
+    except FenceLost:
+        raise
+    except Exception as failure:  # noqa: BLE001  every error ends the attempt in the ledger
+        return to_job_error(failure, attempt.claim.job_id)
+    attempt.commit(outcome)
+    return None
 
 
 def _refuse_options(options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,11 @@ class WarmModels:
         return {
             stage: s for pipeline in self._pipelines().values() for stage, s in pipeline.clock.take().items()
         }
+
+    def give_back_gpu_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Count seconds that were taken for the next job that takes."""
+        for pipeline in self._pipelines().values():
+            pipeline.clock.give_back(seconds)
 
     def _pipelines(self) -> dict[str, SDXLPipeline | WanPipeline]:
         pipelines = {"sdxl": self._sdxl, "wan": self._wan}

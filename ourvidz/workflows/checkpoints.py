@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from ourvidz import log
 from ourvidz.errors import NotFound, OurvidzError, StorageError
+from ourvidz.pipelines.base import Preempted
 from ourvidz.records.record import Claim
 from ourvidz.storage.keys import checkpoint_key, checkpoints_folder, fence_of
 from ourvidz.storage.store import Store
@@ -28,6 +29,9 @@ class JobCheckpoints:
     One is due `interval_s` seconds after the last one, or a step earlier where a step takes long: two of them
     are at most that far apart. While the worker drains one is due after every step, because the job may be
     handed back at any time. None is due while one is being written.
+
+    `is_preempted` is asked after every step: whether the job makes room for another one now. Then a
+    checkpoint is due, and `save` raises `Preempted` once it is stored.
     """
 
     def __init__(
@@ -37,16 +41,19 @@ class JobCheckpoints:
         *,
         interval_s: float,
         is_draining: Callable[[], bool] = lambda: False,
+        is_preempted: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._claim = claim
         self._store = store
         self._interval_s = interval_s
         self._is_draining = is_draining
+        self._is_preempted = is_preempted
+        self._preempted = False
         self._clock = clock
         self._saved_at = self._stepped_at = clock()
         self._writer: ThreadPoolExecutor | None = None
-        self._writing: Future[None] | None = None
+        self._writing: Future[bool] | None = None
         self._has_saved = False
 
     def stored(self) -> Iterator[bytes]:
@@ -67,14 +74,18 @@ class JobCheckpoints:
         step_s, self._stepped_at = now - self._stepped_at, now
         if self._writing is not None and not self._writing.done():
             return False
-        return now + step_s > self._saved_at + self._interval_s or self._is_draining()
+        self._preempted = self._is_preempted()
+        return self._preempted or now + step_s > self._saved_at + self._interval_s or self._is_draining()
 
     def save(self, encode: Callable[[], bytes]) -> None:
-        """Encode and store a checkpoint on a thread of its own. A failure is logged."""
+        """Encode and store a checkpoint on a thread of its own. A failure is logged. Raises `Preempted` when
+        the job makes room, unless the checkpoint could not be stored."""
         self._saved_at = self._clock()
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"checkpoint-{self._claim.job_id}")
         self._writing = self._writer.submit(self._write, encode)
+        if self._preempted and self._writing.result():
+            raise Preempted
 
     def close(self, *, ended: bool) -> None:
         """Wait for the checkpoint that is being written; remove them all if the job has `ended`. Raises
@@ -84,7 +95,8 @@ class JobCheckpoints:
         if ended:
             self._remove([checkpoints_folder(self._claim.job_id)])
 
-    def _write(self, encode: Callable[[], bytes]) -> None:
+    def _write(self, encode: Callable[[], bytes]) -> bool:
+        """Store a checkpoint; return whether it is stored."""
         claim = self._claim
         own = f"{claim.fence}.{claim.token}"
         try:
@@ -92,11 +104,12 @@ class JobCheckpoints:
         except Exception as error:  # noqa: BLE001  the job goes on without a checkpoint
             reason = error.message if isinstance(error, OurvidzError) else type(error).__name__
             _log.warning("checkpoint_not_saved", job_id=claim.job_id, reason=reason)
-            return
+            return False
         if not self._has_saved:
             self._has_saved = True
             folder = checkpoints_folder(claim.job_id)
             self._remove([f"{folder}/{name}" for name in self._folders() if name != own])
+        return True
 
     def _folders(self) -> list[str]:
         """The folders of this attempt and of those before it, the newest first."""

@@ -33,6 +33,9 @@ GENERATION_PROGRESS = 99.0
 
 WAITING_FOR_GPU = "waiting_for_gpu"
 """The stage of a job that waits until other workers of its GPU have freed memory."""
+PREEMPTED = "preempted"
+"""The stage of a job that has made room for another one of its worker."""
+PAUSES = (WAITING_FOR_GPU, PREEMPTED)
 
 _log = log.get(__name__)
 
@@ -77,6 +80,9 @@ class LeasedRun:
         self._previews = Previews(claim.job_id, clock=clock) if previews else None
         self._files = StagedFiles(claim, ledger, sleep=sleep)
         self._deadline: float | None = None
+        self._paused_at: float | None = None
+        self.fraction = 0.0
+        """The share of the steps that are done."""
         self._stage: str | None = None
         self._lease_deadline = claim.lease_deadline
         self._fence_lost = threading.Event()
@@ -122,7 +128,12 @@ class LeasedRun:
         now = self._clock()
         if self._deadline is None:
             self._deadline = now + self._limit_s
-        if self._stage == WAITING_FOR_GPU:
+        elif self._paused_at is not None:
+            self._deadline += now - self._paused_at
+        self._paused_at = None
+        if total:
+            self.fraction = done / total
+        if self._stage in PAUSES:
             self._stage = NO_STAGE
             self._next_report_at = now
         add_event = self._progress_events and now >= self._next_progress_at and 0 < done < total
@@ -136,11 +147,12 @@ class LeasedRun:
         """Report the stage `waiting_for_gpu`, until the next step. Called again and again while the job
         waits for the memory of its GPU, which does not count towards its time limit. Raises `Cancelled` or
         `FenceLost`."""
-        if self._stage != WAITING_FOR_GPU:
-            self._stage = WAITING_FOR_GPU
-            self._progress = None
-        self._next_report_at = self._clock()
-        self._report()
+        self._pause(WAITING_FOR_GPU)
+
+    def make_room(self) -> None:
+        """Report the stage `preempted`, until the next step: what comes before it does not count towards the
+        time limit. Raises `Cancelled` or `FenceLost`."""
+        self._pause(PREEMPTED)
 
     def stream_text(self, text: str, tokens: int, max_tokens: int) -> bool:
         """Append text, which may be empty, to the job's stream, and report progress. Returns False when the
@@ -183,6 +195,15 @@ class LeasedRun:
     def note_commit(self, emptied_folders: list[str]) -> None:
         """Note that the outcome is committed, and that the ledger has forgotten these folders."""
         self._committed, self._committed_folders = True, emptied_folders
+
+    def _pause(self, stage: str) -> None:
+        if self._paused_at is None:
+            self._paused_at = self._clock()
+        if self._stage != stage:
+            self._stage = stage
+            self._progress = None
+        self._next_report_at = self._clock()
+        self._report()
 
     def _check_lease(self) -> None:
         """Return if this attempt may write. After the end of its lease, ask the ledger until it answers.

@@ -163,6 +163,13 @@ def take_gpu_seconds(models: Models) -> dict[str, float]:
     return dict(take()) if take is not None else {}
 
 
+def give_back_gpu_seconds(models: Models, seconds: Mapping[str, float]) -> None:
+    """Count seconds that `take_gpu_seconds` returned for the next call: another job came in between."""
+    give_back = getattr(models, "give_back_gpu_seconds", None)
+    if give_back is not None:
+        give_back(seconds)
+
+
 def gpu_usage_metadata(seconds: Mapping[str, float], *, price: float | None) -> dict[str, Any]:
     """Return `gpu_seconds`, rounded and with their `total`, and with a `price` (per hour) `gpu_cost`; nothing
     for a job that used no GPU."""

@@ -28,7 +28,8 @@ LONG = {"steps": 100, "frames": 33}
 @pytest.fixture(scope="module")
 def running(stacks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One stack for all faults: it recovers after each."""
-    with stacks(tmp_path_factory.mktemp("wan"), "--workers", "wan") as running:
+    variables = {"OURVIDZ_PREEMPT_EVERY_S": "0.3"}
+    with stacks(tmp_path_factory.mktemp("wan"), "--workers", "wan", env=variables) as running:
         yield running
 
 
@@ -130,3 +131,26 @@ def test_an_unreachable_reference_falls_back_to_the_prompt_alone(running: Any) -
     assert metadata["reference_error_reason"]
     running.submit("plain", **CLIP)
     assert files_of(running, "fell-back") == files_of(running, "plain")
+
+
+def test_a_clip_makes_room_for_an_image_and_has_the_same_bytes(running: Any) -> None:
+    """Whoever asks for one image must not wait for minutes. Another clip waits its turn."""
+    config = LONG | {"seed": 5}
+    running.submit("undisturbed", **CLIP | {"config": config})
+    expected = files_of(running, "undisturbed")
+    running.submit("clip", **CLIP | {"config": config})
+    running.wait_for(lambda: running.record("clip").progress > 5, "the clip did not start", 60)
+    running.submit("second", **CLIP)
+    running.submit(
+        "image", type="image_fast", prompt="a comet", config={"steps": 4, "width": 64, "height": 64}
+    )
+    image = running.wait_done("image")
+    assert running.record("clip").status == "processing"
+    assert (image["status"], running.record("second").status) == ("completed", "queued")
+    assert files_of(running, "clip") == expected
+    record = running.record("clip")
+    assert (record.attempt, record.failures) == (1, {})
+    metadata = record.outcome.metadata
+    assert (metadata["preemptions"], metadata["resumed_from_step"] > 0) == (1, True)
+    assert metadata["preempted_s"] > 0
+    assert not any((running.state_dir / "assets" / "checkpoints" / "jobs").iterdir())

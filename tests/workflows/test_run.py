@@ -123,6 +123,31 @@ def test_a_wait_for_the_gpu_is_a_stage_that_ends_with_the_next_step(
     assert stages[-1] is None
 
 
+@pytest.mark.parametrize(
+    ("pause", "stage"), [(LeasedRun.make_room, "preempted"), (LeasedRun.wait_for_device, "waiting_for_gpu")]
+)
+def test_a_pause_in_the_middle_does_not_count_towards_the_time_limit(
+    ledger: SwitchableLedger, claim: Claim, pause: Callable[[LeasedRun], None], stage: str
+) -> None:
+    """Another job ran meanwhile. The rest of the limit is as long as before."""
+    now = [0.0]
+    with running(ledger, claim, limit_s=10.0, clock=lambda: now[0]) as run:
+        run.step(0, 4)
+        now[0] = 4.0
+        pause(run)
+        assert ledger.get("a").stage == stage  # type: ignore[union-attr]
+        now[0] = 60.0
+        pause(run)
+        now[0] = 100.0
+        run.step(1, 4)
+        assert ledger.get("a").stage is None  # type: ignore[union-attr]
+        now[0] = 105.9
+        run.step(2, 4)
+        now[0] = 106.1
+        with pytest.raises(JobTimeout):
+            run.step(3, 4)
+
+
 def test_a_job_that_waits_for_the_gpu_can_be_cancelled(ledger: SwitchableLedger, claim: Claim) -> None:
     """The wait ends with the next report."""
     with running(ledger, claim) as run:

@@ -18,7 +18,15 @@ from ourvidz import log
 from ourvidz.errors import I2IPipelineError, ModelLoadError, OurvidzError, OutOfMemory
 from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines import devices, sleeping
-from ourvidz.pipelines.base import DenoisingCheckpoints, GeneratedImages, OnImage, OnPreview, OnStep, Snapshot
+from ourvidz.pipelines.base import (
+    DenoisingCheckpoints,
+    GeneratedImages,
+    OnImage,
+    OnPreview,
+    OnStep,
+    Preempted,
+    Snapshot,
+)
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.conditions import Conditions
 from ourvidz.pipelines.finite import check_finite
@@ -151,7 +159,7 @@ class SDXLPipeline:
                 self._run_stages(state, fallback)
             return True
         except Exception as error:
-            if error is state.progress.callback_error or isinstance(error, OurvidzError):
+            if error is state.progress.callback_error or isinstance(error, (OurvidzError, Preempted)):
                 raise
             if devices.is_out_of_memory(error):
                 return False
