@@ -139,7 +139,7 @@ class DenoisingCheckpoints(Protocol):
 
     def save(self, encode: Callable[[], bytes]) -> None:
         """Store what `encode` returns, which is called on another thread. A checkpoint that cannot be stored
-        is left out. Raises `Preempted` where the job is to make room, once the checkpoint is stored."""
+        is left out. Raises `Preempted` where the job is to yield, once the checkpoint is stored."""
 
 
 class ImagePipeline(Protocol):

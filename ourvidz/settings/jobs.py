@@ -50,7 +50,7 @@ class JobSettings(Topic):
     checkpoint_s: float = env("OURVIDZ_CHECKPOINT_S", 5.0, ge=0)
     """Longest time between two checkpoints of a job's denoising; 0 saves none."""
     preempt_every_s: float = env("OURVIDZ_PREEMPT_EVERY_S", 30.0, ge=0)
-    """Time that a long job works before it makes room for a short one, and between two such pauses; 0 is
+    """Time that a long job works before it yields to a short one, and between two such pauses; 0 is
     never."""
     previews: bool = env("OURVIDZ_PREVIEWS", True)
     """Whether workers add preview images to a job's event stream."""

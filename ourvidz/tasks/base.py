@@ -102,7 +102,7 @@ class GenerationTask(Task):  # type: ignore[misc]
     def _run_with_pauses(
         self, claim: Claim, run: LeasedRun, workflow: Workflow, preemption: Preemption
     ) -> Outcome:
-        """Run the workflow, again from its checkpoint whenever the job has made room."""
+        """Run the workflow, again from its checkpoint whenever the job has yielded."""
         own = services(self.family)
         own = replace(own, references=RememberedReferences(own.references))
         while True:
@@ -112,14 +112,14 @@ class GenerationTask(Task):  # type: ignore[misc]
                 # What follows is outside this block: the traceback would keep the tensors of the pass.
                 pass
             taken = take_gpu_seconds(own.models)
-            run.make_room()
+            run.note_preempted()
             other = preemption.claim_next()
             if other is not None:
                 self._run_beside(other, workflow)
             give_back_gpu_seconds(own.models, taken)
 
     def _run_beside(self, claim: Claim, workflow: Workflow) -> None:
-        """Run a job for which another one of this task has made room, to its end. Its failure is its own: it
+        """Run a job that another one of this task has yielded to. Its failure is its own: it
         is not raised."""
         attempt = Attempt(claim, self.family)
         try:

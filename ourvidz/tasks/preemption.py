@@ -1,4 +1,4 @@
-"""A long job makes room for a short one of its queue, or for another worker of its GPU, between two steps.
+"""A long job yields between two steps: to a short one of its queue, or to another worker of its GPU.
 
 It stays claimed and keeps its lease. What it has computed is stored as a checkpoint, its pipeline is left,
 and when the other job has ended it continues from there: the files have the bytes of an undisturbed run.
@@ -61,7 +61,7 @@ class RememberedReferences:
 
 
 class Preemption:
-    """When one attempt makes room, and for which job.
+    """When one attempt yields, and to which job.
 
     It does so once it has worked for `every_s` seconds since it began, or since it last did; never while its
     worker drains, and never for longer than `SHARE` of the time that it is expected to work altogether.
@@ -100,7 +100,7 @@ class Preemption:
         self._run = weakref.ref(run)
 
     def is_due(self) -> bool:
-        """Whether the job makes room now. Called after every step."""
+        """Whether the job yields now. Called after every step."""
         now = self._clock()
         if self._began_at is None:
             self._began_at = self._continued_at = now
@@ -111,15 +111,15 @@ class Preemption:
             return False
         self._next_look_at = now + LOOK_S
         work_s = self._expected_work_s(now)
-        room_s = SHARE * work_s - self._paused_s
+        spare_s = SHARE * work_s - self._paused_s
         self._next = None
-        if self._device().must_yield() and room_s >= self._turn_s:
+        if self._device().must_yield() and spare_s >= self._turn_s:
             return True
-        self._next = self._find(work_s, room_s)
+        self._next = self._find(work_s, spare_s)
         return self._next is not None
 
     def claim_next(self) -> Claim | None:
-        """Claim the job that this one makes room for. None: it was claimed elsewhere, or another worker of
+        """Claim the job that this one yields to. None: it was claimed elsewhere, or another worker of
         the GPU is meant."""
         self._left_at = self._clock()
         self._times += 1
@@ -138,7 +138,7 @@ class Preemption:
         return claim
 
     def report(self, outcome: Outcome) -> Outcome:
-        """The outcome with how often the job has made room (`preemptions`), and for how many seconds
+        """The outcome with how often the job has yielded (`preemptions`), and for how many seconds
         (`preempted_s`)."""
         if not self._times:
             return outcome
@@ -152,7 +152,7 @@ class Preemption:
         fraction = 0.0 if run is None else run.fraction
         return worked_s / fraction if fraction > 0 else worked_s
 
-    def _find(self, work_s: float, room_s: float) -> Record | None:
+    def _find(self, work_s: float, spare_s: float) -> Record | None:
         """The next queued job that may pass and is expected to end in time."""
         if not self._passing:
             return None
@@ -160,7 +160,7 @@ class Preemption:
         try:
             now, waiting = self._ledger.now(), self._ledger.queued(queue, limit=LOOK_AT)
             for record in filter(lambda record: self._may_pass(record, now), waiting):
-                if CATALOG[record.type].expected_s[1] / expected_s * work_s <= room_s:
+                if CATALOG[record.type].expected_s[1] / expected_s * work_s <= spare_s:
                     return None if queue in self._ledger.paused_queues() else record
         except WorkerUnavailable:
             _log.warning("queue_unknown", job_id=self._claim.job_id)

@@ -30,7 +30,7 @@ class JobCheckpoints:
     are at most that far apart. While the worker drains one is due after every step, because the job may be
     handed back at any time. None is due while one is being written.
 
-    `is_preempted` is asked after every step: whether the job makes room for another one now. Then a
+    `is_preempted` is asked after every step: whether the job yields to another one now. Then a
     checkpoint is due, and `save` raises `Preempted` once it is stored.
     """
 
@@ -79,7 +79,7 @@ class JobCheckpoints:
 
     def save(self, encode: Callable[[], bytes]) -> None:
         """Encode and store a checkpoint on a thread of its own. A failure is logged. Raises `Preempted` when
-        the job makes room, unless the checkpoint could not be stored."""
+        the job yields, unless the checkpoint could not be stored."""
         self._saved_at = self._clock()
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"checkpoint-{self._claim.job_id}")

@@ -34,7 +34,7 @@ GENERATION_PROGRESS = 99.0
 WAITING_FOR_GPU = "waiting_for_gpu"
 """The stage of a job that waits until other workers of its GPU have freed memory."""
 PREEMPTED = "preempted"
-"""The stage of a job that has made room for another one of its worker."""
+"""The stage of a job that has yielded to another one of its worker."""
 PAUSES = (WAITING_FOR_GPU, PREEMPTED)
 
 _log = log.get(__name__)
@@ -149,7 +149,7 @@ class LeasedRun:
         `FenceLost`."""
         self._pause(WAITING_FOR_GPU)
 
-    def make_room(self) -> None:
+    def note_preempted(self) -> None:
         """Report the stage `preempted`, until the next step: what comes before it does not count towards the
         time limit. Raises `Cancelled` or `FenceLost`."""
         self._pause(PREEMPTED)

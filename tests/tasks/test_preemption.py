@@ -1,4 +1,4 @@
-"""A long job makes room for a short one between two steps, and then continues."""
+"""A long job yields to a short one between two steps, and then continues."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def build(settings: Settings, family: str) -> SteppingModels:
 def ledger(
     tmp_path: Path, ourvidz_callbacks: CallbackRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Ledger]:
-    """The ledger of this process. A job makes room as soon as its share allows it."""
+    """The ledger of this process. A job yields as soon as its share allows it."""
     monkeypatch.setattr(CallbackSender, "deliver", lambda *_: None)
     monkeypatch.setattr(preemption, "LOOK_S", 0.0)
     MARKS.clear()
@@ -171,7 +171,7 @@ def test_a_clip_that_is_cancelled_meanwhile_stops_when_it_is_its_turn(ledger: Le
 
 
 def test_both_jobs_of_a_worker_that_dies_meanwhile_are_queued_again_uncharged(ledger: Ledger) -> None:
-    """Either may have been the cause; then each runs alone, and the clip makes no more room."""
+    """Either may have been the cause; then each runs alone, and the clip yields no more."""
     clip = register(ledger, "clip")
     held: list[Record] = []
     AT_STEP["clip", 10] = lambda: register_image(ledger)

@@ -124,7 +124,8 @@ def test_a_wait_for_the_gpu_is_a_stage_that_ends_with_the_next_step(
 
 
 @pytest.mark.parametrize(
-    ("pause", "stage"), [(LeasedRun.make_room, "preempted"), (LeasedRun.wait_for_device, "waiting_for_gpu")]
+    ("pause", "stage"),
+    [(LeasedRun.note_preempted, "preempted"), (LeasedRun.wait_for_device, "waiting_for_gpu")],
 )
 def test_a_pause_in_the_middle_does_not_count_towards_the_time_limit(
     ledger: SwitchableLedger, claim: Claim, pause: Callable[[LeasedRun], None], stage: str
