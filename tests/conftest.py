@@ -21,6 +21,7 @@ import pytest
 import redis
 
 from campaigns.s3_server import S3Server
+from campaigns.supabase import SupabaseServer
 from ourvidz.embedded_redis import PrivateServer, find_server
 from ourvidz.ledger.store import Ledger
 from ourvidz.startup import collector_paused
@@ -57,6 +58,19 @@ def pytest_collection() -> Generator[None, object, object]:
 def s3_server() -> Iterator[S3Server]:
     """A server with the API of S3 in this process; a test that stores files uses a bucket of its own."""
     with S3Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def supabase_server() -> Iterator[SupabaseServer]:
+    """A server with the Storage API of Supabase; a test that stores files uses users of its own."""
+    with ExitStack() as running:
+        try:
+            server = running.enter_context(SupabaseServer())
+        except RuntimeError as error:
+            if os.environ.get("CI"):
+                pytest.fail(str(error))
+            pytest.skip(str(error))
         yield server
 
 

@@ -24,6 +24,7 @@ MARK_OF_FIXTURE = {
     "docs_stack": "system",
     "browser": "browser",
     "deno": "deno",
+    "supabase_server": "deno",
     "untrained_sdxl": "model",
     "untrained_wan": "model",
     "qwen": "model",

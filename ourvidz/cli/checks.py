@@ -18,6 +18,7 @@ NETWORK_TIMEOUT_S = 5
 _STORAGE_FIXES = {
     "local": "set OURVIDZ_STORAGE_DIR to a directory that can be written",
     "s3": "correct the OURVIDZ_S3_… variables; `ourvidz storage init` creates a missing bucket",
+    "supabase": "correct SUPABASE_URL, SUPABASE_SERVICE_KEY; `ourvidz storage init` creates a missing bucket",
 }
 """What to change, by back end."""
 

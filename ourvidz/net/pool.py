@@ -51,16 +51,20 @@ class ConnectionPool:
         headers: Mapping[str, str],
         body: bytes | None = None,
         deadline: Deadline,
+        resend: bool = True,
     ) -> Iterator[StreamedResponse]:
         """Send one request; yield the response when its head has arrived.
 
         A request that a kept connection could not carry, because the server had closed it, is sent once more
-        on a new one, within the same deadline. Raises what `HttpConnection.send` raises.
+        on a new one, within the same deadline. The server may have received all of it the first time: with
+        `resend` false that raises. Raises what `HttpConnection.send` raises.
         """
         connection = self._take(url.origin) or self._open(url.origin)
         try:
             response = connection.send(method, url, headers=headers, body=body, deadline=deadline)
         except StaleConnection:
+            if not resend:
+                raise
             connection = self._open(url.origin)
             response = connection.send(method, url, headers=headers, body=body, deadline=deadline)
         try:

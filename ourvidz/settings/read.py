@@ -87,6 +87,8 @@ class Settings(
                 raise ValueError("OURVIDZ_REGISTRATION=on needs OURVIDZ_PUBLIC_URL or RUNPOD_POD_ID")
         if self.storage == "s3" and self.s3_bucket is None:
             raise ValueError("OURVIDZ_STORAGE=s3 needs OURVIDZ_S3_BUCKET")
+        if self.storage == "supabase" and not (self.supabase_url and self.supabase_service_key):
+            raise ValueError("OURVIDZ_STORAGE=supabase needs SUPABASE_URL and SUPABASE_SERVICE_KEY")
         values = {
             field.validation_alias: getattr(self, name) for name, field in type(self).model_fields.items()
         }

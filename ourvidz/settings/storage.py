@@ -10,7 +10,7 @@ from ourvidz.settings.kinds import BucketName, FolderPath, LocalPath, Topic, Web
 class StorageSettings(Topic):
     """The storage back end."""
 
-    storage: Literal["local", "s3"] = env("OURVIDZ_STORAGE", "local")
+    storage: Literal["local", "s3", "supabase"] = env("OURVIDZ_STORAGE", "local")
     configured_storage_dir: LocalPath | None = env("OURVIDZ_STORAGE_DIR")
     signed_url_s: float = env("OURVIDZ_SIGNED_URL_S", 3600.0, ge=1, le=7 * 24 * 3600)
     """How long a signed URL of a stored file can be used, in seconds."""

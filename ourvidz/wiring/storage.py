@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ourvidz.errors import SettingsError
+from ourvidz.jobs.catalog import READ_BUCKETS, WRITE_BUCKETS
 from ourvidz.settings import Settings
+from ourvidz.storage.keys import CHECKPOINTS
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
 
@@ -44,5 +46,20 @@ def _s3(settings: Settings) -> Store:
     )
 
 
-_BACK_ENDS: dict[str, Callable[[Settings], Store]] = {"local": _local, "s3": _s3}
+def _supabase(settings: Settings) -> Store:
+    from ourvidz.storage.supabase import SupabaseStore
+    from ourvidz.storage.supabase_api import SupabaseAPI
+
+    assert settings.supabase_url is not None
+    assert settings.supabase_service_key is not None
+    api = SupabaseAPI(settings.supabase_url, settings.supabase_service_key)
+    checkpoints = CHECKPOINTS.partition("/")[0]
+    return SupabaseStore(api, buckets=tuple(dict.fromkeys((*WRITE_BUCKETS, *READ_BUCKETS, checkpoints))))
+
+
+_BACK_ENDS: dict[str, Callable[[Settings], Store]] = {
+    "local": _local,
+    "s3": _s3,
+    "supabase": _supabase,
+}
 """The back ends by the value of OURVIDZ_STORAGE; each imports its library when it is chosen."""

@@ -6,7 +6,6 @@ import base64
 import http.client
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from campaigns.supabase import find_deno
 from ourvidz.callbacks.payload import build, encode
 from ourvidz.callbacks.signing import signed_headers
 from ourvidz.jobs.outcome import Asset, Outcome
@@ -31,11 +31,8 @@ NEW, OLD, FOREIGN = (
 
 @pytest.fixture(scope="module")
 def deno() -> str:
-    """The Deno binary: $DENO_BIN, the path, or what scripts/install-deno installed."""
-    installed = ROOT / ".venv" / "deno" / "node_modules" / ".bin" / "deno"
-    binary = (
-        os.environ.get("DENO_BIN") or shutil.which("deno") or (str(installed) if installed.exists() else None)
-    )
+    """The Deno binary."""
+    binary = find_deno()
     if binary is None:
         message = "Deno is not installed: run scripts/install-deno"
         if os.environ.get("CI"):

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from campaigns.s3_server import S3Server
+from campaigns.supabase import SupabaseServer
 from ourvidz.cli import checks
 from ourvidz.cli.main import cli
 from ourvidz.errors import SettingsError
@@ -63,6 +64,27 @@ def test_a_wrong_key_is_one_line(s3_server: S3Server, configure, command: tuple[
         f"{s3_server.url}: the secret does not belong to this access key (SignatureDoesNotMatch)\n"
     )
     assert WRONG not in refused.output
+
+
+def test_the_buckets_of_a_supabase_project_are_created(supabase_server: SupabaseServer, configure) -> None:
+    """Those that exist are left as they are."""
+    configure(**supabase_server.environment())
+    run("storage", "init")
+    again = run("storage", "init", "--json")
+    assert json.loads(again.stdout) == {"storage": f"{supabase_server.url}/storage/v1", "created": []}
+
+
+@pytest.mark.parametrize("command", [("storage", "init"), ("worker", "sdxl"), ("worker", "web")])
+def test_a_wrong_supabase_key_is_one_line(
+    supabase_server: SupabaseServer, configure, command: tuple[str, ...]
+) -> None:
+    """Also a key of another project."""
+    configure(**supabase_server.environment() | {"SUPABASE_SERVICE_KEY": "sb_secret_wrong"})
+    refused = run(*command)
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        f"Error: SUPABASE_SERVICE_KEY: {supabase_server.url}/storage/v1 refuses it (401)\n"
+    )
 
 
 def test_a_bucket_that_does_not_exist_stops_a_worker(s3_server: S3Server, configure) -> None:

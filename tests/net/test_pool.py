@@ -204,6 +204,20 @@ def test_a_request_on_a_connection_that_ends_without_an_answer_is_sent_once_more
     assert server.requests == [2, 1]
 
 
+def test_a_request_that_must_not_be_repeated_is_sent_once(server: Server) -> None:
+    """The server may have carried it out before its connection broke: the caller looks first."""
+    server.answer = lambda _server, connection, number: number == 1 and not connection.sendall(OK)
+    pool = ConnectionPool()
+    send(pool, server.url)
+    options = {"headers": {}, "body": b"{}", "deadline": Deadline.after(PATIENCE_S)}
+    with (
+        pytest.raises(RequestError),
+        pool.open_response("POST", parsed(server.url), resend=False, **options),
+    ):
+        pass
+    assert server.requests == [2]
+
+
 def test_a_request_is_not_sent_again_after_a_part_of_its_answer(server: Server, client: HttpClient) -> None:
     """The server has the request: only the receiver's idempotency key may repeat it, later."""
 

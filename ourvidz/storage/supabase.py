@@ -1,0 +1,334 @@
+"""Storage in Supabase: its REST API, and resumable uploads for large files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ourvidz.errors import NotFound, SettingsError, StorageError
+from ourvidz.storage import probe, tus
+from ourvidz.storage.keys import is_key, split_key
+from ourvidz.storage.store import StoredFile
+from ourvidz.storage.supabase_api import TRANSFER_S, Answer, SupabaseAPI
+
+SINGLE_UPLOAD_BYTES = 6_000_000
+"""Files above this size are uploaded in chunks, as the documentation of the API advises."""
+LIST_PAGE = 1000
+"""The most entries that one listing contains."""
+DELETED_AT_ONCE = 100
+"""How many files one request deletes."""
+SIGNED_AT_ONCE = 250
+"""How many URLs one request signs."""
+PROMPT_S = 5.0
+"""Deadline of requests for which a caller or a start waits, in seconds."""
+KEY_VARIABLE = "SUPABASE_SERVICE_KEY"
+FRUITLESS_ROUNDS = 10
+"""How often the files of a folder are listed that a request to delete them has left."""
+
+
+class SupabaseStore:
+    """Stores every key as an object of a bucket of one project; implements `Store`.
+
+    `buckets` are those that `create_buckets` creates, all of them private: URLs are always signed. No file is
+    cached without asking the server, because a key can be written again.
+    """
+
+    def __init__(self, api: SupabaseAPI, *, buckets: Sequence[str]) -> None:
+        self._api = api
+        self._buckets = tuple(buckets)
+
+    def __repr__(self) -> str:
+        return f"SupabaseStore({self.location!r})"
+
+    @property
+    def location(self) -> str:
+        """The URL of the API."""
+        return self._api.base
+
+    def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        """Store `data` under `key`, replacing what was there. Readers see the old or the new bytes."""
+        bucket, name = _split(key)
+        if len(data) > SINGLE_UPLOAD_BYTES:
+            return tus.upload(self._api, key, data, content_type=content_type)
+        answer = self._api.send(
+            "POST",
+            f"/object/{bucket}/{name}",
+            body=data,
+            headers={"Content-Type": content_type, "x-upsert": "true"},
+            timeout_s=TRANSFER_S,
+            repeat=False,
+        )
+        if not answer.ok:
+            raise _failed("written", key, answer)
+
+    def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """Read the bytes under `key` from position `start` on, at most `length` of them; none behind the end.
+        Raises `NotFound` if there is no such file."""
+        bucket, name = _split(key)
+        if length == 0:
+            self.stat(key)
+            return b""
+        ranged = start > 0 or length is not None
+        end = "" if length is None else start + length - 1
+        headers = {"Range": f"bytes={start}-{end}"} if ranged else {}
+        path = f"/object/authenticated/{bucket}/{name}"
+        answer = self._api.send("GET", path, headers=headers, timeout_s=TRANSFER_S)
+        if answer.ok:
+            # A server may ignore the range.
+            skipped = start if answer.status == 200 else 0
+            return answer.body[skipped : None if length is None else skipped + length]
+        # What a range behind the end is answered with differs, and the file may be empty.
+        if ranged and answer.status != 404 and self.stat(key).size <= start:
+            return b""
+        raise _failed("read", key, answer)
+
+    def stat(self, key: str) -> StoredFile:
+        """The size, time and content type of a file. Raises `NotFound` if there is none."""
+        bucket, name = _split(key)
+        answer = self._api.send("GET", f"/object/info/{bucket}/{name}")
+        if not answer.ok:
+            raise _failed("read", key, answer)
+        return answer.read(lambda info: _described(key, info, info["size"], info["content_type"]))
+
+    def exists(self, key: str) -> bool:
+        """Whether there are bytes under `key`."""
+        try:
+            self.stat(key)
+        except NotFound:
+            return False
+        return True
+
+    def copy(self, source: str, key: str) -> None:
+        """Copy the bytes and content type under `source` to `key`, replacing what was there. Raises
+        `NotFound` if there are none under `source`. The server copies."""
+        document = _transfer(source, key)
+        answer = self._api.send(
+            "POST",
+            "/object/copy",
+            document={**document, "copyMetadata": True},
+            headers={"x-upsert": "true"},
+            timeout_s=TRANSFER_S,
+        )
+        if not answer.ok:
+            raise _failed("copied", source, answer)
+
+    def move(self, source: str, key: str) -> None:
+        """Move the bytes under `source` to `key`, replacing what was there. Raises `NotFound` if there are
+        none under `source`.
+
+        A rename by the server, which one of several movers makes. It replaces no file: where there is one, a
+        copy and a deletion of `source`. A move whose answer was lost is a `StorageError` and not repeated
+        here: repeated, it would find nothing.
+        """
+        answer = self._api.send(
+            "POST",
+            "/object/move",
+            document=_transfer(source, key),
+            timeout_s=TRANSFER_S,
+            repeat=False,
+            resend=False,
+        )
+        if answer.ok:
+            return
+        if answer.status != 409:
+            raise _failed("moved", source, answer)
+        self.copy(source, key)
+        if not self._delete(*source.partition("/")[::2]):
+            raise _not_found(source)
+
+    def list_files(self, folder: str) -> Iterator[StoredFile]:
+        """Every file whose key starts with `folder` and a slash, by name."""
+        bucket, name = _split(folder)
+        for page in self._pages(bucket, f"{name}/"):
+            yield from page.files
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders directly below `folder` that have keys, sorted."""
+        bucket, name = _split(folder)
+        prefix = f"{name}/"
+        return sorted(
+            found.removeprefix(prefix).strip("/")
+            for page in self._pages(bucket, prefix, with_delimiter=True)
+            for found in page.folders
+        )
+
+    def delete(self, key: str) -> None:
+        """Delete `key`. Safe to call twice."""
+        self._delete(*_split(key))
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete every key that starts with `folder` and a slash, until none is found. Safe to call twice."""
+        bucket, name = _split(folder)
+        fruitless = 0
+        while files := next(self._pages(bucket, f"{name}/")).files:
+            names = [_split(file.key)[1] for file in files]
+            deleted = sum(
+                self._delete(bucket, *names[at : at + DELETED_AT_ONCE])
+                for at in range(0, len(names), DELETED_AT_ONCE)
+            )
+            fruitless = 0 if deleted else fruitless + 1
+            if fruitless == FRUITLESS_ROUNDS:
+                raise StorageError(f"{folder} could not be deleted: its files are still there.")
+
+    def urls(self, keys: Sequence[str], *, lifetime_s: float) -> dict[str, str]:
+        """Signed URLs that end after `lifetime_s` seconds; none for a file that does not exist."""
+        names: dict[str, list[str]] = {}
+        for key in dict.fromkeys(filter(is_key, keys)):
+            bucket, name = _split(key)
+            names.setdefault(bucket, []).append(name)
+        urls: dict[str, str] = {}
+        for bucket, all_names in names.items():
+            for at in range(0, len(all_names), SIGNED_AT_ONCE):
+                part = all_names[at : at + SIGNED_AT_ONCE]
+                urls |= self._signed(bucket, part, max(1, math.ceil(lifetime_s)))
+        return urls
+
+    def local_path(self, key: str) -> None:
+        """None: the files are elsewhere."""
+        _split(key)
+
+    def create_buckets(self) -> list[str]:
+        """Create the buckets that are missing, private ones. Returns their names."""
+        created = []
+        for name in self._missing_buckets():
+            document = {"id": name, "name": name, "public": False}
+            answer = self._api.send("POST", "/bucket", document=document)
+            if answer.ok:
+                created.append(name)
+            elif answer.status != 409:
+                raise StorageError(f"The bucket {name} could not be created: {answer.reason}.")
+        return created
+
+    def check_access(self) -> None:
+        """Ask for the list of buckets. Raises `SettingsError` if the project refuses the key or lacks a
+        bucket, `StorageError` if it does not answer."""
+        if missing := self._missing_buckets():
+            raise SettingsError(
+                f"OURVIDZ_STORAGE: {self.location} has no bucket {', '.join(missing)};"
+                " `ourvidz storage init` creates it",
+                field="OURVIDZ_STORAGE",
+            )
+
+    def check(self) -> None:
+        """Write, read and delete a probe. Raises `StorageError` with the reason if that fails."""
+        probe.check(self)
+
+    def _missing_buckets(self) -> list[str]:
+        answer = self._api.send("GET", "/bucket", timeout_s=PROMPT_S)
+        if answer.key_refused:
+            raise SettingsError(
+                f"{KEY_VARIABLE}: {self.location} refuses it ({answer.status})", field=KEY_VARIABLE
+            )
+        if not answer.ok:
+            raise StorageError(f"{self.location} does not list its buckets: {answer.reason}.")
+        existing = answer.read(lambda buckets: {bucket["id"] for bucket in buckets})
+        return [name for name in self._buckets if name not in existing]
+
+    def _delete(self, bucket: str, *names: str) -> int:
+        """Delete files and return how many there were."""
+        answer = self._api.send("DELETE", f"/object/{bucket}", document={"prefixes": names})
+        if answer.bucket_missing:
+            return 0
+        if not answer.ok:
+            raise _failed("deleted", f"{bucket}/{names[0]}", answer)
+        return answer.read(len)
+
+    def _pages(self, bucket: str, prefix: str, *, with_delimiter: bool = False) -> Iterator[_Page]:
+        """The files, and with a delimiter the folders, whose names start with `prefix`."""
+        document = {"prefix": prefix, "limit": LIST_PAGE, "with_delimiter": with_delimiter}
+        while True:
+            answer = self._api.send("POST", f"/object/list-v2/{bucket}", document=document)
+            if answer.bucket_missing:
+                yield _Page([], [], None)
+                return
+            if not answer.ok:
+                raise StorageError(f"{bucket}/{prefix} could not be listed: {answer.reason}.")
+            page = answer.read(lambda found: _page(bucket, prefix, found))
+            yield page
+            if page.cursor is None:
+                return
+            document["cursor"] = page.cursor
+
+    def _signed(self, bucket: str, names: list[str], lifetime_s: int) -> dict[str, str]:
+        """URLs of existing files of a bucket, by key."""
+        document = {"expiresIn": lifetime_s, "paths": names}
+        # Somebody waits for the answer that the URLs are for; without them it has keys.
+        answer = self._api.send(
+            "POST", f"/object/sign/{bucket}", document=document, timeout_s=PROMPT_S, repeat=False
+        )
+        if answer.bucket_missing:
+            return {}
+        if not answer.ok:
+            raise StorageError(f"URLs could not be signed: {answer.reason}.")
+        return answer.read(
+            lambda entries: {
+                f"{bucket}/{entry['path']}": f"{self._api.base}{entry['signedURL']}"
+                for entry in entries
+                if entry["signedURL"]
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A page of a listing. `folders` are names with a slash at the end; `cursor` continues it, if there is
+    more."""
+
+    files: list[StoredFile]
+    folders: list[str]
+    cursor: str | None
+
+
+def _page(bucket: str, prefix: str, found: dict[str, Any]) -> _Page:
+    """The page of an answer. In the server's comparison `_` stands for any character, so that it also lists
+    names that do not start with `prefix`; they are left out."""
+    files = [
+        # An object without details is one whose upload was cut off.
+        _described(f"{bucket}/{entry['name']}", entry, *_size_and_type(entry.get("metadata") or {}))
+        for entry in found["objects"]
+        if entry["name"].startswith(prefix)
+    ]
+    folders = [entry["name"] for entry in found["folders"] if entry["name"].startswith(prefix)]
+    return _Page(files, folders, found.get("nextCursor") if found.get("hasNext") else None)
+
+
+def _split(key: str) -> tuple[str, str]:
+    """The bucket of a key, and the name in it."""
+    bucket, *rest = split_key(key)
+    return bucket, "/".join(rest)
+
+
+def _transfer(source: str, key: str) -> dict[str, str]:
+    """The document of a copy or a move."""
+    (bucket, name), (target_bucket, target) = _split(source), _split(key)
+    return {
+        "bucketId": bucket,
+        "sourceKey": name,
+        "destinationBucket": target_bucket,
+        "destinationKey": target,
+    }
+
+
+def _size_and_type(details: dict[str, Any]) -> tuple[Any, Any]:
+    return details.get("size", 0), details.get("mimetype")
+
+
+def _described(key: str, entry: dict[str, Any], size: Any, content_type: Any) -> StoredFile:
+    """What the API says of a file. Raises `TypeError`, `KeyError` or `ValueError` for an unknown form."""
+    modified = entry.get("last_modified") or entry.get("updated_at") or entry["created_at"]
+    modified_at = datetime.fromisoformat(modified).timestamp()
+    return StoredFile(key, int(size), modified_at, content_type if isinstance(content_type, str) else None)
+
+
+def _failed(verb: str, key: str, answer: Answer) -> NotFound | StorageError:
+    """The error of a request about a key: callers see it, so it contains nothing that the server wrote."""
+    if answer.status == 404 and verb != "written" and not answer.bucket_missing:
+        return _not_found(key)
+    return StorageError(f"{key} could not be {verb}: {answer.reason}.")
+
+
+def _not_found(key: str) -> NotFound:
+    return NotFound(f"There is nothing under {key}.", field="key", value=key)
