@@ -20,12 +20,14 @@ class Timestamps(BaseModel):
 
 
 class Result(BaseModel):
-    """Output of a completed job: `assets` and `metadata` exactly as in its callback."""
+    """Output of a completed job: `assets` and `metadata` exactly as in its callback. The URLs are
+    those of the first asset of each kind; signed ones end."""
 
     assets: list[dict[str, Any]]
     metadata: dict[str, Any]
     imageUrl: str | None
     videoUrl: str | None
+    thumbnailUrl: str | None
     text: str | None
 
 

@@ -1,20 +1,17 @@
-"""Routes of the embedded mode, in place of a backend: stored assets, a callback receiver, and its inbox."""
+"""Routes of the embedded mode, in place of a backend: a callback receiver, and its inbox."""
 
 from __future__ import annotations
 
 import hmac
-import mimetypes
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import FileResponse
 
 from ourvidz.callbacks.signing import Verification, verify
-from ourvidz.errors import InvalidParameters, NotFound, StorageError, Unauthorized
+from ourvidz.errors import InvalidParameters, Unauthorized
 from ourvidz.jobs.catalog import lookup
 from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.jobs.json_text import parse_json
@@ -26,11 +23,7 @@ from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 
 router = APIRouter(tags=["embedded"])
-fallback = APIRouter()
 receiver = APIRouter(tags=["embedded"])
-
-INLINE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4"})
-"""Files that a browser may display. Others are downloads: a stored page must not run in this origin."""
 
 
 class Delivery(BaseModel):
@@ -70,42 +63,6 @@ class Receipt(BaseModel):
     debug: Debug
 
 
-@fallback.get("/assets/{key:path}", include_in_schema=False)
-def missing_asset(key: str) -> None:
-    """Answer 404 for what is no stored file, where the same path would be 405: files can be deleted."""
-    raise NotFound("There is no such asset.", field="key", value=key)
-
-
-@router.get(
-    "/assets/{bucket}/{key:path}",
-    response_class=FileResponse,
-    responses={
-        200: {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}},
-        **documented(401, 403, 404, 422),
-    },
-)
-def asset(bucket: str, key: str) -> FileResponse:
-    """Read a stored file."""
-    name = f"{bucket}/{key}"
-    try:
-        path = control.current().store.local_path(name)
-    except (InvalidParameters, StorageError, NotFound):
-        path = None
-    if path is None:
-        raise NotFound("There is no such asset.", field="key", value=name)
-    media_type, inline = _media_type(name)
-    return FileResponse(
-        path,
-        media_type=media_type,
-        filename=PurePosixPath(name).name,
-        content_disposition_type="inline" if inline else "attachment",
-        headers={
-            "X-Content-Type-Options": "nosniff",
-            "Content-Security-Policy": "default-src 'none'; sandbox",
-        },
-    )
-
-
 @router.get("/inbox", responses=documented(401, 403, 422))
 def inbox(
     request: Request,
@@ -139,13 +96,6 @@ async def receive(request: Request) -> Receipt:
         stored.add, payload, request.headers, received_at=now.isoformat(), verified=verified
     )
     return receipt
-
-
-def _media_type(name: str) -> tuple[str, bool]:
-    """The media type of a file by its suffix, and whether a browser may display it."""
-    if PurePosixPath(name).suffix.lower() in INLINE_SUFFIXES:
-        return mimetypes.guess_type(name)[0] or "application/octet-stream", True
-    return "application/octet-stream", False
 
 
 def _check_sender(body: bytes, request: Request, settings: Settings) -> bool:

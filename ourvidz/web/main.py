@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ourvidz import __version__, log, startup
 from ourvidz.settings import Settings
 from ourvidz.web import (
+    assets,
     autoscale,
     chat,
     embedded,
@@ -79,7 +80,8 @@ def create_app(services: ControlPlane | None = None) -> FastAPI:
     if settings.embedded:
         app.include_router(embedded.receiver)
         app.include_router(embedded.router, dependencies=require_scopes(keyring, "jobs"))
-    app.include_router(embedded.fallback)
+    app.include_router(assets.router, dependencies=require_scopes(keyring, "jobs"))
+    app.include_router(assets.fallback)
     return app
 
 

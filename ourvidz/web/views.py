@@ -16,6 +16,7 @@ from ourvidz.wiring.control import ControlPlane
 
 SAMPLE_SIZE = 20
 """Jobs ahead in the queue that are read for an estimate."""
+THUMBNAIL = "thumbnail"
 
 _log = log.get(__name__)
 
@@ -87,6 +88,7 @@ def _result(record: Record, urls: Mapping[str, str]) -> Result:
         metadata=metadata,
         imageUrl=links.get("image"),
         videoUrl=links.get("video"),
+        thumbnailUrl=links.get(THUMBNAIL),
         text=texts[0] if texts else None,
     )
 
@@ -94,7 +96,9 @@ def _result(record: Record, urls: Mapping[str, str]) -> Result:
 def _first_keys(record: Record) -> dict[str, str]:
     """The keys of the files that a completed job is shown with: the first of each kind."""
     assets: tuple[Asset, ...] = record.outcome.assets if record.outcome else ()
-    return {asset.type: asset.key for asset in reversed(assets) if asset.key is not None}
+    keys = {asset.type: asset.key for asset in reversed(assets) if asset.key is not None}
+    thumbnails = [asset.thumbnail_key for asset in assets if asset.thumbnail_key is not None]
+    return keys | ({THUMBNAIL: thumbnails[0]} if thumbnails else {})
 
 
 def _urls(keys: list[str], app: ControlPlane) -> dict[str, str]:

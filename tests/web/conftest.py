@@ -26,8 +26,8 @@ from ourvidz.errors import Cancelled, OurvidzError, WorkerLost
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import Claim, Verdict, Worker
-from ourvidz.settings import load_settings
-from ourvidz.storage.local import LocalStore
+from ourvidz.settings import Settings, load_settings
+from ourvidz.storage.store import Store
 from ourvidz.web.main import create_app
 from ourvidz.wiring import control
 from tests.factories import publishing_to
@@ -213,10 +213,16 @@ StartChatWorker = Callable[..., FakeChatWorker]
 
 @pytest.fixture
 def open_shim(tmp_path: Path, make_ledger: Callable[..., Ledger]) -> Iterator[OpenShim]:
-    """Start a shim: `open_shim(ledger=…, base_url=…, VARIABLE=value)`."""
+    """Start a shim: `open_shim(ledger=…, store=…, base_url=…, VARIABLE=value)`."""
     with ExitStack() as resources:
 
-        def start(*, ledger: Ledger | None = None, base_url: str = LOCAL, **variables: Any) -> Shim:
+        def start(
+            *,
+            ledger: Ledger | None = None,
+            store: Callable[[Settings], Store] | None = None,
+            base_url: str = LOCAL,
+            **variables: Any,
+        ) -> Shim:
             settings = load_settings(
                 _env_file=None,
                 **{
@@ -229,7 +235,7 @@ def open_shim(tmp_path: Path, make_ledger: Callable[..., Ledger]) -> Iterator[Op
             services = control.build(
                 settings,
                 ledger=ledger or make_ledger(),
-                store=LocalStore(settings.storage_dir, public_url=settings.public_url),
+                store=store(settings) if store else None,
             )
             if ledger is None:
                 resources.enter_context(publishing_to("memory://"))

@@ -1,4 +1,4 @@
-"""The embedded mode: stored assets, the callback receiver, its inbox."""
+"""The embedded mode: the callback receiver and its inbox."""
 
 from __future__ import annotations
 
@@ -132,53 +132,8 @@ def test_the_inbox_survives_a_restart_and_stays_bounded(tmp_path) -> None:
     inbox.close()
 
 
-@pytest.mark.parametrize(
-    ("name", "media_type", "disposition"),
-    [
-        ("0.png", "image/png", "inline"),
-        ("0.mp4", "video/mp4", "inline"),
-        ("0.thumb.webp", "image/webp", "inline"),
-        ("page.html", "application/octet-stream", "attachment"),
-        ("drawing.svg", "application/octet-stream", "attachment"),
-    ],
-)
-def test_an_asset_is_served_with_its_media_type(shim, name: str, media_type: str, disposition: str) -> None:
-    """Only images and videos are displayed: a stored page must not run in this origin."""
-    shim.store.put(f"workspace-temp/u/j/{name}", b"0123456789", content_type="x/y")
-    answer = shim.client.get(f"/assets/workspace-temp/u/j/{name}")
-    assert (answer.content, answer.headers["content-type"]) == (b"0123456789", media_type)
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["content-disposition"].startswith(disposition)
-
-
-def test_a_byte_range_of_a_video_can_be_read(shim) -> None:
-    """Browsers seek with range requests."""
-    shim.store.put("workspace-temp/u/j/0.mp4", b"0123456789", content_type="video/mp4")
-    answer = shim.client.get("/assets/workspace-temp/u/j/0.mp4", headers={"Range": "bytes=2-4"})
-    assert (answer.status_code, answer.content) == (206, b"234")
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "workspace-temp/u/j/1.png", "workspace-temp/u", "workspace-temp", "%2e%2e/secret", "..%2fsecret",
-        "workspace-temp/..%2f..%2fsecret", "workspace-temp/%2e%2e/%2e%2e/secret", "a%00b/c", "%2fetc/passwd",
-        "workspace-temp//etc/passwd", "workspace-temp/link/secret", "workspace-temp/~0",
-    ],
-)  # fmt: skip
-def test_nothing_outside_the_store_is_served(shim, path: str) -> None:
-    """Neither through `..`, nor links, nor encodings of them."""
-    root = shim.store.root
-    (root / "workspace-temp" / "u").mkdir(parents=True)
-    (root.parent / "secret").write_text("secret")
-    (root / "workspace-temp" / "link").symlink_to(root.parent)
-    answer = shim.client.get(f"/assets/{path}")
-    assert (answer.status_code, answer.json()["code"]) == (404, "NOT_FOUND")
-
-
 def test_only_an_embedded_shim_has_these_routes(open_shim) -> None:
-    """In production the backend has them. Assets can only be deleted there."""
+    """In production the backend has them."""
     shim = open_shim()
-    for path in ("/inbox", "/assets/workspace-temp/u/j/0.png"):
-        assert shim.client.get(path).status_code == 404
+    assert shim.client.get("/inbox").status_code == 404
     assert shim.client.post("/functions/v1/job-callback", json=CALLBACK).status_code == 404
