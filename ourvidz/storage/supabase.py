@@ -219,9 +219,8 @@ class SupabaseStore:
     def _missing_buckets(self) -> list[str]:
         answer = self._api.send("GET", "/bucket", timeout_s=PROMPT_S)
         if answer.key_refused:
-            raise SettingsError(
-                f"{KEY_VARIABLE}: {self.location} refuses it ({answer.status})", field=KEY_VARIABLE
-            )
+            reason = answer.reason.replace("the storage", self.location, 1)
+            raise SettingsError(f"{KEY_VARIABLE}: {reason}", field=KEY_VARIABLE)
         if not answer.ok:
             raise StorageError(f"{self.location} does not list its buckets: {answer.reason}.")
         existing = answer.read(lambda buckets: {bucket["id"] for bucket in buckets})

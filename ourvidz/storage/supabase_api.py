@@ -58,6 +58,8 @@ class Answer:
         """Why the request failed: a phrase without anything that the server wrote."""
         if self.status == 0:
             return self.failure
+        if self.jwt_required:
+            return "the storage asks for a key that is a JWT, such as the legacy service_role key"
         if self.key_refused:
             return f"the storage refuses the service key ({self.status})"
         if self.status == 413:
@@ -69,7 +71,13 @@ class Answer:
     @property
     def key_refused(self) -> bool:
         """Whether the key, and not the request, is wrong."""
-        return self.status in (401, 403)
+        return self.status in (401, 403) or self.jwt_required
+
+    @property
+    def jwt_required(self) -> bool:
+        """Whether the key was not sent as a bearer token and has to be: gateways of hosted projects translate
+        a secret key for the storage, but not every gateway does."""
+        return self.status == 400 and "'authorization'" in str(_member(self.body, "message"))
 
     @property
     def bucket_missing(self) -> bool:
@@ -145,6 +153,11 @@ class SupabaseAPI:
                 error=answer.failure or str(_member(answer.body, "error"))[:80],
             )
         return answer
+
+    def leave_upload_host(self) -> bool:
+        """Send uploads to the host of all other requests from now on. Returns whether that is another one."""
+        before, self.upload_base = self.upload_base, self.base
+        return before != self.base
 
     def pause(self, at_most_s: float) -> None:
         """Wait before a repetition, for a random time between half of `at_most_s` and all of it."""

@@ -83,7 +83,7 @@ def test_a_wrong_supabase_key_is_one_line(
     refused = run(*command)
     assert refused.exit_code == 2
     assert refused.stderr == (
-        f"Error: SUPABASE_SERVICE_KEY: {supabase_server.url}/storage/v1 refuses it (401)\n"
+        f"Error: SUPABASE_SERVICE_KEY: {supabase_server.url}/storage/v1 refuses the service key (401)\n"
     )
 
 

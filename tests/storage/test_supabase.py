@@ -6,6 +6,7 @@ the API itself uses.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -62,6 +63,39 @@ def store(server: SupabaseServer) -> SupabaseStore:
     opened = open_store(server)
     clear(opened)
     return opened
+
+
+@pytest.fixture
+def stranger() -> Iterator[ThreadingHTTPServer]:
+    """A server that answers every request with its attributes `status` and `body`, and counts `requests`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            self.server.requests += 1
+            self.send_response(self.server.status)
+            self.send_header("Content-Length", str(len(self.server.body)))
+            self.end_headers()
+            self.wfile.write(self.server.body)
+
+        do_GET = do_POST = do_DELETE = answer
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Standard error stays quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.status, running.body, running.requests = 200, b"", 0
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def url_of(server: ThreadingHTTPServer) -> str:
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def open_stranger(server: ThreadingHTTPServer) -> SupabaseStore:
+    return SupabaseStore(SupabaseAPI(url_of(server), "sb_secret_x", sleep=lambda _s: None), buckets=BUCKETS)
 
 
 class TestSupabaseStore(StoreSuite):
@@ -199,7 +233,9 @@ def test_a_wrong_key_is_one_line_without_the_key(
         for start in (store.check_access, store.create_buckets):
             with pytest.raises(SettingsError) as stopped:
                 start()
-            assert stopped.value.message == f"SUPABASE_SERVICE_KEY: {store.location} refuses it (401)"
+            assert stopped.value.message == (
+                f"SUPABASE_SERVICE_KEY: {store.location} refuses the service key (401)"
+            )
         for operation in (
             store.check,
             lambda: store.put("bucket/large/clip.mp4", LARGE, content_type="video/mp4"),
@@ -213,6 +249,36 @@ def test_a_wrong_key_is_one_line_without_the_key(
             assert "\n" not in refused.value.message
     printed = capfd.readouterr()
     assert key not in caplog.text + printed.out + printed.err + repr(store)
+
+
+def test_a_gateway_that_does_not_know_secret_keys_is_named(stranger: ThreadingHTTPServer) -> None:
+    """The storage behind it asks for a bearer token, with 400: the fix is another key."""
+    stranger.status = 400
+    stranger.body = json.dumps(
+        {
+            "statusCode": "400",
+            "error": "Error",
+            "message": "headers must have required property 'authorization'",
+        }
+    ).encode()
+    store = open_stranger(stranger)
+    with pytest.raises(SettingsError, match=r"SUPABASE_SERVICE_KEY: .* asks for a key that is a JWT"):
+        store.check_access()
+    with pytest.raises(StorageError, match="legacy service_role key"):
+        store.put(KEY, b"x", content_type=PNG)
+
+
+def test_uploads_leave_a_storage_host_that_refuses_the_key(
+    server: SupabaseServer, stranger: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no gateway. The host of all other requests takes them too."""
+    stranger.status = 403
+    monkeypatch.setattr(supabase_api, "direct_url", lambda _url: url_of(stranger))
+    store = open_store(server)
+    for _ in range(2):
+        store.put("bucket/large/clip.mp4", LARGE[: CHUNK + 1], content_type="video/mp4")
+    assert store.get("bucket/large/clip.mp4") == LARGE[: CHUNK + 1]
+    assert stranger.requests == 1
 
 
 def test_buckets_are_created_once_and_private(server: SupabaseServer) -> None:
@@ -330,35 +396,11 @@ def test_files_can_be_copied_and_moved_between_buckets(store: SupabaseStore) -> 
     assert not store.exists(STAGED)
 
 
-@pytest.fixture
-def stranger() -> Iterator[ThreadingHTTPServer]:
-    """A server that answers every request with its attribute `body`."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", "0")))
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(self.server.body)))
-            self.end_headers()
-            self.wfile.write(self.server.body)
-
-        do_GET = do_POST = do_DELETE = answer
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Standard error stays quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
-        yield running
-        running.shutdown()
-
-
 @pytest.mark.parametrize("body", [b"<html>", b'{"objects": [1], "folders": []}', b"null", b"7", b"[7]"])
 def test_the_answers_of_another_server_are_storage_errors(stranger: ThreadingHTTPServer, body: bytes) -> None:
     """Anything may answer at a wrong URL."""
     stranger.body = body
-    api = SupabaseAPI(f"http://127.0.0.1:{stranger.server_port}", "sb_secret_x", sleep=lambda _s: None)
-    store = SupabaseStore(api, buckets=BUCKETS)
+    store = open_stranger(stranger)
     for operation in (
         lambda: store.stat(KEY),
         lambda: list(store.list_files("bucket/x")),
