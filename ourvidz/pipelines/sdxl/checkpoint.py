@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ourvidz.errors import ModelLoadError
+from ourvidz.hub.weight_headers import Header
 from ourvidz.pipelines import single_file_names, weight_kinds
 from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint, require_diffusers_folder, sdxl_config_folder
+from ourvidz.pipelines.sdxl.prediction import scheduler_overrides
 from ourvidz.prompts.vocabulary import find_vocabulary
 
 _CONFIG_FILES = (
@@ -49,6 +52,7 @@ def find_sdxl(
         )
     folder = sdxl_config_folder(model, config, packaged=packaged)
     _check_config(model, folder)
+    _check_scheduler(model, header, folder)
     return Checkpoint(model, "single file", folder, vae=vae)
 
 
@@ -75,3 +79,14 @@ def _check_config(model: Path, folder: Path) -> None:
         for name in ("tokenizer", "tokenizer_2")
     ):
         find_vocabulary()
+
+
+def _check_scheduler(model: Path, header: Header, folder: Path) -> None:
+    """Raise `ModelLoadError` if no scheduler supports what the header says that the UNet predicts."""
+    try:
+        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+        scheduler_overrides(header, config)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelLoadError(f"{folder}/scheduler/scheduler_config.json cannot be read: {error}") from None
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{model}: {error.message}") from None

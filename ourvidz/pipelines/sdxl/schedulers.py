@@ -3,7 +3,9 @@ copies."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import diffusers
@@ -26,6 +28,7 @@ class SchedulerSpec:
 _EULER = SchedulerSpec("EulerDiscreteScheduler")
 _EULER_A = SchedulerSpec("EulerAncestralDiscreteScheduler")
 _DPM = "DPMSolverMultistepScheduler"
+_RESCALE = "rescale_betas_zero_snr"
 _PLAIN_SIGMAS = {
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
@@ -65,13 +68,32 @@ def build_scheduler(name: str | None, original: Any, *, few_steps: str | None = 
     """A scheduler with the noise schedule of `original`, the checkpoint's own one.
 
     `name` is a key of `SCHEDULERS`, `few_steps` one of `FEW_STEPS`. `name` takes precedence; without either
-    the result is `original`.
+    the result is `original`, or an equal one that follows a field of its config which its class ignores.
     """
     if name is None and few_steps is None:
-        return original
+        ignores_config = original.config.get(_RESCALE) and not _rescales(type(original))
+        return from_config(type(original).__name__, original.config, {}) if ignores_config else original
     spacing = _TRAILING if few_steps else {}
     spec = SCHEDULERS[name] if name else FEW_STEPS[few_steps or ""]
-    return getattr(diffusers, spec.class_name).from_config(original.config, **{**spacing, **spec.overrides})
+    return from_config(spec.class_name, original.config, {**spacing, **spec.overrides})
+
+
+def from_config(class_name: str, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
+    """A scheduler of this class of diffusers with these fields. Where the config asks for a terminal
+    signal-to-noise ratio of zero and the class ignores that, it gets the betas of a class that does not."""
+    kind, betas = getattr(diffusers, class_name), {}
+    if {**config, **overrides}.get(_RESCALE) and not _rescales(kind):
+        euler = diffusers.EulerDiscreteScheduler.from_config(config, **overrides)
+        cumulated = euler.alphas_cumprod.double()
+        alphas = torch.cat([cumulated[:1], cumulated[1:] / cumulated[:-1]])
+        betas["trained_betas"] = (1 - alphas).tolist()
+    # As arguments: diffusers takes a field of a config for unset if it once had its default there.
+    return kind.from_config(config, **{**overrides, **betas})
+
+
+def _rescales(kind: Any) -> bool:
+    """Whether this class of diffusers reads the field for a terminal signal-to-noise ratio of zero."""
+    return _RESCALE in signature(kind.__init__).parameters
 
 
 def set_timesteps(scheduler: Any, steps: int, device: torch.device) -> torch.Tensor:

@@ -20,9 +20,14 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ourvidz import log
 from ourvidz.errors import ModelLoadError
+from ourvidz.hub.weight_headers import read_header
+from ourvidz.pipelines.sdxl import prediction, schedulers
 from ourvidz.pipelines.single_file_names import Component, components
 from ourvidz.prompts.vocabulary import read_vocabulary
+
+_log = log.get(__name__)
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -40,14 +45,14 @@ def read_single_file(
     file: Path, config: Path, dtype: torch.dtype, *, vae: Any = None
 ) -> diffusers.StableDiffusionXLPipeline:
     """The pipeline in a `.safetensors` file, with the configs and tokenizers of the folder `config`. `vae`
-    replaces that of the file. Raises `ModelLoadError` naming a component without weights, or missing ones.
+    replaces that of the file. Raises `ModelLoadError` naming a component without weights, missing ones, or a
+    prediction that no scheduler supports.
     """
+    scheduler = _read_scheduler(file, config)
     weights = _read_components(file)
     unet = _read_diffusers_model(diffusers.UNet2DConditionModel, "unet", weights, config, dtype)
     if vae is None:
         vae = _read_diffusers_model(diffusers.AutoencoderKL, "vae", weights, config, dtype)
-    index = _read_json(config / "model_index.json")
-    scheduler_class = getattr(diffusers, index["scheduler"][1])
     return diffusers.StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=_read_text_encoder(CLIPTextModel, "text_encoder", weights, config, dtype),
@@ -57,8 +62,10 @@ def read_single_file(
         tokenizer=read_tokenizer(config / "tokenizer"),
         tokenizer_2=read_tokenizer(config / "tokenizer_2"),
         unet=unet,
-        scheduler=scheduler_class.from_pretrained(config, subfolder="scheduler", local_files_only=True),
-        force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=bool(
+            _read_json(config / "model_index.json").get("force_zeros_for_empty_prompt", True)
+        ),
         add_watermarker=False,
     )
 
@@ -91,6 +98,16 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
     texts = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}
     arguments: dict[str, Any] = {"vocab": vocabulary, "merges": merges, **texts}
     return CLIPTokenizer(model_max_length=int(config["model_max_length"]), **arguments)
+
+
+def _read_scheduler(file: Path, config: Path) -> Any:
+    """The scheduler of the config folder, for what the file says that its UNet predicts."""
+    document = _read_json(config / "scheduler" / "scheduler_config.json")
+    overrides = prediction.scheduler_overrides(read_header(file), document)
+    if overrides:
+        _log.info("single_file_scheduler", file=file.name, **overrides)
+    class_name = _read_json(config / "model_index.json")["scheduler"][1]
+    return schedulers.from_config(class_name, document, overrides)
 
 
 def _read_components(file: Path) -> dict[Component, Weights]:

@@ -57,6 +57,7 @@ def test_a_folder_with_float16_weights_only_can_be_loaded(
         ("model.ckpt", "a pickle: refused"),
         ("model.safetensors", "is truncated: it has 10000 bytes instead of"),
         ("lora.safetensors", r"lora\.safetensors is a LoRA, not an SDXL checkpoint\."),
+        ("flow.safetensors", r"flow\.safetensors: The file predicts 'flow'"),
         ("renamed.sft", "not named .safetensors"),
         ("partly.safetensors", r"lacks text_encoder_2/config.json, tokenizer_2/tokenizer_config.json"),
         ("vaeless.safetensors", "holds no VAE: set OURVIDZ_SDXL_VAE"),
@@ -72,6 +73,7 @@ def test_the_error_names_what_is_missing(
         write_sparse(tmp_path / file, SDXL)
     os.truncate(tmp_path / "model.safetensors", 10_000)
     write_sparse(tmp_path / "lora.safetensors", KOHYA)
+    write_sparse(tmp_path / "flow.safetensors", SDXL, metadata={"modelspec.prediction_type": "flow"})
     write_sparse(
         tmp_path / "vaeless.safetensors",
         {name: shape for name, shape in SDXL.items() if not name.startswith("first_stage_model.")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import get_args
 
 import diffusers
@@ -17,6 +18,12 @@ ORIGINAL = diffusers.EulerDiscreteScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading"
 )
 """The checkpoint's own scheduler."""
+VELOCITY = diffusers.EulerDiscreteScheduler.from_config(ORIGINAL.config, prediction_type="v_prediction")
+"""Of a checkpoint that predicts velocities."""
+ZERO_SNR = diffusers.EulerDiscreteScheduler.from_config(
+    VELOCITY.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+)
+"""Of a checkpoint that was trained down to a signal-to-noise ratio of zero."""
 
 
 def test_the_settings_accept_exactly_the_known_schedulers() -> None:
@@ -36,6 +43,45 @@ def test_every_scheduler_keeps_the_checkpoint_s_noise_schedule(name: str) -> Non
     """Another noise schedule than in training gives bad images."""
     scheduler = schedulers.build_scheduler(name, ORIGINAL)
     assert torch.allclose(scheduler.alphas_cumprod, ORIGINAL.alphas_cumprod)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_keeps_a_terminal_signal_to_noise_ratio_of_zero(name: str) -> None:
+    """Also that of Heun, whose class in diffusers ignores the field of the config."""
+    scheduler = schedulers.build_scheduler(name, ZERO_SNR)
+    assert float(scheduler.alphas_cumprod[-1]) <= 2**-23
+    assert torch.allclose(scheduler.alphas_cumprod, ZERO_SNR.alphas_cumprod, rtol=1e-3, atol=1e-7)
+    again = schedulers.evenly_spaced(scheduler)
+    assert torch.allclose(again.alphas_cumprod, scheduler.alphas_cumprod, rtol=1e-3, atol=1e-7)
+
+
+def test_a_checkpoint_s_own_heun_follows_its_config() -> None:
+    """diffusers reads the field from the file, and ignores it."""
+    own = diffusers.HeunDiscreteScheduler.from_config(ZERO_SNR.config)
+    assert float(own.alphas_cumprod[-1]) > 0.004
+    assert float(schedulers.build_scheduler(None, own).alphas_cumprod[-1]) <= 2**-23
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("original", ["VELOCITY", "ZERO_SNR"])
+def test_every_scheduler_denoises_velocities(name: str, original: str) -> None:
+    """With the exact velocity of a single data point, denoising ends on that point: DDIM at its lowest noise
+    level, the others without noise."""
+    scheduler = schedulers.build_scheduler(name, globals()[original])
+    timesteps = schedulers.set_timesteps(scheduler, 20, CPU)
+    point = torch.tensor([0.3, -0.7, 1.1, 0.0]).view(1, 4, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn((1, 4, 1, 1), generator=generator) * scheduler.init_noise_sigma
+    for timestep in timesteps:
+        signal = scheduler.alphas_cumprod[int(timestep)] ** 0.5
+        noise_share = (1 - scheduler.alphas_cumprod[int(timestep)]) ** 0.5
+        # For every class the model's input is signal * data + noise_share * noise.
+        model_input = scheduler.scale_model_input(latents, timestep)
+        noise = (model_input - signal * point) / noise_share
+        velocity = signal * noise - noise_share * point
+        options = {"generator": generator} if "generator" in signature(scheduler.step).parameters else {}
+        latents = scheduler.step(velocity, timestep, latents, **options).prev_sample
+    assert torch.allclose(latents, point, atol=0.07 if name == "ddim" else 0.02)
 
 
 @pytest.mark.parametrize("method", FEW_STEPS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 from shutil import copytree
@@ -13,13 +14,16 @@ import safetensors.torch
 import torch
 
 from ourvidz.errors import ModelLoadError
+from ourvidz.hub.weight_headers import Header, TensorInfo
 from ourvidz.pipelines.checkpoints import PACKAGED, SDXL_BASE_CONFIG, Checkpoint
 from ourvidz.pipelines.loading import checkpoint_mib
 from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
+from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
+from ourvidz.pipelines.sdxl.prediction import scheduler_overrides
 from ourvidz.pipelines.sdxl.single_file import read_single_file, read_vae
 from tests.factories import image_job
-from tests.pipelines.helpers import difference, image_levels
+from tests.pipelines.helpers import MAX_DIFFERENCE, difference, image_levels
 from tests.pipelines.sdxl import released_layout
 
 CPU = torch.device("cpu")
@@ -203,3 +207,72 @@ def test_a_missing_vocabulary_is_named_before_anything_is_loaded(
     with pytest.raises(ModelLoadError, match=r"pip install 'ourvidz\[single-file\]'"):
         find_sdxl(path, packaged=packaged)
     find_sdxl(path, config=packaged / "small-base", packaged=packaged)
+
+
+ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+MARKS: list[tuple[tuple[str, ...], dict[str, str], dict[str, Any]]] = [
+    (("v_pred",), {}, {"prediction_type": "v_prediction"}),
+    (("v_pred", "ztsnr"), {}, ZERO_SNR),
+    ((), {"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction"}),
+    ((), {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, ZERO_SNR),
+    # A velocity model that a program saved with its default metadata.
+    (("v_pred",), {"modelspec.prediction_type": "epsilon"}, {"prediction_type": "v_prediction"}),
+    ((), {"modelspec.prediction_type": "epsilon", "ss_v_parameterization": "False"}, {}),
+]
+
+
+@pytest.mark.parametrize(("marks", "metadata", "expected"), MARKS)
+def test_the_header_sets_what_the_unet_predicts(
+    packaged: Path,
+    folder: SDXLPipeline,
+    tmp_path: Path,
+    marks: tuple[str, ...],
+    metadata: dict[str, str],
+    expected: dict[str, Any],
+) -> None:
+    """A velocity that is taken for noise gives images of noise, in a job that is completed."""
+    header = Header({name: TensorInfo("F32", (0,)) for name in marks}, metadata)
+    base = json.loads((PACKAGED / SDXL_BASE_CONFIG / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler_overrides(header, base) == expected
+
+
+def test_an_unknown_prediction_is_refused() -> None:
+    """Rather than a job of noise."""
+    with pytest.raises(ModelLoadError, match="predicts 'flow': only epsilon and v"):
+        scheduler_overrides(Header({}, {"modelspec.prediction_type": "flow"}), {})
+    marked = Header({"ztsnr": TensorInfo("F32", (0,))}, {})
+    with pytest.raises(ModelLoadError, match="set prediction_type in the scheduler config"):
+        scheduler_overrides(marked, {"prediction_type": "epsilon"})
+    assert scheduler_overrides(marked, {"prediction_type": "v_prediction"})["rescale_betas_zero_snr"]
+
+
+@pytest.mark.parametrize("name", [None, "heun"])
+def test_a_velocity_file_with_zero_snr_generates_the_image_of_diffusers(
+    packaged: Path, folder: SDXLPipeline, tmp_path: Path, name: str | None
+) -> None:
+    """Compared with diffusers' pipeline and a scheduler that is configured by hand."""
+    marks = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
+    path = released_layout.write(tmp_path / "model.safetensors", folder._pipe, added=marks)
+    options = SDXLOptions(scheduler=name, previews=False)
+    single = SDXLPipeline(find_sdxl(path, packaged=packaged), device=CPU, options=options)
+    job = image_job(prompt="a red fox", negative_prompt="", guidance_scale=1.0, width=64, height=64, steps=3)
+    actual = image_levels(single, job)[0]
+    reference = diffusers.StableDiffusionXLPipeline.from_pretrained(
+        packaged / "small-base", local_files_only=True, add_watermarker=False
+    )
+    euler = diffusers.EulerDiscreteScheduler.from_config(reference.scheduler.config, **ZERO_SNR)
+    if name is None:
+        reference.scheduler = euler
+    else:
+        reference.scheduler = diffusers.HeunDiscreteScheduler.from_config(
+            reference.scheduler.config, prediction_type="v_prediction", timestep_spacing="trailing"
+        )
+        reference.scheduler.alphas_cumprod = euler.alphas_cumprod
+    reference.set_progress_bar_config(disable=True)
+    seed = torch.Generator().manual_seed(job.seeds[0])
+    images = reference(
+        job.prompt, guidance_scale=1.0, width=64, height=64, num_inference_steps=3, generator=seed
+    ).images
+    assert difference(actual, images[0]) <= MAX_DIFFERENCE
+    epsilon = image_levels(folder, job)[0]
+    assert difference(actual, epsilon) > 10 * MAX_DIFFERENCE
