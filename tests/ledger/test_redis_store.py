@@ -396,14 +396,15 @@ class TestMemoryUse:
                 <= 86400
             )
 
-    def test_deleting_a_job_deletes_all_its_keys(self, redis_url, image_job):
+    @pytest.mark.parametrize("outcome", [FAILED, typical_outcome()], ids=["failed", "completed"])
+    def test_deleting_a_job_deletes_all_its_keys(self, redis_url, image_job, outcome):
         """Only counters and keys shared by all jobs remain."""
         ledger = Ledger(redis_url)
         ledger.register(image_job(), priority=6)
         claim = ledger.claim("job-1", 1, worker_id="w", lease_s=10, token="a")
         ledger.step(claim, progress=1, items=[("preview", {"webp": "x"})])
         folder = f"workspace-temp/user-1/job-1/.attempts/{claim.fence}.a"
-        ledger.end(claim, outcome=FAILED, emptied_folders=[folder])
+        ledger.end(claim, outcome=outcome, emptied_folders=[folder])
         ledger.mark_delivered(ledger.lease_event("job-1", lease_s=30, token="p"), status=200)
         ledger.dead_letter(ledger.lease_event("job-1", lease_s=30, token="t"), status=400, error="no")
         ledger.delete("job-1")
@@ -411,6 +412,23 @@ class TestMemoryUse:
         assert set(sizes_by_kind(redis_url)) == {
             *("order", "fence", "clock", "counters", "claimed", "call", "ready")
         }
+
+    def test_a_deleted_job_leaves_the_place_of_a_later_one_with_the_same_result(self, redis_url, image_job):
+        """`result:*` names the last job of a result, so that an equal job can be answered from it."""
+        ledger = Ledger(redis_url)
+        for job_id in ("first", "second"):
+            ledger.register(image_job(job_id), priority=6)
+            claim = ledger.claim(job_id, 1, worker_id="w", lease_s=10, token=job_id)
+            ledger.end(claim, outcome=typical_outcome())
+            ledger.mark_delivered(ledger.lease_event(job_id, lease_s=30, token="p"), status=200)
+            ledger.mark_delivered(ledger.lease_event(job_id, lease_s=30, token="t"), status=200)
+        with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+            (name,) = client.scan_iter("ourvidz:result:*")
+            ledger.delete("first")
+            assert client.get(name) == "second"
+            ledger.delete("second")
+            assert not client.exists(name)
+        ledger.close()
 
     def test_a_reopened_job_does_not_expire(self, redis_url, image_job):
         """The expiry set at the end of an earlier run is removed."""

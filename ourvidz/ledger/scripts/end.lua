@@ -43,7 +43,10 @@ else
 end
 increment('jobs.' .. job.type .. '.' .. status)
 for i = FIRST_COUNTER, FIRST_USAGE - 1, 2 do increment(ARGV[i], ARGV[i + 1]) end
-if result_key ~= '' then redis.call('SET', key('result', result_key), id, 'EX', keep_s) end
+if result_key ~= '' then
+  redis.call('SET', key('result', result_key), id, 'EX', keep_s)
+  redis.call('HSET', name, 'result', result_key)
+end
 add_gpu_usage(FIRST_USAGE, FIRST_FOLDER - 1)
 
 local document, keep_document_s = key('doc', id), keep_s

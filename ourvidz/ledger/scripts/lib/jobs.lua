@@ -42,5 +42,9 @@ local function delete_job(id, job)
     redis.call('ZREM', key(name), id)
   end
   redis.call('ZREM', key('queued', job.queue), id)
+  -- Unless a later job with the same result has it.
+  if job.result and redis.pcall('GET', key('result', job.result)) == id then
+    redis.call('DEL', key('result', job.result))
+  end
   if job.user then redis.call('ZREM', key('index', 'user', job.user), id) end
 end
