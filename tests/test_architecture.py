@@ -28,6 +28,7 @@ HOME_OF: dict[str, set[str]] = {
     "PIL": {"pipelines", "media", "workflows", "references", "cli"},
     "fastapi": {"web"},
     "starlette": {"web"},
+    "python_multipart": {"web"},
     "uvicorn": {"web"},
     "celery": {"app", "claims", "cli", "dispatch", "pool", "signals", "tasks"},
     "kombu": {"celery_settings", "dispatch"},

@@ -52,14 +52,22 @@ def jobs() -> None:
 @click.option("--size", metavar="WxH", help="In pixels, for example 1024x1024.")
 @click.option("--num-images", type=int)
 @click.option("--seed", type=int)
+@click.option("--reference", type=click.File("rb"), help="An image file that the result follows.")
+@click.option("--start-reference", type=click.File("rb"), help="The first frame of a clip, an image file.")
+@click.option("--end-reference", type=click.File("rb"), help="The last frame of a clip, an image file.")
 @click.option("--user", default="cli", show_default=True, help="Whose job it is.")
 @click.option("--id", "job_id", help="The job's id; a new one by default.")
 @click.option("--watch", "follow", is_flag=True, help="Wait for its end, as `jobs watch` does.")
 @shim_options
 def submit(file: IO[bytes] | None, prompt: str | None, type_name: str, steps: int | None, size: str | None,
-           num_images: int | None, seed: int | None, user: str, job_id: str | None, follow: bool,
-           url: str | None, key: str | None, as_json: bool) -> None:  # fmt: skip
-    """Submit a job: a payload from FILE (`-` for standard input), or one made of the options."""
+           num_images: int | None, seed: int | None, reference: IO[bytes] | None,
+           start_reference: IO[bytes] | None, end_reference: IO[bytes] | None, user: str,
+           job_id: str | None, follow: bool, url: str | None, key: str | None,
+           as_json: bool) -> None:  # fmt: skip
+    """Submit a job: a payload from FILE (`-` for standard input), or one made of the options.
+
+    The files of references are uploaded first, for the user of the job.
+    """
     if (file is None) == (prompt is None):
         raise click.UsageError("give a FILE or a --prompt")
     if file is not None:
@@ -74,6 +82,8 @@ def submit(file: IO[bytes] | None, prompt: str | None, type_name: str, steps: in
             "config": {name: value for name, value in config.items() if value is not None},
         }
     shim = connect(url, key)
+    files = {"image": reference, "first_frame": start_reference, "last_frame": end_reference}
+    _upload_references(shim, payload, {name: opened for name, opened in files.items() if opened})
     response = shim.post("/jobs", payload)
     if follow:
         _watch(shim, response["job_id"], as_json)
@@ -82,6 +92,22 @@ def submit(file: IO[bytes] | None, prompt: str | None, type_name: str, steps: in
     else:
         print_note(f"{response['status']} in {response.get('queue')}, {response.get('position')} before it")
         click.echo(response["job_id"])
+
+
+def _upload_references(shim: Shim, payload: Any, files: dict[str, IO[bytes]]) -> None:
+    """Upload files for the user of a payload, and add their storage paths to its `config`."""
+    if not files:
+        return
+    fields = payload if isinstance(payload, dict) else {}
+    containers = [fields, fields.get("metadata"), fields.get("config")]
+    user_id = next(
+        (one["user_id"] for one in containers if isinstance(one, dict) and one.get("user_id")), None
+    )
+    config = fields.setdefault("config", {})
+    if not user_id or not isinstance(config, dict):
+        raise click.UsageError("a payload with references needs a user_id, and a config that is an object")
+    for name, file in files.items():
+        config[name] = shim.upload_reference(file.read(), user_id=str(user_id))
 
 
 @jobs.command()

@@ -66,6 +66,14 @@ class Shim:
         """POST a JSON document; returns the JSON response."""
         return self._request_json("POST", path, json=document)
 
+    def upload_reference(self, data: bytes, *, user_id: str) -> str:
+        """Upload an image file for jobs of a user; returns the storage path that they name."""
+        headers = {"Content-Type": "application/octet-stream"}
+        answer = self._request_json(
+            "POST", "/references", params={"user_id": user_id}, data=data, headers=headers
+        )
+        return str(answer["path"])
+
     def delete(self, path: str) -> Any:
         """DELETE a resource; returns the JSON response, None if it is empty."""
         return self._request_json("DELETE", path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from ourvidz import dispatch, log, memory
+from ourvidz import dispatch, log, memory, uploads
 from ourvidz.errors import StorageError
 from ourvidz.keeper.lease import DutyLease
 from ourvidz.records.record import Record
@@ -19,6 +19,8 @@ ATTEMPT_FOLDERS_S = 30.0
 """How often the files of attempts that died are looked for."""
 CHECKPOINTS_S = 30.0
 """How often the checkpoints of jobs that have ended are looked for."""
+UPLOADS_S = 300.0
+"""How often uploaded references are looked for whose time is over."""
 PREFETCH_S = 5.0
 """How often models are looked for that queued jobs will need."""
 REGISTRATIONS_S = 3.0
@@ -52,6 +54,7 @@ def duties() -> list[Duty]:
         *([Duty("imports", settings.sweep_s, import_lists)] if settings.import_lists else []),
         Duty("attempt_folders", ATTEMPT_FOLDERS_S, remove_attempt_folders),
         Duty("checkpoints", CHECKPOINTS_S, remove_checkpoints),
+        Duty("uploads", UPLOADS_S, remove_uploads),
         Duty("prefetch", PREFETCH_S, prefetch_models),
         Duty("deletions", DELETIONS_INTERVAL_S, resume_deletions),
         Duty("registrations", REGISTRATIONS_S, update_registrations),
@@ -98,6 +101,14 @@ def remove_checkpoints(lease: DutyLease) -> None:
         if record is None or (isinstance(record, Record) and record.finished):
             app.store.delete_folder(checkpoints_folder(job_id))
             _log.info("checkpoints_removed", job_id=job_id)
+
+
+def remove_uploads(lease: DutyLease) -> None:
+    """Remove uploaded references whose time is over."""
+    app = control.current()
+    deleted = uploads.delete_expired(app.store, now=app.ledger.now(), renew=lease.renew)
+    if deleted:
+        _log.info("uploads_removed", count=deleted)
 
 
 def prefetch_models(_lease: DutyLease) -> None:

@@ -43,5 +43,7 @@ class ReferenceSettings(Topic):
     fetch_timeout_s: float = env("OURVIDZ_FETCH_TIMEOUT_S", 15.0, gt=0)
     """Deadline of one download in seconds, redirects included."""
     reference_max_bytes: int = env("OURVIDZ_REFERENCE_LIMIT_BYTES", 20 << 20, ge=1024)
+    reference_ttl_s: float = env("OURVIDZ_REFERENCE_TTL_S", 86400.0, ge=60)
+    """Time after which an uploaded reference is deleted, in seconds."""
     reference_max_px: int = env("OURVIDZ_REFERENCE_LIMIT_PIXELS", 50_000_000, ge=4096)
     """Maximum number of pixels; decoding needs up to 18 bytes for each."""

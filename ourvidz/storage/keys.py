@@ -46,6 +46,11 @@ CHECKPOINTS = "checkpoints/jobs"
 references, and no route serves it."""
 
 
+UPLOADS = "checkpoints/uploads"
+"""The folder of the markers of uploaded references, in the same bucket: with a folder for each time at which
+references expire."""
+
+
 def checkpoints_folder(job_id: str) -> str:
     """The folder of a job's checkpoints, with one folder for each attempt."""
     return f"{CHECKPOINTS}/{job_id}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ourvidz.errors import PayloadTooLarge
@@ -14,25 +16,30 @@ class BodyLimitMiddleware:
     """ASGI middleware that counts the bytes of a body as they arrive, whatever its headers declare.
 
     Raises `PayloadTooLarge`, from where the body is read, above `plain` bytes for a body without an inline
-    image, and above `with_images` bytes for any.
+    image, and above `with_images` bytes for any. `files`: the limits of paths whose bodies are files.
     """
 
-    def __init__(self, app: ASGIApp, *, plain: int, with_images: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, plain: int, with_images: int, files: Mapping[str, int] | None = None
+    ) -> None:
         self._app = app
         self._plain = plain
         self._with_images = max(plain, with_images)
+        self._files = files or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        file_limit = self._files.get(scope["path"])
+        plain, largest = (file_limit, file_limit) if file_limit else (self._plain, self._with_images)
         declared = _content_length(scope)
         received, has_image, tail = 0, False, b""
 
         async def receive_counted() -> Message:
             nonlocal received, has_image, tail
-            if declared > self._with_images:
-                raise self._error(self._with_images)
+            if declared > largest:
+                raise self._error(largest)
             message = await receive()
             if message["type"] != "http.request":
                 return message
@@ -40,10 +47,10 @@ class BodyLimitMiddleware:
             received += len(chunk)
             has_image = has_image or DATA_URI_START in tail + chunk
             tail = (tail + chunk)[-len(DATA_URI_START) + 1 :]
-            if received > self._with_images:
-                raise self._error(self._with_images)
-            if received > self._plain and not has_image and not message.get("more_body", False):
-                raise self._error(self._plain)
+            if received > largest:
+                raise self._error(largest)
+            if received > plain and not has_image and not message.get("more_body", False):
+                raise self._error(plain)
             return message
 
         await self._app(scope, receive_counted, send)

@@ -28,6 +28,7 @@ from ourvidz.web import (
     openapi,
     operations,
     prompts,
+    references,
     upstash,
     usage,
 )
@@ -69,6 +70,7 @@ def create_app(services: ControlPlane | None = None) -> FastAPI:
     app.include_router(info.router)
     app.include_router(info.protected_router, dependencies=require_scopes(keyring, "jobs", "chat", "admin"))
     app.include_router(jobs.router, dependencies=require_scopes(keyring, "jobs"))
+    app.include_router(references.router, dependencies=require_scopes(keyring, "jobs"))
     app.include_router(chat.router, dependencies=require_scopes(keyring, "chat"))
     app.include_router(openai.router, dependencies=require_scopes(keyring, "chat"))
     app.include_router(prompts.router, dependencies=require_scopes(keyring, "jobs"))
@@ -101,7 +103,12 @@ def _middleware(settings: Settings, keyring: Keyring) -> list[Middleware]:
     if keyring.empty:
         layers.append(Middleware(LocalOnlyMiddleware, settings=settings))
     layers.append(
-        Middleware(BodyLimitMiddleware, plain=settings.body_limit, with_images=settings.data_uri_body_limit)
+        Middleware(
+            BodyLimitMiddleware,
+            plain=settings.body_limit,
+            with_images=settings.data_uri_body_limit,
+            files={"/references": settings.reference_max_bytes + references.MULTIPART_BYTES},
+        )
     )
     return layers
 

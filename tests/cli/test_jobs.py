@@ -84,6 +84,58 @@ COMPLETED = Outcome(
 FAILED = Outcome.failure(WorkerLost("the worker went away"))
 
 
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    """The path of an image file."""
+    from PIL import Image
+
+    file = tmp_path / "pond.png"
+    Image.new("RGB", (30, 20), "teal").save(file)
+    return str(file)
+
+
+def test_references_are_uploaded_for_the_user_of_the_job(
+    run: Run, app: control.ControlPlane, picture: str
+) -> None:
+    """The job names their storage paths; each is a file that its worker can read."""
+    files = ("--start-reference", picture, "--end-reference", picture)
+    submitted = run("submit", "--prompt", "a pond", "--type", "video_fast", "--id", "clip", *files)
+    assert submitted.exit_code == 0, submitted.output
+    clip: Any = app.ledger.job("clip")
+    assert clip.reference_mode == "both"
+    assert clip.start_reference != clip.end_reference
+    for path in (clip.start_reference, clip.end_reference):
+        assert path.startswith("reference_images/cli/uploads/")
+        assert app.references.resolve(path, user_id="cli").image.size == (30, 20)
+
+
+def test_a_payload_of_a_file_gets_its_reference_too(
+    run: Run, app: control.ControlPlane, picture: str
+) -> None:
+    """For the user whom it names, in any of its dialects."""
+    payload = {"id": "hill", "type": "sdxl_image_fast", "prompt": "a hill", "metadata": {"user_id": "ada"}}
+    submitted = run("submit", "-", "--reference", picture, input=json.dumps(payload))
+    assert submitted.exit_code == 0, submitted.output
+    job: Any = app.ledger.job("hill")
+    assert job.reference.startswith("reference_images/ada/uploads/")
+
+
+@pytest.mark.parametrize("payload", ['{"id": "a"}', "[]", '{"user_id": "ada", "config": 7}'])
+def test_a_payload_that_cannot_have_a_reference_is_refused(run: Run, picture: str, payload: str) -> None:
+    """Before anything is uploaded."""
+    refused = run("submit", "-", "--reference", picture, input=payload)
+    assert refused.exit_code == 2
+    assert "user_id" in refused.stderr
+
+
+def test_a_file_that_is_no_picture_is_one_line(run: Run, tmp_path: Path) -> None:
+    """And no job is submitted."""
+    (tmp_path / "notes.txt").write_text("hello")
+    refused = run("submit", "--prompt", "a pond", "--reference", str(tmp_path / "notes.txt"))
+    assert refused.exit_code == 1
+    assert "REFERENCE_FRAME_ERROR" in refused.stderr
+
+
 def test_the_options_become_the_job(run: Run, app: control.ControlPlane) -> None:
     """Every option of `submit` arrives in the stored job."""
     result = run(

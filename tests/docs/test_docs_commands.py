@@ -124,6 +124,7 @@ def shell(
     make_script(folder / "bin/python", f'#!/bin/sh\nexec {fast_python} "$@"\n')
     (folder / ".curlrc").write_text("fail\nshow-error\nmax-time = 120\n")
     write_checkpoint(folder / "models")
+    Image.linear_gradient("L").convert("RGB").save(folder / "pond.png")
     docs_stack.submit("delivered")
     docs_stack.wait_done("delivered")
     docs_stack.wait_callbacks("delivered", "processing", "completed")

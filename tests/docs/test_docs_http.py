@@ -26,6 +26,7 @@ from ourvidz.web import (
     operations,
     problems,
     prompts,
+    references,
     upstash,
     usage,
 )
@@ -46,6 +47,8 @@ MODELS: dict[str, type[BaseModel]] = {
             documents.JobState,
             documents.JobPage,
             documents.Deleted,
+            references.UploadedReference,
+            references.DeletedReference,
             upstash.Depth,
             prompts.Inspection,
             chat.ChatAnswer,

@@ -31,6 +31,8 @@ ROUTES = [
     ("POST", "/workers/x/drain", "admin"),
     ("POST", "/workers/x/resume", "admin"),
     ("POST", "/admin", "admin"),
+    ("POST", "/references", "jobs"),
+    ("DELETE", "/references/reference_images/x/uploads/x", "jobs"),
     ("GET", "/usage", "admin"),
     ("GET", "/autoscale/sdxl_queue", "admin"),
     ("GET", "/memory/status", "admin"),
@@ -96,6 +98,7 @@ def test_every_route_is_listed_with_its_scope_or_as_open(keyed) -> None:
         concrete = re.sub(r"\{queue\}", "sdxl_queue", path)
         concrete = "/assets/workspace-temp/x/y/0.png" if concrete.startswith("/assets/") else concrete
         concrete = concrete.replace("{id}", "x").replace("{model}", "x")
+        concrete = concrete.replace("{path}", "reference_images/x/uploads/x")
         assert path in OPEN | ANY_KEY or any(
             method == m and known.fullmatch(concrete) for m, known in listed
         ), path
