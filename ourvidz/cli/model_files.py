@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ourvidz.cli.console import print_json, print_note
+from ourvidz.cli.libraries import INSTALL
 from ourvidz.cli.pull_progress import progress, size_text
 from ourvidz.errors import HubError, SettingsError
 from ourvidz.hub.catalog import DEFAULT_MODELS, PullableModel, pullable_models
@@ -65,7 +67,10 @@ def rm(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
 
 
 def _pull_model(current: Settings, model: PullableModel, *, update: bool) -> dict[str, Any]:
-    """Pull all parts of a model; the report for `--json`."""
+    """Pull all parts of a model; the report for `--json`. Raises `SettingsError` on a host without the
+    libraries, `HubError`."""
+    if find_spec("huggingface_hub") is None:
+        raise SettingsError(f"this installation has no huggingface_hub, which pulls: {INSTALL}")
     from ourvidz.hub.client import Hub
     from ourvidz.hub.pull import pull as pull_part
 

@@ -16,6 +16,7 @@ import click
 
 from ourvidz.cli.console import TableRow, print_json, print_table
 from ourvidz.cli.model_files import pull, pulled_folders, rm
+from ourvidz.cli.model_plan import plan
 from ourvidz.errors import HubError, ModelLoadError
 from ourvidz.hub.manifest import MANIFEST, changed_files, read_manifest
 from ourvidz.hub.weight_files import find_damage
@@ -60,6 +61,7 @@ def models() -> None:
     """Pull, list, verify and delete checkpoints."""
 
 
+models.add_command(plan)
 models.add_command(pull)
 models.add_command(rm)
 

@@ -24,7 +24,8 @@ class Part:
 
     `variable` is the setting with the repository. `patterns` are shell patterns of the wanted files, one
     path segment for each of theirs; `required` are files without which the repository is no such checkpoint.
-    `licence` and `size_bytes` are those of the default repository, for when the hub cannot be asked.
+    `licence` and `size_bytes` are documented facts of the default repository, for when the hub cannot be
+    asked; None for another one.
     """
 
     name: str
@@ -34,8 +35,8 @@ class Part:
     folder: Path
     patterns: tuple[str, ...]
     required: tuple[str, ...]
-    licence: str
-    size_bytes: int
+    licence: str | None
+    size_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,60 +62,58 @@ def pullable_models(settings: Settings) -> dict[str, PullableModel]:
 def _sdxl(settings: Settings) -> PullableModel:
     folder = settings.sdxl_model or settings.models_dir / "sdxl"
     patterns = (*_DIFFUSERS, "text_encoder_2/*", "tokenizer_2/*", "unet/*")
-    part = _part(
-        "sdxl", "OURVIDZ_HUB_SDXL", settings.hub_sdxl, folder, patterns, licence="openrail++", gb=6.94
-    )
+    part = _part(settings, "hub_sdxl", "sdxl", folder, patterns, licence="openrail++", gb=6.94)
     return PullableModel("sdxl", (part,), {"OURVIDZ_SDXL_MODEL": folder}, bool(settings.sdxl_model))
 
 
 def _wan(settings: Settings) -> PullableModel:
     folder = settings.wan_model or settings.models_dir / "wan"
     patterns = (*_DIFFUSERS, "transformer/*")
-    part = _part("wan", "OURVIDZ_HUB_WAN", settings.hub_wan, folder, patterns, licence="apache-2.0", gb=28.9)
+    part = _part(settings, "hub_wan", "wan", folder, patterns, licence="apache-2.0", gb=28.9)
     return PullableModel("wan", (part,), {"OURVIDZ_WAN_MODEL": folder}, bool(settings.wan_model))
 
 
 def _vace(settings: Settings) -> PullableModel:
     folder = settings.wan_vace_model or settings.models_dir / "vace"
     patterns = (*_DIFFUSERS, "transformer/*")
-    part = _part(
-        "vace", "OURVIDZ_HUB_VACE", settings.hub_vace, folder, patterns, licence="apache-2.0", gb=19.0
-    )
+    part = _part(settings, "hub_vace", "vace", folder, patterns, licence="apache-2.0", gb=19.0)
     return PullableModel("vace", (part,), {"OURVIDZ_WAN_VACE_MODEL": folder}, bool(settings.wan_vace_model))
 
 
 def _qwen(settings: Settings) -> PullableModel:
     folder = settings.qwen_model or settings.models_dir / "qwen"
-    repositories = {"instruct": settings.hub_qwen_instruct, "base": settings.hub_qwen_base}
+    required = ("config.json", "tokenizer_config.json")
     parts = tuple(
         _part(
+            settings,
+            f"hub_qwen_{variant}",
             f"qwen {variant}",
-            f"OURVIDZ_HUB_QWEN_{variant.upper()}",
-            repository,
             folder / variant,
             ("*",),
             licence="apache-2.0",
             gb=15.2,
-            required=("config.json", "tokenizer_config.json"),
+            required=required,
         )
-        for variant, repository in repositories.items()
+        for variant in ("instruct", "base")
     )
     return PullableModel("qwen", parts, {"OURVIDZ_QWEN_MODEL": folder}, bool(settings.qwen_model))
 
 
 def _adapter(settings: Settings) -> PullableModel:
-    """The adapter and its encoder are two settings. If these place it elsewhere it cannot be pulled there,
-    since their paths belong to one repository: then it goes into the models' directory."""
+    """The adapter and its encoder are two settings of one repository, so these place nothing: it goes into
+    the models' directory."""
     folder = settings.models_dir / "ip-adapter"
+    required = (_ADAPTER, f"{_ADAPTER_ENCODER}/config.json")
+    patterns = (_ADAPTER, f"{_ADAPTER_ENCODER}/*", *CARDS)
     part = _part(
+        settings,
+        "hub_ip_adapter",
         "ip-adapter",
-        "OURVIDZ_HUB_IP_ADAPTER",
-        settings.hub_ip_adapter,
         folder,
-        (_ADAPTER, f"{_ADAPTER_ENCODER}/*", *CARDS),
+        patterns,
         licence="apache-2.0",
         gb=3.23,
-        required=(_ADAPTER, f"{_ADAPTER_ENCODER}/config.json"),
+        required=required,
     )
     variables = {
         "OURVIDZ_IP_ADAPTER": folder / _ADAPTER,
@@ -125,9 +124,9 @@ def _adapter(settings: Settings) -> PullableModel:
 
 
 def _part(
+    settings: Settings,
+    setting: str,
     name: str,
-    variable: str,
-    repository: str,
     folder: Path,
     patterns: tuple[str, ...],
     *,
@@ -135,9 +134,19 @@ def _part(
     gb: float,
     required: tuple[str, ...] = ("model_index.json",),
 ) -> Part:
-    """A part of the repository of a setting, `OWNER/NAME@REVISION`."""
+    """A part of the repository that a setting names as `OWNER/NAME@REVISION`."""
+    repository: str = getattr(settings, setting)
     owner_and_name, _, revision = repository.partition("@")
-    size_bytes = round(gb * GB)
+    field = Settings.model_fields[setting]
+    documented = repository == field.default
     return Part(
-        name, variable, owner_and_name, revision or "main", folder, patterns, required, licence, size_bytes
+        name,
+        str(field.validation_alias),
+        owner_and_name,
+        revision or "main",
+        folder,
+        patterns,
+        required,
+        licence if documented else None,
+        round(gb * GB) if documented else None,
     )

@@ -31,7 +31,6 @@ from ourvidz.hub.selection import HubFile
 from ourvidz.settings import Settings
 
 ANSWER_TIMEOUT_S = 20.0
-"""How long the hub may take to answer, or to send the next bytes."""
 TRIES = 6
 """How often in a row a request may fail, or bring no bytes, until it is given up."""
 LONGEST_WAIT_S = 120.0
@@ -88,16 +87,23 @@ class Retries:
 
 
 class Hub:
-    """One hub. `wait` replaces `time.sleep` between tries."""
+    """One hub. `wait` replaces `time.sleep` between tries; `timeout_s` is how long it may take to answer, or
+    to send the next bytes."""
 
     def __init__(
-        self, settings: Settings, *, wait: Callable[[float], None] = time.sleep, tries: int = TRIES
+        self,
+        settings: Settings,
+        *,
+        wait: Callable[[float], None] = time.sleep,
+        tries: int = TRIES,
+        timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         self._endpoint = (settings.hf_endpoint or constants.ENDPOINT).rstrip("/")
         # False: a token that a login left on this machine is not sent, least of all to another hub.
         self._token: str | bool = settings.hf_token or False
         self._wait = wait
         self._tries = tries
+        self._timeout_s = timeout_s
 
     def retries(self) -> Retries:
         """A new count of tries."""
@@ -111,7 +117,7 @@ class Hub:
             try:
                 with self._errors(part):
                     info = api.model_info(
-                        part.repository, revision=revision, files_metadata=True, timeout=ANSWER_TIMEOUT_S
+                        part.repository, revision=revision, files_metadata=True, timeout=self._timeout_s
                     )
                     return _listing(info)
             except Interrupted as interrupted:
@@ -132,7 +138,7 @@ class Hub:
         headers["Accept-Encoding"] = "identity"
         if start:
             headers["Range"] = f"bytes={start}-"
-        timeout = httpx2.Timeout(ANSWER_TIMEOUT_S)
+        timeout = httpx2.Timeout(self._timeout_s)
         with (
             self._errors(part),
             get_session().stream(

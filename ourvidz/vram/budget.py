@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from ourvidz.records.devices import DeviceMemory
 from ourvidz.vram.device import Device
-
-OVERHEAD_MIB = 2048
-"""Memory of a device that is not given out where no budget is set: contexts, fragmentation."""
+from ourvidz.vram.plan import OVERHEAD_MIB
 
 
 class Budget:

@@ -28,11 +28,16 @@ class Footprints:
     def work_mib(self, kind: str, weights_mib: int, *, at_most: int | None = None) -> int:
         """The working memory that a job of this kind is expected to need, at least 1. `at_most` is what the
         device can give: a guess is not above it, because no job is refused for a guess."""
-        learned = self._learned.get(kind)
+        learned = self.learned_mib(kind)
         if learned is not None:
-            return max(1, round(learned * MARGIN))
+            return learned
         guess = round(weights_mib * UNKNOWN_SHARE)
         return max(1, guess if at_most is None else min(guess, at_most))
+
+    def learned_mib(self, kind: str) -> int | None:
+        """The working memory of a kind of job as it was measured, with the margin; None if unknown."""
+        learned = self._learned.get(kind)
+        return None if learned is None else max(1, round(learned * MARGIN))
 
     def learn(self, kind: str, mib: int, *, at_most: int | None = None) -> None:
         """Note a measurement; the largest one counts. `at_most` is what the device can give: what is learned
