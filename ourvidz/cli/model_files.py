@@ -15,6 +15,7 @@ from ourvidz.cli.pull_progress import progress, size_text
 from ourvidz.errors import HubError, SettingsError
 from ourvidz.hub.catalog import DEFAULT_MODELS, PullableModel, pullable_models
 from ourvidz.hub.manifest import read_manifest, unused
+from ourvidz.hub.staging import staging_folder
 from ourvidz.settings import Settings, settings
 
 MODEL_NAMES = ("sdxl", "wan", "qwen", "vace", "ip-adapter")
@@ -117,8 +118,6 @@ def _is_pulled(folder: Path) -> bool:
 
 def _removable(model: PullableModel) -> list[Path]:
     """The folders of a model that may be deleted. Raises `SettingsError` for one that was not pulled."""
-    from ourvidz.hub.pull import staging_folder
-
     folders = []
     for part in model.parts:
         if part.folder.is_dir() and not _is_pulled(part.folder):

@@ -17,6 +17,7 @@ from ourvidz.cli.nvidia import DriverError, query_gpus, select_gpu
 from ourvidz.cli.pull_progress import size_text
 from ourvidz.hub.catalog import DEFAULT_MODELS, GB, PullableModel, pullable_models
 from ourvidz.hub.inventory import PlannedPart, plan_part, weight_files
+from ourvidz.hub.staging import MIN_FREE_BYTES, free_bytes
 from ourvidz.hub.weight_files import count_weights
 from ourvidz.settings import Settings, settings
 from ourvidz.settings.memory import EMULATED_GPU
@@ -106,8 +107,6 @@ def _plan_parts(models: Sequence[PullableModel], current: Settings, *, offline: 
 
 def _disks(parts: Sequence[PlannedPart]) -> list[dict[str, Any]]:
     """For each disk what is to be downloaded to it, and its free space."""
-    from ourvidz.hub.pull import MIN_FREE_BYTES, free_bytes
-
     folders: dict[int, list[PlannedPart]] = defaultdict(list)
     for planned in parts:
         folder = planned.part.folder

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ourvidz.cli.console import print_note
-from ourvidz.hub.download import Progress
+from ourvidz.hub.progress import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

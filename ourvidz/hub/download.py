@@ -6,32 +6,17 @@ import errno
 import hashlib
 import os
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from ourvidz.errors import HubError
 from ourvidz.hub.catalog import Part
 from ourvidz.hub.client import Hub, Interrupted
 from ourvidz.hub.manifest import PulledFile
+from ourvidz.hub.progress import Progress
 from ourvidz.hub.selection import WEIGHTS, HubFile
 from ourvidz.hub.weight_files import find_damage
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
-
-
-class Progress(Protocol):
-    """Is told what a pull does."""
-
-    def note(self, line: str) -> None:
-        """Something an operator should read."""
-
-    def begin(self, name: str, size: int, done: int) -> None:
-        """A file of `size` bytes is downloaded, of which `done` are there already."""
-
-    def advance(self, count: int) -> None:
-        """Bytes have arrived; negative if bytes must be downloaded again."""
-
-    def end(self) -> None:
-        """The file is complete."""
 
 
 class _Content:

@@ -10,6 +10,7 @@ from ourvidz.errors import HubError
 from ourvidz.hub.catalog import Part
 from ourvidz.hub.manifest import changed_files, read_manifest
 from ourvidz.hub.selection import WEIGHTS, select_files
+from ourvidz.hub.staging import staged_bytes
 
 if TYPE_CHECKING:
     from ourvidz.hub.client import Hub
@@ -42,8 +43,6 @@ class PlannedPart:
 
 def plan_part(part: Part, hub: Hub | None) -> PlannedPart:
     """The plan for one part. Without a `hub`, or if it cannot be reached, sizes are the documented ones."""
-    from ourvidz.hub.pull import staged_bytes
-
     try:
         manifest = read_manifest(part.folder)
     except HubError as error:

@@ -17,7 +17,7 @@ from typing import Literal
 from ourvidz.errors import HubError
 from ourvidz.hub.catalog import GB, Part
 from ourvidz.hub.client import Hub, Listing
-from ourvidz.hub.download import Progress, download, part_path
+from ourvidz.hub.download import download, part_path
 from ourvidz.hub.manifest import (
     MANIFEST,
     Manifest,
@@ -28,10 +28,9 @@ from ourvidz.hub.manifest import (
     unused,
     write_manifest,
 )
+from ourvidz.hub.progress import Progress
 from ourvidz.hub.selection import WEIGHTS, HubFile, select_files
-
-MIN_FREE_BYTES = GB
-"""Space that a pull leaves on the disk for the other programs of the host."""
+from ourvidz.hub.staging import MIN_FREE_BYTES, free_bytes, staging_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +62,6 @@ def pull(
         commit = None if update else _resumed_commit(staging, part)
         listing = hub.listing(part, commit or part.revision)
         return _pull_files(hub, part, listing, staging, progress, [part.folder, *others])
-
-
-def staging_folder(folder: Path) -> Path:
-    """Where the files of a pull lie until all are complete."""
-    return folder.with_name(f"{folder.name}.partial")
-
-
-def staged_bytes(folder: Path) -> int:
-    """What an interrupted pull has left to continue with, in bytes."""
-    staging = staging_folder(folder)
-    return sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space of the disk on which a folder lies, or will lie."""
-    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
-    return shutil.disk_usage(existing).free
 
 
 def _pull_files(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from click.testing import CliRunner, Result
 from ourvidz.cli.main import cli
 from ourvidz.hub.manifest import mark_in_use
 from ourvidz.pipelines.checkpoints import PACKAGED
-from ourvidz.settings import settings
+from ourvidz.settings import environment, settings
 from tests.hub_server import TinyHub
 
+ROOT = Path(__file__).parents[2]
 REPOSITORIES = {
     "OURVIDZ_HUB_SDXL": PACKAGED / "tiny-sdxl",
     "OURVIDZ_HUB_WAN": PACKAGED / "tiny-wan",
@@ -157,3 +160,20 @@ def test_what_an_interrupted_pull_left_can_be_deleted(models_dir: Path, tiny_hub
     assert (models_dir / "sdxl.partial").is_dir()
     assert run("rm", "sdxl", "--yes").exit_code == 0
     assert not (models_dir / "sdxl.partial").exists()
+
+
+def test_a_control_host_lists_and_plans_and_cannot_pull(
+    models_dir: Path,
+) -> None:
+    """It has no library of the hub: the commands that need none work, the other says how to install it."""
+    code = """
+import sys
+sys.modules.update(huggingface_hub=None, httpx2=None, torch=None)
+from ourvidz.cli.main import cli
+cli(sys.argv[1:])
+"""
+    for arguments, status in (("list", 0), ("plan sdxl", 0), ("rm sdxl --yes", 0), ("pull", 2)):
+        command = [sys.executable, "-c", code, "models", *arguments.split()]
+        ran = subprocess.run(command, capture_output=True, text=True, env=environment(PYTHONPATH=str(ROOT)))
+        assert ran.returncode == status, ran.stderr
+    assert "pip install 'ourvidz[worker]'" in ran.stderr

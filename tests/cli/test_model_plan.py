@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ourvidz.cli import nvidia
+from ourvidz.cli import model_plan, nvidia
 from ourvidz.cli.main import cli
-from ourvidz.hub import pull as pull_module
 from ourvidz.pipelines.checkpoints import PACKAGED
 from ourvidz.settings import settings
 from tests.hub_server import TinyHub
@@ -38,7 +37,7 @@ def host(production: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(nvidia.shutil, "which", lambda _: None)
-    monkeypatch.setattr(pull_module, "free_bytes", lambda _: 10**12)
+    monkeypatch.setattr(model_plan, "free_bytes", lambda _: 10**12)
     return tmp_path / "models"
 
 
@@ -118,7 +117,7 @@ def test_learned_figures_replace_estimates(host: Path, tmp_path: Path) -> None:
 
 def test_a_disk_that_is_too_small_fails_the_plan(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a script stops before hours of downloading."""
-    monkeypatch.setattr(pull_module, "free_bytes", lambda _: 10**9)
+    monkeypatch.setattr(model_plan, "free_bytes", lambda _: 10**9)
     result = run("--offline")
     assert result.exit_code == 1
     assert "66.2 GB to download, 1.0 GB free: DOES NOT FIT" in result.stdout
