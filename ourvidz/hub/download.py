@@ -56,11 +56,10 @@ def download(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         content = _download_verified(hub, part, file, commit, partial, progress)
-        if target.name.endswith(WEIGHTS) and find_damage(partial):
+        if target.name.endswith(WEIGHTS) and (damage := find_damage(partial)):
             partial.unlink()
             raise HubError(
-                f"{part.repository}: {file.name} is no safetensors file, whatever its name says: do not use"
-                " this revision"
+                f"{part.repository}: {damage.replace(str(partial), file.name)} Do not use this revision."
             )
         partial.replace(target)
     except OSError as error:
