@@ -62,31 +62,36 @@ def pullable_models(settings: Settings) -> dict[str, PullableModel]:
 def _sdxl(settings: Settings) -> PullableModel:
     folder = settings.sdxl_model or settings.models_dir / "sdxl"
     patterns = (*_DIFFUSERS, "text_encoder_2/*", "tokenizer_2/*", "unet/*")
-    part = _part(settings, "hub_sdxl", "sdxl", folder, patterns, licence="openrail++", gb=6.94)
+    part = _part(
+        settings.hub_sdxl, "OURVIDZ_HUB_SDXL", "sdxl", folder, patterns, licence="openrail++", gb=6.94
+    )
     return PullableModel("sdxl", (part,), {"OURVIDZ_SDXL_MODEL": folder}, bool(settings.sdxl_model))
 
 
 def _wan(settings: Settings) -> PullableModel:
     folder = settings.wan_model or settings.models_dir / "wan"
     patterns = (*_DIFFUSERS, "transformer/*")
-    part = _part(settings, "hub_wan", "wan", folder, patterns, licence="apache-2.0", gb=28.9)
+    part = _part(settings.hub_wan, "OURVIDZ_HUB_WAN", "wan", folder, patterns, licence="apache-2.0", gb=28.9)
     return PullableModel("wan", (part,), {"OURVIDZ_WAN_MODEL": folder}, bool(settings.wan_model))
 
 
 def _vace(settings: Settings) -> PullableModel:
     folder = settings.wan_vace_model or settings.models_dir / "vace"
     patterns = (*_DIFFUSERS, "transformer/*")
-    part = _part(settings, "hub_vace", "vace", folder, patterns, licence="apache-2.0", gb=19.0)
+    part = _part(
+        settings.hub_vace, "OURVIDZ_HUB_VACE", "vace", folder, patterns, licence="apache-2.0", gb=19.0
+    )
     return PullableModel("vace", (part,), {"OURVIDZ_WAN_VACE_MODEL": folder}, bool(settings.wan_vace_model))
 
 
 def _qwen(settings: Settings) -> PullableModel:
     folder = settings.qwen_model or settings.models_dir / "qwen"
     required = ("config.json", "tokenizer_config.json")
+    repositories = {"instruct": settings.hub_qwen_instruct, "base": settings.hub_qwen_base}
     parts = tuple(
         _part(
-            settings,
-            f"hub_qwen_{variant}",
+            repository,
+            f"OURVIDZ_HUB_QWEN_{variant.upper()}",
             f"qwen {variant}",
             folder / variant,
             ("*",),
@@ -94,7 +99,7 @@ def _qwen(settings: Settings) -> PullableModel:
             gb=15.2,
             required=required,
         )
-        for variant in ("instruct", "base")
+        for variant, repository in repositories.items()
     )
     return PullableModel("qwen", parts, {"OURVIDZ_QWEN_MODEL": folder}, bool(settings.qwen_model))
 
@@ -106,8 +111,8 @@ def _adapter(settings: Settings) -> PullableModel:
     required = (_ADAPTER, f"{_ADAPTER_ENCODER}/config.json")
     patterns = (_ADAPTER, f"{_ADAPTER_ENCODER}/*", *CARDS)
     part = _part(
-        settings,
-        "hub_ip_adapter",
+        settings.hub_ip_adapter,
+        "OURVIDZ_HUB_IP_ADAPTER",
         "ip-adapter",
         folder,
         patterns,
@@ -124,8 +129,8 @@ def _adapter(settings: Settings) -> PullableModel:
 
 
 def _part(
-    settings: Settings,
-    setting: str,
+    repository: str,
+    variable: str,
     name: str,
     folder: Path,
     patterns: tuple[str, ...],
@@ -134,14 +139,13 @@ def _part(
     gb: float,
     required: tuple[str, ...] = ("model_index.json",),
 ) -> Part:
-    """A part of the repository that a setting names as `OWNER/NAME@REVISION`."""
-    repository: str = getattr(settings, setting)
+    """A part of the repository that the setting `variable` names as `OWNER/NAME@REVISION`."""
     owner_and_name, _, revision = repository.partition("@")
-    field = Settings.model_fields[setting]
-    documented = repository == field.default
+    defaults = {field.validation_alias: field.default for field in Settings.model_fields.values()}
+    documented = repository == defaults[variable]
     return Part(
         name,
-        str(field.validation_alias),
+        variable,
         owner_and_name,
         revision or "main",
         folder,
