@@ -13,7 +13,9 @@ import psutil
 import redis
 
 from campaigns.receiver import UnreliableReceiver
+from campaigns.s3_server import S3Server
 from campaigns.stack import LEASE_S, Stack
+from campaigns.storages import S3Files
 
 PROCESSES = ("web", "io", "keeper", "sdxl")
 SHORT_S, LONG_S = 0.5, LEASE_S + 2
@@ -28,6 +30,7 @@ class Bench:
 
     `accepted`: the ids of the jobs submitted so far. `interrupted` counts the attempts that faults may have
     interrupted for a reason the job is charged for: its worker was killed, or silent for longer than a lease.
+    `storage_failed`: a fault kept files from being stored for longer than they are tried.
     """
 
     stack: Stack
@@ -35,7 +38,7 @@ class Bench:
     random: random.Random
     accepted: list[str]
     interrupted: int = 0
-    disk_was_full: bool = False
+    storage_failed: bool = False
 
     def process(self, name: str) -> psutil.Process | None:
         """The running process of this name; None while it is being restarted."""
@@ -154,7 +157,7 @@ def restart_stack(bench: Bench) -> str:
 
 def fill_disk(bench: Bench) -> str:
     """Fill the disk of the stored files for a while."""
-    bench.disk_was_full = True
+    bench.storage_failed = True
     filler = bench.stack.assets / "~filler"
     try:
         with filler.open("wb", buffering=0) as file:
@@ -165,6 +168,29 @@ def fill_disk(bench: Bench) -> str:
     finally:
         filler.unlink(missing_ok=True)
     return f"disk full for {OUTAGE_S:g} s"
+
+
+def overload_storage(bench: Bench) -> str:
+    """Let the storage server answer every request with 503 for a while."""
+    bench.storage_failed = True
+    server = _s3_server(bench)
+    server.overloaded.set()
+    time.sleep(OUTAGE_S)
+    server.overloaded.clear()
+    return f"storage overloaded for {OUTAGE_S:g} s"
+
+
+def cut_storage(bench: Bench) -> str:
+    """Close every connection to the storage server several times."""
+    for _ in range(5):
+        _s3_server(bench).cut_connections()
+        time.sleep(0.05)
+    return "cut all connections to the storage"
+
+
+def _s3_server(bench: Bench) -> S3Server:
+    assert isinstance(bench.stack.storage, S3Files)
+    return bench.stack.storage.server
 
 
 def step_clock(bench: Bench) -> str:
@@ -188,6 +214,8 @@ EVENTS: dict[Callable[[Bench], str], int] = {
     redeliver: 2,
     restart_stack: 1,
     fill_disk: 1,
+    overload_storage: 1,
+    cut_storage: 2,
     step_clock: 1,
 }
 """Every fault with its weight."""
@@ -196,7 +224,11 @@ EVENTS: dict[Callable[[Bench], str], int] = {
 def possible_events(stack: Stack) -> tuple[dict[Callable[[Bench], str], int], list[str]]:
     """The faults that this machine allows, and for each other one the reason."""
     events, missing = dict(EVENTS), []
-    if not stack.can_fill_disk:
+    if isinstance(stack.storage, S3Files):
+        del events[fill_disk]
+    else:
+        del events[overload_storage], events[cut_storage]
+    if fill_disk in events and not stack.can_fill_disk:
         del events[fill_disk]
         missing.append("disk full: no file system may be mounted here")
     if not stack.clock.can_step:

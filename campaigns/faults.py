@@ -1,9 +1,11 @@
 """Random faults under load: does every accepted job end once, and does its caller hear of it once?
 
-    python -m campaigns.faults [--jobs 5000] [--events 1000] [--seed 1] [--pause 1] [--folder DIR] [--json]
+    python -m campaigns.faults [--jobs 5000] [--events 1000] [--seed 1] [--pause 1] [--storage local|s3]
+                               [--folder DIR] [--json]
 
 Runs in parts of 50 events, each on a new stack (`ourvidz up` with one worker without weights), with
-submitters that repeat a submission until it is accepted and a receiver that fails in every way. With
+submitters that repeat a submission until it is accepted and a receiver that fails in every way. Files are
+stored in a directory, or on a server with the API of S3, which is overloaded and cut off as well. With
 `--folder` the result of each part is kept there; a campaign that was interrupted goes on after its last
 complete part.
 
@@ -27,6 +29,7 @@ from campaigns.events import Bench, possible_events
 from campaigns.load import Load, unreadable_images
 from campaigns.receiver import UnreliableReceiver
 from campaigns.stack import Stack
+from campaigns.storages import STORAGES
 from ourvidz.cli.console import print_note
 from ourvidz.records.record import FINISHED, Record
 from ourvidz.recovery.inspection import check_events, check_jobs, check_user_indexes
@@ -51,10 +54,10 @@ class Result:
     `charged`: attempts that ended because a worker was killed or silent for longer than a lease. `lost`: jobs
     without an end, or whose caller never heard of it. `doubled`: more than one terminal event. `blocked`:
     unfinished when no job had ended for a minute after the last fault. `failed`: ended otherwise than
-    completed or cancelled, without charged attempts or a full disk. `innocent`: charged attempts beyond the
-    number of faults that interrupt one. `files_missing`: images that cannot be read. `orphans`: files that
-    belong to no job. `damaged`: records, indexes and callbacks that do not agree, as `ourvidz ledger check`
-    finds them.
+    completed or cancelled, without charged attempts or a failed storage. `innocent`: charged attempts beyond
+    the number of faults that interrupt one. `files_missing`: images that cannot be read. `orphans`: files
+    that belong to no job. `damaged`: records, indexes and callbacks that do not agree, as
+    `ourvidz ledger check` finds them.
     """
 
     seed: int
@@ -82,13 +85,16 @@ COLUMNS = tuple(field.name for field in fields(Result))
 BROKEN = COLUMNS[COLUMNS.index("charged") + 1 :]
 
 
-def run_part(folder: Path, *, jobs: int, events: int, seed: int, pause_s: float) -> Result:
+def run_part(
+    folder: Path, *, jobs: int, events: int, seed: int, pause_s: float, storage: str = "local"
+) -> Result:
     """Run one part: break things while jobs are submitted, heal, inspect."""
     started = time.monotonic()
     chance = random.Random(seed)
     with (
         UnreliableReceiver(failing=FAILING, hang_s=5, seed=seed) as receiver,
-        Stack(folder, receiver) as stack,
+        STORAGES[storage](folder / "assets") as files,
+        Stack(folder, receiver, storage=files) as stack,
     ):
         load = Load(stack.shim, jobs=jobs, events=events, seed=seed)
         bench = Bench(stack, receiver, chance, load.accepted)
@@ -133,7 +139,7 @@ def _inspect(bench: Bench, load: Load, *, seed: int, events: int, started: float
         blocked=blocked,
         failed=sum(_failed_without_cause(record, bench) for record in records),
         innocent=max(0, charged - bench.interrupted),
-        files_missing=sum(unreadable_images(stack.assets, record) for record in records),
+        files_missing=sum(unreadable_images(stack.storage.read, record) for record in records),
         orphans=len(orphans),
         damaged=len(damaged),
     )
@@ -169,19 +175,18 @@ def _counted_twice(stack: Stack, records: list[Record]) -> int:
 
 
 def _failed_without_cause(record: Record, bench: Bench) -> bool:
-    """Whether a job failed though no attempt of it was interrupted and no disk was full."""
+    """Whether a job failed though no attempt of it was interrupted and the storage did not fail."""
     if record.status != "failed" or record.outcome is None or record.outcome.error is None:
         return False
     code = record.outcome.error.code
-    return code not in INTERRUPTIONS and not (code == "STORAGE_ERROR" and bench.disk_was_full)
+    return code not in INTERRUPTIONS and not (code == "STORAGE_ERROR" and bench.storage_failed)
 
 
 def _orphans(stack: Stack, records: list[Record]) -> list[str]:
     """The stored files that no ended job names."""
     assets = [asset for record in records if record.outcome for asset in record.outcome.assets]
     named = {asset.key for asset in assets} | {asset.thumbnail_key for asset in assets}
-    stored = (path for path in stack.assets.rglob("*") if path.is_file())
-    return [key for key in (str(path.relative_to(stack.assets)) for path in stored) if key not in named]
+    return [key for key in stack.storage.stored_keys() if key not in named]
 
 
 def _damaged(stack: Stack) -> list[str]:
@@ -207,7 +212,9 @@ def _explain(stack: Stack, findings: dict[str, list[str]], records: list[Record]
     print_note(stack.log_tails())
 
 
-def run(folder: Path, *, jobs: int, events: int, seed: int, pause_s: float) -> list[Result]:
+def run(
+    folder: Path, *, jobs: int, events: int, seed: int, pause_s: float, storage: str = "local"
+) -> list[Result]:
     """Run every part that has no result in `folder` yet."""
     parts = max(1, round(events / EVENTS_PER_PART))
     results = []
@@ -221,6 +228,7 @@ def run(folder: Path, *, jobs: int, events: int, seed: int, pause_s: float) -> l
                     events=events // parts,
                     seed=seed * 1000 + part,
                     pause_s=pause_s,
+                    storage=storage,
                 )
             result_file.write_text(json.dumps(asdict(result)))
         results.append(Result(**json.loads(result_file.read_text())))
@@ -247,6 +255,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=1000, help="number of faults in all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pause", type=float, default=1.0, help="most seconds between two faults")
+    parser.add_argument("--storage", choices=list(STORAGES), default="local", help="where files are stored")
     parser.add_argument("--folder", type=Path, help="where the results of the parts are kept")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON document")
     arguments = parser.parse_args()
@@ -259,6 +268,7 @@ def main() -> None:
             events=arguments.events,
             seed=arguments.seed,
             pause_s=arguments.pause,
+            storage=arguments.storage,
         )
     if arguments.json:
         print(json.dumps([asdict(result) for result in results]))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import requests
@@ -93,13 +93,13 @@ class Load:
             time.sleep(POLL_S)
 
 
-def unreadable_images(assets: Path, record: Record) -> int:
-    """The number of images of a completed job that cannot be read."""
+def unreadable_images(read: Callable[[str], bytes], record: Record) -> int:
+    """The number of images of a completed job that cannot be read. `read` raises `OSError` without a file."""
     missing = 0
     for asset in record.outcome.assets if record.status == "completed" and record.outcome else ():
         for key in (asset.key, asset.thumbnail_key):
             try:
-                with Image.open(assets / str(key)) as image:
+                with Image.open(io.BytesIO(read(str(key)))) as image:
                     image.load()
             except OSError:
                 missing += 1

@@ -30,6 +30,7 @@ from campaigns.distributed import HEADERS, SERVERS, SHIM, WORKERS, DistributedIn
 from campaigns.load import Load, unreadable_images
 from campaigns.network import OUTSIDE, Network, Unsupported
 from campaigns.receiver import CallbackReceiver
+from campaigns.storages import LocalFiles
 from ourvidz.cli.console import print_note
 from ourvidz.records.record import Record
 
@@ -195,7 +196,9 @@ def run_scenario(
         unheard=len(unheard),
         failed=sum(record.status == "failed" for record in records),
         blocked=len(blocked),
-        files_missing=sum(unreadable_images(installation.assets, record) for record in records),
+        files_missing=sum(
+            unreadable_images(LocalFiles(installation.assets).read, record) for record in records
+        ),
         exited=len(installation.exits) - exits,
         unexpected=sum(load.unexpected.values()),
     )

@@ -15,6 +15,8 @@ from campaigns.sigv4 import Refused, verify
 ACCESS_KEY = "AKIACAMPAIGN"
 SECRET_KEY = "wJalrXUtnFEMIK7MDENGbPxRfiCYcampaign"
 REGION = "us-east-1"
+ACCOUNT = "123456789012"
+"""The account that moto uses for unknown keys."""
 THREADS = 16
 
 Environ = dict[str, Any]
@@ -37,6 +39,9 @@ class S3Server(Resource):
         """The headers of all requests, names in lower case; the latest value of each."""
         self._lock = threading.Lock()
         self._failures = 0
+        self._failing_method: str | None = None
+        self.overloaded = threading.Event()
+        """Set: every request is answered with 503."""
 
     def _open(self) -> None:
         # Imported here: whoever does not start a server does not need them.
@@ -49,6 +54,7 @@ class S3Server(Resource):
             self._respond, host="127.0.0.1", port=0, threads=THREADS, clear_untrusted_proxy_headers=False
         )
         self.port = int(server.effective_port)
+        self._server = server
         thread = threading.Thread(target=server.run, name="s3-server", daemon=True)
         thread.start()
         self._cleanup.callback(thread.join, 10)
@@ -71,10 +77,30 @@ class S3Server(Resource):
             "OURVIDZ_S3_SECRET_ACCESS_KEY": self.secret_key,
         }
 
-    def fail(self, count: int) -> None:
-        """Answer the next `count` requests with 503."""
+    def fail(self, count: int, method: str | None = None) -> None:
+        """Answer the next `count` requests, or those with this method, with 503."""
         with self._lock:
-            self._failures = count
+            self._failures, self._failing_method = count, method
+
+    def cut_connections(self) -> None:
+        """Close every connection, also those with a request in progress."""
+        self._server.trigger.pull_trigger(self._close_channels)
+
+    def _close_channels(self) -> None:
+        for channel in list(self._server.active_channels.values()):
+            channel.handle_close()
+
+    def stored_keys(self, bucket: str) -> list[str]:
+        """The keys of all objects of a bucket, read past the API."""
+        from moto.s3.models import s3_backends
+
+        return list(s3_backends[ACCOUNT]["aws"].buckets[bucket].keys)
+
+    def unfinished_uploads(self, bucket: str) -> int:
+        """How many uploads in parts were neither completed nor aborted."""
+        from moto.s3.models import s3_backends
+
+        return len(s3_backends[ACCOUNT]["aws"].buckets[bucket].multiparts)
 
     @property
     def failures_left(self) -> int:
@@ -83,9 +109,11 @@ class S3Server(Resource):
 
     def _respond(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         with self._lock:
-            self.requests[environ["REQUEST_METHOD"]] += 1
-            fails = self._failures > 0
+            method = environ["REQUEST_METHOD"]
+            self.requests[method] += 1
+            fails = self._failures > 0 and self._failing_method in (None, method)
             self._failures -= fails
+        fails |= self.overloaded.is_set()
         body = environ["wsgi.input"].read()
         if fails:
             return _error("503 Slow Down", "SlowDown", start_response)

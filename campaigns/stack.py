@@ -20,6 +20,7 @@ from campaigns.receiver import CallbackReceiver
 from campaigns.redelivery import Redelivery
 from campaigns.releases import ROOT
 from campaigns.resource import Resource
+from campaigns.storages import CampaignStorage, LocalFiles
 from ourvidz.embedded_redis import PrivateServer, free_port
 from ourvidz.ledger.store import Ledger
 from ourvidz.subprocesses import dying_with_parent
@@ -38,7 +39,8 @@ class Stack(Resource):
 
     Its Redis server is a process of the campaign, so that it can be frozen and restarted, on a clock that can
     be stepped where `libfaketime` is installed. Files are stored on a small file system of their own where
-    one may be mounted, so that it can be filled. `variables` are added to the environment of its processes.
+    one may be mounted, so that it can be filled, unless there is another `storage`.
+    `variables` are added to the environment of its processes.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class Stack(Resource):
         receiver: CallbackReceiver,
         *,
         workers: Sequence[str] = ("sdxl",),
+        storage: CampaignStorage | None = None,
         **variables: str,
     ) -> None:
         super().__init__()
         self.folder = folder
         self.assets = folder / "assets"
+        self.storage = storage or LocalFiles(self.assets)
         self.port = free_port()
         self.shim = f"http://127.0.0.1:{self.port}"
         self.clock = ServerClock(folder)
@@ -64,7 +68,7 @@ class Stack(Resource):
 
     def _open(self) -> None:
         self.assets.mkdir(parents=True, exist_ok=True)
-        self.can_fill_disk = self._mount_small_disk()
+        self.can_fill_disk = isinstance(self.storage, LocalFiles) and self._mount_small_disk()
         self._cleanup.callback(self.server.kill)
         self.server.start()
         self._cleanup.callback(self.kill)
@@ -149,7 +153,7 @@ class Stack(Resource):
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "OURVIDZ_REDIS_URL": self.server.url,
-            "OURVIDZ_STORAGE_DIR": str(self.assets),
+            **self.storage.environment(),
             "OURVIDZ_MODELS": "campaigns.slow_models:build",
             "OURVIDZ_LEASE_S": str(LEASE_S),
             "OURVIDZ_SWEEP_S": "1",

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ import requests
 from campaigns.s3_server import S3Server
 from campaigns.sigv4 import verify
 from ourvidz.errors import NotFound, SettingsError, StorageError
-from ourvidz.storage.s3 import PART_BYTES, S3Options, S3Storage
+from ourvidz.storage.s3 import PART_BYTES, RETRIES, S3Options, S3Storage
 from tests.cutting_proxy import CuttingProxy
 from tests.storage.suite import StoreSuite
 
@@ -43,6 +43,13 @@ def open_storage(s3_server: S3Server) -> Open:
         return S3Storage(S3Options(**(options | changes)))
 
     return start
+
+
+@pytest.fixture(autouse=True)
+def healthy(s3_server: S3Server) -> Iterator[None]:
+    """No failure of one test reaches the next."""
+    yield
+    s3_server.fail(0)
 
 
 @pytest.fixture
@@ -256,3 +263,25 @@ def test_a_move_whose_source_is_deleted_after_the_copy_is_reported(
     monkeypatch.setattr(store, "copy", copy_slowly)
     with pytest.raises(NotFound):
         store.move(source, KEY)
+
+
+def test_publishing_a_file_costs_three_requests(s3_server: S3Server, store: S3Storage) -> None:
+    """A job publishes its files one after the other, and each request takes tens of milliseconds."""
+    source = "workspace-temp/user-1/job-1/.attempts/7.t/0.png"
+    store.put(source, b"x", content_type=PNG)
+    s3_server.requests.clear()
+    store.move(source, KEY)
+    assert s3_server.requests == {"PUT": 1, "HEAD": 1, "DELETE": 1}
+    s3_server.requests.clear()
+    store.delete_folder("workspace-temp/user-1/job-1/.attempts/7.t")
+    assert s3_server.requests == {"GET": 1}
+
+
+def test_a_failed_upload_leaves_no_parts(s3_server: S3Server, store: S3Storage) -> None:
+    """They would cost money, and nobody sees them."""
+    # Both parts are refused, as often as they are tried.
+    s3_server.fail(2 * (RETRIES + 1), method="PUT")
+    with pytest.raises(StorageError):
+        store.put(CLIP, bytes(PART_BYTES + 1), content_type="video/mp4")
+    assert s3_server.unfinished_uploads(store.bucket) == 0
+    assert not store.exists(CLIP)

@@ -1,0 +1,91 @@
+"""Where a campaign's installation stores its files, and how that is broken."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+from campaigns.resource import Resource
+from campaigns.s3_server import S3Server
+from ourvidz.errors import NotFound
+from ourvidz.storage.local import LocalStore
+from ourvidz.storage.store import Store
+
+BUCKET = "campaign"
+
+
+class CampaignStorage(Resource):
+    """A storage that exists before the installation; use it as a context manager."""
+
+    store: Store
+
+    @abstractmethod
+    def environment(self) -> dict[str, str]:
+        """The settings with which an installation uses it."""
+
+    @abstractmethod
+    def stored_keys(self) -> list[str]:
+        """The keys of everything that is stored."""
+
+    def read(self, key: str) -> bytes:
+        """Read a file. Raises `OSError` if there is none."""
+        try:
+            return self.store.get(key)
+        except NotFound:
+            raise FileNotFoundError(key) from None
+
+
+class LocalFiles(CampaignStorage):
+    """A directory."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.store = LocalStore(folder)
+
+    def _open(self) -> None:
+        pass
+
+    def environment(self) -> dict[str, str]:
+        """The directory."""
+        return {"OURVIDZ_STORAGE_DIR": str(self.folder)}
+
+    def stored_keys(self) -> list[str]:
+        """The paths of all files in the directory, also of those that are being written."""
+        return [str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()]
+
+
+class S3Files(CampaignStorage):
+    """A bucket on a server with the API of S3, in this process."""
+
+    def __init__(self, folder: Path) -> None:  # noqa: ARG002  as of the others
+        super().__init__()
+        self.server = S3Server()
+
+    def _open(self) -> None:
+        # Imported here: only this storage needs its library.
+        from ourvidz.storage.s3 import S3Options, S3Storage
+
+        self._cleanup.enter_context(self.server)
+        self.store = S3Storage(
+            S3Options(
+                bucket=BUCKET,
+                endpoint=self.server.url,
+                access_key_id=self.server.access_key,
+                secret_access_key=self.server.secret_key,
+            )
+        )
+        self.store.create_buckets()
+
+    def environment(self) -> dict[str, str]:
+        """The bucket, the server and its key."""
+        return self.server.environment(BUCKET)
+
+    def stored_keys(self) -> list[str]:
+        """The keys of all objects."""
+        return self.server.stored_keys(BUCKET)
+
+
+STORAGES: dict[str, Callable[[Path], CampaignStorage]] = {"local": LocalFiles, "s3": S3Files}
+"""The storages by the name that `--storage` takes."""
