@@ -7,7 +7,8 @@ the message or before it: a message that gets lost is published again by the swe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -77,7 +78,8 @@ def submit_all(
 
     The `field` of an error in one of several payloads begins with its index: `[1].config.steps`.
     """
-    jobs = [_parse_and_check(payloads, index, make_id) for index in range(len(payloads))]
+    jobs = _parse_all(payloads, make_id)
+    _judge(jobs)
     if len(jobs) > 1:
         _check_together(jobs)
     if not in_worker:
@@ -86,17 +88,31 @@ def submit_all(
     return [_enqueue(job, priority, suppress_callbacks, in_worker) for job in jobs]
 
 
-def _parse_and_check(payloads: Sequence[object | Job], index: int, make_id: MakeId | None) -> Job:
-    """Parse one of the payloads and pass it through the safety gate."""
-    payload = payloads[index]
+def _parse_all(payloads: Sequence[object | Job], make_id: MakeId | None) -> list[Job]:
+    """Parse all payloads before the first is judged: a push with one malformed payload costs no more."""
+    jobs: list[Job] = []
+    for index, payload in enumerate(payloads):
+        with _numbered(index, len(payloads)):
+            jobs.append(payload if isinstance(payload, Job) else parse_payload(payload, make_id=make_id))
+    return jobs
+
+
+def _judge(jobs: Sequence[Job]) -> None:
+    """Pass the jobs through the safety gate."""
+    for index, job in enumerate(jobs):
+        with _numbered(index, len(jobs)):
+            control.current().gate.check_job(job)
+
+
+@contextmanager
+def _numbered(index: int, total: int) -> Iterator[None]:
+    """Add the position of one of several payloads to the errors that it raises."""
     try:
-        job = payload if isinstance(payload, Job) else parse_payload(payload, make_id=make_id)
-        control.current().gate.check_job(job)
+        yield
     except OurvidzError as error:
-        if len(payloads) > 1:
+        if total > 1:
             _at(error, index)
         raise
-    return job
 
 
 def _check_together(jobs: Sequence[Job]) -> None:

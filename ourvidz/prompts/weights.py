@@ -65,6 +65,12 @@ class WeightedPrompt:
         """The text of the prompt without the weight syntax."""
         return " ".join(section.text for section in self.sections)
 
+    @property
+    def encoder_texts(self) -> tuple[str, ...]:
+        """What the text encoders read: the text that is pooled, and each section as its joined fragments."""
+        joined = ("".join(fragment.text for fragment in section.fragments) for section in self.sections)
+        return (self.text, *joined)
+
 
 @dataclass(frozen=True, slots=True)
 class ParsedPrompt:

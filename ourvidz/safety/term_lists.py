@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
@@ -11,13 +11,11 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from ourvidz.errors import SettingsError
-from ourvidz.safety.normalise import LETTER, TextVariants, fold
 
 GROUP = "ourvidz.safety_terms"
 """Entry points of this group refer to a package or a directory with `minor*.txt` and `sexual*.txt` files."""
 
 _KIND = re.compile(r"(minor|sexual)[^/]*\.txt")
-_RUNS = re.compile(r"(.)\1*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -35,39 +33,6 @@ class Terms:
             object.__setattr__(self, kind, frozenset(getattr(self, kind)))
             if not getattr(self, kind):
                 raise SettingsError(f"The safety gate has no {kind} terms.", field=kind)
-
-
-class TermMatcher:
-    """Matches a set of terms in the variants of a text."""
-
-    def __init__(self, terms: Iterable[str]) -> None:
-        alternatives = "|".join(sorted({_pattern(term) for term in terms}))
-        self._anywhere = re.compile(alternatives)
-        self._at_boundaries = re.compile(rf"(?<!{LETTER})(?:{alternatives})(?:e?s+)?(?!{LETTER})")
-
-    def matches(self, variants: TextVariants) -> bool:
-        """Whether one of the variants contains one of the terms."""
-        return any(map(self._at_boundaries.search, variants.words)) or any(
-            map(self._anywhere.search, variants.spelled)
-        )
-
-
-def _pattern(term: str) -> str:
-    """A regular expression for a term: letters may be repeated three times or more, its words joined or
-    split, and a final y replaced by ie."""
-    words = [word for word in re.split(r"[\W\d_]+", fold(term)) if word]
-    if len("".join(words)) < 2:
-        raise SettingsError("A safety term needs two letters or more.", field="terms")
-    parts = ["".join(_repeatable(run[0]) for run in _RUNS.finditer(word)) for word in words]
-    if words[-1].endswith("y"):
-        parts[-1] = parts[-1].removesuffix(_repeatable("y")) + f"(?:{_repeatable('y')}|ie)"
-    return r"[\W\d_]{0,3}".join(parts)
-
-
-def _repeatable(run: str) -> str:
-    """A pattern of a run of equal letters that also matches more repetitions."""
-    letter = re.escape(run[0])
-    return f"{letter}(?:{letter}{{2,}})?" if len(run) == 1 else f"{letter}{{{min(len(run), 3)},}}"
 
 
 def load_terms() -> Terms:

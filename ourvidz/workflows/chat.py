@@ -107,7 +107,9 @@ class TextBatch:
                 if job.sfw_mode and moderation is not None:
                     moderation.check("\n".join(job.texts()))
                 item.run.step(0, job.max_tokens)
-                self._texts[job.id] = _Text(item, self._services, self._decoder.add(job.id, job))
+                with self._services.checked(job):
+                    prompt_tokens = self._decoder.add(job.id, job)
+                self._texts[job.id] = _Text(item, self._services, prompt_tokens)
             except Exception as error:  # noqa: BLE001  one text's failure must not disturb the others
                 self._fail(item, error)
 

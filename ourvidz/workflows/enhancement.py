@@ -17,14 +17,12 @@ from ourvidz.errors import Cancelled, JobTimeout, PolicyViolation, WorkerUnavail
 from ourvidz.jobs.job import ChatJob, Message, VideoJob
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import BatchDecoder
+from ourvidz.prompts.conversations import completion_text
 from ourvidz.records.record import Enhancement, Verdict
 from ourvidz.workflows.run import FenceLost
 from ourvidz.workflows.services import Run, Services
 
 MODEL = "qwen_base"
-COMPLETION_TEMPLATE = "{system}\n\nPrompt: {prompt}\nEnriched:"
-"""The text that the base model continues to the end of the line; it has no chat template."""
-
 TIMED_OUT = "The enhancement of the prompt took too long: it was used as it is."
 FAILED = "The enhancement of the prompt failed: it was used as it is."
 REFUSED = "The enhanced prompt could not be used: the prompt was used as it is."
@@ -115,7 +113,8 @@ def _enhance(
     with services.device.hold(MODEL, completion, check_lease):
         pipeline = services.models.texts(MODEL)
         decoder, began = pipeline.new_decoder(), time.monotonic()
-        decoder.add(job.id, completion)
+        with services.checked(job):
+            decoder.add(job.id, completion)
         try:
             line = _first_line(decoder, check_lease, is_late)
         finally:
@@ -150,10 +149,8 @@ def _first_line(decoder: BatchDecoder, check_lease: Callable[[], None], is_late:
 
 
 def _completion_job(job: VideoJob, system_prompt: str) -> ChatJob:
-    """The text job that is decoded. Line breaks in the prompt become spaces, because a line break ends the
-    answer."""
-    prompt = " ".join(job.prompt.split())
-    text = COMPLETION_TEMPLATE.format(system=job.system_prompt or system_prompt, prompt=prompt)
+    """The text job that is decoded."""
+    text = completion_text(job.prompt, job.system_prompt or system_prompt)
     return ChatJob(
         id=job.id,
         type="chat_enhance",

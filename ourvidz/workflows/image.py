@@ -70,7 +70,7 @@ def _generate(
     metadata."""
     signer = AssetSigner(services.signer, source_type(reference is not None), job_id=job.id)
     with AssetUploader(job, run, services.store, signer) as uploader:
-        with services.device.hold("sdxl", job, run.wait_for_device):
+        with services.device.hold("sdxl", job, run.wait_for_device), services.checked(job):
             result = services.models.images().generate(
                 job,
                 reference=reference,

@@ -17,6 +17,7 @@ from ourvidz.pipelines.base import (
     TextPipeline,
     VideoPipeline,
 )
+from ourvidz.prompts.encoder_texts import checked_by
 
 if TYPE_CHECKING:
     from ourvidz.media.provenance import DigitalSourceType
@@ -207,6 +208,11 @@ class Services:
     def check(self, job: BaseJob) -> None:
         """Check a job's texts in the worker, after the check at submission. Raises `PolicyViolation`."""
         self.gate.check_job(job)
+
+    def checked(self, job: BaseJob) -> AbstractContextManager[None]:
+        """Check every text that a pipeline tokenizes inside this context, together with the texts of the job.
+        The pipeline raises `PolicyViolation` then, before it encodes anything."""
+        return checked_by(lambda texts: self.gate.check_job(job, *texts))
 
     def metadata(self) -> dict[str, Any]:
         """Return the job metadata of this worker: its GPU memory and its version."""

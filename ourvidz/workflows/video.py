@@ -22,13 +22,17 @@ def generate_video(job: VideoJob, run: Run, services: Services) -> Outcome:
     """
     services.check(job)
     resolved = resolve_prompt(job, run)
+    # With the texts of the job as it was sent: the enhanced prompt replaces one of them.
+    checked = services.checked(job)
     job = job.model_copy(update={"prompt": resolved.prompt})
     references = _resolve_references(job, services)
-    if isinstance(references, ReferenceFrameError):
-        result = _generate_without_references(job, references, run, services)
-    else:
-        images = ReferenceImages(**{name: resolved.image for name, resolved in references.items()})
-        result = _generate(job, images, run, services).with_metadata(**tries_metadata(references.values()))
+    with checked:
+        if isinstance(references, ReferenceFrameError):
+            result = _generate_without_references(job, references, run, services)
+        else:
+            images = ReferenceImages(**{name: resolved.image for name, resolved in references.items()})
+            generated = _generate(job, images, run, services)
+            result = generated.with_metadata(**tries_metadata(references.values()))
     has_reference = result.metadata.get("reference_backend") is not None
     signer = AssetSigner(services.signer, source_type(has_reference), job_id=job.id)
     return Outcome(

@@ -305,6 +305,11 @@ def test_several_payloads_are_all_checked_before_one_is_recorded(installation: I
         dispatch.submit_all([IMAGE, IMAGE | {"prompt": "a blue square"}])
     assert conflict.value.field == "[1].id"
     assert installation.ledger.page().records == []
+    with pytest.raises(InvalidParameters):
+        # All are parsed before the first is judged: a malformed push costs no more than parsing.
+        dispatch.submit_all(
+            [IMAGE | {"prompt": REFUSED_TEXT}, IMAGE | {"id": "job-2", "config": {"steps": 0}}]
+        )
     first, second = dispatch.submit_all([IMAGE, IMAGE])
     assert (first.created, second.created) == (True, False)
 

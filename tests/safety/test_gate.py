@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from ourvidz.errors import PolicyViolation
 from ourvidz.jobs.outcome import JobError
-from ourvidz.pipelines.wan.prompt_cleaning import clean_prompt
+from ourvidz.prompts.cleaning import clean_prompt
 from ourvidz.prompts.weights import parse_prompt
 from ourvidz.safety.gate import Gate, Terms
-from ourvidz.safety.normalise import text_variants
+from ourvidz.safety.readings import read
 
 GATE = Gate(Terms(minor=frozenset({"blorple", "wee zibby"}), sexual=frozenset({"quuxish", "vookil"})))
 
@@ -90,6 +90,16 @@ def test_terms_of_both_kinds_anywhere_in_a_job_are_refused(texts: tuple[str, ...
         "a q u u x i s h t h i n g",
         "q u u x 1 s h",
         "quuxiiiish",
+        "qquuuuxxiisshh",
+        "vvooookil",
+        "quuxӏsh",
+        "vookiӏ",
+        "vооkil",
+        "ꓦꓳꓳꓗꓲꓡ",
+        "qu ux is h",
+        "q uu x i sh",
+        "qu\u200bux\u200bish",
+        "a\u200bquu\u200bxish\u200blamp",
         "quuuuuuxish",
         "vooooookil",
         "quuxishhhh",
@@ -138,6 +148,12 @@ def test_terms_of_several_words_may_be_joined_or_split(word: str) -> None:
         "quxish",
         "vokil",
         "voo kil",
+        "vvookil",
+        "voo,kil",
+        "voo, kil",
+        "quu;xish",
+        "voo. kil",
+        "as is quu it is xi",
         "quuxisch",
         "a b c d e f g",
         "1 2 3 4 5 6",
@@ -175,6 +191,40 @@ def test_a_word_that_contains_a_term_passes(harmless: str) -> None:
         "<18",
         "six months old",
         "11yearsold",
+        "16 years of age",
+        "sixteen years of age",
+        "17 yrs",
+        "a 16-year",
+        "turning 16",
+        "turns sixteen",
+        "her 17th birthday",
+        "on their sixteenth birthday",
+        "less than 18 years old",
+        "less than sixteen years old",
+        "17F",
+        "f17",
+        "17/m",
+        "a 9th grader",
+        "12-14 years old",
+        "s1xteen years old",
+        "dieciséis años",
+        "dix-sept ans",
+        "16-jährige",
+        "16 anni",
+        "16 anos",
+        "16 jaar oud",
+        "шестнадцать лет",
+        "16 lat",
+        "16 yaşında",
+        "16 tahun",
+        "16 tuổi",
+        "عمرها 16",
+        "16 साल",
+        "她今年十六岁",
+        "１６歳",
+        "열여섯 살",
+        "อายุ 16 ปี",
+        "未满18",
     ],
 )
 def test_a_stated_age_under_eighteen_counts_as_a_term(age: str) -> None:
@@ -205,6 +255,22 @@ def test_a_stated_age_under_eighteen_counts_as_a_term(age: str) -> None:
         "over 18",
         "1.16 metres",
         "17 yoghurts",
+        "thirty five years of age",
+        "30th birthday",
+        "18F",
+        "f 11, 2",
+        "17mm lens",
+        "under 5 minutes",
+        "<1.8",
+        "dix-huit ans",
+        "soixante-dix-sept ans",
+        "diez y ocho años",
+        "treinta y cinco años",
+        "einundzwanzig Jahre alt",
+        "двадцать один год",
+        "26岁",
+        "二十六岁",
+        "스물여섯 살",
         "a 4k picture, 1080p, f/1.8, 35mm",
     ],
 )
@@ -291,9 +357,10 @@ def test_long_texts_are_checked_in_time() -> None:
 )
 def test_what_the_encoders_read_is_among_the_variants(prompt: str) -> None:
     """The gate checks the text that reaches a model, not only the one that was sent."""
-    words = text_variants(prompt).words
+    words = read(prompt).folded
     assert clean_prompt(prompt).lower() in words
-    assert parse_prompt(prompt, weighted=True).prompt.text.lower() in words
+    read_by_sdxl = parse_prompt(prompt, weighted=True).prompt.text.lower()
+    assert read_by_sdxl in {" ".join(word.split()) for word in words}
 
 
 @pytest.mark.parametrize(
@@ -308,4 +375,4 @@ def test_what_the_encoders_read_is_among_the_variants(prompt: str) -> None:
 )
 def test_characters_that_wan_replaces_are_replaced_for_the_gate_too(prompt: str) -> None:
     """A term in characters that the cleaning of prompts turns into plain ones is found."""
-    assert clean_prompt(prompt).lower() in text_variants(prompt).words
+    assert clean_prompt(prompt).lower() in read(prompt).folded

@@ -36,6 +36,7 @@ from ourvidz.workflows.video import generate_video
 from tests import factories
 from tests.factories import RecordingRun
 
+ENHANCEMENT = {"source": "qwen_base", "model": "tiny", "seconds": 0.1, "system_prompt": "default"}
 GRADIENT = "user-library/user-1/gradient.png"
 """The storage path of the user's own reference."""
 
@@ -357,3 +358,12 @@ def test_a_thumbnail_that_cannot_be_stored_fails_no_job(services: Services, tmp_
     assert outcome.status == "completed"
     assert outcome.assets[0].thumbnail_key is None
     assert outcome.assets[0].metadata["thumbnail_error"] == "THUMBNAIL_GENERATION_ERROR"
+
+
+def test_the_text_that_reaches_the_encoder_is_judged(services: Services) -> None:
+    """An enhanced prompt comes from the ledger: the worker judges it with the texts of its job."""
+    first, second = factories.REFUSED_TEXT.split()
+    run = RecordingRun(enhancement_result={"prompt": f"{second[:3]}&shy;{second[3:]}", **ENHANCEMENT})
+    with pytest.raises(PolicyViolation):
+        generate_video(job(prompt=f"a {first} on a hill", enhance_prompt=True), run, services)
+    assert run.puts == []

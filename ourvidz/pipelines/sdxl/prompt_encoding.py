@@ -11,9 +11,11 @@ import torch
 from compel import Compel, ReturnedEmbeddingsType
 
 from ourvidz import log
+from ourvidz.errors import PolicyViolation
 from ourvidz.pipelines import devices
 from ourvidz.pipelines.tensor_cache import TensorCache, cache_key
 from ourvidz.prompts import weights as prompt_weights
+from ourvidz.prompts.encoder_texts import hand_over
 from ourvidz.prompts.tokens import PromptTokenizer
 from ourvidz.prompts.weights import Strategy, WeightedPrompt, literal
 
@@ -109,6 +111,7 @@ class PromptEncoder:
             negative = prompt_weights.parse_prompt(
                 negative_prompt, weighted=parsed.strategy == "compel"
             ).prompt
+        hand_over(parsed.prompt.encoder_texts + (negative.encoder_texts if negative else ()))
         key = cache_key(
             "sdxl", self._weights, parsed.prompt, negative, guided, self._dtypes, self._device.type
         )
@@ -119,7 +122,7 @@ class PromptEncoder:
         try:
             embeds = self._encode(parsed.prompt, negative, guided=guided)
         except Exception as error:
-            if devices.is_out_of_memory(error):
+            if isinstance(error, PolicyViolation) or devices.is_out_of_memory(error):
                 raise
             _log.warning("conditioning_failed", error=type(error).__name__)
             return self._encode_with_diffusers(prompt, negative_prompt, guided=guided, error=error)
@@ -169,6 +172,7 @@ class PromptEncoder:
         self, prompt: str, negative_prompt: str | None, *, guided: bool, error: Exception
     ) -> PromptEmbeds:
         """The encoding of diffusers itself, which reads the first 77 tokens only."""
+        hand_over(text for text in (prompt, negative_prompt) if text)
         embeds, negative_embeds, pooled, negative_pooled = self._pipe.encode_prompt(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -207,15 +211,18 @@ class _TextEncoder:
     def embed(self, prompt: WeightedPrompt) -> torch.Tensor:
         """(1, 77 x chunks, width). Encoded chunk by chunk: Compel encodes the whole text again for every
         fragment with a weight below 1."""
-        chunks = [
+        chunks = self._tokenizer.chunks(prompt)
+        # A word that is longer than a chunk is cut: only the chunks show where.
+        hand_over("".join(fragment.text for fragment in chunk.fragments) for chunk in chunks)
+        embeds = [
             self._provider.get_embeddings_for_weighted_prompt_fragments(
                 text_batch=[[fragment.text for fragment in chunk.fragments]],
                 fragment_weights_batch=[[fragment.weight for fragment in chunk.fragments]],
                 device=self._model.device,
             )
-            for chunk in self._tokenizer.chunks(prompt)
+            for chunk in chunks
         ]
-        return torch.cat(chunks, dim=1)
+        return torch.cat(embeds, dim=1)
 
     def pad(self, embeds: torch.Tensor, length: int) -> torch.Tensor:
         """`embeds` followed by chunks of the empty prompt, `length` tokens in all."""

@@ -23,6 +23,7 @@ from ourvidz.net.urls import origin
 from ourvidz.pipelines.base import BatchDecoder, TextDelta
 from ourvidz.pipelines.texts import openai_protocol
 from ourvidz.pipelines.texts.checkpoint import QwenVariant
+from ourvidz.prompts.encoder_texts import hand_over
 
 ENGINE = "openai"
 """`inference_engine` of a remote model."""
@@ -148,6 +149,7 @@ class RemoteBatchDecoder:
         if key in self._requests:
             raise ValueError(f"{key} is in this batch already")
         path, body = openai_protocol.build_request(job, self._model, plain=self._plain)
+        hand_over([body["prompt"]] if self._plain else [message["content"] for message in body["messages"]])
         stream = EventStream(
             self._server.url_of(path),
             body=json.dumps(body).encode(),

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ourvidz.jobs.job import Message
+from ourvidz.prompts.conversations import plain_conversation
+from ourvidz.prompts.encoder_texts import hand_over
 
-SEPARATOR = "\n\n"
 _LITERAL_MARK = "\0"
 """Encloses text in which control tokens are plain text. Job parsing refuses messages that contain it."""
 
@@ -29,7 +30,7 @@ class PlainTemplate:
 
     def render(self, messages: Sequence[Message]) -> str:
         """The text that the model continues with its answer."""
-        return SEPARATOR.join(message.content for message in messages)
+        return plain_conversation(messages)
 
 
 class ChatTemplate:
@@ -71,7 +72,9 @@ class ConversationTokenizer:
             message.model_copy(update={"content": self._mark_special_tokens(message.content)})
             for message in messages
         ]
-        parts = self._template.render(marked).split(_LITERAL_MARK)
+        rendered = self._template.render(marked)
+        hand_over([rendered.replace(_LITERAL_MARK, "")])
+        parts = rendered.split(_LITERAL_MARK)
         return [
             token
             for index, part in enumerate(parts)

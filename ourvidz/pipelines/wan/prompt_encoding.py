@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from ourvidz.pipelines.tensor_cache import TensorCache, cache_key
-from ourvidz.pipelines.wan.prompt_cleaning import clean_prompt
+from ourvidz.prompts.cleaning import clean_prompt
+from ourvidz.prompts.encoder_texts import hand_over
 
 MAX_PROMPT_TOKENS = 512
 """The prompt length that Wan was trained with. A checkpoint whose tokenizer has a smaller maximum was trained
@@ -45,6 +46,7 @@ def encode_prompts(
     `cache` keeps them under the name of the loaded `weights`. `in_use` brings the text encoder to the device
     where it runs, and is entered only if a text is not in the cache.
     """
+    hand_over(map(clean_prompt, texts))
     keys = [cache_key("wan", weights, text, dtype, device.type) for text in texts]
     cached = [cache.get(key, device) for key in keys]
     missing = {key: text for key, text, entry in zip(keys, texts, cached, strict=True) if entry is None}

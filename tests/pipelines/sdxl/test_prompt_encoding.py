@@ -8,8 +8,10 @@ import diffusers
 import pytest
 import torch
 
+from ourvidz.errors import PolicyViolation
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.prompt_encoding import PromptEmbeds, PromptEncoder
+from ourvidz.prompts.encoder_texts import checked_by
 from ourvidz.prompts.encoders import read_encoders
 from ourvidz.prompts.weights import parse_prompt
 
@@ -329,3 +331,27 @@ def test_float16_embeddings_stay_float16(sdxl_checkpoint: Checkpoint) -> None:
     embeds = PromptEncoder(pipe).encode("a (red:1.5) [fox]", "blue", weighted=True, guided=True)
     assert {tensor.dtype for tensor in embeds.repeat(1).values()} == {torch.float16}
     assert embeds.strategy == "compel"
+
+
+def test_the_encoders_read_nothing_that_was_not_handed_over(encoder: PromptEncoder) -> None:
+    """The joined pieces of weights, the pieces of a word longer than a chunk, and the negative prompt; also
+    where the embeddings are cached."""
+    prompt = f"a (re:1.1)(d:1.1) {'w' * 300}fox"
+    first, second = list[str](), list[str]()
+    for handed in (first, second):
+        with checked_by(handed.extend):
+            encoder.encode(prompt, "bl(ue)", weighted=True, guided=True)
+    whole = {f"a red {'w' * 300}fox", "blue"}
+    assert whole <= set(first)
+    assert whole <= set(second)
+    assert any(text.endswith("fox") and "red" not in text for text in first)
+
+
+def test_a_refused_text_is_not_encoded(encoder: PromptEncoder) -> None:
+    """Not by the fallback to plain text either."""
+
+    def refuse(texts: tuple[str, ...]) -> None:
+        raise PolicyViolation("no")
+
+    with pytest.raises(PolicyViolation), checked_by(refuse):
+        encoder.encode("a fox", weighted=True, guided=True)

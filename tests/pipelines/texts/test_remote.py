@@ -13,12 +13,13 @@ from typing import Any, cast
 
 import pytest
 
-from ourvidz.errors import InvalidParameters, ModelLoadError, OurvidzError, WorkerUnavailable
+from ourvidz.errors import InvalidParameters, ModelLoadError, OurvidzError, PolicyViolation, WorkerUnavailable
 from ourvidz.jobs.job import ChatJob, Message
 from ourvidz.pipelines.base import BatchDecoder, TextDelta
 from ourvidz.pipelines.texts.checkpoint import QwenVariant
 from ourvidz.pipelines.texts.qwen import QwenPipeline
 from ourvidz.pipelines.texts.remote import RemoteTextPipeline, TextServer
+from ourvidz.prompts.encoder_texts import checked_by
 from tests.factories import chat_job
 
 LoadQwen = Callable[[QwenVariant], QwenPipeline]
@@ -346,3 +347,17 @@ def test_a_wrong_key_or_url_is_reported_before_the_first_job(start_server: Start
         free_port = listener.getsockname()[1]
     with pytest.raises(WorkerUnavailable, match="reached"):
         connect(server, url=f"http://127.0.0.1:{free_port}/v1").load()
+
+
+@pytest.mark.parametrize("variant", ["instruct", "base"])
+def test_what_a_server_is_sent_is_handed_over(start_server: StartServer, variant: QwenVariant) -> None:
+    """Its template is the server's; the messages are judged as they are sent."""
+    decoder = connect(start_server(variant), variant).new_decoder()
+
+    def refuse(texts: tuple[str, ...]) -> None:
+        assert texts == ("Hills?",)
+        raise PolicyViolation("no")
+
+    with pytest.raises(PolicyViolation), checked_by(refuse):
+        decoder.add("a", chat_job("Hills?"))
+    assert decoder.step() == []

@@ -8,6 +8,7 @@ import transformers
 from ourvidz.jobs.job import Message
 from ourvidz.pipelines.texts.checkpoint import find_qwen
 from ourvidz.pipelines.texts.templates import ChatTemplate, ConversationTokenizer, PlainTemplate
+from ourvidz.prompts.encoder_texts import checked_by
 
 WITH_DEFAULT_SYSTEM_PROMPT = """{% if messages[0]['role'] != 'system' %}<|im_start|>system
 You are made up.<|im_end|>
@@ -92,3 +93,15 @@ def test_a_conversation_without_control_tokens_is_tokenized_as_one_text(
     template = ChatTemplate(tokenizer)
     expected = tokenizer(template.render(conversation), add_special_tokens=False).input_ids
     assert ConversationTokenizer(tokenizer, template).tokenize(conversation) == expected
+
+
+@pytest.mark.parametrize("content", ["Hills?", *INJECTIONS])
+def test_the_rendered_conversation_is_handed_over(
+    tokenizer: transformers.Qwen2Tokenizer, content: str
+) -> None:
+    """With everything that the template writes around the messages."""
+    handed = list[str]()
+    messages = (Message(role="user", content=content),)
+    with checked_by(handed.extend):
+        ConversationTokenizer(tokenizer, ChatTemplate(tokenizer)).tokenize(messages)
+    assert handed == [f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ourvidz.pipelines.wan.prompt_cleaning import clean_prompt
+from ourvidz.prompts.cleaning import clean_prompt
 
 
 @pytest.mark.parametrize(
