@@ -59,6 +59,8 @@ class Snapshot:
     oldest_s: Mapping[str, float]
     headroom: Mapping[str, float]
     devices: tuple[DeviceMemory, ...] = ()
+    metrics_counts: tuple[tuple[str, Mapping[str, int]], ...] = ()
+    """For each worker that sends documents about ended jobs, how many it has `sent` and `dropped`."""
 
 
 def render(snapshot: Snapshot) -> bytes:
@@ -77,6 +79,7 @@ class _Once(Collector):
         yield from _jobs(self._snapshot.counts)
         yield from _headroom(self._snapshot.headroom)
         yield from _assets(self._snapshot.counts)
+        yield _reports(self._snapshot.metrics_counts)
         yield _embedding_cache(self._snapshot.counts)
         yield from _callbacks(self._snapshot)
         yield from _workers(self._snapshot)
@@ -166,12 +169,48 @@ def _jobs(counts: Mapping[str, int]) -> Iterable[Metric]:
 
 
 def _assets(counts: Mapping[str, int]) -> Iterable[Metric]:
-    """Assets stored without the C2PA manifest that they should have."""
+    """Assets of completed jobs and their bytes, jobs with references, and assets stored without the C2PA
+    manifest that they should have."""
+    generated = CounterMetricFamily(
+        "ourvidz_assets_generated", "Assets of completed jobs, texts among them.", labels=["type"]
+    )
+    stored = CounterMetricFamily(
+        "ourvidz_asset_bytes",
+        "Bytes of the files of completed jobs, without thumbnails.",
+        labels=["type"],
+    )
+    references = CounterMetricFamily(
+        "ourvidz_reference_jobs", "Completed jobs with references.", labels=["type", "reference_mode"]
+    )
+    for name, count in sorted(counts.items()):
+        match name.split("."):
+            case ["assets_generated", type_, "count"]:
+                generated.add_metric([type_], count)
+            case ["assets_generated", type_, "bytes"]:
+                stored.add_metric([type_], count)
+            case ["reference_jobs", type_, mode]:
+                references.add_metric([type_, mode], count)
+    yield generated
+    yield stored
+    yield references
     unsigned = CounterMetricFamily(
         "ourvidz_assets_unsigned", "Assets stored without the C2PA manifest that they should have."
     )
     unsigned.add_metric([], counts.get("assets.unsigned", 0))
     yield unsigned
+
+
+def _reports(counts: Iterable[tuple[str, Mapping[str, int]]]) -> Metric:
+    """Documents about ended jobs that each worker has sent to the receiver of metrics, or dropped."""
+    reports = CounterMetricFamily(
+        "ourvidz_metrics_reports",
+        "Documents about ended jobs, since the start of the worker.",
+        labels=["worker", "result"],
+    )
+    for worker, by_result in counts:
+        for result in ("sent", "dropped"):
+            reports.add_metric([worker, result], by_result.get(result, 0))
+    return reports
 
 
 def _embedding_cache(counts: Mapping[str, int]) -> Metric:

@@ -27,9 +27,12 @@ from ourvidz.liveness.heartbeat import Heartbeat
 from ourvidz.recovery.sweep import recover
 from ourvidz.settings import settings
 from ourvidz.stop_signals import stop_signals
+from ourvidz.telemetry.status_line import StatusLine
 from ourvidz.warmup import WarmUp
-from ourvidz.wiring import control
+from ourvidz.wiring import control, loading
 
+LAST_METRICS_S = 1.0
+"""How long a child that ends may take to send the metrics of its last jobs."""
 STOPPED_AT_HARD_LIMIT = "the job was still running long after its time limit and was stopped"
 
 _log = log.get(__name__)
@@ -136,6 +139,7 @@ def warm_up(**_: Any) -> None:
     start_beating(settings().beats_dir, "child")
     heartbeat = _start_heartbeat(family, QUEUES[family])
     startup.mark("connected")
+    _start_status_line(family)
     _warm_up = WarmUp(heartbeat, family=family, worker_id=settings().worker_id(family))
     _warm_up.attempt()
 
@@ -144,6 +148,14 @@ def load_again() -> None:
     """In a GPU worker's child: try once more to load the models that could not be loaded."""
     if _warm_up is not None:
         _warm_up.attempt()
+
+
+@signals.worker_process_shutdown.connect
+def send_last_metrics(**_: Any) -> None:
+    """In a GPU worker's child that ends: send what has not been sent of the metrics of its jobs."""
+    reporter = control.current().metrics_reporter if settings().worker in QUEUES else None
+    if reporter is not None:
+        reporter.close(LAST_METRICS_S)
 
 
 @signals.worker_ready.connect
@@ -205,5 +217,28 @@ def _start_heartbeat(name: str, queue: str) -> Heartbeat:
         presence_s=current.presence_s,
         broker_prefix=current.broker_prefix,
     )
+    reporter = control.current().metrics_reporter
+    if reporter is not None:
+        _heartbeat.add_details(lambda: {"metrics": reporter.counts()})
     _heartbeat.start()
     return _heartbeat
+
+
+def _start_status_line(family: str) -> None:
+    """Log the state of this GPU worker periodically, unless the operator has switched that off."""
+    app = control.current()
+    if app.settings.status_s:
+        StatusLine(lambda: _status(family), period_s=app.settings.status_s).start()
+
+
+def _status(family: str) -> dict[str, Any]:
+    """What the status line says: the worker, its ended jobs, and the memory of its GPU in MiB."""
+    app = control.current()
+    models = loading.loaded(settings(), family)
+    memory = {} if models is None else models.memory()
+    return {
+        "worker_id": app.settings.worker_id(family),
+        "state": None if _heartbeat is None else _heartbeat.state,
+        **{f"jobs_{name}": count for name, count in app.ended_jobs.counts().items()},
+        **{name: memory.get(name) for name in ("vram_used", "vram_total", "vram_utilization")},
+    }

@@ -282,6 +282,7 @@ def eager(directory: Path, recorder: CallbackRecorder, **variables: Any) -> Iter
             **{
                 "OURVIDZ_PROFILE": "tiny",
                 "OURVIDZ_ALLOW_CPU": True,
+                "OURVIDZ_STATUS_S": 0,
                 "OURVIDZ_STATE_DIR": directory,
                 "OURVIDZ_STORAGE_DIR": directory / "assets",
                 "OURVIDZ_REDIS_URL": redis_url(),

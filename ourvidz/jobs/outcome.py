@@ -80,3 +80,9 @@ class Outcome(BaseModel):
         """The outcome of a job that ended with `error`: `cancelled` for `Cancelled`, else `failed`."""
         status: OutcomeStatus = "cancelled" if isinstance(error, Cancelled) else "failed"
         return cls(status=status, metadata=metadata, error=JobError.of(error))
+
+    @property
+    def stored_bytes(self) -> int:
+        """The size of the files of the assets, thumbnails not counted."""
+        sizes = (asset.metadata.get("file_size_bytes") for asset in self.assets)
+        return sum(size for size in sizes if isinstance(size, int))

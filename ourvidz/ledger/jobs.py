@@ -171,7 +171,7 @@ class JobOperations(LedgerBase):
         one event. A document over the size limit is deleted: of a completed job at once, else after the retry
         window. `emptied_folders`: folders of the claim's attempt in which no file is left.
         """
-        counters = counter_increments(job.type, outcome)
+        counters = counter_increments(job.type, outcome, job.callback_metadata)
         usage = usage_amounts(job.user_id, job.type, outcome.metadata)
         committed = self._connection.run_script(
             "end",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -48,12 +49,17 @@ class Heartbeat:
             seen_at=0.0,
             broker_prefix=broker_prefix,
         )
+        self._details: Callable[[], dict[str, Any]] = dict
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         """Send the first heartbeat and start the thread."""
         self._send()
         self._thread.start()
+
+    def add_details(self, read: Callable[[], dict[str, Any]]) -> None:
+        """Let each heartbeat contain the details that `read` returns. It must be quick and raise nothing."""
+        self._details = read
 
     def update(self, state: State, *, models: tuple[str, ...] | None = None, **detail: Any) -> None:
         """Change the worker's state, its loaded models and details, and send a heartbeat at once. A detail
@@ -74,6 +80,11 @@ class Heartbeat:
             if self._worker.state != "failed":
                 self._worker = replace(self._worker, state=state)
 
+    @property
+    def state(self) -> str:
+        """The state that the next heartbeat reports."""
+        return self._worker.state
+
     def stop(self) -> None:
         """Stop the thread and mark the worker as offline."""
         self._stopped.set()
@@ -91,6 +102,7 @@ class Heartbeat:
 
     def _send(self) -> None:
         try:
-            self._ledger.heartbeat(self._worker)
+            worker = self._worker
+            self._ledger.heartbeat(replace(worker, detail=worker.detail | self._details()))
         except WorkerUnavailable:
             _log.warning("beat_not_heard", worker_id=self._worker.id)

@@ -47,15 +47,21 @@ def load_outcome(text: str | None) -> Outcome | None:
     return Outcome.model_validate_json(text) if text else None
 
 
-def counter_increments(job_type: str, outcome: Outcome) -> dict[str, int]:
+def counter_increments(
+    job_type: str, outcome: Outcome, callback_metadata: Mapping[str, Any]
+) -> dict[str, int]:
     """What the end of a run adds to the counters that all jobs share, by counter: the generation time in
-    whole milliseconds, assets without the C2PA manifest that they should have, and what the embedding cache
-    found. Without zeros."""
+    whole milliseconds, the assets of a completed job and their bytes, its reference mode, assets without the
+    C2PA manifest that they should have, and what the embedding cache found. Without zeros."""
     cache = outcome.metadata.get("embedding_cache")
     found = cache if isinstance(cache, dict) else {}
+    completed, mode = outcome.status == "completed", callback_metadata.get("reference_mode") or "none"
     increments = {
         f"generation_ms.{job_type}.sum": _milliseconds(outcome.metadata.get("generation_time")),
         "assets.unsigned": sum(asset.metadata.get("c2pa") is False for asset in outcome.assets),
+        f"assets_generated.{job_type}.count": len(outcome.assets) if completed else 0,
+        f"assets_generated.{job_type}.bytes": outcome.stored_bytes if completed else 0,
+        f"reference_jobs.{job_type}.{mode}": int(completed and mode != "none"),
         **{f"embedding_cache.{name}": _count(found.get(name)) for name in ("hits", "misses")},
     }
     return {name: amount for name, amount in increments.items() if amount}

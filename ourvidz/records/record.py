@@ -148,6 +148,10 @@ class Claim:
         return self.record.user_id
 
     @property
+    def callback_metadata(self) -> dict[str, Any]:
+        return self.record.callback_metadata
+
+    @property
     def run(self) -> int:
         return self.record.run
 
@@ -327,6 +331,15 @@ class Worker:
             return {}
         infos = {name: info for name, info in reported.items() if isinstance(info, dict)}
         return infos or ({self.family: reported} if reported else {})
+
+    @property
+    def metrics_counts(self) -> dict[str, int]:
+        """How many documents about ended jobs it has `sent` to the receiver of metrics, and how many it has
+        `dropped`; empty without a receiver."""
+        counts = self.detail.get("metrics")
+        if not isinstance(counts, dict):
+            return {}
+        return {name: value for name, value in counts.items() if isinstance(value, int)}
 
     @property
     def load_error(self) -> str | None:

@@ -29,6 +29,7 @@ from ourvidz.settings.registration import RegistrationSettings
 from ourvidz.settings.sdxl import SDXLSettings
 from ourvidz.settings.shim import ShimSettings
 from ourvidz.settings.storage import S3Settings, SigningSettings, StorageSettings
+from ourvidz.settings.telemetry import TelemetrySettings
 from ourvidz.settings.wan import WanSettings
 
 _REQUIRED_TOGETHER = (
@@ -57,6 +58,7 @@ class Settings(
     StorageSettings,
     S3Settings,
     SigningSettings,
+    TelemetrySettings,
     SDXLSettings,
     WanSettings,
     ChatSettings,

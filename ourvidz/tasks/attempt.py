@@ -164,6 +164,7 @@ class Attempt:
             raise FenceLost(claim.job_id)
         if self._run is not None:
             self._run.note_commit(emptied)
+        control.current().ended_jobs.report(claim, outcome)
 
     def end_with_error(
         self, error: OurvidzError, *, retry_delay_s: float, fallback: Outcome | None = None

@@ -265,6 +265,11 @@ def _snapshot() -> metrics.Snapshot:
         quarantined=vitals.quarantined,
         oldest_s={name: queue.oldest_s or 0.0 for name, queue in vitals.queues.items()},
         headroom=control.current().capacity.headroom(),
+        metrics_counts=tuple(
+            (worker.id, worker.metrics_counts)
+            for worker in workers
+            if worker.state != "offline" and worker.metrics_counts
+        ),
         devices=tuple(_device_memory(report) for report in memory.devices()),
     )
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from ourvidz.references.resolve import ReferenceResolver
     from ourvidz.safety.gate import Gate
     from ourvidz.safety.moderation import Moderation
+    from ourvidz.telemetry.jobs import EndedJobs
+    from ourvidz.telemetry.reporter import MetricsReporter
 
 SDXL_SIZE = (1024, 1024)
 """Default width and height of SDXL jobs (px)."""
@@ -116,6 +118,23 @@ class ControlPlane:
         from ourvidz.safety.moderation import TIMEOUT_S, Moderation
 
         return Moderation(url, self.settings.moderation_key, HttpClient(timeout_s=TIMEOUT_S))
+
+    @cached_property
+    def metrics_reporter(self) -> MetricsReporter | None:
+        """Sends worker metrics and completion stats; None where no receiver is configured."""
+        url = self.settings.metrics_url
+        if url is None:
+            return None
+        from ourvidz.telemetry.reporter import MetricsReporter, post_to
+
+        return MetricsReporter(post_to(url, self.settings.metrics_key))
+
+    @cached_property
+    def ended_jobs(self) -> EndedJobs:
+        """The jobs that this process ends, and their reports."""
+        from ourvidz.telemetry.jobs import EndedJobs
+
+        return EndedJobs(self.metrics_reporter)
 
     @cached_property
     def sweep_options(self) -> SweepOptions:
