@@ -40,6 +40,9 @@ broker_pool_limit = 16
 broker_transport_options = {
     "global_keyprefix": _settings.broker_prefix,
     "priority_steps": list(PRIORITY_STEPS),
+    # A message that is lost with its worker is published again by a sweep. A list of those that are
+    # not acknowledged would cost two writes a job, and bring one back after hours.
+    "ack_emulation": False,
     "visibility_timeout": _settings.visibility_timeout_s,
     "socket_keepalive": True,
     "socket_connect_timeout": 5,

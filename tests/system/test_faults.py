@@ -198,6 +198,19 @@ def test_the_job_of_a_killed_worker_runs_again(running: Any, victim: str) -> Non
     assert_completed_once(running, f"killed-{victim}", attempts=2)
 
 
+def test_a_message_that_dies_with_its_worker_is_published_again(running: Any) -> None:
+    """The broker keeps no list of messages that are not acknowledged: the ledger has the job, and a sweep
+    publishes it."""
+    broker = running.ledger._connection.client
+    parent = running.pid_of("sdxl")
+    psutil.Process(running.pool_child()).suspend()
+    running.submit("unclaimed", config=SHORT)
+    until(lambda: not broker.exists("ourvidz:broker:sdxl_queue\x06\x166"), why="the message was not taken")
+    os.kill(parent, signal.SIGKILL)
+    assert not broker.exists("ourvidz:broker:unacked")
+    assert_completed_once(running, "unclaimed", attempts=1)
+
+
 def test_a_restart_of_redis_loses_no_job(running: Any) -> None:
     """The worker continues to generate and commits when Redis is reachable again."""
     start_long(running, "server")
