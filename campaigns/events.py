@@ -13,9 +13,8 @@ import psutil
 import redis
 
 from campaigns.receiver import UnreliableReceiver
-from campaigns.s3_server import S3Server
 from campaigns.stack import LEASE_S, Stack
-from campaigns.storages import S3Files
+from campaigns.storages import RemoteFiles
 
 PROCESSES = ("web", "io", "keeper", "sdxl")
 SHORT_S, LONG_S = 0.5, LEASE_S + 2
@@ -173,24 +172,24 @@ def fill_disk(bench: Bench) -> str:
 def overload_storage(bench: Bench) -> str:
     """Let the storage server answer every request with 503 for a while."""
     bench.storage_failed = True
-    server = _s3_server(bench)
-    server.overloaded.set()
+    storage = _remote_storage(bench)
+    storage.overload(True)
     time.sleep(OUTAGE_S)
-    server.overloaded.clear()
+    storage.overload(False)
     return f"storage overloaded for {OUTAGE_S:g} s"
 
 
 def cut_storage(bench: Bench) -> str:
     """Close every connection to the storage server several times."""
     for _ in range(5):
-        _s3_server(bench).cut_connections()
+        _remote_storage(bench).cut_connections()
         time.sleep(0.05)
     return "cut all connections to the storage"
 
 
-def _s3_server(bench: Bench) -> S3Server:
-    assert isinstance(bench.stack.storage, S3Files)
-    return bench.stack.storage.server
+def _remote_storage(bench: Bench) -> RemoteFiles:
+    assert isinstance(bench.stack.storage, RemoteFiles)
+    return bench.stack.storage
 
 
 def step_clock(bench: Bench) -> str:
@@ -224,7 +223,7 @@ EVENTS: dict[Callable[[Bench], str], int] = {
 def possible_events(stack: Stack) -> tuple[dict[Callable[[Bench], str], int], list[str]]:
     """The faults that this machine allows, and for each other one the reason."""
     events, missing = dict(EVENTS), []
-    if isinstance(stack.storage, S3Files):
+    if isinstance(stack.storage, RemoteFiles):
         del events[fill_disk]
     else:
         del events[overload_storage], events[cut_storage]

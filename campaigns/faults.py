@@ -1,13 +1,13 @@
 """Random faults under load: does every accepted job end once, and does its caller hear of it once?
 
-    python -m campaigns.faults [--jobs 5000] [--events 1000] [--seed 1] [--pause 1] [--storage local|s3]
+    python -m campaigns.faults [--jobs 5000] [--events 1000] [--seed 1] [--pause 1] [--storage NAME]
                                [--folder DIR] [--json]
 
 Runs in parts of 50 events, each on a new stack (`ourvidz up` with one worker without weights), with
 submitters that repeat a submission until it is accepted and a receiver that fails in every way. Files are
-stored in a directory, or on a server with the API of S3, which is overloaded and cut off as well. With
-`--folder` the result of each part is kept there; a campaign that was interrupted goes on after its last
-complete part.
+stored in a directory (`local`), or on a server with the API of S3 (`s3`) or of Supabase Storage
+(`supabase`), which is overloaded and cut off as well. With `--folder` the result of each part is kept there;
+a campaign that was interrupted goes on after its last complete part.
 
 After the last event of a part everything is healed, and its jobs are inspected. Every column but `jobs`,
 `events`, `cancelled` and `charged` must be 0, else the exit status is 1.

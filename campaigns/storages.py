@@ -8,9 +8,12 @@ from pathlib import Path
 
 from campaigns.resource import Resource
 from campaigns.s3_server import S3Server
+from campaigns.supabase import SupabaseServer
 from ourvidz.errors import NotFound
+from ourvidz.settings import load_settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
+from ourvidz.wiring.storage import open_store
 
 BUCKET = "campaign"
 
@@ -36,6 +39,18 @@ class CampaignStorage(Resource):
             raise FileNotFoundError(key) from None
 
 
+class RemoteFiles(CampaignStorage):
+    """A storage on a server."""
+
+    @abstractmethod
+    def overload(self, on: bool) -> None:
+        """Answer every request with 503, or none any more."""
+
+    @abstractmethod
+    def cut_connections(self) -> None:
+        """Close every connection, also those with a request in progress."""
+
+
 class LocalFiles(CampaignStorage):
     """A directory."""
 
@@ -56,7 +71,7 @@ class LocalFiles(CampaignStorage):
         return [str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()]
 
 
-class S3Files(CampaignStorage):
+class S3Files(RemoteFiles):
     """A bucket on a server with the API of S3, in this process."""
 
     def __init__(self, folder: Path) -> None:  # noqa: ARG002  as of the others
@@ -86,6 +101,47 @@ class S3Files(CampaignStorage):
         """The keys of all objects."""
         return self.server.stored_keys(BUCKET)
 
+    def overload(self, on: bool) -> None:
+        """Answer every request with 503, or none any more."""
+        (self.server.overloaded.set if on else self.server.overloaded.clear)()
 
-STORAGES: dict[str, Callable[[Path], CampaignStorage]] = {"local": LocalFiles, "s3": S3Files}
+    def cut_connections(self) -> None:
+        """Close every connection, also those with a request in progress."""
+        self.server.cut_connections()
+
+
+class SupabaseFiles(RemoteFiles):
+    """The buckets of a server with the Storage API of Supabase, in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:  # noqa: ARG002  as of the others
+        super().__init__()
+        self.server = SupabaseServer()
+
+    def _open(self) -> None:
+        self._cleanup.enter_context(self.server)
+        self.store = open_store(load_settings(_env_file=None, **self.environment()))
+        self.store.create_buckets()
+
+    def environment(self) -> dict[str, str]:
+        """The URL of the project, and its key."""
+        return self.server.environment()
+
+    def stored_keys(self) -> list[str]:
+        """The keys of all objects."""
+        return self.server.stored_keys()
+
+    def overload(self, on: bool) -> None:
+        """Answer every request with 503, or none any more."""
+        self.server.overload(on)
+
+    def cut_connections(self) -> None:
+        """Close every connection, also those with a request in progress."""
+        self.server.cut_connections()
+
+
+STORAGES: dict[str, Callable[[Path], CampaignStorage]] = {
+    "local": LocalFiles,
+    "s3": S3Files,
+    "supabase": SupabaseFiles,
+}
 """The storages by the name that `--storage` takes."""

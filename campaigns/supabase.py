@@ -35,10 +35,14 @@ def find_deno() -> str | None:
     )
 
 
+class NotInstalled(RuntimeError):
+    """Deno, or a package of the server, is missing."""
+
+
 class SupabaseServer(Resource):
     """A server on a port of this machine, without buckets; use it as a context manager.
 
-    What it stores is in memory. Entering raises `RuntimeError` if Deno or the packages are not installed.
+    What it stores is in memory. Entering raises `NotInstalled`.
     """
 
     def __init__(self, *, port: int = 0) -> None:
@@ -51,7 +55,7 @@ class SupabaseServer(Resource):
     def _open(self) -> None:
         deno, modules = find_deno(), INSTALLED / "supabase-server" / "node_modules"
         if deno is None or not modules.is_dir():
-            raise RuntimeError("the server's packages are not installed: run scripts/install-deno")
+            raise NotInstalled("the server's packages are not installed: run scripts/install-deno")
         imports = {
             f"@tus/{name}": (modules / "@tus" / name / "dist" / "index.js").resolve().as_uri()
             for name in PACKAGES
@@ -75,7 +79,8 @@ class SupabaseServer(Resource):
         line = process.stdout.readline()
         if not line:
             raise RuntimeError(f"the server ended with status {process.wait()}")
-        self.port = int(json.loads(line)["listening"])
+        ports = json.loads(line)
+        self.port, self._control_url = int(ports["listening"]), f"http://127.0.0.1:{ports['control']}"
 
     @property
     def url(self) -> str:
@@ -92,17 +97,31 @@ class SupabaseServer(Resource):
 
     def fail(self, method: str, path: str, *, status: int, times: int) -> None:
         """Answer the next requests whose path begins with `path` (below `/storage/v1`) with `status`."""
-        self._control("/_test/faults", {"method": method, "path": path, "status": status, "left": times})
+        self._control("/faults", {"method": method, "path": path, "status": status, "left": times})
+
+    def overload(self, on: bool) -> None:
+        """Answer every request with 503, or none any more."""
+        self._control("/overload", on)
+
+    def cut_connections(self) -> None:
+        """Close every connection, also those that carry a request."""
+        self._control("/cut", {})
+
+    def stored_keys(self) -> list[str]:
+        """The keys of all objects."""
+        return list(self._control("/keys", {}))
 
     def expire_uploads(self) -> None:
         """Forget every resumable upload, as the API does after a day."""
-        self._control("/_test/expire", {})
+        self._control("/expire", {})
 
     def requests(self) -> list[str]:
         """Every request so far, such as `POST /object/copy`."""
-        return list(self._control("/_test/requests", {}))
+        return list(self._control("/requests", {}))
 
     def _control(self, path: str, document: Any) -> Any:
-        request = urllib.request.Request(self.url + path, data=json.dumps(document).encode(), method="POST")
+        request = urllib.request.Request(
+            self._control_url + path, data=json.dumps(document).encode(), method="POST"
+        )
         with urllib.request.urlopen(request, timeout=STOP_S) as response:
             return json.load(response)

@@ -21,7 +21,7 @@ import pytest
 import redis
 
 from campaigns.s3_server import S3Server
-from campaigns.supabase import SupabaseServer
+from campaigns.supabase import NotInstalled, SupabaseServer
 from ourvidz.embedded_redis import PrivateServer, find_server
 from ourvidz.ledger.store import Ledger
 from ourvidz.startup import collector_paused
@@ -67,7 +67,7 @@ def supabase_server() -> Iterator[SupabaseServer]:
     with ExitStack() as running:
         try:
             server = running.enter_context(SupabaseServer())
-        except RuntimeError as error:
+        except NotInstalled as error:
             if os.environ.get("CI"):
                 pytest.fail(str(error))
             pytest.skip(str(error))

@@ -4,7 +4,7 @@
  *
  * Requests and answers have the form of the real API, its peculiarities
  * included: most errors are 400 with the real status in the body, `_` is a
- * wildcard in listings, a move replaces nothing. `/_test/…` makes it fail.
+ * wildcard in listings, a move replaces nothing. A second port makes it fail.
  */
 
 import { Buffer } from "node:buffer";
@@ -341,19 +341,43 @@ interface Fault {
 const faults: Fault[] = [];
 const seen: string[] = [];
 
-async function control(request: Request, path: string): Promise<Response> {
-  if (path === "/_test/faults") faults.push(await request.json());
-  if (path === "/_test/expire") {
-    for await (const entry of Deno.readDir(folder)) {
-      await Deno.remove(`${folder}/${entry.name}`);
-    }
+let overloaded = false;
+
+async function control(request: Request): Promise<Response> {
+  switch (new URL(request.url).pathname) {
+    case "/faults":
+      faults.push(await request.json());
+      break;
+    case "/expire":
+      for await (const entry of Deno.readDir(folder)) {
+        await Deno.remove(`${folder}/${entry.name}`);
+      }
+      break;
+    case "/overload":
+      overloaded = await request.json();
+      break;
+    case "/cut":
+      stop.abort();
+      await served.finished;
+      serve();
+      break;
+    case "/keys":
+      return Response.json(
+        [...buckets].flatMap(([bucket, objects]) =>
+          [...objects.keys()].map((name) => `${bucket}/${name}`)
+        ),
+      );
   }
   return Response.json(seen);
 }
 
 function fault(request: Request, path: string): Response | null {
+  if (overloaded) {
+    return Response.json({ message: "not now" }, { status: 503 });
+  }
   const found = faults.find((each) =>
-    each.left > 0 && each.method === request.method &&
+    each.left > 0 &&
+    each.method === request.method &&
     path.startsWith(each.path)
   );
   if (!found) return null;
@@ -382,7 +406,6 @@ async function answer(request: Request, path: string): Promise<Response> {
 
 async function handle(request: Request): Promise<Response> {
   const { pathname } = new URL(request.url);
-  if (pathname.startsWith("/_test/")) return control(request, pathname);
   const path = decodeURIComponent(pathname.slice(PREFIX.length));
   seen.push(`${request.method} ${path}`);
   try {
@@ -406,8 +429,28 @@ async function handle(request: Request): Promise<Response> {
   }
 }
 
+let port = Number(Deno.env.get("PORT") ?? 0);
+let stop: AbortController;
+let served: Deno.HttpServer<Deno.NetAddr>;
+serve();
+
+function serve(): void {
+  stop = new AbortController();
+  const onListen = (address: Deno.NetAddr) => {
+    port = address.port;
+  };
+  const options = {
+    hostname: "127.0.0.1",
+    port,
+    signal: stop.signal,
+    onListen,
+  };
+  served = Deno.serve(options, handle);
+}
+
 Deno.serve({
   hostname: "127.0.0.1",
-  port: Number(Deno.env.get("PORT") ?? 0),
-  onListen: ({ port }) => console.log(JSON.stringify({ listening: port })),
-}, handle);
+  port: 0,
+  onListen: (address) =>
+    console.log(JSON.stringify({ listening: port, control: address.port })),
+}, control);
