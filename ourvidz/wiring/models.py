@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ourvidz.errors import ModelLoadError
+from ourvidz.jobs.job import ImageJob
 from ourvidz.pipelines.base import ImagePipeline, TextPipeline, VideoPipeline
 from ourvidz.pipelines.devices import free_memory, trim_heap
 from ourvidz.pipelines.loading import checkpoint_mib
@@ -14,7 +15,9 @@ from ourvidz.settings import Settings
 from ourvidz.vram import gpu
 from ourvidz.vram.device import Device, open_device
 from ourvidz.wiring import control
+from ourvidz.wiring.first_passes import FirstJob, first_jobs, run_first_jobs
 from ourvidz.wiring.shared_device import Pipelines, SharedDevice
+from ourvidz.workflows.services import UnsharedDevice
 
 if TYPE_CHECKING:
     from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
@@ -35,23 +38,26 @@ class WarmModels:
         wan: WanPipeline | None = None,
         texts: ResidentTextModels | None = None,
         device_share: SharedDevice | None = None,
+        first_jobs: Sequence[FirstJob] = (),
     ) -> None:
         self._sdxl = sdxl
         self._wan = wan
         self._texts = texts
         self.device_share = device_share
         """The device, where this worker shares one; then jobs hold their model on it."""
+        self._first_jobs = first_jobs
 
     def warm(self) -> None:
-        """Load all models of this worker; on a shared device those for which enough memory is free. Raises
-        `ModelLoadError`."""
+        """Load all models of this worker, and compile what the settings say; on a shared device those for
+        which enough memory is free. Raises `ModelLoadError`."""
         if self.device_share is not None:
             self.device_share.warm()
-            return
-        for pipeline in self._pipelines().values():
-            pipeline.load()
-        if self._texts is not None:
-            self._texts.warm()
+        else:
+            for pipeline in self._pipelines().values():
+                pipeline.load()
+            if self._texts is not None:
+                self._texts.warm()
+        self._compile()
         trim_heap()
 
     def images(self) -> ImagePipeline:
@@ -80,12 +86,13 @@ class WarmModels:
         if self.device_share is not None:
             self.device_share.unload()
             self.device_share.warm()
-            return
-        for pipeline in self._pipelines().values():
-            pipeline.unload()
-            pipeline.load()
-        if self._texts is not None:
-            self._texts.reload()
+        else:
+            for pipeline in self._pipelines().values():
+                pipeline.unload()
+                pipeline.load()
+            if self._texts is not None:
+                self._texts.reload()
+        self._compile()
 
     def flush(self) -> None:
         """Free device memory that nothing references any more."""
@@ -111,9 +118,28 @@ class WarmModels:
         for pipeline in self._pipelines().values():
             pipeline.clock.give_back(seconds)
 
+    def _compile(self) -> None:
+        """Run one step of every kind of job, if the models are compiled on their first use."""
+        if not self._first_jobs:
+            return
+        device = self.device_share or UnsharedDevice()
+        run_first_jobs(self._first_jobs, device, self._generate)
+        # What the first passes took is no job's.
+        self.take_gpu_seconds()
+
+    def _generate(self, job: FirstJob) -> None:
+        if isinstance(job, ImageJob):
+            self.images().generate(job, on_step=_no_progress)
+        else:
+            self.videos().generate(job, on_step=_no_progress)
+
     def _pipelines(self) -> dict[str, SDXLPipeline | WanPipeline]:
         pipelines = {"sdxl": self._sdxl, "wan": self._wan}
         return {family: pipeline for family, pipeline in pipelines.items() if pipeline is not None}
+
+
+def _no_progress(done: int, total: int) -> None:
+    """First passes report no progress."""
 
 
 def preload(family: str) -> None:
@@ -132,14 +158,16 @@ def build(settings: Settings, family: str) -> WarmModels:
 
         images = sdxl.build(settings)
         parts = {"sdxl": (images, checkpoint_mib(images.checkpoint, images.dtype))}
-        return WarmModels(images, device_share=_share(settings, family, device, parts))
+        share = _share(settings, family, device, parts)
+        return WarmModels(images, device_share=share, first_jobs=first_jobs(settings, "sdxl"))
     if family == "wan":
         from ourvidz.wiring import wan
 
         videos = wan.build(settings)
         only = wan.UNGROUPED_FILES if settings.wan_group_offload else ()
         parts = {"wan": (videos, checkpoint_mib(videos.checkpoint, videos.dtype, only=only))}
-        return WarmModels(wan=videos, device_share=_share(settings, family, device, parts))
+        share = _share(settings, family, device, parts)
+        return WarmModels(wan=videos, device_share=share, first_jobs=first_jobs(settings, "wan"))
     if family == "chat":
         from ourvidz.wiring import texts
 

@@ -49,6 +49,7 @@ class IPAdapter:
         self.set_scale(None, 0.0)
         side = self._side_px
         self._zero_embeds = torch.zeros_like(self._embed(torch.zeros(1, 3, side, side)))
+        self._check_encoder(files)
 
     def set_scale(self, reference_type: ReferenceType | None, scale: float) -> None:
         """Set the scale (0 to 1) of the attention blocks for `reference_type`, and 0 for all others; None
@@ -69,6 +70,18 @@ class IPAdapter:
             negative = self._zero_embeds if self._pooled else self._embed(torch.zeros_like(pixels))
         rows = [negative, positive] if guided else [positive]
         return [torch.cat([embeds[None].repeat_interleave(images, dim=0) for embeds in rows])]
+
+    @torch.no_grad()
+    def _check_encoder(self, files: AdapterFiles) -> None:
+        """Raise `ModelLoadError` if the adapter was trained with another image encoder: every job would fail,
+        also those without a reference."""
+        try:
+            self._unet.encoder_hid_proj(self.image_embeds(None, 1, guided=False))
+        except RuntimeError as error:
+            raise ModelLoadError(
+                f"{files.weights.name} does not fit the image encoder in {files.encoder}, whose embeddings"
+                f" are {self._zero_embeds.shape[-1]} wide: it was trained with another one."
+            ) from error
 
     @torch.no_grad()
     def _embed(self, pixels: torch.Tensor) -> torch.Tensor:

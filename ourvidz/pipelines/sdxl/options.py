@@ -11,6 +11,7 @@ import torch
 
 from ourvidz.pipelines import devices
 from ourvidz.pipelines.attention import attention_kernel
+from ourvidz.pipelines.compilation import compile_blocks
 from ourvidz.pipelines.devices import DTYPES
 from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles
 from ourvidz.pipelines.sdxl.lora import LoraFile
@@ -55,8 +56,7 @@ class SDXLOptions:
             pipe.unet.to(memory_format=torch.channels_last)
             pipe.vae.to(memory_format=torch.channels_last)
         if self.compiled:
-            # Compiling the whole UNet takes minutes and is hardly faster at run time.
-            pipe.unet.compile_repeated_blocks(fullgraph=True)
+            compile_blocks(pipe.unet)
 
     def added_files(self) -> dict[str, Path]:
         """The weights that are used beside the checkpoint, by a label that says how."""

@@ -11,6 +11,7 @@ import torch
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.attention import attention_kernel
+from ourvidz.pipelines.compilation import compile_blocks
 from ourvidz.pipelines.devices import DTYPES
 from ourvidz.pipelines.wan.caches import CacheName
 
@@ -56,13 +57,8 @@ class WanOptions:
 
     def optimize(self, transformer: Any) -> None:
         """Compile the transformer's repeated blocks on their first use, if selected."""
-        if not self.compiled:
-            return
-        for block in transformer.modules():
-            if type(block).__name__ in transformer._repeated_blocks:
-                # `compile_repeated_blocks` would also compile the hooks of step caches, which are installed
-                # and removed with every job.
-                block.forward = torch.compile(block.forward, fullgraph=True)
+        if self.compiled:
+            compile_blocks(transformer)
 
     def info(self) -> dict[str, Any]:
         """The options as `/model/info` shows them."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.base import GeneratedImages
@@ -204,6 +204,20 @@ def test_a_file_that_is_no_adapter_is_a_load_error(
     no_adapter = AdapterFiles(tmp_path / "lora.safetensors", files.encoder)
     with pytest.raises(ModelLoadError, match="is a LoRA, not an IP-Adapter"):
         SDXLPipeline(sdxl_checkpoint, options=SDXLOptions(ip_adapter=no_adapter)).load()
+
+
+def test_an_adapter_for_another_encoder_is_a_load_error(
+    sdxl_checkpoint: Checkpoint, files: AdapterFiles, tmp_path: Path
+) -> None:
+    """The projection runs for every job, so that plain jobs would fail too, one after the other."""
+    weights = load_file(files.weights)
+    weights["image_proj.proj.weight"] = torch.randn(len(weights["image_proj.proj.bias"]), WIDTH + 4)
+    save_file(weights, tmp_path / "wide.safetensors")
+    mismatched = AdapterFiles(tmp_path / "wide.safetensors", files.encoder)
+    with pytest.raises(
+        ModelLoadError, match=r"wide\.safetensors does not fit the image encoder in .*encoder"
+    ):
+        SDXLPipeline(sdxl_checkpoint, options=SDXLOptions(ip_adapter=mismatched)).load()
 
 
 def test_compiled_blocks_are_not_recompiled_for_each_strength(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
 
+from ourvidz.pipelines import compilation
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
@@ -95,3 +97,17 @@ def test_info_shows_the_options(sdxl_checkpoint: Checkpoint) -> None:
         "compiled": False,
     }
     assert {name: sdxl.info()[name] for name in expected} == expected
+
+
+def test_a_compiled_model_fails_no_job_when_it_has_too_many_graphs(
+    sdxl_checkpoint: Checkpoint, sdxl: SDXLPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs of one day have more sizes than any limit: beyond it, blocks run without compiling."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(compilation, "RECOMPILE_LIMIT", 1)
+    compiled = pipeline(sdxl_checkpoint, compiled=True)
+    for changes in ({}, {"num_images": 3}):
+        job = image_job(steps=1, **changes)
+        assert difference(image_levels(compiled, job), image_levels(sdxl, job)) <= MAX_DIFFERENCE
+    torch._dynamo.reset()
