@@ -125,7 +125,9 @@ def services(models: Any, folder: Path, **changes: Any) -> Services:
     `STAND_IN_GATE`."""
     store = LocalStore(folder / "assets")
     references = ReferenceResolver(
-        lambda url, allowed: RequestFailure("no network"), store.get, ReferenceLimits(1 << 20, 1 << 20)
+        lambda url, allowed: RequestFailure("no network"),
+        lambda path, max_bytes: store.get(path, length=max_bytes),
+        ReferenceLimits(1 << 20, 1 << 20),
     )
     fields: dict[str, Any] = {
         "models": models,
@@ -142,7 +144,7 @@ def downloaded_reference(image: Image.Image, *, tries: int) -> ReferenceResolver
     image.convert("RGB").save(file, "PNG")
     download = Download(file.getvalue(), tries)
     return ReferenceResolver(
-        lambda url, allowed: download, lambda path: b"", ReferenceLimits(1 << 20, 1 << 20)
+        lambda url, allowed: download, lambda path, max_bytes: b"", ReferenceLimits(1 << 20, 1 << 20)
     )
 
 

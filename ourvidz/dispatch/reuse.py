@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass
 
 from ourvidz import log
-from ourvidz.errors import NewerRelease, NotFound, OurvidzError
+from ourvidz.errors import NewerRelease, OurvidzError
 from ourvidz.jobs.job import ImageJob, Job, VideoJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.jobs.reuse import is_reusable, result_key, wants_reuse
@@ -26,18 +26,17 @@ NOT_REUSED = (
     "memory_rung",
 )
 """Metadata of a run that a reused result has no share in."""
-CONTENT_TYPES = {"png": "image/png", "mp4": "video/mp4", "webp": "image/webp"}
 
 _log = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ReusableResult:
-    """A finished job, its outcome, and the bytes of its files by storage key."""
+    """A finished job, its outcome, and the storage keys of its files."""
 
     job_id: str
     outcome: Outcome
-    files: dict[str, bytes]
+    keys: tuple[str, ...]
 
 
 def find_reusable(job: Job) -> ReusableResult | None:
@@ -57,10 +56,10 @@ def find_reusable(job: Job) -> ReusableResult | None:
         if earlier_job is None or result_key(earlier_job) != key or not is_reusable(record.outcome):
             return None
         assets = record.outcome.assets
-        keys = [key for asset in assets for key in (asset.key, asset.thumbnail_key) if key is not None]
-        return ReusableResult(record.job_id, record.outcome, {key: app.store.get(key) for key in keys})
-    except NotFound:
-        return None
+        keys = tuple(key for asset in assets for key in (asset.key, asset.thumbnail_key) if key is not None)
+        if not all(app.store.exists(key) for key in keys):
+            return None
+        return ReusableResult(record.job_id, record.outcome, keys)
     except (NewerRelease, OurvidzError) as error:
         _log.warning("result_unreadable", job_id=job.id, reason=error.message)
         return None
@@ -71,7 +70,7 @@ def reuse_result(record: Record, earlier: ReusableResult) -> bool:
 
     It is claimed, gets copies of the files under its own keys, and ends with its own callbacks.
 
-    Returns False if it could not be claimed or its files not be stored; then it is queued as any other. If
+    Returns False if it could not be claimed or its files not be copied; then it is queued as any other. If
     this process dies, the lease ends and a worker runs the job.
     """
     app = control.current()
@@ -89,9 +88,9 @@ def reuse_result(record: Record, earlier: ReusableResult) -> bool:
 
     try:
         outcome = _copied_outcome(claim, earlier)
-        copies = {_own_key(claim, key): data for key, data in earlier.files.items()}
-        for key, data in copies.items():
-            files.put(app.store, key, data, CONTENT_TYPES[key.rpartition(".")[2]], check=check)
+        copies = {_own_key(claim, key): key for key in earlier.keys}
+        for key, source in copies.items():
+            files.copy(app.store, source, key, check=check)
         files.publish(copies, check=check)
         emptied = files.emptied()
         if app.ledger.end(claim, outcome=outcome, worker_id=worker_id, emptied_folders=emptied):

@@ -23,8 +23,9 @@ FORBIDDEN = "A storage path must lie under the job's own user_id, in a bucket fo
 
 Fetch = Callable[[str, Callable[[bytes], bool]], Download | RequestFailure]
 """Fetches an untrusted URL; the second argument decides by its first bytes whether a body is read."""
-Read = Callable[[str], bytes]
-"""Reads a storage path. Raises `NotFound`, `StorageError`, or `InvalidParameters` if it is malformed."""
+Read = Callable[[str, int], bytes]
+"""Reads a storage path, at most so many bytes. Raises `NotFound`, `StorageError`, or `InvalidParameters` if
+it is malformed."""
 
 _log = log.get(__name__)
 
@@ -90,7 +91,7 @@ class ReferenceResolver:
         if user_id is None or not is_readable_by(user_id, path):
             raise ReferenceForbidden(FORBIDDEN, field="reference")
         try:
-            data = self._read(path)
+            data = self._read(path, self._limits.max_bytes + 1)
         except (NotFound, StorageError, InvalidParameters) as error:
             _log.warning("reference_not_read", reason=error.message)
             raise ReferenceFrameError(NOT_FETCHED, field="reference") from error

@@ -99,7 +99,10 @@ class ControlPlane:
         limits = ReferenceLimits(max_bytes=settings.reference_max_bytes, max_pixels=settings.reference_max_px)
         policy = EgressPolicy(hosts, networks)
         fetcher = Fetcher(policy, timeout_s=settings.fetch_timeout_s, max_bytes=limits.max_bytes)
-        return ReferenceResolver(fetcher.get, self.store.get, limits)
+        return ReferenceResolver(fetcher.get, self._read_stored, limits)
+
+    def _read_stored(self, path: str, max_bytes: int) -> bytes:
+        return self.store.get(path, length=max_bytes)
 
     @cached_property
     def signer(self) -> Signer | None:

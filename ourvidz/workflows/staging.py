@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from ourvidz import log
@@ -14,9 +15,10 @@ from ourvidz.records.record import Claim
 from ourvidz.storage.keys import asset_folder, attempt_folder, attempts_folder, fence_of
 from ourvidz.storage.store import Store
 
+PUBLISHERS = 4
+"""Files of one job that are published at a time."""
 PUT_BACKOFF_S = 0.5
 """Pause before the second try of a write; four times longer before each further one."""
-
 MAX_DELETIONS = 1000
 """How many deletions that have begun are looked through for a job."""
 
@@ -65,14 +67,23 @@ class StagedFiles:
     ) -> None:
         """Store the file that `publish` will move to `key`. Raises what `check` raises, or `StorageError`
         after the last try."""
-        staged, folder = self._staged_key(key), key.rpartition("/")[0]
+        write = partial(store.put, self._staged_key(key), data, content_type=content_type)
+        self._stage(store, key, write, check)
+
+    def copy(self, store: Store, source: str, key: str, *, check: Callable[[], None]) -> None:
+        """Copy the file `source`, which `publish` will move to `key`. Raises as `put` does, and `NotFound`
+        if there is none."""
+        self._stage(store, key, partial(store.copy, source, self._staged_key(key)), check)
+
+    def _stage(self, store: Store, key: str, write: Callable[[], None], check: Callable[[], None]) -> None:
+        folder = key.rpartition("/")[0]
         with self._lock:
             if folder not in self._folders:
                 self._folders[folder] = store
                 if folder != self._claimed_folder:
                     self._untracked.add(folder)
         try:
-            self._with_retries(check, lambda _again: store.put(staged, data, content_type=content_type))
+            self._with_retries(check, lambda _again: write())
         except BaseException:
             self._has_remains = True
             raise
@@ -87,10 +98,20 @@ class StagedFiles:
         staged = {key: self._staged[key] for key in keys if key in self._staged}
         for folder, store in self._folders.items():
             self._with_retries(check, partial(self._remove_earlier, store, folder))
-        for key, store in staged.items():
-            self._published[key] = store
-            self._with_retries(check, partial(self._move, store, key))
-            del self._staged[key]
+        # Where a move is several requests, a job with many files would keep its worker waiting for a second.
+        with ThreadPoolExecutor(PUBLISHERS, thread_name_prefix=f"publish-{self._claim.job_id}") as pool:
+            moves = [pool.submit(self._publish, store, key, check) for key, store in staged.items()]
+            try:
+                # Popped: an error must not refer to the list that refers to it.
+                while moves:
+                    moves.pop().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _publish(self, store: Store, key: str, check: Callable[[], None]) -> None:
+        self._published[key] = store
+        self._with_retries(check, partial(self._move, store, key))
+        del self._staged[key]
 
     def untracked(self) -> list[str]:
         """The folders of this attempt that the next report to the ledger has to name: if the worker dies, a

@@ -132,6 +132,39 @@ def test_another_job_under_the_id_of_an_earlier_one_is_not_mistaken_for_it(ourvi
     assert "reused_from" not in ourvidz_eager.callbacks.of("two")[-1].payload["metadata"]
 
 
+def test_the_files_are_copied_by_the_storage(ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip of 30 MB does not pass through the shim."""
+    ourvidz_eager.submit(payload("one"))
+    copied: list[str] = []
+    copy = LocalStore.copy
+
+    def note(store: LocalStore, source: str, key: str) -> None:
+        copied.append(source)
+        copy(store, source, key)
+
+    monkeypatch.setattr(LocalStore, "copy", note)
+    ourvidz_eager.submit(payload("two"))
+    assert copied == ["workspace-temp/me/one/0.png", "workspace-temp/me/one/0.thumb.webp"]
+
+
+def test_a_file_that_is_deleted_meanwhile_queues_the_job(
+    ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there when the result was found."""
+    ourvidz_eager.submit(payload("one"))
+    copy = LocalStore.copy
+
+    def copy_late(store: LocalStore, source: str, key: str) -> None:
+        store.delete_folder("workspace-temp/me/one")
+        copy(store, source, key)
+
+    monkeypatch.setattr(LocalStore, "copy", copy_late)
+    with generated(ourvidz_eager, "sdxl", monkeypatch) as ids:
+        ourvidz_eager.submit(payload("two"))
+    assert ids == ["two"]
+    assert ourvidz_eager.callbacks.statuses("two")[-1] == "completed"
+
+
 def test_a_storage_that_fails_queues_the_job(ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the copies is left, and the job has one terminal callback."""
     ourvidz_eager.submit(payload("one"))

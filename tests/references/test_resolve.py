@@ -92,13 +92,13 @@ class RecordingStorage:
         self.error = error
         self.requested: list[str] = []
 
-    def __call__(self, path: str) -> bytes:
+    def __call__(self, path: str, max_bytes: int) -> bytes:
         self.requested.append(path)
         if self.error:
             raise self.error
         if path not in self.files:
             raise NotFound("There is nothing.", field="key", value=path)
-        return self.files[path]
+        return self.files[path][:max_bytes]
 
 
 def resolver(storage: RecordingStorage | None = None, *allowed: str) -> ReferenceResolver:

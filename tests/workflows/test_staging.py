@@ -179,6 +179,54 @@ def test_an_attempt_that_froze_does_not_recreate_a_deleted_file(ledger: Link, st
     assert files(store) == []
 
 
+class MeetingStore(LocalStore):
+    """Each move waits until `meeting` others are in progress."""
+
+    meeting: threading.Barrier
+
+    def move(self, source: str, key: str) -> None:
+        self.meeting.wait(10)
+        super().move(source, key)
+
+
+def outcome_of(keys: list[str]) -> Outcome:
+    return Outcome(status="completed", assets=tuple(Asset(type="image", key=key) for key in keys))
+
+
+def test_files_are_published_side_by_side(ledger: Link, tmp_path: Path) -> None:
+    """Where a move is several requests, a job with many files would keep its worker waiting."""
+    store, keys = MeetingStore(tmp_path), [f"{FOLDER}/{number}.png" for number in range(4)]
+    store.meeting = threading.Barrier(4)
+    with leased(ledger, claimed(ledger, "t")) as run:
+        for key in keys:
+            run.put(store, key, b"mine", "image/png")
+        run.publish(outcome_of(keys))
+    assert files(store) == keys
+
+
+def test_a_file_that_cannot_be_published_stops_the_others(
+    ledger: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt goes on when no move is in progress any more, with the error of the one that failed."""
+    store, keys = LocalStore(tmp_path), [f"{FOLDER}/{number}.png" for number in range(20)]
+    moved, move, lock = [], store.move, threading.Lock()
+
+    def fail_once(source: str, key: str) -> None:
+        with lock:
+            if key == keys[-1]:
+                raise RuntimeError("a bug")
+            moved.append(key)
+        move(source, key)
+
+    monkeypatch.setattr(store, "move", fail_once)
+    with leased(ledger, claimed(ledger, "t")) as run:
+        for key in keys:
+            run.put(store, key, b"mine", "image/png")
+        with pytest.raises(RuntimeError, match="a bug"):
+            run.publish(outcome_of(keys))
+        assert files(store) == sorted([*moved, *(run._files._staged_key(key) for key in run._files._staged)])
+
+
 class CopyingStore(LocalStore):
     """Moves by a copy and a deletion, as S3 does; `between` is called after the copy."""
 
