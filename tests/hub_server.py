@@ -195,6 +195,11 @@ def _describe_file(name: str, content: bytes, blobs: bool) -> dict[str, Any]:
     return described
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Print nothing when a client hangs up."""
+
+
 @contextmanager
 def serve() -> Iterator[TinyHub]:
     """Run a hub and its CDN on two ports of this machine."""
@@ -202,7 +207,7 @@ def serve() -> Iterator[TinyHub]:
     servers = []
     for name in ("hub", "cdn"):
         handler = type(name, (_Handler,), {"hub": hub, "name": name})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = _Server(("127.0.0.1", 0), handler)
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         servers.append(server)

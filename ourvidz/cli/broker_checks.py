@@ -62,7 +62,7 @@ def check_broker(settings: Settings) -> Check:
     configured server, that `ourvidz up` can start one."""
     from ourvidz.embedded_redis import find_server
 
-    url, fix = _address(settings)
+    url, fix = broker_address(settings)
     if url is None:
         try:
             return ok("broker", f"`ourvidz up` will start {find_server(settings.redis_server_bin)}")
@@ -86,7 +86,7 @@ def check_broker(settings: Settings) -> Check:
 def check_durability(settings: Settings) -> Check:
     """Check that accepted jobs survive a restart of the Redis server, and that it has the replicas for which
     submissions wait."""
-    url, fix = _address(settings)
+    url, fix = broker_address(settings)
     if url is None:
         return skipped("durability", "the server of `ourvidz up` has an append-only file")
     try:
@@ -132,7 +132,7 @@ def require_no_eviction(settings: Settings, *, timeout_s: float = 2.0) -> None:
         )
 
 
-def _address(settings: Settings) -> tuple[str | None, str]:
+def broker_address(settings: Settings) -> tuple[str | None, str]:
     """The URL of the configured or running server, None without one; and what to do if it does not answer."""
     from ourvidz.cli.state import StateDir
 

@@ -1,19 +1,35 @@
-"""`ourvidz doctor`: runs all checks of this installation and prints a reason and a fix for each failure."""
+"""`ourvidz doctor`: runs all checks of this installation and prints a reason and a fix for each failure.
+
+The checks run at the same time, each in a thread of its own with a time limit: servers, disks and drivers
+that hang are what an operator looks for.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import click
 
-from ourvidz.cli import broker_checks, checks, model_checks
+from ourvidz.cli import broker_checks, checks, host_checks, model_checks, signature_check
 from ourvidz.cli.checks import Check, failed, ok, skipped
 from ourvidz.cli.console import TableRow, print_json, print_table
 from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings, load_settings
 
+CHECK_LIMIT_S = 30.0
+"""How long one check may take."""
+TORCH_LIMIT_S = model_checks.TORCH_TIMEOUT_S + 10.0
+"""How long the import of torch in a process of its own may take, and its end."""
+HANGS_FIX = "see what hangs: the disk, the server or the network behind it"
+
 CHECKS: tuple[tuple[str, Callable[[Settings], Check]], ...] = (
+    ("driver", host_checks.check_driver),
+    ("memory", host_checks.check_memory),
+    ("disk", host_checks.check_disk),
     ("checkpoints", model_checks.check_sdxl_checkpoint),
     ("sdxl", model_checks.check_sdxl_options),
     ("wan checkpoint", model_checks.check_wan_checkpoint),
@@ -25,6 +41,8 @@ CHECKS: tuple[tuple[str, Callable[[Settings], Check]], ...] = (
     ("storage", checks.check_storage),
     ("signing", checks.check_signing),
     ("callbacks", checks.check_callbacks),
+    ("signatures", signature_check.check_signatures),
+    ("clock", host_checks.check_clock),
 )
 """The checks that need valid settings, by name. `check_torch` runs before them: it returns two results."""
 
@@ -54,9 +72,42 @@ def run_checks() -> list[Check]:
         names = ("torch", *(name for name, _ in CHECKS))
         return [*results, *(skipped(name, "needs valid settings") for name in names)]
     results.append(ok("settings", f"profile {settings.profile}, state in {settings.state_dir}"))
-    results.extend(model_checks.check_torch(settings))
-    results.extend(check(settings) for _, check in CHECKS)
+    running = [_Running("torch", lambda: model_checks.check_torch(settings), TORCH_LIMIT_S)]
+    for name, check in CHECKS:
+        running.append(_Running(name, partial(_as_list, check, settings), CHECK_LIMIT_S))
+    for each in running:
+        results.extend(each.results())
     return results
+
+
+@dataclass
+class _Running:
+    """A check that runs in a thread, which is left behind when its time is over."""
+
+    name: str
+    check: Callable[[], list[Check]]
+    limit_s: float
+    _results: list[Check] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._ends_at = time.monotonic() + self.limit_s
+        self._thread = threading.Thread(target=self._run, name=f"check-{self.name}", daemon=True)
+        self._thread.start()
+
+    def results(self) -> list[Check]:
+        """Wait for the results, until the time is over."""
+        self._thread.join(max(0.0, self._ends_at - time.monotonic()))
+        if self._thread.is_alive():
+            return [failed(self.name, f"it did not end within {self.limit_s:g} s", HANGS_FIX)]
+        return self._results or [failed(self.name, "the check itself failed", "report what it has printed")]
+
+    def _run(self) -> None:
+        # What a check does not expect is printed with its traceback, and hides no other result.
+        self._results = self.check()
+
+
+def _as_list(check: Callable[[Settings], Check], settings: Settings) -> list[Check]:
+    return [check(settings)]
 
 
 def print_checks(results: list[Check]) -> None:

@@ -17,8 +17,10 @@ import pytest
 from campaigns.supabase import find_deno
 from ourvidz.callbacks.payload import build, encode
 from ourvidz.callbacks.signing import signed_headers
+from ourvidz.cli.signature_check import check_signatures
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.records.record import OutboxEvent
+from ourvidz.settings import load_settings
 
 pytestmark = pytest.mark.deno
 
@@ -240,3 +242,17 @@ def test_the_example_rejects_signed_bodies_that_are_no_callbacks(port: int) -> N
     """The 400 makes the event a dead letter; a 5xx would be retried for a day."""
     for body in (b"not json", b"[]", b"null", b'{"job_id":"j","status":"odd"}'):
         assert post(port, body, signed(body, "msg_odd"))[0] == 400
+
+
+def test_doctor_checks_the_example_without_reporting_a_job(start: StartReceiver) -> None:
+    """The example verifies before it reads, so one question is refused and the other one is no callback."""
+    port = start(SUPABASE_SERVICE_ROLE_KEY="a-key", JOB_CALLBACK_SECRET="new", OURVIDZ_WEBHOOK_SECRET=NEW)
+    variables = {
+        "OURVIDZ_CALLBACK_URL": f"http://127.0.0.1:{port}/functions/v1/job-callback",
+        "SUPABASE_SERVICE_KEY": "a-key",
+        "OURVIDZ_WEBHOOK_SECRET": NEW,
+    }
+    check = check_signatures(load_settings(_env_file=None, JOB_CALLBACK_SECRET="new", **variables))
+    assert (check.status, "refuses a document without one" in check.reason) == ("ok", True)
+    check = check_signatures(load_settings(_env_file=None, JOB_CALLBACK_SECRET="foreign", **variables))
+    assert (check.status, "refuses our signature (HTTP 401)" in check.reason) == ("failed", True)

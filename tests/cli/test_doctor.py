@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,9 @@ NAMES = [
     "settings",
     "torch",
     "gpu",
+    "driver",
+    "memory",
+    "disk",
     "checkpoints",
     "sdxl",
     "wan checkpoint",
@@ -28,6 +33,8 @@ NAMES = [
     "storage",
     "signing",
     "callbacks",
+    "signatures",
+    "clock",
 ]
 
 
@@ -64,3 +71,45 @@ def test_a_fix_is_printed_below_its_reason(capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["broker", "failed", "none"]
     assert lines[2].strip() == "fix: pip install 'ourvidz[embedded]'"
+
+
+def test_checks_that_hang_are_failures_and_end_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk, a server or a driver that does not answer is what one looks for; all may hang at once."""
+    monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    released = threading.Event()
+
+    def hang(_: object) -> list[Check]:
+        released.wait(60)
+        return [Check("late", "ok", "")]
+
+    monkeypatch.setattr(doctor, "CHECK_LIMIT_S", 0.2)
+    monkeypatch.setattr(doctor, "TORCH_LIMIT_S", 0.3)
+    monkeypatch.setattr(doctor, "CHECKS", tuple((name, hang) for name, _ in doctor.CHECKS))
+    monkeypatch.setattr(doctor.model_checks, "check_torch", hang)
+    started = time.monotonic()
+    results = doctor.run_checks()
+    released.set()
+    assert time.monotonic() - started < 10
+    hanging = [check for check in results if check.status == "failed"]
+    assert [check.name for check in hanging] == [name for name in NAMES[2:] if name != "gpu"]
+    assert {check.reason for check in hanging} == {
+        "it did not end within 0.2 s",
+        "it did not end within 0.3 s",
+    }
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_check_that_fails_itself_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its traceback is printed."""
+    monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor.model_checks, "check_torch", lambda _: [Check("torch", "ok", "")])
+    monkeypatch.setattr(
+        doctor, "CHECKS", (("disk", lambda _: 1 / 0), ("clock", lambda _: Check("clock", "ok", "")))
+    )
+    results = {check.name: check for check in doctor.run_checks()}
+    assert (results["disk"].status, results["disk"].reason) == ("failed", "the check itself failed")
+    assert results["clock"].status == "ok"

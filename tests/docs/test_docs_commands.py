@@ -54,6 +54,7 @@ ELSEWHERE = {
     "install -m 644 -t /etc/systemd/system deploy/systemd/*": UNITS,
     "systemctl daemon-reload": UNITS,
     "systemctl enable --now ourvidz.target ourvidz-worker@{web,io,keeper,sdxl}": UNITS,
+    "systemctl enable --now ourvidz.target ourvidz-worker@{web,io,keeper,sdxl,wan,chat}": UNITS,
     "systemctl restart ourvidz-worker@keeper ourvidz-worker@io": DEPLOY,
     "systemctl restart ourvidz-worker@sdxl": DEPLOY,
     "systemctl restart ourvidz-worker@web": DEPLOY,
