@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "memory": ("ourvidz.cli.memory:memory", "Show the memory of the GPUs, and move models."),
     "models": ("ourvidz.cli.models:models", "Pull, list, verify and delete checkpoints."),
     "storage": ("ourvidz.cli.storage:storage", "Create the buckets of the storage."),
+    "healthcheck": (
+        "ourvidz.cli.healthcheck:healthcheck",
+        "Check that the process of this container is alive.",
+    ),
     "doctor": ("ourvidz.cli.doctor:doctor", "Check that this machine has what it needs."),
 }
 """Name → (module:attribute, line in the help)."""

@@ -119,11 +119,15 @@ def celery_application() -> Celery:
 
 
 def _require_unique_id(worker_id: str) -> None:
-    """Raise `SettingsError` if a worker with this id runs: both would hand back each other's jobs."""
+    """Raise `SettingsError` if a worker with this id runs: both would hand back each other's jobs.
+
+    One that had the process id of this process has ended: in a container, ids begin anew with each start.
+    """
     from ourvidz.wiring import control
 
     for other in control.current().ledger.workers():
-        if other.id == worker_id and other.state != "offline" and _process_exists(other.pid):
+        ended = other.state == "offline" or other.pid == os.getpid() or not _process_exists(other.pid)
+        if other.id == worker_id and not ended:
             raise SettingsError(
                 f"a worker {worker_id} runs already, as process {other.pid}: stop it, or set OURVIDZ_GPU",
                 field="OURVIDZ_GPU",

@@ -58,6 +58,23 @@ def start_beating(folder: Path | None, part: str) -> None:
     threading.Thread(target=repeat, name=f"beat-{part}", daemon=True).start()
 
 
+def beat_ages(folder: Path) -> dict[str, float]:
+    """Part → seconds since its last beat, by the system clock: for a check that looks once only.
+
+    A clock that is set forward makes all parts old until their next beat, a second later.
+    """
+    now = time.time()
+    return {part: now - changed / 1e9 for part, changed in _read_beats(folder)}
+
+
+def _read_beats(folder: Path) -> list[tuple[str, int]]:
+    """Every part with the time of its file in nanoseconds; nothing where the folder does not exist."""
+    try:
+        return [(entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(folder)]
+    except OSError:
+        return []
+
+
 class BeatMonitor:
     """Watches the beats of one process from outside. A part counts from its first beat on."""
 
@@ -83,13 +100,7 @@ class BeatMonitor:
         if self._looked_at is not None and now - self._looked_at > SUSPENDED_S:
             self._seen = {part: (changed, now) for part, (changed, _) in self._seen.items()}
         self._looked_at = now
-        for part, changed in self._read():
+        for part, changed in _read_beats(self._folder):
             if self._seen.get(part, (None, 0.0))[0] != changed:
                 self._seen[part] = changed, now
         return next((part for part, (_, at) in self._seen.items() if now - at > self._hang_s), None)
-
-    def _read(self) -> list[tuple[str, int]]:
-        try:
-            return [(entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(self._folder)]
-        except OSError:
-            return []

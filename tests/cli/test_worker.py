@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from ourvidz.cli import worker
 from ourvidz.cli.main import cli
 from ourvidz.cli.worker import (
     FAMILIES,
@@ -141,8 +142,12 @@ def test_the_names_do_not_overlap() -> None:
     assert not set(FAMILIES) & set(HELPERS)
 
 
-def test_a_second_worker_with_the_same_id_is_refused(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When one stops, it would requeue the running job of the other."""
+@pytest.mark.parametrize("former", [False, True], ids=["it runs", "it was this process of the container"])
+def test_a_second_worker_with_the_same_id_is_refused(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, former: bool
+) -> None:
+    """When one stops, it would requeue the running job of the other. A container that was killed starts again
+    with the same process ids, while its heartbeat is still there."""
     monkeypatch.setenv("OURVIDZ_REDIS_URL", redis_url)
     settings = load_settings(_env_file=None)
     ledger = Ledger(redis_url)
@@ -151,14 +156,19 @@ def test_a_second_worker_with_the_same_id_is_refused(redis_url: str, monkeypatch
         worker_id=settings.worker_id("sdxl"),
         family="sdxl",
         queue="sdxl_queue",
-        pid=os.getpid(),
+        pid=os.getpid() if former else os.getppid(),
         gpu=None,
         presence_s=15,
     )
     heartbeat.start()
+    started: list[str] = []
+    monkeypatch.setattr(worker, "_run_celery", started.append)
     with control.using(control.build(settings, ledger=ledger)):
         result = CliRunner().invoke(cli, ["worker", "sdxl"])
     heartbeat.stop()
     ledger.close()
-    assert result.exit_code == 2
-    assert f"runs already, as process {os.getpid()}" in result.output
+    if former:
+        assert (result.exit_code, started) == (0, ["sdxl"]), result.output
+    else:
+        assert (result.exit_code, started) == (2, [])
+        assert f"runs already, as process {os.getppid()}" in result.output

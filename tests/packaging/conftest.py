@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import ourvidz
+from campaigns import images
 from ourvidz.settings import environment
 
 PACKAGE = Path(ourvidz.__file__).parent
@@ -141,14 +142,19 @@ def write_programs(package: Distribution, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Host:
-    """A machine with its own virtual environment: `bin` are its programs, `requires` what is installed."""
+    """A machine with its own virtual environment. `requires` are the names of what is installed there."""
 
     folder: Path
     requires: frozenset[str]
 
     @property
-    def bin(self) -> Path:
-        return self.folder / "venv/bin"
+    def prefix(self) -> Path:
+        """The virtual environment."""
+        return self.folder / "venv"
+
+    def program(self, name: str) -> str:
+        """The path of an installed program."""
+        return str(self.prefix / "bin" / name)
 
     def env(self, **variables: str) -> dict[str, str]:
         """The environment of its processes."""
@@ -157,7 +163,7 @@ class Host:
     def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run one of its programs to its end."""
         return subprocess.run(
-            [str(self.bin / command[0]), *command[1:]],
+            [self.program(command[0]), *command[1:]],
             cwd=self.folder, env=self.env(**variables), capture_output=True, text=True, timeout=60,
         )  # fmt: skip
 
@@ -169,22 +175,23 @@ class Host:
 
 
 @pytest.fixture(scope="session")
-def control_host(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
-    """A host after `pip install 'ourvidz[control]'`: the wheel, and links to what its metadata requires.
+def control_host(source_tree: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """A host on which the control image is installed.
 
-    pip itself installs the wheel, without an index, so that it refuses what is missing.
+    Links to what the wheel's metadata requires for `control` replace the first `RUN` of its Dockerfile, which
+    downloads the same packages. The second one, which builds and installs the wheel and checks all
+    requirements, is executed as it is.
     """
     folder = tmp_path_factory.mktemp("control")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-    site = next((folder / "venv/lib").iterdir()) / "site-packages"
-    needs = required(metadata_of(wheel), "control")
+    host = Host(folder, frozenset(needs := required(metadata_of(wheel), "control")))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", host.prefix], check=True)
     for package in needs.values():
-        link(package, site)
-        write_programs(package, folder / "venv/bin")
-    install = (
-        *(sys.executable, "-m", "pip", "--isolated", "--python", str(folder / "venv/bin/python"), "install"),
-        *("--quiet", "--no-index", "--no-compile", f"ourvidz[control] @ {wheel.as_uri()}"),
-    )
-    done = subprocess.run(install, env=environment(), capture_output=True, text=True, timeout=90)
-    assert done.returncode == 0, done.stderr
-    return Host(folder, frozenset(needs))
+        link(package, next((host.prefix / "lib").iterdir()) / "site-packages")
+        write_programs(package, host.prefix / "bin")
+    programs = folder / "programs"
+    programs.mkdir()
+    (programs / "pip").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pip --quiet "$@"\n')
+    (programs / "pip").chmod(0o755)
+    build = images.stages(images.dockerfile("control"))[0]
+    images.run_step(build.all("RUN")[1], prefix=host.prefix, source=source_tree, programs=programs)
+    return host

@@ -9,13 +9,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 
 import pytest
 import requests
 
+from campaigns import images
 from ourvidz.cli.libraries import INSTALL
 from ourvidz.embedded_redis import free_port
 from ourvidz.ledger.store import Ledger
+from ourvidz.settings import environment
 from tests.packaging.conftest import Host
 
 pytestmark = pytest.mark.system
@@ -34,30 +37,56 @@ def server_url() -> str:
     return private_server().url
 
 
+@dataclass(frozen=True)
+class Container:
+    """A process of the control image, as it would run in a container of its own, and its variables."""
+
+    process: subprocess.Popen[bytes]
+    env: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ControlPlane:
+    """The shim, io and a keeper. `url` is that of the shim."""
+
+    url: str
+    containers: dict[str, Container]
+
+
 @pytest.fixture(scope="module")
-def shim(control_host: Host, server_url: str) -> Iterator[str]:
-    """The address of a shim on this host, beside io and a keeper."""
+def control_plane(control_host: Host, server_url: str) -> Iterator[ControlPlane]:
+    """The processes of the control image, with the variables of the image and on a read-only root."""
     port = free_port()
-    variables = {"OURVIDZ_REDIS_URL": server_url, "OURVIDZ_KEY_PREFIX": PREFIX, "OURVIDZ_PORTS": str(port)}
+    final = images.stages(images.dockerfile("control"))[1]
     with ExitStack() as stack:
-        processes = []
+        containers = {}
         for name in ("keeper", "io", "web"):
+            folders = images.make_folders(control_host.folder / name)
+            env = environment(**images.image_env(final, folders, control_host.prefix)) | {
+                "OURVIDZ_REDIS_URL": server_url,
+                "OURVIDZ_KEY_PREFIX": PREFIX,
+                "OURVIDZ_HOST": "127.0.0.1",
+                "OURVIDZ_PORTS": str(port),
+            }
+            command = [control_host.program("ourvidz"), "worker", name]
+            if images.may_mount():
+                command = images.read_only(command, list(folders.values()))
             log = stack.enter_context((control_host.folder / f"{name}.log").open("wb"))
             process = subprocess.Popen(
-                [control_host.bin / "ourvidz", "worker", name],
-                cwd=control_host.folder, env=control_host.env(**variables), stdout=log, stderr=log,
-            )  # fmt: skip
+                command, cwd=folders["/var/lib/ourvidz"], env=env, stdout=log, stderr=log
+            )
             stack.callback(process.wait)
             stack.callback(process.send_signal, signal.SIGTERM)
-            processes.append(process)
-        address = f"http://127.0.0.1:{port}"
+            containers[name] = Container(process, env)
+        url = f"http://127.0.0.1:{port}"
         ledger = stack.enter_context(closing(Ledger(server_url, prefix=PREFIX)))
         until = time.monotonic() + READY_S
-        while not (_answers(address) and len(ledger.workers()) == 2):
-            assert all(process.poll() is None for process in processes), _logs(control_host)
+        while not (_answers(url) and len(ledger.workers()) == 2):
+            ended = [name for name, each in containers.items() if each.process.poll() is not None]
+            assert not ended, _logs(control_host)
             assert time.monotonic() < until, _logs(control_host)
             time.sleep(0.05)
-        yield address
+        yield ControlPlane(url, containers)
 
 
 def _answers(address: str) -> bool:
@@ -77,9 +106,9 @@ def test_a_control_host_installs_no_library_of_models_or_media(control_host: Hos
     assert {"celery", "fastapi", "redis", "flower"} <= control_host.requires
 
 
-def test_a_control_host_accepts_and_answers_jobs(control_host: Host, shim: str) -> None:
+def test_a_control_host_accepts_and_answers_jobs(control_host: Host, control_plane: ControlPlane) -> None:
     """All of what the host is for, with the installed programs: the shim, io, the keeper and the commands."""
-    connection = {"OURVIDZ_URL": shim}
+    connection = {"OURVIDZ_URL": control_plane.url}
     job = control_host.json(
         *("ourvidz", "jobs", "submit", "--prompt", "a red circle", "--id", "control-1", "--json"),
         **connection,
@@ -87,7 +116,7 @@ def test_a_control_host_accepts_and_answers_jobs(control_host: Host, shim: str) 
     assert (job["job_id"], job["status"]) == ("control-1", "queued")
     listed = control_host.json("ourvidz", "jobs", "list", "--json", **connection)
     assert [item["job_id"] for item in listed["items"]] == ["control-1"]
-    health = requests.get(f"{shim}/health", timeout=5).json()
+    health = requests.get(f"{control_plane.url}/health", timeout=5).json()
     assert {worker["queue"] for worker in health["workers"]} == {"io", "keeper"}
 
 
@@ -102,6 +131,22 @@ def test_doctor_asks_for_the_libraries_of_models_only_where_a_checkpoint_is_set(
     assert checks["torch"]["status"] == ("failed" if checkpoint else "skipped")
     assert INSTALL in (checks["torch"]["fix"] or checks["torch"]["reason"])
     assert {checks[name]["status"] for name in ("settings", "broker", "storage")} == {"ok"}
+
+
+def test_every_process_of_the_image_passes_its_health_check_on_a_read_only_root(
+    control_host: Host, control_plane: ControlPlane
+) -> None:
+    """The command of the `HEALTHCHECK`, with the variables and the writable folders of the image only."""
+    program, *arguments = images.stages(images.dockerfile("control"))[1].health_check()
+    for name, container in control_plane.containers.items():
+        check = subprocess.run(
+            [control_host.program(program), *arguments], env=container.env, capture_output=True, text=True
+        )
+        assert check.returncode == 0, f"{name}: {check.stderr}"
+    if not images.may_mount():
+        pytest.skip("this process may not mount: the root was not read-only")
+    touch = images.read_only(["touch", str(control_host.folder / "elsewhere")], [])
+    assert "Read-only file system" in subprocess.run(touch, capture_output=True, text=True).stderr
 
 
 def test_the_help_is_printed_on_a_control_host(control_host: Host) -> None:
