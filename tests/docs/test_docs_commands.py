@@ -35,6 +35,10 @@ PAGES = [
 ]
 UP = "tests/docs/conftest.py::docs_stack"
 UNITS = "tests/test_deploy.py::test_systemd_finds_nothing_wrong_with_the_units"
+COMPOSE = "tests/packaging/test_compose.py::test_the_commands_of_the_guides_name_what_the_file_has"
+DOCKER = "docker compose --env-file compose.env --file deploy/compose.yaml"
+NEW_PIP = '"/opt/ourvidz-$VERSION/bin/pip"'
+INSTALLATION = "the same steps: python -m campaigns.images, and tests/packaging for the control host"
 DEPLOY = "tests/system/test_deploys.py::test_a_deploy_restarts_one_unit_at_a_time_and_charges_no_attempt"
 START = "a_stack_runs_jobs_restarts_a_killed_process_and_stops_completely"
 ELSEWHERE = {
@@ -58,6 +62,17 @@ ELSEWHERE = {
     "systemctl restart ourvidz-worker@keeper ourvidz-worker@io": DEPLOY,
     "systemctl restart ourvidz-worker@sdxl": DEPLOY,
     "systemctl restart ourvidz-worker@web": DEPLOY,
+    "scripts/images": "tests/packaging/test_images.py::test_the_script_builds_both_images",
+    f"{DOCKER} up --detach --wait": COMPOSE,
+    f"{DOCKER} exec web ourvidz doctor": COMPOSE,
+    f"{DOCKER} --profile monitoring up --detach": COMPOSE,
+    f"{DOCKER} up --detach --no-deps --wait keeper io": COMPOSE,
+    **{f"{DOCKER} up --detach --no-deps --wait {name}": COMPOSE for name in ("sdxl", "wan", "chat", "web")},
+    'python3 -m venv "/opt/ourvidz-$VERSION"': INSTALLATION,
+    f"{NEW_PIP} install --require-hashes --no-deps -r deploy/images/control/requirements.txt": INSTALLATION,
+    f'{NEW_PIP} install --no-deps "dist/ourvidz-$VERSION-py3-none-any.whl"': INSTALLATION,
+    f"{NEW_PIP} check": INSTALLATION,
+    'ln -sfn "/opt/ourvidz-$VERSION" /opt/ourvidz': INSTALLATION,
     "ourvidz demo --json": "tests/docs/test_docs_commands.py::test_the_demo_generates_its_images",
 }
 """Command → the test or script that executes it. A block of such commands only is not executed here."""
@@ -123,6 +138,7 @@ def shell(
     folder = tmp_path_factory.mktemp("reader")
     make_script(folder / "bin/ourvidz", f'#!/bin/sh\nexec {fast_python} -m ourvidz.cli.main "$@"\n')
     make_script(folder / "bin/python", f'#!/bin/sh\nexec {fast_python} "$@"\n')
+    (folder / "deploy").symlink_to(ROOT / "deploy")
     (folder / ".curlrc").write_text("fail\nshow-error\nmax-time = 120\n")
     write_checkpoint(folder / "models")
     Image.linear_gradient("L").convert("RGB").save(folder / "pond.png")

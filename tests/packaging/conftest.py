@@ -39,14 +39,14 @@ SCRIPTS = ("celeryconfig.py", "wan_generate.py")
 """Modules beside the package, which Celery and users import or run by name."""
 RELEASED_AT = "1700000000"
 """`SOURCE_DATE_EPOCH` of the builds."""
-BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
+HOOK = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
-def build(kind: str, tree: Path, into: Path) -> Path:
-    """Build an sdist or a wheel through the hook of the build backend, without build isolation."""
+def run_hook(hook: str, tree: Path, into: Path) -> Path:
+    """Call a hook of the build backend in `tree`, without isolation; returns what it writes into `into`."""
     into.mkdir(exist_ok=True)
     run = subprocess.run(
-        [sys.executable, "-c", BUILD, f"build_{kind}", str(into)],
+        [sys.executable, "-c", HOOK, hook, str(into)],
         cwd=tree, env=os.environ | {"SOURCE_DATE_EPOCH": RELEASED_AT},
         capture_output=True, text=True, timeout=90,
     )  # fmt: skip
@@ -74,14 +74,21 @@ def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from the source distribution."""
     folder = tmp_path_factory.mktemp("package")
-    with tarfile.open(build("sdist", source_tree, folder)) as source:
+    with tarfile.open(run_hook("build_sdist", source_tree, folder)) as source:
         source.extractall(folder / "source", filter="data")
     (unpacked,) = (folder / "source").iterdir()
-    return build("wheel", unpacked, folder)
+    return run_hook("build_wheel", unpacked, folder)
+
+
+@pytest.fixture(scope="session")
+def project(source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Distribution:
+    """The metadata of the wheel, which can be had without building it."""
+    folder = tmp_path_factory.mktemp("metadata")
+    return PathDistribution(run_hook("prepare_metadata_for_build_wheel", source_tree, folder))
 
 
 def metadata_of(wheel: Path) -> Distribution:
-    """The metadata of a wheel that is not installed."""
+    """The metadata in a wheel that is not installed."""
     (info,) = (entry for entry in ZipPath(wheel).iterdir() if entry.name.endswith(".dist-info"))
     return PathDistribution(info)
 
@@ -175,7 +182,7 @@ class Host:
 
 
 @pytest.fixture(scope="session")
-def control_host(source_tree: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
+def control_host(source_tree: Path, project: Distribution, tmp_path_factory: pytest.TempPathFactory) -> Host:
     """A host on which the control image is installed.
 
     Links to what the wheel's metadata requires for `control` replace the first `RUN` of its Dockerfile, which
@@ -183,7 +190,7 @@ def control_host(source_tree: Path, wheel: Path, tmp_path_factory: pytest.TempPa
     requirements, is executed as it is.
     """
     folder = tmp_path_factory.mktemp("control")
-    host = Host(folder, frozenset(needs := required(metadata_of(wheel), "control")))
+    host = Host(folder, frozenset(needs := required(project, "control")))
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", host.prefix], check=True)
     for package in needs.values():
         link(package, next((host.prefix / "lib").iterdir()) / "site-packages")

@@ -23,7 +23,7 @@ from ourvidz.settings import Settings, load_settings
 from tests.packaging.conftest import ROOT
 
 COMPOSE = ROOT / "deploy/compose.yaml"
-EXAMPLE = ROOT / "deploy/ourvidz.env.example"
+EXAMPLE = ROOT / "deploy/compose.env.example"
 SETTINGS = {str(field.validation_alias) for field in Settings.model_fields.values()}
 VALUES = {
     "REDIS_PASSWORD": secrets.token_hex(32),
@@ -171,3 +171,25 @@ def test_the_redis_server_of_the_file_passes_doctor(project: dict[str, Any], tmp
         assert (durability.status, "append-only file" in durability.reason) == ("ok", True), durability
     finally:
         server.kill()
+
+
+def test_the_commands_of_the_guides_name_what_the_file_has(project: dict[str, Any]) -> None:
+    """Files, services and profiles of the `docker compose` commands exist; no runtime executes them here."""
+    fences = re.compile(r"^docker compose (.*)$", re.MULTILINE)
+    commands = [
+        match[1].split()
+        for name in ("compose.md", "upgrade.md")
+        for match in fences.finditer((ROOT / "docs/how-to" / name).read_text())
+    ]
+    profiles = {each for service in project["services"].values() for each in service.get("profiles", ())}
+    assert commands
+    for command in commands:
+        assert command[:4] == ["--env-file", "compose.env", "--file", "deploy/compose.yaml"]
+        rest = [word for word in command[4:] if word not in ("--detach", "--wait", "--no-deps")]
+        if rest[0] == "--profile":
+            assert rest[1] in profiles
+            rest = rest[2:]
+        assert rest[0] in ("up", "exec")
+        assert set(rest[1:] if rest[0] == "up" else rest[1:2]) <= project["services"].keys()
+    restarted = [command[-1] for command in commands if "--no-deps" in command]
+    assert restarted == ["io", "sdxl", "wan", "chat", "web"], "who repairs first, the shim last"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, distribution
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import ourvidz
 from campaigns.images import IMAGES, WRITABLE, Stage, dockerfile, stages
 from ourvidz.cli.worker import FAMILIES, HELPERS
 from ourvidz.settings import Settings
@@ -105,8 +107,14 @@ def label_of(stage: Stage, name: str) -> str:
     return found[1]
 
 
-def test_the_version_of_an_image_is_that_of_the_package() -> None:
-    """The Dockerfiles have no number; the script that builds the images reads it."""
-    for image in IMAGES:
+def test_the_script_builds_both_images(tmp_path: Path) -> None:
+    """With the version of the package as tag and label, which the Dockerfiles do not contain."""
+    builder = tmp_path / "builder"
+    builder.write_text('#!/bin/sh\nprintf "%s\\n" "$*"\n')
+    builder.chmod(0o755)
+    script, env = ROOT / "scripts/images", os.environ | {"DOCKER": str(builder)}
+    run = subprocess.run([script], env=env, capture_output=True, text=True, check=True)
+    for image, line in zip(IMAGES, run.stdout.splitlines(), strict=True):
+        start = f"build --file deploy/images/{image}/Dockerfile --tag ourvidz-{image}:{ourvidz.__version__}"
+        assert line.startswith(f"{start} --build-arg VERSION={ourvidz.__version__} --build-arg REVISION=")
         assert label_of(stages(dockerfile(image))[1], "version") == "$VERSION"
-    assert '"VERSION=$version"' in (ROOT / "scripts/images").read_text()

@@ -10,11 +10,11 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from campaigns.images import dockerfile, stages
-from tests.packaging.conftest import ROOT, metadata_of, required
+from tests.packaging.conftest import ROOT, required
 
 IMAGES = ROOT / "deploy/images"
 LOCKS = ("build.txt", "control/requirements.txt", "worker/requirements.txt")
-EXTRAS = {"control": ("control",), "worker": ("worker", "c2pa")}
+EXTRAS = {"control": ("control", "s3"), "worker": ("worker", "s3", "c2pa")}
 """The extras of each image, as in scripts/lock."""
 STALE = "run scripts/lock"
 ONLY_WITH_CUDA = re.compile(r"nvidia-.*|cuda-.*|triton")
@@ -25,12 +25,6 @@ def pins(path: Path) -> dict[str, str]:
     """Name → version in a file of requirements."""
     found = re.findall(r"^([\w.-]+)==(\S+)", path.read_text(), re.MULTILINE)
     return {canonicalize_name(name): version for name, version in found}
-
-
-@pytest.fixture(scope="module")
-def project(wheel: Path) -> Distribution:
-    """The metadata of the built wheel."""
-    return metadata_of(wheel)
 
 
 @pytest.mark.parametrize("lock", LOCKS)

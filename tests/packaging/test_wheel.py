@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ourvidz
 from ourvidz.pipelines.checksums import verify
-from tests.packaging.conftest import PACKAGE, ROOT, SCRIPTS, STAND_IN, build, metadata_of
+from tests.packaging.conftest import PACKAGE, ROOT, SCRIPTS, STAND_IN, metadata_of, run_hook
 
 
 def test_the_wheel_contains_the_complete_checkpoints(wheel: Path, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_the_packaged_checkpoints_have_checksums_and_cards() -> None:
 def test_two_builds_are_equal_byte_by_byte(source_tree: Path, wheel: Path, tmp_path: Path) -> None:
     """Whoever builds a release again, from another folder and at another time, can compare it with the
     published one."""
-    again = build("wheel", source_tree, tmp_path)
+    again = run_hook("build_wheel", source_tree, tmp_path)
     assert again.name == wheel.name
     assert again.read_bytes() == wheel.read_bytes()
 
