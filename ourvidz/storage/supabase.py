@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from ourvidz.errors import NotFound, SettingsError, StorageError
 from ourvidz.storage import probe, tus
 from ourvidz.storage.keys import is_key, split_key
 from ourvidz.storage.store import StoredFile
-from ourvidz.storage.supabase_api import TRANSFER_S, Answer, SupabaseAPI
+from ourvidz.storage.supabase_answers import Page, describe, parse_page
+from ourvidz.storage.supabase_api import TRANSFER_S, Answer, SupabaseAPI, upload_s
 
 SINGLE_UPLOAD_BYTES = 6_000_000
 """Files above this size are uploaded in chunks, as the documentation of the API advises."""
@@ -22,6 +21,8 @@ DELETED_AT_ONCE = 100
 """How many files one request deletes."""
 SIGNED_AT_ONCE = 250
 """How many URLs one request signs."""
+UNSIGNED_S = 10.0
+"""How long no URLs are asked for after a failure, in seconds."""
 PROMPT_S = 5.0
 """Deadline of requests for which a caller or a start waits, in seconds."""
 KEY_VARIABLE = "SUPABASE_SERVICE_KEY"
@@ -36,9 +37,17 @@ class SupabaseStore:
     cached without asking the server, because a key can be written again.
     """
 
-    def __init__(self, api: SupabaseAPI, *, buckets: Sequence[str]) -> None:
+    def __init__(
+        self,
+        api: SupabaseAPI,
+        *,
+        buckets: Sequence[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._api = api
         self._buckets = tuple(buckets)
+        self._clock = clock
+        self._signs_again_at = -math.inf
 
     def __repr__(self) -> str:
         return f"SupabaseStore({self.location!r})"
@@ -58,7 +67,7 @@ class SupabaseStore:
             f"/object/{bucket}/{name}",
             body=data,
             headers={"Content-Type": content_type, "x-upsert": "true"},
-            timeout_s=TRANSFER_S,
+            timeout_s=upload_s(len(data)),
             repeat=False,
         )
         if not answer.ok:
@@ -91,7 +100,7 @@ class SupabaseStore:
         answer = self._api.send("GET", f"/object/info/{bucket}/{name}")
         if not answer.ok:
             raise _failed("read", key, answer)
-        return answer.read(lambda info: _described(key, info, info["size"], info["content_type"]))
+        return answer.read(lambda info: describe(key, info, info["size"], info["content_type"]))
 
     def exists(self, key: str) -> bool:
         """Whether there are bytes under `key`."""
@@ -163,7 +172,7 @@ class SupabaseStore:
         """Delete every key that starts with `folder` and a slash, until none is found. Safe to call twice."""
         bucket, name = _split(folder)
         fruitless = 0
-        while files := next(self._pages(bucket, f"{name}/")).files:
+        while files := next((page.files for page in self._pages(bucket, f"{name}/") if page.files), []):
             names = [_split(file.key)[1] for file in files]
             deleted = sum(
                 self._delete(bucket, *names[at : at + DELETED_AT_ONCE])
@@ -174,7 +183,13 @@ class SupabaseStore:
                 raise StorageError(f"{folder} could not be deleted: its files are still there.")
 
     def urls(self, keys: Sequence[str], *, lifetime_s: float) -> dict[str, str]:
-        """Signed URLs that end after `lifetime_s` seconds; none for a file that does not exist."""
+        """Signed URLs that end after `lifetime_s` seconds; none for a file that does not exist.
+
+        After a failure none are asked for during `UNSIGNED_S` seconds, which raises `StorageError` at once:
+        the callers of a shim would wait for a storage that is away, one thread each.
+        """
+        if self._clock() < self._signs_again_at:
+            raise StorageError("URLs could not be signed a moment ago.")
         names: dict[str, list[str]] = {}
         for key in dict.fromkeys(filter(is_key, keys)):
             bucket, name = _split(key)
@@ -235,17 +250,17 @@ class SupabaseStore:
             raise _failed("deleted", f"{bucket}/{names[0]}", answer)
         return answer.read(len)
 
-    def _pages(self, bucket: str, prefix: str, *, with_delimiter: bool = False) -> Iterator[_Page]:
+    def _pages(self, bucket: str, prefix: str, *, with_delimiter: bool = False) -> Iterator[Page]:
         """The files, and with a delimiter the folders, whose names start with `prefix`."""
         document = {"prefix": prefix, "limit": LIST_PAGE, "with_delimiter": with_delimiter}
         while True:
             answer = self._api.send("POST", f"/object/list-v2/{bucket}", document=document)
             if answer.bucket_missing:
-                yield _Page([], [], None)
+                yield Page([], [], None)
                 return
             if not answer.ok:
                 raise StorageError(f"{bucket}/{prefix} could not be listed: {answer.reason}.")
-            page = answer.read(lambda found: _page(bucket, prefix, found))
+            page = answer.read(lambda found: parse_page(bucket, prefix, found))
             yield page
             if page.cursor is None:
                 return
@@ -261,6 +276,7 @@ class SupabaseStore:
         if answer.bucket_missing:
             return {}
         if not answer.ok:
+            self._signs_again_at = self._clock() + UNSIGNED_S
             raise StorageError(f"URLs could not be signed: {answer.reason}.")
         return answer.read(
             lambda entries: {
@@ -269,29 +285,6 @@ class SupabaseStore:
                 if entry["signedURL"]
             }
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """A page of a listing. `folders` are names with a slash at the end; `cursor` continues it, if there is
-    more."""
-
-    files: list[StoredFile]
-    folders: list[str]
-    cursor: str | None
-
-
-def _page(bucket: str, prefix: str, found: dict[str, Any]) -> _Page:
-    """The page of an answer. In the server's comparison `_` stands for any character, so that it also lists
-    names that do not start with `prefix`; they are left out."""
-    files = [
-        # An object without details is one whose upload was cut off.
-        _described(f"{bucket}/{entry['name']}", entry, *_size_and_type(entry.get("metadata") or {}))
-        for entry in found["objects"]
-        if entry["name"].startswith(prefix)
-    ]
-    folders = [entry["name"] for entry in found["folders"] if entry["name"].startswith(prefix)]
-    return _Page(files, folders, found.get("nextCursor") if found.get("hasNext") else None)
 
 
 def _split(key: str) -> tuple[str, str]:
@@ -309,17 +302,6 @@ def _transfer(source: str, key: str) -> dict[str, str]:
         "destinationBucket": target_bucket,
         "destinationKey": target,
     }
-
-
-def _size_and_type(details: dict[str, Any]) -> tuple[Any, Any]:
-    return details.get("size", 0), details.get("mimetype")
-
-
-def _described(key: str, entry: dict[str, Any], size: Any, content_type: Any) -> StoredFile:
-    """What the API says of a file. Raises `TypeError`, `KeyError` or `ValueError` for an unknown form."""
-    modified = entry.get("last_modified") or entry.get("updated_at") or entry["created_at"]
-    modified_at = datetime.fromisoformat(modified).timestamp()
-    return StoredFile(key, int(size), modified_at, content_type if isinstance(content_type, str) else None)
 
 
 def _failed(verb: str, key: str, answer: Answer) -> NotFound | StorageError:

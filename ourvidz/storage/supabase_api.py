@@ -22,10 +22,12 @@ from ourvidz.net.transport import RequestError
 from ourvidz.net.urls import origin, parse_http_url
 from ourvidz.service_key import key_headers
 
-REQUEST_S = 30.0
+REQUEST_S = 10.0
 """Deadline of a request without a file, in seconds."""
-TRANSFER_S = 120.0
-"""Deadline of a request with a file, or with 6 MiB of one."""
+TRANSFER_S = 60.0
+"""Deadline of a request with a file of unknown size, or that lets the server copy one."""
+SLOWEST_BYTES_S = 100_000
+"""Bytes a second below which an upload is given up."""
 PAUSES_S = (0.25, 1.0)
 """Longest pauses before a request is repeated, in seconds."""
 BUCKET_MISSING = "Bucket not found"
@@ -186,6 +188,11 @@ class SupabaseAPI:
                 return Answer(status, response.headers, received)
         except RequestError as error:
             return Answer(0, failure=error.reason)
+
+
+def upload_s(size: int) -> float:
+    """Deadline of a request that sends so many bytes, in seconds."""
+    return REQUEST_S + size / SLOWEST_BYTES_S
 
 
 def direct_url(url: str) -> str:

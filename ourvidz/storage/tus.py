@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from ourvidz.errors import StorageError
-from ourvidz.storage.supabase_api import TRANSFER_S, Answer, SupabaseAPI
+from ourvidz.storage.supabase_api import Answer, SupabaseAPI, upload_s
 
 CHUNK_BYTES = 6 << 20
 """What the API requires of every chunk except the last; a chunk that continues a cut one ends where that one
@@ -107,7 +107,7 @@ def _patch(api: SupabaseAPI, upload_path: str, chunk: bytes, offset: int) -> Ans
         upload_path,
         body=chunk,
         headers=headers,
-        timeout_s=TRANSFER_S,
+        timeout_s=upload_s(len(chunk)),
         repeat=False,
         resend=False,
         upload=True,

@@ -327,6 +327,22 @@ def test_a_signed_url_is_read_without_a_key(server: SupabaseServer, store: Supab
     assert server.secret_key not in urls[KEY]
 
 
+def test_a_storage_that_does_not_sign_is_left_alone_for_a_while(server: SupabaseServer) -> None:
+    """Everybody who reads a job would wait for it."""
+    now = [100.0]
+    api = SupabaseAPI(server.url, server.secret_key, sleep=lambda _s: None)
+    store = SupabaseStore(api, buckets=BUCKETS, clock=lambda: now[0])
+    store.put(KEY, b"x", content_type=PNG)
+    server.fail("POST", "/object/sign", status=503, times=1)
+    before = len(server.requests())
+    for _ in range(3):
+        with pytest.raises(StorageError, match="could not be signed"):
+            store.urls([KEY], lifetime_s=60)
+    assert len(server.requests()) == before + 1
+    now[0] += supabase.UNSIGNED_S
+    assert list(store.urls([KEY], lifetime_s=60)) == [KEY]
+
+
 def test_listings_are_complete_beyond_a_page(
     server: SupabaseServer, store: SupabaseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,7 +358,7 @@ def test_listings_are_complete_beyond_a_page(
     assert list(store.list_files("workspace-temp/u")) == []
 
 
-def test_an_underscore_is_no_wildcard(store: SupabaseStore) -> None:
+def test_an_underscore_is_no_wildcard(store: SupabaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's comparison takes it for any character: another user's files must not be listed."""
     other = "workspace-temp/u/jobx1/0.png"
     for key in (other, "workspace-temp/u/job_1/0.png"):
@@ -352,7 +368,10 @@ def test_an_underscore_is_no_wildcard(store: SupabaseStore) -> None:
         "workspace-temp/u/job_1/0.png"
     ]
     assert store.folders("workspace-temp/u/job_1") == []
+    monkeypatch.setattr(supabase, "LIST_PAGE", 1)
+    store.put("workspace-temp/u/job11/0.png", b"x", content_type=PNG)
     store.delete_folder("workspace-temp/u/job_1")
+    assert not store.exists("workspace-temp/u/job_1/0.png"), "the first page had other files only"
     assert store.exists(other)
 
 
