@@ -16,6 +16,17 @@ ATTENTION_KERNELS = {
 """By setting value. A kernel that the device does not have fails with the first job, not when selected."""
 
 
+_SHAPELESS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+@contextmanager
+def any_length() -> Iterator[None]:
+    """Restrict torch to the kernels that run any length without preparation inside this context: for texts,
+    which are a token longer in every pass. cuDNN's builds a plan for each shape and keeps all of them."""
+    with sdpa_kernel(_SHAPELESS):
+        yield
+
+
 @contextmanager
 def attention_kernel(name: str | None) -> Iterator[None]:
     """Restrict torch to one kernel of the table inside this context; None leaves the choice to torch."""

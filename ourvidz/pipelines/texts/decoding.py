@@ -10,6 +10,7 @@ import torch
 from ourvidz.errors import CONTEXT_EXCEEDED, InvalidParameters, OutOfMemory
 from ourvidz.jobs.job import ChatJob
 from ourvidz.pipelines import devices
+from ourvidz.pipelines.attention import any_length
 from ourvidz.pipelines.base import TextDelta
 from ourvidz.pipelines.texts.detokenizer import IncrementalDetokenizer
 from ourvidz.pipelines.texts.kv_cache import DecodeCache, PrefillCache
@@ -97,7 +98,7 @@ class QwenBatchDecoder:
         repeated.
         """
         try:
-            with devices.torch_threads(self._model.threads), torch.inference_mode():
+            with devices.torch_threads(self._model.threads), torch.inference_mode(), any_length():
                 self._prefill()
                 tokens = self._decode()
         except (RuntimeError, MemoryError) as error:

@@ -1,7 +1,7 @@
 """The KV cache of texts of different lengths: one row per text, starting at column 0.
 
 A token's column is its position in the text, so no row moves when another text is added or grows. Removing a
-text moves the last row into the gap. Columns behind a text's end are never read.
+text moves the last row into the gap. Columns behind a text's end are masked where they are read.
 """
 
 from __future__ import annotations
@@ -93,9 +93,13 @@ class DecodeCache:
     def __init__(self, cache: KVCache, lengths: list[int], device: torch.device) -> None:
         self._cache = cache
         self._rows = len(lengths)
-        self._columns = max(lengths) + 1
         self.positions = torch.tensor(lengths, device=device)
         self._equal_lengths = min(lengths) == max(lengths)
+        self._columns = self._end = max(lengths) + 1
+        if not self._equal_lengths:
+            # The kernels that take a mask see a new shape every 64 steps, not in every one. Rows of equal
+            # length take none: the kernel for them divides a row among processors, for any length.
+            self._columns = min(_round_up(self._end, COLUMN_MULTIPLE), cache.keys.shape[3])
         self._row_indices = torch.arange(self._rows, device=device)
 
     @property
@@ -110,11 +114,11 @@ class DecodeCache:
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the keys and values of the new tokens in a layer, (rows, heads, 1, width), and return those
-        of all tokens, (rows, heads, columns, width)."""
+        of all tokens, (rows, heads, columns, width), with the columns of the mask."""
         all_keys, all_values = self._cache.keys[layer, : self._rows], self._cache.values[layer, : self._rows]
         if self._equal_lengths:
-            all_keys[:, :, self._columns - 1] = keys[:, :, 0]
-            all_values[:, :, self._columns - 1] = values[:, :, 0]
+            all_keys[:, :, self._end - 1] = keys[:, :, 0]
+            all_values[:, :, self._end - 1] = values[:, :, 0]
         else:
             all_keys[self._row_indices, :, self.positions] = keys[:, :, 0]
             all_values[self._row_indices, :, self.positions] = values[:, :, 0]

@@ -41,10 +41,12 @@ def test_each_row_grows_at_its_own_end() -> None:
     PrefillCache(cache, 0).update(numbered(2, 3), numbered(2, 3), 1)
     decode = DecodeCache(cache, [3, 1], CPU)
     keys, values = decode.update(numbered(2, 1, start=7), numbered(2, 1, start=9), 1)
-    assert keys[:, 0, :, 0].tolist() == [[0, 1, 2, 7], [100, 107, 102, 0]]
+    assert keys[:, 0, :4, 0].tolist() == [[0, 1, 2, 7], [100, 107, 102, 0]]
     assert values[1, 0, 1, 0] == 109
     assert decode.mask is not None
-    assert decode.mask[:, 0, 0].tolist() == [[True] * 4, [True, True, False, False]]
+    assert decode.mask.shape == (2, 1, 1, keys.shape[2])
+    assert decode.mask[:, 0, 0, :4].tolist() == [[True] * 4, [True, True, False, False]]
+    assert not decode.mask[:, 0, 0, 4:].any()
 
 
 def test_rows_of_equal_length_need_no_mask() -> None:

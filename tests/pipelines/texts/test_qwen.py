@@ -93,6 +93,32 @@ def test_a_text_is_the_same_in_a_batch_and_alone(qwen: LoadQwen) -> None:
         assert len(texts[key]) < len(expected[key])
 
 
+def test_decoding_takes_few_shapes_and_no_kernel_that_plans_for_each(
+    qwen: LoadQwen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that plans for each shape would plan for every token, and keep all plans."""
+    columns: set[int] = set()
+    planned: set[bool] = set()
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def record(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        planned.add(torch.backends.cuda.cudnn_sdp_enabled())
+        if len(key) == 2:
+            columns.add(key.shape[2])
+        return attention(query, key, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    decoder = qwen("base").new_decoder()
+    for number, prompt in enumerate(PROMPTS[:2]):
+        decoder.add(str(number), chat_job(prompt, max_tokens=80))
+    for _ in range(64):
+        decoder.step()
+    assert 0 < len(columns) <= 3
+    assert planned == {False}
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
 def test_a_greedy_text_is_the_one_of_transformers(qwen: LoadQwen) -> None:
     """Our decoding loop computes the same as the library's."""
     from training.qwen.generation import TextGenerator
