@@ -15,6 +15,7 @@ from campaigns.sigv4 import Refused, verify
 ACCESS_KEY = "AKIACAMPAIGN"
 SECRET_KEY = "wJalrXUtnFEMIK7MDENGbPxRfiCYcampaign"
 REGION = "us-east-1"
+OVERLOADED = ("503 Slow Down", "SlowDown")
 ACCOUNT = "123456789012"
 """The account that moto uses for unknown keys."""
 THREADS = 16
@@ -40,6 +41,7 @@ class S3Server(Resource):
         self._lock = threading.Lock()
         self._failures = 0
         self._failing_method: str | None = None
+        self._failure: tuple[str, str | None] = OVERLOADED
         self.overloaded = threading.Event()
         """Set: every request is answered with 503."""
 
@@ -77,10 +79,17 @@ class S3Server(Resource):
             "OURVIDZ_S3_SECRET_ACCESS_KEY": self.secret_key,
         }
 
-    def fail(self, count: int, method: str | None = None) -> None:
-        """Answer the next `count` requests, or those with this method, with 503."""
+    def fail(
+        self,
+        count: int,
+        method: str | None = None,
+        *,
+        status: str = OVERLOADED[0],
+        code: str | None = OVERLOADED[1],
+    ) -> None:
+        """Answer the next `count` requests, or those with this method, with an error."""
         with self._lock:
-            self._failures, self._failing_method = count, method
+            self._failures, self._failing_method, self._failure = count, method, (status, code)
 
     def cut_connections(self) -> None:
         """Close every connection, also those with a request in progress."""
@@ -95,6 +104,12 @@ class S3Server(Resource):
         from moto.s3.models import s3_backends
 
         return list(s3_backends[ACCOUNT]["aws"].buckets[bucket].keys)
+
+    def store(self, bucket: str, key: str, data: bytes) -> None:
+        """Store an object past the API."""
+        from moto.s3.models import s3_backends
+
+        s3_backends[ACCOUNT]["aws"].put_object(bucket, key, data)
 
     def unfinished_uploads(self, bucket: str) -> int:
         """How many uploads in parts were neither completed nor aborted."""
@@ -113,10 +128,11 @@ class S3Server(Resource):
             self.requests[method] += 1
             fails = self._failures > 0 and self._failing_method in (None, method)
             self._failures -= fails
+            failure = self._failure if fails else OVERLOADED
         fails |= self.overloaded.is_set()
         body = environ["wsgi.input"].read()
         if fails:
-            return _error("503 Slow Down", "SlowDown", start_response)
+            return _error(*failure, start_response)
         try:
             self._verify(environ, body)
         except Refused as refused:
@@ -138,7 +154,11 @@ class S3Server(Resource):
         verify(environ["REQUEST_METHOD"], path, query, headers, body, secrets=secrets)
 
 
-def _error(status: str, code: str, start_response: StartResponse) -> list[bytes]:
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+def _error(status: str, code: str | None, start_response: StartResponse) -> list[bytes]:
+    body = (
+        b""
+        if code is None
+        else f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+    )
     start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
     return [body]

@@ -21,13 +21,15 @@ from obstore.store import S3Store
 from ourvidz.errors import NotFound, SettingsError, StorageError
 from ourvidz.net.client import HttpClient, RequestFailure
 from ourvidz.storage import probe
-from ourvidz.storage.keys import split_key
+from ourvidz.storage.keys import is_key, split_key
 from ourvidz.storage.s3_errors import (
     LIBRARY_ERRORS,
+    is_no_bucket,
     is_not_found,
     is_refusal,
     is_unsatisfiable_range,
     reason_of,
+    to_correct,
 )
 from ourvidz.storage.store import StoredFile
 
@@ -44,6 +46,9 @@ REQUEST_TIMEOUT_S = 60.0
 PART_BYTES = 5 << 20
 """Size of the parts of a large file, the smallest that S3 allows: a cut costs at most one part."""
 PARALLEL_PARTS = 4
+DELETION_ROUNDS = 5
+"""How often a folder is listed and emptied. After the first two rounds only files are found that are stored
+meanwhile."""
 DEFAULT_REGION = "us-east-1"
 REGIONS_WITHOUT_CONSTRAINT = frozenset({DEFAULT_REGION, "auto"})
 """Regions in which a bucket is created without naming them; `auto` is that of R2."""
@@ -159,11 +164,11 @@ class S3Storage:
         self.delete(source)
 
     def list_files(self, folder: str) -> Iterator[StoredFile]:
-        """Every file below `folder`."""
-        path = self._path(folder)
-        with _errors("listed", folder):
-            for page in obstore.list(self._store, path):
-                yield from (self._stored_file(each, None) for each in page)
+        """Every file below `folder`; objects whose names are no keys are left out."""
+        for meta in self._list(folder):
+            file = self._stored_file(meta, None)
+            if is_key(file.key):
+                yield file
 
     def folders(self, folder: str) -> list[str]:
         """The names of the folders directly below `folder`, sorted."""
@@ -179,11 +184,19 @@ class S3Storage:
             obstore.delete(self._store, path)
 
     def delete_folder(self, folder: str) -> None:
-        """Delete every key below `folder`, until none is listed."""
-        self._path(folder)
-        while keys := [file.key for file in self.list_files(folder)]:
+        """Delete every object below `folder`, whatever its name, until none is listed.
+
+        The empty objects that stand for folders in the web pages of some services stay: the library cannot
+        name them. Raises `StorageError` if anything else is listed again and again.
+        """
+        for _ in range(DELETION_ROUNDS):
+            found = {str(meta["path"]): int(meta["size"]) for meta in self._list(folder)}
+            if not found:
+                return
             with _errors("deleted", folder):
-                obstore.delete(self._store, [self._path(key) for key in keys])
+                obstore.delete(self._store, list(found))
+        if any(found.values()):
+            raise StorageError(f"{folder} could not be deleted: files are listed that were deleted.")
 
     def urls(self, keys: Sequence[str], *, lifetime_s: float) -> dict[str, str]:
         """Signed URLs, made without a request."""
@@ -232,14 +245,20 @@ class S3Storage:
             reason = reason_of(error)
             if not is_refusal(error):
                 raise StorageError(f"{self.location} does not answer: {reason}.") from None
-            kind, variable = (
-                (NO_BUCKET, "OURVIDZ_S3_BUCKET") if "NoSuchBucket" in reason else (None, _KEY_VARIABLE)
-            )
-            raise SettingsError(f"{variable}: {self.location}: {reason}", field=variable, kind=kind) from None
+            what = to_correct(error)
+            kind = NO_BUCKET if is_no_bucket(error) else None
+            raise SettingsError(f"{what}: {self.location}: {reason}", field=what, kind=kind) from None
 
     def check(self) -> None:
         """Write, read and delete a probe."""
         probe.check(self)
+
+    def _list(self, folder: str) -> Iterator[Any]:
+        path = self._path(folder)
+        with _errors("listed", folder):
+            for page in obstore.list(self._store, path):
+                # An object that stands for the folder itself.
+                yield from (meta for meta in page if meta["path"] != path)
 
     def _path(self, key: str) -> str:
         """The path of a key in the S3 bucket. Raises `InvalidParameters`."""
@@ -306,7 +325,6 @@ class S3Storage:
 
 NO_BUCKET = "no_bucket"
 """The kind of the `SettingsError` for a bucket that does not exist."""
-_KEY_VARIABLE = "OURVIDZ_S3_ACCESS_KEY_ID, OURVIDZ_S3_SECRET_ACCESS_KEY"
 
 
 @contextmanager

@@ -31,6 +31,29 @@ _MEANINGS = {
 """What an operator should know about the codes of S3."""
 _STATUS_MEANINGS = {"401": "the access key is refused", "403": "the access key is refused"}
 """For answers without a body, such as those to HEAD."""
+_WRONG_REGION = "the bucket is in another region"
+_REDIRECT = "Received redirect without LOCATION"
+"""How the library reads an answer of AWS that names another region in its body only."""
+_FAILURES = (
+    (_REDIRECT, _WRONG_REGION),
+    ("dns error", "the host name of the server is not known"),
+    ("invalid peer certificate", "the certificate of the server is not trusted"),
+    ("InvalidMessage", "the server speaks no TLS, or not this"),
+    ("ConnectionRefused", "nothing listens at this address"),
+    ("TimedOut", "the server did not answer in time"),
+    ("timed out", "the server did not answer in time"),
+)
+"""What the texts of errors without an answer mean; the first that is found counts."""
+_KEYS = "OURVIDZ_S3_ACCESS_KEY_ID, OURVIDZ_S3_SECRET_ACCESS_KEY"
+_VARIABLES = {
+    _NO_BUCKET: "OURVIDZ_S3_BUCKET",
+    "InvalidBucketName": "OURVIDZ_S3_BUCKET",
+    "PermanentRedirect": "OURVIDZ_S3_REGION",
+    "AuthorizationHeaderMalformed": "OURVIDZ_S3_REGION",
+    "IllegalLocationConstraintException": "OURVIDZ_S3_REGION",
+    "RequestTimeTooSkewed": "clock",
+}
+"""What an operator has to correct, by code; for other codes it is the key."""
 
 
 def reason_of(error: object) -> str:
@@ -42,14 +65,29 @@ def reason_of(error: object) -> str:
         return f"{meaning} ({code[1]})" if meaning else f"the server answers {code[1]}"
     if status is not None:
         return _STATUS_MEANINGS.get(status[1], f"the server answers {status[1]}")
-    if "timed out" in text or "TimedOut" in text:
-        return "the server did not answer in time"
-    return "the server could not be reached, or the connection broke"
+    unknown = "the server could not be reached, or the connection broke"
+    return next((meaning for part, meaning in _FAILURES if part in text), unknown)
+
+
+def to_correct(error: object) -> str:
+    """What an operator has to correct after a refusal: the variable, or the clock."""
+    text = str(error)
+    if _REDIRECT in text:
+        return "OURVIDZ_S3_REGION"
+    code, status = _CODE.search(text), _STATUS.search(text)
+    if code is not None:
+        return _VARIABLES.get(code[1], _KEYS)
+    return _KEYS if status is not None and status[1] in _STATUS_MEANINGS else "OURVIDZ_S3_ENDPOINT"
+
+
+def is_no_bucket(error: object) -> bool:
+    """Whether the bucket does not exist."""
+    return _NO_BUCKET in str(error)
 
 
 def is_not_found(error: Exception) -> bool:
     """Whether there is no such file; a missing bucket is another error."""
-    return isinstance(error, FileNotFoundError) and _NO_BUCKET not in str(error)
+    return isinstance(error, FileNotFoundError) and not is_no_bucket(error)
 
 
 def is_unsatisfiable_range(error: Exception) -> bool:
@@ -60,5 +98,8 @@ def is_unsatisfiable_range(error: Exception) -> bool:
 
 def is_refusal(error: Exception) -> bool:
     """Whether the server has answered that it will not do this, so that a repetition does not help."""
-    status = _STATUS.search(str(error))
-    return status is not None and status[1][0] in "34" and status[1] not in ("408", "429")
+    text = str(error)
+    status = _STATUS.search(text)
+    if status is None:
+        return _REDIRECT in text
+    return status[1][0] in "34" and status[1] not in ("408", "429")
