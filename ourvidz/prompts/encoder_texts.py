@@ -15,7 +15,7 @@ from ourvidz.prompts.cleaning import clean_prompt
 from ourvidz.prompts.conversations import completion_text, plain_conversation
 from ourvidz.prompts.weights import parse_prompt
 
-BOUNDARY_CHARS = 64
+BORDER_CHARS = 40
 """How much of two texts is joined where one continues the other."""
 
 JOINT = "\u2060"
@@ -56,37 +56,46 @@ def continued_texts(job: BaseJob, generated: str) -> Iterator[str]:
 
 
 def joined_messages(messages: Sequence[Message]) -> Iterator[str]:
-    """Yield the messages joined without a separator, only the words at their boundaries: all of them, and
-    those of each role. A word may be split over messages that a model is asked to join."""
+    """Yield the words at the borders of messages, joined where both could be one: of all messages in order,
+    and of those of each role. A word may be split over messages that a model is asked to join."""
     for role in (None, "system", "user", "assistant"):
         contents = [message.content for message in messages if role in (None, message.role)]
-        if len(contents) > 1:
-            yield _boundaries(contents)
+        joined = _borders(contents)
+        if joined:
+            yield joined
 
 
-def _boundaries(contents: Sequence[str]) -> str:
-    """The texts joined where one ends and the next begins with a word, without their middles."""
+def _borders(contents: Sequence[str]) -> str:
+    """The last words of each text and the first of the next, where one ends and the next begins with a word;
+    texts of few words are kept whole, so that a word may be split over several."""
     parts: list[str] = []
+    before = ""
+    joined = False
     for content in contents:
         text = content.strip().rstrip("-…").lstrip("-…")
-        if parts:
-            parts.append(JOINT if parts[-1][-1:].isalnum() and text[:1].isalnum() else "\n")
-        parts += [text] if len(text) <= 2 * BOUNDARY_CHARS else [_beginning(text), "\n", _end(text)]
-    return "".join(parts)
+        if before[-1:].isalnum() and text[:1].isalnum():
+            parts += [JOINT if joined else _last_words(before) + JOINT, _first_words(text)]
+            joined = len(text) <= BORDER_CHARS
+        else:
+            joined = False
+        if not joined:
+            parts.append("\n")
+        before = text
+    return "".join(parts).strip("\n")
 
 
 def _join(before: str, after: str) -> str:
-    return _end(before) + JOINT + _beginning(after)
+    return _last_words(before) + JOINT + _first_words(after)
 
 
-def _beginning(text: str) -> str:
-    """The first words of a text, none of them cut."""
-    return text if len(text) <= BOUNDARY_CHARS else text[:BOUNDARY_CHARS].rpartition(" ")[0]
+def _first_words(text: str) -> str:
+    """The beginning of a text, up to `BORDER_CHARS` in whole words."""
+    return text if len(text) <= BORDER_CHARS else text[: BORDER_CHARS + 1].rpartition(" ")[0]
 
 
-def _end(text: str) -> str:
-    """The last words of a text, none of them cut."""
-    return text if len(text) <= BOUNDARY_CHARS else text[-BOUNDARY_CHARS:].partition(" ")[2]
+def _last_words(text: str) -> str:
+    """The end of a text, up to `BORDER_CHARS` in whole words."""
+    return text if len(text) <= BORDER_CHARS else text[-BORDER_CHARS - 1 :].partition(" ")[2]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from ourvidz.errors import SettingsError
-from ourvidz.safety.normalise import FIRST_UNSPACED, LETTER, fold
+from ourvidz.safety.normalise import FIRST_UNSPACED, fold
 from ourvidz.safety.readings import I_OR_L, Readings, squeeze
 
 _RUNS = re.compile(r"(.)\1*", re.DOTALL)
@@ -25,13 +25,14 @@ class TermMatcher:
         self._unspaced = tuple(term for term in self._terms if max(term) >= FIRST_UNSPACED)
         self._exact = frozenset(form for term in self._terms for form in _inflections(term))
         self._ambiguous = frozenset(map(_without_i, self._exact))
-        self._squeezed: dict[str, set[tuple[int, ...]]] = {}
-        for form in self._exact:
-            self._squeezed.setdefault(squeeze(form), set()).add(_run_lengths(form))
+        self._squeezed = _by_squeezed(self._exact)
         self._pieces = tuple((squeeze(term), term) for term in self._terms)
-        self._firsts = frozenset(words[0] for words in self._several)
-        self._squeezed_firsts = frozenset(map(squeeze, self._firsts))
-        self._ambiguous_firsts = frozenset(map(_without_i, self._firsts))
+        self._parts = frozenset(word for words in self._several for word in _partly_joined(words))
+        self._ambiguous_parts = frozenset(map(_without_i, self._parts))
+        self._squeezed_parts = _by_squeezed(self._parts)
+        self._phrases = tuple(
+            f" {form} " for words in self._several for line in _joinings(words) for form in _inflections(line)
+        )
 
     def matches(self, readings: Readings) -> bool:
         """Whether one of the readings contains one of the terms."""
@@ -51,12 +52,7 @@ class TermMatcher:
         return any(_without_i(word) in self._ambiguous for word in readings.disguised if I_OR_L in word)
 
     def _matches_repeated(self, readings: Readings) -> bool:
-        return any(
-            any(_is_repetition(_run_lengths(word), lengths) for lengths in self._squeezed[squeezed])
-            for word, each in readings.repeated
-            for squeezed in ({each.replace(I_OR_L, one) for one in "il"} if I_OR_L in each else (each,))
-            if squeezed in self._squeezed
-        )
+        return _holds_repetition(readings, self._squeezed)
 
     def _matches_spelled(self, readings: Readings) -> bool:
         spelled = readings.spelled
@@ -68,24 +64,24 @@ class TermMatcher:
         )
 
     def _matches_phrase(self, readings: Readings) -> bool:
-        if not self._several:
-            return False
-        pool = readings.words | readings.disguised
-        if (
-            self._firsts.isdisjoint(pool)
-            and self._squeezed_firsts.isdisjoint(squeezed for _, squeezed in readings.repeated)
-            and not any(
-                I_OR_L in word and _without_i(word) in self._ambiguous_firsts for word in readings.disguised
-            )
+        if any(phrase in sequence for sequence in readings.sequences for phrase in self._phrases):
+            return True
+        if _holds_repetition(readings, self._squeezed_parts) and any(
+            map(self._repeated_phrase.search, readings.sequences)
         ):
+            return True
+        ambiguous = (_without_i(word) for word in readings.disguised if I_OR_L in word)
+        if self._parts.isdisjoint(readings.disguised) and self._ambiguous_parts.isdisjoint(ambiguous):
             return False
-        return any(map(self._phrase.search, readings.phrases))
+        return any(
+            phrase in sequence for sequence in readings.disguised_sequences for phrase in self._phrases
+        )
 
     @cached_property
-    def _phrase(self) -> re.Pattern[str]:
-        """The terms of several words, with up to three characters between two words."""
+    def _repeated_phrase(self) -> re.Pattern[str]:
+        """The terms of several words, with letters repeated."""
         alternatives = "|".join(sorted(map(_phrase_pattern, self._several)))
-        return re.compile(rf"(?<!{LETTER})(?:{alternatives})(?:e?s+)?(?!{LETTER})")
+        return re.compile(rf" (?:{alternatives})(?:e?s+)? ")
 
 
 def _words_of(term: str) -> tuple[str, ...]:
@@ -103,9 +99,40 @@ def _inflections(term: str) -> set[str]:
     return plurals | {term[:-1] + "ies"} if term.endswith("y") else plurals
 
 
+def _joinings(words: tuple[str, ...]) -> set[str]:
+    """The words with spaces between some of them, in all ways but without any."""
+    lines = {words[0]}
+    for word in words[1:]:
+        lines = {line + gap + word for line in lines for gap in ("", " ")}
+    return lines - {"".join(words)}
+
+
+def _partly_joined(words: tuple[str, ...]) -> set[str]:
+    """The words of all joinings and their plurals."""
+    return {word for line in _joinings(words) for form in _inflections(line) for word in form.split()}
+
+
 def _without_i(word: str) -> str:
     """`word` with every i, and what may be one, as an l."""
     return word.replace(I_OR_L, "l").replace("i", "l")
+
+
+def _by_squeezed(words: Iterable[str]) -> dict[str, set[tuple[int, ...]]]:
+    """The run lengths of words, by the words with each run cut to one letter."""
+    index: dict[str, set[tuple[int, ...]]] = {}
+    for word in words:
+        index.setdefault(squeeze(word), set()).add(_run_lengths(word))
+    return index
+
+
+def _holds_repetition(readings: Readings, index: dict[str, set[tuple[int, ...]]]) -> bool:
+    """Whether a word in the readings is one of the index with letters repeated."""
+    return any(
+        any(_is_repetition(_run_lengths(word), lengths) for lengths in index[squeezed])
+        for word, each in readings.repeated
+        for squeezed in ({each.replace(I_OR_L, one) for one in "il"} if I_OR_L in each else (each,))
+        if squeezed in index
+    )
 
 
 def _run_lengths(word: str) -> tuple[int, ...]:
@@ -119,7 +146,7 @@ def _is_repetition(word: tuple[int, ...], term: tuple[int, ...]) -> bool:
     if any(have < wanted for have, wanted in zip(word, term, strict=True)):
         return False
     longer = [have for have, wanted in zip(word, term, strict=True) if have > wanted]
-    return len(longer) != 1 or longer[0] >= LONG_RUN
+    return len(longer) > 1 or any(have >= LONG_RUN for have in longer)
 
 
 def _pieces_pattern(term: str) -> str:
@@ -134,12 +161,12 @@ def _piece(run: str) -> str:
 
 
 def _phrase_pattern(words: tuple[str, ...]) -> str:
-    """A pattern of a term of several words: letters may be repeated three times or more, and a final y
-    replaced by ie."""
+    """A pattern of a term of several words, some of them joined: letters may be repeated three times or more,
+    and a final y replaced by ie."""
     parts = ["".join(_repeatable(run[0]) for run in _RUNS.finditer(word)) for word in words]
     if words[-1].endswith("y"):
         parts[-1] = parts[-1].removesuffix(_repeatable("y")) + f"(?:{_repeatable('y')}|ie)"
-    return r"[\W\d_]{0,3}".join(parts)
+    return " ?".join(parts)
 
 
 def _repeatable(run: str) -> str:

@@ -15,8 +15,8 @@ from functools import cached_property
 
 from ourvidz.safety.normalise import FIRST_UNSPACED, HIDDEN, LETTER, fold_with_hidden
 
-I_OR_L = "\u019a"
-"""Stands for a character that may be an i or an l. No folded text has it."""
+I_OR_L = "I"
+"""Stands for a character that may be an i or an l. No folded text has a capital."""
 LONG_WORD = 64
 """A word of more letters is searched for terms inside it: tokenizers cut it into pieces."""
 
@@ -38,13 +38,8 @@ _ASCII_WORD = re.compile(f"[a-z{I_OR_L}]+")
 _WORD = re.compile(f"{LETTER}+")
 _DIGIT_CHUNK = re.compile(r"\S+")
 _ANY_LETTER = re.compile(LETTER)
-_ASCII_SPELLED = re.compile(
-    f"(?<![a-z{I_OR_L}])[a-z{I_OR_L}]{{1,2}}(?:[^a-z{I_OR_L}]{{1,4}}[a-z{I_OR_L}]{{1,2}}(?![a-z{I_OR_L}])){{2,}}"
-)
-_SPELLED = re.compile(
-    rf"(?<!{LETTER}){LETTER}{{1,2}}(?:[\W\d_\u0e00-\U0010ffff]{{1,4}}{LETTER}{{1,2}}(?!{LETTER})){{2,}}"
-)
-_NO_LETTERS = re.compile(r"[\W\d_\u0e00-\U0010ffff]+")
+_SPELLED = re.compile(r"(?:(?<= )\S{1,2} ){3,}")
+_LONE_DIGIT = re.compile(r"\d(?!\w)(?<!\w.)")
 _PARTING = re.compile(r"[^\w\0]+|[\d_]+")
 _HIDDEN_RUN = re.compile("\0+")
 _PIECE_RUN = re.compile(r"(?<!\S)(\S{1,2})(?: \1){3,}(?!\S)")
@@ -88,20 +83,26 @@ class Readings:
     parted: tuple[str, ...] = ()
 
     @cached_property
+    def sequences(self) -> tuple[str, ...]:
+        """The words of each fold in their order, each between spaces."""
+        return tuple(dict.fromkeys(f" {' '.join(words(text))} " for text in self.folded))
+
+    @cached_property
     def words(self) -> frozenset[str]:
         """The words of the folds."""
-        return frozenset(word for text in self.folded for word in words(text))
+        return frozenset(word for sequence in self.sequences for word in sequence.split())
 
     @cached_property
     def disguised(self) -> frozenset[str]:
         """The words that appear when digits and symbols are read as letters and words split by punctuation
         are joined; `I_OR_L` in them may be an i or an l."""
         found: set[str] = set()
+        seen: set[str] = set()
         for text in self.folded:
+            distinct = set(text.split()) - seen
+            seen |= distinct
             chunks = [
-                chunk
-                for chunk in set(text.split())
-                if not chunk.strip(_EDGES).isalpha() and _ANY_LETTER.search(chunk)
+                chunk for chunk in distinct if not chunk.strip(_EDGES).isalpha() and _ANY_LETTER.search(chunk)
             ]
             joined = "\n".join(chunks)
             for variant in {joined, *as_letters(joined)}:
@@ -121,12 +122,9 @@ class Readings:
     @cached_property
     def spelled(self) -> str:
         """What is written in pieces of one or two letters, one line each, its pieces apart by a space."""
-        found: set[str] = set()
-        for text in self.folded:
-            for base in {text, text.translate(_DIGIT_LETTERS) if _DISGUISE.search(text) else text}:
-                pattern = _ASCII_SPELLED if base.replace(I_OR_L, "l").isascii() else _SPELLED
-                found.update(pattern.findall(" ".join(base.split())))
-        lines = [_NO_LETTERS.sub(" ", run) for run in found]
+        lone_digits = (text.translate(_DIGIT_LETTERS) for text in self.folded if _LONE_DIGIT.search(text))
+        sequences = (*self.sequences, *(f" {' '.join(words(text))} " for text in lone_digits))
+        lines = list({run for sequence in sequences for run in _SPELLED.findall(sequence)})
         for text in self.parted:
             pieces = _PARTING.sub("\n", text)
             lines += [_HIDDEN_RUN.sub(" ", line) for line in set(pieces.split("\n")) if HIDDEN in line]
@@ -157,16 +155,16 @@ class Readings:
         return tuple(dict.fromkeys(texts))
 
     @cached_property
-    def phrases(self) -> tuple[str, ...]:
-        """The folds as they are and with the disguises undone, each once."""
-        variants = [
+    def disguised_sequences(self) -> tuple[str, ...]:
+        """The words of each fold in their order, with the disguises undone."""
+        variants = (
             variant
             for text in self.folded
             for base in (text, *as_letters(text))
             for one in ("il" if I_OR_L in base else "l")
             for variant in (base.replace(I_OR_L, one), without_splits(base.replace(I_OR_L, one)))
-        ]
-        return tuple(dict.fromkeys(variants))
+        )
+        return tuple(dict.fromkeys(f" {' '.join(words(variant))} " for variant in variants))
 
 
 def read(text: str) -> Readings:
@@ -178,7 +176,7 @@ def read(text: str) -> Readings:
 
 def words(text: str) -> list[str]:
     """The words of a folded text."""
-    return (_ASCII_WORD if text.replace(I_OR_L, "l").isascii() else _WORD).findall(text)
+    return (_ASCII_WORD if text.isascii() else _WORD).findall(text)
 
 
 def without_splits(text: str) -> str:
