@@ -188,10 +188,11 @@ function range(request: Request, stored: Stored): Response {
   });
 }
 
-/** A name that SQL's `LIKE prefix%` matches: `_` stands for any character. */
+/** A name that SQL's `ILIKE prefix%` matches: `_` is any character, and case does not count. */
 function like(prefix: string): RegExp {
   const escaped = prefix.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
-  return new RegExp("^" + escaped.replaceAll("_", ".").replaceAll("%", ".*"));
+  const pattern = escaped.replaceAll("_", ".").replaceAll("%", ".*");
+  return new RegExp(`^${pattern}`, "i");
 }
 
 function list(bucket: string, body: Json): Json {

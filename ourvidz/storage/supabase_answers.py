@@ -24,7 +24,7 @@ class Page:
 
 def parse_page(bucket: str, prefix: str, page: dict[str, Any]) -> Page:
     """The files and folders of a page whose names start with `prefix`. In the server's comparison `_` stands
-    for any character, so that a page may contain others, even nothing else."""
+    for any character, and case may not count, so that a page may contain others, even nothing else."""
     files = [
         # An object without details is one whose upload was cut off.
         describe(f"{bucket}/{entry['name']}", entry, *_size_and_type(entry.get("metadata") or {}))

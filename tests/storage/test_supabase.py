@@ -361,7 +361,7 @@ def test_listings_are_complete_beyond_a_page(
 def test_an_underscore_is_no_wildcard(store: SupabaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's comparison takes it for any character: another user's files must not be listed."""
     other = "workspace-temp/u/jobx1/0.png"
-    for key in (other, "workspace-temp/u/job_1/0.png"):
+    for key in (other, "workspace-temp/u/JOB_1/0.png", "workspace-temp/u/job_1/0.png"):
         store.put(key, b"x", content_type=PNG)
     store.put("workspace-temp/u/jobx1/.attempts/9.t/0.png", b"x", content_type=PNG)
     assert [file.key for file in store.list_files("workspace-temp/u/job_1")] == [
