@@ -12,7 +12,8 @@ from typing import Any
 
 from ourvidz.cli import libraries
 from ourvidz.cli.checks import NETWORK_TIMEOUT_S, Check, failed, ok, skipped
-from ourvidz.errors import ModelLoadError
+from ourvidz.errors import HubError, ModelLoadError
+from ourvidz.hub.manifest import changed_files, read_manifest
 from ourvidz.net.client import HttpClient, RequestFailure
 from ourvidz.pipelines import weight_kinds
 from ourvidz.pipelines.checkpoints import Checkpoint
@@ -207,8 +208,13 @@ def _check_checkpoint(name: str, variable: str, find: Callable[[], Checkpoint]) 
     """Whether `find` finds a complete checkpoint; `variable` is the setting that names its path."""
     try:
         checkpoint = find()
+        manifest = read_manifest(checkpoint.path)
     except ModelLoadError as error:
-        return failed(name, error.message, f"set {variable} to the checkpoint")
+        return failed(name, error.message, f"set {variable} to the checkpoint, or `ourvidz models pull`")
+    except HubError as error:
+        return failed(name, error.message, "`ourvidz models pull`")
+    if manifest and (change := next(changed_files(checkpoint.path, manifest, contents=False), None)):
+        return failed(name, change, "`ourvidz models pull` mends it")
     return ok(name, f"{checkpoint.name} ({checkpoint.kind}) at {checkpoint.path}")
 
 

@@ -13,9 +13,9 @@ from ourvidz.cli.console import print_json, print_note
 from ourvidz.cli.libraries import INSTALL
 from ourvidz.cli.pull_progress import progress, size_text
 from ourvidz.errors import HubError, SettingsError
-from ourvidz.hub.catalog import DEFAULT_MODELS, PullableModel, pullable_models
+from ourvidz.hub.catalog import DEFAULT_MODELS, Part, PullableModel, pullable_models
 from ourvidz.hub.manifest import read_manifest, unused
-from ourvidz.hub.staging import staging_folder
+from ourvidz.hub.staging import pull_lock, staging_folder
 from ourvidz.settings import Settings, settings
 
 MODEL_NAMES = ("sdxl", "wan", "qwen", "vace", "ip-adapter")
@@ -39,7 +39,7 @@ def pull(names: tuple[str, ...], update: bool, as_json: bool) -> None:
         return
     for model in pulled:
         for variable, value in model["settings"].items():
-            click.echo(f"{variable}={value}")
+            click.echo(f'{variable}="{value}"' if " " in value else f"{variable}={value}")
 
 
 @click.command(short_help="Delete pulled checkpoints.")
@@ -52,15 +52,18 @@ def rm(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
     if not names:
         raise click.UsageError(f"name what to delete: {', '.join(MODEL_NAMES)}")
     models = pullable_models(settings())
-    folders = [folder for name in names for folder in _removable(models[name])]
+    parts = [part for name in dict.fromkeys(names) for part in models[name].parts]
+    folders = [folder for part in parts for folder in _removable(part)]
     size = sum(_folder_bytes(folder) for folder in folders)
     if folders and not yes:
         for folder in folders:
             print_note(str(folder))
         click.confirm(f"Delete {size_text(size)}?", abort=True, err=True)
-    for folder in folders:
-        with unused(folder):
-            shutil.rmtree(folder)
+    for part in parts:
+        if any(folder.is_dir() for folder in (part.folder, staging_folder(part.folder))):
+            with pull_lock(part.folder, None), unused(part.folder):
+                for folder in _removable(part):
+                    shutil.rmtree(folder)
     if as_json:
         print_json({"removed": [str(folder) for folder in folders], "bytes": size})
     elif not folders:
@@ -116,14 +119,11 @@ def _is_pulled(folder: Path) -> bool:
         return True
 
 
-def _removable(model: PullableModel) -> list[Path]:
-    """The folders of a model that may be deleted. Raises `SettingsError` for one that was not pulled."""
-    folders = []
-    for part in model.parts:
-        if part.folder.is_dir() and not _is_pulled(part.folder):
-            raise SettingsError(f"{part.folder} was not pulled, so it is not deleted: delete it yourself")
-        folders += [folder for folder in (part.folder, staging_folder(part.folder)) if folder.is_dir()]
-    return folders
+def _removable(part: Part) -> list[Path]:
+    """The folders of a part that may be deleted. Raises `SettingsError` for one that was not pulled."""
+    if part.folder.is_dir() and not _is_pulled(part.folder):
+        raise SettingsError(f"{part.folder} was not pulled, so it is not deleted: delete it yourself")
+    return [folder for folder in (part.folder, staging_folder(part.folder)) if folder.is_dir()]
 
 
 def _folder_bytes(folder: Path) -> int:

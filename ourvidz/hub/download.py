@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from pathlib import Path
@@ -14,9 +13,8 @@ from ourvidz.hub.client import Hub, Interrupted
 from ourvidz.hub.manifest import PulledFile
 from ourvidz.hub.progress import Progress
 from ourvidz.hub.selection import WEIGHTS, HubFile
+from ourvidz.hub.staging import disk_errors
 from ourvidz.hub.weight_files import find_damage
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Content:
@@ -53,7 +51,7 @@ def download(
 ) -> PulledFile:
     """Download a file into `folder` and verify it. Raises `HubError`; what has arrived is kept."""
     target, partial = folder / file.name, part_path(folder, file)
-    try:
+    with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         content = _download_verified(hub, part, file, commit, partial, progress)
         if target.name.endswith(WEIGHTS) and (damage := find_damage(partial)):
@@ -62,10 +60,6 @@ def download(
                 f"{part.repository}: {damage.replace(str(partial), file.name)} Do not use this revision."
             )
         partial.replace(target)
-    except OSError as error:
-        full = error.errno in DISK_ERRORS
-        fix = "free space, and pull again: what has arrived is kept" if full else "correct the permissions"
-        raise HubError(f"{target} cannot be written ({error.strerror or error}): {fix}") from None
     return PulledFile(content.size, content.sha256)
 
 

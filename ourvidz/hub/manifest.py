@@ -130,6 +130,9 @@ def unused(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise HubError(f"{folder} is used by a running worker: stop it first") from None
+        except OSError:
+            # A file system without such locks: no worker could have one either.
+            pass
         yield
     finally:
         os.close(descriptor)

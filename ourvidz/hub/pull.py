@@ -5,12 +5,11 @@ So a folder that exists is complete, also after a pull was killed, and the next 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +29,7 @@ from ourvidz.hub.manifest import (
 )
 from ourvidz.hub.progress import Progress
 from ourvidz.hub.selection import WEIGHTS, HubFile, select_files
-from ourvidz.hub.staging import MIN_FREE_BYTES, free_bytes, staging_folder
+from ourvidz.hub.staging import MIN_FREE_BYTES, disk_errors, free_bytes, pull_lock, staging_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,12 @@ def pull(
     """Pull one part and return what is in its folder. `update`: also if the folder has the revision that is
     asked for, whose branch may have moved. `others` are folders of earlier pulls: files that they have too
     are not downloaded again. Raises `HubError`."""
-    with _alone(part.folder, progress):
+    part = replace(part, folder=part.folder.resolve())
+
+    def waiting() -> None:
+        progress.note(f"another process pulls into {part.folder}: waiting for it")
+
+    with pull_lock(part.folder, waiting):
         existing = _existing(part)
         asked = (part.repository, part.revision)
         if existing is not None and not update and (existing.repository, existing.revision) == asked:
@@ -69,7 +73,7 @@ def _pull_files(
 ) -> Pulled:
     """Bring all files of a commit into the staging folder, then give it the folder's name."""
     selected = select_files(part, listing.files)
-    with _disk_errors(staging):
+    with disk_errors(staging):
         staging.mkdir(parents=True, exist_ok=True)
         _write_note(staging, part, listing.commit)
         _remove_other_files(staging, selected)
@@ -78,13 +82,14 @@ def _pull_files(
     files: dict[str, PulledFile] = {}
     downloaded = 0
     for file in selected:
-        pulled = _reuse(file, staging, linked.get(file.name))
+        with disk_errors(staging):
+            pulled = _reuse(file, staging, linked.get(file.name))
         if pulled is None:
             pulled = download(hub, part, file, listing.commit, staging, progress)
             downloaded += pulled.size
         files[file.name] = pulled
     manifest = Manifest(part.repository, part.revision, listing.commit, files, listing.licence)
-    with _disk_errors(part.folder), unused(part.folder):
+    with disk_errors(part.folder), unused(part.folder):
         _note_path(staging).unlink()
         write_manifest(staging, manifest)
         _publish(staging, part.folder)
@@ -99,6 +104,8 @@ def _existing(part: Part) -> Manifest | None:
             f"{folder} is the name of a file, and a folder is pulled: unset the setting that names it, or let"
             " it name a folder"
         )
+    if os.path.ismount(folder):
+        raise HubError(f"{folder} is a mount point, which cannot be replaced: name a folder inside it")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
         raise HubError(
             f"{folder} has files that were not pulled: move them away, or let the setting that names them"
@@ -186,31 +193,3 @@ def _resumed_commit(staging: Path, part: Part) -> str | None:
         if (repository, revision) == (part.repository, part.revision):
             return commit
     return None
-
-
-@contextmanager
-def _alone(folder: Path, progress: Progress) -> Iterator[None]:
-    """Wait until no other process pulls into this folder. The lock ends with its process."""
-    with _disk_errors(folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.note(f"another process pulls into {folder}: waiting for it")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise HubError(
-            f"{folder} cannot be written ({error.strerror or error}): correct its permissions, or set"
-            " OURVIDZ_MODELS_DIR to another folder"
-        ) from None

@@ -1,14 +1,23 @@
-"""Where an unfinished pull lies, and the space of its disk."""
+"""Where an unfinished pull lies, its lock, and the space of its disk."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from ourvidz.errors import HubError
 from ourvidz.hub.catalog import GB
 
 MIN_FREE_BYTES = GB
 """Space that a pull leaves on the disk for the other programs of the host."""
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+"""Errors of file systems without such locks, and of NFS for files that are open for reading only."""
 
 
 def staging_folder(folder: Path) -> Path:
@@ -26,3 +35,41 @@ def free_bytes(folder: Path) -> int:
     """Free space of the disk on which a folder lies, or will lie."""
     existing = next(path for path in (folder, *folder.parents) if path.is_dir())
     return shutil.disk_usage(existing).free
+
+
+@contextmanager
+def pull_lock(folder: Path, waiting: Callable[[], None] | None) -> Iterator[None]:
+    """Inside this context no other process pulls into a folder. The lock ends with its process. If another
+    one holds it, `waiting` is called and the lock is waited for; without `waiting` that is a `HubError`."""
+    with disk_errors(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is None:
+                raise HubError(f"another process pulls into {folder}: stop it, or wait for it") from None
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Convert an `OSError` to a `HubError` that says what cannot be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in DISK_FULL
+        fix = (
+            "free space, and pull again: what has arrived is kept"
+            if full
+            else "correct its permissions, or set OURVIDZ_MODELS_DIR to another folder"
+        )
+        raise HubError(f"{path} cannot be written ({error.strerror or error}): {fix}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -396,3 +398,40 @@ mark_in_use(Path({str(part.folder / "unet/config.json")!r})); print("loaded", fl
     worker.communicate()
     assert pull(make_hub(), part, record, update=True).state == "pulled"
     mark_in_use(Path(os.devnull))
+
+
+def test_a_symbolic_link_is_followed_and_a_mount_point_refused(
+    make_hub: MakeHub,
+    part: Part,
+    record: Any,
+    tiny_hub: TinyHub,
+    repository: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Checkpoints have a disk of their own; a folder that cannot be replaced is named before the download."""
+    (tmp_path / "disk/sdxl").mkdir(parents=True)
+    part.folder.parent.mkdir(parents=True)
+    part.folder.symlink_to(tmp_path / "disk/sdxl")
+    pull(make_hub(), part, record)
+    assert part.folder.is_symlink()
+    assert (tmp_path / "disk/sdxl/model_index.json").is_file()
+    tiny_hub.requests.clear()
+    monkeypatch.setattr(os.path, "ismount", lambda _: True)
+    with pytest.raises(HubError, match="is a mount point, which cannot be replaced"):
+        pull(make_hub(), part, record, update=True)
+    assert tiny_hub.requests == []
+
+
+def test_a_file_system_without_locks_is_used_without_them(
+    make_hub: MakeHub, part: Part, record: Any, repository: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems have none."""
+
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert pull(make_hub(), part, record).state == "pulled"
+    mark_in_use(part.folder)
+    assert pull(make_hub(), part, record, update=True).state == "pulled"
