@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
@@ -235,6 +236,36 @@ class TestWorkerStart:
         (row,) = ledger.workers()
         assert (row.id, row.state, row.models, row.draining) == (WORKER, "idle", ("sdxl",), False)
         assert row.detail == {"info": {"sdxl": {"name": "tiny-sdxl"}}}
+
+    def test_a_child_reports_its_metrics_and_its_status(
+        self,
+        ourvidz_eager: Eager,
+        ledger: Ledger,
+        as_worker: Callable[[str], None],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Heartbeats have the counts of what was sent; the status line has the memory of the GPU."""
+        as_worker("sdxl")
+        memory = {"vram_used": 812, "vram_total": 49140, "vram_utilization": 0.017, "vram_used_gb": 0.79}
+        models = SimpleNamespace(warm=lambda: None, info=dict, memory=lambda: memory)
+        monkeypatch.setattr("ourvidz.wiring.loading.models", lambda settings, family: models)
+        monkeypatch.setattr("ourvidz.wiring.loading.loaded", lambda settings, family: models)
+        read: list[Callable[[], dict[str, Any]]] = []
+        line = SimpleNamespace(start=lambda: None)
+        monkeypatch.setattr(signals, "StatusLine", lambda reads, period_s: read.append(reads) or line)
+        changes = {"metrics_url": "http://127.0.0.1:9/", "status_s": 5.0}
+        settings = ourvidz_eager.control.settings.model_copy(update=changes)
+        with control.using(replace(ourvidz_eager.control, settings=settings)):
+            signals.warm_up()
+            assert ledger.workers()[0].metrics_counts == {"sent": 0, "dropped": 0}
+            status = read[0]()
+            signals.send_last_metrics()
+        assert {name: status[name] for name in ("state", "jobs_completed", "vram_used", "vram_total")} == {
+            "state": "idle",
+            "jobs_completed": 0,
+            "vram_used": 812,
+            "vram_total": 49140,
+        }
 
     @pytest.mark.parametrize("name", ["io", None])
     def test_a_child_of_another_process_loads_nothing(

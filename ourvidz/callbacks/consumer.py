@@ -52,7 +52,8 @@ class OutboxConsumer:
         self._busy = 0
         self._resumed = False
         self._polled_at: float | None = None
-        self._jobs: SimpleQueue[ReadyJob] = SimpleQueue()
+        self._jobs: SimpleQueue[ReadyJob | None] = SimpleQueue()
+        """Jobs to deliver; None ends the thread that takes it."""
         self._threads = [
             threading.Thread(target=self._wait_for_jobs, name="outbox", daemon=True),
             *(
@@ -67,9 +68,21 @@ class OutboxConsumer:
             thread.start()
 
     def stop(self) -> None:
-        """Begin no further delivery. Returns at once."""
-        self._stopped.set()
+        """Begin no further delivery, and end the threads. Returns at once."""
         self._sender.stop()
+        with self._changed:
+            if not self._stopped.is_set():
+                self._stopped.set()
+                for _ in range(self._limit):
+                    self._jobs.put(None)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until the threads have ended after `stop`. Returns whether they have in time."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Wait for the deliveries in progress. Returns whether they have ended in time."""
@@ -97,12 +110,14 @@ class OutboxConsumer:
             if not self._changed.wait_for(lambda: self._busy < self._limit, self._poll_s):
                 return
         ready = self._ledger.take_ready(wait_s=self._poll_s)
-        if ready is None or self._stopped.is_set():
-            # Taken and not begun: it is due, so another process announces it within a second.
+        if ready is None:
             return
         with self._changed:
+            if self._stopped.is_set():
+                # Taken and not begun: it is due, so another process announces it within a second.
+                return
             self._busy += 1
-        self._jobs.put(ready)
+            self._jobs.put(ready)
 
     def _is_drained(self) -> bool:
         """Announce what has become due, once a second. Returns whether this process is drained."""
@@ -121,6 +136,8 @@ class OutboxConsumer:
     def _deliver(self) -> None:
         while True:
             ready = self._jobs.get()
+            if ready is None:
+                return
             try:
                 self._sender.deliver_ready(ready)
             except WorkerUnavailable as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -29,7 +31,11 @@ _log = log.get(__name__)
 
 class CallbackSender:
     """Delivers callbacks. Safe to share between threads; use one per process, as its limiter counts the
-    deliveries of this process."""
+    deliveries of this process.
+
+    `clock` is this host's time, by which requests are signed: receivers compare it with theirs, and the time
+    of the ledger may be ahead for a while.
+    """
 
     def __init__(
         self,
@@ -38,10 +44,12 @@ class CallbackSender:
         *,
         limiter: PerHostLimiter | None = None,
         rng: Rng | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._ledger = ledger
         self._target = target
-        self._limiter = limiter or PerHostLimiter()
+        self._limiter = limiter or PerHostLimiter(favoured=target.limiter_key(target.default_url))
+        self._clock = clock
         self._rng = rng or random.SystemRandom()
         self._lease_s = target.timeout_s + LEASE_MARGIN_S
         self._stopped = threading.Event()
@@ -71,9 +79,21 @@ class CallbackSender:
 
     def _deliver_due(self, job_id: str) -> None:
         """Deliver the due events of a job in order, until none is due."""
-        event = self._ledger.lease_event(job_id, lease_s=self._lease_s, token=uuid4().hex)
+        event = self._leased(
+            lambda: self._ledger.lease_event(job_id, lease_s=self._lease_s, token=uuid4().hex)
+        )
         while event is not None:
             event = self._send(event)
+
+    def _leased(self, lease: Callable[[], OutboxEvent | None]) -> OutboxEvent | None:
+        """The event that a call has leased. None also if its answer came so late that the post could outlast
+        the lease: another process might post the event, and the next one, meanwhile. It is due again then."""
+        asked_at = time.monotonic()
+        event = lease()
+        if event is not None and time.monotonic() - asked_at > LEASE_MARGIN_S:
+            _log.warning("lease_too_short", **_log_fields(event))
+            return None
+        return event
 
     def _next_lease(self) -> NextLease | None:
         """The lease of a job's next event, which the call that settles one event takes; none after `stop`."""
@@ -89,29 +109,36 @@ class CallbackSender:
         try:
             document = payload.build(event, worker_version=target.worker_version, assets_as=target.assets_as)
             body = payload.encode(document)
-        except (TypeError, ValueError) as error:
-            # Raised on, it would be raised again at every delivery; a dead letter is visible.
+        except Exception as error:  # noqa: BLE001  raised on, it would be raised again at every delivery
+            # A dead letter is visible.
             reason = f"the payload cannot be written: {type(error).__name__}"
             return self._give_up(event, status=None, error=reason)
         # The ledger's time, without asking again: the lease has just begun.
         now = datetime.fromtimestamp((event.leased_until or 0.0) - self._lease_s, UTC)
-        return self._record(event, self._post(event, str(url), body, now), now)
+        return self._record(event, self._post(event, str(url), body), now)
 
-    def _post(
-        self, event: OutboxEvent, url: str, body: bytes, now: datetime
-    ) -> HttpResponse | RequestFailure:
-        """POST the signed body to `url`."""
+    def _post(self, event: OutboxEvent, url: str, body: bytes) -> HttpResponse | RequestFailure:
+        """POST the signed body to `url`. A defect of ours is a failure like others: raised on, the event
+        would be posted again as soon as its lease ends, for ever."""
+        try:
+            return self._client.post(url, body=body, headers=self._headers(event, url, body))
+        except Exception as error:  # noqa: BLE001
+            _log.exception("post_failed", **_log_fields(event))
+            return RequestFailure(f"the request cannot be made: {type(error).__name__}")
+
+    def _headers(self, event: OutboxEvent, url: str, body: bytes) -> dict[str, str]:
+        """The headers of a post that is made now."""
         target = self._target
         signatures = signing.signed_headers(
             body,
             event_id=event.event_id,
-            at=now,
+            at=datetime.fromtimestamp(self._clock(), UTC),
             service_key=target.service_key_for(url, registration=event.is_registration),
             callback_secrets=target.callback_secrets,
             webhook_secrets=target.webhook_secrets,
         )
         headers = {"Content-Type": "application/json", "User-Agent": f"ourvidz/{target.worker_version}"}
-        return self._client.post(url, body=body, headers=headers | signatures)
+        return headers | signatures
 
     def _record(
         self, event: OutboxEvent, result: HttpResponse | RequestFailure, now: datetime
@@ -125,12 +152,14 @@ class CallbackSender:
             deliveries=event.deliveries,
             age_s=now.timestamp() - event.at,
             status=status,
-            retry_after_s=parse_retry_after(retry_after, now=now),
+            retry_after_s=parse_retry_after(retry_after, now=datetime.fromtimestamp(self._clock(), UTC)),
             window_s=self._target.window_s,
             rng=self._rng,
         )
         if isinstance(decision, Delivered) and status is not None:
-            following = self._ledger.mark_delivered(event, status=status, then=self._next_lease())
+            following = self._leased(
+                lambda: self._ledger.mark_delivered(event, status=status, then=self._next_lease())
+            )
             _log.info("callback_delivered", **_log_fields(event), http_status=status)
             return following
         if isinstance(decision, Retry):
@@ -143,7 +172,9 @@ class CallbackSender:
     def _give_up(self, event: OutboxEvent, *, status: int | None, error: str) -> OutboxEvent | None:
         """Make a terminal event a dead letter; drop a `processing` event. Returns the job's next event if it
         is due, leased."""
-        following = self._ledger.dead_letter(event, status=status, error=error, then=self._next_lease())
+        following = self._leased(
+            lambda: self._ledger.dead_letter(event, status=status, error=error, then=self._next_lease())
+        )
         name = "callback_dead" if event.terminal else "callback_dropped"
         _log.warning(name, **_log_fields(event), error=error)
         return following

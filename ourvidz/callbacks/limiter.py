@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+MAX_OTHERS = 12
+"""Of the threads of an io process, how many may deliver to other hosts than the default receiver's."""
+
 
 @dataclass(slots=True)
 class _Host:
@@ -20,9 +23,23 @@ class PerHostLimiter:
     If the host is at its limit, the item is queued in that host's backlog (at most `max_backlog` items, each
     once), and a thread that finishes an item of the host continues with it, for `time_slice_s` seconds at
     most. The backlog exists in this process only: what is lost with it is still due in the outbox.
+
+    All hosts but `favoured` have `max_others` threads together: hosts that hang, however many, leave some to
+    the favoured one.
     """
 
-    def __init__(self, *, max_active: int = 4, max_backlog: int = 1000, time_slice_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        *,
+        max_active: int = 4,
+        max_backlog: int = 1000,
+        time_slice_s: float = 30.0,
+        favoured: str | None = None,
+        max_others: int = MAX_OTHERS,
+    ) -> None:
+        self._favoured = favoured
+        self._max_others = max_others
+        self._others = 0
         self._max_active = max_active
         self._max_backlog = max_backlog
         self._time_slice_s = time_slice_s
@@ -33,8 +50,9 @@ class PerHostLimiter:
     def run(self, host: str, item: str, work: Callable[[str], None]) -> bool:
         """Call `work(item)`, then `work` for the items of the host's backlog.
 
-        Returns False, without calling `work`, if the host is at its limit; the item is then in the backlog,
-        or dropped if that is full. Returns False after `close` too. An exception of `work` ends the loop and
+        Returns False, without calling `work`, if the host is at its limit, or the others are at theirs; the
+        item is then in the backlog, or dropped if that is full or no thread is at the host. Returns False
+        after `close` too. An exception of `work` ends the loop and
         is raised.
         """
         if not self._admit(host, item):
@@ -65,12 +83,16 @@ class PerHostLimiter:
         with self._lock:
             if self._closed:
                 return False
-            host = self._hosts.setdefault(name, _Host())
-            if host.active < self._max_active:
+            host = self._hosts.get(name, _Host())
+            is_other = self._favoured is not None and name != self._favoured
+            if host.active < self._max_active and not (is_other and self._others >= self._max_others):
+                self._hosts[name] = host
                 host.active += 1
+                self._others += is_other
                 host.backlog.pop(item, None)
                 return True
-            if len(host.backlog) < self._max_backlog:
+            # Without a thread at this host nobody would take it from there: it is announced again.
+            if host.active and len(host.backlog) < self._max_backlog:
                 host.backlog[item] = None
             return False
 
@@ -86,6 +108,7 @@ class PerHostLimiter:
                 del host.backlog[item]
                 return item
             host.active -= 1
+            self._others -= self._favoured is not None and name != self._favoured
             if not host.active and not host.backlog:
                 del self._hosts[name]
             return None

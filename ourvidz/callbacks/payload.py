@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -110,13 +111,11 @@ def job_metadata(
     metadata |= (outcome.metadata if outcome else {}) | dict(extra or {})
     if metadata["batch_size"] is None:
         metadata["batch_size"] = metadata["num_images"]
-    generated_s, expected_s = metadata["generation_time"], metadata["expected_time"]
-    has_ratio = generated_s is not None and expected_s
     return {
         **metadata,
         "queue_time": _duration_s(queued_at, claimed_at),
         "processing_time": _duration_s(claimed_at, finished_at),
-        "performance_ratio": round(generated_s / expected_s, 2) if has_ratio else None,
+        "performance_ratio": _ratio(metadata["generation_time"], metadata["expected_time"]),
         **_gibibytes(metadata),
     }
 
@@ -154,6 +153,14 @@ def _duration_s(start: float | None, end: float | None) -> float | None:
     if start is None or end is None:
         return None
     return round(max(0.0, end - start), 3)
+
+
+def _ratio(generated_s: float | None, expected_s: float | None) -> float | None:
+    """Generation time by expected time; None where one is not known, or callers expect next to nothing."""
+    if generated_s is None or not expected_s:
+        return None
+    ratio = round(generated_s / expected_s, 2)
+    return ratio if math.isfinite(ratio) else None
 
 
 def _gibibytes(metadata: dict[str, Any]) -> dict[str, float]:

@@ -77,9 +77,16 @@ class Target:
         return None
 
     def limiter_key(self, url: str | None) -> str:
-        """`host:port` of a URL, by which concurrent deliveries are limited; empty for an invalid URL."""
+        """The name by which concurrent deliveries to a URL are limited; empty for an invalid URL.
+
+        It is `host:port` for the default receiver and where the allow-list names the port, else the host: a
+        caller must not get more threads by naming more ports.
+        """
         destination = origin(url) if url else None
-        return destination.netloc if destination else ""
+        if destination is None:
+            return ""
+        listed = destination.netloc in {entry.lower() for entry in self.allowed_hosts}
+        return destination.netloc if listed or destination == self._default_origin else destination.host
 
     @property
     def hosts(self) -> tuple[str, ...]:

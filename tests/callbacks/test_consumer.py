@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -64,18 +64,24 @@ def start(ledger: Ledger) -> Iterator[Callable[..., OutboxConsumer]]:
     """Start consumers that deliver to receivers; each is stopped after the test."""
     with ExitStack() as stack:
 
-        def begin(*receivers: Any, worker_id: str = IO, **options: Any) -> OutboxConsumer:
+        def begin(
+            *receivers: Any, worker_id: str = IO, allowed_hosts: Sequence[str] | None = None, **options: Any
+        ) -> OutboxConsumer:
             target = Target(
                 default_url=receivers[0].url,
                 worker_version="1",
                 timeout_s=PATIENCE_S,
-                allowed_hosts=[receiver.host for receiver in receivers],
+                allowed_hosts=allowed_hosts or [receiver.host for receiver in receivers],
             )
             sender = CallbackSender(ledger, target)
-            consumer = OutboxConsumer(ledger, sender, worker_id=worker_id, **options)
-            stack.callback(consumer.stop)
+            consumer = OutboxConsumer(ledger, sender, worker_id=worker_id, **{"poll_s": 0.2, **options})
+            stack.callback(end, consumer)
             consumer.start()
             return consumer
+
+        def end(consumer: OutboxConsumer) -> None:
+            consumer.stop()
+            assert consumer.join(PATIENCE_S), "a thread would go on in the tests that follow"
 
         yield begin
 
@@ -126,6 +132,55 @@ def test_a_receiver_that_hangs_does_not_delay_the_others(make_receiver: Any, sta
     hung.hold.clear()
     hung.released.set()
     hung.wait_for(24)
+
+
+def test_receivers_that_hang_leave_threads_to_the_default_receiver(
+    make_receiver: Any, start: Any, finish: Any
+) -> None:
+    """Four listed hosts that hang could take all sixteen threads, four each."""
+    free, *hung = (make_receiver() for _ in range(5))
+    arrived = threading.Condition()
+    for each in hung:
+        each.hold.set()
+        each.changed = arrived
+    start(free, *hung)
+    for number, each in enumerate(hung):
+        for job in range(6):
+            finish(f"hung-{number}-{job}", callback_url=each.url)
+    with arrived:
+        assert arrived.wait_for(lambda: sum(each.active for each in hung) == 12, PATIENCE_S)
+    finish("free")
+    free.wait_for(2)
+    assert sum(each.active for each in hung) == 12
+    for each in hung:
+        each.hold.clear()
+        each.released.set()
+    for each in hung:
+        each.wait_for(12)
+
+
+def test_the_ports_of_a_listed_host_share_its_threads(make_receiver: Any, start: Any, finish: Any) -> None:
+    """A caller chooses the port where an operator has listed the host alone."""
+    free, *hung = (make_receiver() for _ in range(4))
+    for each in hung:
+        each.hold.set()
+    start(free, allowed_hosts=["127.0.0.1"])
+    arrived = threading.Condition()
+    for each in hung:
+        each.changed = arrived
+    for number, each in enumerate(hung):
+        for job in range(3):
+            finish(f"hung-{number}-{job}", callback_url=each.url)
+    with arrived:
+        assert arrived.wait_for(lambda: sum(each.active for each in hung) == 4, PATIENCE_S)
+    finish("free")
+    free.wait_for(2)
+    assert sum(each.active for each in hung) == 4
+    for each in hung:
+        each.hold.clear()
+        each.released.set()
+    for each in hung:
+        each.wait_for(6)
 
 
 def test_a_stopping_process_finishes_what_it_is_posting_and_begins_nothing(
@@ -204,3 +259,13 @@ def test_a_delivery_that_raises_does_not_stop_its_thread(
     start(receiver, threads=1)
     finish("job-1")
     receiver.wait_for(2)
+
+
+def test_a_stopped_consumer_leaves_no_thread(start: Any, receiver: Any, finish: Any) -> None:
+    """It begins nothing that is announced afterwards."""
+    consumer = start(receiver)
+    consumer.stop()
+    assert consumer.join(PATIENCE_S)
+    finish("job-1")
+    assert consumer.wait_until_idle(0)
+    assert receiver.posts == []

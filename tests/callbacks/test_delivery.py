@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ourvidz.callbacks import delivery
 from ourvidz.callbacks.delivery import CallbackSender, Target
 from ourvidz.callbacks.limiter import PerHostLimiter
 from ourvidz.callbacks.signing import Verification, verify
@@ -46,12 +48,12 @@ def run_job(ledger: Ledger, make_job: Callable[..., ImageJob]) -> Callable[..., 
 
 
 @pytest.fixture
-def sender_to(ledger: Ledger) -> Callable[..., CallbackSender]:
+def sender_to(ledger: Ledger, clock: Any) -> Callable[..., CallbackSender]:
     """Make a sender whose default receiver has this URL; keyword arguments are fields of its `Target`."""
 
     def make(url: str | None, limiter: PerHostLimiter | None = None, **settings: Any) -> CallbackSender:
         target = Target(**{"default_url": url, "worker_version": "1", "timeout_s": 5.0, **settings})
-        return CallbackSender(ledger, target, limiter=limiter, rng=random.Random(1))
+        return CallbackSender(ledger, target, limiter=limiter, rng=random.Random(1), clock=clock)
 
     return make
 
@@ -206,6 +208,76 @@ def test_a_secret_key_is_sent_as_apikey_alone(receiver: Any, run_job: Any, sende
     sender_to(receiver.url, service_key="sb_secret_x").deliver("job-1")
     assert [post.headers["apikey"] for post in receiver.posts] == ["sb_secret_x"] * 2
     assert not any("sb_secret_x" in post.headers.get("Authorization", "") for post in receiver.posts)
+
+
+def test_a_post_is_signed_with_the_time_of_this_host(
+    receiver: Any, clock: Any, ledger: Any, run_job: Any, sender_to: Any
+) -> None:
+    """The server's clock was set back by an hour: the ledger's time is ahead, and receivers would refuse."""
+    ledger.now()
+    clock.advance(-3600)
+    run_job()
+    assert ledger.now() > clock() + 3500
+    sender_to(receiver.url, webhook_secrets=(WEBHOOK_SECRET,)).deliver("job-1")
+    for post in receiver.posts:
+        now = datetime.fromtimestamp(clock(), UTC)
+        assert verify(post.body, post.headers, now=now, webhook_secrets=(WEBHOOK_SECRET,)).ok
+
+
+@pytest.mark.parametrize("late", ["lease_event", "mark_delivered"])
+def test_a_lease_that_could_end_during_the_post_is_not_used(
+    receiver: Any, clock: Any, ledger: Any, run_job: Any, sender_to: Any, monkeypatch: Any, late: str
+) -> None:
+    """Its answer was lost and came late: another process may post this event, and the next one, meanwhile."""
+    run_job()
+    passed_s = 0.0
+    monkeypatch.setattr(delivery, "time", SimpleNamespace(monotonic=lambda: passed_s, time=clock))
+    call = getattr(ledger, late)
+
+    def slow(*args: Any, **options: Any) -> Any:
+        nonlocal passed_s
+        answer = call(*args, **options)
+        passed_s += 6
+        return answer
+
+    monkeypatch.setattr(ledger, late, slow)
+    sender_to(receiver.url).deliver("job-1")
+    assert len(receiver.posts) == (0 if late == "lease_event" else 1)
+    monkeypatch.setattr(ledger, late, call)
+    clock.advance(10)
+    sender_to(receiver.url).deliver("job-1")
+    assert [status for _, status in receiver.statuses] == ["processing", "completed"]
+
+
+def test_a_defect_of_ours_is_retried_with_pauses_and_ends(
+    receiver: Any, clock: Any, ledger: Any, run_job: Any, sender_to: Any, monkeypatch: Any
+) -> None:
+    """Raised on, the event would be posted again each time its lease ends, for ever."""
+    run_job()
+    sender = sender_to(receiver.url, window_s=60.0)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise OverflowError("too large")
+
+    monkeypatch.setattr(sender._client, "post", broken)
+    sender.deliver("job-1")
+    assert terminal(ledger).last_error == "the request cannot be made: OverflowError"
+    assert terminal(ledger).leased_until is None
+    while ledger.next_event("job-1") is not None:
+        clock.advance(100)
+        sender.deliver("job-1")
+    assert terminal(ledger).state == "dead"
+    assert terminal(ledger).deliveries == 10
+
+
+def test_a_pause_that_no_clock_can_express_is_ignored(
+    receiver: Any, ledger: Any, run_job: Any, sender_to: Any
+) -> None:
+    """A receiver cannot have its event posted every few seconds, nor keep it from ever being given up."""
+    receiver.script = [(200, {}), (503, {"Retry-After": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"})]
+    run_job()
+    sender_to(receiver.url).deliver("job-1")
+    assert (terminal(ledger).last_error, terminal(ledger).leased_until) == ("HTTP 503", None)
 
 
 @pytest.mark.parametrize("key", ["the key", "sb_secret_x"])

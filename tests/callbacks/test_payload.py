@@ -286,3 +286,12 @@ def test_the_bytes_are_compact_utf8() -> None:
     """These bytes are signed and sent; prompts in any script stay readable."""
     assert encode({"a": ["é", 1]}) == '{"a":["é",1]}'.encode()
     assert encode({"a": "\ud800"}) == b'{"a":"?"}'
+
+
+def test_an_expectation_of_next_to_nothing_gives_no_ratio(make_event: Any) -> None:
+    """A caller may expect any positive time; JSON has no infinity, and the callback must be sent."""
+    outcome = Outcome(status="completed", metadata={"generation_time": 3.2})
+    event = make_event(kind="completed", outcome=outcome, callback_metadata={"expected_time": 1e-320})
+    document = build(event, worker_version="1")
+    assert document["metadata"]["performance_ratio"] is None
+    encode(document)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ourvidz.callbacks.target import INVALID_URL, NO_URL, NOT_ALLOWED, Target
+from ourvidz.callbacks.target import INVALID_URL, NO_FUNCTION, NO_URL, NOT_ALLOWED, Target
 from ourvidz.errors import SettingsError
 
 DEFAULT = "https://project.example/functions/v1/job-callback"
@@ -97,3 +97,23 @@ def test_a_malformed_target_is_a_settings_error(fields: dict[str, Any], variable
     """It is reported at start, before every job becomes a dead letter."""
     with pytest.raises(SettingsError, match=variable):
         target(**fields)
+
+
+def test_deliveries_are_limited_by_what_the_operator_has_listed() -> None:
+    """Each port of a listed host is a receiver of its own only where the operator names the port."""
+    configured = target(allowed_hosts=("other.example", "third.example:8443"))
+    assert configured.limiter_key(DEFAULT) == "project.example:443"
+    assert configured.limiter_key("https://other.example:1/") == "other.example"
+    assert configured.limiter_key("https://OTHER.example:2/") == "other.example"
+    assert configured.limiter_key("https://third.example:8443/") == "third.example:8443"
+    assert configured.limiter_key("no URL") == ""
+
+
+def test_registrations_go_to_their_functions_only() -> None:
+    """And the key with them, to nowhere else."""
+    function = "https://project.example/functions/v1/update-worker-url"
+    configured = target(registration_urls=(function,))
+    assert configured.refusal(function, registration=True) is None
+    assert configured.refusal(DEFAULT, registration=True) == NO_FUNCTION
+    assert configured.service_key_for(function, registration=True) == "the key"
+    assert configured.service_key_for(function) is None

@@ -28,6 +28,9 @@ NOW = datetime(2027, 1, 15, 8, 0, tzinfo=UTC)
         ("Fri, 15 Jan 2027 07:00:00 GMT", 0.0),
         ("Fri, 15 Jan 2027 08:00:30 -0000", 30.0),
         ("Fri, 99 Jan 2027 08:00:30 GMT", None),
+        ("Fri, 15 Jan 99999999999999999999 08:00:30 GMT", None),
+        ("Fri, 15 Jan 2027 99999999999999999999:00:30 GMT", None),
+        ("Fri, 15 Jan 2027 08:00:30 -9999999999999999999999", None),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float | None) -> None:

@@ -216,6 +216,18 @@ def test_metrics_come_from_the_ledger(shim) -> None:
     assert values['ourvidz_callbacks_total{state="delivered"}'] == 0
 
 
+def test_metrics_show_what_jobs_produced_and_what_was_reported(shim) -> None:
+    """The same figures as in the documents about ended jobs, and those that were dropped."""
+    shim.register_worker(detail={"metrics": {"sent": 4, "dropped": 1}})
+    shim.submit(id="job-1")
+    shim.end("job-1", shim.completed())
+    values = numbers(shim.client.get("/metrics").text)
+    assert values['ourvidz_assets_generated_total{type="sdxl_image_fast"}'] == len(shim.completed().assets)
+    worker = 'worker="sdxl@host-cpu"'
+    assert values[f'ourvidz_metrics_reports_total{{result="sent",{worker}}}'] == 4
+    assert values[f'ourvidz_metrics_reports_total{{result="dropped",{worker}}}'] == 1
+
+
 def test_metrics_show_what_a_watchdog_needs(shim) -> None:
     """Each has a value of its own to alert on."""
     shim.register_worker(detail={"error": "/models/x is missing"})
