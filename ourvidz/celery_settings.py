@@ -88,7 +88,8 @@ worker_cancel_long_running_tasks_on_connection_loss = False
 # Celery's prefork pool, whose children ignore signals to the whole process group.
 worker_pool = "ourvidz.pool:TaskPool"
 worker_pool_start_method = "spawn"
-worker_proc_alive_timeout = 600
+# Celery replaces a child that takes longer to start, for ever on a slow disk. The child loads models.
+worker_proc_alive_timeout = max(600, _settings.model_load_s)
 worker_send_task_events = True
 worker_hijack_root_logger = False
 worker_redirect_stdouts = False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 
 from ourvidz.errors import SettingsError
 from ourvidz.net.urls import parse_http_url
-from ourvidz.settings import Settings, load_settings
+from ourvidz.settings import Settings, become_worker, environment, load_settings, settings
 from ourvidz.wiring import control
 
 PRODUCTION = {
@@ -210,3 +213,27 @@ def test_worker_ids_name_family_host_and_gpu(read: Any, gpu: str | None, ending:
     worker_id = read(**({"OURVIDZ_GPU": gpu} if gpu else {})).worker_id("sdxl")
     assert worker_id.startswith("sdxl@")
     assert worker_id.endswith(ending)
+
+
+def test_a_gpu_index_is_that_of_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA counts the fastest card first: on a host with two kinds a worker would run on the other one."""
+    for name in ("OURVIDZ_WORKER", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    become_worker("sdxl", "1")
+    assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    become_worker("sdxl", "1")
+    assert os.environ["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+    settings.cache_clear()
+
+
+@pytest.mark.parametrize(("load_s", "start_s"), [("60", 600), ("1800", 1800)])
+def test_a_worker_may_take_to_start_what_a_job_may_take_to_load(load_s: str, start_s: float) -> None:
+    """Celery replaces a child that takes longer, for ever on a slow disk."""
+    program = "from ourvidz import celery_settings; print(celery_settings.worker_proc_alive_timeout)"
+    variables = environment(OURVIDZ_MODEL_LOAD_S=load_s)
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=variables, capture_output=True, text=True, timeout=60
+    )
+    assert float(run.stdout) == start_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import ourvidz
 from ourvidz.errors import ModelLoadError
@@ -46,12 +46,31 @@ class Checkpoint:
         """The folder or file that the checksums cover and that holds the model card."""
         return self.collection or self.path
 
-    @property
-    def variant(self) -> str | None:
-        """`fp16` for a diffusers folder with only half-precision weights, else None."""
-        weights = self.path / "unet" / "diffusion_pytorch_model.safetensors"
-        full = weights.is_file() or weights.with_name(f"{weights.name}.index.json").is_file()
-        return "fp16" if not full and any(weights.parent.glob("*.fp16*.safetensors")) else None
+    def variant(self, *, half: bool) -> str | None:
+        """The variant of a diffusers folder's files that is loaded: `fp16` if it has only those, or has them
+        for all models and the dtype of the weights is a `half` one; else None. They are half as large to
+        read, and the others would be rounded to them."""
+        files = {name: _has_variants(self.path / name) for name in _MODELS if (self.path / name).is_dir()}
+        if "unet" not in files or not files["unet"].fp16:
+            return None
+        complete = all(present.fp16 for present in files.values())
+        return "fp16" if not files["unet"].full or (half and complete) else None
+
+
+class _Variants(NamedTuple):
+    """Whether a folder has weights under their plain names, and as the variant `fp16`."""
+
+    full: bool
+    fp16: bool
+
+
+_MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
+"""Folders with weights of an SDXL checkpoint."""
+
+
+def _has_variants(folder: Path) -> _Variants:
+    names = [file.name for file in folder.glob("*.safetensors")]
+    return _Variants(any(".fp16" not in name for name in names), any(".fp16" in name for name in names))
 
 
 def require_diffusers_folder(folder: Path) -> Path:

@@ -16,6 +16,8 @@ from ourvidz.pipelines import checksums, devices
 from ourvidz.pipelines.checkpoints import Checkpoint
 
 BYTES_PER_MIB = 1 << 20
+HALF_BYTES = 2
+"""Size of a number in half precision."""
 
 
 @contextmanager
@@ -44,10 +46,10 @@ def checkpoint_mib(checkpoint: Checkpoint, dtype: torch.dtype, *, only: Sequence
     """Size that the weights of a checkpoint take once they are loaded as `dtype` (MiB, rounded, at least 1),
     from the headers of its files; of several variants the one that is loaded, of a single file without the
     averages of its training. `only`: of the files whose name or folder contains one of these words."""
-    path, variant = checkpoint.path, checkpoint.variant
+    path, variant = checkpoint.path, checkpoint.variant(half=dtype.itemsize == HALF_BYTES)
     files = [path] if path.is_file() else [*path.rglob("*.safetensors"), *path.rglob("*.pth")]
     if path.is_dir():
-        files = [file for file in files if (".fp16." in file.name) == (variant == "fp16")]
+        files = [file for file in files if (".fp16" in file.name) == (variant == "fp16")]
     if only:
         names = {file: str(file.relative_to(path.parent)).lower() for file in files}
         files = [file for file in files if any(word in names[file] for word in only)]

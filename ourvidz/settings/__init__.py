@@ -12,6 +12,7 @@ from ourvidz.settings.read import (
     set_environment,
     settings,
     share_processors,
+    show_gpu,
 )
 from ourvidz.settings.sdxl import SDXLScheduler
 
@@ -24,4 +25,5 @@ __all__ = [
     "set_environment",
     "settings",
     "share_processors",
+    "show_gpu",
 ]

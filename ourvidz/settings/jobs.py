@@ -40,7 +40,8 @@ class JobSettings(Topic):
     time_limits_s: Annotated[dict[str, float], AfterValidator(_limits)] = env("OURVIDZ_TIME_LIMITS_S", {})
     """Time limits by job type as JSON, `{type: seconds}`; other types have the limit of the catalog."""
     model_load_s: float = env("OURVIDZ_MODEL_LOAD_S", 600.0, ge=0)
-    """Time added to the limit of a job that has to load its model."""
+    """Time added to the limit of a job that has to load its model; also the longest start of a worker's
+    child, if it is more than ten minutes."""
     drain_s: float = env("OURVIDZ_DRAIN_S", 4.0, gt=0)
     """Time that a stopping worker gives its running job to finish before it requeues it."""
     gpu_price: float | None = env("OURVIDZ_GPU_PRICE", None, ge=0)

@@ -164,7 +164,16 @@ def become_worker(name: str, gpu: str | None) -> None:
     set_environment(OURVIDZ_WORKER=name)
     share_processors()
     if gpu is not None:
-        set_environment(CUDA_VISIBLE_DEVICES=gpu)
+        show_gpu(gpu)
+
+
+def show_gpu(gpu: str) -> None:
+    """Let this process and its children see one GPU, by its UUID or its index. Call before torch loads.
+
+    Indexes are those of nvidia-smi unless CUDA_DEVICE_ORDER is set: CUDA counts the fastest card first.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    set_environment(CUDA_VISIBLE_DEVICES=gpu)
 
 
 def share_processors() -> None:

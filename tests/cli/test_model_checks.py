@@ -18,8 +18,8 @@ Variables = dict[str, str]
 
 
 def test_production_needs_a_gpu_with_enough_memory_and_the_tiny_profile_needs_none() -> None:
-    """SDXL needs 10 GiB; the tiny checkpoints run on the CPU; group offload always needs a GPU."""
-    small = [{"name": "small", "free": 4 << 30, "total": 8 << 30}]
+    """SDXL needs 11 GiB; the tiny checkpoints run on the CPU; group offload always needs a GPU."""
+    small = [{"name": "small", "free": 4 << 30, "total": 10 << 30}]
     large = [{"name": "large", "free": 40 << 30, "total": 48 << 30}]
     none: list[dict[str, Any]] = []
     statuses = [

@@ -12,7 +12,7 @@ from ourvidz.cli.console import print_json, print_note
 from ourvidz.cli.wan.options import Options, add_options
 from ourvidz.cli.wan.request import Request, read_request
 from ourvidz.errors import CallerError, ModelLoadError, OurvidzError, OutOfMemory, SettingsError
-from ourvidz.settings import set_environment, settings, share_processors
+from ourvidz.settings import set_environment, settings, share_processors, show_gpu
 
 if TYPE_CHECKING:
     from ourvidz.jobs.outcome import Outcome
@@ -84,7 +84,7 @@ def _generate(request: Request, options: Options) -> Outcome:
     share_processors()
     current = settings()
     if current.gpu is not None:
-        set_environment(CUDA_VISIBLE_DEVICES=current.gpu)
+        show_gpu(current.gpu)
     # transformers would warn about image processors that this script does not use.
     set_environment(TRANSFORMERS_VERBOSITY="error")
     from ourvidz.cli.wan.generate import generate

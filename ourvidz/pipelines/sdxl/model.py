@@ -14,7 +14,7 @@ from ourvidz.jobs.job import JobLora
 from ourvidz.pipelines import identity
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.identity import NO_WEIGHTS, Weights
-from ourvidz.pipelines.loading import loading, weights_mib
+from ourvidz.pipelines.loading import HALF_BYTES, loading, weights_mib
 from ourvidz.pipelines.previews import LatentPreviewer, fit_previewer
 from ourvidz.pipelines.sdxl import lora, schedulers, single_file
 from ourvidz.pipelines.sdxl.ip_adapter import IPAdapter
@@ -128,7 +128,7 @@ def _read_pipeline(checkpoint: Checkpoint, dtype: torch.dtype) -> diffusers.Stab
     return diffusers.StableDiffusionXLPipeline.from_pretrained(
         checkpoint.path,
         use_safetensors=True,
-        variant=checkpoint.variant,
+        variant=checkpoint.variant(half=dtype.itemsize == HALF_BYTES),
         dtype=dtype,
         local_files_only=True,
         add_watermarker=False,

@@ -8,10 +8,13 @@ from shutil import copytree
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.loading import checkpoint_mib
 from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
+from ourvidz.pipelines.sdxl.model import _read_pipeline
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from tests.factories import image_job
 from tests.pipelines.helpers import image_levels
@@ -43,10 +46,29 @@ def test_a_folder_with_float16_weights_only_can_be_loaded(
     )
     pipeline.save_pretrained(half, variant="fp16")
     checkpoint = find_sdxl(half)
-    assert checkpoint.variant == "fp16"
-    assert find_sdxl(sdxl_checkpoint.path).variant is None
+    assert checkpoint.variant(half=False) == "fp16"
+    assert find_sdxl(sdxl_checkpoint.path).variant(half=True) is None
     sdxl = SDXLPipeline(checkpoint, device=torch.device("cpu"))
     assert len(image_levels(sdxl, image_job())) == 1
+
+
+def test_in_half_precision_the_smaller_files_are_read(sdxl_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Where both lie beside each other: from a network volume, the others take twice as long."""
+    both = copytree(sdxl_checkpoint.path, tmp_path / "both")
+    for folder in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        (file,) = (both / folder).glob("*.safetensors")
+        weights = {name: weight.half() for name, weight in load_file(file).items()}
+        if folder == "vae":
+            weights["quant_conv.bias"] += 1
+        save_file(weights, file.with_name(f"{file.stem}.fp16.safetensors"), metadata={"format": "pt"})
+    checkpoint = find_sdxl(both)
+    assert checkpoint_mib(checkpoint, torch.float32) == checkpoint_mib(sdxl_checkpoint, torch.float32)
+    full = _read_pipeline(checkpoint, torch.float32).vae.quant_conv.bias
+    for dtype in (torch.float16, torch.bfloat16):
+        half = _read_pipeline(checkpoint, dtype).vae.quant_conv.bias
+        assert float((half.float() - full).mean()) == pytest.approx(1, abs=0.05)
+    (both / "text_encoder" / "model.fp16.safetensors").unlink()
+    assert checkpoint.variant(half=True) is None
 
 
 @pytest.mark.parametrize(
