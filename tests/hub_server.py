@@ -44,6 +44,9 @@ class TinyHub:
     """File name → how many answers have a wrong byte."""
     refusals: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     """Status and headers of the next answers, whatever is asked for."""
+    stalls: dict[str, int] = field(default_factory=dict)
+    """File name → after how many bytes its next answer stops for good, with the connection open."""
+    stalled: threading.Event = field(default_factory=threading.Event)
     ignores_ranges: bool = False
     before_file: Callable[[str], None] = lambda _: None
     """Called with the name of a file before it is sent."""
@@ -151,6 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
                 content = content[:-1] + bytes([content[-1] ^ 1])
             cuts = self.hub.cuts.get(name)
             length = cuts.pop(0) if cuts else None
+            stall = self.hub.stalls.pop(name, None)
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}
         status, wanted = 200, self.headers["Range"]
         total = len(content)
@@ -160,7 +164,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(416, headers={"Content-Range": f"bytes */{total}"})
             status, content = 206, content[start:]
             headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
-        self._answer(status, content, headers, length=length)
+        self._answer(status, content, headers, length=length if stall is None else stall)
+        if stall is not None:
+            self.hub.stalled.set()
+            self.rfile.read(1)  # until the client is gone
 
     def _answer(
         self,

@@ -33,13 +33,15 @@ def pull(names: tuple[str, ...], update: bool, as_json: bool) -> None:
     interrupted pull continues where it was."""
     current = settings()
     models = pullable_models(current)
-    pulled = [_pull_model(current, models[name], update=update) for name in names or DEFAULT_MODELS]
+    pulled = []
+    for name in dict.fromkeys(names or DEFAULT_MODELS):
+        model = _pull_model(current, models[name], update=update)
+        pulled.append(model)
+        # At once: a later checkpoint may fail, and this one is complete.
+        for variable, value in model["settings"].items() if not as_json else ():
+            click.echo(f'{variable}="{value}"' if " " in value else f"{variable}={value}")
     if as_json:
         print_json({"models": pulled})
-        return
-    for model in pulled:
-        for variable, value in model["settings"].items():
-            click.echo(f'{variable}="{value}"' if " " in value else f"{variable}={value}")
 
 
 @click.command(short_help="Delete pulled checkpoints.")

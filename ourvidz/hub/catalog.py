@@ -70,7 +70,8 @@ def _sdxl(settings: Settings) -> PullableModel:
 
 def _wan(settings: Settings) -> PullableModel:
     folder = settings.wan_model or settings.models_dir / "wan"
-    patterns = (*_DIFFUSERS, "transformer/*")
+    # The last two are of image-to-video checkpoints, for `wan_generate.py`.
+    patterns = (*_DIFFUSERS, "transformer/*", "image_encoder/*", "image_processor/*")
     part = _part(settings.hub_wan, "OURVIDZ_HUB_WAN", "wan", folder, patterns, licence="apache-2.0", gb=28.9)
     return PullableModel("wan", (part,), {"OURVIDZ_WAN_MODEL": folder}, bool(settings.wan_model))
 

@@ -77,10 +77,12 @@ def _one_precision(weights: Sequence[HubFile]) -> list[HubFile]:
 
 
 def _variant(name: str) -> str | None:
-    """`fp16` or `other` for `model.fp16.safetensors`, `model.non_ema.safetensors` and the like, else None."""
-    stem = PurePosixPath(name).name.partition(WEIGHTS)[0]
-    variant = stem.partition(".")[2].partition("-")[0]
-    return None if not variant else "fp16" if variant == "fp16" else "other"
+    """`fp16` or `other` for `model.fp16.safetensors`, `model.non_ema.safetensors` and the like, else None.
+    Indexes of shards are named `model.safetensors.index.fp16.json` or `model.fp16.safetensors.index.json`."""
+    stem, _, ending = PurePosixPath(name).name.partition(WEIGHTS)
+    if ".fp16" in stem or ".fp16." in ending:
+        return "fp16"
+    return "other" if "." in stem else None
 
 
 def _require_safe_name(part: Part, name: str) -> None:

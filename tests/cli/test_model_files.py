@@ -117,11 +117,11 @@ def test_the_lines_of_a_pull_name_files_sizes_and_the_licence(models_dir: Path) 
 
 
 def test_an_error_is_one_line(models_dir: Path, tiny_hub: TinyHub) -> None:
-    """With the exit status of a failure, and without a traceback."""
-    tiny_hub.gated.add("meadow/tiny-0")
-    result = run("pull", "sdxl")
-    assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1].startswith("Error: meadow/tiny-0 is gated: accept its terms")
+    """With the exit status of a failure, and without a traceback. What was complete before is named."""
+    tiny_hub.gated.add("meadow/tiny-1")
+    result = run("pull", "sdxl", "wan")
+    assert (result.exit_code, result.stdout) == (1, f"OURVIDZ_SDXL_MODEL={models_dir}/sdxl\n")
+    assert result.stderr.splitlines()[-1].startswith("Error: meadow/tiny-1 is gated: accept its terms")
 
 
 def test_rm_asks_and_deletes_what_was_pulled(models_dir: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,13 +110,12 @@ def test_a_pull_that_gives_up_is_continued_by_the_next_one(
     assert (WEIGHTS, result.manifest.files[WEIGHTS].size, 2 << 20) in record.begun
 
 
-def test_a_killed_pull_is_continued_at_the_commit_that_it_began(
+def test_a_killed_pull_is_continued_in_the_middle_of_a_file_and_at_its_commit(
     make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str, tmp_path: Path
 ) -> None:
     """The branch moved meanwhile: two commits would be mixed."""
-    began = threading.Event()
-    tiny_hub.before_file = lambda name: None if name != WEIGHTS else (began.set(), threading.Event().wait(20))
     first = tiny_hub.commit(repository)
+    tiny_hub.stalls[WEIGHTS] = 2_500_000
     child = subprocess.Popen(
         [sys.executable, "-m", "ourvidz.cli.main", "models", "pull", "sdxl"],
         env=environment(
@@ -124,15 +124,19 @@ def test_a_killed_pull_is_continued_at_the_commit_that_it_began(
         cwd=tmp_path,
         stderr=subprocess.PIPE,
     )
-    assert began.wait(60)
+    assert tiny_hub.stalled.wait(60)
+    until = time.monotonic() + 20
+    while staged_bytes(part.folder) < 2 << 20:
+        assert time.monotonic() < until, "what has arrived is not written"
+        time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    tiny_hub.before_file = lambda _: None
     moved = dict(tiny_hub.files(repository, "main") or {}, **{"model_index.json": b'{"new": 1}'})
     tiny_hub.repositories[repository]["old"] = tiny_hub.repositories[repository]["main"]
     tiny_hub.add(repository, moved)
     assert not part.folder.exists()
     assert pull(make_hub(), part, record).manifest.commit == first
+    assert (WEIGHTS, 3_000_085, 2 << 20) in record.begun
     assert pull(make_hub(), part, record, update=True).manifest.commit == tiny_hub.commit(repository) != first
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ourvidz.errors import HubError
+from ourvidz.hub.manifest import Manifest, unused, write_manifest
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.loading import checkpoint_mib
+from ourvidz.pipelines.loading import checkpoint_mib, loading
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from ourvidz.pipelines.wan.pipeline import WanPipeline
 
@@ -36,3 +38,14 @@ def test_the_dtype_and_the_variant_that_are_loaded_count(tmp_path: Path) -> None
     assert checkpoint_mib(checkpoint, torch.float32) == 4
     save_file(weights, unet / "diffusion_pytorch_model.safetensors")
     assert checkpoint_mib(checkpoint, torch.float16) == 2
+
+
+def test_a_pulled_checkpoint_is_in_use_from_its_load_on(tmp_path: Path) -> None:
+    """`ourvidz models rm` and a pull of another revision must not take its files."""
+    write_manifest(tmp_path, Manifest("meadow/tiny", "main", "0" * 40, {}))
+    with unused(tmp_path):
+        pass
+    with loading(Checkpoint(tmp_path, "folder")):
+        pass
+    with pytest.raises(HubError, match="is used by a running worker"), unused(tmp_path):
+        pass
