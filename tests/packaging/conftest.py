@@ -42,6 +42,25 @@ RELEASED_AT = "1700000000"
 HOOK = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the scripts and what they read, and an environment in which they find all installed."""
+    for name in ("pyproject.toml", "constraints.txt"):
+        copy(ROOT / name, tmp_path)
+    for name in ("scripts", "deploy/images"):
+        copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "ourvidz").mkdir()
+    copy(PACKAGE / "__init__.py", tmp_path / "ourvidz")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    inputs = (ROOT / "pyproject.toml").read_bytes() + (ROOT / "constraints.txt").read_bytes()
+    stamp = f"{hashlib.sha256(inputs).hexdigest()}\nrelease\n"
+    (tmp_path / ".venv/ourvidz-stamp").write_text(stamp)
+    return tmp_path
+
+
 def run_hook(hook: str, tree: Path, into: Path) -> Path:
     """Call a hook of the build backend in `tree`, without isolation; returns what it writes into `into`."""
     into.mkdir(exist_ok=True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,25 +13,6 @@ from packaging.utils import canonicalize_name
 import ourvidz
 from tests.packaging.conftest import ROOT
 from tests.packaging.test_locks import pins
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A checkout with an environment in which the script finds everything installed."""
-    for name in ("pyproject.toml", "constraints.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    for name in ("scripts", "deploy/images"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    (tmp_path / "ourvidz").mkdir()
-    shutil.copy(ROOT / "ourvidz/__init__.py", tmp_path / "ourvidz")
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    inputs = (ROOT / "pyproject.toml").read_bytes() + (ROOT / "constraints.txt").read_bytes()
-    stamp = f"{hashlib.sha256(inputs).hexdigest()}\nrelease\n"
-    (tmp_path / ".venv/ourvidz-stamp").write_text(stamp)
-    return tmp_path
 
 
 def test_a_bill_of_materials_names_the_version_and_every_package_with_its_hashes(checkout: Path) -> None:

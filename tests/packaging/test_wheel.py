@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
+import pytest
+
 import ourvidz
 from ourvidz.pipelines.checksums import verify
-from tests.packaging.conftest import PACKAGE, ROOT, SCRIPTS, STAND_IN, metadata_of, run_hook
+from tests.packaging.conftest import PACKAGE, ROOT, SCRIPTS, STAND_IN, metadata_of
 
 
 def test_the_wheel_contains_the_complete_checkpoints(wheel: Path, tmp_path: Path) -> None:
@@ -43,16 +48,34 @@ def test_the_packaged_checkpoints_have_checksums_and_cards() -> None:
         verify(folder)
 
 
-def test_two_builds_are_equal_byte_by_byte(source_tree: Path, wheel: Path, tmp_path: Path) -> None:
-    """Whoever builds a release again, from another folder and at another time, can compare it with the
-    published one."""
-    again = run_hook("build_wheel", source_tree, tmp_path)
-    assert again.name == wheel.name
-    assert again.read_bytes() == wheel.read_bytes()
+def test_two_builds_of_a_commit_are_equal_byte_by_byte(source_tree: Path, checkout: Path) -> None:
+    """A release that is built again, at another time and as another user, can be compared with this one."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed: no commit can be built")
+    shutil.copytree(source_tree, checkout, dirs_exist_ok=True)
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+    for command in (("init", "-q"), ("add", "pyproject.toml", "README.md", "ourvidz", *SCRIPTS),
+                    (*author, "commit", "-q", "-m", "a release")):  # fmt: skip
+        subprocess.run(("git", *command), cwd=checkout, check=True)
+    (checkout / "ourvidz/uncommitted.py").touch()
+    printed = []
+    for number, (umask, zone) in enumerate(((0o022, "UTC"), (0o077, "Asia/Tokyo"))):
+        run = subprocess.run(
+            [checkout / "scripts/build", checkout / f"dist{number}"],
+            env=os.environ | {"TZ": zone}, umask=umask, capture_output=True, text=True, timeout=90,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        printed.append(run.stdout)
+    assert printed[0] == printed[1]
+    (wheel,) = (checkout / "dist0").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert "ourvidz/uncommitted.py" not in archive.namelist()
+        assert "ourvidz/cli/main.py" in archive.namelist()
 
 
 def test_the_package_has_one_version_number(wheel: Path) -> None:
-    """The metadata, the file names and `ourvidz.__version__` agree: only the last one is written."""
+    """The metadata, the file names, the changelog and `ourvidz.__version__` agree."""
     assert metadata_of(wheel).version == ourvidz.__version__
     assert wheel.name == f"ourvidz-{ourvidz.__version__}-py3-none-any.whl"
+    assert (ROOT / "CHANGELOG.md").read_text().splitlines()[2].startswith(f"## {ourvidz.__version__}")
     assert 'version = "' not in (ROOT / "pyproject.toml").read_text().partition("[tool")[0]
