@@ -41,7 +41,19 @@ NEW_PIP = '"/opt/ourvidz-$VERSION/bin/pip"'
 INSTALLATION = "the same steps: python -m campaigns.images, and tests/packaging for the control host"
 DEPLOY = "tests/system/test_deploys.py::test_a_deploy_restarts_one_unit_at_a_time_and_charges_no_attempt"
 START = "a_stack_runs_jobs_restarts_a_killed_process_and_stops_completely"
+MANIFESTS = "tests/test_kubernetes.py::test_every_document_has_only_fields_that_exist"
+SECRETS = "tests/test_kubernetes.py::test_no_secret_is_in_a_file"
+RUNPOD_TEMPLATE = (
+    'curl -s https://rest.runpod.io/v1/templates -H "Authorization: Bearer $RUNPOD_API_KEY" --json @'
+)
 ELSEWHERE = {
+    "kubectl apply -f deploy/kubernetes/settings.yaml": MANIFESTS,
+    "kubectl apply -f deploy/kubernetes": MANIFESTS,
+    "kubectl -n ourvidz create secret generic ourvidz --from-env-file=secrets.env": SECRETS,
+    "kubectl -n ourvidz create secret generic ourvidz-autoscaler --from-literal=token=A-THIRD-KEY": SECRETS,
+    f"{RUNPOD_TEMPLATE}deploy/runpod/template.json": (
+        "tests/test_runpod.py::test_the_template_has_only_fields_and_variables_that_exist"
+    ),
     "scripts/demo": "tests/docs/test_docs_commands.py::test_the_demo_generates_its_images",
     "scripts/test": "the run of this test",
     "scripts/lint": "continuous integration, before the tests",
