@@ -41,6 +41,8 @@ class S3Server(Resource):
         self._lock = threading.Lock()
         self._failures = 0
         self._failing_method: str | None = None
+        self._answered_before_failure = 0
+        self._lost_answers = self._answered_before_loss = 0
         self._failure: tuple[str, str | None] = OVERLOADED
         self.overloaded = threading.Event()
         """Set: every request is answered with 503."""
@@ -84,12 +86,21 @@ class S3Server(Resource):
         count: int,
         method: str | None = None,
         *,
+        after: int = 0,
         status: str = OVERLOADED[0],
         code: str | None = OVERLOADED[1],
     ) -> None:
-        """Answer the next `count` requests, or those with this method, with an error."""
+        """Answer the next `count` requests but the first `after`, or those of them with this method, with an
+        error."""
         with self._lock:
             self._failures, self._failing_method, self._failure = count, method, (status, code)
+            self._answered_before_failure = after
+
+    def heal(self) -> None:
+        """Fail no more."""
+        self.fail(0)
+        self.lose_answers(0)
+        self.overloaded.clear()
 
     def cut_connections(self) -> None:
         """Close every connection, also those with a request in progress."""
@@ -117,6 +128,11 @@ class S3Server(Resource):
 
         return len(s3_backends[ACCOUNT]["aws"].buckets[bucket].multiparts)
 
+    def lose_answers(self, count: int, *, after: int = 0) -> None:
+        """Carry out the next requests but the first `after`, and answer `count` of them with 503."""
+        with self._lock:
+            self._answered_before_loss, self._lost_answers = after, count
+
     @property
     def failures_left(self) -> int:
         """How many requests are still to be answered with 503."""
@@ -126,9 +142,14 @@ class S3Server(Resource):
         with self._lock:
             method = environ["REQUEST_METHOD"]
             self.requests[method] += 1
-            fails = self._failures > 0 and self._failing_method in (None, method)
+            is_due = self._answered_before_failure == 0
+            self._answered_before_failure -= not is_due
+            fails = is_due and self._failures > 0 and self._failing_method in (None, method)
             self._failures -= fails
             failure = self._failure if fails else OVERLOADED
+            loses = not fails and self._lost_answers > 0 and self._answered_before_loss == 0
+            self._lost_answers -= loses
+            self._answered_before_loss -= self._answered_before_loss > 0
         fails |= self.overloaded.is_set()
         body = environ["wsgi.input"].read()
         if fails:
@@ -139,6 +160,9 @@ class S3Server(Resource):
             return _error("403 Forbidden", str(refused), start_response)
         # moto checks no signatures of URLs, and those of some paths wrongly: it need not look at all.
         environ["wsgi.input"] = io.BytesIO(body)
+        if loses:
+            list(self._moto(environ, lambda *_, **__: None))
+            return _error(*OVERLOADED, start_response)
         response: Iterable[bytes] = self._moto(environ, start_response)
         return response
 

@@ -55,10 +55,17 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    """A server with the API of S3 in this process; a test that stores files uses a bucket of its own."""
+def started_s3_server() -> Iterator[S3Server]:
+    """A server with the API of S3 in this process."""
     with S3Server() as server:
         yield server
+
+
+@pytest.fixture
+def s3_server(started_s3_server: S3Server) -> Iterator[S3Server]:
+    """The S3 server, healthy; a test that stores files uses a bucket of its own."""
+    yield started_s3_server
+    started_s3_server.heal()
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,10 @@ Names of S3 buckets may have no underscore, so the buckets of keys are folders o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from typing import Any
 
 import obstore
 from obstore.store import S3Store
@@ -22,56 +19,30 @@ from ourvidz.errors import NotFound, SettingsError, StorageError
 from ourvidz.net.client import HttpClient, RequestFailure
 from ourvidz.storage import probe
 from ourvidz.storage.keys import is_key, split_key
+from ourvidz.storage.s3_client import DEFAULT_REGION, REQUEST_TIMEOUT_S, S3Options, connect
 from ourvidz.storage.s3_errors import (
     LIBRARY_ERRORS,
+    deleting,
     is_no_bucket,
-    is_not_found,
     is_refusal,
     is_unsatisfiable_range,
+    reading,
     reason_of,
+    request,
     to_correct,
 )
 from ourvidz.storage.store import StoredFile
 
-if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig, S3Config, S3Credential
-
-RETRIES = 2
-"""How often one request is repeated after a 5xx or a broken connection; of a large file one part."""
-RETRY_TIMEOUT_S = 10.0
-"""No request is repeated later than this."""
-CONNECT_TIMEOUT_S = 5.0
-REQUEST_TIMEOUT_S = 60.0
-"""How long one request may take: a part of a large file, or the whole of a read."""
 PART_BYTES = 5 << 20
 """Size of the parts of a large file, the smallest that S3 allows: a cut costs at most one part."""
 PARALLEL_PARTS = 4
 DELETION_ROUNDS = 5
 """How often a folder is listed and emptied. After the first two rounds only files are found that are stored
 meanwhile."""
-DEFAULT_REGION = "us-east-1"
+NO_BUCKET = "no_bucket"
+"""The kind of the `SettingsError` for a bucket that does not exist."""
 REGIONS_WITHOUT_CONSTRAINT = frozenset({DEFAULT_REGION, "auto"})
 """Regions in which a bucket is created without naming them; `auto` is that of R2."""
-
-
-@dataclass(frozen=True, slots=True)
-class S3Options:
-    """Where the bucket is, and how its server is called.
-
-    `endpoint`: scheme, host and port of the server; None for AWS. `public_endpoint`: the same server as
-    browsers reach it. `path_style`: the bucket is in the path, not in the host name. Without keys they are
-    found as AWS's tools find them: environment, then the role of the machine.
-    """
-
-    bucket: str
-    prefix: str = ""
-    endpoint: str | None = None
-    public_endpoint: str | None = None
-    region: str = DEFAULT_REGION
-    path_style: bool = True
-    checksum: Literal["none", "sha256"] = "none"
-    access_key_id: str | None = None
-    secret_access_key: str | None = field(default=None, repr=False)
 
 
 class S3Storage:
@@ -103,7 +74,7 @@ class S3Storage:
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
         """Store `data` under `key`, replacing what was there."""
         path = self._path(key)
-        with _errors("written", key):
+        with request("written", key):
             obstore.put(
                 self._store,
                 path,
@@ -124,7 +95,7 @@ class S3Storage:
             options["range"] = (start, start + length)
         elif start:
             options["range"] = {"offset": start}
-        with _errors("read", key):
+        with reading("read", key):
             try:
                 return bytes(obstore.get(self._store, path, options=options).bytes())
             except LIBRARY_ERRORS as error:
@@ -135,7 +106,7 @@ class S3Storage:
     def stat(self, key: str) -> StoredFile:
         """The size, time and content type of a file."""
         path = self._path(key)
-        with _errors("read", key):
+        with reading("read", key):
             found = obstore.get(self._store, path, options={"head": True})
             return self._stored_file(found.meta, found.attributes.get("Content-Type"))
 
@@ -150,7 +121,7 @@ class S3Storage:
     def copy(self, source: str, key: str) -> None:
         """Copy a file on the server."""
         path, target = self._path(source), self._path(key)
-        with _errors("copied", source):
+        with reading("copied", source):
             obstore.copy(self._store, path, target)
 
     def move(self, source: str, key: str) -> None:
@@ -173,14 +144,14 @@ class S3Storage:
     def folders(self, folder: str) -> list[str]:
         """The names of the folders directly below `folder`, sorted."""
         path = self._path(folder)
-        with _errors("listed", folder):
+        with request("listed", folder):
             listed = obstore.list_with_delimiter(self._store, path)
         return sorted(name.rstrip("/").rpartition("/")[2] for name in listed["common_prefixes"])
 
     def delete(self, key: str) -> None:
         """Delete `key`."""
         path = self._path(key)
-        with _errors("deleted", key):
+        with deleting(key):
             obstore.delete(self._store, path)
 
     def delete_folder(self, folder: str) -> None:
@@ -193,7 +164,7 @@ class S3Storage:
             found = {str(meta["path"]): int(meta["size"]) for meta in self._list(folder)}
             if not found:
                 return
-            with _errors("deleted", folder):
+            with deleting(folder):
                 obstore.delete(self._store, list(found))
         if any(found.values()):
             raise StorageError(f"{folder} could not be deleted: files are listed that were deleted.")
@@ -203,7 +174,7 @@ class S3Storage:
         paths = [self._path(key) for key in keys]
         if not paths:
             return {}
-        with _errors("signed", keys[0]):
+        with request("signed", keys[0]):
             signed = obstore.sign(self._public_store, "GET", paths, timedelta(seconds=lifetime_s))
         return dict(zip(keys, signed, strict=True))
 
@@ -226,7 +197,7 @@ class S3Storage:
         if options.region not in REGIONS_WITHOUT_CONSTRAINT:
             region = f"<LocationConstraint>{options.region}</LocationConstraint>"
             body = f"<CreateBucketConfiguration>{region}</CreateBucketConfiguration>".encode()
-        with _errors("signed", options.bucket):
+        with request("signed", options.bucket):
             url = obstore.sign(self._store, "PUT", "", timedelta(minutes=1))
         response = HttpClient(timeout_s=REQUEST_TIMEOUT_S).put(url, body=body, headers={})
         if isinstance(response, RequestFailure):
@@ -255,7 +226,7 @@ class S3Storage:
 
     def _list(self, folder: str) -> Iterator[Any]:
         path = self._path(folder)
-        with _errors("listed", folder):
+        with request("listed", folder):
             for page in obstore.list(self._store, path):
                 # An object that stands for the folder itself.
                 yield from (meta for meta in page if meta["path"] != path)
@@ -271,74 +242,10 @@ class S3Storage:
 
     @cached_property
     def _store(self) -> S3Store:
-        return self._connect(self._options.endpoint)
+        return connect(self._options, self._options.endpoint)
 
     @cached_property
     def _public_store(self) -> S3Store:
         """Signs URLs for the host that browsers call; the host is part of the signature."""
         public = self._options.public_endpoint
-        return self._connect(public) if public else self._store
-
-    def _connect(self, endpoint: str | None) -> S3Store:
-        """The client of one endpoint."""
-        options = self._options
-        config: S3Config = {
-            "region": options.region,
-            "virtual_hosted_style_request": not options.path_style,
-            # Not every server has the request that deletes many files.
-            "disable_bulk_delete": True,
-        }
-        if endpoint:
-            config["endpoint"] = endpoint if options.path_style else _with_bucket(endpoint, options.bucket)
-        if options.checksum != "none":
-            config["checksum_algorithm"] = options.checksum
-        client: ClientConfig = {
-            "allow_http": True,
-            "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
-            "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
-        }
-        retry: RetryConfig = {
-            "max_retries": RETRIES,
-            "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S),
-            "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=1)},
-        }
-        return S3Store(
-            options.bucket,
-            config=config,
-            client_options=client,
-            retry_config=retry,
-            credential_provider=self._credentials if options.secret_access_key else None,
-        )
-
-    def _credentials(self) -> S3Credential:
-        """The configured key. Given this way, it is not mixed with AWS's variables in the environment."""
-        options = self._options
-        assert options.access_key_id is not None
-        assert options.secret_access_key is not None
-        return {
-            "access_key_id": options.access_key_id,
-            "secret_access_key": options.secret_access_key,
-            "token": None,
-            "expires_at": None,
-        }
-
-
-NO_BUCKET = "no_bucket"
-"""The kind of the `SettingsError` for a bucket that does not exist."""
-
-
-@contextmanager
-def _errors(verb: str, key: str) -> Iterator[None]:
-    """Raise `NotFound` or `StorageError` for the library's errors. Their texts have the whole answer of the
-    server, with the access key and what was signed: only the reason is kept."""
-    try:
-        yield
-    except LIBRARY_ERRORS as error:
-        if is_not_found(error):
-            raise NotFound(f"There is nothing under {key}.", field="key", value=key) from None
-        raise StorageError(f"{key} could not be {verb}: {reason_of(error)}.") from None
-
-
-def _with_bucket(endpoint: str, bucket: str) -> str:
-    parts = urlsplit(endpoint)
-    return parts._replace(netloc=f"{bucket}.{parts.netloc}").geturl()
+        return connect(self._options, public) if public else self._store

@@ -1,10 +1,18 @@
-"""What an error of the S3 library means. It has few classes; the rest is in its text."""
+"""What an error of the S3 library means. It has few classes; the rest is in its text.
+
+The texts have the whole answer of the server, with the access key and what was signed: only the reason is
+passed on.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from obstore.exceptions import BaseError
+
+from ourvidz.errors import NotFound, StorageError
 
 LIBRARY_ERRORS = (BaseError, OSError, ValueError)
 """What the library raises."""
@@ -103,3 +111,35 @@ def is_refusal(error: Exception) -> bool:
     if status is None:
         return _REDIRECT in text
     return status[1][0] in "34" and status[1] not in ("408", "429")
+
+
+@contextmanager
+def request(verb: str, key: str) -> Iterator[None]:
+    """Raise `StorageError` for the errors of a request."""
+    try:
+        yield
+    except LIBRARY_ERRORS as error:
+        raise StorageError(f"{key} could not be {verb}: {reason_of(error)}.") from None
+
+
+@contextmanager
+def reading(verb: str, key: str) -> Iterator[None]:
+    """As `request`, but raise `NotFound` if there is no such file."""
+    with request(verb, key):
+        try:
+            yield
+        except LIBRARY_ERRORS as error:
+            if is_not_found(error):
+                raise NotFound(f"There is nothing under {key}.", field="key", value=key) from None
+            raise
+
+
+@contextmanager
+def deleting(key: str) -> Iterator[None]:
+    """As `request`, but pass if there is no such file: some servers say so."""
+    with request("deleted", key):
+        try:
+            yield
+        except LIBRARY_ERRORS as error:
+            if not is_not_found(error):
+                raise

@@ -23,7 +23,8 @@ def _local(settings: Settings) -> Store:
 
 def _s3(settings: Settings) -> Store:
     try:
-        from ourvidz.storage.s3 import S3Options, S3Storage
+        from ourvidz.storage.s3 import S3Storage
+        from ourvidz.storage.s3_client import S3Options
     except ImportError as missing:
         if (missing.name or "").partition(".")[0] != "obstore":
             raise

@@ -115,8 +115,8 @@ def test_a_missing_library_is_one_line(
 ) -> None:
     """It is an extra, which an installation with local storage does not have."""
     configure(**s3_server.environment("any"))
-    monkeypatch.delitem(sys.modules, "ourvidz.storage.s3", raising=False)
-    monkeypatch.delitem(sys.modules, "ourvidz.storage.s3_errors", raising=False)
+    for name in ("s3", "s3_client", "s3_errors"):
+        monkeypatch.delitem(sys.modules, f"ourvidz.storage.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "obstore", None)
     refused = run("storage", "init")
     assert refused.exit_code == 2

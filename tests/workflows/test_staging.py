@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from ourvidz.errors import Cancelled, WorkerUnavailable
+from campaigns.s3_server import S3Server
+from ourvidz.errors import Cancelled, StorageError, WorkerUnavailable
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import Claim, Verdict
+from ourvidz.settings import load_settings
 from ourvidz.storage.local import LocalStore
+from ourvidz.wiring.storage import open_store
 from ourvidz.workflows.run import FenceLost, LeasedRun
 from tests.factories import image_job
 
@@ -363,3 +366,43 @@ def test_the_files_of_a_job_that_an_earlier_release_recorded_are_known(
         run.put(store, KEY, b"mine", "image/png")
         ledger.rescue(claim)
         assert [token for _, token, _ in ledger.dead_attempt_folders()] == ["t"]
+
+
+def test_a_storage_that_fails_after_any_request_costs_an_attempt_and_no_file(
+    ledger: Link, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the first attempt is stopped, the second publishes its files, and nothing else is left."""
+    monkeypatch.setattr("ourvidz.workflows.staging.PUT_BACKOFF_S", 0)
+    monkeypatch.setattr("ourvidz.storage.s3_client.RETRIES", 0)
+    store = open_store(load_settings(_env_file=None, **s3_server.environment("attempts")))
+    store.create_buckets()
+
+    def attempt(job_id: str, token: str) -> None:
+        claim = ledger.claim(job_id, 1, worker_id=token, lease_s=10, token=token)
+        assert claim is not None
+        keys = [f"workspace-temp/u/{job_id}/{name}" for name in ("0.png", "0.thumb.webp")]
+        try:
+            with leased(ledger, claim) as run:
+                for key in keys:
+                    run.put(store, key, token.encode(), "image/png")
+                run.publish(outcome_of(keys))
+        except StorageError:
+            pass
+        ledger.rescue(claim)
+
+    s3_server.requests.clear()
+    attempt("a", "only")
+    requests = s3_server.requests.total()
+    assert store.get(KEY) == b"only"
+    for served in range(requests):
+        job_id = f"job-{served}"
+        ledger.register(image_job(job_id, user_id="u"), priority=6)
+        s3_server.fail(1000, after=served)
+        attempt(job_id, "first")
+        s3_server.fail(0)
+        attempt(job_id, "second")
+        folder = f"workspace-temp/u/{job_id}"
+        assert {file.key: store.get(file.key) for file in store.list_files(folder)} == {
+            f"{folder}/0.png": b"second",
+            f"{folder}/0.thumb.webp": b"second",
+        }
