@@ -72,12 +72,20 @@ def show(event_id: str, as_json: bool) -> None:
 @click.option("--all-dead", is_flag=True, help="Replay every dead letter.")
 @_as_json
 def replay(event_ids: tuple[str, ...], all_dead: bool, as_json: bool) -> None:
-    """Send callbacks again, under the ids they had."""
+    """Send callbacks again, under the ids they had.
+
+    Registrations of workers are left out: an old one would undo a newer one, which a keeper sends by itself.
+    """
     if all_dead == bool(event_ids):
         raise click.UsageError("name callbacks, or pass --all-dead")
     ledger = control.current().ledger
+    refused = [] if all_dead else [each for each in event_ids if _is_registration(each)]
+    if refused:
+        raise click.UsageError(f"{refused[0]} is a registration: a keeper sends the newest one by itself")
     selected = (
-        [e.event_id for e in ledger.list_events("dead", MAX_DEAD_LETTERS)] if all_dead else list(event_ids)
+        [e.event_id for e in ledger.list_events("dead", MAX_DEAD_LETTERS) if not e.is_registration]
+        if all_dead
+        else list(event_ids)
     )
     # The list is newest first; the events of a job must be sent in their order.
     replayed, unknown = _replay(reversed(selected) if all_dead else selected)
@@ -107,6 +115,11 @@ def summary(event: OutboxEvent) -> dict[str, Any]:
         "due_at": _iso(event.due_at) if event.state == "pending" else None,
         "settled_at": _iso(event.settled_at) if event.settled_at is not None else None,
     }
+
+
+def _is_registration(event_id: str) -> bool:
+    event = control.current().ledger.get_event(event_id)
+    return event is not None and event.is_registration
 
 
 def _replay(event_ids: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -16,6 +16,8 @@ from ourvidz.callbacks import payload
 from ourvidz.callbacks.delivery import CallbackSender
 from ourvidz.ledger.store import Ledger
 from ourvidz.liveness import registration
+from ourvidz.recovery.inspection import check_events, check_jobs
+from ourvidz.recovery.remains import remove_remains
 from ourvidz.settings import Settings, load_settings
 from ourvidz.wiring import control
 from tests.factories import ManualClock, worker
@@ -357,6 +359,8 @@ def test_a_registration_is_sent_again_in_intervals(fleet: Fleet, backend: Backen
     fleet.deliver()
     assert backend.cells == {OTHERS: fleet.url("pod")}
     assert len(backend.requests) == 2
+    delivered = [event.kind for event in fleet.ledger.list_events("delivered")]
+    assert delivered == ["registered"], "of repetitions nothing is kept"
 
 
 def test_after_an_outage_of_the_ledger_nobody_is_gone_at_once(fleet: Fleet) -> None:
@@ -398,6 +402,26 @@ def test_a_damaged_heartbeat_or_record_stops_no_registration(fleet: Fleet, backe
     client.set(f"{prefix}registrations", "of another type")
     fleet.settle()
     assert backend.active == fleet.live
+
+
+def test_the_check_of_the_ledger_finds_nothing_wrong_with_registrations(fleet: Fleet) -> None:
+    """Their events belong to no job, pending or settled; the keeper's housekeeping leaves them alone."""
+    fleet.start("sdxl", "pod")
+    fleet.deliver()
+    fleet.backend.fault = lambda: "refused"
+    fleet.start("wan", "pod")
+    fleet.deliver()
+    (event,) = fleet.ledger.list_events("pending")
+    for _ in range(2):
+        events, jobs = sorted(fleet.ledger.event_ids()), sorted(fleet.ledger.job_ids())
+        assert list(check_events(fleet.ledger, events, repair=True)) == []
+        assert list(check_jobs(fleet.ledger, jobs, repair=True)) == []
+        assert fleet.ledger.unreadable_event(event.job_id) is None
+        fleet.ledger.dead_letter(event, status=404, error="HTTP 404")
+    assert remove_remains(fleet.ledger) == 0
+    fleet.ledger.purge(older_than_s=0)
+    assert len(fleet.ledger.list_events("delivered")) == 1
+    assert fleet.ledger.list_events("dead") == [], "they are kept as long as those of jobs"
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -14,9 +14,11 @@ from ourvidz.cli.callbacks import callbacks
 from ourvidz.jobs.job import ImageJob
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
+from ourvidz.liveness import registration
 from ourvidz.records.record import OutboxEvent, ReadyJob
 from ourvidz.settings import load_settings
 from ourvidz.wiring import control
+from tests.factories import worker
 
 PROMPT = "a lighthouse on a hill"
 
@@ -134,3 +136,24 @@ def test_replay_lists_unknown_ids(ledger: Ledger, dead_letter: Callable[[str], O
 def test_replay_takes_either_ids_or_all_dead(ledger: Ledger, arguments: list[str]) -> None:
     """No ids, and ids beside --all-dead, are usage errors."""
     assert run("replay", *arguments).exit_code == 2
+
+
+def test_registrations_are_listed_and_not_replayed(
+    ledger: Ledger, dead_letter: Callable[[str], OutboxEvent]
+) -> None:
+    """An old one would register a worker again that is gone."""
+    settings = load_settings(RUNPOD_POD_ID="k2x9", SUPABASE_URL="https://abc.supabase.co", _env_file=None)
+    made = registration.of_worker(settings, "sdxl", models={})
+    ledger.heartbeat(worker(detail={"registration": registration.as_detail(made)}))
+    registration.update_registrations(ledger)
+    (row,) = json.loads(run("list", "--state", "pending", "--json").output)
+    assert (row["kind"], row["host"]) == ("registered", "abc.supabase.co")
+    payload = json.loads(run("show", row["event_id"], "--json").output)["payload"]
+    assert payload["worker_url"] == "https://k2x9-7860.proxy.runpod.net"
+    (event,) = ledger.list_events("pending")
+    ledger.dead_letter(event, status=404, error="HTTP 404")
+    refused = run("replay", row["event_id"])
+    assert refused.exit_code == 2
+    assert "is a registration" in refused.output
+    other = dead_letter("job-1")
+    assert json.loads(run("replay", "--all-dead", "--json").output)["replayed"] == [other.event_id]
