@@ -39,6 +39,8 @@ RESULT_WAIT_S = 1.0
 class _AdoptingPopen(popen_spawn_posix.Popen):  # type: ignore[misc]
     """Runs a process object in an interpreter that this process has already started."""
 
+    returncode: int | None
+
     def __init__(self, process_obj: SpawnProcess, interpreter: prespawn.Interpreter) -> None:
         self._interpreter = interpreter
         super().__init__(process_obj)
@@ -62,6 +64,12 @@ class _AdoptingPopen(popen_spawn_posix.Popen):  # type: ignore[misc]
             for descriptor in (reads, ends_with_child, writes):
                 os.close(descriptor)
         self.pid = self._interpreter.pid
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """How the process ended; None while it runs. It need not be a child of this process."""
+        if self.returncode is None:
+            self.returncode = self._interpreter.poll(wait=not flag & os.WNOHANG)
+        return self.returncode
 
 
 class _Child(SpawnProcess):  # type: ignore[misc]

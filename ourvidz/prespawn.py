@@ -2,7 +2,8 @@
 
 The pool starts its child when the parent has imported Celery and is connected, and the child then imports
 torch and diffusers, which takes longer. So `ourvidz worker` first of all starts an interpreter that imports
-the libraries meanwhile and becomes the pool's first child. A child that replaces it is spawned by the pool.
+the libraries meanwhile and becomes the pool's first child. Where `ourvidz up` has started a fork server, the
+interpreter is forked by it, and so is a child that replaces it; else the pool spawns that.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
+from ourvidz.forkserver import RESTART_S, START_S, ForkedProcess
+from ourvidz.settings import environment, settings
 from ourvidz.subprocesses import DIES_WITH, dying_with_parent
 
 MAX_FDS = 64
@@ -26,27 +30,55 @@ allow 256 open files."""
 _waiting: Interpreter | None = None
 
 
+class SpawnedProcess:
+    """A new interpreter that runs `child.main`. It is killed when the thread that made it ends."""
+
+    def __init__(self, own: socket.socket) -> None:
+        fd = own.fileno()
+        # The pool hands over its own import path only later, and a builder of models may be anywhere on it.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from ourvidz import child; child.main({fd})"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=(fd,), preexec_fn=dying_with_parent(DIES_WITH)
+        )
+        self.pid = self._process.pid
+
+    def poll(self, *, wait: bool = False) -> int | None:
+        """How the process ended: its exit status, or minus the signal that killed it; None while it runs."""
+        return self._process.wait() if wait else self._process.poll()
+
+    def kill(self) -> None:
+        """Kill the process."""
+        self._process.kill()
+        self._process.wait()
+
+
 class Interpreter:
     """A child process that imports the libraries of this process's role and waits for its work.
 
-    It is killed when the thread that made it ends.
+    `start` makes its process, with the interpreter's end of a socket.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: Callable[[socket.socket], SpawnedProcess | ForkedProcess]) -> None:
         self._socket, theirs = socket.socketpair()
-        fd = theirs.fileno()
-        # The pool hands over its own import path only later, and a builder of models may be anywhere on it.
-        code = f"import sys; sys.path[:] = {sys.path!r}; from ourvidz import child; child.main({fd})"
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code], pass_fds=(fd,), preexec_fn=dying_with_parent(DIES_WITH)
-            )
-        self.pid = self._process.pid
+            self._process = start(theirs)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
 
     @property
     def running(self) -> bool:
         """Whether the process still runs."""
-        return self._process.poll() is None
+        try:
+            return self._process.pid > 0 and self._process.poll() is None
+        except OSError:
+            return False
+
+    def poll(self, *, wait: bool = False) -> int | None:
+        """How the process ended: its exit status, or minus the signal that killed it; None while it runs."""
+        return self._process.poll(wait=wait)
 
     def hand_over(self, fds: Sequence[int], env: dict[str, str]) -> None:
         """Send the file descriptors of the pool's child, the one with its process object first, and its
@@ -61,7 +93,18 @@ class Interpreter:
         """End the process. It must not have been handed anything."""
         self._socket.close()
         self._process.kill()
-        self._process.wait()
+
+
+def forked(*, start_s: float) -> Interpreter | None:
+    """An interpreter forked by the fork server of `ourvidz up`; None where there is none that answers."""
+    server_fd, family = settings().fork_server_fd, settings().worker
+    if server_fd is None or family is None:
+        return None
+    fork = partial(ForkedProcess, server_fd, family, environment=environment(), start_s=start_s)
+    try:
+        return Interpreter(fork)
+    except OSError:
+        return None
 
 
 def reserve_descriptors() -> set[int]:
@@ -104,7 +147,7 @@ def interpreter() -> Iterator[None]:
     that no pool took ends with the context.
     """
     global _waiting
-    _waiting = Interpreter()
+    _waiting = forked(start_s=START_S) or Interpreter(SpawnedProcess)
     try:
         yield
     finally:
@@ -114,7 +157,10 @@ def interpreter() -> Iterator[None]:
 
 
 def take() -> Interpreter | None:
-    """Return the interpreter that was started, once; None if there is none or it has ended."""
+    """Return the interpreter that was started, once, and later one that is forked; None if there is none, or
+    it has ended."""
     global _waiting
     interpreter, _waiting = _waiting, None
+    if interpreter is None:
+        interpreter = forked(start_s=RESTART_S)
     return interpreter if interpreter is not None and interpreter.running else None

@@ -30,6 +30,12 @@ EXIT_S = 1.0
 """How long a process without a job has to exit."""
 
 
+FORK_SERVER = "forkserver"
+"""The name of the process from which the workers' children are forked."""
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
+"""Files that exist where there is a driver of a GPU that torch may use."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoints:
     """Where one stack listens: URLs of the shim and of Redis, port of Flower, sockets of the shim."""
@@ -96,15 +102,34 @@ def with_package_path(env: dict[str, str]) -> dict[str, str]:
     return env | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
+def forks_children(families: tuple[str, ...], settings: Settings) -> bool:
+    """Whether a fork server imports the libraries of all families once: where there are several, with our own
+    pipelines, on Linux, and without a GPU, which a process that is forked must not have touched."""
+    own_models = settings.models == Settings.model_fields["models"].default
+    has_gpu = settings.gpu is not None or any(Path(name).exists() for name in GPU_DEVICES)
+    return len(families) > 1 and own_models and sys.platform == "linux" and not has_gpu
+
+
 def process_specs(
-    families: tuple[str, ...], state: StateDir, endpoints: Endpoints, env: dict[str, str]
+    families: tuple[str, ...],
+    state: StateDir,
+    endpoints: Endpoints,
+    env: dict[str, str],
+    fork_sockets: tuple[socket.socket, socket.socket] | None = None,
 ) -> list[ProcessSpec]:
     """All processes but the embedded Redis server, in the order of their start: first those that the first
-    family's jobs need."""
+    family's jobs need. `fork_sockets`: those of the fork server and of the workers, where there is one."""
     fds = [argument for fd in endpoints.web_fds for argument in ("--fd", str(fd))]
-    specs = [_worker_spec(name, state, env) for name in families[:1]]
+    specs: list[ProcessSpec] = []
+    model_env, asks = env, tuple[int, ...]()
+    if fork_sockets is not None:
+        serves, asking = (sock.fileno() for sock in fork_sockets)
+        specs.append(_fork_server_spec(families, state, env, serves))
+        model_env, asks = env | {"OURVIDZ_FORK_SERVER_FD": str(asking)}, (asking,)
+    specs.extend(_worker_spec(name, state, model_env, pass_fds=asks) for name in families[:1])
     specs.append(_worker_spec("web", state, env, *fds, pass_fds=endpoints.web_fds))
-    specs.extend(_worker_spec(name, state, env) for name in (*HELPERS, *families[1:]) if name != "web")
+    specs.extend(_worker_spec(name, state, env) for name in HELPERS if name != "web")
+    specs.extend(_worker_spec(name, state, model_env, pass_fds=asks) for name in families[1:])
     if endpoints.flower_port is not None:
         argv = _flower_command(endpoints.flower_port)
         specs.append(ProcessSpec("flower", argv, env, state.log("flower")))
@@ -136,6 +161,15 @@ def _worker_spec(
     env = env | {"OURVIDZ_BEATS_DIR": str(beats)}
     hang_s = HANG_S if name in HELPERS else MODEL_HANG_S
     return ProcessSpec(name, argv, env, state.log(name), pass_fds, beats, hang_s)
+
+
+def _fork_server_spec(
+    families: tuple[str, ...], state: StateDir, env: dict[str, str], fd: int
+) -> ProcessSpec:
+    """The process from which the workers' children are forked."""
+    code = f"from ourvidz import libraries; libraries.main({fd}, {list(families)!r})"
+    argv = (sys.executable, "-P", "-c", code)
+    return ProcessSpec(FORK_SERVER, argv, env, state.log(FORK_SERVER), (fd,))
 
 
 def _flower_command(port: int) -> tuple[str, ...]:

@@ -123,8 +123,12 @@ class StackRun:
             web_fds=tuple(sock.fileno() for sock in sockets),
         )
         env = stack.child_env(self._settings, self._state, self._state.secrets(), endpoints)
-        specs = stack.process_specs(self._families, self._state, endpoints, env)
-        self._starting = StaggeredStart(specs, self._supervisor.start, processors=processors())
+        forks = stack.forks_children(self._families, self._settings)
+        # Kept: a fork server that is started again reads the requests that came meanwhile.
+        self._fork_sockets = socket.socketpair(type=socket.SOCK_DGRAM) if forks else None
+        specs = stack.process_specs(self._families, self._state, endpoints, env, self._fork_sockets)
+        importing = len(specs) if forks else processors()
+        self._starting = StaggeredStart(specs, self._supervisor.start, processors=importing)
         self._starting.advance()
         return endpoints
 
@@ -213,6 +217,7 @@ class StackRun:
         stop(["io"], stack.STOP_STEPS)
         stop(["web"], stack.WEB_STOP_STEPS)
         stop([embedded.NAME], stack.STOP_STEPS)
+        # The fork server, which holds nothing, is killed.
         self._supervisor.kill_all()
 
     def _drain_callbacks(self) -> None:

@@ -28,6 +28,8 @@ class ProcessSettings(Topic):
 
     beats_dir: LocalPath | None = env("OURVIDZ_BEATS_DIR")
     """Folder in which this process shows that it is alive; set by `ourvidz up` for each process."""
+    fork_server_fd: int | None = env("OURVIDZ_FORK_SERVER_FD", ge=0)
+    """Socket over which the fork server of `ourvidz up` is asked for a child; set by `ourvidz up`."""
     gpu: str | None = env("OURVIDZ_GPU")
     allow_cpu: bool = env("OURVIDZ_ALLOW_CPU", False)
     """Whether models run on the CPU where no GPU is visible, in production and with `OURVIDZ_GPU` set."""

@@ -38,11 +38,16 @@ def preload(settings: Settings, family: str) -> None:
     """Import all that a worker's child runs. A builder that cannot be imported is left to `models`; its
     module's function `preload(family)`, if it has one, imports what it needs later."""
     with collector_paused():
-        for module in WORKFLOWS.get(family, ()):
-            import_module(module)
+        preload_workflows(family)
         with suppress(ImportError):
             builder = import_module(settings.models.partition(":")[0])
             getattr(builder, "preload", _preload_nothing)(family)
+
+
+def preload_workflows(family: str) -> None:
+    """Import the workflows of a family, without reading the settings."""
+    for module in WORKFLOWS.get(family, ()):
+        import_module(module)
 
 
 def _preload_nothing(_: str) -> None:

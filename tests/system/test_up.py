@@ -46,6 +46,31 @@ def test_a_stack_runs_jobs_restarts_a_killed_process_and_stops_completely(
         assert running.still_running(processes, within_s=5) == [], "a process outlived `up`"
 
 
+def test_several_families_share_the_libraries_that_one_process_has_imported(
+    stack: Callable[..., Any],
+) -> None:
+    """Each of them imported the same three hundred megabytes. A fork server that dies takes the children with
+    it, and their workers go on with new ones."""
+    config = {"steps": 2, "width": 64, "height": 64}
+    with stack("--workers", "sdxl,wan") as running:
+        families = ("sdxl", "wan")
+        fork_server = running.ready["pids"]["forkserver"]
+        children = {running.pool_child(family) for family in families}
+        assert {psutil.Process(child).ppid() for child in children} == {fork_server}
+        running.submit("before", config=config)
+        assert running.wait_done("before")["status"] == "completed"
+        psutil.Process(fork_server).kill()
+        running.wait_for(
+            lambda: not any(map(psutil.pid_exists, children)), "a child outlived the fork server", 30
+        )
+        for family, job_type in zip(families, ("sdxl_image_fast", "image_fast"), strict=True):
+            running.submit(f"after-{family}", type=job_type, config=config)
+            assert running.wait_done(f"after-{family}", within_s=60)["status"] == "completed"
+        processes = running.processes()
+        assert running.stop() == 0
+        assert running.still_running(processes, within_s=5) == [], "a process outlived `up`"
+
+
 def test_finished_and_interrupted_jobs_outlive_the_stack(stack: Callable[..., Any]) -> None:
     """A stop does not wait for a long job; its interrupted attempt does not count, and it runs after the next
     start. A killed `up` leaves no process behind."""
