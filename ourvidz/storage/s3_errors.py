@@ -45,7 +45,7 @@ _REDIRECT = "Received redirect without LOCATION"
 _FAILURES = (
     (_REDIRECT, _WRONG_REGION),
     ("dns error", "the host name of the server is not known"),
-    ("invalid peer certificate", "the certificate of the server is not trusted"),
+    ("InvalidCertificate", "the certificate of the server is not trusted"),
     ("InvalidMessage", "the server speaks no TLS, or not this"),
     ("ConnectionRefused", "nothing listens at this address"),
     ("TimedOut", "the server did not answer in time"),

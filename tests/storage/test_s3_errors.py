@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,6 +153,22 @@ def test_no_secret_is_shown(s3_server: S3Server, s3_store: S3Storage) -> None:
     ):
         assert s3_server.secret_key not in shown
         assert "s3cret" not in shown
+
+
+def test_a_certificate_that_is_not_trusted_is_named(
+    open_storage: Open, make_chain: Any, tmp_path: Path
+) -> None:
+    """A server within a company has one of its own authority."""
+    files = make_chain().variables(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files["OURVIDZ_C2PA_CERTIFICATE"], files["OURVIDZ_C2PA_KEY"])
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        storage = open_storage(endpoint=f"https://127.0.0.1:{server.server_port}")
+        with pytest.raises(StorageError, match="the certificate of the server is not trusted"):
+            storage.check_access()
+        server.shutdown()
 
 
 def test_a_server_that_is_away_is_a_storage_error(open_storage: Open) -> None:
