@@ -172,6 +172,23 @@ def test_a_process_that_ends_is_started_again(start_pod: StartPod) -> None:
     assert pod.lines().count("began worker web") == 1
 
 
+def test_a_process_that_hangs_is_killed_and_started_again(start_pod: StartPod) -> None:
+    """One of its parts has shown no sign of life for long. Others are left alone."""
+    pod = start_pod(POD_PROCESSES="web sdxl", POD_WATCH_S="0.1")
+    wait_for(lambda: Path(f"{pod.log}.sdxl.pid").exists(), "the process has not begun")
+    wait_for(lambda: Path(f"{pod.log}.web.pid").exists(), "the process has not begun")
+    first, web = pod.pid_of("sdxl"), pod.pid_of("web")
+    (Path(pod.env_of("web")["OURVIDZ_BEATS_DIR"]) / "loop").touch()
+    beat = Path(pod.env_of("sdxl")["OURVIDZ_BEATS_DIR"]) / "child"
+    beat.touch()
+    hour_ago = time.time() - 3600
+    os.utime(beat, (hour_ago, hour_ago))
+    wait_for(lambda: pod.pid_of("sdxl") != first, "it is not started again")
+    assert not beat.exists()
+    assert pod.pid_of("web") == web
+    assert "sdxl shows no sign of life" in pod.stderr.read_text()
+
+
 def test_a_stop_ends_the_workers_before_those_that_they_need(start_pod: StartPod) -> None:
     """Their last callbacks are delivered, and their callers answered."""
     pod = start_pod()

@@ -5,6 +5,8 @@
 #   POD_VOLUME     where the volume is mounted; default /workspace
 #   POD_PULL       `no` pulls no checkpoints; by default those are pulled that no setting names
 #   POD_REDIS_PORT port of the pod's own Redis server, which runs where no other one is set; default 6379
+#   POD_SILENT_S   after how many seconds without a sign of life a process is killed; default 180
+#   POD_WATCH_S    how often that is looked at, in seconds; default 30
 #
 # All other variables are OurVidz's settings. A process that ends is started again, with growing pauses. SIGTERM stops
 # the workers, which drain for OURVIDZ_DRAIN_S, then io and the shim, then the server.
@@ -47,6 +49,8 @@ export PYTHONUNBUFFERED=1
 # --- supervision ---------------------------------------------------------------------------------------------------
 
 declare -A supervisors=()
+declare -A silent=()
+sleeper=""
 
 # Runs in a subshell: keeps one command running until SIGTERM, which it passes on.
 supervise() {
@@ -58,11 +62,14 @@ supervise() {
     began=$SECONDS
     "$@" &
     child=$!
+    echo "$child" > "$folder/run/$name.pid"
     # The signal may have come before `child` was set.
     [ -z "$stopping" ] || kill -TERM "$child" 2> /dev/null || true
     status=0
     # A signal ends `wait` before the child.
     while kill -0 "$child" 2> /dev/null; do wait "$child" && status=0 || status=$?; done
+    # Its number may soon be another process's.
+    rm -f "$folder/run/$name.pid"
     [ -z "$stopping" ] || break
     [ $((SECONDS - began)) -lt 60 ] || pause=1
     log "$name ended with status $status; it starts again in $pause s"
@@ -92,6 +99,7 @@ stop() {
 
 stop_all() {
   trap '' TERM INT
+  [ -z "$sleeper" ] || kill "$sleeper" 2> /dev/null || true
   log "stopping"
   stop sdxl wan chat keeper
   stop io web
@@ -158,13 +166,36 @@ fi
 
 # --- the processes -------------------------------------------------------------------------------------------------
 
+# Every part of a process changes the time of a file in its folder once a second.
+run_process() {
+  rm -rf "${folder:?}/run/$1"
+  mkdir -p "$folder/run/$1"
+  exec env OURVIDZ_BEATS_DIR="$folder/run/$1" ourvidz worker "$1"
+}
+
+# Kills a process that was silent at two looks: after a pause of the whole pod all are, for a moment.
+check() {
+  local name="$1" pid parts
+  pid="$(cat "$folder/run/$name.pid" 2> /dev/null || true)"
+  parts="$(find "$folder/run/$name" -type f -not -newermt "${POD_SILENT_S:-180} seconds ago" 2> /dev/null || true)"
+  if [ -z "$parts" ] || [ -z "$pid" ]; then
+    silent[$name]=""
+  elif [ -z "${silent[$name]:-}" ]; then
+    silent[$name]=1
+  else
+    log "$name shows no sign of life and is killed"
+    silent[$name]=""
+    kill -KILL "$pid" 2> /dev/null || true
+  fi
+}
+
 for name in "${processes[@]}"; do
-  mkdir -p "$folder/run/$name"
-  start "$name" env OURVIDZ_BEATS_DIR="$folder/run/$name" ourvidz worker "$name"
+  start "$name" run_process "$name"
 done
 log "started: ${processes[*]}"
 while :; do
-  # A signal ends `wait`; supervisors end only when they are stopped.
-  wait "${supervisors[@]}" || true
-  sleep 1
+  sleep "${POD_WATCH_S:-30}" &
+  sleeper=$!
+  wait "$sleeper" || true
+  for name in "${processes[@]}"; do check "$name"; done
 done

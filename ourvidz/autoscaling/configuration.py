@@ -20,4 +20,5 @@ def policy_for(settings: Settings, queue: str) -> Policy:
         minimum=minimum,
         maximum=max(settings.autoscale_max.get(family, DEFAULTS.maximum), minimum),
         idle_s=settings.autoscale_idle_s,
+        jobs_at_a_time=settings.chat_batch if family == "chat" else 1,
     )

@@ -42,22 +42,25 @@ class Policy:
     """How the workers of one queue follow its demand.
 
     `target_wait_s`: the remaining work should be done in this time. `minimum` and `maximum` bound the number
-    of workers. One worker is kept until `idle_s` seconds after the last claim.
+    of workers. One worker is kept until `idle_s` seconds after the last claim. `jobs_at_a_time`: how many
+    jobs one worker runs together, each as fast as alone.
     """
 
     target_wait_s: float
     minimum: int = 0
     maximum: int = 8
     idle_s: float = 300.0
+    jobs_at_a_time: int = 1
 
 
 def wanted_workers(demand: Demand, policy: Policy) -> int:
     """Return how many workers a queue should have: remaining seconds / target wait, rounded up.
 
-    Not more than there are jobs, since a job runs on one worker; not fewer than the busy ones, also above
+    Not more than its jobs occupy, since a job runs on one worker; not fewer than the busy ones, also above
     the maximum, so that removing idle workers interrupts no job.
     """
-    needed = min(math.ceil(round(demand.remaining_s / policy.target_wait_s, _DIGITS)), demand.jobs)
+    in_time = demand.remaining_s / policy.target_wait_s / policy.jobs_at_a_time
+    needed = min(math.ceil(round(in_time, _DIGITS)), math.ceil(demand.jobs / policy.jobs_at_a_time))
     recently_used = demand.idle_s is not None and demand.idle_s < policy.idle_s
     if demand.jobs or recently_used:
         needed = max(needed, 1)

@@ -88,13 +88,20 @@ def simulate(
     return _Fleet(arrivals, policy, options or FleetOptions(), wanted).run()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A job that a worker has claimed."""
+
+    job: Arrival
+    since_s: float
+
+
+@dataclass(slots=True, eq=False)
 class _Worker:
     number: int
     started_s: float
     ready: bool = False
-    job: Arrival | None = None
-    job_started_s: float = 0.0
+    running: list[_Running] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -151,14 +158,15 @@ class _Fleet:
     def _claim(self) -> None:
         """Give queued jobs to ready workers, the oldest of each first."""
         for worker in self.workers:
-            if self.queue and worker.ready and worker.job is None:
-                job = worker.job = self.queue.popleft()
-                worker.job_started_s = self.last_claim_s = self.now_s
-                self.waits_s.append(self.now_s - job.at_s)
-                self._at(self.now_s + job.run_s, partial(self._finish, worker))
+            while self.queue and worker.ready and len(worker.running) < self.policy.jobs_at_a_time:
+                running = _Running(self.queue.popleft(), self.now_s)
+                worker.running.append(running)
+                self.last_claim_s = self.now_s
+                self.waits_s.append(self.now_s - running.job.at_s)
+                self._at(self.now_s + running.job.run_s, partial(self._finish, worker, running))
 
-    def _finish(self, worker: _Worker) -> None:
-        worker.job = None
+    def _finish(self, worker: _Worker, running: _Running) -> None:
+        worker.running.remove(running)
         self.ended_jobs += 1
         self.last_end_s = self.now_s
         self._claim()
@@ -182,21 +190,20 @@ class _Fleet:
             self._at(self.now_s + self.options.poll_s, self._poll)
 
     def _demand(self) -> Demand:
-        running = [worker for worker in self.workers if worker.job is not None]
+        running = [running for worker in self.workers for running in worker.running]
         return Demand(
             queued=len(self.queue),
             queued_s=sum(job.expected_s for job in self.queue),
             running=len(running),
-            running_s=sum(self._remaining_s(worker) for worker in running),
-            busy=len(running),
+            running_s=sum(map(self._remaining_s, running)),
+            busy=sum(bool(worker.running) for worker in self.workers),
             idle_s=None if self.last_claim_s is None else self.now_s - self.last_claim_s,
         )
 
-    def _remaining_s(self, worker: _Worker) -> float:
-        """What a worker reports of its job: the expected time, less its progress."""
-        assert worker.job is not None
-        progress = (self.now_s - worker.job_started_s) / worker.job.run_s if worker.job.run_s else 1.0
-        return worker.job.expected_s * (1 - min(1.0, progress))
+    def _remaining_s(self, running: _Running) -> float:
+        """What a worker reports of a job: the expected time, less its progress."""
+        progress = (self.now_s - running.since_s) / running.job.run_s if running.job.run_s else 1.0
+        return running.job.expected_s * (1 - min(1.0, progress))
 
     def _start(self, count: int) -> None:
         for _ in range(count):
@@ -211,11 +218,9 @@ class _Fleet:
 
     def _stop(self, count: int) -> None:
         """Stop workers: those that start first, then idle ones, the newest first; last busy ones."""
-        by_use = sorted(
-            self.workers, key=lambda worker: (worker.job is not None, worker.ready, -worker.number)
-        )
+        by_use = sorted(self.workers, key=lambda worker: (bool(worker.running), worker.ready, -worker.number))
         for worker in by_use[:count]:
             self.workers.remove(worker)
             self.stopped += 1
-            self.stopped_busy += worker.job is not None
+            self.stopped_busy += bool(worker.running)
             self.worker_s += self.now_s - worker.started_s

@@ -19,8 +19,8 @@ class Scale(BaseModel):
     """How many workers a queue should have (`wanted`), and what that follows from.
 
     `remaining_s`: estimated seconds that its jobs still take on one worker; the queued jobs of a paused queue
-    do not count. `idle_s`: seconds since the last claim, null before the first. `minimum`, `maximum`,
-    `target_wait_s` and `idle_limit_s` are the settings.
+    do not count. `idle_s`: seconds since the last claim, null before the first. `jobs_at_a_time`: how many of
+    them a worker runs together. `minimum`, `maximum`, `target_wait_s` and `idle_limit_s` are the settings.
     """
 
     queue: str
@@ -31,6 +31,7 @@ class Scale(BaseModel):
     remaining_s: float
     idle_s: float | None
     paused: bool
+    jobs_at_a_time: int
     target_wait_s: float
     minimum: int
     maximum: int
@@ -53,6 +54,7 @@ def scale(queue: str) -> Scale:
         remaining_s=round(demand.remaining_s, 3),
         idle_s=None if demand.idle_s is None else round(demand.idle_s, 3),
         paused=demand.paused,
+        jobs_at_a_time=policy.jobs_at_a_time,
         target_wait_s=policy.target_wait_s,
         minimum=policy.minimum,
         maximum=policy.maximum,

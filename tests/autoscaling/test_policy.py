@@ -39,6 +39,7 @@ def policies(draw: st.DrawFn) -> Policy:
         minimum=minimum,
         maximum=draw(st.integers(max(1, minimum), 30)),
         idle_s=draw(seconds),
+        jobs_at_a_time=draw(st.integers(1, 16)),
     )
 
 
@@ -69,6 +70,13 @@ def test_remaining_seconds_divided_by_the_target_wait(demand: Demand, wanted: in
     assert wanted_workers(demand, POLICY) == wanted
 
 
+def test_texts_that_are_decoded_together_take_fewer_workers() -> None:
+    """A worker for texts runs eight at a time."""
+    policy = replace(POLICY, target_wait_s=15.0, jobs_at_a_time=8)
+    assert wanted_workers(Demand(queued=16, queued_s=16 * 15.0), policy) == 2
+    assert wanted_workers(Demand(queued=7, queued_s=7 * 200.0), policy) == 1
+
+
 def test_the_sum_of_many_seconds_is_not_rounded_up() -> None:
     """Six hundred tenths of a second are one minute, also in floating point."""
     demand = Demand(queued=600, queued_s=sum([0.1] * 600))
@@ -93,8 +101,8 @@ def test_the_bounds_hold(demand: Demand, policy: Policy) -> None:
 def test_within_the_bounds_the_work_is_done_in_time(demand: Demand, policy: Policy) -> None:
     """Unless there are fewer jobs than workers that it would take."""
     wanted = wanted_workers(demand, policy)
-    if wanted < policy.maximum and wanted < demand.jobs:
-        assert demand.remaining_s / wanted <= policy.target_wait_s * (1 + 1e-6)
+    if wanted < policy.maximum and wanted * policy.jobs_at_a_time < demand.jobs:
+        assert demand.remaining_s / wanted <= policy.target_wait_s * policy.jobs_at_a_time * (1 + 1e-5)
 
 
 @given(demands(), policies(), st.integers(1, 100), st.floats(0.1, 1e4))
@@ -116,5 +124,5 @@ def test_no_worker_is_wanted_only_when_there_is_nothing_to_do(demand: Demand, po
 def test_a_job_runs_on_one_worker(demand: Demand, policy: Policy) -> None:
     """More workers than jobs would stand idle, however long the jobs take."""
     wanted = wanted_workers(demand, policy)
-    assert wanted <= max(demand.jobs, demand.busy, policy.minimum, 1)
+    assert wanted <= max(math.ceil(demand.jobs / policy.jobs_at_a_time), demand.busy, policy.minimum, 1)
     assert wanted == math.floor(wanted)

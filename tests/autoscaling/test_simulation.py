@@ -63,6 +63,14 @@ def test_a_short_pause_stops_no_worker() -> None:
     assert report.started == 1
 
 
+def test_jobs_of_one_batch_do_not_wait_for_each_other() -> None:
+    """Three texts on one worker that runs two at a time: the third waits for the first of them."""
+    jobs = [Arrival(0.0, 10.0, run_s) for run_s in (10.0, 20.0, 10.0)]
+    policy = Policy(target_wait_s=600.0, maximum=1, jobs_at_a_time=2)
+    report = simulate(jobs, policy, FleetOptions(start_s=0.0))
+    assert [wait - report.waits_s[0] for wait in report.waits_s] == [0.0, 0.0, 10.0]
+
+
 def test_a_minimum_is_kept() -> None:
     """From the start to the end, without any job."""
     report = simulate([], Policy(target_wait_s=60.0, minimum=2))
@@ -81,12 +89,14 @@ arrivals = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(arrivals, st.floats(1, 600), st.integers(1, 6), st.floats(0, 600), st.floats(0, 600))
+@given(
+    arrivals, st.floats(1, 600), st.integers(1, 6), st.floats(0, 600), st.floats(0, 600), st.integers(1, 3)
+)
 def test_whatever_arrives_is_run_and_no_busy_worker_stops(
-    jobs: list[Arrival], target_s: float, maximum: int, idle_s: float, steady_s: float
+    jobs: list[Arrival], target_s: float, maximum: int, idle_s: float, steady_s: float, together: int
 ) -> None:
     """Also when the estimates are wrong, and numbers are followed at once."""
-    policy = Policy(target_wait_s=target_s, maximum=maximum, idle_s=idle_s)
+    policy = Policy(target_wait_s=target_s, maximum=maximum, idle_s=idle_s, jobs_at_a_time=together)
     report = simulate(jobs, policy, FleetOptions(steady_s=steady_s))
     assert len(report.waits_s) == len(jobs)
     assert min(report.waits_s, default=0.0) >= 0.0

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ourvidz.jobs.catalog import QUEUES
 from tests.web.conftest import USER, Shim
 
 OpenShim = Any
@@ -42,6 +43,7 @@ def test_the_settings_bound_the_number(open_shim: OpenShim) -> None:
         OURVIDZ_AUTOSCALE_MAX={"sdxl": 4},
         OURVIDZ_AUTOSCALE_MIN={"chat": 1},
         OURVIDZ_AUTOSCALE_IDLE_S=0,
+        OURVIDZ_CHAT_BATCH=5,
     )
     for number in range(9):
         shim.submit(id=f"job-{number}")
@@ -49,6 +51,8 @@ def test_the_settings_bound_the_number(open_shim: OpenShim) -> None:
     assert (answer["wanted"], answer["maximum"], answer["target_wait_s"]) == (4, 4, 10.0)
     assert shim.client.get("/autoscale/chat_queue").json()["wanted"] == 1
     assert shim.client.get("/autoscale/wan_queue").json()["target_wait_s"] == 300.0
+    together = [shim.client.get(f"/autoscale/{queue}").json()["jobs_at_a_time"] for queue in QUEUES.values()]
+    assert together == [1, 1, 5]
 
 
 def test_a_queue_without_workers_takes_jobs_where_it_may_scale_from_zero(open_shim: OpenShim) -> None:
