@@ -90,6 +90,35 @@ def check_moderation(settings: Settings) -> Check:
     return _check_endpoint("moderation", settings.moderation_url, fix)
 
 
+def check_image_classifier(settings: Settings) -> Check:
+    """Load the classifier of pictures and let it judge a grey one; an endpoint must respond."""
+    name = settings.image_classifier
+    if name is None:
+        return skipped(
+            "pictures", "OURVIDZ_IMAGE_CLASSIFIER is not set: references and results are not judged"
+        )
+    fix = "correct OURVIDZ_IMAGE_CLASSIFIER, or leave it out: "
+    fails = settings.image_classifier_fails
+    fix += "jobs with pictures fail" if fails == "closed" else "pictures pass unjudged"
+    if "://" in name:
+        return _check_endpoint("pictures", name, fix)
+    from PIL import Image
+
+    from ourvidz.wiring.pictures import picture_gate
+
+    try:
+        gate = picture_gate(settings)
+        assert gate is not None
+        verdict = gate.classify(Image.new("RGB", (64, 64), "grey"))
+    except SettingsError as error:
+        return failed("pictures", error.message, fix)
+    except Exception as error:  # noqa: BLE001  the classifier is the operator's
+        return failed("pictures", f"{name} raises {type(error).__name__} for a grey picture", fix)
+    if verdict not in (True, False):
+        return failed("pictures", f"{name} returns no verdict for a grey picture", fix)
+    return ok("pictures", f"{name}, fails {fails}")
+
+
 def check_callbacks(settings: Settings) -> Check:
     """Check that the default callback receiver responds; skipped without one."""
     if settings.default_callback_url is None:

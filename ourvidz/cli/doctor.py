@@ -36,6 +36,7 @@ CHECKS: tuple[tuple[str, Callable[[Settings], Check]], ...] = (
     ("wan", model_checks.check_wan_options),
     ("qwen", model_checks.check_qwen),
     ("moderation", checks.check_moderation),
+    ("pictures", checks.check_image_classifier),
     ("broker", broker_checks.check_broker),
     ("durability", broker_checks.check_durability),
     ("storage", checks.check_storage),

@@ -55,6 +55,8 @@ def find_reusable(job: Job) -> ReusableResult | None:
         # Under the id of a deleted job there may be another one by now.
         if earlier_job is None or result_key(earlier_job) != key or not is_reusable(record.outcome):
             return None
+        if app.settings.image_classifier and record.outcome.metadata.get("pictures_judged") is not True:
+            return None
         assets = record.outcome.assets
         keys = tuple(key for asset in assets for key in (asset.key, asset.thumbnail_key) if key is not None)
         if not all(app.store.exists(key) for key in keys):

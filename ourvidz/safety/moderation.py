@@ -1,9 +1,10 @@
-"""Client of an external moderation service with the OpenAI moderation API."""
+"""Client of an external moderation service with the OpenAI moderation API, for texts and pictures."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ourvidz import log
@@ -38,18 +39,21 @@ class Moderation:
     def check(self, text: str) -> None:
         """Raise `PolicyViolation`, without a category, if the service flags the text, and `WorkerUnavailable`
         if it gives no verdict."""
-        if not text.strip():
-            return
-        body = json.dumps({"input": text}).encode()
-        response = self._client.post(self._url, body=body, headers=self._headers)
-        if isinstance(response, RequestFailure) or response.status != 200:
-            reason = response.reason if isinstance(response, RequestFailure) else f"status {response.status}"
-            raise _undecided(reason)
-        if _flagged(response.body):
+        if text.strip() and self.flags(text):
             violation = PolicyViolation(MESSAGE)
             text_sha256 = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
             violation.audit = {"category": CATEGORY, "text_sha256": text_sha256}
             raise violation
+
+    def flags(self, content: str | Sequence[Mapping[str, object]]) -> bool:
+        """Whether the service flags a text, or parts with texts and pictures. Raises `WorkerUnavailable` if
+        it gives no verdict."""
+        body = json.dumps({"input": content}).encode()
+        response = self._client.post(self._url, body=body, headers=self._headers)
+        if isinstance(response, RequestFailure) or response.status != 200:
+            reason = response.reason if isinstance(response, RequestFailure) else f"status {response.status}"
+            raise _undecided(reason)
+        return _flagged(response.body)
 
 
 def _flagged(body: bytes) -> bool:

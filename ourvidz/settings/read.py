@@ -24,6 +24,7 @@ from ourvidz.settings.hub import HubSettings
 from ourvidz.settings.jobs import JobSettings
 from ourvidz.settings.kinds import env
 from ourvidz.settings.memory import MemorySettings
+from ourvidz.settings.pictures import PictureSettings
 from ourvidz.settings.process import ProcessSettings, RedisSettings
 from ourvidz.settings.registration import RegistrationSettings
 from ourvidz.settings.sdxl import SDXLSettings
@@ -62,6 +63,7 @@ class Settings(
     SDXLSettings,
     WanSettings,
     ChatSettings,
+    PictureSettings,
     HubSettings,
     BaseSettings,
 ):

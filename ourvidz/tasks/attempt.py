@@ -65,6 +65,7 @@ def services(family: str) -> Services:
         references=app.references,
         signer=app.signer,
         moderation=app.moderation,
+        pictures=app.pictures,
         gpu_price=app.settings.gpu_price,
     )
 

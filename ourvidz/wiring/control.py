@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ourvidz.safety.moderation import Moderation
     from ourvidz.telemetry.jobs import EndedJobs
     from ourvidz.telemetry.reporter import MetricsReporter
+    from ourvidz.workflows.pictures import PictureGate
 
 SDXL_SIZE = (1024, 1024)
 """Default width and height of SDXL jobs (px)."""
@@ -138,6 +139,14 @@ class ControlPlane:
         from ourvidz.telemetry.jobs import EndedJobs
 
         return EndedJobs(self.metrics_reporter)
+
+    @cached_property
+    def pictures(self) -> PictureGate | None:
+        """The operator's classifier of pictures; None where none is configured. Raises `SettingsError` when
+        it cannot be loaded."""
+        from ourvidz.wiring import pictures
+
+        return pictures.picture_gate(self.settings)
 
     @cached_property
     def sweep_options(self) -> SweepOptions:

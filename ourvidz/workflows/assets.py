@@ -19,6 +19,7 @@ from ourvidz.media.video import encode_mp4
 from ourvidz.pipelines.base import GeneratedImages, GeneratedVideo, GenerationResult
 from ourvidz.storage.keys import asset_key, thumbnail_key
 from ourvidz.storage.store import Store
+from ourvidz.workflows.pictures import JobPictures
 from ourvidz.workflows.services import Run
 from ourvidz.workflows.signing import AssetFile, AssetSigner, signature_metadata
 
@@ -35,16 +36,24 @@ MediaJob = ImageJob | VideoJob
 class AssetUploader:
     """Stores the images of one job while others are still being decoded.
 
-    Each image is encoded, signed and stored on a thread of a pool, followed by its thumbnail. `Run.put`
-    checks the fence and retries on these threads too. Leaving the context waits for running uploads and drops
-    the queued ones: nothing is stored once the attempt is over.
+    Each image is judged by `pictures`, encoded, signed and stored on a thread of a pool, followed by its
+    thumbnail. `Run.put` checks the fence and retries on these threads too. Leaving the context waits for
+    running uploads and drops the queued ones: nothing is stored once the attempt is over.
     """
 
-    def __init__(self, job: MediaJob, run: Run, store: Store, signer: AssetSigner) -> None:
+    def __init__(
+        self,
+        job: MediaJob,
+        run: Run,
+        store: Store,
+        signer: AssetSigner,
+        pictures: JobPictures | None = None,
+    ) -> None:
         self._job = job
         self._run = run
         self._store = store
         self._signer = signer
+        self._pictures = pictures
         self._pool = ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix=f"upload-{job.id}")
         self._uploads: dict[int, Future[Asset]] = {}
 
@@ -78,7 +87,9 @@ class AssetUploader:
         )
 
     def _upload(self, index: int, image: Image) -> Asset:
-        """Sign and store one image with its thumbnail."""
+        """Judge, sign and store one image with its thumbnail."""
+        if self._pictures is not None:
+            self._pictures.check("result", image)
         source, sign = self._signer.source, self._signer.sign
         return _store_file(
             sign(encode_png(image, source=source), "image/png"),

@@ -18,6 +18,7 @@ from ourvidz.pipelines.base import (
     VideoPipeline,
 )
 from ourvidz.prompts.encoder_texts import checked_by
+from ourvidz.workflows.pictures import JobPictures, PictureGate
 
 if TYPE_CHECKING:
     from ourvidz.media.provenance import DigitalSourceType
@@ -202,6 +203,8 @@ class Services:
     """None where no certificate is configured."""
     moderation: Moderation | None = None
     """None where no service is configured."""
+    pictures: PictureGate | None = None
+    """None where no classifier is configured."""
     gpu_price: float | None = None
     """Price of one GPU for an hour; None where none is configured."""
 
@@ -213,6 +216,10 @@ class Services:
         """Check every text that a pipeline tokenizes inside this context, together with the texts of the job.
         The pipeline raises `PolicyViolation` then, before it encodes anything."""
         return checked_by(lambda texts: self.gate.check_job(job, *texts))
+
+    def job_pictures(self, job: BaseJob) -> JobPictures:
+        """Return what judges the pictures of a job."""
+        return JobPictures(self.pictures, job.id)
 
     def metadata(self) -> dict[str, Any]:
         """Return the job metadata of this worker: its GPU memory and its version."""

@@ -67,3 +67,23 @@ def test_an_unreachable_moderation_endpoint_is_a_failure(
     assert checks.check_moderation(make_settings(**{variable: f"{model_server}/moderations"})).status == "ok"
     failure = checks.check_moderation(make_settings(**{variable: f"http://127.0.0.1:{unused_port}/v1"}))
     assert (failure.status, variable in failure.fix) == ("failed", True)
+
+
+def test_the_classifier_of_pictures_is_loaded_and_tried(
+    make_settings: MakeSettings, model_server: str, unused_port: int
+) -> None:
+    """Without one the check says that nobody judges pictures."""
+    variable = "OURVIDZ_IMAGE_CLASSIFIER"
+
+    def check(value: str | None = None, **variables: str) -> checks.Check:
+        named = {} if value is None else {variable: value}
+        return checks.check_image_classifier(make_settings(**named, **variables))
+
+    assert (check().status, "not judged" in check().reason) == ("skipped", True)
+    assert check("tests.shape_classifier:refuse_stars").status == "ok"
+    assert check(f"{model_server}/moderations").status == "ok"
+    for value in ("tests.shape_classifier:nothing", "builtins:len", "builtins:print"):
+        failure = check(value)
+        assert (failure.status, variable in failure.fix) == ("failed", True)
+    away = check(f"http://127.0.0.1:{unused_port}/v1", OURVIDZ_IMAGE_CLASSIFIER_FAILS="open")
+    assert (away.status, "unjudged" in away.fix) == ("failed", True)

@@ -28,6 +28,7 @@ NAMES = [
     "wan",
     "qwen",
     "moderation",
+    "pictures",
     "broker",
     "durability",
     "storage",

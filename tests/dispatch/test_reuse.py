@@ -220,3 +220,16 @@ def test_reuse_is_true_or_false(ourvidz_eager: Eager) -> None:
     with pytest.raises(InvalidParameters) as refused:
         ourvidz_eager.submit(payload("one", config={"reuse": "maybe"}))
     assert refused.value.field == "config.reuse"
+
+
+def test_an_unjudged_result_answers_no_job_where_pictures_are_judged(
+    ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stored before the classifier was configured."""
+    with generated(ourvidz_eager, "sdxl", monkeypatch) as ids:
+        ourvidz_eager.submit(payload("one"))
+        classifier = {"image_classifier": "tests.shape_classifier:refuse_stars"}
+        judged = ourvidz_eager.control.settings.model_copy(update=classifier)
+        object.__setattr__(ourvidz_eager.control, "settings", judged)
+        ourvidz_eager.submit(payload("two"))
+    assert ids == ["one", "two"]

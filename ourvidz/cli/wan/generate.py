@@ -29,6 +29,7 @@ from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
 from ourvidz.wiring import signing
 from ourvidz.wiring.models import WarmModels
+from ourvidz.wiring.pictures import picture_gate
 from ourvidz.wiring.wan import TINY_WAN_CAP_PX, wan_options
 from ourvidz.workflows.services import Services
 from ourvidz.workflows.video import generate_video
@@ -109,8 +110,9 @@ class TerminalRun:
 def generate(request: Request, settings: Settings, placement: Placement) -> Outcome:
     """Load the pipeline, generate, and write the output file.
 
-    Raises `ModelLoadError`, `OutOfMemory`, `StorageError` if the file cannot be written, and `SettingsError`
-    for an invalid signing certificate.
+    Raises `PolicyViolation` for a picture that the operator's classifier refuses, `ModelLoadError`,
+    `OutOfMemory`, `StorageError` if the file cannot be written, and `SettingsError` for an invalid signing
+    certificate or classifier.
     """
     signer = signing.signer(settings)
     pipeline = _load_pipeline(request, settings, placement)
@@ -122,6 +124,7 @@ def generate(request: Request, settings: Settings, placement: Placement) -> Outc
             gate=Gate(load_terms()),
             references=LoadedReferences(request.references),
             signer=signer,
+            pictures=picture_gate(settings),
         )
         outcome = generate_video(request.job, run, services)
         key = outcome.assets[0].key
