@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 UNET = "model.diffusion_model."
 SDXL_UNET = {
@@ -35,14 +35,18 @@ KOHYA = {
 
 
 def write_sparse(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], *, metadata: Mapping[str, Any] | None = None
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    dtype: Literal["F16", "I8"] = "F16",
 ) -> Path:
-    """Write a safetensors file of float16 tensors with these shapes, all zeros and not stored."""
+    """Write a safetensors file of tensors with these shapes, all zeros and not stored."""
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name, shape in shapes.items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
+        start, end = end, end + (2 if dtype == "F16" else 1) * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text)
     with path.open("r+b") as file:

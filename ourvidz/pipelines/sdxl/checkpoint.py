@@ -23,6 +23,10 @@ _CONFIG_FILES = (
     "vae/config.json",
 )
 """Files that a single-file checkpoint needs in its config folder."""
+_DTYPES = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")
+_QUANTIZED = (".scale_weight", ".weight_scale", ".absmax", ".quant_map")
+"""Endings of what quantized weights need to be read."""
+_INTEGERS = ("position_ids",)
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
@@ -46,6 +50,7 @@ def find_sdxl(
     header = weight_kinds.require(model, "sdxl", wanted="an SDXL checkpoint")
     if model.suffix != ".safetensors":
         raise ModelLoadError(f"{model} is not named .safetensors, but it is such a file: rename it.")
+    _check_dtypes(model, header)
     if vae is None and "vae" not in single_file_names.components(header.tensors):
         raise ModelLoadError(
             f"{model} holds no VAE: set OURVIDZ_SDXL_VAE to the VAE of SDXL, a .safetensors file or a folder."
@@ -79,6 +84,16 @@ def _check_config(model: Path, folder: Path) -> None:
         for name in ("tokenizer", "tokenizer_2")
     ):
         find_vocabulary()
+
+
+def _check_dtypes(model: Path, header: Header) -> None:
+    """Raise `ModelLoadError` for quantized weights: read as plain numbers they would generate noise."""
+    for names in single_file_names.components(header.tensors).values():
+        for name in names.values():
+            dtype = header.tensors[name].dtype
+            plain = dtype in _DTYPES or name.endswith(_INTEGERS)
+            if not plain or name.endswith(_QUANTIZED):
+                raise ModelLoadError(f"{model} is quantized ({name}: {dtype}), which is not supported.")
 
 
 def _check_scheduler(model: Path, header: Header, folder: Path) -> None:

@@ -27,7 +27,7 @@ def scheduler_overrides(header: Header, config: Mapping[str, Any]) -> dict[str, 
     # The metadata of many velocity models says epsilon, because a program wrote its default.
     if prediction == "v_prediction":
         overrides["prediction_type"] = prediction
-    if "ztsnr" in header.tensors or _is_true(header.metadata.get("ss_zero_terminal_snr")):
+    if _is_marked(header, "ztsnr") or _is_true(header.metadata.get("ss_zero_terminal_snr")):
         overrides |= ZERO_SNR
     combined = {**config, **overrides}
     if combined.get("rescale_betas_zero_snr") and combined.get("prediction_type", "epsilon") == "epsilon":
@@ -41,7 +41,7 @@ def scheduler_overrides(header: Header, config: Mapping[str, Any]) -> dict[str, 
 def _prediction(header: Header) -> str | None:
     """The prediction type of diffusers; None if the header does not say. Raises `ModelLoadError` for another
     one."""
-    if "v_pred" in header.tensors or _is_true(header.metadata.get("ss_v_parameterization")):
+    if _is_marked(header, "v_pred") or _is_true(header.metadata.get("ss_v_parameterization")):
         return "v_prediction"
     value = header.metadata.get("modelspec.prediction_type")
     if value is None:
@@ -50,6 +50,11 @@ def _prediction(header: Header) -> str | None:
     if prediction is None:
         raise ModelLoadError(f"The file predicts {value!r:.40}: only epsilon and v are supported.")
     return prediction
+
+
+def _is_marked(header: Header, mark: str) -> bool:
+    """Whether the file has this tensor, with or without the prefix that some programs put before all."""
+    return mark in header.tensors or f"model.{mark}" in header.tensors
 
 
 def _is_true(value: str | None) -> bool:

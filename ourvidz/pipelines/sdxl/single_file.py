@@ -37,6 +37,7 @@ _COMPONENT_NAMES: dict[Component, str] = {
     "text_encoder": "first text encoder",
     "text_encoder_2": "second text encoder",
 }
+_PROJECTION = "conditioner.embedders.1.model.text_projection"
 _IGNORED = ("position_ids",)
 """Endings of weights that older versions of the libraries saved and newer ones compute."""
 
@@ -110,16 +111,20 @@ def _read_scheduler(file: Path, config: Path) -> Any:
     return schedulers.from_config(class_name, document, overrides)
 
 
-def _read_components(file: Path) -> dict[Component, Weights]:
+def _read_components(file: Path) -> dict[Component, dict[str, torch.Tensor]]:
     """The weights of each component by their names in the release. Mapped, not read."""
     tensors = load_file(file)
-    found = components(tensors)
-    return {
+    found = {
         component: {
             name: tensors[original] for name, original in names.items() if not name.endswith(_IGNORED)
         }
-        for component, names in found.items()
+        for component, names in components(tensors).items()
     }
+    # Some converters wrote the projection as a linear layer: its transpose, under another name.
+    projected = found.get("text_encoder_2", {})
+    if f"{_PROJECTION}.weight" in projected:
+        projected.setdefault(_PROJECTION, projected.pop(f"{_PROJECTION}.weight").T)
+    return found
 
 
 def _read_diffusers_model(

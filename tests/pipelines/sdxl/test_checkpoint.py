@@ -80,6 +80,8 @@ def test_in_half_precision_the_smaller_files_are_read(sdxl_checkpoint: Checkpoin
         ("model.safetensors", "is truncated: it has 10000 bytes instead of"),
         ("lora.safetensors", r"lora\.safetensors is a LoRA, not an SDXL checkpoint\."),
         ("flow.safetensors", r"flow\.safetensors: The file predicts 'flow'"),
+        ("int8.safetensors", r"int8\.safetensors is quantized \(.*: I8\)"),
+        ("scaled.safetensors", r"scaled\.safetensors is quantized \(.*\.scale_weight: F16\)"),
         ("renamed.sft", "not named .safetensors"),
         ("partly.safetensors", r"lacks text_encoder_2/config.json, tokenizer_2/tokenizer_config.json"),
         ("vaeless.safetensors", "holds no VAE: set OURVIDZ_SDXL_VAE"),
@@ -95,6 +97,9 @@ def test_the_error_names_what_is_missing(
         write_sparse(tmp_path / file, SDXL)
     os.truncate(tmp_path / "model.safetensors", 10_000)
     write_sparse(tmp_path / "lora.safetensors", KOHYA)
+    write_sparse(tmp_path / "int8.safetensors", SDXL, dtype="I8")
+    scale = {"model.diffusion_model.out.2.scale_weight": ()}
+    write_sparse(tmp_path / "scaled.safetensors", SDXL | scale)
     write_sparse(tmp_path / "flow.safetensors", SDXL, metadata={"modelspec.prediction_type": "flow"})
     write_sparse(
         tmp_path / "vaeless.safetensors",

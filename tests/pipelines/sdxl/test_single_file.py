@@ -85,6 +85,8 @@ def test_a_bare_file_generates_the_images_of_its_folder_without_a_network(
     [
         ("release", torch.float16, True),
         ("without model.", torch.float32, False),
+        ("release", torch.bfloat16, False),
+        ("release", torch.float8_e4m3fn, False),
         ("without model.", torch.float16, True),
         ("model. before all", torch.float16, True),
     ],
@@ -98,11 +100,25 @@ def test_every_weight_is_found_under_the_names_that_programs_write(
     )
     checkpoint = find_sdxl(path, packaged=packaged)
     assert checkpoint.config is not None
-    pipe = read_single_file(path, checkpoint.config, dtype)
+    loaded_as = torch.float16 if dtype == torch.float8_e4m3fn else dtype
+    pipe = read_single_file(path, checkpoint.config, loaded_as)
     expected, actual = state(folder._pipe), state(pipe)
     assert expected.keys() == actual.keys()
-    assert all(torch.equal(expected[name].to(dtype), actual[name]) for name in expected)
+    assert all(torch.equal(expected[name].to(dtype).to(loaded_as), actual[name]) for name in expected)
     assert checkpoint_mib(checkpoint, torch.float32) == folder.info()["memory_mib"]
+
+
+def test_a_projection_that_a_converter_wrote_as_a_linear_layer_is_transposed(
+    packaged: Path, folder: SDXLPipeline, tmp_path: Path
+) -> None:
+    """Square, so that no shape tells the two apart: the wrong one would weaken every prompt."""
+    name = "conditioner.embedders.1.model.text_projection"
+    weight = folder._pipe.text_encoder_2.text_projection.weight.detach().clone()
+    path = released_layout.write(
+        tmp_path / "model.safetensors", folder._pipe, without=(name,), added={f"{name}.weight": weight}
+    )
+    pipe = read_single_file(path, packaged / SDXL_BASE_CONFIG, torch.float32)
+    assert torch.equal(pipe.text_encoder_2.text_projection.weight, weight)
 
 
 def test_the_packaged_configs_have_the_size_of_sdxl_base() -> None:
