@@ -19,7 +19,13 @@ from ourvidz.errors import NotFound, SettingsError, StorageError
 from ourvidz.net.client import HttpClient, RequestFailure
 from ourvidz.storage import probe
 from ourvidz.storage.keys import is_key, split_key
-from ourvidz.storage.s3_client import DEFAULT_REGION, REQUEST_TIMEOUT_S, S3Options, connect
+from ourvidz.storage.s3_client import (
+    ANSWER_TIMEOUT_S,
+    DEFAULT_REGION,
+    TRANSFER_TIMEOUT_S,
+    S3Options,
+    connect,
+)
 from ourvidz.storage.s3_errors import (
     LIBRARY_ERRORS,
     deleting,
@@ -76,7 +82,7 @@ class S3Storage:
         path = self._path(key)
         with request("written", key):
             obstore.put(
-                self._store,
+                self._transfers,
                 path,
                 data,
                 attributes={"Content-Type": content_type},
@@ -97,7 +103,7 @@ class S3Storage:
             options["range"] = {"offset": start}
         with reading("read", key):
             try:
-                return bytes(obstore.get(self._store, path, options=options).bytes())
+                return bytes(obstore.get(self._transfers, path, options=options).bytes())
             except LIBRARY_ERRORS as error:
                 if is_unsatisfiable_range(error):
                     return b""
@@ -122,7 +128,7 @@ class S3Storage:
         """Copy a file on the server."""
         path, target = self._path(source), self._path(key)
         with reading("copied", source):
-            obstore.copy(self._store, path, target)
+            obstore.copy(self._transfers, path, target)
 
     def move(self, source: str, key: str) -> None:
         """Copy a file on the server and delete `source`.
@@ -199,7 +205,7 @@ class S3Storage:
             body = f"<CreateBucketConfiguration>{region}</CreateBucketConfiguration>".encode()
         with request("signed", options.bucket):
             url = obstore.sign(self._store, "PUT", "", timedelta(minutes=1))
-        response = HttpClient(timeout_s=REQUEST_TIMEOUT_S).put(url, body=body, headers={})
+        response = HttpClient(timeout_s=ANSWER_TIMEOUT_S).put(url, body=body, headers={})
         if isinstance(response, RequestFailure):
             raise StorageError(f"The bucket {options.bucket} could not be created: {response.reason}.")
         if response.status != 200:
@@ -242,10 +248,15 @@ class S3Storage:
 
     @cached_property
     def _store(self) -> S3Store:
-        return connect(self._options, self._options.endpoint)
+        return connect(self._options, self._options.endpoint, timeout_s=ANSWER_TIMEOUT_S)
+
+    @cached_property
+    def _transfers(self) -> S3Store:
+        """For requests that carry or copy the bytes of files."""
+        return connect(self._options, self._options.endpoint, timeout_s=TRANSFER_TIMEOUT_S)
 
     @cached_property
     def _public_store(self) -> S3Store:
         """Signs URLs for the host that browsers call; the host is part of the signature."""
         public = self._options.public_endpoint
-        return connect(self._options, public) if public else self._store
+        return connect(self._options, public, timeout_s=ANSWER_TIMEOUT_S) if public else self._store

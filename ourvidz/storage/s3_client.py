@@ -17,8 +17,10 @@ RETRIES = 2
 RETRY_TIMEOUT_S = 10.0
 """No request is repeated later than this."""
 CONNECT_TIMEOUT_S = 5.0
-REQUEST_TIMEOUT_S = 60.0
-"""How long one request may take: a part of a large file, or the whole of a read."""
+TRANSFER_TIMEOUT_S = 60.0
+"""How long one request with the bytes of a file may take: a part of a large one, a whole read, a copy."""
+ANSWER_TIMEOUT_S = 10.0
+"""How long any other request may take."""
 DEFAULT_REGION = "us-east-1"
 
 
@@ -42,8 +44,8 @@ class S3Options:
     secret_access_key: str | None = field(default=None, repr=False)
 
 
-def connect(options: S3Options, endpoint: str | None) -> S3Store:
-    """The client of one endpoint; None is that of AWS. Nothing is sent yet."""
+def connect(options: S3Options, endpoint: str | None, *, timeout_s: float) -> S3Store:
+    """The client of one endpoint; None is that of AWS. Nothing is sent yet. `timeout_s`: of one request."""
     config: S3Config = {
         "region": options.region,
         "virtual_hosted_style_request": not options.path_style,
@@ -57,7 +59,7 @@ def connect(options: S3Options, endpoint: str | None) -> S3Store:
     client: ClientConfig = {
         "allow_http": True,
         "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
-        "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
+        "timeout": timedelta(seconds=timeout_s),
     }
     retry: RetryConfig = {
         "max_retries": RETRIES,

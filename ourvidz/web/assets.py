@@ -5,7 +5,8 @@ from __future__ import annotations
 import mimetypes
 from pathlib import PurePosixPath
 
-from fastapi import APIRouter
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 
 from ourvidz.errors import InvalidParameters, NotFound, StorageError
@@ -19,6 +20,9 @@ fallback = APIRouter()
 
 BUCKETS = frozenset({*WRITE_BUCKETS, *READ_BUCKETS})
 """The buckets that are served; the checkpoints of running jobs are in another one."""
+THREADS = 8
+"""How many requests may wait for the storage at a time: one that hangs must not take the threads of all
+routes."""
 INLINE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4"})
 """Files that a browser may display. Others are downloads: a stored page must not run in this origin."""
 
@@ -41,8 +45,13 @@ def missing_asset(key: str) -> None:
         **documented(401, 403, 404, 422, 500),
     },
 )
-def asset(bucket: str, key: str) -> Response:
+async def asset(request: Request, bucket: str, key: str) -> Response:
     """Read a stored file, or be redirected to it."""
+    limiter: CapacityLimiter = request.app.state.asset_threads
+    return await to_thread.run_sync(_respond, bucket, key, limiter=limiter)
+
+
+def _respond(bucket: str, key: str) -> Response:
     app, name = control.current(), f"{bucket}/{key}"
     # A segment that begins with a dot is no file of a job that is committed.
     if bucket not in BUCKETS or any(segment.startswith(".") for segment in key.split("/")):

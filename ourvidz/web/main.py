@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
 from typing import Any
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -122,6 +123,7 @@ async def _lifespan(app: FastAPI, services: ControlPlane | None) -> AsyncIterato
             resources.callback(control.current().ledger.close)
         control.current().prepare("gate")
         settings = control.current().settings
+        app.state.asset_threads = CapacityLimiter(assets.THREADS)
         if settings.embedded:
             inbox = Inbox(settings.state_dir / "inbox.sqlite3")
             app.state.inbox = resources.enter_context(closing(inbox))

@@ -15,6 +15,7 @@ import pytest
 
 from campaigns.s3_server import S3Server
 from ourvidz.errors import SettingsError, StorageError
+from ourvidz.storage import s3, s3_client
 from ourvidz.storage.s3 import PART_BYTES, S3Storage
 from ourvidz.storage.s3_client import S3Options
 
@@ -153,6 +154,24 @@ def test_no_secret_is_shown(s3_server: S3Server, s3_store: S3Storage) -> None:
     ):
         assert s3_server.secret_key not in shown
         assert "s3cret" not in shown
+
+
+def test_a_server_that_never_answers_is_not_waited_for_long(
+    open_storage: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A starting process and a browser that asks for a file wait a moment; an upload may take longer."""
+    monkeypatch.setattr(s3, "ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(s3, "TRANSFER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(s3_client, "RETRY_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        storage = open_storage(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for operation in (
+            storage.check_access,
+            lambda: storage.exists(KEY),
+            lambda: storage.put(KEY, b"x", content_type=PNG),
+        ):
+            with pytest.raises(StorageError, match="the server did not answer in time"):
+                operation()
 
 
 def test_a_certificate_that_is_not_trusted_is_named(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -68,6 +70,28 @@ def test_a_storage_that_is_away_is_no_missing_file(remote, s3_server: S3Server) 
     answer = remote.client.get(f"/assets/{KEY}", follow_redirects=False)
     assert (answer.status_code, answer.json()["code"]) == (500, "STORAGE_ERROR")
     assert s3_server.failures_left == 0
+
+
+def test_a_storage_that_hangs_holds_up_no_other_request(remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All routes share a few dozen threads; a page of pictures must not take them all."""
+    released, asked = threading.Event(), threading.Semaphore(0)
+
+    def hang(key: str) -> bool:
+        asked.release()
+        return not released.wait(60)
+
+    monkeypatch.setattr(remote.store, "exists", hang)
+    with ThreadPoolExecutor(60) as browsers:
+        pages = [
+            browsers.submit(remote.client.get, f"/assets/{KEY}", follow_redirects=False) for _ in range(50)
+        ]
+        try:
+            assert asked.acquire(timeout=30)
+            answer = browsers.submit(remote.client.get, "/jobs/none").result(timeout=10)
+            assert answer.status_code == 404
+        finally:
+            released.set()
+        assert {page.result(timeout=30).status_code for page in pages} == {404}
 
 
 def test_a_result_has_signed_urls_made_when_it_is_read(remote, monkeypatch: pytest.MonkeyPatch) -> None:
