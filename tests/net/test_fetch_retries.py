@@ -17,6 +17,7 @@ from ourvidz.net.fetch import MAX_TRIES, Download, Fetcher
 
 PATIENCE_S = 30.0
 SHORT_S = 0.01
+SLACK_S = 5.0
 MAX_BYTES = 100_000
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
@@ -126,7 +127,7 @@ def test_all_tries_share_one_deadline(site: Any) -> None:
     started = time.monotonic()
     result = fetch(site.page("/a.png", fail_late), site.netloc, timeout_s=0.4)
     assert isinstance(result, RequestFailure)
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 0.4 + SLACK_S
     assert len(site.requests) <= 2
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 
 import pytest
+from PIL import Image
 
+from ourvidz import uploads
 from ourvidz.errors import InvalidParameters, NotFound
+from ourvidz.storage.keys import UPLOADS
 from ourvidz.storage.store import Store
 
 KEY = "workspace-temp/user-1/job-1/0.png"
@@ -268,3 +272,18 @@ class StoreSuite:
         store.put("workspace-temp/user-1/job-1/.attempts/12.u/0.png", b"0", content_type=PNG)
         assert store.folders("workspace-temp/user-1/job-1/.attempts") == ["12.u", "7.t"]
         assert store.folders(KEY) == []
+
+    def test_uploaded_references_are_kept_for_their_time(self, store: Store) -> None:
+        """A keeper finds what has expired by the folders of its markers, whatever the storage lists."""
+        file, now, ttl_s = io.BytesIO(), 1_800_000_000.0, 3600.0
+        Image.new("RGB", (8, 8), "teal").save(file, "PNG")
+        limits = {"ttl_s": ttl_s, "max_bytes": 1 << 20, "max_pixels": 100}
+        old, gone, new = (
+            uploads.store_upload(store, file.getvalue(), user_id=user_id, now=at, **limits)
+            for user_id, at in (("ada", now), ("bob", now), ("ada", now + ttl_s))
+        )
+        uploads.delete_upload(store, gone.path, user_id="bob")
+        assert uploads.delete_expired(store, now=old.expires_at, renew=lambda: None) == 1
+        assert [store.exists(one.path) for one in (old, gone, new)] == [False, False, True]
+        assert uploads.delete_expired(store, now=new.expires_at, renew=lambda: None) == 1
+        assert store.folders(UPLOADS) == []

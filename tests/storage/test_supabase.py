@@ -28,7 +28,7 @@ from ourvidz.wiring.storage import open_store as open_configured
 from tests.cutting_proxy import CuttingProxy
 from tests.storage.suite import KEY, PNG, STAGED, StoreSuite
 
-BUCKETS = ("workspace-temp", "bucket", "checkpoints")
+BUCKETS = ("workspace-temp", "reference_images", "bucket", "checkpoints")
 CHUNK = 6 << 20
 LARGE = os.urandom(14_000_000)
 """Three chunks; the last is smaller."""
