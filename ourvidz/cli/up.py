@@ -21,6 +21,7 @@ from ourvidz.cli.disk_reserve import DiskReserve
 from ourvidz.cli.libraries import require_libraries
 from ourvidz.cli.start_order import StaggeredStart, processors
 from ourvidz.cli.state import StateDir
+from ourvidz.cli.storage_access import require_storage_access
 from ourvidz.cli.supervisor import Supervisor
 from ourvidz.cli.worker import check_models, default_families, parse_families
 from ourvidz.embedded_redis import find_server, free_port
@@ -272,6 +273,7 @@ def _check_settings(settings: Settings) -> str | None:
         from ourvidz.cli import broker_checks
 
         broker_checks.require_no_eviction(settings)
+    require_storage_access(settings)
     if settings.c2pa_certificate:
         from ourvidz.wiring import signing
 

@@ -10,7 +10,8 @@ import click
 
 from ourvidz import prespawn, startup
 from ourvidz.cli.libraries import require_libraries
-from ourvidz.errors import SettingsError, StorageError
+from ourvidz.cli.storage_access import require_storage_access
+from ourvidz.errors import SettingsError
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.liveness.beats import start_beating
 from ourvidz.settings import Settings, become_worker, settings
@@ -149,18 +150,10 @@ def _require_signing_certificate() -> None:
     signing.signer(settings())
 
 
-def _require_storage_access(name: str) -> None:
-    """Raise `SettingsError` if the storage refuses the configured key or has no bucket: every job would fail.
-    A storage that does not answer is no reason not to start."""
-    if name not in USE_STORAGE:
-        return
-    from ourvidz import log
-    from ourvidz.wiring.storage import open_store
-
-    try:
-        open_store(settings()).check_access()
-    except StorageError as error:
-        log.get(__name__).warning("storage_away", reason=error.message)
+def _require_storage(name: str) -> None:
+    """Raise `SettingsError` if the storage refuses a process that uses it: every job would fail."""
+    if name in USE_STORAGE:
+        require_storage_access(settings())
 
 
 def _process_exists(pid: int) -> bool:
@@ -196,7 +189,7 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
         check_models(name, settings())
         require_libraries(settings())
         with prespawn.interpreter():
-            _require_storage_access(name)
+            _require_storage(name)
             _require_signing_certificate()
             _require_unique_id(settings().worker_id(name))
             _run_celery(name)
@@ -206,7 +199,7 @@ def worker(name: str, fds: tuple[int, ...]) -> None:
 
 def _run_control(name: str, fds: list[int]) -> None:
     """Run a process that is no Celery worker."""
-    _require_storage_access(name)
+    _require_storage(name)
     _require_no_eviction()
     if name == "web":
         with startup.collector_paused():

@@ -52,11 +52,15 @@ def test_a_directory_is_created(configure, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [("storage", "init"), ("worker", "sdxl"), ("worker", "keeper"), ("worker", "web")]
+    "command",
+    [("storage", "init"), ("worker", "sdxl"), ("worker", "keeper"), ("worker", "web"), ("up", "--no-flower")],
 )
-def test_a_wrong_key_is_one_line(s3_server: S3Server, configure, command: tuple[str, ...]) -> None:
+def test_a_wrong_key_is_one_line(
+    s3_server: S3Server, configure, tmp_path: Path, command: tuple[str, ...]
+) -> None:
     """A worker with it would fail every job."""
-    configure(**s3_server.environment("any") | {"OURVIDZ_S3_SECRET_ACCESS_KEY": WRONG})
+    variables = {"OURVIDZ_S3_SECRET_ACCESS_KEY": WRONG, "OURVIDZ_STATE_DIR": str(tmp_path)}
+    configure(**s3_server.environment("any") | variables)
     refused = run(*command)
     assert refused.exit_code == 2
     assert refused.stderr == (
