@@ -42,8 +42,8 @@ _SPELLED = re.compile(r"(?:(?<= )\S{1,2} ){3,}")
 _LONE_DIGIT = re.compile(r"\d(?!\w)(?<!\w.)")
 _PARTING = re.compile(r"[^\w\0]+|[\d_]+")
 _HIDDEN_RUN = re.compile("\0+")
-_PIECE_RUN = re.compile(r"(?<!\S)(\S{1,2})(?: \1){3,}(?!\S)")
-"""A piece that is repeated more often than three times; patterns would take quadratic time."""
+_SAME_LETTER = re.compile(r"([^\W\d_])(?: ?\1){3,}")
+"""A letter more often than three times in a row, in whatever pieces; patterns would take quadratic time."""
 _REPEATED = re.compile(r"([^\W\d_])\1")
 _REPEATS = re.compile(r"([^\W\d_])\1+")
 _SPLIT_UNSPACED = re.compile(
@@ -128,7 +128,7 @@ class Readings:
         for text in self.parted:
             pieces = _PARTING.sub("\n", text)
             lines += [_HIDDEN_RUN.sub(" ", line) for line in set(pieces.split("\n")) if HIDDEN in line]
-        lines = [_PIECE_RUN.sub(r"\1 \1 \1", line) for line in lines]
+        lines = [_SAME_LETTER.sub(r"\1 \1 \1", line) for line in lines]
         lines += [line.replace(I_OR_L, one) for line in lines if I_OR_L in line for one in "il"]
         return "\n".join(lines)
 

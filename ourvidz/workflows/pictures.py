@@ -24,6 +24,8 @@ SENT_PX = 768
 """The longest edge of a picture that is sent to an endpoint: classifiers read small ones."""
 FRAME_STRIDE = 4
 """Every such frame of a clip is judged, and the last one: the frames of one latent differ little."""
+MAX_FAILURES = 3
+"""How often a classifier may fail open for one job until its other pictures pass unasked."""
 CATEGORY = "picture"
 REFUSED = "This request cannot be processed."
 UNDECIDED = "This request cannot be checked now."
@@ -67,14 +69,17 @@ class JobPictures:
     def __init__(self, gate: PictureGate | None, job_id: str) -> None:
         self._gate = gate
         self._job_id = job_id
-        self._all_judged = True
+        self._unjudged = 0
 
     def check(self, kind: Kind, *pictures: Image) -> None:
-        """Judge pictures. Raises what `PictureGate.check` raises."""
-        if self._gate is not None:
-            for picture in pictures:
-                if not self._gate.check(picture, job_id=self._job_id, kind=kind):
-                    self._all_judged = False
+        """Judge pictures. Raises what `PictureGate.check` raises. A classifier that failed open too often for
+        this job is not asked again: each of its time-outs would delay the job."""
+        if self._gate is None:
+            return
+        for picture in pictures:
+            asked = self._unjudged < MAX_FAILURES
+            if not (asked and self._gate.check(picture, job_id=self._job_id, kind=kind)):
+                self._unjudged += 1
 
     def check_frames(self, frames: Sequence[Image]) -> None:
         """Judge the result of a job that makes a clip or one image, by some of its frames."""
@@ -102,7 +107,7 @@ class JobPictures:
 
     def metadata(self) -> dict[str, Any]:
         """`pictures_judged` of the job's metadata; nothing where no classifier is configured."""
-        return {} if self._gate is None else {"pictures_judged": self._all_judged}
+        return {} if self._gate is None else {"pictures_judged": not self._unjudged}
 
 
 class EndpointClassifier:

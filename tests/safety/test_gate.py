@@ -202,7 +202,6 @@ def test_a_word_that_contains_a_term_passes(harmless: str) -> None:
         "less than 18 years old",
         "less than sixteen years old",
         "17F",
-        "f17",
         "17/m",
         "a 9th grader",
         "12-14 years old",
@@ -376,3 +375,27 @@ def test_what_the_encoders_read_is_among_the_variants(prompt: str) -> None:
 def test_characters_that_wan_replaces_are_replaced_for_the_gate_too(prompt: str) -> None:
     """A term in characters that the cleaning of prompts turns into plain ones is found."""
     assert clean_prompt(prompt).lower() in read(prompt).folded
+
+
+UNSPACED = Gate(Terms(minor=frozenset({"苹果", "小 梨"}), sexual=frozenset({"三角形", "동그라미"})))
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("一个苹果和三角形", True),
+        ("苹 果 三·角·形", True),
+        ("苹\u200b果，三角形", True),
+        ("小梨和동그라미", True),
+        ("苹果，三角。形", False),
+        ("苹。果三角形", False),
+        ("苹果", False),
+    ],
+)
+def test_terms_of_scripts_without_spaces_are_found_anywhere(text: str, refused: bool) -> None:
+    """There is no border of a word to look for; commas and full stops part what stands beside them."""
+    if not refused:
+        UNSPACED.check([text])
+        return
+    with pytest.raises(PolicyViolation):
+        UNSPACED.check([text])

@@ -73,6 +73,37 @@ def test_harmless_sentences_pass_the_shipped_lists(shipped: Gate, sentence: str)
     shipped.check([sentence, "blurry, low quality, extra fingers, watermark, text"])
 
 
+CAPTIONS = (
+    "masterpiece,best quality,ultra-detailed,8k uhd,sharp focus,(soft light:1.2),[grain]",
+    "a red (circle:1.3), blue background, BREAK small (star:0.8) in the corner AND a ring",
+    "portrait of an elderly fisherman, age 72, weathered skin, 85mm f/1.8, ISO 100",
+    "a man, thirty-five years old, on the 30th birthday of his sister, candid",
+    "city street at night, 10 pm, neon signs, 24mm, under 5 seconds of exposure",
+    "turns of a mountain road, 3 lanes, aerial view, 4K, 16:9",
+    "a 1967 roadster, one of 18 built, parked under an oak",
+    "Kite. Drachen. Cometa. A page of a picture dictionary, one word a line",
+    "she reads. Then shadows, hills and grass in the evening sun; as is, no filter",
+    "I am at it: to do or no, as we go by, is up to us",
+    "Paysage d'hiver à dix-huit heures, vingt-deux maisons, peinture à l'huile",
+    "Ein Haus mit sieben Fenstern, einundzwanzig Bäume, 50 Jahre Stadtgeschichte",
+    "вот дом, а тот сад — на холме, сорок два окна",
+    "夕暮れの港、漁船が三隻、遠くに灯台",
+    "二十六座山峰，云海，清晨，远景",
+    "e.g. a lamp, i.e. a light; U.S.A., c. 1920, b/w, A.D. 1200",
+    "C++ code on a screen, x = 10**3, f(11, 2), v1.8, <b>bold</b> &amp; plain",
+    "two cats sit on a mat, one of 12 in a series, No. 9 of 17",
+    "grade of the slope 12 %, age of the rock 300 million years",
+)
+"""Ordinary captions with weights, lists without spaces, numbers, several languages."""
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_ordinary_captions_pass_beside_a_term_of_either_kind(shipped: Gate, caption: str) -> None:
+    """They contain no term and no age, also where words and sentences follow each other closely."""
+    shipped.check([caption, "nsfw"])
+    shipped.check([caption, "a child"])
+
+
 @pytest.mark.parametrize(
     "text",
     ["a nude, oil on canvas, museum", "nsfw", "an erotic novel for adults, 35 years old", "topless bus tour"],

@@ -67,6 +67,12 @@ def test_a_text_has_few_readings(unit: str) -> None:
     assert len(readings.spelled) <= 4 * sum(map(len, readings.folded))
 
 
+@pytest.mark.parametrize("unit", ["q qq ", "q ", "qq\u200bq\u200b", "q.q,qq "])
+def test_a_letter_that_is_repeated_in_pieces_is_cut(unit: str) -> None:
+    """Patterns of terms with that letter would begin at each of them and run to the end."""
+    assert len(read(unit * 2000).spelled) < 100
+
+
 def test_a_conversation_is_read_once(reader: CountingReader) -> None:
     """Its messages are not read one by one and again as the text that a model reads; of their borders only a
     few words are."""

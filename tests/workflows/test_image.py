@@ -446,3 +446,14 @@ def test_a_fallback_replaces_what_was_stored_before_it(
     for asset in outcome.assets:
         assert services.store.get(asset.key) == expected.get(asset.key)
         assert services.store.get(asset.thumbnail_key) == expected.get(asset.thumbnail_key)
+
+
+def test_the_strings_that_are_tokenized_are_judged(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together with the texts of the job, before anything is generated."""
+    handed: list[tuple[str, ...]] = []
+    monkeypatch.setattr(services.gate, "check_job", lambda job, *added: handed.append(added))
+    weighted = job(prompt="a (light:1.1)(house:1.1)", compel_enabled=True, steps=1)
+    generate_images(weighted, RecordingRun(), services)
+    assert any("a lighthouse" in texts for texts in handed)

@@ -172,6 +172,20 @@ def test_a_classifier_that_fails(run_job: Callable[..., Any], tmp_path: Path, cl
     assert stored(tmp_path) == ["0.png"]
 
 
+def test_a_classifier_that_keeps_failing_open_is_not_asked_for_every_frame() -> None:
+    """Its time-outs would add up to the time limit of the job."""
+    asked: list[Image.Image] = []
+
+    def classify(picture: Image.Image) -> bool:
+        asked.append(picture)
+        raise TimeoutError
+
+    pictures = JobPictures(PictureGate(classify, fail_open=True), "a")
+    pictures.check_frames([CIRCLE] * 81)
+    assert len(asked) == 3
+    assert pictures.metadata() == {"pictures_judged": False}
+
+
 def test_one_picture_is_judged_at_a_time(tmp_path: Path) -> None:
     """Images are stored by several threads; a classifier need not be made for that."""
     inside, most = [0], [0]
