@@ -24,6 +24,7 @@ from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.checkpoints import PACKAGED
 from ourvidz.settings import Settings, environment, load_settings
 from tests import hub_server
+from tests.pipelines.weight_files import SDXL, write_sparse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -109,11 +110,10 @@ def make_script(path: Path, text: str) -> None:
 
 
 def write_checkpoint(models: Path) -> None:
-    """Write the files of the single-file layout, with weights that cannot be loaded."""
+    """Write a single file of SDXL and its configs, with weights that cannot be loaded."""
     shipped = ROOT / "ourvidz/checkpoints/tiny-sdxl"
     copytree(shipped, models / "my-sdxl.config", ignore=ignore_patterns("*.safetensors", "SHA256SUMS"))
-    weights = next((shipped / "unet").glob("*.safetensors"))
-    (models / "my-sdxl.safetensors").write_bytes(weights.read_bytes())
+    write_sparse(models / "my-sdxl.safetensors", SDXL)
 
 
 @pytest.fixture(scope="module")
