@@ -306,7 +306,10 @@ class AdminJob(BaseJob):
 
 Job = ImageJob | VideoJob | ChatJob | AdminJob
 
-_ADAPTER: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
+# Without a cache of values: prompts and ids do not come again, and it keeps 16,384 of them in every process.
+_ADAPTER: TypeAdapter[Job] = TypeAdapter(
+    Annotated[Job, Field(discriminator="kind")], config=ConfigDict(cache_strings="keys")
+)
 
 
 def load_job(document: str | bytes) -> Job:
