@@ -30,6 +30,9 @@ from ourvidz.hub.catalog import Part
 from ourvidz.hub.selection import HubFile
 from ourvidz.settings import Settings
 
+# Otherwise the library asks the public hub which programs use it, also where the settings name another hub.
+constants.HF_HUB_DISABLE_TELEMETRY = True
+
 ANSWER_TIMEOUT_S = 20.0
 TRIES = 6
 """How often in a row a request may fail, or bring no bytes, until it is given up."""

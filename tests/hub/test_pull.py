@@ -131,6 +131,12 @@ def test_a_killed_pull_is_continued_in_the_middle_of_a_file_and_at_its_commit(
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.communicate()
+    asked = {request.path.split("/")[1] for request in tiny_hub.requests if request.server == "hub"}
+    assert (asked, tiny_hub.requests[0].path) == (
+        {"api", "meadow"},
+        f"/api/models/{repository}/revision/main",
+    ), "the library asks nothing of its own"
+    assert len([request for request in tiny_hub.requests if request.path.startswith("/api/")]) == 1
     moved = dict(tiny_hub.files(repository, "main") or {}, **{"model_index.json": b'{"new": 1}'})
     tiny_hub.repositories[repository]["old"] = tiny_hub.repositories[repository]["main"]
     tiny_hub.add(repository, moved)
