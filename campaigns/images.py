@@ -4,10 +4,12 @@
 
 The `RUN` steps of an image's build stage are executed in a folder, as the Dockerfile has them: packages are
 downloaded and compared with the hashes of the lock file, the wheel is built and installed, and `pip check`
-finds all requirements. Then the process of the image starts with the variables of the image, on a root file
-system that is mounted read-only and has only the writable folders that the Dockerfile names, and its health
-check must pass. Needs a package index, and root for the mounts; the packages of a worker take gigabytes.
-Exits with 1 if a step fails.
+finds all requirements. Then the processes of the images start with the variables of the image, on a root file
+system that is mounted read-only and has only the writable folders that the Dockerfile names. Their health
+checks must pass, and a job that the one image accepts must be completed by the other.
+
+Prints for each image the number of packages, MB and seconds. Needs a package index, and root for the mounts;
+the packages of a worker take gigabytes. Exits with 1 if something fails.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ourvidz.cli.console import print_note
-from ourvidz.embedded_redis import PrivateServer, find_server
+from ourvidz.embedded_redis import PrivateServer, find_server, free_port
 from ourvidz.settings import environment
 
 ROOT = Path(__file__).parents[1]
@@ -135,23 +137,56 @@ def read_only(command: Sequence[str], writable: Sequence[Path]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Installed:
-    """One image: packages, MB on the disk, seconds of the steps, and whether its process is healthy."""
+class Image:
+    """An image whose build stage was executed: `prefix` is its virtual environment."""
 
-    image: str
+    name: str
+    prefix: Path
+    final: Stage
     packages: int
     megabytes: int
     seconds: float
-    read_only_root: bool
-    healthy: bool
 
 
-def install(image: str, folder: Path) -> Installed:
-    """Execute the build stage of an image in `folder`, then start its process.
+class Container:
+    """A process of an image, with its variables and its writable folders below `folder`, on a read-only root
+    where this process may mount one. `variables` are those of the operator."""
 
-    Raises `CalledProcessError` if a step fails.
-    """
-    build, final = stages(dockerfile(image))
+    def __init__(self, image: Image, command: Sequence[str], folder: Path, **variables: str) -> None:
+        self.image = image
+        self.folders = make_folders(folder)
+        self.env = environment(**image_env(image.final, self.folders, image.prefix)) | variables
+        argv = [str(image.prefix / "bin" / command[0]), *command[1:]]
+        if may_mount():
+            argv = read_only(argv, list(self.folders.values()))
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                argv, cwd=self.folders["/var/lib/ourvidz"], env=self.env, stdout=log, stderr=log
+            )
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run another program of the image beside the process, as `docker exec` does."""
+        program = str(self.image.prefix / "bin" / command[0])
+        return subprocess.run([program, *command[1:]], env=self.env, capture_output=True, text=True)
+
+    def is_healthy(self) -> bool:
+        """Whether the health check of the image passes within two minutes."""
+        until = time.monotonic() + HEALTHY_S
+        while time.monotonic() < until and self.process.poll() is None:
+            if self.run(*self.image.final.health_check()).returncode == 0:
+                return True
+            time.sleep(1)
+        return False
+
+    def stop(self) -> int:
+        """Stop the process as a container runtime does; returns its exit status."""
+        self.process.terminate()
+        return self.process.wait()
+
+
+def install(name: str, folder: Path) -> Image:
+    """Execute the build stage of an image in `folder`. Raises `CalledProcessError` if a step fails."""
+    build, final = stages(dockerfile(name))
     prefix, source = folder / "venv", folder / "source"
     source.mkdir(parents=True)
     began = time.monotonic()
@@ -160,67 +195,54 @@ def install(image: str, folder: Path) -> Installed:
         if instruction.name == "COPY":
             *names, target = instruction.text.split()
             (source / target).mkdir(exist_ok=True, parents=True)
-            for name in names:
-                if (ROOT / name).is_dir():
-                    shutil.copytree(ROOT / name, source / target, dirs_exist_ok=True)
+            for each in names:
+                if (ROOT / each).is_dir():
+                    shutil.copytree(ROOT / each, source / target, dirs_exist_ok=True)
                 else:
-                    shutil.copy(ROOT / name, source / target)
+                    shutil.copy(ROOT / each, source / target)
         elif instruction.name == "RUN":
             run_step(instruction, prefix=prefix, source=source, programs=folder / "python/bin")
     seconds = time.monotonic() - began
     site = next((prefix / "lib").iterdir()) / "site-packages"
     size = sum(path.stat().st_size for path in prefix.rglob("*") if path.is_file() and not path.is_symlink())
-    ro = may_mount()
-    return Installed(
-        image,
-        packages=len(list(site.glob("*.dist-info"))),
-        megabytes=size // 10**6,
-        seconds=round(seconds, 1),
-        read_only_root=ro,
-        healthy=_is_healthy(final, prefix, folder, ro),
-    )
+    packages = len(list(site.glob("*.dist-info")))
+    return Image(name, prefix, final, packages, size // 10**6, round(seconds, 1))
 
 
-def _is_healthy(stage: Stage, prefix: Path, folder: Path, ro: bool) -> bool:
-    """Whether the process of an image starts and passes its health check, with the tiny models on the CPU."""
-    folders = make_folders(folder / "writable")
-    (folder / "redis").mkdir()
-    server = PrivateServer(binary=find_server(None), folder=folder / "redis")
+def start(images: Mapping[str, Image], folder: Path) -> dict[str, bool]:
+    """Start the processes of the images and run one job, with the tiny models on the CPU.
+
+    Returns for each process whether it was healthy and ended with status 0; under `job`, if both images are
+    there, whether the job was completed and its image stored.
+    """
+    server = PrivateServer(binary=find_server(None), folder=folder)
     server.start()
-    (command,) = (each.command() for each in stage.all("CMD"))
-    env = environment(**image_env(stage, folders, prefix)) | {
+    port, assets = free_port(), folder / "assets"
+    assets.mkdir()
+    variables = {
         "OURVIDZ_REDIS_URL": server.url,
         "OURVIDZ_HOST": "127.0.0.1",
-        "OURVIDZ_PORTS": "0",
+        "OURVIDZ_PORTS": str(port),
+        "OURVIDZ_URL": f"http://127.0.0.1:{port}",
     }
-    argv = [str(prefix / "bin" / command[0]), *command[1:]]
-    if ro:
-        argv = read_only(argv, list(folders.values()))
-    process = subprocess.Popen(argv, cwd=folders["/var/lib/ourvidz"], env=env, stdout=sys.stderr)
-    try:
-        check = stage.health_check()
-        until = time.monotonic() + HEALTHY_S
-        while time.monotonic() < until and process.poll() is None:
-            if (
-                subprocess.run(
-                    [prefix / "bin" / check[0], *check[1:]], env=env, capture_output=True
-                ).returncode
-                == 0
-            ):
-                return True
-            time.sleep(1)
-        return False
-    finally:
-        process.terminate()
-        process.wait()
-        server.kill()
-
-
-def run(images: Sequence[str], folder: Path) -> Iterator[Installed]:
-    """Install the images, one after the other."""
-    for image in images:
-        print_note(f"installing the image {image}")
-        yield install(image, folder / image)
+    names = {"control": ("keeper", "io", "web"), "worker": ("sdxl",)}
+    containers = {}
+    for image in images.values():
+        for name in names[image.name]:
+            made = folder / name
+            made.mkdir()
+            (made / "srv-assets").symlink_to(assets)
+            containers[name] = Container(image, ["ourvidz", "worker", name], made, **variables)
+    results = {name: container.is_healthy() for name, container in containers.items()}
+    if images.keys() == names.keys():
+        job = ("--prompt", "a red circle on a blue background", "--id", "images-1", "--user", "campaign")
+        done = containers["web"].run("ourvidz", "jobs", "submit", *job, "--watch")
+        print_note(done.stdout + done.stderr)
+        results["job"] = done.returncode == 0 and any(assets.rglob("campaign/images-1/*.png"))
+    for name, container in containers.items():
+        results[name] = (container.stop() == 0) and results[name]
+    server.kill()
+    return results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -233,10 +255,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="ourvidz-images-") as temporary:
-        results = list(run(options.images, options.folder or Path(temporary)))
-    for result in results:
-        print(json.dumps(asdict(result)) if options.json else result)
-    return 0 if all(result.healthy for result in results) else 1
+        folder = options.folder or Path(temporary)
+        images = {}
+        for name in options.images:
+            print_note(f"installing the image {name}")
+            images[name] = install(name, folder / name)
+        (folder / "processes").mkdir()
+        results = start(images, folder / "processes")
+    report = {
+        "images": {name: [image.packages, image.megabytes, image.seconds] for name, image in images.items()},
+        "read_only_root": may_mount(),
+        "passed": results,
+    }
+    print(json.dumps(report, indent=None if options.json else 2))
+    return 0 if all(results.values()) else 1
 
 
 if __name__ == "__main__":

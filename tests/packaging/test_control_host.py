@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -18,7 +17,6 @@ from campaigns import images
 from ourvidz.cli.libraries import INSTALL
 from ourvidz.embedded_redis import free_port
 from ourvidz.ledger.store import Ledger
-from ourvidz.settings import environment
 from tests.packaging.conftest import Host
 
 pytestmark = pytest.mark.system
@@ -38,19 +36,11 @@ def server_url() -> str:
 
 
 @dataclass(frozen=True)
-class Container:
-    """A process of the control image, as it would run in a container of its own, and its variables."""
-
-    process: subprocess.Popen[bytes]
-    env: dict[str, str]
-
-
-@dataclass(frozen=True)
 class ControlPlane:
     """The shim, io and a keeper. `url` is that of the shim."""
 
     url: str
-    containers: dict[str, Container]
+    containers: dict[str, images.Container]
 
 
 @pytest.fixture(scope="module")
@@ -58,26 +48,20 @@ def control_plane(control_host: Host, server_url: str) -> Iterator[ControlPlane]
     """The processes of the control image, with the variables of the image and on a read-only root."""
     port = free_port()
     final = images.stages(images.dockerfile("control"))[1]
+    image = images.Image("control", control_host.prefix, final, packages=0, megabytes=0, seconds=0)
+    variables = {
+        "OURVIDZ_REDIS_URL": server_url,
+        "OURVIDZ_KEY_PREFIX": PREFIX,
+        "OURVIDZ_HOST": "127.0.0.1",
+        "OURVIDZ_PORTS": str(port),
+    }
     with ExitStack() as stack:
         containers = {}
         for name in ("keeper", "io", "web"):
-            folders = images.make_folders(control_host.folder / name)
-            env = environment(**images.image_env(final, folders, control_host.prefix)) | {
-                "OURVIDZ_REDIS_URL": server_url,
-                "OURVIDZ_KEY_PREFIX": PREFIX,
-                "OURVIDZ_HOST": "127.0.0.1",
-                "OURVIDZ_PORTS": str(port),
-            }
-            command = [control_host.program("ourvidz"), "worker", name]
-            if images.may_mount():
-                command = images.read_only(command, list(folders.values()))
-            log = stack.enter_context((control_host.folder / f"{name}.log").open("wb"))
-            process = subprocess.Popen(
-                command, cwd=folders["/var/lib/ourvidz"], env=env, stdout=log, stderr=log
-            )
-            stack.callback(process.wait)
-            stack.callback(process.send_signal, signal.SIGTERM)
-            containers[name] = Container(process, env)
+            folder = control_host.folder / name
+            folder.mkdir()
+            containers[name] = images.Container(image, ["ourvidz", "worker", name], folder, **variables)
+            stack.callback(containers[name].stop)
         url = f"http://127.0.0.1:{port}"
         ledger = stack.enter_context(closing(Ledger(server_url, prefix=PREFIX)))
         until = time.monotonic() + READY_S
@@ -97,7 +81,7 @@ def _answers(address: str) -> bool:
 
 
 def _logs(host: Host) -> str:
-    return "\n".join(path.read_text() for path in host.folder.glob("*.log"))
+    return "\n".join(path.read_text() for path in host.folder.glob("*/log"))
 
 
 def test_a_control_host_installs_no_library_of_models_or_media(control_host: Host) -> None:
@@ -137,11 +121,8 @@ def test_every_process_of_the_image_passes_its_health_check_on_a_read_only_root(
     control_host: Host, control_plane: ControlPlane
 ) -> None:
     """The command of the `HEALTHCHECK`, with the variables and the writable folders of the image only."""
-    program, *arguments = images.stages(images.dockerfile("control"))[1].health_check()
     for name, container in control_plane.containers.items():
-        check = subprocess.run(
-            [control_host.program(program), *arguments], env=container.env, capture_output=True, text=True
-        )
+        check = container.run(*container.image.final.health_check())
         assert check.returncode == 0, f"{name}: {check.stderr}"
     if not images.may_mount():
         pytest.skip("this process may not mount: the root was not read-only")

@@ -14,7 +14,7 @@ from tests.packaging.conftest import ROOT, required
 
 IMAGES = ROOT / "deploy/images"
 LOCKS = ("build.txt", "control/requirements.txt", "worker/requirements.txt")
-EXTRAS = {"control": ("control", "s3"), "worker": ("worker", "s3", "c2pa")}
+EXTRAS = {"control": ("control", "s3"), "worker": ("worker", "s3", "single-file", "c2pa")}
 """The extras of each image, as in scripts/lock."""
 STALE = "run scripts/lock"
 ONLY_WITH_CUDA = re.compile(r"nvidia-.*|cuda-.*|triton")
