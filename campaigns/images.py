@@ -20,6 +20,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -178,10 +179,13 @@ class Container:
             time.sleep(1)
         return False
 
-    def stop(self) -> int:
-        """Stop the process as a container runtime does; returns its exit status."""
+    def stop(self) -> bool:
+        """Stop the process as a container runtime does; returns whether it ended in order.
+
+        uvicorn ends the shim with the signal by which it was stopped.
+        """
         self.process.terminate()
-        return self.process.wait()
+        return self.process.wait() in (0, -signal.SIGTERM)
 
 
 def install(name: str, folder: Path) -> Image:
@@ -212,7 +216,7 @@ def install(name: str, folder: Path) -> Image:
 def start(images: Mapping[str, Image], folder: Path) -> dict[str, bool]:
     """Start the processes of the images and run one job, with the tiny models on the CPU.
 
-    Returns for each process whether it was healthy and ended with status 0; under `job`, if both images are
+    Returns for each process whether it was healthy and ended in order; under `job`, if both images are
     there, whether the job was completed and its image stored.
     """
     server = PrivateServer(binary=find_server(None), folder=folder)
@@ -240,7 +244,7 @@ def start(images: Mapping[str, Image], folder: Path) -> dict[str, bool]:
         print_note(done.stdout + done.stderr)
         results["job"] = done.returncode == 0 and any(assets.rglob("campaign/images-1/*.png"))
     for name, container in containers.items():
-        results[name] = (container.stop() == 0) and results[name]
+        results[name] = container.stop() and results[name]
     server.kill()
     return results
 

@@ -65,7 +65,7 @@ ELSEWHERE = {
         "tests/system/test_control.py::test_flower_shows_the_tasks_without_their_prompts"
     ),
     "OURVIDZ_SDXL_MODEL=./models/my-sdxl.safetensors ourvidz up --state-dir ./state --workers sdxl": (
-        "tests/pipelines/sdxl/test_checkpoint.py::test_a_single_file_generates_the_images_of_its_folder"
+        "tests/pipelines/sdxl/test_single_file.py::test_a_bare_file_generates_the_images_of_its_folder_without_a_network"
     ),
     "ourvidz worker sdxl": f"tests/system/test_up.py::test_{START}",
     "install -m 644 -t /etc/systemd/system deploy/systemd/*": UNITS,
@@ -77,6 +77,7 @@ ELSEWHERE = {
     "systemctl restart ourvidz-worker@web": DEPLOY,
     "scripts/images": "tests/packaging/test_images.py::test_the_script_builds_both_images",
     f"{DOCKER} up --detach --wait": COMPOSE,
+    f"{DOCKER} run --rm models": COMPOSE,
     f"{DOCKER} exec web ourvidz doctor": COMPOSE,
     f"{DOCKER} --profile monitoring up --detach": COMPOSE,
     f"{DOCKER} up --detach --no-deps --wait keeper io": COMPOSE,

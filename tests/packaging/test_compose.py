@@ -10,12 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import click
 import jsonschema
 import pytest
 import yaml
 
 from campaigns.images import WRITABLE
 from ourvidz.cli import broker_checks
+from ourvidz.cli.main import cli
 from ourvidz.cli.stack import HAND_BACK_S
 from ourvidz.cli.worker import FAMILIES, HELPERS
 from ourvidz.embedded_redis import PrivateServer, find_server
@@ -91,13 +93,25 @@ def test_every_process_has_a_service_with_its_command(project: dict[str, Any]) -
     """All processes of the Procfile; one in each container."""
     procfile = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
     services = project["services"]
-    assert services.keys() == {*procfile, "redis", "prometheus", "grafana"}
+    assert services.keys() == {*procfile, "redis", "models", "prometheus", "grafana"}
     for name in ours(project):
         assert " ".join(services[name]["command"]) == procfile[name] == f"ourvidz worker {name}"
     placed = re.compile(r" --(address|port)=\S+")
     assert placed.sub("", " ".join(services["flower"]["command"])) == placed.sub("", procfile["flower"])
     optional = {name for name, service in services.items() if "profiles" in service}
-    assert optional == {"flower", "prometheus", "grafana"}
+    assert optional == {"flower", "models", "prometheus", "grafana"}
+
+
+def test_checkpoints_are_pulled_to_where_the_workers_read_them(project: dict[str, Any]) -> None:
+    """`ourvidz models pull` stores a checkpoint in the folder that its own setting names."""
+    pull, worker = project["services"]["models"], project["services"]["sdxl"]
+    assert pull["command"] == ["ourvidz", "models", "pull"]
+    assert isinstance(cli.get_command(click.Context(cli), "models"), click.Group)
+    assert pull["image"] == worker["image"]
+    assert pull["environment"] == worker["environment"]
+    folder = worker["environment"]["OURVIDZ_SDXL_MODEL"].rpartition("/")[0]
+    (written,) = (volume for volume in pull["volumes"] if volume.endswith(f":{folder}"))
+    assert f"{written}:ro" in worker["volumes"]
 
 
 def test_every_setting_exists_and_the_example_is_a_valid_configuration(project: dict[str, Any]) -> None:
@@ -189,7 +203,8 @@ def test_the_commands_of_the_guides_name_what_the_file_has(project: dict[str, An
         if rest[0] == "--profile":
             assert rest[1] in profiles
             rest = rest[2:]
-        assert rest[0] in ("up", "exec")
-        assert set(rest[1:] if rest[0] == "up" else rest[1:2]) <= project["services"].keys()
+        assert rest[0] in ("up", "exec", "run")
+        names = rest[1:2] if rest[0] == "exec" else [word for word in rest[1:] if word != "--rm"]
+        assert set(names) <= project["services"].keys()
     restarted = [command[-1] for command in commands if "--no-deps" in command]
     assert restarted == ["io", "sdxl", "wan", "chat", "web"], "who repairs first, the shim last"

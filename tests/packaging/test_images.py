@@ -118,3 +118,11 @@ def test_the_script_builds_both_images(tmp_path: Path) -> None:
         start = f"build --file deploy/images/{image}/Dockerfile --tag ourvidz-{image}:{ourvidz.__version__}"
         assert line.startswith(f"{start} --build-arg VERSION={ourvidz.__version__} --build-arg REVISION=")
         assert label_of(stages(dockerfile(image))[1], "version") == "$VERSION"
+
+
+def test_every_file_for_deploying_names_the_version_of_the_package() -> None:
+    """A release changes one number; this finds the copies that could not be avoided."""
+    names = re.compile(r"ourvidz-(?:control|worker|pod):(\d[\w.]*)")
+    files = [path for path in (ROOT / "deploy").rglob("*") if path.is_file()]
+    tags = {f"{path.relative_to(ROOT)}: {tag}" for path in files for tag in names.findall(path.read_text())}
+    assert {tag for tag in tags if not tag.endswith(f": {ourvidz.__version__}")} == set()
