@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable
 
 from ourvidz.autoscaling.policy import Demand
-from ourvidz.jobs.catalog import CATALOG, lookup
+from ourvidz.jobs.catalog import CATALOG, QUEUES, lookup
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import Record
 
 SAMPLE_SIZE = 200
 """Queued jobs that are read for the estimate; those behind them count with their mean."""
+ENHANCEMENT_S = CATALOG["chat_enhance"].expected_s[1]
 
 
 def read_demand(ledger: Ledger, queue: str) -> Demand:
@@ -24,9 +25,11 @@ def read_demand(ledger: Ledger, queue: str) -> Demand:
     busy |= {
         worker.id for worker in ledger.online_workers() if worker.queue == queue and worker.state == "busy"
     }
+    enhancements = _enhancements(ledger) if queue == QUEUES["chat"] else 0
+    queued_s = depth * _mean_s(sample, queue) + enhancements * ENHANCEMENT_S
     return Demand(
-        queued=depth,
-        queued_s=round(depth * _mean_s(sample, queue), 3),
+        queued=depth + enhancements,
+        queued_s=round(queued_s, 3),
         running=len(running),
         running_s=round(sum(remaining_s(record) for record in running), 3),
         busy=len(busy),
@@ -48,6 +51,14 @@ def remaining_s(record: Record) -> float:
     is_number = isinstance(expected, int | float) and math.isfinite(expected) and expected > 0
     expected_s = min(float(expected), limit_s) if is_number and expected is not None else longest_s
     return expected_s * (100 - min(max(record.progress, 0.0), 100.0)) / 100
+
+
+def _enhancements(ledger: Ledger) -> int:
+    """The number of queued jobs whose prompt a chat worker is to enhance first: they are in another queue."""
+    queue = QUEUES["wan"]
+    sample = ledger.queued(queue, SAMPLE_SIZE)
+    share = sum(record.enhancement == "wanted" for record in sample) / max(1, len(sample))
+    return math.ceil(share * ledger.queue_depth(queue)) if share else 0
 
 
 def _mean_s(sample: Iterable[Record], queue: str) -> float:

@@ -102,6 +102,18 @@ def test_one_payload_cannot_ask_for_a_fleet(ledger: Ledger, expected: float) -> 
     assert wanted_workers(read_demand(ledger, "sdxl_queue"), Policy(target_wait_s=1.0)) == 1
 
 
+def test_prompts_that_are_to_be_enhanced_are_work_of_the_chat_workers(ledger: Ledger) -> None:
+    """Their jobs wait in the queue for clips, and no job is in that for texts."""
+    for number in range(4):
+        enhanced = {"type": "image7b_fast_enhanced", "enhance_prompt": number < 3, "expected_time": 100}
+        ledger.register(factories.video_job(id=f"clip-{number}", **enhanced), priority=6)
+    demand = read_demand(ledger, "chat_queue")
+    assert (demand.queued, demand.queued_s) == (3, 9.0)
+    assert read_demand(ledger, "wan_queue").queued == 4
+    ledger.skip_enhancement("clip-0", run=1, reason="no chat worker is there")
+    assert read_demand(ledger, "chat_queue").queued == 2
+
+
 def test_a_long_queue_is_estimated_from_its_head(ledger: Ledger) -> None:
     """A hundred thousand records are not read every few seconds."""
     for number in range(SAMPLE_SIZE + 40):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 import time
@@ -25,6 +26,10 @@ MODEL_LIBRARIES = ("torch", "diffusers", "transformers", "compel", "accelerate",
 MEDIA_LIBRARIES = ("opencv-python-headless", "numpy", "av")
 PREFIX = "control-host:"
 READY_S = 30.0
+SMALL_BMP = (
+    b"BM" + struct.pack("<IIIIiiHHIIiiII", 58, 0, 54, 40, 1, 1, 1, 24, 0, 4, 0, 0, 0, 0) + b"\x80\x40\x20\0"
+)
+"""A picture of one pixel."""
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +105,10 @@ def test_a_control_host_accepts_and_answers_jobs(control_host: Host, control_pla
     assert (job["job_id"], job["status"]) == ("control-1", "queued")
     listed = control_host.json("ourvidz", "jobs", "list", "--json", **connection)
     assert [item["job_id"] for item in listed["items"]] == ["control-1"]
+    picture = control_host.folder / "pond.bmp"
+    picture.write_bytes(SMALL_BMP)
+    submit = ("ourvidz", "jobs", "submit", "--prompt", "a pond", "--reference", str(picture), "--json")
+    assert control_host.json(*submit, **connection)["status"] == "queued"
     health = requests.get(f"{control_plane.url}/health", timeout=5).json()
     assert {worker["queue"] for worker in health["workers"]} == {"io", "keeper"}
 
