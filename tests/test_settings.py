@@ -228,6 +228,23 @@ def test_a_gpu_index_is_that_of_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> N
     settings.cache_clear()
 
 
+@pytest.mark.parametrize("own", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_blocks_of_gpu_memory_grow_unless_the_allocator_is_configured(
+    monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    """Jobs of changing sizes would leave gaps that no job can use."""
+    for name in ("OURVIDZ_WORKER", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    if own is not None:
+        monkeypatch.setenv(own, "backend:native")
+    become_worker("sdxl", None)
+    values = {name: value for name, value in os.environ.items() if name.endswith("ALLOC_CONF")}
+    expected = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if own is None else {own: "backend:native"}
+    assert values == expected
+    settings.cache_clear()
+
+
 @pytest.mark.parametrize(("load_s", "start_s"), [("60", 600), ("1800", 1800)])
 def test_a_worker_may_take_to_start_what_a_job_may_take_to_load(load_s: str, start_s: float) -> None:
     """Celery replaces a child that takes longer, for ever on a slow disk."""

@@ -44,6 +44,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY_MESSAGES)
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that this process can still take on a GPU: what no process holds, and the freed blocks that
+    torch keeps. None on a CPU."""
+    if device.type != "cuda":
+        return None
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + cached
+
+
 def free_memory() -> None:
     """Return memory that nothing references any more to the device and to the system.
 

@@ -31,11 +31,13 @@ class OomFallback:
         return 2 if self.name == "whole" and 2 * pixels <= PAIR_DECODE_MAX_PX else 1
 
 
-def oom_fallbacks(images: int) -> Iterator[OomFallback]:
+def oom_fallbacks(images: int, *, vae_tiling: bool = False) -> Iterator[OomFallback]:
     """The fallbacks for a job of `images` images: one batch, one batch after freeing caches, one batch with a
-    tiled VAE, then batches of half the previous size down to one image."""
-    yield OomFallback("whole", images, vae_tiling=False)
-    yield OomFallback("freed", images, vae_tiling=False)
+    tiled VAE, then batches of half the previous size down to one image. `vae_tiling`: only those with a tiled
+    VAE."""
+    if not vae_tiling:
+        yield OomFallback("whole", images, vae_tiling=False)
+        yield OomFallback("freed", images, vae_tiling=False)
     yield OomFallback("tiled", images, vae_tiling=True)
     while images > 1:
         images = (images + 1) // 2

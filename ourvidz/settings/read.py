@@ -165,6 +165,7 @@ def become_worker(name: str, gpu: str | None) -> None:
     """Make this process and its children the worker `name` with one visible GPU. Call before torch loads."""
     set_environment(OURVIDZ_WORKER=name)
     share_processors()
+    share_device_memory()
     if gpu is not None:
         show_gpu(gpu)
 
@@ -176,6 +177,15 @@ def show_gpu(gpu: str) -> None:
     """
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     set_environment(CUDA_VISIBLE_DEVICES=gpu)
+
+
+def share_device_memory() -> None:
+    """Let torch's blocks of GPU memory grow, unless its allocator is configured. Call before torch loads.
+
+    Images and texts of changing sizes leave gaps between blocks of fixed size, which stay taken.
+    """
+    if not any(name in os.environ for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def share_processors() -> None:

@@ -62,6 +62,7 @@ class SDXLSettings(Topic):
     sdxl_attention: Literal["flash", "efficient", "cudnn", "math"] | None = env("OURVIDZ_SDXL_ATTENTION")
     sdxl_compile: bool = env("OURVIDZ_SDXL_COMPILE", False)
     sdxl_channels_last: bool = env("OURVIDZ_SDXL_CHANNELS_LAST", False)
+    sdxl_vae_tiling: Literal["auto", "always"] = env("OURVIDZ_SDXL_VAE_TILING", "auto")
     sdxl_loras: LoRAs = env("OURVIDZ_SDXL_LORAS", ())
     """LoRAs that are merged into the weights for all jobs."""
     sdxl_job_loras: JobLoRAs = env("OURVIDZ_SDXL_JOB_LORAS", ())

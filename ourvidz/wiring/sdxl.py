@@ -38,4 +38,5 @@ def sdxl_options(settings: Settings) -> SDXLOptions:
         job_loras=tuple(parse_lora(entry) for entry in settings.sdxl_job_loras),
         ip_adapter=AdapterFiles(adapter, encoder) if adapter and encoder else None,
         previews=settings.previews,
+        vae_tiled=settings.sdxl_vae_tiling == "always",
     )

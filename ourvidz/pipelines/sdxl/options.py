@@ -24,7 +24,7 @@ class SDXLOptions:
 
     `compiled` compiles the UNet's blocks, `channels_last` sets the memory format of UNet and VAE. `loras` are
     merged into the weights, `job_loras` are available to jobs by name. `previews` enables previews of
-    unfinished images.
+    unfinished images. `vae_tiled`: the VAE always works in tiles.
     """
 
     scheduler: str | None = None
@@ -37,6 +37,7 @@ class SDXLOptions:
     job_loras: tuple[LoraFile, ...] = ()
     ip_adapter: AdapterFiles | None = None
     previews: bool = True
+    vae_tiled: bool = False
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """The dtype of the weights on this device."""
@@ -74,6 +75,7 @@ class SDXLOptions:
             "attention": self.attention or "auto",
             "compiled": self.compiled,
             "channels_last": self.channels_last,
+            "vae_tiling": "always" if self.vae_tiled else "auto",
             "loras": [lora.label() for lora in self.loras],
             "job_loras": [lora.label() for lora in self.job_loras],
             "ip_adapter": None if self.ip_adapter is None else self.ip_adapter.weights.stem,

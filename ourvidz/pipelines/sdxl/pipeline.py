@@ -140,7 +140,8 @@ class SDXLPipeline:
         started, counts = time.perf_counter(), self.cache.counts
         progress = ProgressReporter(on_step, on_preview, on_image)
         state = self._start(job, reference, progress, checkpoints)
-        for fallback in state.fallbacks():
+        tiled = self.options.vae_tiled or self._model.vae.must_tile(state.size)
+        for fallback in state.fallbacks(vae_tiling=tiled):
             if self._try_stages(state, fallback):
                 result = state.result(fallback, time.perf_counter() - started)
                 return result.with_metadata(

@@ -50,13 +50,13 @@ class GenerationState:
         encoded = self.embeds is not None and self.embeds.negative_prompt_embeds is not None
         return encoded and bool(self.job.negative_prompt)
 
-    def fallbacks(self) -> Iterator[OomFallback]:
-        """The OOM fallbacks to try. A job that is resumed begins with the one that it had come to, and with
-        the latents that were finished."""
+    def fallbacks(self, *, vae_tiling: bool = False) -> Iterator[OomFallback]:
+        """The OOM fallbacks to try; `vae_tiling`: those with a tiled VAE. A job that is resumed begins with
+        the one that it had come to, and with the latents that were finished."""
         position = self.resumption.position
-        fallbacks = oom_fallbacks(self.job.num_images)
         if position is None:
-            return fallbacks
+            return oom_fallbacks(self.job.num_images, vae_tiling=vae_tiling)
+        fallbacks = oom_fallbacks(self.job.num_images)
         self.latents = {seed: self.resumption.tensor(_latents_name(seed)) for seed in position["finished"]}
         self.batch_size, self.resumed_batches = position["batch_size"], position["batches"]
         reached = position["fallback"]

@@ -10,6 +10,7 @@ import torch
 from PIL.Image import Image, fromarray
 
 from ourvidz import log
+from ourvidz.pipelines import devices
 from ourvidz.pipelines.finite import check_finite, is_finite
 from ourvidz.pipelines.tensor_cache import TensorCache, cache_key, image_digest
 
@@ -63,6 +64,20 @@ class ImageVAE:
         levels = (pixels.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
         return [fromarray(image) for image in levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
 
+    def decode_bytes(self, size: tuple[int, int]) -> int:
+        """About the memory that decoding one image of this size (px) takes: the last level holds three
+        tensors with the channels of the level below it, 3 GiB for 1024x1024 px of SDXL in float32."""
+        width, height = size
+        channels = int(self._vae.config.block_out_channels[1])
+        dtype = torch.float32 if self._upcasts else self._vae.dtype
+        return 3 * channels * width * height * int(dtype.itemsize)
+
+    def must_tile(self, size: tuple[int, int]) -> bool:
+        """Whether too little memory is free to decode an image of this size (px) whole. Taking the rest would
+        make the other workers of the device run out of memory too."""
+        free = devices.free_bytes(self._device)
+        return free is not None and self.decode_bytes(size) > free
+
     @contextmanager
     def tiling(self, enabled: bool) -> Iterator[None]:
         """Encode and decode in overlapping, blended tiles inside this context, which needs less memory.
@@ -108,9 +123,13 @@ class ImageVAE:
         return result
 
     def _upcast(self) -> None:
-        # SDXL's VAE overflows in half precision, which makes black images.
-        if self._vae.dtype == torch.float16 and self._vae.config.force_upcast:
+        if self._upcasts:
             self._vae.to(torch.float32)
+
+    @property
+    def _upcasts(self) -> bool:
+        """SDXL's VAE overflows in half precision, which makes black images."""
+        return self._vae.dtype == torch.float16 and bool(self._vae.config.force_upcast)
 
     def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the VAE's raw latents, per channel if the checkpoint has them."""

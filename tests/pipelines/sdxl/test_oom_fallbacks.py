@@ -7,6 +7,7 @@ from PIL import Image
 
 from ourvidz.errors import OutOfMemory
 from ourvidz.jobs.job import ImageJob
+from ourvidz.pipelines import devices
 from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.pipelines.oom_fallbacks import oom_fallbacks
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
@@ -37,6 +38,25 @@ def test_the_last_fallback_generates_images_one_by_one() -> None:
     assert [fallback.batch_size for fallback in oom_fallbacks(6)] == [6, 6, 6, 3, 2, 1]
     assert [fallback.name for fallback in oom_fallbacks(3)] == ["whole", "freed", "tiled", "parts", "parts"]
     assert [fallback.vae_tiling for fallback in oom_fallbacks(1)] == [False, False, True]
+
+
+@pytest.mark.parametrize(("free", "rung"), [(None, None), (1 << 40, None), (1 << 20, "tiled")])
+def test_an_image_is_decoded_in_tiles_where_too_little_memory_is_free(
+    sdxl: SDXLPipeline, monkeypatch: pytest.MonkeyPatch, free: int | None, rung: str | None
+) -> None:
+    """Otherwise the attempt takes what the workers beside it need, and fails. None is a CPU."""
+    monkeypatch.setattr(devices, "free_bytes", lambda device: free)
+    with longest_edges(sdxl._pipe.vae.decoder) as edges:
+        result = generate(sdxl, image_job(width=128, height=128))
+    assert result.metadata.get("memory_rung") == rung
+    assert (max(edges) < 16) == (rung == "tiled")
+
+
+def test_the_memory_to_decode_is_that_of_the_largest_level(sdxl: SDXLPipeline) -> None:
+    """By the channels and the dtype of the VAE: 3 GiB for SDXL at 1024x1024 px in float32."""
+    vae = sdxl._model.vae
+    assert vae.decode_bytes((64, 64)) == 3 * 16 * 64 * 64 * 4
+    assert 3 * 256 * 1024 * 1024 * 4 == 3 << 30
 
 
 def test_only_small_images_are_decoded_in_pairs_and_only_without_a_fallback() -> None:

@@ -14,7 +14,14 @@ from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
 from tests.factories import image_job
-from tests.pipelines.helpers import MAX_DIFFERENCE, difference, image_levels, levels, no_progress
+from tests.pipelines.helpers import (
+    MAX_DIFFERENCE,
+    difference,
+    image_levels,
+    levels,
+    longest_edges,
+    no_progress,
+)
 
 
 def pipeline(checkpoint: Checkpoint, **options: object) -> SDXLPipeline:
@@ -111,3 +118,13 @@ def test_a_compiled_model_fails_no_job_when_it_has_too_many_graphs(
         job = image_job(steps=1, **changes)
         assert difference(image_levels(compiled, job), image_levels(sdxl, job)) <= MAX_DIFFERENCE
     torch._dynamo.reset()
+
+
+def test_the_vae_always_works_in_tiles_if_selected(sdxl_checkpoint: Checkpoint) -> None:
+    """For a GPU whose memory other workers need."""
+    tiled = pipeline(sdxl_checkpoint, vae_tiled=True)
+    tiled.load()
+    with longest_edges(tiled._pipe.vae.decoder) as edges:
+        result = tiled.generate(image_job(width=128, height=128), on_step=no_progress)
+    assert max(edges) < 16
+    assert (result.metadata["memory_rung"], tiled.info()["vae_tiling"]) == ("tiled", "always")
