@@ -80,11 +80,11 @@ class S3Files(RemoteFiles):
 
     def _open(self) -> None:
         # Imported here: only this storage needs its library.
-        from ourvidz.storage.s3 import S3Storage
+        from ourvidz.storage.s3 import S3Store
         from ourvidz.storage.s3_client import S3Options
 
         self._cleanup.enter_context(self.server)
-        self.store = S3Storage(
+        self.store = S3Store(
             S3Options(
                 bucket=BUCKET,
                 endpoint=self.server.url,

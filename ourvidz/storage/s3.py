@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import obstore
-from obstore.store import S3Store
+from obstore.store import S3Store as Client
 
 from ourvidz.errors import NotFound, SettingsError, StorageError
 from ourvidz.net.client import HttpClient, RequestFailure
@@ -51,7 +51,7 @@ REGIONS_WITHOUT_CONSTRAINT = frozenset({DEFAULT_REGION, "auto"})
 """Regions in which a bucket is created without naming them; `auto` is that of R2."""
 
 
-class S3Storage:
+class S3Store:
     """Stores every key as an object; implements `Store`.
 
     Requests are repeated after a 5xx or a broken connection, `RETRIES` times within `RETRY_TIMEOUT_S`. Files
@@ -68,7 +68,7 @@ class S3Storage:
         return self._options.bucket
 
     def __repr__(self) -> str:
-        return f"S3Storage({self.location!r})"
+        return f"S3Store({self.location!r})"
 
     @property
     def location(self) -> str:
@@ -247,16 +247,16 @@ class S3Storage:
         return StoredFile(key, int(meta["size"]), meta["last_modified"].timestamp(), content_type)
 
     @cached_property
-    def _store(self) -> S3Store:
+    def _store(self) -> Client:
         return connect(self._options, self._options.endpoint, timeout_s=ANSWER_TIMEOUT_S)
 
     @cached_property
-    def _transfers(self) -> S3Store:
+    def _transfers(self) -> Client:
         """For requests that carry or copy the bytes of files."""
         return connect(self._options, self._options.endpoint, timeout_s=TRANSFER_TIMEOUT_S)
 
     @cached_property
-    def _public_store(self) -> S3Store:
+    def _public_store(self) -> Client:
         """Signs URLs for the host that browsers call; the host is part of the signature."""
         public = self._options.public_endpoint
         return connect(self._options, public, timeout_s=ANSWER_TIMEOUT_S) if public else self._store

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from obstore.store import S3Store
+from obstore.store import S3Store as Client
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Config, S3Credential
@@ -44,7 +44,7 @@ class S3Options:
     secret_access_key: str | None = field(default=None, repr=False)
 
 
-def connect(options: S3Options, endpoint: str | None, *, timeout_s: float) -> S3Store:
+def connect(options: S3Options, endpoint: str | None, *, timeout_s: float) -> Client:
     """The client of one endpoint; None is that of AWS. Nothing is sent yet. `timeout_s`: of one request."""
     config: S3Config = {
         "region": options.region,
@@ -77,7 +77,7 @@ def connect(options: S3Options, endpoint: str | None, *, timeout_s: float) -> S3
             "expires_at": None,
         }
 
-    return S3Store(
+    return Client(
         options.bucket,
         config=config,
         client_options=client,

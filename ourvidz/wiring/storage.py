@@ -23,7 +23,7 @@ def _local(settings: Settings) -> Store:
 
 def _s3(settings: Settings) -> Store:
     try:
-        from ourvidz.storage.s3 import S3Storage
+        from ourvidz.storage.s3 import S3Store
         from ourvidz.storage.s3_client import S3Options
     except ImportError as missing:
         if (missing.name or "").partition(".")[0] != "obstore":
@@ -32,7 +32,7 @@ def _s3(settings: Settings) -> Store:
             "OURVIDZ_STORAGE: s3 needs obstore: pip install 'ourvidz[s3]'", field="OURVIDZ_STORAGE"
         ) from None
     assert settings.s3_bucket is not None
-    return S3Storage(
+    return S3Store(
         S3Options(
             bucket=settings.s3_bucket,
             prefix=settings.s3_prefix or "",

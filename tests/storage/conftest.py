@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from campaigns.s3_server import S3Server
-from ourvidz.storage.s3 import S3Storage
+from ourvidz.storage.s3 import S3Store
 from ourvidz.storage.s3_client import S3Options
 
 pytest.register_assert_rewrite("tests.storage.suite")
 
-Open = Callable[..., S3Storage]
+Open = Callable[..., S3Store]
 
 _numbers = itertools.count()
 
@@ -23,20 +23,20 @@ _numbers = itertools.count()
 def open_storage(s3_server: S3Server) -> Open:
     """Open a storage on the S3 server: `open_storage(option=…)`."""
 
-    def start(**changes: Any) -> S3Storage:
+    def start(**changes: Any) -> S3Store:
         options: dict[str, Any] = {
             "bucket": f"bucket-{next(_numbers)}",
             "endpoint": s3_server.url,
             "access_key_id": s3_server.access_key,
             "secret_access_key": s3_server.secret_key,
         }
-        return S3Storage(S3Options(**(options | changes)))
+        return S3Store(S3Options(**(options | changes)))
 
     return start
 
 
 @pytest.fixture
-def s3_store(open_storage: Open) -> S3Storage:
+def s3_store(open_storage: Open) -> S3Store:
     """An empty bucket."""
     storage = open_storage(prefix="installations/one")
     storage.create_buckets()

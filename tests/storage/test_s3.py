@@ -14,7 +14,7 @@ import requests
 from campaigns.s3_server import S3Server
 from campaigns.sigv4 import verify
 from ourvidz.errors import NotFound, StorageError
-from ourvidz.storage.s3 import PART_BYTES, S3Storage
+from ourvidz.storage.s3 import PART_BYTES, S3Store
 from ourvidz.storage.s3_client import RETRIES
 from tests.cutting_proxy import CuttingProxy
 from tests.storage.suite import StoreSuite
@@ -22,14 +22,14 @@ from tests.storage.suite import StoreSuite
 KEY = "workspace-temp/user-1/job-1/0.png"
 CLIP = "workspace-temp/user-1/job-1/0.mp4"
 PNG = "image/png"
-Open = Callable[..., S3Storage]
+Open = Callable[..., S3Store]
 
 
 class TestBehaviour(StoreSuite):
     """S3 storage behaves as every back end."""
 
     @pytest.fixture
-    def store(self, s3_store: S3Storage) -> S3Storage:
+    def store(self, s3_store: S3Store) -> S3Store:
         return s3_store
 
 
@@ -50,7 +50,7 @@ def test_a_cut_in_a_part_of_a_large_file_costs_that_part(
         assert storage.stat(CLIP).content_type == "video/mp4"
 
 
-def test_a_folder_with_objects_of_others_is_deleted(s3_server: S3Server, s3_store: S3Storage) -> None:
+def test_a_folder_with_objects_of_others_is_deleted(s3_server: S3Server, s3_store: S3Store) -> None:
     """An operator's file has a name that is no key, and a web page stores objects that stand for folders."""
     folder = "workspace-temp/user-1/job-1"
     s3_store.put(KEY, b"x", content_type=PNG)
@@ -73,7 +73,7 @@ def test_a_bucket_in_another_region_is_created_there(open_storage: Open) -> None
 
 
 def test_a_signed_url_can_be_read_until_it_ends_and_for_no_other_file(
-    s3_store: S3Storage, monkeypatch: pytest.MonkeyPatch
+    s3_store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A browser reads the file without a key."""
     s3_store.put(CLIP, b"0123456789", content_type="video/mp4")
@@ -113,7 +113,7 @@ def test_checksums_are_sent_only_if_configured(s3_server: S3Server, open_storage
 
 
 def test_aws_variables_of_the_environment_do_not_mix_with_the_configured_key(
-    s3_store: S3Storage, open_storage: Open, monkeypatch: pytest.MonkeyPatch
+    s3_store: S3Store, open_storage: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A token that another tool has left there belongs to another key."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOTHER")
@@ -125,7 +125,7 @@ def test_aws_variables_of_the_environment_do_not_mix_with_the_configured_key(
 
 
 def test_a_move_whose_source_is_deleted_after_the_copy_is_reported(
-    s3_store: S3Storage, monkeypatch: pytest.MonkeyPatch
+    s3_store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The attempt learns that its file was deleted, and does not publish it."""
     source = "workspace-temp/user-1/job-1/.attempts/7.t/0.png"
@@ -141,7 +141,7 @@ def test_a_move_whose_source_is_deleted_after_the_copy_is_reported(
         s3_store.move(source, KEY)
 
 
-def test_publishing_a_file_costs_three_requests(s3_server: S3Server, s3_store: S3Storage) -> None:
+def test_publishing_a_file_costs_three_requests(s3_server: S3Server, s3_store: S3Store) -> None:
     """A job publishes its files one after the other, and each request takes tens of milliseconds."""
     source = "workspace-temp/user-1/job-1/.attempts/7.t/0.png"
     s3_store.put(source, b"x", content_type=PNG)
@@ -153,7 +153,7 @@ def test_publishing_a_file_costs_three_requests(s3_server: S3Server, s3_store: S
     assert s3_server.requests == {"GET": 1}
 
 
-def test_a_failed_upload_leaves_no_parts(s3_server: S3Server, s3_store: S3Storage) -> None:
+def test_a_failed_upload_leaves_no_parts(s3_server: S3Server, s3_store: S3Store) -> None:
     """They would cost money, and nobody sees them."""
     # Both parts are refused, as often as they are tried.
     s3_server.fail(2 * (RETRIES + 1), method="PUT")

@@ -16,13 +16,13 @@ import pytest
 from campaigns.s3_server import S3Server
 from ourvidz.errors import SettingsError, StorageError
 from ourvidz.storage import s3, s3_client
-from ourvidz.storage.s3 import PART_BYTES, S3Storage
+from ourvidz.storage.s3 import PART_BYTES, S3Store
 from ourvidz.storage.s3_client import S3Options
 
 KEY = "workspace-temp/user-1/job-1/0.png"
 CLIP = "workspace-temp/user-1/job-1/0.mp4"
 PNG = "image/png"
-Open = Callable[..., S3Storage]
+Open = Callable[..., S3Store]
 
 
 class _Tries:
@@ -44,7 +44,7 @@ class _Tries:
 
 
 def test_ten_failures_are_a_storage_error_and_the_next_try_succeeds(
-    s3_server: S3Server, s3_store: S3Storage
+    s3_server: S3Server, s3_store: S3Store
 ) -> None:
     """The job ends with STORAGE_ERROR, which its caller may repeat; nothing is left of the first try."""
     tries = _Tries()
@@ -67,7 +67,7 @@ def test_ten_failures_are_a_storage_error_and_the_next_try_succeeds(
     ],
 )
 def test_a_wrong_key_is_one_clear_line(
-    s3_store: S3Storage, open_storage: Open, changes: dict[str, str], reason: str
+    s3_store: S3Store, open_storage: Open, changes: dict[str, str], reason: str
 ) -> None:
     """The operator reads what to correct, and no secret."""
     storage = open_storage(bucket=s3_store.bucket, **changes)
@@ -135,7 +135,7 @@ def test_a_missing_bucket_is_named_and_created(open_storage: Open) -> None:
     ],
 )
 def test_a_refusal_names_what_to_correct(
-    s3_server: S3Server, s3_store: S3Storage, status: str, code: str | None, line: str
+    s3_server: S3Server, s3_store: S3Store, status: str, code: str | None, line: str
 ) -> None:
     """The answers of S3 say it in codes, some of them to other requests than one thinks."""
     s3_server.fail(1, status=status, code=code)
@@ -144,7 +144,7 @@ def test_a_refusal_names_what_to_correct(
     assert refused.value.message.startswith(line.format(s3_store.location))
 
 
-def test_no_secret_is_shown(s3_server: S3Server, s3_store: S3Storage) -> None:
+def test_no_secret_is_shown(s3_server: S3Server, s3_store: S3Store) -> None:
     """Representations are logged."""
     for shown in (
         repr(s3_store),
@@ -200,7 +200,7 @@ def test_a_server_that_is_away_is_a_storage_error(open_storage: Open) -> None:
                 operation()
 
 
-def test_a_lost_answer_is_no_failure(s3_server: S3Server, s3_store: S3Storage) -> None:
+def test_a_lost_answer_is_no_failure(s3_server: S3Server, s3_store: S3Store) -> None:
     """Whichever it is of an upload in parts, its publication, and its removal: the server has done what was
     asked, and is asked again. A whole write is repeated at most once."""
     folder = "workspace-temp/user-1/job-1"
@@ -227,7 +227,7 @@ def test_a_lost_answer_is_no_failure(s3_server: S3Server, s3_store: S3Storage) -
         s3_store.put(KEY, b"x", content_type=PNG)
 
 
-def test_a_server_that_finds_nothing_to_delete_may_say_so(s3_server: S3Server, s3_store: S3Storage) -> None:
+def test_a_server_that_finds_nothing_to_delete_may_say_so(s3_server: S3Server, s3_store: S3Store) -> None:
     """S3 does not, others do."""
     s3_server.fail(1, "DELETE", status="404 Not Found", code="NoSuchKey")
     s3_store.delete(KEY)
@@ -235,7 +235,7 @@ def test_a_server_that_finds_nothing_to_delete_may_say_so(s3_server: S3Server, s
 
 
 def test_an_upload_that_the_server_has_forgotten_is_tried_again(
-    s3_server: S3Server, s3_store: S3Storage
+    s3_server: S3Server, s3_store: S3Store
 ) -> None:
     """It is no missing file: the attempt would take it for the loss of its job."""
     s3_server.fail(1, "PUT", status="404 Not Found", code="NoSuchUpload")
