@@ -8,7 +8,7 @@ from ourvidz.errors import NotFound
 from ourvidz.ledger.base import DELIVERED_TTL_S, LedgerBase
 from ourvidz.ledger.connection import new_call_token
 from ourvidz.records.codec import load_event, pairs
-from ourvidz.records.record import DeliveryState, NextLease, OutboxEvent, ReadyJob
+from ourvidz.records.record import DeliveryState, NextLease, OutboxEvent, ReadyJob, Record, event_id
 
 ANNOUNCED_AT_ONCE = 100
 """Jobs that wait for an io process at most when more are announced that became due by time."""
@@ -91,6 +91,13 @@ class OutboxOperations(LedgerBase):
             lambda: self._connection.client.hgetall(self._keys.event(event_id))
         )
         return load_event(event_id, fields) if fields else None
+
+    def last_event(self, record: Record) -> OutboxEvent | None:
+        """The newest event of a job's current run. None if it has none, or none that is kept."""
+        sequence = self._connection.with_retries(
+            lambda: self._connection.client.hget(self._keys.job(record.job_id), "seq")
+        )
+        return self.get_event(event_id(record, int(sequence))) if sequence else None
 
     def list_events(self, state: DeliveryState, limit: int = 100) -> list[OutboxEvent]:
         """Events in one delivery state, newest first."""

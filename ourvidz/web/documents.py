@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from ourvidz.records.record import Status
+from ourvidz.records.record import DeliveryState, Status
 
 
 class Timestamps(BaseModel):
@@ -79,6 +79,19 @@ class Accepted(BaseModel):
     position: int
     run: int
     seed: int | None
+
+
+class CallbackState(BaseModel):
+    """Whether the receiver has accepted the callback of a job's end. `state` is null if none is kept: the job
+    has not ended, it has no callbacks, or its callback was delivered more than a day ago."""
+
+    job_id: str
+    event_id: str | None = None
+    state: DeliveryState | None = None
+    deliveries: int = 0
+    last_status: int | None = None
+    last_error: str | None = None
+    settled_at: datetime | None = None
 
 
 class Deleted(BaseModel):

@@ -16,7 +16,7 @@ from ourvidz.jobs.schema import submission_schema
 from ourvidz.records.record import Record, Status
 from ourvidz.web import audit, events, sse, views
 from ourvidz.web.body import read_json
-from ourvidz.web.documents import Accepted, Deleted, JobPage, JobState
+from ourvidz.web.documents import Accepted, CallbackState, Deleted, JobPage, JobState
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 
@@ -119,6 +119,12 @@ async def follow(
         return Response(status_code=204)
     items = app.followers.follow(job_id, after=after)
     return sse.EventStreamResponse(events.stream(app.ledger, job_id, items))
+
+
+@router.get("/jobs/{id}/callback", responses=documented(401, 403, 404, 422, 503))
+def callback(job_id: JobId) -> CallbackState:
+    """Read whether the callback of a job's end was delivered."""
+    return views.callback_state(_record(job_id), control.current())
 
 
 @router.post("/jobs/{id}/cancel", responses=documented(401, 403, 404, 409, 422, 503))

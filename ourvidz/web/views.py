@@ -11,7 +11,15 @@ from ourvidz.errors import StorageError
 from ourvidz.jobs.outcome import Asset
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import Record
-from ourvidz.web.documents import Accepted, JobErrorDocument, JobState, JobSummary, Result, Timestamps
+from ourvidz.web.documents import (
+    Accepted,
+    CallbackState,
+    JobErrorDocument,
+    JobState,
+    JobSummary,
+    Result,
+    Timestamps,
+)
 from ourvidz.wiring.control import ControlPlane
 
 SAMPLE_SIZE = 20
@@ -37,6 +45,22 @@ def state(record: Record, app: ControlPlane) -> JobState:
     position = app.ledger.queue_position(record.job_id) if record.status == "queued" else None
     (summary,) = summaries([record], app)
     return JobState(**dict(summary), queue_position=position, eta_s=eta_s(record, position, app.ledger))
+
+
+def callback_state(record: Record, app: ControlPlane) -> CallbackState:
+    """The delivery of the callback that reports a job's end."""
+    event = app.ledger.last_event(record) if record.finished else None
+    if event is None or not event.terminal:
+        return CallbackState(job_id=record.job_id)
+    return CallbackState(
+        job_id=record.job_id,
+        event_id=event.event_id,
+        state=event.state,
+        deliveries=event.deliveries,
+        last_status=event.last_status,
+        last_error=event.last_error,
+        settled_at=None if event.settled_at is None else _utc(event.settled_at),
+    )
 
 
 def summaries(records: Iterable[Record], app: ControlPlane) -> list[JobSummary]:

@@ -46,6 +46,7 @@ MODELS: dict[str, type[BaseModel]] = {
             documents.Accepted,
             documents.JobState,
             documents.JobPage,
+            documents.CallbackState,
             documents.Deleted,
             references.UploadedReference,
             references.DeletedReference,

@@ -228,6 +228,42 @@ def test_deleting_a_job_deletes_its_assets(shim) -> None:
     assert shim.client.get("/jobs/job-1").status_code == 404
 
 
+def test_a_caller_can_see_whether_its_callback_was_delivered(shim) -> None:
+    """The receiver and the caller may be different programs."""
+
+    def callback() -> dict[str, object]:
+        return shim.client.get("/jobs/job-1/callback").json()
+
+    shim.submit()
+    assert callback()["state"] is None, "a job that has not ended"
+    claim = shim.claim("job-1")
+    assert callback()["state"] is None, "the callback of its start is no callback of its end"
+    assert shim.ledger.end(claim, outcome=shim.failed(), worker_id="sdxl@host-cpu")
+    assert (callback()["state"], callback()["deliveries"]) == ("pending", 0)
+    for event in iter(lambda: shim.ledger.lease_event("job-1", lease_s=9, token="t"), None):
+        shim.ledger.mark_delivered(event, status=202)
+        last = event.event_id
+    assert callback() | {"settled_at": None} == {
+        "job_id": "job-1", "event_id": last, "state": "delivered", "deliveries": 1, "last_status": 202,
+        "last_error": None, "settled_at": None,
+    }  # fmt: skip
+    assert shim.client.get("/jobs/nothing/callback").status_code == 404
+
+
+def test_only_the_callback_of_the_current_run_is_shown(shim) -> None:
+    """A retried job has not ended, whatever was delivered of its first run; a dead letter says why."""
+    shim.submit()
+    shim.end("job-1", shim.failed())
+    for event in iter(lambda: shim.ledger.lease_event("job-1", lease_s=9, token="t"), None):
+        shim.ledger.dead_letter(event, status=404, error="HTTP 404")
+    answer = shim.client.get("/jobs/job-1/callback").json()
+    assert (answer["state"], answer["last_status"], answer["last_error"]) == ("dead", 404, "HTTP 404")
+    assert shim.client.post("/jobs/job-1/retry").status_code == 202
+    assert shim.client.get("/jobs/job-1/callback").json()["state"] is None
+    shim.ledger.end(shim.ledger.get("job-1"), outcome=shim.failed())
+    assert shim.client.get("/jobs/job-1/callback").json()["state"] == "pending"
+
+
 def test_a_job_can_be_deleted_while_its_receiver_is_down(shim) -> None:
     """On request: the pending callback is cancelled."""
     shim.submit()
