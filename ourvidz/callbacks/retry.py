@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from ourvidz.records.registrations import REGISTRATION_KINDS
+
 BASE_DELAY_S = 1.0
 MAX_DELAY_S = 900.0
 MAX_RETRY_AFTER_S = 3600.0
@@ -13,6 +15,8 @@ MIN_DELIVERIES = 10
 
 RETRIED_STATUSES = frozenset({408, 409, 425, 429})
 """The retried ones below 500; all from 500 on are retried too."""
+NOT_UNDERSTOOD_STATUSES = frozenset({400, 404, 405, 410, 422})
+"""The answers of a function that does not know that workers leave, or does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +60,16 @@ def decide(
 
     `kind` is the event's: `processing` events are delivered once and never retried. A registration is retried
     after every answer but success: the function refuses a worker whose shim does not answer yet. That a
-    worker is `gone` counts as delivered once the receiver has understood it or refused it. `deliveries`
-    includes this one. `age_s` is the time since the event, `window_s` how long terminal events are retried.
+    worker is `gone` counts as delivered also when the receiver does not understand it. `deliveries` includes
+    this one. `age_s` is the time since the event, `window_s` how long terminal events are retried.
     `status` is None if there was no response; `retry_after_s` is the response's `Retry-After`. The last
     delivery of an event is due at the end of its window.
     """
     if status is not None and 200 <= status < 300:
         return Delivered()
-    if kind == "gone" and not is_retryable(status):
+    if kind == "gone" and status in NOT_UNDERSTOOD_STATUSES:
         return Delivered()
-    if kind not in ("registered", "updated") and (kind == "processing" or not is_retryable(status)):
+    if kind not in REGISTRATION_KINDS and (kind == "processing" or not is_retryable(status)):
         return GiveUp()
     left_s = window_s - age_s
     if left_s <= 0 and deliveries >= MIN_DELIVERIES:

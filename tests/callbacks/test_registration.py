@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from campaigns.backend import CHAT, OTHERS, Backend, serve
 from ourvidz.callbacks import payload
 from ourvidz.callbacks.delivery import CallbackSender
 from ourvidz.ledger.store import Ledger
@@ -23,81 +22,13 @@ from ourvidz.wiring import control
 from tests.factories import ManualClock, worker
 
 KEY = "a-service-key"
-CHAT, OTHERS = "register-chat-worker", "update-worker-url"
-
-
-@dataclass
-class Backend:
-    """The two functions that register workers, with what they keep.
-
-    `cells` has one URL for each function, as those in the field have: the last one that was sent. `active`
-    has a record for each worker type and URL, as a function has that knows `status` and `sequence`.
-    `fault` decides what goes wrong with a request: None, 'refused' (503), or 'lost' (done, not answered).
-    """
-
-    fault: Callable[[], str | None] = lambda: None
-    down_shims: set[str] = field(default_factory=set)
-    cells: dict[str, str] = field(default_factory=dict)
-    sequences: dict[tuple[str, str], int] = field(default_factory=dict)
-    active: set[tuple[str, str]] = field(default_factory=set)
-    requests: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
-    url: str = ""
-
-    def handle(self, path: str, headers: dict[str, str], body: bytes) -> int | None:
-        """The status of the answer; None closes the connection without one."""
-        fault = self.fault()
-        if fault == "refused":
-            return 503
-        document = json.loads(body)
-        function = path.removeprefix("/functions/v1/")
-        self.requests.append((function, headers, document))
-        self._keep_record(document)
-        status = self._set_cell(function, document)
-        return None if fault == "lost" else status
-
-    def _set_cell(self, function: str, document: dict[str, Any]) -> int:
-        url = document["worker_url"]
-        if not url:
-            return 400
-        if function == OTHERS and url in self.down_shims:
-            return 400
-        self.cells[function] = url
-        return 200
-
-    def _keep_record(self, document: dict[str, Any]) -> None:
-        name = (document["worker_type"], document["worker_url"] or document["former_worker_url"])
-        if document["sequence"] >= self.sequences.get(name, 0):
-            self.sequences[name] = document["sequence"]
-            (self.active.discard if document["status"] == "gone" else self.active.add)(name)
 
 
 @pytest.fixture
 def backend() -> Iterator[Backend]:
-    made = Backend()
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            with lock:
-                status = made.handle(self.path, {n.lower(): v for n, v in self.headers.items()}, body)
-            if status is None:
-                self.close_connection = True
-                return
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Write nothing to the output of tests."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    made.url = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield made
-    server.shutdown()
-    server.server_close()
+    """A backend with the table of the functions that register workers."""
+    with serve() as made:
+        yield made
 
 
 @dataclass

@@ -134,3 +134,32 @@ def test_an_old_event_is_not_given_up_at_the_first_failure() -> None:
     """A replayed dead letter gets ten deliveries although its window is over."""
     assert isinstance(decision_for(age_s=10 * DAY_S, deliveries=1), Retry)
     assert decision_for(age_s=10 * DAY_S, deliveries=MIN_DELIVERIES) == GiveUp()
+
+
+@pytest.mark.parametrize("status", [None, 301, 400, 401, 403, 404, 422, 500, 503])
+def test_a_registration_is_retried_after_every_answer_but_success(status: int | None) -> None:
+    """A function refuses a worker whose shim does not answer yet, and a gateway a key that changes."""
+    for kind in ("registered", "updated"):
+        assert isinstance(decision_for(kind, status=status), Retry)
+        assert decision_for(kind, status=200) == Delivered()
+
+
+@pytest.mark.parametrize(
+    ("status", "settled"),
+    [
+        (200, True),
+        (400, True),
+        (404, True),
+        (422, True),
+        (401, False),
+        (403, False),
+        (503, False),
+        (None, False),
+    ],
+)
+def test_a_departure_that_a_function_does_not_understand_is_settled(
+    status: int | None, settled: bool
+) -> None:
+    """A function of today knows none; with a key that is refused it was not asked."""
+    decision = decision_for("gone", status=status)
+    assert decision == Delivered() if settled else isinstance(decision, Retry)

@@ -1,5 +1,6 @@
 -- Note that the receiver accepted an event. A `processing` event is deleted, and so is the `updated` one of a registration,
--- which is sent again and again; a terminal one is kept for operators. With a token the next event of the job is leased in the same call, if it is due.
+-- which is sent again and again; a terminal one is kept for operators. With a token the next event of the job is leased in
+-- the same call, if it is due.
 -- Arguments: event, job, status (HTTP), keep_s, lease_s, token ('' leases nothing).
 -- Keys: event, rows, letters, due, ready, counters.
 -- Returns: { event id, its hash } of the event that was leased, or false.
