@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 CHAT, OTHERS = "register-chat-worker", "update-worker-url"
 
-Fault = Literal["refused", "lost", "late"]
+Failure = Literal["refused", "lost", "late"]
 """What goes wrong with a request: it is answered with 503; it is carried out without an answer; it is carried
 out when the sender has given it up."""
 
@@ -27,7 +27,7 @@ class Backend:
     decides what goes wrong with a request. `down_shims` are URLs whose `/health` does not answer.
     """
 
-    fault: Callable[[], Fault | None] = lambda: None
+    fault: Callable[[], Failure | None] = lambda: None
     late_s: float = 0.0
     down_shims: set[str] = field(default_factory=set)
     cells: dict[str, str] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from campaigns.backend import CHAT, OTHERS, Backend, Fault, serve
+from campaigns.backend import CHAT, OTHERS, Backend, Failure, serve
 from ourvidz.embedded_redis import PrivateServer, find_server
 from ourvidz.ledger.store import Ledger
 from ourvidz.liveness import registration
@@ -36,7 +36,7 @@ TIMEOUT_S = 1.0
 REPEAT_S = 4.0
 """How often registrations are sent again: a late request is overwritten within this."""
 PATIENCE_S = 60.0
-HEARD = 0.7
+AWAITED_SHARE = 0.7
 """The share of workers that are waited for: the others may die while they start."""
 ROOT = Path(__file__).parents[1]
 
@@ -131,7 +131,7 @@ def break_something(running: Fleet, rng: random.Random) -> str:
     if what == "start" and absent:
         key = rng.choice(absent)
         running.start_worker(*key)
-        if rng.random() < HEARD:
+        if rng.random() < AWAITED_SHARE:
             wait_until(lambda: running.is_online(key))
         return what
     key = rng.choice([*running.workers] or keys)
@@ -166,7 +166,7 @@ def differences(running: Fleet) -> list[str]:
 def run(folder: Path, *, events: int, seed: int, pause_s: float) -> dict[str, object]:
     """Break `events` things, let everything come to rest, and compare. Returns the result."""
     rng = random.Random(seed)
-    faults: tuple[Fault | None, ...] = (None, None, None, "refused", "lost", "late")
+    faults: tuple[Failure | None, ...] = (None, None, None, "refused", "lost", "late")
     counts: dict[str, int] = {}
     with serve() as backend, fleet(folder, backend) as running:
         backend.late_s = 1.5 * TIMEOUT_S
