@@ -48,6 +48,8 @@ class TinyHub:
     """File name → after how many bytes its next answer stops for good, with the connection open."""
     stalled: threading.Event = field(default_factory=threading.Event)
     ignores_ranges: bool = False
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the description of a repository that are replaced."""
     before_file: Callable[[str], None] = lambda _: None
     """Called with the name of a file before it is sent."""
     requests: list[Request] = field(default_factory=list)
@@ -139,6 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
             "downloads": 0,
             "cardData": {"license": "the-meadow-licence"},
             "siblings": [_describe_file(name, content, blobs) for name, content in files.items()],
+            **self.hub.answer,
         }
         self._answer(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ourvidz.cli.pull_progress import progress, size_text
 from ourvidz.errors import HubError, SettingsError
 from ourvidz.hub.catalog import DEFAULT_MODELS, Part, PullableModel, pullable_models
 from ourvidz.hub.manifest import read_manifest, unused
-from ourvidz.hub.staging import pull_lock, staging_folder
+from ourvidz.hub.staging import disk_errors, pull_lock, staging_folder
 from ourvidz.settings import Settings, settings
 
 MODEL_NAMES = ("sdxl", "wan", "qwen", "vace", "ip-adapter")
@@ -54,7 +55,11 @@ def rm(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
     if not names:
         raise click.UsageError(f"name what to delete: {', '.join(MODEL_NAMES)}")
     models = pullable_models(settings())
-    parts = [part for name in dict.fromkeys(names) for part in models[name].parts]
+    parts = [
+        replace(part, folder=part.folder.resolve())
+        for name in dict.fromkeys(names)
+        for part in models[name].parts
+    ]
     folders = [folder for part in parts for folder in _removable(part)]
     size = sum(_folder_bytes(folder) for folder in folders)
     if folders and not yes:
@@ -65,7 +70,8 @@ def rm(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
         if any(folder.is_dir() for folder in (part.folder, staging_folder(part.folder))):
             with pull_lock(part.folder, None), unused(part.folder):
                 for folder in _removable(part):
-                    shutil.rmtree(folder)
+                    with disk_errors(folder):
+                        shutil.rmtree(folder)
     if as_json:
         print_json({"removed": [str(folder) for folder in folders], "bytes": size})
     elif not folders:

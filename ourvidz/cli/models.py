@@ -93,8 +93,12 @@ def list_checkpoints(
         _row(family, path, find, verify_files=verify_files)
         for family, path, find in _checkpoints(settings, packaged)
     ]
-    named = {row.path for row in rows}
-    return rows + [row for row in _pulled_rows(settings, verify_files=verify_files) if row.path not in named]
+    named = {Path(row.path).resolve() for row in rows if row.path}
+    return rows + [
+        row
+        for row in _pulled_rows(settings, verify_files=verify_files)
+        if Path(str(row.path)).resolve() not in named
+    ]
 
 
 def _checkpoints(settings: Settings, packaged: Path) -> Iterator[tuple[str, Path | None, FindCheckpoint]]:

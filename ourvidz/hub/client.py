@@ -6,6 +6,7 @@ ended: a checkpoint has files of ten gigabytes.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,9 @@ TRIES = 6
 LONGEST_WAIT_S = 120.0
 """Longest pause that the hub may ask for (`Retry-After`)."""
 BLOCK_BYTES = 1 << 20
+_UNEXPECTED = (ValueError, KeyError, TypeError, AttributeError)
+"""What the library raises for a document that it does not expect."""
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 _RETRIED = frozenset(
     {
@@ -178,7 +182,7 @@ class Hub:
             raise Interrupted(
                 f"no connection ({reason}); check the network, HTTPS_PROXY and HF_ENDPOINT"
             ) from None
-        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, *_UNEXPECTED) as error:
             raise HubError(
                 f"{hub} gives no usable answer ({type(error).__name__}): check HF_ENDPOINT"
             ) from None
@@ -204,21 +208,28 @@ class Hub:
 
 
 def _listing(info: Any) -> Listing:
+    """The listing of an answer. Raises `ValueError` for one that lacks digests: they become file names."""
     files = tuple(
         HubFile(
             sibling.rfilename,
             int(sibling.size),
-            str(sibling.blob_id),
-            str(sibling.lfs.sha256) if sibling.lfs else None,
+            _digest(sibling.blob_id),
+            _digest(sibling.lfs.sha256) if sibling.lfs else None,
         )
         for sibling in info.siblings or ()
         if sibling.size is not None
     )
-    if not info.sha or not files:
-        raise ValueError("no commit or no files")
+    if not files:
+        raise ValueError("no files")
     card: Any = info.card_data or {}
-    licence = card.get("license_name") or card.get("license")
-    return Listing(info.sha, files, str(licence) if licence else None)
+    licence = str(card.get("license_name") or card.get("license") or "")
+    return Listing(_digest(info.sha), files, licence if licence and licence.isprintable() else None)
+
+
+def _digest(value: Any) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise ValueError("no digest")
+    return value
 
 
 def _retry_after_s(headers: Any) -> float | None:

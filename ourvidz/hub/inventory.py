@@ -67,7 +67,7 @@ def plan_part(part: Part, hub: Hub | None) -> PlannedPart:
     if has_files(part.folder):
         size = sum(file.stat().st_size for file in files_of(part.folder))
         return PlannedPart(part, "own files", size, "disk", None, None, None, size)
-    have = staged_bytes(part.folder)
+    have = staged_bytes(part.folder.resolve())
     state: State = "partial" if have else "absent"
     if hub is None:
         return _unread(part, state, None, have)

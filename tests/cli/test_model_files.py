@@ -164,6 +164,21 @@ def test_what_an_interrupted_pull_left_can_be_deleted(models_dir: Path, tiny_hub
     assert not (models_dir / "sdxl.partial").exists()
 
 
+def test_a_linked_folder_is_listed_once_and_removed(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Checkpoints often lie on a disk of their own."""
+    (tmp_path / "disk").mkdir()
+    models_dir.symlink_to(tmp_path / "disk")
+    run("pull", "sdxl")
+    (models_dir / "sdxl").rename(tmp_path / "disk/real")
+    (models_dir / "sdxl").symlink_to(tmp_path / "disk/real")
+    monkeypatch.setenv("OURVIDZ_SDXL_MODEL", str(models_dir / "sdxl"))
+    assert len(json.loads(run("list", "--json").stdout)) == 1
+    assert run("rm", "sdxl", "--yes").exit_code == 0
+    assert not (tmp_path / "disk/real").exists()
+
+
 def test_rm_leaves_what_another_process_is_pulling(models_dir: Path) -> None:
     """Deleted under its hands, the other pull would fail in the middle of a file."""
     run("pull", "sdxl")

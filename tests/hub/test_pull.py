@@ -445,3 +445,39 @@ def test_a_file_system_without_locks_is_used_without_them(
     assert pull(make_hub(), part, record).state == "pulled"
     mark_in_use(part.folder)
     assert pull(make_hub(), part, record, update=True).state == "pulled"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"sha": "../../../outside"},
+        {"sha": None},
+        {"siblings": []},
+        {"siblings": [{"rfilename": "model_index.json", "size": 2, "blobId": "/../../outside"}]},
+        {"siblings": [{"rfilename": "model_index.json"}]},
+        {"siblings": [{"size": 3}]},
+        {"siblings": 3},
+    ],
+)
+def test_a_hub_decides_nothing_about_paths(
+    make_hub: MakeHub,
+    part: Part,
+    record: Any,
+    tiny_hub: TinyHub,
+    repository: str,
+    tmp_path: Path,
+    answer: dict[str, Any],
+) -> None:
+    """Its digests become parts of file names, and a mirror need not be honest."""
+    tiny_hub.answer = answer
+    with pytest.raises(HubError, match="gives no usable answer"):
+        pull(make_hub(), part, record)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+
+
+def test_a_licence_that_would_write_to_the_terminal_is_left_out(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """It is shown as the hub sends it."""
+    tiny_hub.answer = {"cardData": {"license": "a\x1b[2Jb"}}
+    assert pull(make_hub(), part, record).manifest.licence is None
