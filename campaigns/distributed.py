@@ -24,7 +24,7 @@ from ourvidz.ledger.store import Ledger
 SHIM, WORKERS, SERVERS = "shim", ("worker1", "worker2"), ("server1", "server2")
 HOSTS = (SHIM, *WORKERS, *SERVERS)
 PORT, REDIS_PORT, SENTINEL_PORT = 8000, 6379, 26379
-KEY = "campaign-key"
+KEY = "key-of-the-distributed-campaign"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 LEASE_S = 5.0
 DOWN_AFTER_MS = 2000

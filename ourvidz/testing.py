@@ -41,6 +41,7 @@ from ourvidz.jobs.job import dump_job
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import Admission, Claim, Record, Verdict
 from ourvidz.settings import Settings, load_settings, share_processors
+from ourvidz.settings.kinds import reveal
 from ourvidz.wiring import control
 
 share_processors()
@@ -212,7 +213,7 @@ def stop_private_server() -> None:
 
 def redis_url() -> str:
     """Return the server for ledgers: `OURVIDZ_TEST_REDIS_URL`, else a database of the private server."""
-    return _environment().test_redis_url or private_server().database(LEDGER_DATABASE)
+    return reveal(_environment().test_redis_url) or private_server().database(LEDGER_DATABASE)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -64,6 +65,11 @@ def secret_settings() -> dict[str, str]:
     return dict(line.split("=", 1) for line in block.splitlines())
 
 
+def random_key(example: str) -> str:
+    """A key in place of an example, which the shim refuses: it can be guessed."""
+    return hashlib.sha256(example.encode()).hexdigest()
+
+
 def container_of(name: str) -> dict[str, Any]:
     """The one container of a pod."""
     (container,) = PODS[name]["containers"]
@@ -74,6 +80,9 @@ def settings_of(name: str) -> Settings:
     """The settings of a pod, as its process reads them."""
     own = {entry["name"]: entry["value"] for entry in container_of(name).get("env", [])}
     text = {**of_kind("ConfigMap")["ourvidz"]["data"], **secret_settings(), **own}
+    text["OURVIDZ_API_KEYS"] = re.sub(
+        r"[A-Z-]+-KEY", lambda key: random_key(key[0]), text["OURVIDZ_API_KEYS"]
+    )
     values = {key: json.loads(value) if value.startswith("{") else value for key, value in text.items()}
     return load_settings(_env_file=None, **values)
 
@@ -151,7 +160,7 @@ def test_no_secret_is_in_a_file() -> None:
         used |= {reference["name"] for reference in document["spec"]["secretTargetRef"]}
     assert used == created
     (token,) = re.findall(r"--from-literal=token=(\S+)", HOW_TO.read_text())
-    assert load_keyring(settings_of("ourvidz-web")).secret_for("read") == token
+    assert load_keyring(settings_of("ourvidz-web")).secret_for("read") == random_key(token)
 
 
 @pytest.mark.parametrize("name", PODS)

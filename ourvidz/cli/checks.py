@@ -82,6 +82,19 @@ def check_signing(settings: Settings) -> Check:
     return ok("signing", f"{settings.c2pa_certificate}, {settings.c2pa_algorithm}, {timestamps}")
 
 
+def check_keys(settings: Settings) -> Check:
+    """Parse the API keys of the shim. No result has a key."""
+    from ourvidz.web.auth import load_keyring
+
+    try:
+        keyring = load_keyring(settings)
+    except SettingsError as error:
+        return failed("keys", error.message, "correct it: the shim does not start with it")
+    if keyring.empty:
+        return skipped("keys", "there is no key: the shim serves this machine only")
+    return ok("keys", "none can be guessed")
+
+
 def check_moderation(settings: Settings) -> Check:
     """Check that the moderation endpoint responds."""
     if settings.moderation_url is None:

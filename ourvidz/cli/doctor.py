@@ -35,6 +35,7 @@ CHECKS: tuple[tuple[str, Callable[[Settings], Check]], ...] = (
     ("wan checkpoint", model_checks.check_wan_checkpoint),
     ("wan", model_checks.check_wan_options),
     ("qwen", model_checks.check_qwen),
+    ("keys", checks.check_keys),
     ("moderation", checks.check_moderation),
     ("pictures", checks.check_image_classifier),
     ("broker", broker_checks.check_broker),

@@ -21,6 +21,7 @@ from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
 from ourvidz.pipelines.wan.checkpoint import find_wan
 from ourvidz.settings import Settings
+from ourvidz.settings.kinds import reveal
 
 SDXL_GIB = 11
 """GPU memory that the SDXL worker needs in production: 6.6 GiB of weights, 3 GiB to decode an image of
@@ -188,7 +189,7 @@ def _check_qwen_variant(settings: Settings, variant: QwenVariant, url: str | Non
     """Check the remote server of a Qwen variant, or else its local checkpoint."""
     variable = f"OURVIDZ_QWEN_{variant.upper()}_URL"
     if url is not None:
-        return _check_openai_server(f"{url.rstrip('/')}/models", settings.qwen_key, variable)
+        return _check_openai_server(f"{url.rstrip('/')}/models", reveal(settings.qwen_key), variable)
     if settings.profile == "production" and settings.qwen_model is None:
         return failed("qwen", f"there is no {variant} model", f"set OURVIDZ_QWEN_MODEL or {variable}")
     return _check_checkpoint("qwen", "OURVIDZ_QWEN_MODEL", lambda: find_qwen(settings.qwen_model, variant))

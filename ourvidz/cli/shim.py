@@ -15,6 +15,7 @@ import requests
 from ourvidz.cli.state import StateDir
 from ourvidz.net.sse import LineTooLong, parse_events
 from ourvidz.settings import settings
+from ourvidz.settings.kinds import reveal
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0
@@ -164,7 +165,7 @@ def connect(url: str | None, key: str | None) -> Shim:
     running = StateDir(current.state_dir).read_ready() or {}
     shim_url = url or current.shim_url or running.get("shim") or f"http://127.0.0.1:{current.ports[0]}"
     stack_key = running.get("api_key") if shim_url == running.get("shim") else None
-    return Shim(shim_url, key or current.shim_key or stack_key)
+    return Shim(shim_url, key or reveal(current.shim_key) or stack_key)
 
 
 def _raise_for_status(response: requests.Response) -> None:

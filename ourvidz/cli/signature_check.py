@@ -14,6 +14,7 @@ from ourvidz.cli.checks import NETWORK_TIMEOUT_S, Check, failed, ok, skipped
 from ourvidz.net.client import HttpClient, HttpResponse, RequestFailure
 from ourvidz.net.egress_policy import EgressPolicy
 from ourvidz.settings import Settings
+from ourvidz.settings.kinds import reveal, reveal_all
 
 JOB_ID = "ourvidz-doctor"
 STATUS = "ping"
@@ -65,7 +66,9 @@ def _post(settings: Settings, url: str, *, signed: bool) -> HttpResponse | Reque
     """Send the document as a callback is sent, with the same client rules and headers."""
     document = {"job_id": JOB_ID, "status": STATUS, "sequence": 0, "assets": [], "metadata": {}}
     body = json.dumps(document).encode()
-    target = Target(settings.default_callback_url, __version__, service_key=settings.supabase_service_key)
+    target = Target(
+        settings.default_callback_url, __version__, service_key=reveal(settings.supabase_service_key)
+    )
     headers = {"Content-Type": "application/json", "User-Agent": f"ourvidz/{__version__}"}
     if signed:
         headers |= signing.signed_headers(
@@ -73,8 +76,8 @@ def _post(settings: Settings, url: str, *, signed: bool) -> HttpResponse | Reque
             event_id=f"{JOB_ID}-{uuid4().hex}",
             at=datetime.now(UTC),
             service_key=target.service_key_for(url),
-            callback_secrets=settings.callback_secrets,
-            webhook_secrets=settings.webhook_secrets,
+            callback_secrets=reveal_all(settings.callback_secrets),
+            webhook_secrets=reveal_all(settings.webhook_secrets),
         )
     client = HttpClient(timeout_s=NETWORK_TIMEOUT_S, connector=EgressPolicy(target.hosts))
     return client.post(url, body=body, headers=headers)

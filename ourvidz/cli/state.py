@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ CALLBACK_PATH = "/functions/v1/job-callback"
 class Secrets:
     """The secrets that are generated once for a state directory."""
 
-    redis_password: str
-    callback_secret: str
-    webhook_secret: str
+    redis_password: str = field(repr=False)
+    callback_secret: str = field(repr=False)
+    webhook_secret: str = field(repr=False)
 
     @classmethod
     def generate(cls) -> Secrets:

@@ -30,6 +30,7 @@ from ourvidz.errors import HubError
 from ourvidz.hub.catalog import Part
 from ourvidz.hub.selection import HubFile
 from ourvidz.settings import Settings
+from ourvidz.settings.kinds import reveal
 
 # Otherwise the library asks the public hub which programs use it, also where the settings name another hub.
 constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -107,7 +108,7 @@ class Hub:
     ) -> None:
         self._endpoint = (settings.hf_endpoint or constants.ENDPOINT).rstrip("/")
         # False: a token that a login left on this machine is not sent, least of all to another hub.
-        self._token: str | bool = settings.hf_token or False
+        self._token: str | bool = reveal(settings.hf_token) or False
         self._wait = wait
         self._tries = tries
         self._timeout_s = timeout_s

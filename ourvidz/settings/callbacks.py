@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ourvidz.settings.kinds import Hosts, ServiceKey, StringList, Topic, WebURL, env
+from ourvidz.settings.kinds import Hosts, SecretList, ServiceKey, StringList, Topic, WebURL, env
 
 
 class CallbackSettings(Topic):
     """Receivers, secrets and retries of callbacks."""
 
     supabase_url: WebURL | None = env("SUPABASE_URL")
-    supabase_service_key: ServiceKey | None = env("SUPABASE_SERVICE_KEY", repr=False)
+    supabase_service_key: ServiceKey | None = env("SUPABASE_SERVICE_KEY")
     callback_url: WebURL | None = env("OURVIDZ_CALLBACK_URL")
     """Receiver of jobs without a `callback_url`; default {SUPABASE_URL}/functions/v1/job-callback."""
     callback_allow: StringList = env("OURVIDZ_CALLBACK_ALLOW", ())
     """Allowed hosts of a payload's `callback_url`, each `host` or `host:port`."""
-    callback_secrets: StringList = env("JOB_CALLBACK_SECRET", (), repr=False)
+    callback_secrets: SecretList = env("JOB_CALLBACK_SECRET", ())
     """Secrets of `X-Callback-Signature`. The first one signs; all of them verify, which allows rotation."""
-    webhook_secrets: StringList = env("OURVIDZ_WEBHOOK_SECRET", (), repr=False)
+    webhook_secrets: SecretList = env("OURVIDZ_WEBHOOK_SECRET", ())
     """Standard Webhooks secrets (`whsec_…`). Each one adds a signature, so that receivers can rotate them."""
     callback_assets: Literal["objects", "urls"] = env("OURVIDZ_CALLBACK_ASSETS", "objects")
     progress_callbacks: bool = env("OURVIDZ_PROGRESS_CALLBACKS", False)

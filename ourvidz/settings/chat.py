@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ourvidz.settings.kinds import LocalPath, Topic, WebURL, env
+from ourvidz.settings.kinds import LocalPath, Secret, Topic, WebURL, env
 
 DEFAULT_ENHANCE_SYSTEM_PROMPT = (
     "You improve prompts for pictures and clips. Keep what they say and describe light, texture and motion."
@@ -23,7 +23,7 @@ class ChatSettings(Topic):
     """Model name on that server; default is the first one that it lists."""
     qwen_base_url: WebURL | None = env("OURVIDZ_QWEN_BASE_URL")
     qwen_base_name: str | None = env("OURVIDZ_QWEN_BASE_NAME")
-    qwen_key: str | None = env("OURVIDZ_QWEN_KEY", repr=False)
+    qwen_key: Secret | None = env("OURVIDZ_QWEN_KEY")
     """Bearer token for both servers."""
     chat_batch: int = env("OURVIDZ_CHAT_BATCH", 8, ge=1, le=256)
     """Maximum batch size of text generation."""
@@ -35,4 +35,4 @@ class ChatSettings(Topic):
     """Deadline of a synchronous request in seconds, time in the queue included."""
     moderation_url: WebURL | None = env("OURVIDZ_MODERATION_URL")
     """OpenAI-compatible moderation endpoint that checks the prompts of jobs with `sfw_mode`."""
-    moderation_key: str | None = env("OURVIDZ_MODERATION_KEY", repr=False)
+    moderation_key: Secret | None = env("OURVIDZ_MODERATION_KEY")

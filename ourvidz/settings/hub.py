@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from ourvidz.settings.kinds import LocalPath, Topic, WebURL, env
+from ourvidz.settings.kinds import LocalPath, Secret, Topic, WebURL, env
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[A-Za-z0-9][\w./-]*)?")
 
@@ -26,7 +26,7 @@ Repository = Annotated[str, AfterValidator(_repository)]
 class HubSettings(Topic):
     """The hub, its repositories, and where pulled checkpoints are stored."""
 
-    hf_token: str | None = env("HF_TOKEN", repr=False)
+    hf_token: Secret | None = env("HF_TOKEN")
     """Token for gated and private repositories; sent to the hub only, not to the hosts it redirects to."""
     hf_endpoint: WebURL | None = env("HF_ENDPOINT")
     """Another hub with the same protocol, such as a mirror."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, overload
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from ourvidz import sentinel_url
@@ -106,11 +107,31 @@ def _web_url(value: str) -> str:
     return value
 
 
-def _service_key(value: str) -> str:
+def _service_key(value: SecretStr) -> SecretStr:
     """Return `value` unchanged. Raises `ValueError` for a key that opens nothing; the message has no key."""
-    if refused := key_refusal(value):
+    if refused := key_refusal(value.get_secret_value()):
         raise ValueError(refused)
     return value
+
+
+def _secret_redis_url(value: SecretStr) -> SecretStr:
+    """Return `value` unchanged. Raises `ValueError` as `_redis_url` does."""
+    _redis_url(value.get_secret_value())
+    return value
+
+
+@overload
+def reveal(secret: SecretStr) -> str: ...
+@overload
+def reveal(secret: SecretStr | None) -> str | None: ...
+def reveal(secret: SecretStr | None) -> str | None:
+    """The text of a secret setting. Call it where the secret is used, so that no other object keeps it."""
+    return None if secret is None else secret.get_secret_value()
+
+
+def reveal_all(secrets: Iterable[SecretStr]) -> tuple[str, ...]:
+    """The texts of several secrets."""
+    return tuple(map(reveal, secrets))
 
 
 StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -124,10 +145,14 @@ KeyPrefix = Annotated[str, AfterValidator(_key_prefix)]
 """What the keys of one installation begin with on a shared Redis server."""
 LocalPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 """An absolute path on this machine; `~` is expanded to the home directory."""
-ServiceKey = Annotated[str, AfterValidator(_service_key)]
+Secret = SecretStr
+"""A value that no `repr`, log line or traceback shows; `reveal` returns its text."""
+SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+ServiceKey = Annotated[SecretStr, AfterValidator(_service_key)]
 """A Supabase service key, or the bearer token of another receiver."""
 BucketName = Annotated[str, AfterValidator(_bucket_name)]
 FolderPath = Annotated[str, AfterValidator(_folder_path)]
 """A relative path in a storage, or nothing."""
-RedisURL = Annotated[str, AfterValidator(_redis_url)]
+RedisURL = Annotated[SecretStr, AfterValidator(_secret_redis_url)]
+"""A URL that may hold a password."""
 WebURL = Annotated[str, AfterValidator(_web_url)]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from ourvidz.settings.kinds import Topic, env, with_scheme
+from ourvidz.settings.kinds import Secret, Topic, env, with_scheme
 
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -26,7 +26,7 @@ class PictureSettings(Topic):
 
     image_classifier: Annotated[str, AfterValidator(_classifier)] | None = env("OURVIDZ_IMAGE_CLASSIFIER")
     """`module:callable`, or the URL of an endpoint with the OpenAI moderation API. None judges nothing."""
-    image_classifier_key: str | None = env("OURVIDZ_IMAGE_CLASSIFIER_KEY")
+    image_classifier_key: Secret | None = env("OURVIDZ_IMAGE_CLASSIFIER_KEY")
     """Bearer token of the endpoint."""
     image_classifier_fails: Literal["closed", "open"] = env("OURVIDZ_IMAGE_CLASSIFIER_FAILS", "closed")
     """What happens to a picture that cannot be judged."""

@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, urlsplit
 
-from ourvidz.settings.kinds import KeyPrefix, ListNames, LocalPath, RedisURL, Topic, WebURL, env
+from ourvidz.settings.kinds import (
+    KeyPrefix,
+    ListNames,
+    LocalPath,
+    RedisURL,
+    Secret,
+    Topic,
+    WebURL,
+    env,
+    reveal,
+)
 
 
 class ProcessSettings(Topic):
@@ -21,7 +31,7 @@ class ProcessSettings(Topic):
 
     shim_url: str | None = env("OURVIDZ_URL")
     """Shim that `ourvidz jobs` calls; default is that of the running `ourvidz up`."""
-    shim_key: str | None = env("OURVIDZ_API_KEY", repr=False)
+    shim_key: Secret | None = env("OURVIDZ_API_KEY")
     """API key of `ourvidz jobs`."""
     redis_server_bin: str | None = env("REDIS_SERVER_BIN")
     """Redis or Valkey binary that `ourvidz up` starts; default is one on the PATH, else the packaged one."""
@@ -40,10 +50,10 @@ class ProcessSettings(Topic):
 class RedisSettings(Topic):
     """The Redis server of the broker and the ledger."""
 
-    configured_redis_url: RedisURL | None = env("OURVIDZ_REDIS_URL", repr=False)
+    configured_redis_url: RedisURL | None = env("OURVIDZ_REDIS_URL")
     upstash_url: WebURL | None = env("UPSTASH_REDIS_REST_URL")
-    upstash_token: str | None = env("UPSTASH_REDIS_REST_TOKEN", repr=False)
-    test_redis_url: RedisURL | None = env("OURVIDZ_TEST_REDIS_URL", repr=False)
+    upstash_token: Secret | None = env("UPSTASH_REDIS_REST_TOKEN")
+    test_redis_url: RedisURL | None = env("OURVIDZ_TEST_REDIS_URL")
     """Server for `ourvidz.testing`, which uses its own key prefixes; by default it starts a server."""
     key_prefix: KeyPrefix = env("OURVIDZ_KEY_PREFIX", "ourvidz:")
     """Prefix of every key of this installation; the broker's keys continue with `broker:`."""
@@ -69,10 +79,12 @@ class RedisSettings(Topic):
     def redis_url(self) -> str:
         """The broker and ledger URL; `OURVIDZ_REDIS_URL` takes precedence over Upstash."""
         if self.configured_redis_url:
-            return _with_certificates(self.configured_redis_url)
+            return _with_certificates(reveal(self.configured_redis_url))
         if self.upstash_url and self.upstash_token:
             host = urlsplit(self.upstash_url).hostname
-            return _with_certificates(f"rediss://default:{quote(self.upstash_token, safe='')}@{host}:6379")
+            return _with_certificates(
+                f"rediss://default:{quote(reveal(self.upstash_token), safe='')}@{host}:6379"
+            )
         return "redis://127.0.0.1:6379/0"
 
 

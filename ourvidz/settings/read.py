@@ -69,7 +69,9 @@ class Settings(
 ):
     """All settings. Defaults: tiny profile, local Redis, local storage, loopback interface."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     models: str = env("OURVIDZ_MODELS", "ourvidz.wiring.models:build")
     """`module:callable` that builds the pipelines of a worker; only the worker's child imports it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ourvidz.settings.kinds import Ports, StringList, Topic, WebURL, env
+from ourvidz.settings.kinds import Ports, Secret, SecretList, StringList, Topic, WebURL, env
 
 
 class ShimSettings(Topic):
@@ -11,11 +11,11 @@ class ShimSettings(Topic):
     host: str = env("OURVIDZ_HOST", "127.0.0.1")
     ports: Ports = env("OURVIDZ_PORTS", (7860,))
     public_url: WebURL | None = env("OURVIDZ_PUBLIC_URL")
-    api_keys: StringList = env("OURVIDZ_API_KEYS", (), repr=False)
+    api_keys: SecretList = env("OURVIDZ_API_KEYS", ())
     """API keys, each `name:key:scope+scope`; the scopes are jobs, chat, admin and read."""
-    wan_worker_api_key: str | None = env("WAN_WORKER_API_KEY", repr=False)
-    chat_worker_api_key: str | None = env("CHAT_WORKER_API_KEY", repr=False)
-    sdxl_worker_api_key: str | None = env("SDXL_WORKER_API_KEY", repr=False)
+    wan_worker_api_key: Secret | None = env("WAN_WORKER_API_KEY")
+    chat_worker_api_key: Secret | None = env("CHAT_WORKER_API_KEY")
+    sdxl_worker_api_key: Secret | None = env("SDXL_WORKER_API_KEY")
     open_routes: StringList = env("OURVIDZ_OPEN_ROUTES", ())
     cors_origins: StringList = env("OURVIDZ_CORS_ORIGINS", ())
     body_limit: int = env("OURVIDZ_BODY_LIMIT_BYTES", 1 << 20, ge=1024)

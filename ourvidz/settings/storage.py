@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ourvidz.settings.kinds import BucketName, FolderPath, LocalPath, Topic, WebURL, env
+from ourvidz.settings.kinds import BucketName, FolderPath, LocalPath, Secret, Topic, WebURL, env
 
 
 class StorageSettings(Topic):
@@ -30,8 +30,8 @@ class S3Settings(Topic):
     configured_s3_path_style: bool | None = env("OURVIDZ_S3_PATH_STYLE")
     s3_checksum: Literal["none", "sha256"] = env("OURVIDZ_S3_CHECKSUM", "none")
     """Checksum that the server keeps and checks, besides the signature of every upload."""
-    s3_access_key_id: str | None = env("OURVIDZ_S3_ACCESS_KEY_ID", repr=False)
-    s3_secret_access_key: str | None = env("OURVIDZ_S3_SECRET_ACCESS_KEY", repr=False)
+    s3_access_key_id: str | None = env("OURVIDZ_S3_ACCESS_KEY_ID")
+    s3_secret_access_key: Secret | None = env("OURVIDZ_S3_SECRET_ACCESS_KEY")
 
     @property
     def s3_path_style(self) -> bool:

@@ -10,7 +10,7 @@ class TelemetrySettings(Topic):
 
     metrics_url: WebURL | None = env("OURVIDZ_METRICS_URL")
     """Receiver of worker metrics and completion stats."""
-    metrics_key: ServiceKey | None = env("OURVIDZ_METRICS_KEY", repr=False)
+    metrics_key: ServiceKey | None = env("OURVIDZ_METRICS_KEY")
     """Its key: a bearer token, or a Supabase secret key."""
     status_s: float = env("OURVIDZ_STATUS_S", 60.0, ge=0)
     """Seconds between two status lines of a GPU worker; 0 writes none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import math
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +17,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ourvidz.errors import Forbidden, SettingsError, Unauthorized
 from ourvidz.settings import Settings
+from ourvidz.settings.kinds import reveal
 from ourvidz.web import audit
 
 SCOPES = frozenset({"jobs", "chat", "admin", "read"})
 """`read`: what autoscalers read; it changes nothing and shows no job."""
 LISTS = "lists"
 """Scope of the Upstash routes only: migrated callers still send their Upstash token there."""
+API_KEYS = "OURVIDZ_API_KEYS"
+MIN_KEY_CHARS = 16
+MIN_KEY_BITS = 48
+"""Least entropy of a key where others than this machine can reach the shim."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -94,30 +100,64 @@ def _route_path(request: Request) -> str | None:
 
 
 def load_keyring(settings: Settings) -> Keyring:
-    """The keys in the settings. Raises `SettingsError` for one that is not `name:key:scope+scope`."""
-    keys = [_parse_key(entry) for entry in settings.api_keys]
+    """The keys in the settings. Raises `SettingsError` for one that is not `name:key:scope+scope`, and where
+    others than this machine can reach the shim for one that can be guessed; no message has a key."""
+    guarded = is_exposed(settings)
+    keys = [
+        _parse_key(reveal(entry), number, guarded=guarded)
+        for number, entry in enumerate(settings.api_keys, start=1)
+    ]
     worker_keys = {
-        "wan-worker": settings.wan_worker_api_key,
-        "chat-worker": settings.chat_worker_api_key,
-        "sdxl-worker": settings.sdxl_worker_api_key,
+        "WAN_WORKER_API_KEY": settings.wan_worker_api_key,
+        "CHAT_WORKER_API_KEY": settings.chat_worker_api_key,
+        "SDXL_WORKER_API_KEY": settings.sdxl_worker_api_key,
     }
     scopes = frozenset({"jobs", "chat"})
-    keys += [Key(name, secret.encode(), scopes) for name, secret in worker_keys.items() if secret]
+    for variable, secret in worker_keys.items():
+        if secret:
+            text = reveal(secret)
+            if guarded:
+                _refuse_guessable(text, variable, "the key")
+            name = variable.removesuffix("_API_KEY").replace("_", "-").lower()
+            keys.append(Key(name, text.encode(), scopes))
     token = settings.upstash_token
-    upstash_keys = [Key("upstash", token.encode(), frozenset({LISTS}))] if token else []
+    upstash_keys = [Key("upstash", reveal(token).encode(), frozenset({LISTS}))] if token else []
     return Keyring(keys, upstash_keys=upstash_keys, open_routes=settings.open_routes)
 
 
-def _parse_key(entry: str) -> Key:
+def is_exposed(settings: Settings) -> bool:
+    """Whether others than this machine may reach the shim."""
+    public_host = urlsplit(settings.public_url).hostname if settings.public_url else None
+    hosts = filter(None, (settings.host, public_host))
+    return settings.profile == "production" or not all(map(_is_loopback, hosts))
+
+
+def _refuse_guessable(secret: str, variable: str, what: str) -> None:
+    """Raise `SettingsError` for a key that is short or repeats itself. The entropy of its characters is an
+    upper bound: a key of words passes that a dictionary has."""
+    counts = [secret.count(char) for char in set(secret)]
+    bits = -sum(count * math.log2(count / len(secret)) for count in counts)
+    if len(secret) < MIN_KEY_CHARS or bits < MIN_KEY_BITS:
+        raise SettingsError(
+            f"{variable}: {what} can be guessed: it needs {MIN_KEY_CHARS} random characters or more "
+            "(openssl rand -hex 24)",
+            field=variable,
+        )
+
+
+def _parse_key(entry: str, number: int, *, guarded: bool) -> Key:
+    """The key of one entry. An entry that is wrong is named by its number: its parts may be the key."""
     name, _, rest = entry.partition(":")
     secret, _, scope_list = rest.rpartition(":")
     scopes = frozenset(scope_list.split("+"))
     if not (name and secret and scopes <= SCOPES):
         raise SettingsError(
-            f"OURVIDZ_API_KEYS: the key {name!r} must be name:key:scope+scope with scopes of "
+            f"{API_KEYS}: entry {number} must be name:key:scope+scope with scopes of "
             f"{', '.join(sorted(SCOPES))}",
-            field="OURVIDZ_API_KEYS",
+            field=API_KEYS,
         )
+    if guarded:
+        _refuse_guessable(secret, API_KEYS, f"the key of entry {number}")
     return Key(name, secret.encode(), scopes)
 
 

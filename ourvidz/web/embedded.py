@@ -17,6 +17,7 @@ from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.jobs.json_text import parse_json
 from ourvidz.service_key import key_headers
 from ourvidz.settings import Settings
+from ourvidz.settings.kinds import reveal, reveal_all
 from ourvidz.web import audit
 from ourvidz.web.inbox import MAX_DELIVERIES, Inbox
 from ourvidz.web.problems import documented
@@ -106,8 +107,8 @@ def _check_sender(body: bytes, request: Request, settings: Settings) -> bool:
     signatures: Verification = verify(
         body,
         request.headers,
-        callback_secrets=settings.callback_secrets,
-        webhook_secrets=settings.webhook_secrets,
+        callback_secrets=reveal_all(settings.callback_secrets),
+        webhook_secrets=reveal_all(settings.webhook_secrets),
     )
     checks = []
     if settings.callback_secrets:
@@ -115,7 +116,7 @@ def _check_sender(body: bytes, request: Request, settings: Settings) -> bool:
     if settings.webhook_secrets:
         checks.append(signatures.webhook == "valid")
     if settings.supabase_service_key:
-        name, expected = next(iter(key_headers(settings.supabase_service_key).items()))
+        name, expected = next(iter(key_headers(reveal(settings.supabase_service_key)).items()))
         checks.append(hmac.compare_digest(expected.encode(), request.headers.get(name, "").encode("latin-1")))
     if not all(checks):
         raise Unauthorized("This callback does not prove its sender.")

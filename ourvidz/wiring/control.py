@@ -27,6 +27,7 @@ from ourvidz.prompts.encoders import TextEncoders, read_encoders
 from ourvidz.recovery.sweep import SweepOptions
 from ourvidz.settings import Settings
 from ourvidz.settings import settings as process_settings
+from ourvidz.settings.kinds import reveal, reveal_all
 from ourvidz.storage.store import Store
 from ourvidz.wiring.storage import open_store
 
@@ -121,7 +122,7 @@ class ControlPlane:
         from ourvidz.net.client import HttpClient
         from ourvidz.safety.moderation import TIMEOUT_S, Moderation
 
-        return Moderation(url, self.settings.moderation_key, HttpClient(timeout_s=TIMEOUT_S))
+        return Moderation(url, reveal(self.settings.moderation_key), HttpClient(timeout_s=TIMEOUT_S))
 
     @cached_property
     def metrics_reporter(self) -> MetricsReporter | None:
@@ -131,7 +132,7 @@ class ControlPlane:
             return None
         from ourvidz.telemetry.reporter import MetricsReporter, post_to
 
-        return MetricsReporter(post_to(url, self.settings.metrics_key))
+        return MetricsReporter(post_to(url, reveal(self.settings.metrics_key)))
 
     @cached_property
     def ended_jobs(self) -> EndedJobs:
@@ -203,9 +204,9 @@ def target(settings: Settings) -> Target:
     """Return where callbacks go and how they are signed."""
     return Target(
         default_url=settings.default_callback_url,
-        service_key=settings.supabase_service_key,
-        callback_secrets=settings.callback_secrets,
-        webhook_secrets=settings.webhook_secrets,
+        service_key=reveal(settings.supabase_service_key),
+        callback_secrets=reveal_all(settings.callback_secrets),
+        webhook_secrets=reveal_all(settings.webhook_secrets),
         assets_as=settings.callback_assets,
         timeout_s=settings.callback_timeout_s,
         window_s=settings.callback_window_s,

@@ -8,6 +8,7 @@ from ourvidz.errors import SettingsError
 from ourvidz.net.client import HttpClient
 from ourvidz.safety.moderation import TIMEOUT_S, Moderation
 from ourvidz.settings import Settings
+from ourvidz.settings.kinds import reveal
 from ourvidz.workflows.pictures import Classify, EndpointClassifier, PictureGate
 
 VARIABLE = "OURVIDZ_IMAGE_CLASSIFIER"
@@ -25,7 +26,7 @@ def _classifier(settings: Settings) -> Classify:
     name = settings.image_classifier or ""
     if "://" in name:
         client = HttpClient(timeout_s=TIMEOUT_S)
-        return EndpointClassifier(Moderation(name, settings.image_classifier_key, client).flags)
+        return EndpointClassifier(Moderation(name, reveal(settings.image_classifier_key), client).flags)
     module, _, attribute = name.partition(":")
     try:
         classify: Classify = getattr(import_module(module), attribute)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ourvidz.errors import SettingsError
 from ourvidz.jobs.catalog import READ_BUCKETS, WRITE_BUCKETS
 from ourvidz.settings import Settings
+from ourvidz.settings.kinds import reveal
 from ourvidz.storage.keys import CHECKPOINTS
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
@@ -42,7 +43,7 @@ def _s3(settings: Settings) -> Store:
             path_style=settings.s3_path_style,
             checksum=settings.s3_checksum,
             access_key_id=settings.s3_access_key_id,
-            secret_access_key=settings.s3_secret_access_key,
+            secret_access_key=reveal(settings.s3_secret_access_key),
         )
     )
 
@@ -53,7 +54,7 @@ def _supabase(settings: Settings) -> Store:
 
     assert settings.supabase_url is not None
     assert settings.supabase_service_key is not None
-    api = SupabaseAPI(settings.supabase_url, settings.supabase_service_key)
+    api = SupabaseAPI(settings.supabase_url, reveal(settings.supabase_service_key))
     checkpoints = CHECKPOINTS.partition("/")[0]
     return SupabaseStore(api, buckets=tuple(dict.fromkeys((*WRITE_BUCKETS, *READ_BUCKETS, checkpoints))))
 

@@ -9,6 +9,7 @@ from ourvidz.pipelines.texts.qwen import QwenPipeline
 from ourvidz.pipelines.texts.remote import RemoteTextPipeline, TextServer
 from ourvidz.pipelines.texts.residency import ResidencyPolicy, ResidentTextModels, TextModel
 from ourvidz.settings import Settings
+from ourvidz.settings.kinds import reveal
 from ourvidz.vram import gpu
 from ourvidz.wiring.shared_device import Pipelines
 
@@ -40,7 +41,9 @@ def _build_text(settings: Settings, variant: QwenVariant) -> TextModel:
     url = settings.qwen_instruct_url if variant == "instruct" else settings.qwen_base_url
     name = settings.qwen_instruct_name if variant == "instruct" else settings.qwen_base_name
     if url is not None:
-        return TextModel(RemoteTextPipeline(TextServer(url, name, settings.qwen_key), variant), needs_mib=0)
+        return TextModel(
+            RemoteTextPipeline(TextServer(url, name, reveal(settings.qwen_key)), variant), needs_mib=0
+        )
     if settings.qwen_model is None and settings.profile == "production":
         variables = f"OURVIDZ_QWEN_MODEL or OURVIDZ_QWEN_{variant.upper()}_URL"
         raise ModelLoadError(f"The production profile has no Qwen checkpoint ({variant}): set {variables}.")

@@ -87,3 +87,13 @@ def test_the_classifier_of_pictures_is_loaded_and_tried(
         assert (failure.status, variable in failure.fix) == ("failed", True)
     away = check(f"http://127.0.0.1:{unused_port}/v1", OURVIDZ_IMAGE_CLASSIFIER_FAILS="open")
     assert (away.status, "unjudged" in away.fix) == ("failed", True)
+
+
+def test_keys_that_can_be_guessed_are_found_before_the_shim_refuses_them(make_settings: MakeSettings) -> None:
+    """After an upgrade the operator should see it before the shim stops."""
+    assert checks.check_keys(make_settings()).status == "skipped"
+    keys = {"OURVIDZ_API_KEYS": "ops:short:jobs", "OURVIDZ_HOST": "0.0.0.0"}
+    failure = checks.check_keys(make_settings(**keys))
+    assert (failure.status, "short" in failure.reason) == ("failed", False)
+    keys["OURVIDZ_API_KEYS"] = "ops:c0ffee5eedfadedfacade0123456789ab:jobs"
+    assert checks.check_keys(make_settings(**keys)).status == "ok"

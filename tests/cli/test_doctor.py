@@ -27,6 +27,7 @@ NAMES = [
     "wan checkpoint",
     "wan",
     "qwen",
+    "keys",
     "moderation",
     "pictures",
     "broker",

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ourvidz import log
@@ -42,7 +42,7 @@ class TextServer:
 
     url: str
     model: str | None = None
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
 
     @property
     def headers(self) -> dict[str, str]:
