@@ -1,6 +1,6 @@
 """The install steps of the images without a container runtime, and their processes on a read-only root.
 
-    python -m campaigns.images [control] [worker] [--folder ./images] [--json]
+    python -m campaigns.images [control] [worker] [--folder ./images] [--python /usr/bin/python3] [--json]
 
 The `RUN` steps of an image's build stage are executed in a folder, as the Dockerfile has them: packages are
 downloaded and compared with the hashes of the lock file, the wheel is built and installed, and `pip check`
@@ -137,6 +137,13 @@ def read_only(command: Sequence[str], writable: Sequence[Path]) -> list[str]:
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *command]
 
 
+def as_user(user: str, command: Sequence[str]) -> list[str]:
+    """A command line that runs `command` as `UID:GID`, without capabilities and without a way to get them."""
+    uid, _, gid = user.partition(":")
+    identity = (f"--reuid={uid}", f"--regid={gid}", "--clear-groups")
+    return ["setpriv", *identity, "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", *command]
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """An image whose build stage was executed: `prefix` is its virtual environment."""
@@ -148,16 +155,29 @@ class Image:
     megabytes: int
     seconds: float
 
+    @property
+    def user(self) -> str | None:
+        """The user of the image, if this process may become it and that user can read what is installed."""
+        (user,) = (each.text for each in self.final.all("USER"))
+        if os.geteuid() != 0 or shutil.which("setpriv") is None:
+            return None
+        probe = as_user(user, [str(self.prefix / "bin/python"), "-c", "import ourvidz"])
+        return user if subprocess.run(probe, cwd="/", capture_output=True).returncode == 0 else None
+
 
 class Container:
-    """A process of an image, with its variables and its writable folders below `folder`, on a read-only root
-    where this process may mount one. `variables` are those of the operator."""
+    """A process of an image, with its variables and its writable folders below `folder`; as the user of the
+    image and on a read-only root, where that is possible here. `variables` are those of the operator."""
 
     def __init__(self, image: Image, command: Sequence[str], folder: Path, **variables: str) -> None:
         self.image = image
         self.folders = make_folders(folder)
         self.env = environment(**image_env(image.final, self.folders, image.prefix)) | variables
-        argv = [str(image.prefix / "bin" / command[0]), *command[1:]]
+        self.user = image.user
+        argv = self._argv(command)
+        if self.user is not None:
+            for path in self.folders.values():
+                os.chown(path, *map(int, self.user.split(":")))
         if may_mount():
             argv = read_only(argv, list(self.folders.values()))
         with (folder / "log").open("wb") as log:
@@ -167,8 +187,13 @@ class Container:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run another program of the image beside the process, as `docker exec` does."""
-        program = str(self.image.prefix / "bin" / command[0])
-        return subprocess.run([program, *command[1:]], env=self.env, capture_output=True, text=True)
+        return subprocess.run(
+            self._argv(command), cwd=self.folders["/tmp"], env=self.env, capture_output=True, text=True
+        )
+
+    def _argv(self, command: Sequence[str]) -> list[str]:
+        argv = [str(self.image.prefix / "bin" / command[0]), *command[1:]]
+        return argv if self.user is None else as_user(self.user, argv)
 
     def is_healthy(self) -> bool:
         """Whether the health check of the image passes within two minutes."""
@@ -188,13 +213,20 @@ class Container:
         return self.process.wait() in (0, -signal.SIGTERM)
 
 
-def install(name: str, folder: Path) -> Image:
-    """Execute the build stage of an image in `folder`. Raises `CalledProcessError` if a step fails."""
+def install(name: str, folder: Path, python: Path) -> Image:
+    """Execute the build stage of an image in `folder`, with `python` as that of the base.
+
+    Raises `CalledProcessError` if a step fails.
+    """
     build, final = stages(dockerfile(name))
     prefix, source = folder / "venv", folder / "source"
     source.mkdir(parents=True)
     began = time.monotonic()
     subprocess.run([sys.executable, "-m", "venv", folder / "python"], check=True)
+    programs = folder / "python/bin"
+    (programs / "python").unlink()
+    (programs / "python").write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
+    (programs / "python").chmod(0o755)
     for instruction in build.instructions:
         if instruction.name == "COPY":
             *names, target = instruction.text.split()
@@ -205,7 +237,7 @@ def install(name: str, folder: Path) -> Image:
                 else:
                     shutil.copy(ROOT / each, source / target)
         elif instruction.name == "RUN":
-            run_step(instruction, prefix=prefix, source=source, programs=folder / "python/bin")
+            run_step(instruction, prefix=prefix, source=source, programs=programs)
     seconds = time.monotonic() - began
     site = next((prefix / "lib").iterdir()) / "site-packages"
     size = sum(path.stat().st_size for path in prefix.rglob("*") if path.is_file() and not path.is_symlink())
@@ -256,21 +288,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("images", nargs="*", default=list(IMAGES), choices=IMAGES)
     parser.add_argument("--folder", type=Path, help="where to install them; a temporary folder by default")
+    help_ = (
+        "that of the base; the processes run as the image's user if that user can read it, else as this one"
+    )
+    parser.add_argument("--python", type=Path, default=Path(sys.executable), help=help_)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="ourvidz-images-") as temporary:
         folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o755)
         images = {}
         for name in options.images:
             print_note(f"installing the image {name}")
-            images[name] = install(name, folder / name)
+            images[name] = install(name, folder / name, options.python)
         (folder / "processes").mkdir()
         results = start(images, folder / "processes")
-    report = {
-        "images": {name: [image.packages, image.megabytes, image.seconds] for name, image in images.items()},
-        "read_only_root": may_mount(),
-        "passed": results,
-    }
+        report = {
+            "images": {
+                name: [image.packages, image.megabytes, image.seconds] for name, image in images.items()
+            },
+            "read_only_root": may_mount(),
+            "users": {name: image.user for name, image in images.items()},
+            "passed": results,
+        }
     print(json.dumps(report, indent=None if options.json else 2))
     return 0 if all(results.values()) else 1
 

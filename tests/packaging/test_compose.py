@@ -143,7 +143,9 @@ def test_containers_are_read_only_and_unprivileged(project: dict[str, Any]) -> N
         assert "privileged" not in service
         mounts = [*service["tmpfs"], *(volume.partition(":")[2] for volume in service["volumes"])]
         assert {mount.partition(":")[0] for mount in mounts} >= set(WRITABLE), name
-    for service in project["services"].values():
+    for name, service in project["services"].items():
+        copied = [*service.get("configs", ()), *service.get("secrets", ())]
+        assert not (service.get("read_only") and copied), f"Compose cannot copy {copied} into {name}"
         image, _, tag = service["image"].rpartition(":")
         assert image
         assert tag not in ("", "latest")
