@@ -112,8 +112,9 @@ def metadata_of(wheel: Path) -> Distribution:
     return PathDistribution(info)
 
 
-def required(project: Distribution, extra: str) -> dict[str, Distribution]:
-    """The installed distributions that a project requires with this extra, and what those require."""
+def required(project: Distribution, extra: str, **markers: str) -> dict[str, Distribution]:
+    """The installed distributions that a project requires with this extra, and what those require; `markers`
+    replace those of this interpreter, such as `python_full_version`."""
     found: dict[str, Distribution] = {}
     waiting: list[tuple[Distribution, str]] = [(project, extra), (project, "")]
     seen = set()
@@ -124,7 +125,7 @@ def required(project: Distribution, extra: str) -> dict[str, Distribution]:
         seen.add((parent.metadata["Name"], asked))
         for line in parent.requires or ():
             need = Requirement(line)
-            if need.marker is not None and not need.marker.evaluate({"extra": asked}):
+            if need.marker is not None and not need.marker.evaluate({"extra": asked, **markers}):
                 continue
             name = canonicalize_name(need.name)
             child = project if name == "ourvidz" else distribution(need.name)
