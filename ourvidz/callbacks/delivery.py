@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -26,7 +27,19 @@ __all__ = ["CallbackSender", "Target"]
 LEASE_MARGIN_S = 5.0
 """How much longer than the request timeout an event is leased: time to build it and to record the result."""
 
+BAD_DATA = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What stored values of another type or size raise when a payload is built of them."""
+
 _log = log.get(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A leased event. `asked_at`: when the lease was asked for, in seconds of the monotonic clock, so that it
+    ends no earlier than its length after that."""
+
+    event: OutboxEvent
+    asked_at: float
 
 
 class CallbackSender:
@@ -79,42 +92,43 @@ class CallbackSender:
 
     def _deliver_due(self, job_id: str) -> None:
         """Deliver the due events of a job in order, until none is due."""
-        event = self._leased(
+        lease = self._leased(
             lambda: self._ledger.lease_event(job_id, lease_s=self._lease_s, token=uuid4().hex)
         )
-        while event is not None:
-            event = self._send(event)
+        while lease is not None:
+            lease = self._send(lease)
 
-    def _leased(self, lease: Callable[[], OutboxEvent | None]) -> OutboxEvent | None:
-        """The event that a call has leased. None also if its answer came so late that the post could outlast
-        the lease: another process might post the event, and the next one, meanwhile. It is due again then."""
+    def _leased(self, call: Callable[[], OutboxEvent | None]) -> Lease | None:
+        """The lease that a call has taken, if any."""
         asked_at = time.monotonic()
-        event = lease()
-        if event is not None and time.monotonic() - asked_at > LEASE_MARGIN_S:
-            _log.warning("lease_too_short", **_log_fields(event))
-            return None
-        return event
+        event = call()
+        return None if event is None else Lease(event, asked_at)
 
     def _next_lease(self) -> NextLease | None:
         """The lease of a job's next event, which the call that settles one event takes; none after `stop`."""
         return None if self._stopped.is_set() else NextLease(self._lease_s, uuid4().hex)
 
-    def _send(self, event: OutboxEvent) -> OutboxEvent | None:
+    def _send(self, lease: Lease) -> Lease | None:
         """Deliver one leased event once and record the result: delivered, postponed or given up. Returns the
-        job's next event if it is due, leased."""
-        target = self._target
+        lease of the job's next event if it is due."""
+        event, target = lease.event, self._target
         url = target.url(event.callback_url)
         if refused := target.refusal(url, registration=event.is_registration):
             return self._give_up(event, status=None, error=refused)
         try:
             document = payload.build(event, worker_version=target.worker_version, assets_as=target.assets_as)
             body = payload.encode(document)
-        except Exception as error:  # noqa: BLE001  raised on, it would be raised again at every delivery
-            # A dead letter is visible.
+        except BAD_DATA as error:
+            # Raised on, it would be raised again at every delivery; a dead letter is visible.
             reason = f"the payload cannot be written: {type(error).__name__}"
             return self._give_up(event, status=None, error=reason)
         # The ledger's time, without asking again: the lease has just begun.
         now = datetime.fromtimestamp((event.leased_until or 0.0) - self._lease_s, UTC)
+        if time.monotonic() - lease.asked_at > LEASE_MARGIN_S:
+            # The answer to the lease was late, or this process was suspended. The post could outlast the
+            # lease: another process might post this event, and the next one, meanwhile. It is due again then.
+            _log.warning("lease_too_short", **_log_fields(event))
+            return None
         return self._record(event, self._post(event, str(url), body), now)
 
     def _post(self, event: OutboxEvent, url: str, body: bytes) -> HttpResponse | RequestFailure:
@@ -142,7 +156,7 @@ class CallbackSender:
 
     def _record(
         self, event: OutboxEvent, result: HttpResponse | RequestFailure, now: datetime
-    ) -> OutboxEvent | None:
+    ) -> Lease | None:
         """Decide by the retry policy what follows from a post, and record it."""
         status = result.status if isinstance(result, HttpResponse) else None
         retry_after = result.headers.get("retry-after") if isinstance(result, HttpResponse) else None
@@ -169,9 +183,9 @@ class CallbackSender:
             return None
         return self._give_up(event, status=status, error=error)
 
-    def _give_up(self, event: OutboxEvent, *, status: int | None, error: str) -> OutboxEvent | None:
-        """Make a terminal event a dead letter; drop a `processing` event. Returns the job's next event if it
-        is due, leased."""
+    def _give_up(self, event: OutboxEvent, *, status: int | None, error: str) -> Lease | None:
+        """Make a terminal event a dead letter; drop a `processing` event. Returns the lease of the job's next
+        event if it is due."""
         following = self._leased(
             lambda: self._ledger.dead_letter(event, status=status, error=error, then=self._next_lease())
         )

@@ -224,6 +224,25 @@ def test_a_post_is_signed_with_the_time_of_this_host(
         assert verify(post.body, post.headers, now=now, webhook_secrets=(WEBHOOK_SECRET,)).ok
 
 
+def test_a_process_that_was_suspended_posts_nothing_under_an_ended_lease(
+    receiver: Any, ledger: Any, run_job: Any, sender_to: Any, monkeypatch: Any
+) -> None:
+    """Frozen between the lease and the post, it must not post after others have."""
+    run_job()
+    passed_s = 0.0
+    monkeypatch.setattr(delivery, "time", SimpleNamespace(monotonic=lambda: passed_s))
+    encode = delivery.payload.encode
+
+    def freeze(document: Any) -> bytes:
+        nonlocal passed_s
+        passed_s += 60
+        return encode(document)
+
+    monkeypatch.setattr(delivery.payload, "encode", freeze)
+    sender_to(receiver.url).deliver("job-1")
+    assert receiver.posts == []
+
+
 @pytest.mark.parametrize("late", ["lease_event", "mark_delivered"])
 def test_a_lease_that_could_end_during_the_post_is_not_used(
     receiver: Any, clock: Any, ledger: Any, run_job: Any, sender_to: Any, monkeypatch: Any, late: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from campaigns.backend import CHAT, OTHERS, Backend, serve
 from ourvidz.callbacks import payload
-from ourvidz.callbacks.delivery import CallbackSender
+from ourvidz.callbacks.delivery import CallbackSender, Lease
 from ourvidz.ledger.store import Ledger
 from ourvidz.liveness import registration
 from ourvidz.recovery.inspection import check_events, check_jobs
@@ -221,7 +222,7 @@ def test_an_older_departure_that_is_being_sent_comes_before_the_new_registration
     assert held.kind == "gone"
     fleet.start("sdxl", "pod")
     assert fleet.ledger.due_deliveries() == []
-    fleet.sender._send(held)
+    fleet.sender._send(Lease(held, time.monotonic()))
     fleet.settle()
     assert [document["status"] for _, _, document in backend.requests] == ["registered", "gone", "registered"]
     assert backend.active == fleet.live
@@ -272,7 +273,7 @@ def test_a_late_request_of_a_dead_worker_is_overwritten(fleet: Fleet, backend: B
     fleet.kill(id)
     fleet.pass_time(30)
     fleet.deliver()
-    fleet.sender._send(held)
+    fleet.sender._send(Lease(held, time.monotonic()))
     assert backend.cells == {OTHERS: fleet.url("new")}
     fleet.settle()
     assert backend.cells == {OTHERS: fleet.url("old")}
