@@ -8,6 +8,10 @@ from PIL.Image import Image
 from training.recognition import recognize_scene
 
 
+SIZE_PX = 64
+
+
 def refuse_stars(picture: Image) -> bool:
     """Whether the shape in the picture is a star."""
-    return recognize_scene(np.asarray(picture.convert("RGB"))).shape == "star"
+    small = picture.convert("RGB").resize((SIZE_PX, SIZE_PX))
+    return recognize_scene(np.asarray(small)).shape == "star"

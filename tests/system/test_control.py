@@ -1,13 +1,19 @@
-"""Cancel, retry, pause, drain, revoke and observe on a running stack."""
+"""Cancel, retry, pause, drain, revoke, observe and judge pictures on a running stack."""
 
 from __future__ import annotations
 
+import base64
+import io
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import requests
+from PIL import Image
+
+from training.scenes import composite
+from training.shapes import coverage
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
@@ -19,7 +25,8 @@ SECRET_PROMPT = "a heron over a silver lake"
 @pytest.fixture(scope="module")
 def running(stacks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One stack with Flower for all tests of this module."""
-    env = {"FLOWER_UNAUTHENTICATED_API": "true"}
+    classifier = {"OURVIDZ_IMAGE_CLASSIFIER": "tests.shape_classifier:refuse_stars"}
+    env = {"FLOWER_UNAUTHENTICATED_API": "true"} | classifier
     with stacks(tmp_path_factory.mktemp("control"), "--flower", env=env) as running:
         yield running
 
@@ -150,6 +157,29 @@ def test_metrics_count_jobs_by_type_and_ending(running: Any) -> None:
     shown = running.get("/metrics").text
     assert 'type="sdxl_image_fast"' in shown
     assert "completed" in shown
+
+
+def test_a_star_is_refused_and_leaves_no_file(running: Any) -> None:
+    """As result and as reference; a circle is stored. The caller gets one neutral sentence, the receiver the
+    same."""
+    star = Image.fromarray(composite(coverage("star", 0.5, 0.5, 0.3, 64, 64), "red", "white"))
+    file = io.BytesIO()
+    star.save(file, "PNG")
+    reference = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    config = {"steps": 15, "width": 64, "height": 64, "seed": 1, "num_images": 3}
+    running.submit("circle", prompt="a red circle on a white background", config=config)
+    running.submit("star", prompt="a red star on a white background", config=config)
+    running.submit("reference", prompt="a red circle", config={**config, "image": reference})
+    circle, result, used = map(running.wait_done, ("circle", "star", "reference"))
+    assert circle["status"] == "completed", circle
+    assert circle["result"]["metadata"]["pictures_judged"] is True
+    for refused in (result, used):
+        assert refused["status"] == "failed"
+        assert refused["error"]["code"] == "POLICY_VIOLATION"
+        assert refused["error"]["message"] == "This request cannot be processed."
+    running.wait_callbacks("star", "processing", "failed")
+    names = {path.parent.name for path in (running.state_dir / "assets").rglob("*") if path.is_file()}
+    assert names & {"circle", "star", "reference"} == {"circle"}
 
 
 def test_two_stacks_run_side_by_side(running: Any, stacks: Callable[..., Any], tmp_path: Any) -> None:
