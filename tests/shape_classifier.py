@@ -7,7 +7,6 @@ from PIL.Image import Image
 
 from training.recognition import recognize_scene
 
-
 SIZE_PX = 64
 
 

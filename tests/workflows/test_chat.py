@@ -319,3 +319,11 @@ def test_a_missing_model_fails_the_whole_batch(services: Services, tmp_path: Pat
     missing = build(settings(_env_file=None, OURVIDZ_QWEN_MODEL=tmp_path / "nowhere"), "sdxl")
     with pytest.raises(ModelLoadError):
         run_text_batch(RecordingItem(job()), QueuedItems(), replace(services, models=missing))
+
+
+def test_the_rendered_conversation_is_judged(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is tokenized, with what the template writes between the messages."""
+    handed: list[str] = []
+    monkeypatch.setattr(services.gate, "check_job", lambda job, *added: handed.extend(added))
+    alone(job(text="Hills?", max_tokens=1), services)
+    assert any(text.startswith("<|im_start|>user\nHills?<|im_end|>") for text in handed)
