@@ -98,11 +98,18 @@ def check_sdxl_checkpoint(settings: Settings) -> Check:
     """The checkpoint of the SDXL worker; skipped in production where none is set."""
     if settings.profile == "production" and settings.sdxl_model is None:
         return skipped("checkpoints", "OURVIDZ_SDXL_MODEL is not set: no SDXL worker can run here")
-    return _check_checkpoint(
+    check = _check_checkpoint(
         "checkpoints",
         "OURVIDZ_SDXL_MODEL",
         lambda: find_sdxl(settings.sdxl_model, config=settings.sdxl_config, vae=settings.sdxl_vae),
     )
+    for variable, path in (
+        ("OURVIDZ_SDXL_VAE", settings.sdxl_vae),
+        ("OURVIDZ_SDXL_CONFIG", settings.sdxl_config),
+    ):
+        if check.status == "failed" and path is not None and str(path) in check.reason:
+            return failed(check.name, check.reason, f"correct {variable}, or leave it out")
+    return check
 
 
 def check_sdxl_options(settings: Settings) -> Check:

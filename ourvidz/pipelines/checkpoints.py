@@ -82,7 +82,9 @@ def require_diffusers_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise ModelLoadError(f"There is no checkpoint folder {folder}.")
     if not (folder / "model_index.json").is_file():
-        raise ModelLoadError(f"{folder} has no model_index.json: it is not in the diffusers layout.")
+        files = sorted(file.name for file in folder.glob("*.safetensors"))
+        hint = f" For a checkpoint that is one file, name the file: {files[0]}." if files else ""
+        raise ModelLoadError(f"{folder} has no model_index.json: it is not in the diffusers layout.{hint}")
     return folder
 
 

@@ -102,7 +102,7 @@ def test_a_file_of_the_wrong_kind_is_named(
     (failure,) = [check for check in checks if check.status == "failed"]
     name = "an SDXL checkpoint" if tensors is SDXL else "a LoRA"
     assert failure.reason == f"{wrong} is {name}, not {wanted}."
-    assert variable in failure.fix or variable == "OURVIDZ_SDXL_VAE"
+    assert variable in failure.fix
 
 
 def test_the_wan_options_that_are_set_are_listed(make_settings: MakeSettings) -> None:

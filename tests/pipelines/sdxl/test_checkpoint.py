@@ -75,7 +75,8 @@ def test_in_half_precision_the_smaller_files_are_read(sdxl_checkpoint: Checkpoin
     ("name", "message"),
     [
         ("nowhere", "no SDXL checkpoint at"),
-        ("empty", "no model_index.json"),
+        ("empty", "no model_index.json: it is not in the diffusers layout.$"),
+        ("", r"For a checkpoint that is one file, name the file: flow\.safetensors\.$"),
         ("model.ckpt", "a pickle: refused"),
         ("model.safetensors", "is truncated: it has 10000 bytes instead of"),
         ("lora.safetensors", r"lora\.safetensors is a LoRA, not an SDXL checkpoint\."),
