@@ -34,7 +34,7 @@ from ourvidz.jobs.catalog import CATALOG
 from ourvidz.testing import Eager
 from ourvidz.web.main import create_app
 from tests.dispatch.conftest import Install, Installation
-from tests.factories import REFUSED_TEXT, STAND_IN_GATE, publishing_to
+from tests.factories import REFUSED_TEXT, STAND_IN_GATE, publishing_to, services
 
 IMAGE = {"id": "job-1", "type": "sdxl_image_fast", "prompt": "a red circle", "user_id": "user-1"}
 CLIP = IMAGE | {"type": "video_fast"}
@@ -231,9 +231,12 @@ def test_a_task_called_like_a_function_records_nothing(install: Install, name: s
     assert installation.ledger.page().records == []
 
 
-def test_eager_mode_is_its_own_worker(ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eager_mode_is_its_own_worker(
+    ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The test kit checks with the same gate, and is not refused for want of workers."""
-    monkeypatch.setattr("ourvidz.tasks.base.services", lambda family: None)
+    without_models = services(None, tmp_path)
+    monkeypatch.setattr("ourvidz.tasks.base.services", lambda family: without_models)
     ourvidz_eager.control.availability._grace_s = 0.0
     object.__setattr__(ourvidz_eager.control, "gate", STAND_IN_GATE)
     with pytest.raises(PolicyViolation):
