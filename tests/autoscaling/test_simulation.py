@@ -88,7 +88,7 @@ arrivals = st.lists(
 ).map(lambda jobs: sorted(jobs, key=lambda job: job.at_s))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     arrivals, st.floats(1, 600), st.integers(1, 6), st.floats(0, 600), st.floats(0, 600), st.integers(1, 3)
 )
