@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -68,7 +69,9 @@ class TinyHub:
         return self.add(repository, files, branch)
 
     def commit(self, repository: str, branch: str = "main") -> str:
-        """The commit of a branch: a digest of its content."""
+        """The commit of a branch: a digest of its content, or what it is named, if that is a commit."""
+        if re.fullmatch("[0-9a-f]{40}", branch):
+            return branch
         files = self.repositories[repository][branch]
         content = "".join(f"{name}{hashlib.sha1(data).hexdigest()}" for name, data in sorted(files.items()))
         return hashlib.sha1(content.encode()).hexdigest()

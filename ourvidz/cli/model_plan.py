@@ -225,6 +225,8 @@ def _print(
         part = planned.part
         size = size_text(planned.size_bytes) if planned.size_bytes is not None else "unknown"
         count = "" if planned.files is None else f", {planned.files} files"
+        if planned.state == "partial":
+            count += f", {size_text(planned.have_bytes)} here"
         details = [
             f"{part.repository}@{part.revision}" if planned.state != "own files" else "not pulled",
             str(part.folder),

@@ -63,12 +63,13 @@ class _Bars:
     def __init__(self, label: str, bars: Bars) -> None:
         self._label = label
         self._bars = bars
-        self._task = bars.add_task(label)
+        self._small = self._task = bars.add_task(label, total=None, visible=False)
 
     def note(self, line: str) -> None:
-        self._bars.console.print(f"{self._label}: {line}", markup=False)
+        self._bars.console.print(f"{self._label}: {line}", markup=False, highlight=False)
 
     def begin(self, name: str, size: int, done: int) -> None:
+        self._task = self._small
         if size > SMALL_BYTES:
             self._task = self._bars.add_task(f"{self._label}: {name}", total=size, completed=done)
 
@@ -89,6 +90,11 @@ def progress(label: str) -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     with Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         yield _Bars(label, bars)

@@ -127,7 +127,13 @@ class Hub:
                     info = api.model_info(
                         part.repository, revision=revision, files_metadata=True, timeout=self._timeout_s
                     )
-                    return _listing(info)
+                    listing = _listing(info)
+                if _DIGEST.fullmatch(revision) and listing.commit != revision:
+                    raise HubError(
+                        f"{self._endpoint} answers with commit {listing.commit[:12]} of {part.repository}"
+                        f" where {revision[:12]} was asked for: do not use this hub"
+                    )
+                return listing
             except Interrupted as interrupted:
                 retries.failed(interrupted, self._endpoint)
 

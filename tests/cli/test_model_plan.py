@@ -89,6 +89,15 @@ def test_what_is_here_is_measured(host: Path, tiny_hub: TinyHub, monkeypatch: py
     assert weights == {"sdxl": 13, "wan": 14}, "the VAE of Wan is computed in float32"
 
 
+def test_what_an_interrupted_pull_has_left_counts(host: Path) -> None:
+    """It is not downloaded again."""
+    (host / "sdxl.partial").mkdir(parents=True)
+    (host / "sdxl.partial/weights.part").write_bytes(bytes(5_000_000))
+    (part,) = document("sdxl", "--offline")["models"]
+    assert (part["state"], part["here"]) == ("partial", 5_000_000)
+    assert "6.9 GB (documentation, 5 MB here)" in run("sdxl", "--offline").stdout
+
+
 @pytest.mark.parametrize(
     ("gpu", "fallbacks", "status"),
     [

@@ -475,6 +475,17 @@ def test_a_hub_decides_nothing_about_paths(
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 
 
+def test_another_commit_than_the_pinned_one_is_refused(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """A pin is worth nothing if a mirror may answer with what it has."""
+    pinned = replace(part, revision=tiny_hub.commit(repository))
+    assert pull(make_hub(), pinned, record).manifest.commit == pinned.revision
+    tiny_hub.answer = {"sha": "0" * 40}
+    with pytest.raises(HubError, match=r"answers with commit 000000000000 of meadow/tiny where .* was asked"):
+        pull(make_hub(), pinned, record, update=True)
+
+
 def test_a_licence_that_would_write_to_the_terminal_is_left_out(
     make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
 ) -> None:
