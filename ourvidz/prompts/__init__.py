@@ -1,5 +1,6 @@
 """Prompt parsing and tokenization before encoding, without torch.
 
-Owns the weight syntax, the tokens and chunks of a prompt, and the shapes of its embeddings.
-Handles text, weighted fragments, tokens and counts; knows no torch and no jobs.
+Owns the weight syntax, the tokens and chunks of a prompt, the shapes of its embeddings, and which texts the
+encoders read for a job.
+Handles text, weighted fragments, tokens and counts; knows no torch.
 """
