@@ -6,7 +6,6 @@ import io
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 from campaigns.resource import Resource
@@ -19,6 +18,8 @@ OVERLOADED = ("503 Slow Down", "SlowDown")
 ACCOUNT = "123456789012"
 """The account that moto uses for unknown keys."""
 THREADS = 16
+POLL_S = 0.1
+"""How soon the server notices that it is stopped."""
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -39,6 +40,7 @@ class S3Server(Resource):
         self.headers: dict[str, str] = {}
         """The headers of all requests, names in lower case; the latest value of each."""
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
         self._failures = 0
         self._failing_method: str | None = None
         self._answered_before_failure = 0
@@ -51,7 +53,6 @@ class S3Server(Resource):
         # Imported here: whoever does not start a server does not need them.
         import waitress
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-        from waitress import wasyncore
 
         self._moto = DomainDispatcherApplication(create_backend_app)
         server = waitress.create_server(
@@ -59,12 +60,18 @@ class S3Server(Resource):
         )
         self.port = int(server.effective_port)
         self._server = server
-        thread = threading.Thread(target=server.run, name="s3-server", daemon=True)
+        thread = threading.Thread(target=self._serve, name="s3-server", daemon=True)
         thread.start()
         self._cleanup.callback(thread.join, 10)
+        self._cleanup.callback(self._stopped.set)
         self._cleanup.callback(server.task_dispatcher.shutdown)
-        # In its own thread, which ends when no connection is left.
-        self._cleanup.callback(server.trigger.pull_trigger, partial(wasyncore.close_all, server._map))
+
+    def _serve(self) -> None:
+        from waitress import wasyncore
+
+        while not self._stopped.is_set():
+            wasyncore.loop(timeout=POLL_S, map=self._server._map, count=1)
+        wasyncore.close_all(self._server._map)
 
     @property
     def url(self) -> str:
@@ -152,17 +159,18 @@ class S3Server(Resource):
             self._answered_before_loss -= self._answered_before_loss > 0
         fails |= self.overloaded.is_set()
         body = environ["wsgi.input"].read()
+        has_body = method != "HEAD"
         if fails:
-            return _error(*failure, start_response)
+            return _error(*failure, start_response, has_body=has_body)
         try:
             self._verify(environ, body)
         except Refused as refused:
-            return _error("403 Forbidden", str(refused), start_response)
+            return _error("403 Forbidden", str(refused), start_response, has_body=has_body)
         # moto checks no signatures of URLs, and those of some paths wrongly: it need not look at all.
         environ["wsgi.input"] = io.BytesIO(body)
         if loses:
             list(self._moto(environ, lambda *_, **__: None))
-            return _error(*OVERLOADED, start_response)
+            return _error(*OVERLOADED, start_response, has_body=has_body)
         response: Iterable[bytes] = self._moto(environ, start_response)
         return response
 
@@ -178,11 +186,8 @@ class S3Server(Resource):
         verify(environ["REQUEST_METHOD"], path, query, headers, body, secrets=secrets)
 
 
-def _error(status: str, code: str | None, start_response: StartResponse) -> list[bytes]:
-    body = (
-        b""
-        if code is None
-        else f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
-    )
+def _error(status: str, code: str | None, start_response: StartResponse, *, has_body: bool) -> list[bytes]:
+    text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>"
+    body = text.encode() if code is not None and has_body else b""
     start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
     return [body]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 RETRIES = 2
 """How often one request is repeated after a 5xx or a broken connection; of a large file one part."""
+PAUSE_S, MAX_PAUSE_S = 0.1, 1.0
+"""The pause before the first repetition, doubled for each further one, and the longest."""
 RETRY_TIMEOUT_S = 10.0
 """No request is repeated later than this."""
 CONNECT_TIMEOUT_S = 5.0
@@ -64,7 +66,10 @@ def connect(options: S3Options, endpoint: str | None, *, timeout_s: float) -> Cl
     retry: RetryConfig = {
         "max_retries": RETRIES,
         "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S),
-        "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=1)},
+        "backoff": {
+            "init_backoff": timedelta(seconds=PAUSE_S),
+            "max_backoff": timedelta(seconds=MAX_PAUSE_S),
+        },
     }
 
     def credentials() -> S3Credential:

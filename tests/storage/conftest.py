@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from campaigns.s3_server import S3Server
+from ourvidz.storage import s3_client
 from ourvidz.storage.s3 import S3Store
 from ourvidz.storage.s3_client import S3Options
 
@@ -20,8 +21,9 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-def open_storage(s3_server: S3Server) -> Open:
-    """Open a storage on the S3 server: `open_storage(option=…)`."""
+def open_storage(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """Open a storage on the S3 server, which repeats requests at once: `open_storage(option=…)`."""
+    monkeypatch.setattr(s3_client, "PAUSE_S", 0.001)
 
     def start(**changes: Any) -> S3Store:
         options: dict[str, Any] = {
