@@ -171,6 +171,14 @@ def test_an_unknown_process_is_refused(start_pod: StartPod) -> None:
     assert pod.lines() == []
 
 
+def test_a_secret_that_does_not_exist_is_named(start_pod: StartPod) -> None:
+    """RunPod leaves the reference in place, which would be a valid key that everybody knows."""
+    pod = start_pod(OURVIDZ_API_KEYS="{{ RUNPOD_SECRET_ourvidz_api_keys }}", JOB_CALLBACK_SECRET="own")
+    assert pod.process.wait(WITHIN_S) == 2
+    assert pod.stderr.read_text().endswith("these variables do not exist: OURVIDZ_API_KEYS\n")
+    assert pod.lines() == []
+
+
 def test_a_process_that_ends_is_started_again(start_pod: StartPod) -> None:
     """However it ends."""
     pod = start_pod(POD_PROCESSES="web sdxl")

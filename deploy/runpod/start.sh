@@ -30,6 +30,10 @@ for name in "${processes[@]}"; do
   esac
 done
 
+# RunPod passes on a reference to a secret that does not exist as it is written in the template.
+missing="$(env | sed -n 's/^\([A-Za-z0-9_]*\)={{ *RUNPOD_SECRET_.*/\1/p' | sort | paste -sd ' ' -)"
+[ -z "$missing" ] || fail "the RunPod secrets of these variables do not exist: $missing"
+
 mkdir -p "$folder"
 # RunPod starts containers as root. What runs from here on belongs to the image's user, where there is one.
 if [ "$(id -u)" = 0 ] && id ourvidz > /dev/null 2>&1; then
