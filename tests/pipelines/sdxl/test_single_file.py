@@ -17,6 +17,7 @@ from ourvidz.errors import ModelLoadError
 from ourvidz.hub.weight_headers import Header, TensorInfo
 from ourvidz.pipelines.checkpoints import PACKAGED, SDXL_BASE_CONFIG, Checkpoint
 from ourvidz.pipelines.loading import checkpoint_mib
+from ourvidz.pipelines.sdxl import schedulers
 from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
@@ -262,33 +263,35 @@ def test_an_unknown_prediction_is_refused() -> None:
     assert scheduler_overrides(marked, {"prediction_type": "v_prediction"})["rescale_betas_zero_snr"]
 
 
-@pytest.mark.parametrize("name", [None, "heun"])
-def test_a_velocity_file_with_zero_snr_generates_the_image_of_diffusers(
-    packaged: Path, folder: SDXLPipeline, tmp_path: Path, name: str | None
+def test_a_velocity_file_with_zero_snr_generates_the_images_of_diffusers(
+    packaged: Path, folder: SDXLPipeline, tmp_path: Path
 ) -> None:
-    """Compared with diffusers' pipeline and a scheduler that is configured by hand."""
+    """Compared with diffusers' pipeline and schedulers that are configured by hand, Euler's and Heun's."""
     marks = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
     path = released_layout.write(tmp_path / "model.safetensors", folder._pipe, added=marks)
-    options = SDXLOptions(scheduler=name, previews=False)
+    options = SDXLOptions(previews=False)
     single = SDXLPipeline(find_sdxl(path, packaged=packaged), device=CPU, options=options)
-    job = image_job(prompt="a red fox", negative_prompt="", guidance_scale=1.0, width=64, height=64, steps=3)
-    actual = image_levels(single, job)[0]
-    reference = diffusers.StableDiffusionXLPipeline.from_pretrained(
-        packaged / "small-base", local_files_only=True, add_watermarker=False
-    )
-    euler = diffusers.EulerDiscreteScheduler.from_config(reference.scheduler.config, **ZERO_SNR)
-    if name is None:
-        reference.scheduler = euler
-    else:
-        reference.scheduler = diffusers.HeunDiscreteScheduler.from_config(
-            reference.scheduler.config, prediction_type="v_prediction", timestep_spacing="trailing"
-        )
-        reference.scheduler.alphas_cumprod = euler.alphas_cumprod
+    single.load()
+    components = folder._pipe.components
+    reference = diffusers.StableDiffusionXLPipeline(**components, add_watermarker=False)
     reference.set_progress_bar_config(disable=True)
-    seed = torch.Generator().manual_seed(job.seeds[0])
-    images = reference(
-        job.prompt, guidance_scale=1.0, width=64, height=64, num_inference_steps=3, generator=seed
-    ).images
-    assert difference(actual, images[0]) <= MAX_DIFFERENCE
-    epsilon = image_levels(folder, job)[0]
-    assert difference(actual, epsilon) > 10 * MAX_DIFFERENCE
+    euler = diffusers.EulerDiscreteScheduler.from_config(components["scheduler"].config, **ZERO_SNR)
+    fields = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    heun = diffusers.HeunDiscreteScheduler.from_config(components["scheduler"].config, **fields)
+    heun.alphas_cumprod = euler.alphas_cumprod
+    job = image_job(prompt="a red fox", guidance_scale=1.0)
+    for name, scheduler in ((None, euler), ("heun", heun)):
+        single._pipe.scheduler = schedulers.build_scheduler(name, single._pipe.scheduler)
+        [actual] = image_levels(single, job)
+        reference.scheduler = scheduler
+        seed = torch.Generator().manual_seed(job.seed)
+        [expected] = reference(
+            job.prompt,
+            guidance_scale=1.0,
+            width=64,
+            height=64,
+            num_inference_steps=job.steps,
+            generator=seed,
+        ).images
+        assert difference(actual, expected) <= MAX_DIFFERENCE
+        assert difference(actual, image_levels(folder, job)[0]) > 10 * MAX_DIFFERENCE
