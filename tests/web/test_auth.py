@@ -17,6 +17,7 @@ ROUTES = [
     ("GET", "/jobs/x", "jobs"),
     ("GET", "/job/x", "jobs"),
     ("GET", "/jobs/x/events", "jobs"),
+    ("GET", "/jobs/x/callback", "jobs"),
     ("POST", "/jobs/x/cancel", "jobs"),
     ("POST", "/jobs/x/retry", "jobs"),
     ("DELETE", "/jobs/x", "jobs"),
