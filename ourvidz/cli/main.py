@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "ourvidz.cli.healthcheck:healthcheck",
         "Check that the process of this container is alive.",
     ),
+    "rehearse": (
+        "ourvidz.cli.rehearse:rehearse",
+        "Run a small job of each type, and check all that comes of it.",
+    ),
     "doctor": ("ourvidz.cli.doctor:doctor", "Check that this machine has what it needs."),
 }
 """Name → (module:attribute, line in the help)."""

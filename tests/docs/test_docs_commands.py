@@ -87,6 +87,7 @@ ELSEWHERE = {
     f'{NEW_PIP} install --no-deps "dist/ourvidz-$VERSION-py3-none-any.whl"': INSTALLATION,
     f"{NEW_PIP} check": INSTALLATION,
     'ln -sfn "/opt/ourvidz-$VERSION" /opt/ourvidz': INSTALLATION,
+    "ourvidz rehearse": "tests/cli/test_rehearse.py::test_all_types_pass_and_nothing_is_left",
     "ourvidz demo --json": "tests/docs/test_docs_commands.py::test_the_demo_generates_its_images",
 }
 """Command → the test or script that executes it. A block of such commands only is not executed here."""
