@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import subprocess
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 import requests
+from PIL import Image
 
 from campaigns import images
 from ourvidz.cli.libraries import INSTALL
@@ -137,6 +139,38 @@ def test_every_process_of_the_image_passes_its_health_check_on_a_read_only_root(
         pytest.skip("this process may not mount: the root was not read-only")
     touch = images.read_only(["touch", str(control_host.folder / "elsewhere")], [])
     assert "Read-only file system" in subprocess.run(touch, capture_output=True, text=True).stderr
+
+
+def test_no_route_of_a_control_host_needs_a_library_that_it_lacks(control_plane: ControlPlane) -> None:
+    """All routes that are read without parameters, the inspection of prompts, and the upload of a reference,
+    which is decoded and written anew."""
+    schema = requests.get(f"{control_plane.url}/openapi.json", timeout=5).json()
+    paths = [path for path, methods in schema["paths"].items() if "get" in methods and "{" not in path]
+    assert len(paths) > 10
+    statuses = {path: requests.get(control_plane.url + path, timeout=10).status_code for path in paths}
+    assert {path: status for path, status in statuses.items() if status == 500} == {}
+    inspected = requests.post(
+        f"{control_plane.url}/prompts/inspect", json={"prompt": "a (red:1.2) fox"}, timeout=5
+    )
+    assert (inspected.status_code, inspected.json()["tokens"]) == (200, None)
+    assert "no library for tokenizers" in inspected.json()["note"]
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(picture, "PNG")
+    uploaded = requests.post(
+        f"{control_plane.url}/references",
+        params={"user_id": "me"}, data=picture.getvalue(), headers={"content-type": "image/png"}, timeout=10,
+    )  # fmt: skip
+    assert uploaded.status_code in (200, 201), uploaded.text
+
+
+def test_every_command_of_a_control_host_can_be_imported(control_host: Host) -> None:
+    """What a command cannot do here it says when it is used, not as a traceback of an import."""
+    code = (
+        "from importlib import import_module\nfrom ourvidz.cli.main import COMMANDS\n"
+        "for place, _ in COMMANDS.values(): import_module(place.partition(':')[0])"
+    )
+    done = control_host.run("python", "-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_help_is_printed_on_a_control_host(control_host: Host) -> None:
