@@ -27,7 +27,7 @@ pytestmark = pytest.mark.system
 MODEL_LIBRARIES = ("torch", "diffusers", "transformers", "compel", "accelerate", "safetensors")
 MEDIA_LIBRARIES = ("opencv-python-headless", "numpy", "av")
 PREFIX = "control-host:"
-READY_S = 30.0
+READY_S = 60.0
 SMALL_BMP = (
     b"BM" + struct.pack("<IIIIiiHHIIiiII", 58, 0, 54, 40, 1, 1, 1, 24, 0, 4, 0, 0, 0, 0) + b"\x80\x40\x20\0"
 )

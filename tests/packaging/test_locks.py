@@ -53,9 +53,8 @@ def test_every_package_of_a_lock_has_hashes_and_no_address(lock: str) -> None:
 def test_a_lock_has_what_the_image_requires_and_nothing_else(image: str, project: Distribution) -> None:
     """A requirement that is added to pyproject.toml is missing in the image until the lock is written."""
     (python,) = re.findall(r"^python:([\d.]+)", stages(dockerfile(image))[0].base)
-    needed = {
-        name for extra in EXTRAS[image] for name in required(project, extra, python_full_version=python)
-    }
+    markers = {"python_full_version": python, "python_version": python.rpartition(".")[0]}
+    needed = {name for extra in EXTRAS[image] for name in required(project, extra, **markers)}
     locked = pins(IMAGES / image / "requirements.txt").keys()
     assert needed - locked == set(), STALE
     surplus = {name for name in locked - needed if not ONLY_WITH_CUDA.fullmatch(name)}
