@@ -147,6 +147,7 @@ class Rehearsal:
         while document["status"] not in TERMINAL_STATUSES:
             elapsed_s = time.monotonic() - began_at
             if elapsed_s > self._limit_s:
+                self._cancel(job_id)
                 raise self._late(job, document)
             self._report(f"{job.name}: {document['status']}, {document['progress']:.0f} %")
             time.sleep(POLL_S)
@@ -172,6 +173,13 @@ class Rehearsal:
         return StepFailed(
             reason, "see the log of the worker, or raise --timeout: models may still be loading"
         )
+
+    def _cancel(self, job_id: str) -> None:
+        """Cancel a job that is late: it must not keep the others from its worker."""
+        try:
+            self._shim.post(f"/jobs/{quote(job_id, safe='')}/cancel")
+        except ShimError as error:
+            self._report(f"{job_id} was not cancelled: {error.message}")
 
     def _check_callback(self, job_id: str) -> str:
         """Wait until the callback of a job's end is delivered; returns a summary."""

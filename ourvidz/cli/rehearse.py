@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from dataclasses import asdict
 from typing import Any
@@ -27,6 +29,8 @@ class _Types(click.ParamType[Any]):
         rows = {name: lookup(name) for name in value.replace(",", " ").split()}
         if unknown := [name for name, row in rows.items() if row is None]:
             self.fail(f"{unknown[0]!r} is no job type; there are {', '.join(CATALOG)}", param, ctx)
+        if not rows:
+            self.fail("names no type", param, ctx)
         return tuple(dict.fromkeys(row.name for row in rows.values() if row))
 
 
@@ -60,14 +64,16 @@ def rehearse(
     from ourvidz.cli.rehearsal import USER, Rehearsal
 
     started_at = time.monotonic()
+    # As Ctrl-C does: what was submitted is deleted first.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with spinner("looking for the shim") as report:
         rehearsal = Rehearsal(connect(url, key), limit_s=limit_s, report=report)
-
         try:
             results = rehearsal.run(types)
         finally:
-            # Also after Ctrl-C.
+            # Also when it is interrupted.
             deletion = rehearsal.kept() if keep else rehearsal.delete()
+            signal.signal(signal.SIGTERM, before)
     results.append(deletion)
     success = not any(check.status == "failed" for check in results)
     if as_json:

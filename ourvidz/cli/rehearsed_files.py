@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import requests
 
@@ -51,9 +51,8 @@ def _read_back(shim: Shim, url: str | None, key: str | None) -> tuple[bytes, boo
     URL needs the key of the shim, as that of a directory does."""
     if not key:
         raise StepFailed("it has no file, or no thumbnail", "see the log of the worker")
-    path = f"/assets/{quote(key)}"
     try:
-        served = shim.fetch(path)
+        served = shim.fetch(f"/assets/{quote(key)}")
     except (ShimError, requests.RequestException) as error:
         reason = f"{key} cannot be read through the shim: {getattr(error, 'message', error)}"
         raise StepFailed(reason, "shim and workers must have the same storage: `ourvidz doctor`") from None
@@ -66,7 +65,7 @@ def _read_back(shim: Shim, url: str | None, key: str | None) -> tuple[bytes, boo
             response = session.get(url, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S))
     except requests.RequestException as error:
         raise StepFailed(f"{shown} cannot be read: {type(error).__name__}", URL_FIX) from None
-    needs_key = response.status_code in _REFUSED and urlsplit(url).path == path
+    needs_key = response.status_code in _REFUSED and unquote(urlsplit(url).path).endswith(f"/assets/{key}")
     if not needs_key and response.status_code != requests.codes.ok:
         raise StepFailed(f"{shown} answers HTTP {response.status_code}", URL_FIX)
     if not needs_key and response.content != served:

@@ -265,9 +265,9 @@ def test_only_the_named_types_run(installation: Installation) -> None:
         "shim", "chat_conversation", "admin_utilities", "deletion",
     }  # fmt: skip
     assert steps["reference"]["status"] == "skipped"
-    result = installation.rehearse("--types", "sdxl_image")
-    assert result.exit_code == 2
-    assert "'sdxl_image' is no job type" in result.output
+    for types, message in (("sdxl_image", "'sdxl_image' is no job type"), (" ,", "names no type")):
+        result = installation.rehearse("--types", types)
+        assert (result.exit_code, message in result.output) == (2, True)
 
 
 def test_a_queue_without_a_worker_is_waited_for_once(installation: Installation) -> None:
@@ -319,6 +319,30 @@ def test_a_failure_is_named_with_its_fix(
     assert steps["deletion"]["status"] == "ok"
     assert installation.app.ledger.page().records == []
     assert installation.files() == []
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_rehearsal_leaves_nothing(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    """Whoever does not want to wait any more: what was submitted is cancelled and deleted."""
+
+    def interrupt(*_: object) -> None:
+        raise end
+
+    monkeypatch.setattr(rehearsal.Rehearsal, "_wait", interrupt)
+    result = installation.rehearse("--types", "video_fast")
+    assert result.exit_code != 0
+    assert installation.app.ledger.page().records == []
+
+
+def test_a_late_job_is_cancelled_before_the_next_one(installation: Installation) -> None:
+    """It would keep its worker from the others."""
+    with FakeWorkers(installation.app, types=()):
+        steps = installation.report("--types", "admin_utilities", "--timeout", "1", "--keep")
+    assert steps["admin_utilities"]["status"] == "failed"
+    (record,) = installation.app.ledger.page().records
+    assert record.status == "cancelled"
 
 
 def test_a_reference_that_is_not_used_is_a_failure(installation: Installation) -> None:
