@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,6 +33,8 @@ MODEL_VARIABLES = {
 }
 """The variables that name a family's models; the production profile requires them."""
 
+_ENDED_STATES = frozenset("ZX")
+"""States in `/proc/PID/stat` of a process that runs no more: a zombie, or a dead one."""
 FORMER = {
     "clock": "there is no worker 'clock' any more: keepers sweep on timers of their own. Remove"
     " `ourvidz worker clock` from your Procfile or supervisor; `ourvidz worker keeper` is all that is needed"
@@ -157,13 +160,19 @@ def _require_storage(name: str) -> None:
 
 
 def _process_exists(pid: int) -> bool:
+    """Whether a process runs. One of which only its exit status is left does not: in a container the first
+    process may collect it late, or never."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] not in _ENDED_STATES
 
 
 def _requeue_held_jobs(name: str) -> None:

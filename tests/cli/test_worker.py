@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from ourvidz.ledger.store import Ledger
 from ourvidz.liveness.heartbeat import Heartbeat
 from ourvidz.settings import load_settings, settings
 from ourvidz.wiring import control
+from tests.factories import worker as record_of_worker
 
 
 @pytest.mark.parametrize(("name", "queue"), [("sdxl", "sdxl_queue"), ("wan", "wan_queue")])
@@ -135,6 +139,31 @@ def test_a_worker_with_an_invalid_certificate_refuses_to_start(
         result.output.strip()
         == f"Error: OURVIDZ_C2PA_KEY: {tmp_path / 'gone.pem'} cannot be read: No such file or directory"
     )
+
+
+@pytest.fixture
+def uncollected_process() -> Iterator[int]:
+    """The id of a process that has ended, and whose exit status nobody has read."""
+    process = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    yield process.pid
+    process.wait()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="the state of a process is read in /proc")
+def test_a_worker_that_was_killed_can_be_started_again_at_once(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, uncollected_process: int
+) -> None:
+    """Its heartbeat lasts for some seconds, and in a container the first process may collect it late or
+    never: it is no worker that runs."""
+    monkeypatch.setenv("OURVIDZ_REDIS_URL", redis_url)
+    settings = load_settings(_env_file=None)
+    started: list[str] = []
+    monkeypatch.setattr(worker, "_run_celery", started.append)
+    with closing(Ledger(redis_url)) as ledger, control.using(control.build(settings, ledger=ledger)):
+        ledger.heartbeat(record_of_worker(id=settings.worker_id("sdxl"), pid=uncollected_process))
+        result = CliRunner().invoke(cli, ["worker", "sdxl"])
+    assert (result.exit_code, started) == (0, ["sdxl"]), result.output
 
 
 def test_the_names_do_not_overlap() -> None:
