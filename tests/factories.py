@@ -149,8 +149,9 @@ def downloaded_reference(image: Image.Image, *, tries: int) -> ReferenceResolver
 
 
 @contextmanager
-def publishing_to(broker_url: str, *, prefix: str | None = None) -> Iterator[None]:
-    """Make the Celery app publish to `broker_url`, under a prefix of its keys, inside the `with` block."""
+def publishing_to(broker_url: str, *, prefix: str | None = None, **options: Any) -> Iterator[None]:
+    """Make the Celery app publish to `broker_url`, under a prefix of its keys and with these transport
+    options, inside the `with` block."""
     before = celery_app.conf.get("broker_url"), celery_app.conf.broker_transport_options
 
     def switch(url: str, options: dict[str, Any]) -> None:
@@ -158,7 +159,8 @@ def publishing_to(broker_url: str, *, prefix: str | None = None) -> Iterator[Non
         celery_app.conf.broker_transport_options = options
         celery_app._after_fork()
 
-    switch(broker_url, before[1] if prefix is None else {**before[1], "global_keyprefix": prefix})
+    changes = options if prefix is None else {**options, "global_keyprefix": prefix}
+    switch(broker_url, {**before[1], **changes})
     try:
         yield
     finally:

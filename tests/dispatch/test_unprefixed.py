@@ -84,7 +84,8 @@ def test_a_message_that_a_worker_received_is_moved_when_the_broker_would_restore
     upgraded: Installation, redis_url: str
 ) -> None:
     """The worker of the earlier release may still be working on it."""
-    with publishing_to(redis_url, prefix=""), celery_app.connection() as connection:
+    earlier = publishing_to(redis_url, prefix="", ack_emulation=True)
+    with earlier, celery_app.connection() as connection:
         channel = connection.default_channel
         received = channel.basic_get("sdxl_queue"), channel.basic_get("sdxl_queue")
         # Else closing the connection would put them back.
