@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from campaigns.units import Unit
 from ourvidz.cli.stack import HAND_BACK_S
 from ourvidz.cli.worker import FAMILIES, HELPERS
-from tests.system.units import Unit
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 UNITS = DEPLOY / "systemd"

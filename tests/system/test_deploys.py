@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from campaigns.units import Unit
 from ourvidz import dispatch
 from ourvidz.app import app as celery_app
 from ourvidz.ledger.store import Ledger
@@ -28,7 +29,6 @@ from ourvidz.settings import environment, load_settings
 from ourvidz.wiring import control
 from tests.factories import image_job, publishing_to
 from tests.system.conftest import wait_for
-from tests.system.units import Unit
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
