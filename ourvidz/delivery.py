@@ -50,6 +50,7 @@ def run(settings: Settings) -> None:
     _log.info("process_ready", **startup.phases())
     signal.sigwait(signals)
     consumer.stop()
+    _log.info("process_stopping")
     threading.Thread(target=_end_when_idle, args=(consumer, settings.drain_s), daemon=True).start()
     signal.sigwait(signals)
     heartbeat.stop()

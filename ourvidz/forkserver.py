@@ -54,6 +54,8 @@ class ForkedProcess:
         self._status: int | None = None
         self._connection, theirs = socket.socketpair()
         request = json.dumps({"family": family, "path": sys.path, "environment": environment}).encode()
+        if len(request) >= REQUEST_BYTES:
+            raise OSError("the environment is too large for a request")
         fds = [own.fileno(), theirs.fileno(), *range(_STREAMS)]
         with theirs, socket.socket(fileno=os.dup(server_fd)) as server:
             socket.send_fds(server, [request], fds, socket.MSG_DONTWAIT)
@@ -97,6 +99,8 @@ class ForkServer:
     """Serves the requests that come on one socket, in the thread that made it."""
 
     def __init__(self, requests: socket.socket, run: Run) -> None:
+        self.refuses = False
+        """Whether requests are refused from now on: workers start their children by themselves."""
         self._requests = requests
         self._run = run
         self._children: dict[int, socket.socket] = {}
@@ -120,25 +124,21 @@ class ForkServer:
             else:
                 # A worker sends nothing: its socket is closed.
                 self._forget(key.data, kill=True)
+        if self.refuses:
+            for _, fds in self._waiting:
+                _close(fds)
+            self._waiting.clear()
         ready = [request for request in self._waiting if request[0]["family"] in imported]
         self._waiting = [request for request in self._waiting if request not in ready]
         for request, fds in ready:
             self._fork(request, fds)
 
-    def refuse(self) -> NoReturn:
-        """Refuse every request, of now and later, until this process is killed: the workers start their
-        children anew."""
-        while True:
-            if not self._waiting:
-                self._read_request()
-            for _, fds in self._waiting:
-                for fd in fds:
-                    os.close(fd)
-            self._waiting.clear()
-
     def _read_request(self) -> None:
         data, fds, _, _ = socket.recv_fds(self._requests, REQUEST_BYTES, 2 + _STREAMS)
-        self._waiting.append((json.loads(data), fds))
+        try:
+            self._waiting.append((json.loads(data), fds))
+        except ValueError:  # cut off
+            _close(fds)
 
     def _fork(self, request: dict[str, Any], fds: list[int]) -> None:
         own, remote, *streams = fds
@@ -149,8 +149,7 @@ class ForkServer:
                 die_with_parent()
             self._become_child(request, own, streams)
         connection = socket.socket(fileno=remote)
-        for fd in (own, *streams):
-            os.close(fd)
+        _close([own, *streams])
         try:
             connection.sendall(_NUMBER.pack(pid))
         except OSError:
@@ -190,3 +189,8 @@ class ForkServer:
         if kill:
             os.kill(pid, DIES_WITH)
             os.waitpid(pid, 0)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

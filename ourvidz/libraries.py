@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ def main(fd: int, families: list[str]) -> NoReturn:
     """Import the libraries of these families, the first one first, and serve the requests of workers on a
     socket until killed. Refuses them where an import has started a thread: a process with several cannot be
     forked."""
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # Sent to all processes of a service: the children would die with this one, in the middle of a job.
+        signal.signal(signum, signal.SIG_IGN)
     share_processors()
     # Else NumPy starts threads when it is imported.
     set_environment(OPENBLAS_NUM_THREADS="1")
@@ -33,7 +37,7 @@ def main(fd: int, families: list[str]) -> NoReturn:
             models.preload(family)
         if len(list(TASKS.iterdir())) > 1:
             sys.stderr.write("A library has started a thread: workers start their children by themselves.\n")
-            server.refuse()
+            server.refuses = True
         imported.add(family)
         server.serve(imported, timeout_s=0)
     while True:

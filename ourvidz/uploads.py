@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ourvidz import log
-from ourvidz.errors import NotFound, ReferenceForbidden, StorageError
+from ourvidz.errors import NotFound, OurvidzError, ReferenceForbidden
 from ourvidz.storage.keys import UPLOADS
 
 if TYPE_CHECKING:
@@ -98,9 +98,10 @@ def delete_expired(store: Store, *, now: float, renew: Callable[[], None]) -> in
             renew()
             user_id, _, name = marker.key.removeprefix(f"{folder}/").partition("/")
             try:
-                store.delete(f"{BUCKET}/{user_id}/uploads/{name}")
+                if user_id and name:  # else a file of another program
+                    store.delete(f"{BUCKET}/{user_id}/uploads/{name}")
                 store.delete(marker.key)
-            except StorageError as error:
+            except OurvidzError as error:
                 # The marker remains, so that the file is not forgotten.
                 left += 1
                 _log.warning("upload_left", group=group, reason=error.message)

@@ -95,6 +95,10 @@ class Outbox:
         wait_until(lambda: process.pid in {worker.pid for worker in self.online()}, "its heartbeat")
         return process
 
+    def log(self) -> str:
+        """What the processes have logged."""
+        return (self._folder / "io.log").read_text()
+
     def online(self) -> list[Any]:
         return [worker for worker in self.ledger.online_workers() if worker.state == "idle"]
 
@@ -142,6 +146,7 @@ def test_a_stopped_process_finishes_its_delivery_and_leaves_the_rest(
     outbox.finish("a")
     receiver.wait_for(1)
     process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "process_stopping" in outbox.log(), "the stop")
     outbox.finish("b")
     receiver.answers.set()
     assert process.wait(PATIENCE_S) == 0

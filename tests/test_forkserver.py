@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from ourvidz import prespawn
-from ourvidz.forkserver import ForkedProcess
+from ourvidz.forkserver import REQUEST_BYTES, ForkedProcess
 from ourvidz.pool import _Child
 from ourvidz.settings import environment, set_environment
 
@@ -33,11 +33,15 @@ def run(fd, environment):
     os._exit(0)
 
 server = ForkServer(socket.socket(fileno=int(sys.argv[1])), run)
-if sys.argv[2] == "refuse":
-    server.refuse()
+server.refuses = sys.argv[2] == "refuse"
 while True:
     server.serve({sys.argv[2]})
 """
+SWITCH = """served = 0
+while True:
+    if len(server._children) == 2:
+        server.refuses = True"""
+"""Refuses from the third request on."""
 LIBRARIES = "import sys; from ourvidz import libraries; libraries.main(int(sys.argv[1]), ['other', 'sdxl'])"
 
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -154,6 +158,50 @@ def test_a_server_that_cannot_fork_refuses(start: Start, fork: Callable[..., For
     start("refuse")
     with pytest.raises(OSError, match="cannot fork"):
         fork("os._exit(3)").pid  # noqa: B018
+
+
+def test_a_server_that_refuses_goes_on_with_the_children_that_it_has(
+    sockets: tuple[socket.socket, socket.socket], start: Start, fork: Callable[..., ForkedProcess]
+) -> None:
+    """A library of a later family may start the thread: the first family has its child by then."""
+    start(code=SERVER.replace("server.refuses =", "served =").replace("while True:", SWITCH))
+    exits, stays = fork("import time; time.sleep(0.2); os._exit(3)"), fork("import signal; signal.pause()")
+    process = psutil.Process(stays.pid)
+    assert exits.pid
+    with pytest.raises(OSError, match="cannot fork"):
+        fork("os._exit(4)").pid  # noqa: B018
+    assert exits.poll(wait=True) == 3
+    stays.kill()
+    psutil.wait_procs([process], timeout=10)
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_request_that_is_too_large_is_not_sent(start: Start, fork: Callable[..., ForkedProcess]) -> None:
+    """Cut off, it would be no request; the worker starts its child by itself."""
+    start()
+    with pytest.raises(OSError, match="too large"):
+        fork("x" * REQUEST_BYTES)
+    assert fork("os._exit(3)").poll(wait=True) == 3
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_all_processes_of_a_service_ends_no_child(
+    worker: None, start: Start, signum: signal.Signals
+) -> None:
+    """A worker drains at it; the child that computes must outlive its fork server's signal."""
+    server = start(code=LIBRARIES.replace("'other', 'sdxl'", "'sdxl'"))
+    with prespawn.interpreter():
+        child = _Child(target=exec, args=("import sys; sys.stdin.close(); import signal; signal.pause()",))
+        child.start()
+        server.send_signal(signum)
+        os.kill(child.pid, signum)
+        again = _Child(target=exec, args=("import os; os._exit(7)",))
+        again.start()
+        again.join(60)
+        assert (again.exitcode, server.poll()) == (7, None)
+        assert psutil.Process(child.pid).is_running()
+        child.terminate()
+        child.join(60)
 
 
 @pytest.fixture

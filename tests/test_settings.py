@@ -255,3 +255,11 @@ def test_a_worker_may_take_to_start_what_a_job_may_take_to_load(load_s: str, sta
         [sys.executable, "-c", program], env=variables, capture_output=True, text=True, timeout=60
     )
     assert float(run.stdout) == start_s
+
+
+@pytest.mark.parametrize("password", ["s3cr3t/word", "s3cr3t#word", "s3cr3t?word"])
+def test_a_password_that_is_not_encoded_is_refused_and_not_shown(read: Any, password: str) -> None:
+    """Python's own error shows the beginning of it: in the doctor's table and in every traceback."""
+    with pytest.raises(SettingsError, match="percent-encoded") as refused:
+        read(OURVIDZ_REDIS_URL=f"redis://:{password}@127.0.0.1:6399/0")
+    assert "s3cr3t" not in str(refused.value)

@@ -180,3 +180,17 @@ def test_what_is_hidden_in_an_image_file_is_not_stored(store: LocalStore, hidden
         stored = upload(store, data=data)
         assert hidden in data
         assert hidden not in store.get(stored.path)
+
+
+@pytest.mark.parametrize("name", [".emptyFolderPlaceholder", "a/b", "..hidden"])
+def test_a_file_of_another_program_among_the_markers_stops_no_deletion(
+    store: LocalStore, tmp_path: Path, name: str
+) -> None:
+    """Web consoles leave files in folders, and every later group stayed for good."""
+    kept = upload(store)
+    foreign = tmp_path / UPLOADS / "1000" / name
+    foreign.parent.mkdir(parents=True)
+    foreign.touch()
+    sweep(store, NOW + 2 * TTL_S)
+    with pytest.raises(NotFound):
+        store.get(kept.path)

@@ -31,7 +31,7 @@ def fleet() -> None:
 @click.option(
     "--queue", type=click.Choice(list(QUEUES.values())), help="The queue of the pattern (sdxl_queue)."
 )
-@click.option("--target-wait", "target_wait_s", type=click.FloatRange(min=0, min_open=True), metavar="S")
+@click.option("--target-wait", "target_wait_s", type=click.FloatRange(min=0.001, max=86400), metavar="S")
 @click.option("--min", "minimum", type=click.IntRange(0, 1000), help="Fewest workers.")
 @click.option("--max", "maximum", type=click.IntRange(1, 1000), help="Most workers.")
 @click.option("--idle", "idle_s", type=SECONDS, metavar="S", help="Until the last worker is stopped.")

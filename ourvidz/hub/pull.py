@@ -75,6 +75,8 @@ def _pull_files(
     selected = select_files(part, listing.files)
     with disk_errors(staging):
         staging.mkdir(parents=True, exist_ok=True)
+        if not _is_of(staging, part, listing.commit):
+            _remove_different(staging, selected)
         _write_note(staging, part, listing.commit)
         _remove_other_files(staging, selected)
         linked = _find_elsewhere([file for file in selected if not (staging / file.name).is_file()], others)
@@ -164,6 +166,22 @@ def _remove_other_files(staging: Path, selected: Sequence[HubFile]) -> None:
     expected = {staging / file.name for file in selected} | {part_path(staging, file) for file in selected}
     for path in staging.rglob("*"):
         if path.is_file() and path not in expected and path != _note_path(staging):
+            path.unlink()
+
+
+def _is_of(staging: Path, part: Part, commit: str) -> bool:
+    """Whether the files that are there were verified as those of this commit."""
+    with suppress(OSError, ValueError):
+        repository, _, noted = _note_path(staging).read_text(encoding="utf-8").split()
+        return (repository, noted) == (part.repository, commit)
+    return False
+
+
+def _remove_different(staging: Path, selected: Sequence[HubFile]) -> None:
+    """Delete complete files of another commit: those of two revisions often have equal names and sizes."""
+    for file in selected:
+        path = staging / file.name
+        if path.is_file() and (file.sha256 is None or sha256_of(path) != file.sha256):
             path.unlink()
 
 

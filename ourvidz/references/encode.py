@@ -13,6 +13,8 @@ from ourvidz.references.decode import WORKING_PX
 PNG_LEVEL = 1
 """zlib's fastest level; photographs hardly get smaller with slower ones."""
 JPEG_QUALITY = 95
+JPEG_MAX_PX = 65_500
+"""Longest edge of a JPEG."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ def encode(image: Image, *, max_bytes: int) -> EncodedImage:
         ("PNG", "png", {"compress_level": PNG_LEVEL}),
         ("JPEG", "jpg", {"quality": JPEG_QUALITY, "subsampling": 0}),
     ):
+        if kind == "JPEG" and max(image.size) > JPEG_MAX_PX:
+            continue
         file = io.BytesIO()
         image.save(file, kind, **options)
         data = file.getvalue()

@@ -23,7 +23,7 @@ class AutoscalingSettings(Topic):
     """Target wait, bounds and idle time of the workers, by family as JSON."""
 
     autoscale_target_wait_s: Annotated[
-        dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_families)
+        dict[str, Annotated[float, Field(ge=0.001, le=86400)]], AfterValidator(_families)
     ] = env("OURVIDZ_AUTOSCALE_TARGET_WAIT_S", {})
     """Time in seconds in which the remaining work of a family should be done, `{family: seconds}`."""
     autoscale_min: Annotated[dict[str, Annotated[int, Field(ge=0)]], AfterValidator(_families)] = env(

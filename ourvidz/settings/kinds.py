@@ -89,6 +89,13 @@ def _redis_url(value: str) -> str:
     with_scheme(value, "redis", "rediss", "unix", "redis+socket", *sentinel_url.SCHEMES)
     if sentinel_url.is_sentinel_url(value):
         sentinel_url.parse_sentinel_url(value)
+    elif not value.startswith(("unix:", "redis+socket:")):
+        try:
+            urlsplit(value).port  # noqa: B018
+        except ValueError:  # whose text has a part of the password
+            raise ValueError(
+                "the port must be a number; characters such as / and # in a password must be percent-encoded"
+            ) from None
     return value
 
 

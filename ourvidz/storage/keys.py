@@ -61,6 +61,11 @@ def checkpoint_key(job_id: str, attempt: str) -> str:
     return f"{checkpoints_folder(job_id)}/{attempt}/denoising.safetensors"
 
 
+def is_segment(name: str) -> bool:
+    """Whether this name can be a segment of a key. Other programs store files under other names."""
+    return _SEGMENT.fullmatch(name) is not None
+
+
 def is_key(key: str) -> bool:
     """Whether this has the form of a key."""
     segments = key.split("/")

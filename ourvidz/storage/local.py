@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ourvidz.errors import NotFound, StorageError
 from ourvidz.storage import probe
-from ourvidz.storage.keys import is_key, split_key
+from ourvidz.storage.keys import is_key, is_segment, split_key
 from ourvidz.storage.store import StoredFile
 
 REMOVALS = 10
@@ -121,7 +121,8 @@ class LocalStore:
     def folders(self, folder: str) -> list[str]:
         """The names of the folders directly below `folder`."""
         try:
-            return sorted(path.name for path in self._path(folder).iterdir() if path.is_dir())
+            names = [path.name for path in self._path(folder).iterdir() if path.is_dir()]
+            return sorted(filter(is_segment, names))
         except _NOT_FOUND_ERRORS:
             return []
         except OSError as error:

@@ -18,7 +18,7 @@ from obstore.store import S3Store as Client
 from ourvidz.errors import NotFound, SettingsError, StorageError
 from ourvidz.net.client import HttpClient, RequestFailure
 from ourvidz.storage import probe
-from ourvidz.storage.keys import is_key, split_key
+from ourvidz.storage.keys import is_key, is_segment, split_key
 from ourvidz.storage.s3_client import (
     ANSWER_TIMEOUT_S,
     DEFAULT_REGION,
@@ -152,7 +152,8 @@ class S3Store:
         path = self._path(folder)
         with request("listed", folder):
             listed = obstore.list_with_delimiter(self._store, path)
-        return sorted(name.rstrip("/").rpartition("/")[2] for name in listed["common_prefixes"])
+        names = (name.rstrip("/").rpartition("/")[2] for name in listed["common_prefixes"])
+        return sorted(filter(is_segment, names))
 
     def delete(self, key: str) -> None:
         """Delete `key`."""
@@ -217,7 +218,9 @@ class S3Store:
         """Ask for the list of files. Raises `SettingsError` if the server refuses the key or has no such
         bucket, `StorageError` if it does not answer."""
         try:
-            next(iter(obstore.list(self._store, self._options.prefix or None, chunk_size=1)), None)
+            # A folder without files: the library cannot read every name that others may have given theirs.
+            path = "/".join(filter(None, (self._options.prefix, "checkpoints/access")))
+            next(iter(obstore.list(self._store, path, chunk_size=1)), None)
         except LIBRARY_ERRORS as error:
             reason = reason_of(error)
             if not is_refusal(error):

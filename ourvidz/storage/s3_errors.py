@@ -90,7 +90,9 @@ def to_correct(error: object) -> str:
 
 def is_no_bucket(error: object) -> bool:
     """Whether the bucket does not exist."""
-    return _NO_BUCKET in str(error)
+    # The text has the key too, which may be named like an error.
+    code = _CODE.search(str(error))
+    return code is not None and code[1] == _NO_BUCKET
 
 
 def is_not_found(error: Exception) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ourvidz.errors import NotFound, SettingsError, StorageError
 from ourvidz.storage import probe, tus
-from ourvidz.storage.keys import is_key, split_key
+from ourvidz.storage.keys import is_key, is_segment, split_key
 from ourvidz.storage.store import StoredFile
 from ourvidz.storage.supabase_answers import Page, describe, parse_page
 from ourvidz.storage.supabase_api import TRANSFER_S, Answer, SupabaseAPI, upload_s
@@ -145,7 +145,8 @@ class SupabaseStore:
         if answer.status != 409:
             raise _failed("moved", source, answer)
         self.copy(source, key)
-        if not self._delete(*source.partition("/")[::2]):
+        # Once, as the rename: repeated after a lost answer, it would find nothing.
+        if not self._delete(*source.partition("/")[::2], repeat=False):
             raise _not_found(source)
 
     def list_files(self, folder: str) -> Iterator[StoredFile]:
@@ -162,6 +163,7 @@ class SupabaseStore:
             found.removeprefix(prefix).strip("/")
             for page in self._pages(bucket, prefix, with_delimiter=True)
             for found in page.folders
+            if is_segment(found.removeprefix(prefix).strip("/"))
         )
 
     def delete(self, key: str) -> None:
@@ -173,7 +175,7 @@ class SupabaseStore:
         bucket, name = _split(folder)
         fruitless = 0
         while files := next((page.files for page in self._pages(bucket, f"{name}/") if page.files), []):
-            names = [_split(file.key)[1] for file in files]
+            names = [file.key.partition("/")[2] for file in files]
             deleted = sum(
                 self._delete(bucket, *names[at : at + DELETED_AT_ONCE])
                 for at in range(0, len(names), DELETED_AT_ONCE)
@@ -241,9 +243,12 @@ class SupabaseStore:
         existing = answer.read(lambda buckets: {bucket["id"] for bucket in buckets})
         return [name for name in self._buckets if name not in existing]
 
-    def _delete(self, bucket: str, *names: str) -> int:
-        """Delete files and return how many there were."""
-        answer = self._api.send("DELETE", f"/object/{bucket}", document={"prefixes": names})
+    def _delete(self, bucket: str, *names: str, repeat: bool = True) -> int:
+        """Delete files and return how many there were; with `repeat` false in one request."""
+        document = {"prefixes": names}
+        answer = self._api.send(
+            "DELETE", f"/object/{bucket}", document=document, repeat=repeat, resend=repeat
+        )
         if answer.bucket_missing:
             return 0
         if not answer.ok:

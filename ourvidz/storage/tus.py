@@ -91,6 +91,12 @@ def _send(api: SupabaseAPI, key: str, upload_path: str, data: bytes) -> None:
         offset = received
         if offset > furthest:
             furthest, failures = offset, 0
+        elif failures == len(PAUSES_S):
+            raise _failed(key, answer)
+        else:
+            # A server, or what is in front of it, that takes a chunk and keeps nothing of it.
+            api.pause(PAUSES_S[failures])
+            failures += 1
 
 
 def _patch(api: SupabaseAPI, upload_path: str, chunk: bytes, offset: int) -> Answer:

@@ -112,11 +112,13 @@ class GenerationTask(Task):  # type: ignore[misc]
                 # What follows is outside this block: the traceback would keep the tensors of the pass.
                 pass
             taken = take_gpu_seconds(own.models)
-            run.note_preempted()
-            other = preemption.claim_next()
-            if other is not None:
-                self._run_beside(other, workflow)
-            give_back_gpu_seconds(own.models, taken)
+            try:
+                run.note_preempted()
+                other = preemption.claim_next()
+                if other is not None:
+                    self._run_beside(other, workflow)
+            finally:
+                give_back_gpu_seconds(own.models, taken)
 
     def _run_beside(self, claim: Claim, workflow: Workflow) -> None:
         """Run a job that another one of this task has yielded to. Its failure is its own: it
@@ -130,6 +132,8 @@ class GenerationTask(Task):  # type: ignore[misc]
                 dispatch.publish(claim.record, delay_s=RETRY_DELAY_S + PUBLISH_SLACK_S)
         except FenceLost:
             _log.warning("fence_lost", job_id=claim.job_id)
+        except Exception:  # noqa: BLE001  its lease ends, and it is queued again
+            _log.exception("companion_not_ended", job_id=claim.job_id)
 
     def claim(self, argument: Any) -> Claim:
         """Return the claim of this task's request; `argument` is a message or a payload. Raises `Ignore` when

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ourvidz import drain_notice, log
 from ourvidz.claims import claim_companion
-from ourvidz.errors import WorkerUnavailable
+from ourvidz.errors import ReferenceFrameError
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
@@ -50,14 +50,20 @@ class RememberedReferences:
 
     def __init__(self, references: References) -> None:
         self._references = references
-        self._resolved: dict[tuple[str, str | None], ResolvedReference] = {}
+        self._resolved: dict[tuple[str, str | None], ResolvedReference | ReferenceFrameError] = {}
 
     def resolve(self, reference: str, *, user_id: str | None) -> ResolvedReference:
-        """Return the image; raises what the first resolver raises."""
+        """Return the image, or raise what the first call has raised."""
         key = (reference, user_id)
         if key not in self._resolved:
-            self._resolved[key] = self._references.resolve(reference, user_id=user_id)
-        return self._resolved[key]
+            try:
+                self._resolved[key] = self._references.resolve(reference, user_id=user_id)
+            except ReferenceFrameError as error:
+                self._resolved[key] = error
+        resolved = self._resolved[key]
+        if isinstance(resolved, ReferenceFrameError):
+            raise resolved.with_traceback(None)
+        return resolved
 
 
 class Preemption:
@@ -84,7 +90,8 @@ class Preemption:
         self._turn_s = turn_s
         self._clock = clock
         self._run: Callable[[], LeasedRun | None] = lambda: None
-        self._passing = passing_types(claim.type) if not claim.record.alone else frozenset()
+        alone = claim.record.alone or bool(claim.record.failures)
+        self._passing = frozenset() if alone else passing_types(claim.type)
         self._began_at: float | None = None
         self._continued_at = 0.0
         self._left_at: float | None = None
@@ -113,10 +120,16 @@ class Preemption:
         work_s = self._expected_work_s(now)
         spare_s = SHARE * work_s - self._paused_s
         self._next = None
-        if self._device().must_yield() and spare_s >= self._turn_s:
-            return True
-        self._next = self._find(work_s, spare_s)
-        return self._next is not None
+        if self._device().must_yield():
+            # Also for an image: once this job leaves the device, the family waits for the others' turn.
+            due = spare_s >= self._turn_s
+        else:
+            self._next = self._find(work_s, spare_s)
+            due = self._next is not None
+        if due:
+            # Where the state cannot be stored, the next try comes after the interval, not at the next step.
+            self._continued_at = now
+        return due
 
     def claim_next(self) -> Claim | None:
         """Claim the job that this one yields to. None: it was claimed elsewhere, or another worker of
@@ -130,7 +143,8 @@ class Preemption:
             claim = claim_companion(
                 record, worker_id=self._claim.record.worker_id or "", beside=self._claim.job_id
             )
-        except WorkerUnavailable:
+        except Exception:  # noqa: BLE001  another job's document must not end this one
+            _log.exception("companion_not_claimed", job_id=self._claim.job_id)
             return None
         if claim is not None:
             _log.info("job_preempted", job_id=self._claim.job_id, by=claim.job_id)
@@ -162,8 +176,9 @@ class Preemption:
             for record in filter(lambda record: self._may_pass(record, now), waiting):
                 if CATALOG[record.type].expected_s[1] / expected_s * work_s <= spare_s:
                     return None if queue in self._ledger.paused_queues() else record
-        except WorkerUnavailable:
-            _log.warning("queue_unknown", job_id=self._claim.job_id)
+        except Exception as error:  # noqa: BLE001  a queued job that cannot be read must not end this one
+            _log.warning("queue_unknown", job_id=self._claim.job_id, error=type(error).__name__)
+            self._continued_at = self._clock()
         return None
 
     def _may_pass(self, record: Record, now: float) -> bool:

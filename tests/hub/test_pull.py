@@ -492,3 +492,20 @@ def test_a_licence_that_would_write_to_the_terminal_is_left_out(
     """It is shown as the hub sends it."""
     tiny_hub.answer = {"cardData": {"license": "a\x1b[2Jb"}}
     assert pull(make_hub(), part, record).manifest.licence is None
+
+
+@pytest.mark.parametrize("note", [None, "meadow/tiny old 0123456789abcdef0123456789abcdef01234567"])
+def test_complete_files_of_another_commit_are_not_taken_for_those_of_this_one(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str, note: str | None
+) -> None:
+    """Two revisions of a model have files of equal names and sizes: their mix would load, and be neither."""
+    content_of = tiny_hub.files(repository, "main") or {}
+    staging = staging_folder(part.folder)
+    for name in (WEIGHTS, "vae/config.json"):
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).write_bytes(bytes(len(content_of[name])))
+    if note is not None:
+        (staging / "pulling.txt").write_text(note)
+    pull(make_hub(), part, record)
+    assert content(part.folder)[WEIGHTS] == content_of[WEIGHTS]
+    assert content(part.folder)["vae/config.json"] == content_of["vae/config.json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import pytest
 from PIL import Image
@@ -57,3 +58,10 @@ def test_no_more_pixels_are_stored_than_a_job_can_use(size: tuple[int, int], sto
     """The shorter side is that of the largest job; the aspect is kept."""
     encoded = encode(Image.new("RGB", size, "teal"), max_bytes=MIB)
     assert (encoded.width, encoded.height) == stored
+
+
+def test_an_image_that_no_jpeg_can_hold_is_too_large() -> None:
+    """It was an internal error."""
+    tall = Image.frombytes("RGB", (4, 66_000), os.urandom(4 * 66_000 * 3))
+    with pytest.raises(PayloadTooLarge):
+        encode(tall, max_bytes=10_000)

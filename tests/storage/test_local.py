@@ -173,3 +173,11 @@ def test_the_check_leaves_no_files_and_reports_the_reason(tmp_path: Path) -> Non
     (tmp_path / "bad").write_text("a file where the directory should be")
     with pytest.raises(StorageError, match="could not be written"):
         LocalStore(tmp_path / "bad").check()
+
+
+def test_a_folder_of_another_program_is_not_listed(tmp_path: Path) -> None:
+    """Its name is no part of a key, and ended the duty that met it."""
+    store = LocalStore(tmp_path)
+    store.put("checkpoints/jobs/a/1.t/x", b"x", content_type="text/plain")
+    (tmp_path / "checkpoints/jobs/@eaDir").mkdir()
+    assert store.folders("checkpoints/jobs") == ["a"]

@@ -18,6 +18,7 @@ from ourvidz.errors import SettingsError, StorageError
 from ourvidz.storage import s3, s3_client
 from ourvidz.storage.s3 import PART_BYTES, S3Store
 from ourvidz.storage.s3_client import S3Options
+from ourvidz.storage.s3_errors import is_no_bucket
 
 KEY = "workspace-temp/user-1/job-1/0.png"
 CLIP = "workspace-temp/user-1/job-1/0.mp4"
@@ -241,3 +242,10 @@ def test_an_upload_that_the_server_has_forgotten_is_tried_again(
     s3_server.fail(1, "PUT", status="404 Not Found", code="NoSuchUpload")
     with pytest.raises(StorageError, match="NoSuchUpload"):
         s3_store.put(KEY, b"x", content_type=PNG)
+
+
+def test_a_key_that_is_named_like_an_error_is_none() -> None:
+    """The library's text contains the key."""
+    missing = "Object at location workspace-temp/u/NoSuchBucket/0.png not found: <Code>NoSuchKey</Code>"
+    assert not is_no_bucket(missing)
+    assert is_no_bucket("status code: 404: <Error><Code>NoSuchBucket</Code></Error>")

@@ -13,7 +13,7 @@ from PIL import Image
 from ourvidz import dispatch
 from ourvidz.app import app
 from ourvidz.callbacks.delivery import CallbackSender
-from ourvidz.errors import InvalidParameters, StorageError
+from ourvidz.errors import InvalidParameters, ReferenceFrameError, StorageError
 from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.job import VideoJob
 from ourvidz.ledger.store import Ledger
@@ -206,6 +206,46 @@ def test_a_clip_that_cannot_store_its_state_makes_no_room(
     assert [record_of(ledger, name).status for name in ("clip", "image")] == ["completed", "queued"]
 
 
+@pytest.mark.parametrize("failing", ["claim", "end"])
+def test_an_image_that_the_ledger_cannot_handle_does_not_end_the_clip(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """The clip of one caller failed for good because of the image of another."""
+    clip = register(ledger, "clip")
+    AT_STEP["clip", 10] = lambda: register_image(ledger)
+    operation = getattr(ledger, failing)
+
+    def fail(job: Any, *args: Any, **options: Any) -> Any:
+        if getattr(job, "job_id", job) == "image":
+            raise ValueError("what is stored cannot be read")
+        return operation(job, *args, **options)
+
+    monkeypatch.setattr(ledger, failing, fail)
+    run_task(clip)
+    assert (record_of(ledger, "clip").status, record_of(ledger, "clip").attempt) == ("completed", 1)
+    assert MARKS[-1] == ("clip", STEPS)
+
+
+def test_clips_that_wait_are_not_published_again_because_an_image_passed_them(ledger: Ledger) -> None:
+    """The sweep takes a job that a later one of its priority has overtaken for one whose message is lost."""
+    clip = register(ledger, "clip")
+    AT_STEP["clip", 10] = lambda: (register(ledger, "second"), register_image(ledger))
+    run_task(clip)
+    assert ledger.last_claims("wan_queue").order(6) < record_of(ledger, "second").order
+
+
+def test_a_clip_that_failed_before_runs_alone(ledger: Ledger) -> None:
+    """It may have been the memory that it needs."""
+    register(ledger, "clip")
+    claim = ledger.claim("clip", 1, worker_id="wan@other", lease_s=60, token="t")
+    assert claim is not None
+    ledger.release(claim, code="OOM_ERROR", due_in_s=0)
+    AT_STEP["clip", 10] = lambda: register_image(ledger)
+    run_task(record_of(ledger, "clip"))
+    assert record_of(ledger, "clip").status == "completed"
+    assert "preemptions" not in metadata_of(ledger, "clip")
+
+
 @pytest.mark.parametrize(
     "hindrance", ["paused", "due later", "failed before", "cancelled", "claimed elsewhere"]
 )
@@ -260,6 +300,9 @@ class TestWhen:
         assert not policy.is_due()
         clock.advance(0.2)
         assert policy.is_due()
+        # Its state could not be stored: the next try comes after the interval.
+        clock.advance(29)
+        assert not policy.is_due()
 
     def test_a_job_near_its_end_has_the_same_room_as_at_its_beginning(self, clip: Any) -> None:
         """The share is one of the whole work, and what was paused so far counts."""
@@ -280,15 +323,32 @@ class TestWhen:
         """Where the work is long enough for one."""
         policy, clock, run = clip
         monkeypatch.setattr(UnsharedDevice, "must_yield", lambda _: True)
-        monkeypatch.setattr(preemption, "LOOK_AT", 0)
         clock.advance(40)
-        run.fraction = 0.5
-        policy._passing = frozenset()
+        run.fraction = 0.2
+        # An image is queued; but once the clip leaves the device, it waits for a whole turn.
         assert not policy.is_due()
         clock.advance(100)
         run.fraction = 0.58
         assert policy.is_due()
         assert policy.claim_next() is None
+
+
+def test_a_reference_that_could_not_be_used_stays_unused() -> None:
+    """The clip has begun without it: with it, it would start over as another one."""
+    calls = []
+
+    class Resolver:
+        def resolve(self, reference: str, *, user_id: str | None) -> Any:
+            calls.append(reference)
+            if len(calls) == 1:
+                raise ReferenceFrameError("the host is down")
+            return object()
+
+    remembered = RememberedReferences(Resolver())
+    for _ in range(2):
+        with pytest.raises(ReferenceFrameError, match="down"):
+            remembered.resolve("a", user_id="u")
+    assert calls == ["a"]
 
 
 def test_references_of_a_job_are_resolved_once() -> None:

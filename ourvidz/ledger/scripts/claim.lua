@@ -46,11 +46,15 @@ redis.call('ZREM', key('queued', job.queue), id)
 set_lease(id, lease_until)
 track_files(id, job, fence, token)
 
--- The latest claim and the highest order of this queue and priority: the sweep finds overtaken jobs by them.
+-- The latest claim and the highest order of this queue and priority: the sweep finds overtaken jobs by them. A job
+-- that joins another one may pass those before it, whose messages are not lost.
 local claimed = key('claimed', job.queue)
-local highest = tonumber(redis.call('HGET', claimed, job.priority .. ':order') or 0) or 0
-redis.call('HSET', claimed, job.priority .. ':at', timestamp(now),
-  job.priority .. ':order', string.format('%.0f', math.max(highest, tonumber(job.order))))
+redis.call('HSET', claimed, job.priority .. ':at', timestamp(now))
+if beside == '' then
+  local highest = tonumber(redis.call('HGET', claimed, job.priority .. ':order') or 0) or 0
+  redis.call('HSET', claimed, job.priority .. ':order',
+    string.format('%.0f', math.max(highest, tonumber(job.order))))
+end
 
 add_event(id, job, 'processing')
 add_state_item(id, job, 'processing', job.attempt)
