@@ -14,6 +14,8 @@ import ourvidz
 from tests.packaging.conftest import ROOT
 from tests.packaging.test_locks import pins
 
+pytestmark = pytest.mark.system
+
 
 def test_a_bill_of_materials_names_the_version_and_every_package_with_its_hashes(checkout: Path) -> None:
     """What scanners compare with lists of vulnerabilities."""

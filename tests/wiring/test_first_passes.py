@@ -20,6 +20,8 @@ from ourvidz.workflows.services import UnsharedDevice
 from tests.factories import image_job
 from tests.pipelines.helpers import no_progress
 
+pytestmark = pytest.mark.model
+
 COMPILED = {"OURVIDZ_SDXL_COMPILE": "true", "OURVIDZ_WAN_COMPILE": "true", "OURVIDZ_PREVIEWS": "false"}
 
 
