@@ -22,6 +22,8 @@ from ourvidz.embedded_redis import find_server, free_port
 from ourvidz.liveness.registration import USUAL_PORTS
 from ourvidz.settings import Settings, environment
 
+pytestmark = pytest.mark.system
+
 FOLDER = Path(__file__).parents[1] / "deploy/runpod"
 SCRIPT = FOLDER / "start.sh"
 HOW_TO = Path(__file__).parents[1] / "docs/how-to/runpod.md"

@@ -17,6 +17,8 @@ from ourvidz.cli.supervisor import Supervisor
 from ourvidz.embedded_redis import find_server, free_port
 from ourvidz.errors import OperatorError
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def state(tmp_path: Path) -> StateDir:

@@ -15,6 +15,8 @@ import pytest
 
 from ourvidz.cli.supervisor import BACKOFF_RESET_S, MAX_BACKOFF_S, ProcessSpec, Supervisor, next_backoff_s
 
+pytestmark = pytest.mark.system
+
 DEADLINE_S = 20.0
 SLEEPING = "import time; print('up', flush=True); time.sleep(600)"
 IGNORES_SIGTERM = (

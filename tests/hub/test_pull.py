@@ -27,6 +27,8 @@ from ourvidz.hub.staging import staged_bytes, staging_folder
 from ourvidz.settings import environment
 from tests.hub_server import TinyHub
 
+pytestmark = pytest.mark.system
+
 WEIGHTS = "unet/diffusion_pytorch_model.fp16.safetensors"
 ROOT = Path(__file__).parents[2]
 

@@ -20,6 +20,8 @@ from ourvidz.settings import load_settings
 from ourvidz.wiring import control
 from tests.factories import image_job, publishing_to
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ReplicatedService]:

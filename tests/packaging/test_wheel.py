@@ -15,6 +15,8 @@ import ourvidz
 from ourvidz.pipelines.checksums import verify
 from tests.packaging.conftest import PACKAGE, RELEASED_AT, ROOT, SCRIPTS, STAND_IN, metadata_of
 
+pytestmark = pytest.mark.system
+
 
 def test_the_wheel_contains_the_complete_checkpoints(wheel: Path, tmp_path: Path) -> None:
     """The installed files match their checksums."""

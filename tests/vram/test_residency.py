@@ -20,6 +20,8 @@ from ourvidz.records.devices import Part
 from ourvidz.vram.device import EmulatedDevice, EmulatedSpec
 from ourvidz.vram.residency import Residency, ResidencyOptions
 
+pytestmark = pytest.mark.system
+
 SPEC = EmulatedSpec("card", 49, 1.0)
 BUDGET_MIB = 47
 WAIT_S = 20.0
