@@ -154,13 +154,13 @@ def break_something(running: Fleet, rng: random.Random) -> str:
 def differences(running: Fleet) -> list[str]:
     """What the backend has wrong."""
     backend = running.backend
-    found = [f"{name} has no record" for name in running.live - backend.active]
-    found += [f"{name} has a record and no worker" for name in backend.active - running.live]
+    problems = [f"{name} has no record" for name in running.live - backend.active]
+    problems += [f"{name} has a record and no worker" for name in backend.active - running.live]
     for function in (CHAT, OTHERS):
         urls = {url for family, url in running.live if (family == "chat") == (function == CHAT)}
         if urls and backend.cells.get(function) not in urls:
-            found.append(f"{function} has the URL of no live worker")
-    return found
+            problems.append(f"{function} has the URL of no live worker")
+    return problems
 
 
 def run(folder: Path, *, events: int, seed: int, pause_s: float) -> dict[str, object]:

@@ -42,7 +42,11 @@ while True:
     if len(server._children) == 2:
         server.refuses = True"""
 """Refuses from the third request on."""
-LIBRARIES = "import sys; from ourvidz import libraries; libraries.main(int(sys.argv[1]), ['other', 'sdxl'])"
+LIBRARIES = """
+import sys
+from ourvidz import forkserver_main
+forkserver_main.main(int(sys.argv[1]), ['other', 'sdxl'])
+"""
 
 Start = Callable[..., subprocess.Popen[bytes]]
 

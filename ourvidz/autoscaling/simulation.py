@@ -173,13 +173,13 @@ class _Fleet:
 
     def _poll(self) -> None:
         """Ask for the wanted number, and follow it: up at once, down to the most of the last while."""
-        wanted = self.wanted(self._demand(), self.policy)
-        self.recent.append((self.now_s, wanted))
+        target = self.wanted(self._demand(), self.policy)
+        self.recent.append((self.now_s, target))
         while self.recent[0][0] < self.now_s - self.options.steady_s:
             self.recent.popleft()
         before = len(self.workers)
-        if wanted > before:
-            self._start(wanted - before)
+        if target > before:
+            self._start(target - before)
         else:
             self._stop(before - min(before, max(number for _, number in self.recent)))
         if len(self.workers) != before or not self.changes:

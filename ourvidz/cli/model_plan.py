@@ -86,8 +86,8 @@ def _chosen(current: Settings, names: Sequence[str]) -> list[PullableModel]:
     """The models that are planned."""
     models = pullable_models(current)
     extras = {"vace": current.wan_vace_model, "ip-adapter": current.ip_adapter}
-    chosen = names or (*DEFAULT_MODELS, *(name for name, path in extras.items() if path))
-    return [models[name] for name in dict.fromkeys(chosen)]
+    selected = names or (*DEFAULT_MODELS, *(name for name, path in extras.items() if path))
+    return [models[name] for name in dict.fromkeys(selected)]
 
 
 def _plan_parts(models: Sequence[PullableModel], current: Settings, *, offline: bool) -> list[PlannedPart]:

@@ -167,7 +167,7 @@ def _fork_server_spec(
     families: tuple[str, ...], state: StateDir, env: dict[str, str], fd: int
 ) -> ProcessSpec:
     """The process from which the workers' children are forked."""
-    code = f"from ourvidz import libraries; libraries.main({fd}, {list(families)!r})"
+    code = f"from ourvidz import forkserver_main; forkserver_main.main({fd}, {list(families)!r})"
     argv = (sys.executable, "-P", "-c", code)
     return ProcessSpec(FORK_SERVER, argv, env, state.log(FORK_SERVER), (fd,))
 

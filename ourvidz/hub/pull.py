@@ -131,18 +131,18 @@ def _reuse(file: HubFile, staging: Path, elsewhere: Path | None) -> PulledFile |
 
 def _find_elsewhere(files: Sequence[HubFile], folders: Sequence[Path]) -> Mapping[str, Path]:
     """Name → an equal file of a pulled folder, for those files that have one."""
-    wanted = {file.sha256: file for file in files if file.sha256}
-    found: dict[str, Path] = {}
+    by_digest = {file.sha256: file for file in files if file.sha256}
+    linked: dict[str, Path] = {}
     for folder in folders:
         with suppress(HubError):
             manifest = read_manifest(folder)
             for name, pulled in manifest.files.items() if manifest else ():
-                file, path = wanted.get(pulled.sha256), folder / name
-                if file is None or file.name in found or not path.is_file():
+                file, path = by_digest.get(pulled.sha256), folder / name
+                if file is None or file.name in linked or not path.is_file():
                     continue
                 if path.stat().st_size == file.size and sha256_of(path) == file.sha256:
-                    found[file.name] = path
-    return found
+                    linked[file.name] = path
+    return linked
 
 
 def _require_space(part: Part, staging: Path, files: Sequence[HubFile]) -> None:

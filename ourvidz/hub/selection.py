@@ -33,10 +33,10 @@ def select_files(part: Part, files: Iterable[HubFile]) -> list[HubFile]:
     Raises `HubError` for a repository without the required files, with weights in pickles only, or with a
     file name that leads outside the folder.
     """
-    wanted = [file for file in files if any(_matches(file.name, pattern) for pattern in part.patterns)]
-    for file in wanted:
+    matching = [file for file in files if any(_matches(file.name, pattern) for pattern in part.patterns)]
+    for file in matching:
         _require_safe_name(part, file.name)
-    names = {file.name for file in wanted}
+    names = {file.name for file in matching}
     pickles = sorted(name for name in names if PurePosixPath(name).suffix in PICKLES)
     missing = [name for name in part.required if name not in names]
     if missing:
@@ -44,7 +44,7 @@ def select_files(part: Part, files: Iterable[HubFile]) -> list[HubFile]:
             f"{part.repository} lacks {', '.join(missing)}, so it is no checkpoint of this layout:"
             f" set {part.variable} to a repository that has it"
         )
-    weights = _one_precision([file for file in wanted if WEIGHTS in file.name])
+    weights = _one_precision([file for file in matching if WEIGHTS in file.name])
     folders = {str(PurePosixPath(file.name).parent) for file in weights}
     unusable = [name for name in pickles if str(PurePosixPath(name).parent) not in folders]
     if unusable or not weights:
@@ -53,7 +53,7 @@ def select_files(part: Part, files: Iterable[HubFile]) -> list[HubFile]:
             f"{part.repository} has {what} where safetensors are needed, and pickles are not pulled:"
             f" set {part.variable} to a repository with safetensors"
         )
-    configs = [file for file in wanted if WEIGHTS not in file.name and _is_config(file.name)]
+    configs = [file for file in matching if WEIGHTS not in file.name and _is_config(file.name)]
     return sorted(weights + configs, key=lambda file: file.name)
 
 

@@ -153,15 +153,16 @@ _MARKS: dict[WeightKind, Callable[[Tensors], bool]] = {
 
 def _stable_diffusion_kind(tensors: Tensors) -> WeightKind | None:
     """The kind of a file with components of Stable Diffusion."""
-    found = single_file_names.components(tensors)
-    if "unet" in found:
-        unet = {name: tensors[original] for name, original in found["unet"].items()}
-        return _unet_kind(unet, tensors, has_text=len(found.keys() & {"text_encoder", "text_encoder_2"}) == 2)
-    if "vae" in found or _begins("decoder.up_blocks.0.", "decoder.conv_in.")(tensors):
+    components = single_file_names.components(tensors)
+    if "unet" in components:
+        unet = {name: tensors[original] for name, original in components["unet"].items()}
+        has_text = {"text_encoder", "text_encoder_2"} <= components.keys()
+        return _unet_kind(unet, tensors, has_text=has_text)
+    if "vae" in components or _begins("decoder.up_blocks.0.", "decoder.conv_in.")(tensors):
         return "vae"
     if _has("vision_model.encoder.layers.0.")(tensors):
         return "clip image encoder"
-    return "clip text encoder" if found else None
+    return "clip text encoder" if components else None
 
 
 def _unet_kind(unet: Tensors, tensors: Tensors, *, has_text: bool) -> WeightKind:

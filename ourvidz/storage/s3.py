@@ -113,8 +113,8 @@ class S3Store:
         """The size, time and content type of a file."""
         path = self._path(key)
         with reading("read", key):
-            found = obstore.get(self._store, path, options={"head": True})
-            return self._stored_file(found.meta, found.attributes.get("Content-Type"))
+            answer = obstore.get(self._store, path, options={"head": True})
+            return self._stored_file(answer.meta, answer.attributes.get("Content-Type"))
 
     def exists(self, key: str) -> bool:
         """Whether there are bytes under `key`."""
@@ -168,12 +168,12 @@ class S3Store:
         name them. Raises `StorageError` if anything else is listed again and again.
         """
         for _ in range(DELETION_ROUNDS):
-            found = {str(meta["path"]): int(meta["size"]) for meta in self._list(folder)}
-            if not found:
+            listed = {str(meta["path"]): int(meta["size"]) for meta in self._list(folder)}
+            if not listed:
                 return
             with deleting(folder):
-                obstore.delete(self._store, list(found))
-        if any(found.values()):
+                obstore.delete(self._store, list(listed))
+        if any(listed.values()):
             raise StorageError(f"{folder} could not be deleted: files are listed that were deleted.")
 
     def urls(self, keys: Sequence[str], *, lifetime_s: float) -> dict[str, str]:

@@ -18,7 +18,7 @@ from ourvidz.jobs.outcome import Outcome
 from ourvidz.pipelines.base import Preempted
 from ourvidz.records.record import Claim
 from ourvidz.tasks.attempt import Attempt, services, to_job_error
-from ourvidz.tasks.preemption import Preemption, RememberedReferences
+from ourvidz.tasks.preemption import CachedReferences, Preemption
 from ourvidz.wiring import control
 from ourvidz.workflows.run import FenceLost, LeasedRun
 from ourvidz.workflows.services import Services, give_back_gpu_seconds, take_gpu_seconds
@@ -103,22 +103,22 @@ class GenerationTask(Task):  # type: ignore[misc]
         self, claim: Claim, run: LeasedRun, workflow: Workflow, preemption: Preemption
     ) -> Outcome:
         """Run the workflow, again from its checkpoint whenever the job has yielded."""
-        own = services(self.family)
-        own = replace(own, references=RememberedReferences(own.references))
+        shared = services(self.family)
+        job_services = replace(shared, references=CachedReferences(shared.references))
         while True:
             try:
-                return preemption.report(workflow(claim.job, run, own))
+                return preemption.report(workflow(claim.job, run, job_services))
             except Preempted:
                 # What follows is outside this block: the traceback would keep the tensors of the pass.
                 pass
-            taken = take_gpu_seconds(own.models)
+            taken = take_gpu_seconds(shared.models)
             try:
                 run.note_preempted()
                 other = preemption.claim_next()
                 if other is not None:
                     self._run_beside(other, workflow)
             finally:
-                give_back_gpu_seconds(own.models, taken)
+                give_back_gpu_seconds(shared.models, taken)
 
     def _run_beside(self, claim: Claim, workflow: Workflow) -> None:
         """Run a job that another one of this task has yielded to. Its failure is its own: it

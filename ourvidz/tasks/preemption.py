@@ -34,17 +34,17 @@ LOOK_AT = 20
 _log = log.get(__name__)
 
 
-def passing_types(host: str) -> frozenset[str]:
-    """The types whose jobs may pass a job of type `host`: those of its family that the catalog expects to
-    take a quarter of its time at most. A text passes nothing: texts share a batch."""
-    row = CATALOG[host]
+def passing_types(type_name: str) -> frozenset[str]:
+    """The types whose jobs may run between two steps of a job of this type: those of its family that the
+    catalog expects to take a quarter of its time at most. None for texts, which share a batch."""
+    row = CATALOG[type_name]
     if row.family == "chat":
         return frozenset()
     family = [each for each in CATALOG.values() if each.family == row.family]
     return frozenset(each.name for each in family if each.expected_s[1] <= SHARE * row.expected_s[1])
 
 
-class RememberedReferences:
+class CachedReferences:
     """The reference images of one job, each resolved once: a download that fails the second time, or has
     other pixels, would throw away what was computed. Implements `References`."""
 
@@ -97,8 +97,7 @@ class Preemption:
         self._left_at: float | None = None
         self._next_look_at = 0.0
         self._paused_s = 0.0
-        self._passed: list[str] = []
-        self._times = 0
+        self._pauses = 0
         self._next: Record | None = None
 
     def watch(self, run: LeasedRun) -> None:
@@ -135,7 +134,7 @@ class Preemption:
         """Claim the job that this one yields to. None: it was claimed elsewhere, or another worker of
         the GPU is meant."""
         self._left_at = self._clock()
-        self._times += 1
+        self._pauses += 1
         record, self._next = self._next, None
         if record is None:
             return None
@@ -148,15 +147,14 @@ class Preemption:
             return None
         if claim is not None:
             _log.info("job_preempted", job_id=self._claim.job_id, by=claim.job_id)
-            self._passed.append(claim.job_id)
         return claim
 
     def report(self, outcome: Outcome) -> Outcome:
         """The outcome with how often the job has yielded (`preemptions`), and for how many seconds
         (`preempted_s`)."""
-        if not self._times:
+        if not self._pauses:
             return outcome
-        added: dict[str, Any] = {"preemptions": self._times, "preempted_s": round(self._paused_s, 3)}
+        added: dict[str, Any] = {"preemptions": self._pauses, "preempted_s": round(self._paused_s, 3)}
         return outcome.model_copy(update={"metadata": outcome.metadata | added})
 
     def _expected_work_s(self, now: float) -> float:

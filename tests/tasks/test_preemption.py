@@ -22,7 +22,7 @@ from ourvidz.records.record import Record
 from ourvidz.settings import Settings
 from ourvidz.storage.local import LocalStore
 from ourvidz.tasks import preemption
-from ourvidz.tasks.preemption import Preemption, RememberedReferences, passing_types
+from ourvidz.tasks.preemption import CachedReferences, Preemption, passing_types
 from ourvidz.testing import CallbackRecorder, eager
 from ourvidz.workflows.services import UnsharedDevice
 from tests.factories import ManualClock, video_job
@@ -304,7 +304,7 @@ class TestWhen:
         clock.advance(29)
         assert not policy.is_due()
 
-    def test_a_job_near_its_end_has_the_same_room_as_at_its_beginning(self, clip: Any) -> None:
+    def test_a_job_near_its_end_may_be_delayed_by_as_much_as_at_its_beginning(self, clip: Any) -> None:
         """The share is one of the whole work, and what was paused so far counts."""
         policy, clock, run = clip
         clock.advance(50)
@@ -344,10 +344,10 @@ def test_a_reference_that_could_not_be_used_stays_unused() -> None:
                 raise ReferenceFrameError("the host is down")
             return object()
 
-    remembered = RememberedReferences(Resolver())
+    references = CachedReferences(Resolver())
     for _ in range(2):
         with pytest.raises(ReferenceFrameError, match="down"):
-            remembered.resolve("a", user_id="u")
+            references.resolve("a", user_id="u")
     assert calls == ["a"]
 
 
@@ -360,7 +360,7 @@ def test_references_of_a_job_are_resolved_once() -> None:
             calls.append(reference)
             return object()
 
-    remembered = RememberedReferences(Resolver())
-    assert remembered.resolve("a", user_id="u") is remembered.resolve("a", user_id="u")
-    remembered.resolve("b", user_id="u")
+    references = CachedReferences(Resolver())
+    assert references.resolve("a", user_id="u") is references.resolve("a", user_id="u")
+    references.resolve("b", user_id="u")
     assert calls == ["a", "b"]

@@ -114,17 +114,17 @@ def _read_scheduler(file: Path, config: Path) -> Any:
 def _read_components(file: Path) -> dict[Component, dict[str, torch.Tensor]]:
     """The weights of each component by their names in the release. Mapped, not read."""
     tensors = load_file(file)
-    found = {
+    weights = {
         component: {
             name: tensors[original] for name, original in names.items() if not name.endswith(_IGNORED)
         }
         for component, names in components(tensors).items()
     }
     # Some converters wrote the projection as a linear layer: its transpose, under another name.
-    projected = found.get("text_encoder_2", {})
+    projected = weights.get("text_encoder_2", {})
     if f"{_PROJECTION}.weight" in projected:
         projected.setdefault(_PROJECTION, projected.pop(f"{_PROJECTION}.weight").T)
-    return found
+    return weights
 
 
 def _read_diffusers_model(
