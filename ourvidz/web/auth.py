@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ourvidz.errors import Forbidden, SettingsError, Unauthorized
+from ourvidz.keys.caller import ANYONE, LOCAL, Caller
 from ourvidz.settings import Settings
 from ourvidz.settings.kinds import reveal
 from ourvidz.web import audit
@@ -38,6 +39,11 @@ class Key:
     name: str
     secret: bytes = field(repr=False)
     scopes: frozenset[str]
+
+    @property
+    def caller(self) -> Caller:
+        """Who sends the key."""
+        return Caller(self.name, key_id=self.name, scopes=self.scopes)
 
 
 class Keyring:
@@ -77,18 +83,18 @@ class Keyring:
                     match = key
         return match
 
-    def authorize(self, request: Request, scopes: frozenset[str]) -> str:
-        """The name of the caller, when its key has one of `scopes` or the route is open.
+    def authorize(self, request: Request, scopes: frozenset[str]) -> Caller:
+        """The caller of a request, when its key has one of `scopes` or the route is open.
 
         Raises `Unauthorized` without a valid key, `Forbidden` for a key without the scope.
         """
         if self.empty:
-            return "local"
+            return LOCAL
         key = self.identify(request.headers)
         if key is not None and key.scopes & scopes:
-            return key.name
+            return key.caller
         if _route_path(request) in self._open_routes or request.url.path in self._open_routes:
-            return key.name if key else "anyone"
+            return key.caller if key else ANYONE
         if key is None:
             raise Unauthorized("This route needs a key: Authorization: Bearer KEY, or X-API-Key: KEY.")
         audit.entry(request.scope).caller = key.name
@@ -176,9 +182,17 @@ def require_scopes(keyring: Keyring, *scopes: str) -> list[params.Depends]:
 
 def _scope_check(keyring: Keyring, scopes: frozenset[str]) -> Callable[[Request], Coroutine[Any, Any, None]]:
     async def check(request: Request) -> None:
-        audit.entry(request.scope).caller = keyring.authorize(request, scopes)
+        caller = keyring.authorize(request, scopes)
+        request.state.caller = caller
+        audit.entry(request.scope).caller = caller.name
 
     return check
+
+
+def caller_of(request: Request) -> Caller:
+    """The caller of an authorized request. A route that checks no scopes has none: everybody is anyone."""
+    caller: Caller = getattr(request.state, "caller", ANYONE)
+    return caller
 
 
 def require_safe_binding(settings: Settings, hosts: Iterable[str] | None = None) -> None:

@@ -212,7 +212,7 @@ def scrape(request: Request) -> Response:
     """Read the Prometheus metrics. Requests from other machines need the admin scope."""
     keyring: Keyring = request.app.state.keyring
     if not _from_this_machine(request):
-        audit.entry(request.scope).caller = keyring.authorize(request, frozenset({"admin"}))
+        audit.entry(request.scope).caller = keyring.authorize(request, frozenset({"admin"})).name
     return Response(metrics.render(_snapshot()), media_type=metrics.CONTENT_TYPE)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+from fastapi import Request
 
 from ourvidz.errors import SettingsError
+from ourvidz.keys.caller import Caller
 from ourvidz.settings import load_settings
-from ourvidz.web.auth import load_keyring, require_safe_binding
+from ourvidz.web.auth import caller_of, load_keyring, require_safe_binding, require_scopes
 
 KEYS = "shop:s3cret:jobs ops:0perator:jobs+admin talk:ch4t:chat"
 ROUTES = [
@@ -239,3 +241,16 @@ def test_other_origins_are_allowed_only_when_configured(open_shim) -> None:
     assert shim.client.options("/jobs", headers=preflight).headers[allowed] == "https://app.example"
     refused = shim.client.get("/jobs", headers={"Origin": "https://app.example"})
     assert (refused.status_code, refused.headers[allowed]) == (401, "https://app.example")
+
+
+def test_a_route_knows_its_caller(open_shim) -> None:
+    """Limits and bindings go by the key, not by the address."""
+    shim = open_shim(OURVIDZ_API_KEYS=KEYS)
+    seen = []
+
+    @shim.client.app.get("/caller", dependencies=require_scopes(shim.client.app.state.keyring, "jobs"))
+    def record_caller(request: Request) -> None:
+        seen.append(caller_of(request))
+
+    shim.client.get("/caller", headers=bearer("s3cret"))
+    assert seen == [Caller("shop", key_id="shop", scopes=frozenset({"jobs"}))]
