@@ -11,7 +11,7 @@ from typing import Literal
 from ourvidz import dispatch
 from ourvidz.errors import Conflict, NotFound
 from ourvidz.jobs.catalog import QUEUES
-from ourvidz.records.devices import DeviceMemory, Resident
+from ourvidz.records.devices import WORKER_MARK, DeviceMemory, Resident
 from ourvidz.records.record import Worker
 from ourvidz.wiring import control
 
@@ -40,6 +40,13 @@ class DeviceReport:
     def used_mib(self) -> int:
         """What all processes hold."""
         return self.total_mib - self.free_mib
+
+    def name(self, part: str) -> str:
+        """The name of a part as operators see it: the model's, and behind an `@` host and GPU of the worker
+        where several workers of this device hold the model."""
+        model = part.partition(WORKER_MARK)[0]
+        alike = sum(each.model == model for each in self.memory.residents)
+        return part if alike > 1 else model
 
     @property
     def pressure(self) -> Pressure:
@@ -73,13 +80,17 @@ def model_states(reports: list[DeviceReport], workers: list[Worker]) -> dict[str
     """Return the state of each model. Without a GPU a model counts as loaded where its worker says so."""
     online = {worker.family for worker in workers if worker.state != "offline"}
     loaded = {family for worker in workers if worker.state != "offline" for family in worker.models}
-    rows = {each.id: each for report in reports for each in report.memory.residents}
+    rows: dict[str, list[Resident]] = {}
+    for report in reports:
+        for each in report.memory.residents:
+            rows.setdefault(each.model, []).append(each)
     states: dict[str, ModelState] = {}
     for model, family in MODELS.items():
         if family not in online:
             states[model] = "offline"
         elif model in rows:
-            states[model] = "asleep" if rows[model].state == "asleep" else "loaded"
+            asleep = all(each.state == "asleep" for each in rows[model])
+            states[model] = "asleep" if asleep else "loaded"
         else:
             states[model] = "loaded" if not reports and family in loaded else "unloaded"
     return states
@@ -92,12 +103,12 @@ def recommendations(reports: list[DeviceReport]) -> list[str]:
         if report.pressure in ("critical", "high"):
             idle = [each for each in report.memory.residents if _may_be_unloaded(each)]
             advice += [
-                f"{each.id} is idle and holds {each.mib} MiB: ourvidz memory unload {each.id}"
+                f"{report.name(each.id)} is idle and holds {each.mib} MiB: ourvidz memory unload {each.model}"
                 for each in idle
             ]
         advice += [
-            f"{each.id} has been {each.state} for {report.memory.now - each.since:.0f} s on {each.owner}: "
-            f"ourvidz memory unload {each.id} --force"
+            f"{each.model} has been {each.state} for {report.memory.now - each.since:.0f} s on {each.owner}: "
+            f"ourvidz memory unload {each.model} --force"
             for each in report.stuck
         ]
         advice += [
@@ -137,16 +148,16 @@ def is_pinned(model: str) -> bool:
 
 def relieve() -> list[str]:
     """Ask the idle models that are not pinned to leave every GPU under critical pressure. Returns them."""
-    idle = [
-        each.id
+    idle = {
+        each.model: None
         for report in devices()
         if report.pressure == "critical"
         for each in report.memory.residents
         if _may_be_unloaded(each)
-    ]
+    }
     for model in idle:
         _ask(model, "unload", force=False)
-    return idle
+    return list(idle)
 
 
 def prefetch() -> list[str]:
@@ -157,7 +168,7 @@ def prefetch() -> list[str]:
     if not reports or any(report.memory.waits for report in reports):
         return []
     residents = [each for report in reports for each in report.memory.residents]
-    present = {each.id for each in residents if each.state != "asleep"}
+    present = {each.model for each in residents if each.state != "asleep"}
     return [model for model in models_needed() if model not in present and _ask(model, "load", force=False)]
 
 

@@ -76,13 +76,13 @@ class DeviceOperations(LedgerBase):
         """Delete all parts and the wait of an owner whose process has ended; returns how many parts."""
         return int(self._connection.run_script("release_memory", device, owner))
 
-    def pin_part(self, part: str, pinned: bool) -> int:
-        """Pin a part on every device, or not, whatever the settings of its owner say. Returns on how many
-        devices it resides."""
-        return int(self._connection.run_script("pin_part", part, int(pinned)))
+    def pin_part(self, model: str, pinned: bool) -> int:
+        """Pin a model on every device, or not, whatever the settings of its owners say. Returns how many
+        workers hold it."""
+        return int(self._connection.run_script("pin_part", model, int(pinned)))
 
     def pins(self) -> dict[str, bool]:
-        """What `pin_part` has said, by part."""
+        """What `pin_part` has said, by model."""
         pins = self._connection.with_retries(lambda: self._connection.client.hgetall(self._keys.pinned))
         return {part: pinned == "1" for part, pinned in pins.items()}
 

@@ -13,15 +13,24 @@ ResidentState = Literal["loading", "resident", "evicting", "asleep"]
 """`asleep`: in the host's memory, the device's memory is free. A part that is absent has no row."""
 Answer = Literal["granted", "waiting", "leave"]
 """`leave`: a part of the owner's own must leave the device first, its turn is over and others wait."""
+WORKER_MARK = "@"
+"""Separates the name of a model from the worker that holds it."""
+
+
+def part_id(model: str, worker_id: str) -> str:
+    """The id of a model, or of the memory that a family's jobs work in, as a part of this worker."""
+    place = worker_id.partition(WORKER_MARK)[2]
+    return f"{model}{WORKER_MARK}{place}" if place else model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """A part of a model that is moved as a whole, for instance a text encoder.
 
-    `id` names it on its device, `mib` is the device memory that it needs, `cost_s` how long it takes to bring
-    it back. A `pinned` part leaves only by force. `work` is what a job needs beside the weights: it lasts
-    until the job ends.
+    `id` names it on its device: the model, and behind an `@` host and GPU of its worker, because several
+    workers of a family may share a device. `mib` is the device memory that it needs, `cost_s` how long it
+    takes to bring it back. A `pinned` part leaves only by force. `work` is what a job needs beside the
+    weights: it lasts until the job ends.
     """
 
     id: str
@@ -29,6 +38,11 @@ class Part:
     cost_s: float = 0.0
     pinned: bool = False
     work: bool = False
+
+    @property
+    def model(self) -> str:
+        """The name of the model, which several workers may hold. Earlier releases have no other id."""
+        return self.id.partition(WORKER_MARK)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ourvidz import log
 from ourvidz.errors import OutOfMemory, WorkerUnavailable
 from ourvidz.ledger.store import Ledger
-from ourvidz.records.devices import Part
+from ourvidz.records.devices import Part, part_id
 from ourvidz.vram import owners
 from ourvidz.vram.budget import Budget
 from ourvidz.vram.device import Device
@@ -77,6 +77,7 @@ class Residency:
         self._places: dict[str, Place] = dict.fromkeys(self._movables, "absent")
         owner = owners.owner_id(worker_id)
         self._account = Account(device.id, owner, family, options.lease_s, options.turn_s)
+        self._work_name = part_id(f"{family}.work", worker_id)
         self._host_budget_mib = options.host_budget_mib
         self._budget = Budget(device, options.budget_mib)
         self._rows = LedgerRows(
@@ -185,10 +186,6 @@ class Residency:
             return self._evict(part)
 
     # -- bringing parts to the device
-    @property
-    def _work_name(self) -> str:
-        return f"{self._account.family}.work"
-
     def _bring(
         self,
         parts: Sequence[str],

@@ -238,7 +238,7 @@ def _reasons(online: list[Worker], uptime_s: float) -> list[Reason]:
         uptime_s=uptime_s,
         stuck_after_s=limits_s,
         refusal=None if refusal is None else refusal.message,
-        stuck_parts=[part.id for report in memory.devices() for part in report.stuck],
+        stuck_parts=[report.name(part.id) for report in memory.devices() for part in report.stuck],
     )
 
 
@@ -281,7 +281,7 @@ def _device_memory(report: memory.DeviceReport) -> metrics.DeviceMemory:
         total_mib=report.total_mib,
         free_mib=report.free_mib,
         budget_mib=report.budget_mib,
-        parts=tuple((each.id, each.state, each.mib) for each in report.memory.residents),
+        parts=tuple((report.name(each.id), each.state, each.mib) for each in report.memory.residents),
         waits_s=tuple(now - wait.since for wait in report.memory.waits),
     )
 

@@ -263,7 +263,7 @@ def _allocation(reports: list[DeviceReport]) -> dict[str, int]:
     for report in reports:
         for each in report.memory.residents:
             if each.device_mib:
-                allocation[each.id] = allocation.get(each.id, 0) + each.device_mib
+                allocation[each.model] = allocation.get(each.model, 0) + each.device_mib
     return allocation
 
 
@@ -277,7 +277,7 @@ def _device(report: DeviceReport) -> DeviceStatus:
     now = report.memory.now
     parts: list[dict[str, Any]] = [
         {
-            "id": each.id,
+            "id": report.name(each.id),
             "family": each.family,
             "state": each.state,
             "mib": each.mib,
@@ -301,9 +301,9 @@ def _device(report: DeviceReport) -> DeviceStatus:
                 family=wait.family,
                 needed_mib=wait.needed_mib,
                 seconds=round(now - wait.since, 1),
-                asks=list(wait.asks),
+                asks=[report.name(part) for part in wait.asks],
             )
             for wait in report.memory.waits
         ],
-        stuck=[f"{each.id}: {each.state} on {each.owner}" for each in report.stuck],
+        stuck=[f"{report.name(each.id)}: {each.state} on {each.owner}" for each in report.stuck],
     )

@@ -11,7 +11,7 @@ from ourvidz.errors import ModelLoadError, WorkerUnavailable
 from ourvidz.jobs.job import BaseJob, ChatJob, ImageJob, VideoJob
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines import devices
-from ourvidz.records.devices import Part
+from ourvidz.records.devices import Part, part_id
 from ourvidz.settings import Settings
 from ourvidz.vram.device import Device
 from ourvidz.vram.footprints import Footprints, kind_of
@@ -47,8 +47,8 @@ Pipelines = Mapping[str, tuple[MovablePipeline, int]]
 
 
 class ModelPart:
-    """A whole model as one part; implements `Movable`. `files_mib` is the size of its files, which counts
-    until it was loaded once."""
+    """A whole model as one part of this name; implements `Movable`. `files_mib` is the size of its files,
+    which counts until it was loaded once."""
 
     def __init__(
         self, name: str, pipeline: MovablePipeline, device: Device, *, files_mib: int, pinned: bool
@@ -86,17 +86,25 @@ class SharedDevice:
     ) -> None:
         self._family = family
         self._device = device
+        worker_id = settings.worker_id(family)
         self._parts = {
-            name: ModelPart(name, pipeline, device, files_mib=files_mib, pinned=name in settings.gpu_pinned)
-            for name, (pipeline, files_mib) in pipelines.items()
+            model: ModelPart(
+                part_id(model, worker_id),
+                pipeline,
+                device,
+                files_mib=files_mib,
+                pinned=model in settings.gpu_pinned,
+            )
+            for model, (pipeline, files_mib) in pipelines.items()
         }
+        """By the names of the models."""
         self._footprints = Footprints(settings.state_dir / "footprints.json")
         self._residency = Residency(
             ledger,
             device,
             list(self._parts.values()),
             family=family,
-            worker_id=settings.worker_id(family),
+            worker_id=worker_id,
             options=ResidencyOptions(
                 budget_mib=settings.gpu_budget_mib,
                 host_budget_mib=settings.host_budget_mib,
@@ -118,10 +126,11 @@ class SharedDevice:
             yield
             return
         kind = _kind(self._family, job)
-        weights_mib = self._parts[model].part.mib
+        part = self._parts[model].part
+        weights_mib = part.mib
         at_most = self._residency.limit_mib - weights_mib
         work_mib = self._footprints.work_mib(kind, weights_mib, at_most=at_most)
-        with self._residency.hold([model], work_mib=work_mib, waiting=waiting):
+        with self._residency.hold([part.id], work_mib=work_mib, waiting=waiting):
             self._device.reset_peak()
             yield
             peak_mib = self._device.peak_mib()
@@ -138,8 +147,9 @@ class SharedDevice:
         ones, within `FORCE_LIMIT_S`. Returns whether it is there."""
         if model not in self._parts:
             return False
+        part = self._parts[model].part.id
         if not force:
-            return self._residency.bring_if_free(model)
+            return self._residency.bring_if_free(part)
         ends_at = time.monotonic() + FORCE_LIMIT_S
 
         def wait() -> None:
@@ -147,20 +157,20 @@ class SharedDevice:
                 raise WorkerUnavailable("The memory of the device was not free in time.")
 
         try:
-            with self._residency.hold([model], waiting=wait, force=True):
+            with self._residency.hold([part], waiting=wait, force=True):
                 return True
         except WorkerUnavailable:
             return False
 
     def free(self, model: str) -> bool:
         """Free the memory of a model, on the device and on the host. Returns whether it held any."""
-        return model in self._parts and self._residency.free(model)
+        return model in self._parts and self._residency.free(self._parts[model].part.id)
 
     def warm(self) -> None:
         """Bring those models onto the device for which enough memory is free now; the others come with their
         first job. Raises `ModelLoadError`."""
-        for model in self._parts:
-            self._residency.bring_if_free(model)
+        for part in self._parts.values():
+            self._residency.bring_if_free(part.part.id)
 
     def unload(self) -> None:
         """Free all models of this worker."""

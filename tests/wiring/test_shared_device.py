@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from ourvidz import memory
 from ourvidz.errors import ModelLoadError, OutOfMemory
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.texts.residency import ResidentTextModels
@@ -70,7 +71,7 @@ def state(settings: Settings) -> dict[str, str]:
     device = open_device(settings, "reader")
     assert device is not None
     residents = control.current().ledger.device_memory(device.id).residents
-    return {each.id: each.state for each in residents}
+    return {each.model: each.state for each in residents}
 
 
 def picture(sdxl: WarmModels) -> bytes:
@@ -247,7 +248,7 @@ def test_weights_that_are_moved_in_groups_are_not_reserved(
         before = grouped._parts["wan"].part.mib
         first = clip(models_)
         assert max(before, grouped._parts["wan"].part.mib) < whole._parts["wan"].part.mib
-        assert grouped._residency.evict("wan")
+        assert grouped._residency.evict(grouped._parts["wan"].part.id)
         assert clip(models_) == first
 
 
@@ -259,3 +260,78 @@ def test_loading_by_force_ends_when_another_program_keeps_the_device(
     stranger = EmulatedDevice(EmulatedSpec.parse(CARD), settings.state_dir / "cards", worker_id="stranger")
     stranger.allocate("something", 40_000)
     assert not share.bring("sdxl", force=True)
+
+
+# -- several workers of one family
+def sdxl_worker(settings: Settings, gpu: str, pipeline: FullOnce, mib: int) -> SharedDevice:
+    """An SDXL worker on the card, with a model of this size (GB); `gpu` makes its worker id its own."""
+    worker_settings = settings.model_copy(update={"gpu": gpu})
+    device = open_device(worker_settings, "sdxl")
+    assert device is not None
+    ledger = control.current().ledger
+    return SharedDevice(worker_settings, "sdxl", ledger, device, {"sdxl": (pipeline, mib)})
+
+
+@pytest.fixture
+def two_workers(settings: Settings, build: Callable[[str], Any]) -> Iterator[Callable[[int], Any]]:
+    """Returns a factory of two SDXL workers with models of a size."""
+    del build  # sets the ledger
+    with ExitStack() as cleanup:
+
+        def make(mib: int) -> tuple[SharedDevice, SharedDevice]:
+            first, second = (
+                cleanup.enter_context(closing(sdxl_worker(settings, gpu, AtOnce(), mib))) for gpu in "01"
+            )
+            return first, second
+
+        yield make
+
+
+class AtOnce(FullOnce):
+    """A pipeline that loads at the first try and counts how often it slept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads = 1
+
+
+def test_two_workers_of_one_family_work_at_the_same_time(
+    settings: Settings, two_workers: Callable[[int], Any]
+) -> None:
+    """Where both models fit, each has its own, and its own memory for its job."""
+    first, second = two_workers(10)
+    with first.hold("sdxl", image_job(), never), second.hold("sdxl", image_job(), never):
+        (report,) = memory.devices()
+        assert {report.name(each.id) for each in report.memory.residents} == {
+            f"{name}@{settings.worker_id('sdxl').partition('@')[2].replace('cpu', place)}"
+            for name in ("sdxl", "sdxl.work")
+            for place in ("gpu0", "gpu1")
+        }
+        assert len({each.owner for each in report.memory.residents}) == 2
+    assert memory.model_states([report], []) == dict.fromkeys(memory.MODELS, "offline")
+
+
+def test_two_workers_of_one_family_take_turns_where_one_model_fits(
+    settings: Settings, two_workers: Callable[[int], Any]
+) -> None:
+    """Pinned as they are: neither waits for ever, and the budget holds."""
+    first, second = two_workers(30)
+    for share in (first, second, first):
+        with share.hold("sdxl", image_job(), patient):
+            (report,) = memory.devices()
+            assert report.memory.held_mib <= 47_000
+            assert [each.state for each in report.memory.residents if each.busy and not each.work] == [
+                "resident"
+            ]
+
+
+def test_a_model_is_pinned_at_all_its_workers(two_workers: Callable[[int], Any]) -> None:
+    """One name pins it; a worker that loads it later pins it too."""
+    ledger = control.current().ledger
+    first, second = two_workers(10)
+    assert first.bring("sdxl", force=False)
+    assert ledger.pin_part("sdxl", False) == 1
+    assert second.bring("sdxl", force=False)
+    (report,) = memory.devices()
+    assert [each.pinned for each in report.memory.residents] == [False, False]
+    assert ledger.pin_part("sdxl", True) == 2

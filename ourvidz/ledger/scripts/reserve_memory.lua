@@ -63,7 +63,7 @@ elseif not taken and (missing == 0 or held + missing + ahead <= tonumber(budget_
       row = { state = 'loading', since = now, turn_began = now }
     end
     row.mib = math.max(part.mib, row.state ~= 'loading' and row.mib or 0)
-    local pinned = redis.call('HGET', key('pinned'), id)
+    local pinned = redis.call('HGET', key('pinned'), model_of(id))
     row.pinned = part.pinned
     if pinned then row.pinned = pinned == '1' end
     row.owner, row.family, row.cost_s = owner, family, part.cost_s
