@@ -25,10 +25,11 @@ _STORAGE_FIXES = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of one check. `fix` says what to change after a failure, else it is empty."""
+    """The result of one check. `fix` says what to change after a failure or a warning, else it is
+    empty."""
 
     name: str
-    status: Literal["ok", "failed", "skipped"]
+    status: Literal["ok", "warning", "failed", "skipped"]
     reason: str
     fix: str = ""
 
@@ -41,6 +42,11 @@ def ok(name: str, reason: str) -> Check:
 def failed(name: str, reason: str, fix: str) -> Check:
     """A check that failed, with its fix."""
     return Check(name, "failed", reason, fix)
+
+
+def warning(name: str, reason: str, fix: str) -> Check:
+    """A check that found something to correct with which the installation works."""
+    return Check(name, "warning", reason, fix)
 
 
 def skipped(name: str, reason: str) -> Check:

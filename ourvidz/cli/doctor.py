@@ -14,7 +14,15 @@ from functools import partial
 
 import click
 
-from ourvidz.cli import broker_checks, checks, host_checks, model_checks, signature_check
+from ourvidz.cli import (
+    broker_checks,
+    checks,
+    env_files,
+    host_checks,
+    libraries,
+    model_checks,
+    signature_check,
+)
 from ourvidz.cli.checks import Check, failed, ok, skipped
 from ourvidz.cli.console import TableRow, print_json, print_table
 from ourvidz.errors import SettingsError
@@ -35,6 +43,7 @@ CHECKS: tuple[tuple[str, Callable[[Settings], Check]], ...] = (
     ("wan checkpoint", model_checks.check_wan_checkpoint),
     ("wan", model_checks.check_wan_options),
     ("qwen", model_checks.check_qwen),
+    ("env files", env_files.check_env_files),
     ("keys", checks.check_keys),
     ("moderation", checks.check_moderation),
     ("pictures", checks.check_image_classifier),
@@ -47,6 +56,10 @@ CHECKS: tuple[tuple[str, Callable[[Settings], Check]], ...] = (
     ("clock", host_checks.check_clock),
 )
 """The checks that need valid settings, by name. `check_torch` runs before them: it returns two results."""
+WORKER_CHECKS = frozenset(
+    ("driver", "memory", "checkpoints", "sdxl", "wan checkpoint", "wan", "qwen", "pictures", "signing")
+)
+"""Those of what only GPU workers use: skipped on a control host, as torch is."""
 
 
 @click.command(short_help="Check that this machine has what it needs.")
@@ -74,12 +87,20 @@ def run_checks() -> list[Check]:
         names = ("torch", *(name for name, _ in CHECKS))
         return [*results, *(skipped(name, "needs valid settings") for name in names)]
     results.append(ok("settings", f"profile {settings.profile}, state in {settings.state_dir}"))
-    running = [_Running("torch", lambda: model_checks.check_torch(settings), TORCH_LIMIT_S)]
-    for name, check in CHECKS:
-        running.append(_Running(name, partial(_as_list, check, settings), CHECK_LIMIT_S))
-    for each in running:
-        results.extend(each.results())
-    return results
+    is_control = libraries.is_control_host(settings)
+    running = [
+        _Running(name, partial(_as_list, check, settings), CHECK_LIMIT_S)
+        for name, check in CHECKS
+        if not (is_control and name in WORKER_CHECKS)
+    ]
+    if is_control:
+        reason = "a control host has no libraries of workers and no checkpoint"
+        results.append(skipped("torch", f"{reason}; workers need {libraries.INSTALL}"))
+        reason = "no GPU worker can run on this control host"
+        results.extend(skipped(name, reason) for name, _ in CHECKS if name in WORKER_CHECKS)
+    else:
+        running.insert(0, _Running("torch", lambda: model_checks.check_torch(settings), TORCH_LIMIT_S))
+    return [*results, *(result for each in running for result in each.results())]
 
 
 @dataclass
@@ -114,7 +135,7 @@ def _as_list(check: Callable[[Settings], Check], settings: Settings) -> list[Che
 
 def print_checks(results: list[Check]) -> None:
     """Print a table of check results: name, status, and the reason with its fix."""
-    colours = {"ok": "green", "failed": "red", "skipped": "bright_black"}
+    colours = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
     rows = [
         TableRow(
             (check.name, check.status, f"{check.reason}\nfix: {check.fix}" if check.fix else check.reason)

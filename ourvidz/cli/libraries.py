@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from ourvidz.errors import SettingsError
 from ourvidz.settings import Settings
@@ -19,6 +20,22 @@ def missing_libraries(settings: Settings) -> tuple[str, ...]:
     own_builder = settings.models != Settings.model_fields["models"].default
     needed = MEDIA_LIBRARIES if own_builder else (*MODEL_LIBRARIES, *MEDIA_LIBRARIES)
     return tuple(name for name in needed if find_spec(name) is None)
+
+
+def is_control_host(settings: Settings) -> bool:
+    """Whether only control processes can run here: the libraries of GPU workers are not installed, and no
+    checkpoint of the settings is here. Settings alone do not tell: control hosts often share those of the
+    workers."""
+    checkpoints = (settings.sdxl_model, settings.wan_model, settings.wan_vace_model, settings.qwen_model)
+    return bool(missing_libraries(settings)) and not any(path and _exists(path) for path in checkpoints)
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there, also where this user may not look."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
 
 
 def require_libraries(settings: Settings) -> None:

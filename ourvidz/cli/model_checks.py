@@ -45,15 +45,10 @@ print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus"
 
 
 def check_torch(settings: Settings) -> list[Check]:
-    """The torch version, then its GPUs. Imported in a child process: this one must stay without torch.
-
-    Skipped on a control host: without the libraries of the extra `worker`, and without a checkpoint.
-    """
+    """The torch version, then its GPUs. Imported in a child process: this one must stay without torch."""
     if missing := libraries.missing_libraries(settings):
         reason = f"this installation has no libraries for models ({', '.join(missing)})"
-        if any((settings.sdxl_model, settings.wan_model, settings.qwen_model)):
-            return [failed("torch", reason, libraries.INSTALL)]
-        return [skipped("torch", f"{reason}: a control host needs none; workers need {libraries.INSTALL}")]
+        return [failed("torch", reason, libraries.INSTALL)]
     command = (sys.executable, "-c", _PROBE_TORCH)
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=TORCH_TIMEOUT_S)

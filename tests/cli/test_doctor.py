@@ -27,6 +27,7 @@ NAMES = [
     "wan checkpoint",
     "wan",
     "qwen",
+    "env files",
     "keys",
     "moderation",
     "pictures",
@@ -65,6 +66,53 @@ def test_an_invalid_setting_is_the_only_failure_and_the_rest_is_skipped(
     assert "OURVIDZ_LEASE_S" in failure.reason
     assert failure.fix
     assert [check.name for check in checks] == [name for name in NAMES if name != "gpu"]
+
+
+def test_a_control_host_is_asked_for_nothing_that_only_workers_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, production: dict[str, str]
+) -> None:
+    """Its settings are those of the workers too: a fleet has one set of them. A checkpoint that is there
+    makes it a host of workers, which lacks the libraries."""
+    names = {"torch", *doctor.WORKER_CHECKS}
+    monkeypatch.chdir(tmp_path)
+    variables = {
+        "OURVIDZ_STATE_DIR": str(tmp_path),
+        "OURVIDZ_SDXL_MODEL": "/nowhere/sdxl",
+        "OURVIDZ_SDXL_LORAS": "hills=/nowhere/hills.safetensors",
+        "OURVIDZ_WAN_MODEL": "/nowhere/wan",
+        "OURVIDZ_QWEN_MODEL": "/nowhere/qwen",
+        "OURVIDZ_C2PA_CERTIFICATE": "/nowhere/certificate.pem",
+        "OURVIDZ_C2PA_KEY": "/nowhere/key.pem",
+        "OURVIDZ_HOST_BUDGET_MIB": "10000000",
+    }
+    for name, value in (production | variables).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(doctor.libraries, "find_spec", lambda name: None if name == "torch" else object())
+    monkeypatch.setattr(doctor, "CHECKS", tuple(row for row in doctor.CHECKS if row[0] in names))
+    assert {check.name: check.status for check in doctor.run_checks()} == {
+        "python": "ok",
+        "settings": "ok",
+        **dict.fromkeys(names, "skipped"),
+    }
+    monkeypatch.setenv("OURVIDZ_SDXL_MODEL", str(tmp_path))
+    statuses = {check.name: check.status for check in doctor.run_checks()}
+    assert (statuses["torch"], statuses["memory"], statuses["sdxl"]) == ("failed",) * 3
+
+
+def test_a_warning_is_printed_with_its_fix_and_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The installation works: what waits for the exit status must not stop."""
+    monkeypatch.setenv("OURVIDZ_STATE_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("OURVIDZ_API_KEY=c0ffee5eedfadedfacade0123456789ab\n")
+    (tmp_path / ".env").chmod(0o644)
+    monkeypatch.setattr(doctor.model_checks, "check_torch", lambda _: [Check("torch", "ok", "")])
+    monkeypatch.setattr(doctor, "CHECKS", tuple(row for row in doctor.CHECKS if row[0] == "env files"))
+    result = CliRunner().invoke(cli, ["doctor"])
+    assert result.exit_code == 0
+    assert "env files  warning" in result.stdout
+    assert "fix: chmod" in result.stdout
 
 
 def test_a_fix_is_printed_below_its_reason(capsys: pytest.CaptureFixture[str]) -> None:

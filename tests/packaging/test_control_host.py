@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import pytest
+import redis
 import requests
 from PIL import Image
 
@@ -115,14 +116,24 @@ def test_a_control_host_accepts_and_answers_jobs(control_host: Host, control_pla
     assert {worker["queue"] for worker in health["workers"]} == {"io", "keeper"}
 
 
-@pytest.mark.parametrize("checkpoint", [False, True], ids=["control host", "a checkpoint is set"])
-def test_doctor_asks_for_the_libraries_of_models_only_where_a_checkpoint_is_set(
+@pytest.mark.parametrize("checkpoint", [False, True], ids=["control host", "a checkpoint is here"])
+def test_doctor_asks_for_the_libraries_of_models_only_where_a_checkpoint_is(
     control_host: Host, server_url: str, checkpoint: bool
 ) -> None:
-    """Whoever names a checkpoint wants to run a worker on this host."""
-    model = {"OURVIDZ_SDXL_MODEL": str(control_host.folder)} if checkpoint else {}
-    run = control_host.run("ourvidz", "doctor", "--json", OURVIDZ_REDIS_URL=server_url, **model)
+    """Whoever has a checkpoint here wants to run a worker on this host. The settings alone do not tell: those
+    of a fleet name the checkpoints and the GPU of its workers on every host."""
+    settings = {
+        "OURVIDZ_GPU": "0",
+        "OURVIDZ_SDXL_MODEL": str(control_host.folder) if checkpoint else "/models/sdxl",
+        "OURVIDZ_WAN_MODEL": "/models/wan",
+        "OURVIDZ_SDXL_LORAS": "hills=/models/hills.safetensors",
+    }
+    with redis.Redis.from_url(server_url) as client:
+        client.config_set("appendonly", "yes")
+        run = control_host.run("ourvidz", "doctor", "--json", OURVIDZ_REDIS_URL=server_url, **settings)
+        client.config_set("appendonly", "no")
     checks = {check["name"]: check for check in json.loads(run.stdout)}
+    assert run.returncode == (1 if checkpoint else 0), run.stdout
     assert checks["torch"]["status"] == ("failed" if checkpoint else "skipped")
     assert INSTALL in (checks["torch"]["fix"] or checks["torch"]["reason"])
     assert {checks[name]["status"] for name in ("settings", "broker", "storage")} == {"ok"}
