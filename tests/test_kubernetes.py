@@ -109,6 +109,14 @@ def test_everything_is_in_one_namespace(file: str, document: dict[str, Any]) -> 
         assert document["metadata"]["namespace"] in of_kind("Namespace")
 
 
+@pytest.mark.parametrize("name", of_kind("Job"))
+def test_a_job_stands_in_the_way_of_no_update(name: str) -> None:
+    """Its template cannot be changed: `kubectl apply` with a new image fails as long as the old job is there."""
+    assert of_kind("Job")[name]["spec"]["ttlSecondsAfterFinished"] <= 3600
+    _, _, updates = HOW_TO.read_text().partition("## Updates")
+    assert f"kubectl -n ourvidz delete job {name} --ignore-not-found" in updates
+
+
 def test_every_process_has_a_deployment() -> None:
     """Those of the Procfile but Flower."""
     assert of_kind("Deployment").keys() == {f"ourvidz-{name}" for name in (*FAMILIES, *HELPERS)}

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic.fields import FieldInfo
-
 from ourvidz.cli.checks import Check, ok, skipped, warning
-from ourvidz.settings import Settings
+from ourvidz.settings import Settings, secret_variables
 
 SYSTEM_FOLDER = Path("/etc/ourvidz")
 """The folder of the env files that `deploy/systemd` reads."""
@@ -42,17 +40,10 @@ def _env_files(folder: Path) -> Iterator[Path]:
 def _names_secret(file: Path) -> bool:
     """Whether a file sets a secret, such as a key or the URL of the Redis server. False for one that cannot
     be read."""
-    secrets = {
-        *COMPOSE_SECRETS,
-        *(str(field.validation_alias) for field in Settings.model_fields.values() if _is_secret(field)),
-    }
+    secrets = secret_variables().union(COMPOSE_SECRETS)
     with suppress(OSError):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.strip().removeprefix("export ").partition("=")
             if value.strip("'\" ") and name.strip() in secrets:
                 return True
     return False
-
-
-def _is_secret(field: FieldInfo) -> bool:
-    return "SecretStr" in repr(field.annotation)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as UnreadableSetting
 
@@ -155,6 +155,15 @@ def load_settings(**overrides: Any) -> Settings:
         field = next((name for name in Settings.model_fields if f'"{name}"' in str(unreadable)), None)
         where = str(Settings.model_fields[field].validation_alias) if field else "settings"
         raise SettingsError(f"{where}: cannot be read as JSON", field=where) from None
+
+
+def secret_variables() -> frozenset[str]:
+    """The variables whose values are secrets, such as keys and the URL of the Redis server."""
+    return frozenset(
+        str(field.validation_alias)
+        for field in Settings.model_fields.values()
+        if SecretStr.__name__ in repr(field.annotation)
+    )
 
 
 @lru_cache(maxsize=1)
