@@ -111,7 +111,7 @@ def test_everything_is_in_one_namespace(file: str, document: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("name", of_kind("Job"))
 def test_a_job_stands_in_the_way_of_no_update(name: str) -> None:
-    """Its template cannot be changed: `kubectl apply` with a new image fails as long as the old job is there."""
+    """Its template cannot be changed: `kubectl apply` with a new image fails while the old job is there."""
     assert of_kind("Job")[name]["spec"]["ttlSecondsAfterFinished"] <= 3600
     _, _, updates = HOW_TO.read_text().partition("## Updates")
     assert f"kubectl -n ourvidz delete job {name} --ignore-not-found" in updates
