@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 
 from ourvidz import dispatch, drain_notice, log
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.liveness import registration
+from ourvidz.records.record import PAUSES, WAITING_FOR_GPU
 from ourvidz.wiring import control
+
+FIRST_LOOK_S = 0.25
+LAST_LOOK_S = 5.0
+"""Pauses between two looks at what the running job does: each is twice as long as the one before it."""
 
 _log = log.get(__name__)
 
@@ -16,10 +22,11 @@ _log = log.get(__name__)
 class Drain:
     """One shutdown of a worker's parent process, on a thread of its own.
 
-    From `start` on the worker claims nothing. After `limit_s` seconds, or at `hand_back`, what it still holds
-    is queued again, uncounted, and the process stops at once (Celery's cold shutdown); the child saves a
-    checkpoint after every step from `start` on. The process usually ends before, with its last job. A worker
-    that has not loaded its models holds nothing and stops at once.
+    From `start` on the worker claims nothing. After `limit_s` seconds, at `hand_back`, or while its job waits
+    for the memory of the GPU, what it still holds is queued again, uncounted, and the process stops at once
+    (Celery's cold shutdown); the child saves a checkpoint after every step from `start` on. The process
+    usually ends before, with its last job. A worker that has not loaded its models holds nothing and stops at
+    once.
     """
 
     def __init__(self, worker_id: str, *, limit_s: float) -> None:
@@ -49,7 +56,7 @@ class Drain:
             is_loading = False
             _log.warning("drain_not_noted", worker_id=self._worker_id)
         if not is_loading:
-            self._ended.wait(self._limit_s)
+            self._wait_for_job()
         try:
             # Before the child is stopped: its death would count as a lost attempt.
             for job_id in dispatch.requeue_held_jobs(self._worker_id):
@@ -57,6 +64,25 @@ class Drain:
         except WorkerUnavailable:
             _log.warning("job_not_handed_back", worker_id=self._worker_id)
         stop_process()
+
+    def _wait_for_job(self) -> None:
+        """Wait until the limit or `hand_back`, or until the job waits for the GPU: it computes nothing then,
+        and others may keep the memory for longer than the drain takes."""
+        ends_at, pause_s = time.monotonic() + self._limit_s, FIRST_LOOK_S
+        while not self._is_waiting_for_gpu():
+            left_s = ends_at - time.monotonic()
+            if left_s <= 0 or self._ended.wait(min(pause_s, left_s)):
+                return
+            pause_s = min(2 * pause_s, LAST_LOOK_S)
+
+    def _is_waiting_for_gpu(self) -> bool:
+        """Whether the job of this worker waits for memory, and no other one that it runs beside it computes.
+        False while the ledger is away."""
+        try:
+            stages = {record.stage for record in control.current().ledger.leased_by(self._worker_id)}
+        except WorkerUnavailable:
+            return False
+        return WAITING_FOR_GPU in stages and stages <= PAUSES
 
     def _is_loading(self) -> bool:
         """Whether the child loads its models: that takes minutes, and it would not end before."""

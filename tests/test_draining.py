@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from ourvidz.draining import Drain
+from ourvidz.draining import FIRST_LOOK_S, Drain
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.ledger.store import Ledger
 from ourvidz.liveness import registration
+from ourvidz.records.record import PREEMPTED, WAITING_FOR_GPU, Verdict
 from ourvidz.settings import load_settings
 from ourvidz.testing import Eager
 from tests.factories import image_job, worker
@@ -61,6 +62,40 @@ def test_after_its_limit_the_job_is_queued_again_uncounted(ledger: Ledger, stopp
     record = ledger.get("a")
     assert record is not None
     assert (record.status, record.attempt, record.failures) == ("queued", 0, {})
+
+
+def wait_for_gpu(ledger: Ledger, job_id: str, token: str, stage: str = WAITING_FOR_GPU) -> None:
+    """Let the attempt with this token report that it waits for memory."""
+    claim = ledger.claim(job_id, 1, worker_id=WORKER, lease_s=60, token=token)
+    assert claim is not None
+    assert ledger.step(claim, stage=stage) is Verdict.CONTINUE
+
+
+def test_a_job_that_waits_for_the_gpu_is_handed_back_at_once(
+    ledger: Ledger, stopped: threading.Event
+) -> None:
+    """It computes nothing, and another worker may have free memory; the attempt does not count."""
+    wait_for_gpu(ledger, "a", "t")
+    Drain(WORKER, limit_s=3600).start()
+    assert stopped.wait(10)
+    record = ledger.get("a")
+    assert record is not None
+    assert (record.status, record.attempt, record.failures) == ("queued", 0, {})
+
+
+def test_a_job_that_computes_is_waited_for_though_another_one_waits(
+    ledger: Ledger, stopped: threading.Event
+) -> None:
+    """A clip that has yielded waits, and the image beside it computes."""
+    ledger.register(image_job("b"), priority=6)
+    wait_for_gpu(ledger, "b", "u")
+    drain = Drain(WORKER, limit_s=3600)
+    drain.start()
+    assert not stopped.wait(2 * FIRST_LOOK_S)
+    wait_for_gpu(ledger, "a", "t", stage=PREEMPTED)
+    assert stopped.wait(10)
+    held = [ledger.get(job_id) for job_id in "ab"]
+    assert [record.status for record in held if record] == ["queued", "queued"]
 
 
 def test_a_ledger_that_is_away_does_not_keep_the_process_alive(

@@ -22,6 +22,12 @@ EnhancementState = Literal["wanted", "over"]
 FINISHED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 ENHANCING = "enhancing"
 """The stage of a queued job while its prompt is being enhanced."""
+WAITING_FOR_GPU = "waiting_for_gpu"
+"""The stage of a job that waits until other workers of its GPU have freed memory."""
+PREEMPTED = "preempted"
+"""The stage of a job that has yielded to another one of its worker."""
+PAUSES = frozenset({WAITING_FOR_GPU, PREEMPTED})
+"""The stages in which a job computes nothing."""
 NO_STAGE = "-"
 """Reported by an attempt whose stage has ended."""
 

@@ -13,7 +13,7 @@ from ourvidz.errors import Cancelled, JobTimeout, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import Snapshot
-from ourvidz.records.record import NO_STAGE, Claim, Verdict
+from ourvidz.records.record import NO_STAGE, PAUSES, PREEMPTED, WAITING_FOR_GPU, Claim, Verdict
 from ourvidz.storage.store import Store
 from ourvidz.workflows.checkpoints import JobCheckpoints
 from ourvidz.workflows.previews import Previews
@@ -30,12 +30,6 @@ PROGRESS_CALLBACK_INTERVAL_S = 1.0
 """Shortest time between two progress callbacks, where these are on."""
 GENERATION_PROGRESS = 99.0
 """Progress (percent) when generation is complete; 100 comes with the commit."""
-
-WAITING_FOR_GPU = "waiting_for_gpu"
-"""The stage of a job that waits until other workers of its GPU have freed memory."""
-PREEMPTED = "preempted"
-"""The stage of a job that has yielded to another one of its worker."""
-PAUSES = (WAITING_FOR_GPU, PREEMPTED)
 
 _log = log.get(__name__)
 
