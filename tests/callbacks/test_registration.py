@@ -295,6 +295,29 @@ def test_a_registration_is_sent_again_in_intervals(fleet: Fleet, backend: Backen
     assert delivered == ["registered"], "of repetitions nothing is kept"
 
 
+def test_each_registration_that_was_given_up_is_sent_again(fleet: Fleet, backend: Backend) -> None:
+    """While a backend refused everything, all were given up: each live worker must be known afterwards, not
+    only the newest of its type. A dead letter is replaced by the repetition."""
+    fleet.refresh_s = 300
+    for pod in ("one", "two", "three"):
+        fleet.start("sdxl", pod)
+    gone = fleet.start("sdxl", "four")
+    for event in fleet.ledger.list_events("pending"):
+        fleet.ledger.dead_letter(event, status=404, error="HTTP 404")
+    fleet.kill(gone)
+    fleet.pass_time(290)
+    assert backend.requests == []
+    fleet.pass_time(12)
+    fleet.settle()
+    assert backend.active == fleet.live
+    assert len(fleet.live) == 3
+    assert [event.job_id.split()[1] for event in fleet.ledger.list_events("dead")] == []
+    sent = len(backend.requests)
+    fleet.pass_time(302)
+    fleet.deliver()
+    assert len(backend.requests) == sent + 1, "only the newest, as before"
+
+
 def test_after_an_outage_of_the_ledger_nobody_is_gone_at_once(fleet: Fleet) -> None:
     """Live workers could not be heard of meanwhile."""
     fleet.start("sdxl", "pod")

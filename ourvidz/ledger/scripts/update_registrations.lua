@@ -2,8 +2,8 @@
 -- each difference. A record is of a worker type at a URL, which several workers may share. The events of a record are
 -- delivered under the id `@registration:<type> <url>`, which no job can have, in their order; a newer one replaces those
 -- that nobody is delivering.
--- Arguments: presence_s (a worker that is silent for longer is gone), refresh_s (the newest record of a type is sent again
---   after this time; '' for never).
+-- Arguments: presence_s (a worker that is silent for longer is gone), refresh_s (the newest record of a type, and each that
+--   was given up, is sent again after this time; '' for never).
 -- Keys: workers, worker, registrations, fence, and those of store_event.
 -- Returns: the number of events that were added.
 -- Events: `registered`; `updated`; `gone`, and then `updated` for another record, in case the backend keeps only one.
@@ -71,25 +71,32 @@ local function drop_outdated(name, keep_newest)
   if keep_newest and #events > 0 then schedule_job(id) end
 end
 
+local live, newest_first = live_registrations()
+local sent = sent_registrations()
 local added = 0
+
+-- Whether the last event of a record is a dead letter.
+local function is_given_up(name)
+  local event = sent[name] and sent[name].event
+  return event and redis.call('HGET', key('event', event), 'state') == 'dead'
+end
 
 local function add(kind, made)
   drop_outdated(made.name, false)
+  if is_given_up(made.name) then delete_event(sent[made.name].event) end
   -- As a fence it grows also when the server lost the last ones in a failover.
   local sequence = next_fence()
   local row = {
     order = 0, run = 1, attempt = 0, queued_at = timestamp(now), facts = made.document,
     callback_url = made.callback_url, worker = made.worker, refused = 1,
   }
-  store_event(stream_of(made.name), row, sequence, kind)
+  made.event = store_event(stream_of(made.name), row, sequence, kind)
   made.at, made.gone, made.loading, made.sent = now, kind == 'gone', nil, nil
   redis.call('HSET', key('registrations'), made.name, cjson.encode(made))
   made.sent = true
   added = added + 1
 end
 
-local live, newest_first = live_registrations()
-local sent = sent_registrations()
 local removed = {}
 
 for name, entry in pairs(sent) do
@@ -114,8 +121,8 @@ for _, made in ipairs(newest_first) do
     add('registered', made)
   elseif entry.since ~= made.since or entry.document ~= made.document or entry.callback_url ~= made.callback_url then
     add('updated', made)
-  elseif refresh_s ~= '' and is_newest and not entry.is_pending and now - entry.at >= tonumber(refresh_s) then
-    add('updated', made)
+  elseif refresh_s ~= '' and not entry.is_pending and now - entry.at >= tonumber(refresh_s) then
+    if is_newest or is_given_up(made.name) then add('updated', made) end
   end
 end
 
