@@ -16,7 +16,7 @@ from ourvidz.cli.pull_progress import progress, size_text
 from ourvidz.errors import HubError, SettingsError
 from ourvidz.hub.catalog import DEFAULT_MODELS, Part, PullableModel, pullable_models
 from ourvidz.hub.manifest import read_manifest, unused
-from ourvidz.hub.staging import disk_errors, pull_lock, staging_folder
+from ourvidz.hub.staging import disk_errors, pull_lock, replaced_folder, staging_folder
 from ourvidz.settings import Settings, settings
 
 MODEL_NAMES = ("sdxl", "wan", "qwen", "vace", "ip-adapter")
@@ -67,7 +67,7 @@ def rm(names: tuple[str, ...], yes: bool, as_json: bool) -> None:
             print_note(str(folder))
         click.confirm(f"Delete {size_text(size)}?", abort=True, err=True)
     for part in parts:
-        if any(folder.is_dir() for folder in (part.folder, staging_folder(part.folder))):
+        if _removable(part):
             with pull_lock(part.folder, None), unused(part.folder):
                 for folder in _removable(part):
                     with disk_errors(folder):
@@ -131,7 +131,8 @@ def _removable(part: Part) -> list[Path]:
     """The folders of a part that may be deleted. Raises `SettingsError` for one that was not pulled."""
     if part.folder.is_dir() and not _is_pulled(part.folder):
         raise SettingsError(f"{part.folder} was not pulled, so it is not deleted: delete it yourself")
-    return [folder for folder in (part.folder, staging_folder(part.folder)) if folder.is_dir()]
+    folders = (part.folder, staging_folder(part.folder), replaced_folder(part.folder))
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -162,7 +162,7 @@ def _demands(
 def _weights_mib(current: Settings, planned: PlannedPart) -> int:
     """The weights of a part as they are loaded: from the headers of its files, else the documented ones."""
     name = planned.part.name.replace(" ", "_")
-    if planned.state not in ("complete", "own files"):
+    if planned.state in ("absent", "partial"):
         return WEIGHTS_MIB[name]
     full = {"sdxl": current.sdxl_dtype, "wan": current.wan_dtype}.get(name) == "float32"
     total = 0
@@ -225,7 +225,7 @@ def _print(
         part = planned.part
         size = size_text(planned.size_bytes) if planned.size_bytes is not None else "unknown"
         count = "" if planned.files is None else f", {planned.files} files"
-        if planned.state == "partial":
+        if planned.state in ("partial", "other revision"):
             count += f", {size_text(planned.have_bytes)} here"
         details = [
             f"{part.repository}@{part.revision}" if planned.state != "own files" else "not pulled",

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ourvidz.errors import HubError
 from ourvidz.hub.catalog import Part
-from ourvidz.hub.manifest import changed_files, read_manifest
+from ourvidz.hub.manifest import Manifest, changed_files, read_manifest
 from ourvidz.hub.selection import WEIGHTS, select_files
 from ourvidz.hub.staging import staged_bytes
 
 if TYPE_CHECKING:
     from ourvidz.hub.client import Hub
 
-State = Literal["complete", "own files", "partial", "absent"]
+State = Literal["complete", "other revision", "own files", "partial", "absent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,10 @@ def plan_part(part: Part, hub: Hub | None) -> PlannedPart:
         manifest = read_manifest(part.folder)
     except HubError as error:
         return _unread(part, "absent", error.message)
+    if manifest is not None and (manifest.repository, manifest.revision) != (part.repository, part.revision):
+        return _plan_replacement(part, hub, manifest)
     if manifest is not None:
         problem = next(changed_files(part.folder, manifest, contents=False), None)
-        if (manifest.repository, manifest.revision) != (part.repository, part.revision):
-            problem = (
-                f"it has {manifest.repository}@{manifest.revision}; a pull brings the one of the setting"
-            )
         return PlannedPart(
             part,
             "complete",
@@ -68,7 +67,22 @@ def plan_part(part: Part, hub: Hub | None) -> PlannedPart:
         size = sum(file.stat().st_size for file in files_of(part.folder))
         return PlannedPart(part, "own files", size, "disk", None, None, None, size)
     have = staged_bytes(part.folder.resolve())
-    state: State = "partial" if have else "absent"
+    return _plan_download(part, hub, "partial" if have else "absent", have)
+
+
+def _plan_replacement(part: Part, hub: Hub | None, manifest: Manifest) -> PlannedPart:
+    """The plan for a part whose folder has another revision than that of the setting: a pull brings what
+    differs, and both lie on the disk until it is complete."""
+    digests = {file.sha256 for file in manifest.files.values()}
+    planned = _plan_download(part, hub, "other revision", staged_bytes(part.folder.resolve()), digests)
+    present = f"it has {manifest.repository}@{manifest.revision}; a pull brings the one of the setting"
+    return replace(planned, problem=f"{present} ({planned.problem})" if planned.problem else present)
+
+
+def _plan_download(
+    part: Part, hub: Hub | None, state: State, have: int, digests: Collection[str] = ()
+) -> PlannedPart:
+    """The plan for what a hub has; `have` bytes are staged, files with these digests are in the folder."""
     if hub is None:
         return _unread(part, state, None, have)
     try:
@@ -77,6 +91,8 @@ def plan_part(part: Part, hub: Hub | None) -> PlannedPart:
     except HubError as error:
         return _unread(part, state, error.message, have)
     size = sum(file.size for file in files)
+    # Files that are there are linked into the staging folder: they are not counted twice.
+    have = max(have, sum(file.size for file in files if file.sha256 in digests))
     return PlannedPart(part, state, size, "hub", len(files), listing.licence, listing.commit, have)
 
 

@@ -6,7 +6,6 @@ So a folder that exists is complete, also after a pull was killed, and the next 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,7 +28,15 @@ from ourvidz.hub.manifest import (
 )
 from ourvidz.hub.progress import Progress
 from ourvidz.hub.selection import WEIGHTS, HubFile, select_files
-from ourvidz.hub.staging import MIN_FREE_BYTES, disk_errors, free_bytes, pull_lock, staging_folder
+from ourvidz.hub.staging import (
+    MIN_FREE_BYTES,
+    disk_errors,
+    finish_publication,
+    free_bytes,
+    publish,
+    pull_lock,
+    staging_folder,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,8 @@ def pull(
         progress.note(f"another process pulls into {part.folder}: waiting for it")
 
     with pull_lock(part.folder, waiting):
+        with disk_errors(part.folder):
+            finish_publication(part.folder)
         existing = _existing(part)
         asked = (part.repository, part.revision)
         if existing is not None and not update and (existing.repository, existing.revision) == asked:
@@ -94,7 +103,7 @@ def _pull_files(
     with disk_errors(part.folder), unused(part.folder):
         _note_path(staging).unlink()
         write_manifest(staging, manifest)
-        _publish(staging, part.folder)
+        publish(part.folder)
     return Pulled(part, manifest, "pulled", downloaded)
 
 
@@ -183,16 +192,6 @@ def _remove_different(staging: Path, selected: Sequence[HubFile]) -> None:
         path = staging / file.name
         if path.is_file() and (file.sha256 is None or sha256_of(path) != file.sha256):
             path.unlink()
-
-
-def _publish(staging: Path, folder: Path) -> None:
-    """Give a complete folder its name, in place of an earlier one."""
-    old = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    staging.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _note_path(staging: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Where an unfinished pull lies, its lock, and the space of its disk."""
+"""Where an unfinished pull lies, how it replaces an earlier one, its lock, and the space of its disk."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ourvidz.errors import HubError
 from ourvidz.hub.catalog import GB
+from ourvidz.hub.manifest import MANIFEST
 
 MIN_FREE_BYTES = GB
 """Space that a pull leaves on the disk for the other programs of the host."""
@@ -23,6 +24,33 @@ NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 def staging_folder(folder: Path) -> Path:
     """Where the files of a pull lie until all are complete."""
     return folder.with_name(f"{folder.name}.partial")
+
+
+def replaced_folder(folder: Path) -> Path:
+    """Where an earlier pull lies while a new one takes its name."""
+    return folder.with_name(f"{folder.name}.replaced")
+
+
+def publish(folder: Path) -> None:
+    """Give the staged files of a complete pull the folder's name, in place of an earlier pull."""
+    replaced = replaced_folder(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    staging_folder(folder).rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def finish_publication(folder: Path) -> None:
+    """Do what is left of a `publish` that was killed: the new pull gets the name if it is complete, else the
+    earlier one gets it back. The caller holds the lock."""
+    staging, replaced = staging_folder(folder), replaced_folder(folder)
+    if not folder.exists():
+        if (staging / MANIFEST).is_file():
+            staging.rename(folder)
+        elif replaced.is_dir():
+            replaced.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def staged_bytes(folder: Path) -> int:

@@ -164,6 +164,15 @@ def test_what_an_interrupted_pull_left_can_be_deleted(models_dir: Path, tiny_hub
     assert not (models_dir / "sdxl.partial").exists()
 
 
+def test_what_is_left_of_a_killed_replacement_can_be_deleted(models_dir: Path) -> None:
+    """It is as large as the checkpoint."""
+    run("pull", "sdxl")
+    (models_dir / "sdxl").rename(models_dir / "sdxl.replaced")
+    removed = json.loads(run("rm", "sdxl", "--yes", "--json").stdout)
+    assert removed["removed"] == [f"{models_dir}/sdxl.replaced"]
+    assert [path for path in models_dir.iterdir() if path.is_dir()] == []
+
+
 def test_a_linked_folder_is_listed_once_and_removed(
     models_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -98,6 +98,31 @@ def test_what_an_interrupted_pull_has_left_counts(host: Path) -> None:
     assert "6.9 GB (documentation, 5 MB here)" in run("sdxl", "--offline").stdout
 
 
+def test_a_revision_that_is_set_and_not_pulled_yet_counts(
+    host: Path, tiny_hub: TinyHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What differs is downloaded beside the old one: an operator asks before whether it has space there."""
+    tiny_hub.add_folder("meadow/mine", PACKAGED / "tiny-sdxl")
+    monkeypatch.setenv("OURVIDZ_HUB_SDXL", "meadow/mine")
+    settings.cache_clear()
+    assert CliRunner().invoke(cli, ["models", "pull", "sdxl"]).exit_code == 0
+    files = tiny_hub.files("meadow/mine", "main") or {}
+    weights = "vae/diffusion_pytorch_model.safetensors"
+    changed = files[weights][:-1] + bytes([files[weights][-1] ^ 1])
+    tiny_hub.add("meadow/mine", {**files, weights: changed}, branch="v2")
+    monkeypatch.setenv("OURVIDZ_HUB_SDXL", "meadow/mine@v2")
+    planned = document("sdxl")
+    (part,) = planned["models"]
+    assert (part["state"], part["bytes_from"], part["revision"]) == ("other revision", "hub", "v2")
+    assert "it has meadow/mine@main" in part["problem"]
+    assert len(changed) <= planned["disks"][0]["needed"] < 2 * len(changed)
+    assert " here)" in run("sdxl").stdout
+    monkeypatch.setattr(model_plan, "free_bytes", lambda _: 10**9)
+    assert run("sdxl").exit_code == 1
+    monkeypatch.setenv("OURVIDZ_HUB_SDXL", "meadow/other")
+    assert document("sdxl", "--offline")["models"][0]["bytes_from"] == "nobody"
+
+
 @pytest.mark.parametrize(
     ("gpu", "fallbacks", "status"),
     [

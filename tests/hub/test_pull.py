@@ -412,6 +412,63 @@ mark_in_use(Path({str(part.folder / "unet/config.json")!r})); print("loaded", fl
     mark_in_use(Path(os.devnull))
 
 
+class Killed(BaseException):
+    """Ends a pull as SIGKILL does: nothing catches it."""
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_pull_that_is_killed_while_it_replaces_another_is_completed_by_the_next(
+    make_hub: MakeHub,
+    part: Part,
+    record: Any,
+    tiny_hub: TinyHub,
+    repository: str,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+) -> None:
+    """After the old folder is moved away, or before it is deleted: a worker that starts then finds no
+    checkpoint, or a second one lies on the disk for ever."""
+    pull(make_hub(), part, record)
+    old = part.folder.with_name(f"{part.folder.name}.old")
+    old.mkdir()
+    files = tiny_hub.files(repository, "main") or {}
+    tiny_hub.add(repository, {**files, "unet/config.json": b'{"v": 2}'}, branch="v2")
+    new = replace(part, revision="v2")
+    left = [steps]
+    rename, remove = Path.rename, shutil.rmtree
+
+    def step(act: Callable[..., Any], path: Path, *arguments: Any, **options: Any) -> Any:
+        if not path.exists() or not path.is_dir():
+            return None
+        if left[0] == 0:
+            raise Killed
+        left[0] -= 1
+        return act(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *arguments: step(rename, *arguments))
+        patch.setattr(shutil, "rmtree", lambda *arguments, **options: step(remove, *arguments, **options))
+        with pytest.raises(Killed):
+            pull(make_hub(), new, record)
+    tiny_hub.requests.clear()
+    assert pull(make_hub(), new, record).state == "present"
+    assert content(part.folder)["unet/config.json"] == b'{"v": 2}'
+    assert tiny_hub.requests == []
+    folders = {path.name for path in part.folder.parent.iterdir() if path.is_dir()}
+    assert folders == {part.folder.name, old.name}, "a folder of somebody's own stays"
+
+
+def test_an_earlier_pull_gets_its_name_back_if_the_new_one_is_lost(
+    make_hub: MakeHub, part: Part, record: Any, tiny_hub: TinyHub, repository: str
+) -> None:
+    """An operator has deleted the partial folder: nothing has to be downloaded again."""
+    pull(make_hub(), part, record)
+    part.folder.rename(part.folder.with_name(f"{part.folder.name}.replaced"))
+    tiny_hub.requests.clear()
+    assert pull(make_hub(), part, record).state == "present"
+    assert tiny_hub.requests == []
+
+
 def test_a_symbolic_link_is_followed_and_a_mount_point_refused(
     make_hub: MakeHub,
     part: Part,
