@@ -18,6 +18,8 @@ from ourvidz.jobs.catalog import CATALOG
 from ourvidz.jobs.job import VideoJob
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import GeneratedVideo, ReferenceImages
+from ourvidz.pipelines.stage_clock import LOAD, StageClock
+from ourvidz.records.gpu_usage import day_number, load_usage, today
 from ourvidz.records.record import Record
 from ourvidz.settings import Settings
 from ourvidz.storage.local import LocalStore
@@ -34,8 +36,15 @@ AT_STEP: dict[tuple[str, int], Callable[[], Any]] = {}
 """What happens at a step, as another process would do it."""
 
 
+STEP_S = 2.0
+DEVICE_TIME = ManualClock()
+"""The time of the device: a load and every step take `STEP_S` of it."""
+
+
 class SteppingPipeline:
     """A pipeline whose state is the number of its step."""
+
+    clock = StageClock(DEVICE_TIME)
 
     def generate(
         self,
@@ -46,9 +55,13 @@ class SteppingPipeline:
         checkpoints: Any,
         **_: Any,
     ) -> GeneratedVideo:
+        with self.clock.stage(LOAD):
+            DEVICE_TIME.advance(STEP_S)
         stored = next(iter(checkpoints.stored()), None) if checkpoints else None
         for step in range(1 if stored is None else int(stored) + 1, STEPS + 1):
             MARKS.append((job.id, step))
+            with self.clock.stage("denoise"):
+                DEVICE_TIME.advance(STEP_S)
             AT_STEP.pop((job.id, step), lambda: None)()
             if job.prompt == "refuse":
                 raise InvalidParameters("this prompt is refused", field="prompt")
@@ -70,6 +83,12 @@ class SteppingModels:
     def memory(self) -> dict[str, Any]:
         return {}
 
+    def take_gpu_seconds(self) -> dict[str, float]:
+        return SteppingPipeline.clock.take()
+
+    def give_back_gpu_seconds(self, seconds: dict[str, float]) -> None:
+        SteppingPipeline.clock.give_back(seconds)
+
 
 def build(settings: Settings, family: str) -> SteppingModels:
     """Build the models; `OURVIDZ_MODELS` names this function."""
@@ -84,6 +103,8 @@ def ledger(
     monkeypatch.setattr(CallbackSender, "deliver", lambda *_: None)
     monkeypatch.setattr(preemption, "LOOK_S", 0.0)
     MARKS.clear()
+    DEVICE_TIME.now = 0.0
+    SteppingPipeline.clock = StageClock(DEVICE_TIME)
     AT_STEP.clear()
     variables = {"OURVIDZ_MODELS": f"{__name__}:build", "OURVIDZ_PREEMPT_EVERY_S": 1e-9}
     with eager(tmp_path, ourvidz_callbacks, **variables) as running:
@@ -135,6 +156,31 @@ def test_an_image_runs_between_two_steps_of_a_clip(ledger: Ledger) -> None:
     assert metadata_of(ledger, "clip")["preemptions"] == 1
     assert metadata_of(ledger, "clip")["preempted_s"] > 0
     assert "preemptions" not in metadata_of(ledger, "image")
+
+
+def usage_s(ledger: Ledger) -> dict[str, float]:
+    """The GPU-seconds of today by job type."""
+    fields = ledger.gpu_usage([day_number(today())])[0]
+    return {row.type: row.gpu_seconds for row in load_usage(day_number(today()), fields)}
+
+
+@pytest.mark.parametrize("image_prompt", ["a hill", "refuse", "break"])
+def test_each_job_pays_for_its_own_seconds(ledger: Ledger, image_prompt: str) -> None:
+    """A clip that yielded pays once for each step and for both of its loads, and the image for its own, also
+    if it fails or is tried again. All together is the time that the device was busy."""
+    clip = register(ledger, "clip")
+    AT_STEP["clip", 10] = lambda: register_image(ledger, "image", prompt=image_prompt)
+    run_task(clip)
+    assert record_of(ledger, "clip").status == "completed"
+    seconds, used = metadata_of(ledger, "clip")["gpu_seconds"], usage_s(ledger)
+    assert seconds["denoise"] == STEP_S * STEPS
+    # Two loads are its own; that of the image it may share.
+    assert 2 * STEP_S <= seconds["load"] <= 3 * STEP_S
+    assert used["video_fast"] == seconds["total"]
+    owed_s = SteppingPipeline.clock._owed_load_s
+    assert sum(used.values()) + owed_s == DEVICE_TIME.now
+    image_steps = sum(job_id != "clip" for job_id, _ in MARKS)
+    assert STEP_S * image_steps <= used["image_fast"] <= STEP_S * (image_steps + 1)
 
 
 def test_the_delay_of_a_clip_is_bounded(ledger: Ledger) -> None:
