@@ -92,6 +92,5 @@ class DeviceOperations(LedgerBase):
         return load_memory(*answer)
 
     def devices(self) -> list[str]:
-        """The devices whose memory was ever granted, sorted."""
-        names = self._connection.with_retries(lambda: self._connection.client.smembers(self._keys.devices))
-        return sorted(names)
+        """The devices whose memory was granted, and which were measured within the last hour; sorted."""
+        return sorted(self._connection.run_script("list_devices", quick=True))

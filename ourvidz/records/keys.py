@@ -96,7 +96,7 @@ class Keys:
 
     @property
     def devices(self) -> str:
-        """Set: the devices whose memory was ever granted."""
+        """Set: the devices whose memory was granted, until nobody has measured them for an hour."""
         return f"{self.prefix}devices"
 
     @property

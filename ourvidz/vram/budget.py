@@ -38,8 +38,11 @@ class Budget:
         ledger and not yet, or no longer, on the device."""
         if any(each.state in ("loading", "evicting") or each.work for each in memory.residents):
             return
-        used = self._device.total_mib() - self._device.free_mib()
-        self.foreign_mib = max(0, used - memory.held_mib)
+        self.foreign_mib = max(0, self.used_mib() - memory.held_mib)
+
+    def used_mib(self) -> int:
+        """What all processes hold, measured now."""
+        return self._device.total_mib() - self._device.free_mib()
 
     def report(self) -> dict[str, int]:
         """The figures of the device, as they are noted in the ledger."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import socket
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
+from ourvidz import log
 from ourvidz.settings import Settings
 from ourvidz.settings.memory import EMULATED_GPU
 from ourvidz.vram import owners
@@ -92,6 +94,14 @@ class CudaDevice:
         torch.cuda.empty_cache()
 
 
+Table = dict[str, dict[str, int]]
+"""Allocations (MiB) by owner and name."""
+_held: defaultdict[tuple[Path, str], dict[str, int]] = defaultdict(dict)
+"""What this process holds, by the file of the card and owner."""
+
+_log = log.get(__name__)
+
+
 @dataclass(frozen=True, slots=True)
 class EmulatedSpec:
     """What `OURVIDZ_EMULATED_GPU` says: `name:48GiB`, or `name:48GiB,scale=0.001`.
@@ -119,7 +129,8 @@ class EmulatedDevice:
     """A card of which a file keeps the allocations of all processes.
 
     It behaves as a GPU does where it matters: an allocation that does not fit raises torch's own error, and
-    the memory of a process that has ended is free at once.
+    the memory of a process that has ended is free at once. A file that is damaged or deleted is rebuilt: each
+    process adds what it holds when it next looks, at least once a second.
     """
 
     def __init__(self, spec: EmulatedSpec, folder: Path, *, worker_id: str = "process") -> None:
@@ -136,12 +147,12 @@ class EmulatedDevice:
     def free_mib(self) -> int:
         """Memory that no living process holds."""
         with self._open() as table:
-            return self._free_mib(table)
+            return max(0, self._free_mib(table))
 
     def own_mib(self) -> int:
         """Memory that this process holds."""
         with self._open() as table:
-            return sum(table.get(self._owner, {}).values())
+            return sum(table[self._owner].values())
 
     def size_mib(self, weights_mib: float) -> int:
         """The size on the card's scale, at least 1."""
@@ -157,7 +168,7 @@ class EmulatedDevice:
     def allocate(self, name: str, mib: int) -> None:
         """Take memory under a name. Raises `torch.OutOfMemoryError` when there is not enough."""
         with self._open() as table:
-            own = table.setdefault(self._owner, {})
+            own = table[self._owner]
             free = self._free_mib(table) + own.get(name, 0)
             if mib > free:
                 raise torch.OutOfMemoryError(
@@ -168,26 +179,47 @@ class EmulatedDevice:
     def release(self, name: str) -> None:
         """Give the memory of a name back."""
         with self._open() as table:
-            table.get(self._owner, {}).pop(name, None)
+            table[self._owner].pop(name, None)
 
-    def _free_mib(self, table: dict[str, dict[str, int]]) -> int:
+    def _free_mib(self, table: Table) -> int:
         return self._spec.total_mib - sum(sum(own.values()) for own in table.values())
 
     @contextmanager
-    def _open(self) -> Iterator[dict[str, dict[str, int]]]:
+    def _open(self) -> Iterator[Table]:
         """The allocations by owner and name, under a lock; written back unless an error is raised."""
-        with self._file.open("a+") as file:
+        with self._file.open("a+", encoding="utf-8", errors="replace") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             text = file.read()
-            stored: Any = json.loads(text) if text else {}
-            table = {owner: own for owner, own in stored.items() if own and not owners.has_ended(owner)}
+            stored = self._parse(text)
+            table = {owner: own for owner, own in stored.items() if own and not _has_left(owner)}
+            # The file is not trusted with what this process holds: every process adds its own to a new one.
+            table[self._owner] = dict(_held[self._file, self._owner])
             yield table
-            changed = json.dumps(table)
+            _held[self._file, self._owner] = dict(table[self._owner])
+            changed = json.dumps({owner: own for owner, own in table.items() if own})
             if changed != text:
                 file.seek(0)
                 file.truncate()
                 file.write(changed)
+
+    def _parse(self, text: str) -> Table:
+        """The allocations in the file; none, with a line in the log, when it is damaged."""
+        try:
+            stored = json.loads(text or "{}")
+            return {
+                str(owner): {str(name): int(mib) for name, mib in own.items()}
+                for owner, own in stored.items()
+            }
+        except (ValueError, TypeError, AttributeError) as error:
+            _log.warning("emulated_gpu_rebuilt", file=str(self._file), reason=str(error))
+            return {}
+
+
+def _has_left(owner: str) -> bool:
+    """Whether an owner's memory is free: its process has ended, or cannot be seen. Those that share an
+    emulated card see each other."""
+    return not owners.is_visible(owner) or owners.has_ended(owner)
 
 
 def open_device(settings: Settings, worker: str) -> Device | None:

@@ -10,6 +10,8 @@ from ourvidz.vram.eviction import evictions
 
 GRACE_S = 0.5
 """A part counts as idle when it has not been used for so long: between two jobs of a queue it is not."""
+ABANDONED_S = 30.0
+"""How long ago the leases of an owner must have ended that nobody can see."""
 
 
 def turn_is_over(part: Resident, memory: DeviceMemory, turn_s: float) -> bool:
@@ -32,3 +34,17 @@ def displaced(memory: DeviceMemory, budget: Budget) -> Collection[str]:
     if not budget.is_foreign_limited:
         return ()
     return evictions(memory.residents, budget.reserve_mib, budget.mib(), memory.now).parts
+
+
+def is_abandoned(owner: str, memory: DeviceMemory, used_mib: int) -> bool:
+    """Whether an owner whose process cannot be seen has left its rows behind: its leases ended `ABANDONED_S`
+    ago, and the device (`used_mib` of it are taken) shows at least half of its memory free, as the driver
+    frees it with the process. A frozen process still holds its memory."""
+    own = [each for each in memory.residents if each.owner == owner]
+    others = [each for each in memory.residents if each.owner != owner]
+    if any(each.lease_until + ABANDONED_S > memory.now for each in own):
+        return False
+    if any(each.work or each.state in ("loading", "evicting") for each in others):
+        return False  # what they hold is not what the device shows
+    own_mib, others_mib = (sum(each.device_mib for each in rows) for rows in (own, others))
+    return not own_mib or used_mib <= others_mib + own_mib / 2

@@ -14,7 +14,7 @@ from ourvidz.records.devices import Answer, DeviceMemory, Part
 from ourvidz.vram import owners
 from ourvidz.vram.budget import Budget
 from ourvidz.vram.eviction import evictions
-from ourvidz.vram.leaving import may_leave
+from ourvidz.vram.leaving import is_abandoned, may_leave
 
 POLL_S = 0.1
 """Pause between two requests of an owner that waits."""
@@ -114,9 +114,13 @@ class Reservations:
                 self._pause(waiting)
 
     def _release_ended(self, memory: DeviceMemory) -> None:
-        """Release what processes of this host have left behind: the driver frees their memory with them."""
+        """Release what ended processes have left behind: the driver frees their memory with them."""
         for owner in {each.owner for each in memory.residents}:
-            if owners.has_ended(owner):
+            if owners.is_visible(owner):
+                is_over = owners.has_ended(owner)
+            else:
+                is_over = is_abandoned(owner, memory, self._budget.used_mib())
+            if is_over:
                 _log.warning("memory_released", device=self._account.device, owner=owner)
                 with suppress(WorkerUnavailable):
                     self._ledger.release_memory(self._account.device, owner)

@@ -33,6 +33,7 @@ NAMES = [
     "pictures",
     "broker",
     "durability",
+    "shared gpu",
     "storage",
     "signing",
     "callbacks",

@@ -54,6 +54,19 @@ def test_all_parts_are_granted_or_none(ledger: Ledger, reserve: Reserve) -> None
     assert ledger.devices() == ["card"]
 
 
+def test_a_device_of_a_host_that_is_gone_is_forgotten(ledger: Ledger, reserve: Reserve, clock: Clock) -> None:
+    """An hour after its last measurement; one that comes back tells what it holds."""
+    assert reserve(SDXL) == "granted"
+    ledger.renew_memory("card", "sdxl", lease_s=10, measured={"total_mib": 1})
+    clock.advance(3590)
+    assert ledger.devices() == ["card"]
+    clock.advance(21)
+    assert ledger.devices() == []
+    assert ledger.device_memory("card").residents == ()
+    assert reserve(SDXL) == "granted"
+    assert ledger.devices() == ["card"]
+
+
 def test_what_is_resident_is_granted_again_without_more_memory(
     ledger: Ledger, reserve: Reserve, move: Callable[..., bool]
 ) -> None:

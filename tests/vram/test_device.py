@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from ourvidz.errors import SettingsError
 from ourvidz.settings import load_settings
 from ourvidz.vram.device import EmulatedDevice, EmulatedSpec
-from ourvidz.vram.owners import has_ended, owner_id
+from ourvidz.vram.owners import has_ended, is_visible, owner_id
 
 SPEC = EmulatedSpec("card", 48 * 1024, 0.001)
 HOLDER = """
@@ -70,6 +71,31 @@ def test_processes_share_the_card_and_leave_nothing_behind(tmp_path: Path) -> No
         holder.kill()
     card.allocate("weights", 10_000)
     assert card.free_mib() == 48 * 1024 - 10_000
+
+
+@pytest.mark.parametrize("damaged", ["", '{"sdxl@', "[]", '{"a": 1}', '{"no owner": {"weights": 5}}'])
+def test_a_damaged_file_is_rebuilt(tmp_path: Path, damaged: str) -> None:
+    """What a process holds is known to itself: the card is neither empty nor unusable."""
+    card, neighbour = (EmulatedDevice(SPEC, tmp_path, worker_id=name) for name in ("sdxl", "wan"))
+    card.allocate("weights", 40_000)
+    neighbour.allocate("weights", 2_000)
+    (tmp_path / "card.json").write_text(damaged)
+    assert (card.own_mib(), neighbour.own_mib()) == (40_000, 2_000)
+    assert card.free_mib() == 48 * 1024 - 42_000
+    card.release("weights")
+    assert neighbour.free_mib() == 48 * 1024 - 2_000
+
+
+def test_an_owner_of_another_process_namespace_is_not_judged(tmp_path: Path) -> None:
+    """Its pid is that of another process here. Who shares an emulated card can be seen."""
+    worker, host, pid, started_at = owner_id("wan").rsplit(" ", maxsplit=3)
+    name, mark, namespace = host.partition("/")
+    assert namespace.isdigit()
+    container = f"{worker} {name}{mark}{int(namespace) + 1} {int(pid) + 100_000} {started_at}"
+    assert (is_visible(container), has_ended(container)) == (False, False)
+    assert has_ended(f"{worker} {name} {int(pid) + 100_000} {started_at}"), "that of an earlier release"
+    (tmp_path / "card.json").write_text(json.dumps({container: {"weights": 40_000}}))
+    assert EmulatedDevice(SPEC, tmp_path).free_mib() == 48 * 1024
 
 
 def test_an_owner_is_one_process() -> None:
