@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 import requests
 
 from ourvidz.cli.shim import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Shim, ShimError
 from ourvidz.jobs.catalog import JobType
 from ourvidz.media.provenance import read_source_type
+from ourvidz.net.urls import origin
+from ourvidz.settings import settings
 
 MAX_THUMBNAIL_PX = 256
-_REFUSED = (401, 403)
+_KEY_CODES = {401: "UNAUTHORIZED", 403: "FORBIDDEN"}
+"""The error codes of a shim that wants a key, by HTTP status."""
+_S3_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 URL_FIX = "let OURVIDZ_PUBLIC_URL, or the URL of the storage, be one that your users can reach"
+KEY_FIX = "name the shim by this URL, with --url: the key is sent to no other host"
 
 
 class StepFailed(Exception):
@@ -65,12 +71,58 @@ def _read_back(shim: Shim, url: str | None, key: str | None) -> tuple[bytes, boo
             response = session.get(url, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S))
     except requests.RequestException as error:
         raise StepFailed(f"{shown} cannot be read: {type(error).__name__}", URL_FIX) from None
-    needs_key = response.status_code in _REFUSED and unquote(urlsplit(url).path).endswith(f"/assets/{key}")
-    if not needs_key and response.status_code != requests.codes.ok:
-        raise StepFailed(f"{shown} answers HTTP {response.status_code}", URL_FIX)
-    if not needs_key and response.content != served:
+    needs_key = _wants_key_of_shim(shim, url, response)
+    if needs_key:
+        try:
+            data = shim.fetch(url)
+        except ShimError as error:
+            reason = f"{shown} cannot be read with the key of the shim: {error.message}"
+            raise StepFailed(reason, URL_FIX) from None
+    elif response.status_code == requests.codes.ok:
+        data = response.content
+    else:
+        fix = KEY_FIX if _problem_code(response) in _KEY_CODES.values() else URL_FIX
+        raise StepFailed(f"{shown} answers {_describe_refusal(response)}", fix)
+    if data != served:
         raise StepFailed(f"{shown} has other bytes than the shim", URL_FIX)
     return served, needs_key
+
+
+def _wants_key_of_shim(shim: Shim, url: str, response: requests.Response) -> bool:
+    """Whether this is the answer of the shim itself to a request without a key.
+
+    A storage and a proxy refuse with the same statuses what a browser can then not read. The key may be sent
+    to the URL of the shim only, and to its public one.
+    """
+    own = {origin(shim.url), origin(settings().public_url or shim.url)} - {None}
+    if not {origin(url), origin(response.url)} <= own:
+        return False
+    return _problem_code(response) == _KEY_CODES.get(response.status_code, "")
+
+
+def _problem_code(response: requests.Response) -> str | None:
+    """The error code of a problem document; None for any other answer."""
+    if response.headers.get("Content-Type", "").partition(";")[0].strip() != "application/problem+json":
+        return None
+    return _json_member(response, "code")
+
+
+def _describe_refusal(response: requests.Response) -> str:
+    """The status of an error, with its code in the form of a shim, of S3 or of Supabase Storage."""
+    found = _S3_CODE.search(response.content[:4096])
+    code = found[1].decode() if found else _json_member(response, "code") or _json_member(response, "error")
+    status = f"HTTP {response.status_code}"
+    return f"{status} ({code[:64]})" if code else status
+
+
+def _json_member(response: requests.Response, name: str) -> str | None:
+    """A text in a JSON object; None if the body is none, or has no such text."""
+    try:
+        document = response.json()
+    except ValueError:
+        return None
+    value = document.get(name) if isinstance(document, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _check_asset(row: JobType, data: bytes, metadata: dict[str, Any]) -> None:

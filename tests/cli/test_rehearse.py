@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,58 @@ def test_files_are_read_at_signed_urls_without_a_key(
             assert s3_server.stored_keys("rehearsal") == []
             for name in ("sdxl_image_fast", "video_fast", "reference"):
                 assert "without a key" in steps[name]["reason"], steps[name]
+
+
+def test_a_signed_url_that_is_refused_is_a_failure(
+    open_installation: Callable[..., AbstractContextManager[Installation]],
+    s3_server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A browser has no key that would open it. The path looks like one of the shim."""
+    with open_installation(**s3_server.environment("assets")) as installation:
+        store = installation.app.store
+        store.create_buckets()
+        urls = store.urls
+
+        def damaged(keys: Sequence[str], *, lifetime_s: float) -> dict[str, str]:
+            """As a result has them: the shim signs the one of a redirect alone."""
+            signed = urls(keys, lifetime_s=lifetime_s)
+            return {key: f"{url[:-4]}0000" if len(keys) > 1 else url for key, url in signed.items()}
+
+        monkeypatch.setattr(store, "urls", damaged)
+        with FakeWorkers(installation.app):
+            steps = installation.report("--types", "sdxl_image_fast")
+    assert f"{s3_server.url}/assets/workspace-temp/" in steps["sdxl_image_fast"]["reason"]
+    assert "HTTP 403 (SignatureDoesNotMatch)" in steps["sdxl_image_fast"]["reason"]
+
+
+def test_the_key_is_sent_to_no_other_host(
+    open_installation: Callable[..., AbstractContextManager[Installation]],
+) -> None:
+    """Another host can answer as a shim does, to be sent the key."""
+    received: list[str | None] = []
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            received.append(self.headers["Authorization"])
+            self.send_response(401)
+            self.send_header("Content-Type", "application/problem+json")
+            self.end_headers()
+            self.wfile.write(b'{"code": "UNAUTHORIZED"}')
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Standard error stays quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as stranger:
+        threading.Thread(target=stranger.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{stranger.server_port}"
+        with open_installation(OURVIDZ_PUBLIC_URL=url) as installation, FakeWorkers(installation.app):
+            steps = installation.report("--types", "sdxl_image_fast")
+        stranger.shutdown()
+    assert "answers HTTP 401 (UNAUTHORIZED)" in steps["sdxl_image_fast"]["reason"]
+    assert "--url" in steps["sdxl_image_fast"]["fix"]
+    assert received
+    assert set(received) == {None}
 
 
 def test_a_url_that_nobody_can_reach_is_a_failure(
