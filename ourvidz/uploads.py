@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ourvidz import log
-from ourvidz.errors import NotFound, OurvidzError, ReferenceForbidden
+from ourvidz.errors import NotFound, OurvidzError, ReferenceForbidden, StorageError
 from ourvidz.storage.keys import UPLOADS
 
 if TYPE_CHECKING:
@@ -87,28 +87,38 @@ def delete_upload(store: Store, path: str, *, user_id: str) -> None:
 
 def delete_expired(store: Store, *, now: float, renew: Callable[[], None]) -> int:
     """Delete the uploads whose time is over. Returns how many. `renew` is called before each deletion. Raises
-    `StorageError` where the storage cannot be listed."""
+    `StorageError` where the groups cannot be listed; a group that fails keeps no other."""
     deleted = 0
     for group in store.folders(UPLOADS):
-        if not group.isdigit() or int(group) > now:
+        if not group.isdecimal() or int(group) > now:
             continue
-        folder = f"{UPLOADS}/{group}"
-        left = 0
-        for marker in list(store.list_files(folder)):
-            renew()
-            user_id, _, name = marker.key.removeprefix(f"{folder}/").partition("/")
-            try:
-                if user_id and name:  # else a file of another program
-                    store.delete(f"{BUCKET}/{user_id}/uploads/{name}")
-                store.delete(marker.key)
-            except OurvidzError as error:
-                # The marker remains, so that the file is not forgotten.
-                left += 1
-                _log.warning("upload_left", group=group, reason=error.message)
-            else:
-                deleted += 1
-        if not left:
-            store.delete_folder(folder)
+        renew()
+        try:
+            deleted += _delete_group(store, group, renew)
+        except StorageError as error:
+            _log.warning("uploads_left", group=group, reason=error.message)
+    return deleted
+
+
+def _delete_group(store: Store, group: str, renew: Callable[[], None]) -> int:
+    """Delete the uploads of one group, and its folder if none is left. Returns how many."""
+    folder = f"{UPLOADS}/{group}"
+    deleted = left = 0
+    for marker in list(store.list_files(folder)):
+        renew()
+        user_id, _, name = marker.key.removeprefix(f"{folder}/").partition("/")
+        try:
+            if user_id and name:  # else a file of another program
+                store.delete(f"{BUCKET}/{user_id}/uploads/{name}")
+            store.delete(marker.key)
+        except OurvidzError as error:
+            # The marker remains, so that the file is not forgotten.
+            left += 1
+            _log.warning("upload_left", group=group, reason=error.message)
+        else:
+            deleted += 1
+    if not left:
+        store.delete_folder(folder)
     return deleted
 
 

@@ -116,6 +116,20 @@ def test_a_sweep_that_is_interrupted_goes_on_later(store: LocalStore) -> None:
     assert files(store) == []
 
 
+def test_a_group_that_cannot_be_listed_keeps_no_other(store: LocalStore) -> None:
+    """An object whose name a library cannot read is in its way for good."""
+    first, second = upload(store), upload(store, "bob", now=NOW + TTL_S)
+
+    class Failing(LocalStore):
+        def list_files(self, folder: str) -> Any:
+            if str(int(first.expires_at)) in folder:
+                raise StorageError("a name cannot be read")
+            return super().list_files(folder)
+
+    assert sweep(Failing(store.root), NOW + 3 * TTL_S) == 1
+    assert [store.exists(one.path) for one in (first, second)] == [True, False]
+
+
 def test_a_foreign_folder_beside_the_markers_is_left_alone(store: LocalStore) -> None:
     """Its name is no time."""
     store.put(f"{UPLOADS}/notes/ada/a.png", b"x", content_type="text/plain")

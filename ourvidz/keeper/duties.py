@@ -99,8 +99,12 @@ def remove_checkpoints(lease: DutyLease) -> None:
         lease.renew()
         # A record that this release cannot read may be one of a newer release, and its job may be running.
         if record is None or (isinstance(record, Record) and record.finished):
-            app.store.delete_folder(checkpoints_folder(job_id))
-            _log.info("checkpoints_removed", job_id=job_id)
+            try:
+                app.store.delete_folder(checkpoints_folder(job_id))
+            except StorageError as error:
+                _log.warning("checkpoints_left", job_id=job_id, reason=error.message)
+            else:
+                _log.info("checkpoints_removed", job_id=job_id)
 
 
 def remove_uploads(lease: DutyLease) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ourvidz import dispatch
+from ourvidz.errors import StorageError
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.keeper.duties import remove_checkpoints
 from ourvidz.storage.keys import CHECKPOINTS, checkpoint_key
@@ -37,3 +40,22 @@ def test_the_deletion_of_a_job_removes_its_checkpoints(ourvidz_eager: Eager) -> 
     app.store.put(checkpoint_key("a", "7.t"), b"state", content_type="application/octet-stream")
     dispatch.delete("a", force=True)
     assert app.store.folders(CHECKPOINTS) == []
+
+
+def test_checkpoints_that_cannot_be_deleted_keep_no_others(
+    ourvidz_eager: Eager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object whose name a library cannot read is in their way for good."""
+    app = ourvidz_eager.control
+    for job_id in ("a", "b"):
+        app.store.put(checkpoint_key(job_id, "7.t"), b"state", content_type="application/octet-stream")
+    delete_folder = app.store.delete_folder
+
+    def fail(folder: str) -> None:
+        if folder.endswith("/a"):
+            raise StorageError("a name cannot be read")
+        delete_folder(folder)
+
+    monkeypatch.setattr(app.store, "delete_folder", fail)
+    remove_checkpoints(Lease())  # type: ignore[arg-type]
+    assert app.store.folders(CHECKPOINTS) == ["a"]
