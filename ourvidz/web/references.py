@@ -15,7 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ourvidz import uploads
-from ourvidz.errors import CapacityExceeded, InvalidParameters
+from ourvidz.errors import CapacityExceeded, InvalidParameters, PayloadTooLarge
 from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.web import audit
 from ourvidz.web.problems import documented
@@ -137,9 +137,16 @@ def _store(request: Request, data: bytes, user_id: str | None) -> Response:
 
 
 async def _read(request: Request) -> tuple[bytes, str | None]:
-    """The file of an upload, and the `user_id` of its form if it is one. Raises `InvalidParameters`."""
+    """The file of an upload, and the `user_id` of its form if it is one. Raises `InvalidParameters`, and
+    `PayloadTooLarge` as soon as more than the largest file has arrived."""
+    limit = control.current().settings.reference_max_bytes
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return await request.body(), None
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > limit:
+                raise _too_large(limit)
+        return bytes(data), None
     try:
         form = await _InMemoryParser(
             request.headers,
@@ -156,9 +163,17 @@ async def _read(request: Request) -> tuple[bytes, str | None]:
             raise InvalidParameters(
                 "The form has no file.", field="file", rule="a part `file` with a file name"
             )
+        if (file.size or 0) > limit:
+            raise _too_large(limit)
         return await file.read(), user_id if isinstance(user_id, str) else None
     finally:
         await form.close()
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"The file is larger than {limit} bytes.", field="file", rule=f"at most {limit} bytes"
+    )
 
 
 class _InMemoryParser(MultiPartParser):
