@@ -168,6 +168,8 @@ class S3Server(Resource):
             return _error("403 Forbidden", str(refused), start_response, has_body=has_body)
         # moto checks no signatures of URLs, and those of some paths wrongly: it need not look at all.
         environ["wsgi.input"] = io.BytesIO(body)
+        # It decodes names once more than the server before it.
+        environ["PATH_INFO"] = environ["PATH_INFO"].replace("%", "%25").replace("?", "%3F")
         if loses:
             list(self._moto(environ, lambda *_, **__: None))
             return _error(*OVERLOADED, start_response, has_body=has_body)

@@ -6,6 +6,7 @@ import re
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from ourvidz.errors import ReferenceForbidden
+from ourvidz.file_names import MAX_KEY_CHARS, READABLE_CHARS, is_readable_key
 from ourvidz.jobs.catalog import READ_BUCKETS
 from ourvidz.jobs.fields import Fields, FieldValue, check_text, invalid_value
 from ourvidz.jobs.ranges import DATA_URI_CHARS, URL_CHARS
@@ -17,6 +18,7 @@ _PORTS = {"http": 80, "https": 443}
 
 CALLBACK_RULE = "an http or https URL, without user name, whose host is on the allow-list"
 REFERENCE_RULE = "an http or https URL, a data:image/ URI, or a storage path {bucket}/{user_id}/{file}"
+PATH_RULE = f"a storage path of names of {READABLE_CHARS}, at most {MAX_KEY_CHARS} characters"
 
 
 def read_callback_url(fields: Fields, hosts: frozenset[str]) -> str | None:
@@ -90,6 +92,8 @@ def _check_storage_path(field: FieldValue, owner: str) -> str:
         raise invalid_value(
             field.path, "a storage path under the job's own user_id", path, error=ReferenceForbidden
         )
+    if not is_readable_key(path):
+        raise invalid_value(field.path, PATH_RULE, path)
     return path
 
 

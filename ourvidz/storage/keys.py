@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from ourvidz.errors import InvalidParameters
-
-_SEGMENT = re.compile(r"(?!\.+\Z)[A-Za-z0-9._:-]{1,255}")
-"""One segment of a key; segments of dots only could leave the bucket."""
+from ourvidz.file_names import MAX_KEY_CHARS, OWN_NAME, READABLE_CHARS, is_own_key, is_readable_key
 
 
 def asset_folder(bucket: str, user_id: str, job_id: str) -> str:
@@ -63,22 +59,24 @@ def checkpoint_key(job_id: str, attempt: str) -> str:
 
 def is_segment(name: str) -> bool:
     """Whether this name can be a segment of a key. Other programs store files under other names."""
-    return _SEGMENT.fullmatch(name) is not None
-
-
-def is_key(key: str) -> bool:
-    """Whether this has the form of a key."""
-    segments = key.split("/")
-    return len(segments) >= 2 and all(_SEGMENT.fullmatch(segment) for segment in segments)
+    return OWN_NAME.fullmatch(name) is not None
 
 
 def split_key(key: str) -> list[str]:
     """The segments of a key, the bucket first. Raises `InvalidParameters(field="key")` if it is malformed."""
-    if not is_key(key):
-        raise InvalidParameters(
-            "This is not a storage key.",
-            field="key",
-            rule="{bucket}/{path} of A-Z a-z 0-9 . _ : -",
-            value=key,
-        )
+    if not is_own_key(key):
+        raise _malformed(key, "A-Z a-z 0-9 . _ : -")
     return key.split("/")
+
+
+def split_readable_key(key: str) -> list[str]:
+    """The segments of a key of a file that is only read, which a user may have named. Raises
+    `InvalidParameters(field="key")` if it is malformed."""
+    if not is_readable_key(key):
+        raise _malformed(key, READABLE_CHARS)
+    return key.split("/")
+
+
+def _malformed(key: str, allowed: str) -> InvalidParameters:
+    rule = f"{{bucket}}/{{path}} of {allowed}, at most {MAX_KEY_CHARS} characters"
+    return InvalidParameters("This is not a storage key.", field="key", rule=rule, value=key)

@@ -10,15 +10,22 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
 
+from ourvidz import log
 from ourvidz.errors import NotFound, StorageError
+from ourvidz.file_names import is_own_key
 from ourvidz.storage import probe
-from ourvidz.storage.keys import is_key, is_segment, split_key
+from ourvidz.storage.keys import is_segment, split_key, split_readable_key
 from ourvidz.storage.store import StoredFile
 
 REMOVALS = 10
 """How often the removal of a folder is tried that other threads or processes still change."""
+LINK_OUT = "link_out"
+"""The kind of the `StorageError` for a key that links resolve to a path outside the directory."""
 _NOT_FOUND_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_log = log.get(__name__)
 
 
 class LocalStore:
@@ -57,7 +64,7 @@ class LocalStore:
         """Read the bytes under `key` from position `start` on, at most `length` of them. Raises `NotFound` if
         there is no such file."""
         try:
-            with self._path(key).open("rb") as file:
+            with self._readable_path(key).open("rb") as file:
                 file.seek(start)
                 return file.read(-1 if length is None else length)
         except _NOT_FOUND_ERRORS:
@@ -67,7 +74,7 @@ class LocalStore:
 
     def stat(self, key: str) -> StoredFile:
         """The size, time and content type of a file, the type by its suffix. Raises `NotFound`."""
-        path = self._path(key)
+        path = self._readable_path(key)
         try:
             if not path.is_file():
                 raise _not_found(key)
@@ -80,7 +87,7 @@ class LocalStore:
     def exists(self, key: str) -> bool:
         """Whether there are bytes under `key`."""
         try:
-            return self._path(key).is_file()
+            return self._readable_path(key).is_file()
         except OSError as error:
             raise _error("read", key, error) from error
 
@@ -112,7 +119,7 @@ class LocalStore:
                 for name in names:
                     path = Path(place, name)
                     key = f"{folder}/{path.relative_to(top)}"
-                    if is_key(key):
+                    if is_own_key(key):
                         with suppress(FileNotFoundError):
                             yield _stored_file(key, path)
         except OSError as error:
@@ -130,9 +137,10 @@ class LocalStore:
 
     def delete(self, key: str) -> None:
         """Delete `key`. Safe to call twice."""
+        path = self._path(key)
         try:
-            if self.exists(key):
-                self._path(key).unlink(missing_ok=True)
+            if path.is_file():
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise _error("deleted", key, error) from error
 
@@ -154,13 +162,25 @@ class LocalStore:
         """The URLs of `keys` on the shim, which do not end; none without a `public_url`."""
         if not self.public_url:
             return {}
-        return {key: f"{self.public_url}/assets/{'/'.join(split_key(key))}" for key in keys}
+        paths = {key: quote("/".join(split_readable_key(key)), safe="/:") for key in keys}
+        return {key: f"{self.public_url}/assets/{path}" for key, path in paths.items()}
 
-    def local_path(self, key: str) -> Path:
-        """The path of a file. Raises `NotFound` if there is none."""
-        if not self.exists(key):
-            raise _not_found(key)
-        return self._path(key)
+    def open_file(self, key: str) -> BinaryIO:
+        """A file, opened. Raises `NotFound` if there is none, or links lead out of the directory;
+        `StorageError` if it cannot be opened."""
+        try:
+            path = self._readable_path(key)
+            if path.is_file():
+                return path.open("rb")
+        except _NOT_FOUND_ERRORS:
+            pass
+        except OSError as error:
+            raise _error("read", key, error) from error
+        except StorageError as error:
+            if error.kind != LINK_OUT:
+                raise
+            _log.warning("link_out_of_storage", key=key)
+        raise _not_found(key)
 
     def create_buckets(self) -> list[str]:
         """Create the directory if it is missing. Returns its path if it was; buckets are made as needed."""
@@ -181,13 +201,20 @@ class LocalStore:
 
     def _path(self, key: str) -> Path:
         """The path of a key. Raises `StorageError` if symbolic links resolve to a path outside the root."""
-        path = self.root.joinpath(*split_key(key))
+        return self._inside(key, split_key(key))
+
+    def _readable_path(self, key: str) -> Path:
+        """As `_path`, of a file that is only read."""
+        return self._inside(key, split_readable_key(key))
+
+    def _inside(self, key: str, segments: list[str]) -> Path:
+        path = self.root.joinpath(*segments)
         try:
             inside = path.resolve().is_relative_to(self.root.resolve())
         except (OSError, RuntimeError) as error:  # a loop of links
             raise StorageError(f"{key} cannot be found: {error}") from error
         if not inside:
-            raise StorageError(f"{key} leads out of the storage directory.")
+            raise StorageError(f"{key} leads out of the storage directory.", kind=LINK_OUT)
         return path
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import obstore
 from obstore.store import S3Store as Client
 
-from ourvidz.errors import NotFound, SettingsError, StorageError
+from ourvidz.errors import SettingsError, StorageError
+from ourvidz.file_names import is_own_key
 from ourvidz.net.client import HttpClient, RequestFailure
-from ourvidz.storage import probe
-from ourvidz.storage.keys import is_key, is_segment, split_key
+from ourvidz.storage.keys import is_segment, split_key, split_readable_key
+from ourvidz.storage.remote import RemoteStore
 from ourvidz.storage.s3_client import (
     ANSWER_TIMEOUT_S,
     DEFAULT_REGION,
@@ -28,6 +28,7 @@ from ourvidz.storage.s3_client import (
 )
 from ourvidz.storage.s3_errors import (
     LIBRARY_ERRORS,
+    UNREADABLE_NAME,
     deleting,
     is_no_bucket,
     is_refusal,
@@ -51,7 +52,7 @@ REGIONS_WITHOUT_CONSTRAINT = frozenset({DEFAULT_REGION, "auto"})
 """Regions in which a bucket is created without naming them; `auto` is that of R2."""
 
 
-class S3Store:
+class S3Store(RemoteStore):
     """Stores every key as an object; implements `Store`.
 
     Requests are repeated after a 5xx or a broken connection, `RETRIES` times within `RETRY_TIMEOUT_S`. Files
@@ -92,7 +93,7 @@ class S3Store:
 
     def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
         """Read the bytes under `key` from position `start` on, at most `length` of them."""
-        path = self._path(key)
+        path = self._readable_path(key)
         if length == 0:
             self.stat(key)
             return b""
@@ -111,18 +112,10 @@ class S3Store:
 
     def stat(self, key: str) -> StoredFile:
         """The size, time and content type of a file."""
-        path = self._path(key)
+        path = self._readable_path(key)
         with reading("read", key):
             answer = obstore.get(self._store, path, options={"head": True})
             return self._stored_file(answer.meta, answer.attributes.get("Content-Type"))
-
-    def exists(self, key: str) -> bool:
-        """Whether there are bytes under `key`."""
-        try:
-            self.stat(key)
-        except NotFound:
-            return False
-        return True
 
     def copy(self, source: str, key: str) -> None:
         """Copy a file on the server."""
@@ -144,7 +137,7 @@ class S3Store:
         """Every file below `folder`; objects whose names are no keys are left out."""
         for meta in self._list(folder):
             file = self._stored_file(meta, None)
-            if is_key(file.key):
+            if is_own_key(file.key):
                 yield file
 
     def folders(self, folder: str) -> list[str]:
@@ -165,8 +158,17 @@ class S3Store:
         """Delete every object below `folder`, whatever its name, until none is listed.
 
         The empty objects that stand for folders in the web pages of some services stay: the library cannot
-        name them. Raises `StorageError` if anything else is listed again and again.
+        name them. Raises `StorageError` if anything else is listed again and again, and if another program
+        has given an object a name that the library cannot read, after everything else was deleted.
         """
+        try:
+            self._delete_listed(folder)
+        except StorageError as error:
+            if error.kind == UNREADABLE_NAME:
+                self._delete_by_level(folder)
+            raise
+
+    def _delete_listed(self, folder: str) -> None:
         for _ in range(DELETION_ROUNDS):
             listed = {str(meta["path"]): int(meta["size"]) for meta in self._list(folder)}
             if not listed:
@@ -176,19 +178,29 @@ class S3Store:
         if any(listed.values()):
             raise StorageError(f"{folder} could not be deleted: files are listed that were deleted.")
 
+    def _delete_by_level(self, folder: str) -> None:
+        """Delete the objects of those levels below `folder` that have no name which cannot be read."""
+        levels = [self._path(folder)]
+        while levels:
+            try:
+                with request("listed", folder):
+                    listed = obstore.list_with_delimiter(self._store, levels.pop())
+            except StorageError as error:
+                if error.kind != UNREADABLE_NAME:
+                    raise
+                continue
+            levels += listed["common_prefixes"]
+            with deleting(folder):
+                obstore.delete(self._store, [str(meta["path"]) for meta in listed["objects"]])
+
     def urls(self, keys: Sequence[str], *, lifetime_s: float) -> dict[str, str]:
         """Signed URLs, made without a request."""
-        paths = [self._path(key) for key in keys]
+        paths = [self._readable_path(key) for key in keys]
         if not paths:
             return {}
         with request("signed", keys[0]):
             signed = obstore.sign(self._public_store, "GET", paths, timedelta(seconds=lifetime_s))
         return dict(zip(keys, signed, strict=True))
-
-    def local_path(self, key: str) -> Path | None:
-        """None: no file is on this machine."""
-        split_key(key)
-        return None
 
     def create_buckets(self) -> list[str]:
         """Create the S3 bucket if it is missing. Returns its name if it was."""
@@ -229,10 +241,6 @@ class S3Store:
             kind = NO_BUCKET if is_no_bucket(error) else None
             raise SettingsError(f"{what}: {self.location}: {reason}", field=what, kind=kind) from None
 
-    def check(self) -> None:
-        """Write, read and delete a probe."""
-        probe.check(self)
-
     def _list(self, folder: str) -> Iterator[Any]:
         path = self._path(folder)
         with request("listed", folder):
@@ -243,6 +251,14 @@ class S3Store:
     def _path(self, key: str) -> str:
         """The path of a key in the S3 bucket. Raises `InvalidParameters`."""
         split_key(key)
+        return self._prefixed(key)
+
+    def _readable_path(self, key: str) -> str:
+        """As `_path`, of a file that is only read."""
+        split_readable_key(key)
+        return self._prefixed(key)
+
+    def _prefixed(self, key: str) -> str:
         return f"{self._options.prefix}/{key}" if self._options.prefix else key
 
     def _stored_file(self, meta: Any, content_type: str | None) -> StoredFile:

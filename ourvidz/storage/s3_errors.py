@@ -10,13 +10,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, InvalidPathError
 
 from ourvidz.errors import NotFound, StorageError
 
 LIBRARY_ERRORS = (BaseError, OSError, ValueError)
 """What the library raises."""
-_STATUS = re.compile(r"status code: ([1-5][0-9]{2})")
+UNREADABLE_NAME = "unreadable_name"
+"""The kind of the `StorageError` for a listing with a name that the library cannot read."""
+_STATUS = re.compile(r"(?:\A|https?://\S+ in [^<]*?)status code: ([1-5][0-9]{2})")
+"""Behind the URL of the request, which no key contains: before it is the key, which may be named so."""
+_UNREADABLE = re.compile(r'Path "(.{0,1100}?)"(?: contained|: Encountered)', re.DOTALL)
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
 _NO_BUCKET = "NoSuchBucket"
 _MEANINGS = {
@@ -67,6 +71,12 @@ _VARIABLES = {
 def reason_of(error: object) -> str:
     """Why a request failed, in one phrase without headers, bodies and signatures."""
     text = str(error)
+    if isinstance(error, InvalidPathError):
+        unreadable = _UNREADABLE.search(text)
+        name = ascii(unreadable[1]) if unreadable else "unknown"
+        return (
+            f"the S3 library cannot read the name of an object there: {name}; remove it with another program"
+        )
     status, code = _STATUS.search(text), _CODE.search(text)
     if code is not None:
         meaning = _MEANINGS.get(code[1])
@@ -121,7 +131,8 @@ def request(verb: str, key: str) -> Iterator[None]:
     try:
         yield
     except LIBRARY_ERRORS as error:
-        raise StorageError(f"{key} could not be {verb}: {reason_of(error)}.") from None
+        kind = UNREADABLE_NAME if isinstance(error, InvalidPathError) else None
+        raise StorageError(f"{key} could not be {verb}: {reason_of(error)}.", kind=kind) from None
 
 
 @contextmanager

@@ -1,14 +1,14 @@
 """The protocol of storage back ends.
 
-A key is `{bucket}/{path}` with segments of `[A-Za-z0-9._:-]`, none of them dots only.
+A key is `{bucket}/{path}` with segments of `[A-Za-z0-9._:-]`, none of them dots only. `get`, `stat`,
+`exists`, `urls` and `open_file` also take the keys of files that users have named: see `ourvidz.file_names`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,9 @@ class Store(Protocol):
         files are not public a URL is signed and ends after `lifetime_s` seconds: it must not be stored.
         Whether the files exist is not checked."""
 
-    def local_path(self, key: str) -> Path | None:
-        """The path of a file on this machine; None if this storage is elsewhere. Raises `NotFound` if there
-        is no such file."""
+    def open_file(self, key: str) -> BinaryIO | None:
+        """A file on this machine, opened; None if this storage is elsewhere. It can be read to its end also
+        if it is deleted meanwhile. Raises `NotFound` if there is no such file."""
 
     def create_buckets(self) -> list[str]:
         """Create the buckets, or the directory, that are missing. Returns their names."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from urllib.parse import quote
 
 from ourvidz.errors import NotFound, SettingsError, StorageError
-from ourvidz.storage import probe, tus
-from ourvidz.storage.keys import is_key, is_segment, split_key
+from ourvidz.file_names import is_readable_key
+from ourvidz.storage import tus
+from ourvidz.storage.keys import is_segment, split_key, split_readable_key
+from ourvidz.storage.remote import RemoteStore
 from ourvidz.storage.store import StoredFile
 from ourvidz.storage.supabase_answers import Page, describe, parse_page
 from ourvidz.storage.supabase_api import TRANSFER_S, Answer, SupabaseAPI, upload_s
@@ -30,7 +33,7 @@ FRUITLESS_ROUNDS = 10
 """How often the files of a folder are listed that a request to delete them has left."""
 
 
-class SupabaseStore:
+class SupabaseStore(RemoteStore):
     """Stores every key as an object of a bucket of one project; implements `Store`.
 
     `buckets` are those that `create_buckets` creates, all of them private: URLs are always signed. No file is
@@ -76,15 +79,14 @@ class SupabaseStore:
     def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
         """Read the bytes under `key` from position `start` on, at most `length` of them; none behind the end.
         Raises `NotFound` if there is no such file."""
-        bucket, name = _split(key)
+        path = _path_of(key)
         if length == 0:
             self.stat(key)
             return b""
         ranged = start > 0 or length is not None
         end = "" if length is None else start + length - 1
         headers = {"Range": f"bytes={start}-{end}"} if ranged else {}
-        path = f"/object/authenticated/{bucket}/{name}"
-        answer = self._api.send("GET", path, headers=headers, timeout_s=TRANSFER_S)
+        answer = self._api.send("GET", f"/object/authenticated/{path}", headers=headers, timeout_s=TRANSFER_S)
         if answer.ok:
             # A server may ignore the range.
             skipped = start if answer.status == 200 else 0
@@ -96,19 +98,10 @@ class SupabaseStore:
 
     def stat(self, key: str) -> StoredFile:
         """The size, time and content type of a file. Raises `NotFound` if there is none."""
-        bucket, name = _split(key)
-        answer = self._api.send("GET", f"/object/info/{bucket}/{name}")
+        answer = self._api.send("GET", f"/object/info/{_path_of(key)}")
         if not answer.ok:
             raise _failed("read", key, answer)
         return answer.read(lambda info: describe(key, info, info["size"], info["content_type"]))
-
-    def exists(self, key: str) -> bool:
-        """Whether there are bytes under `key`."""
-        try:
-            self.stat(key)
-        except NotFound:
-            return False
-        return True
 
     def copy(self, source: str, key: str) -> None:
         """Copy the bytes and content type under `source` to `key`, replacing what was there. Raises
@@ -193,8 +186,8 @@ class SupabaseStore:
         if self._clock() < self._signs_again_at:
             raise StorageError("URLs could not be signed a moment ago.")
         names: dict[str, list[str]] = {}
-        for key in dict.fromkeys(filter(is_key, keys)):
-            bucket, name = _split(key)
+        for key in dict.fromkeys(filter(is_readable_key, keys)):
+            bucket, _, name = key.partition("/")
             names.setdefault(bucket, []).append(name)
         urls: dict[str, str] = {}
         for bucket, all_names in names.items():
@@ -202,10 +195,6 @@ class SupabaseStore:
                 part = all_names[at : at + SIGNED_AT_ONCE]
                 urls |= self._signed(bucket, part, max(1, math.ceil(lifetime_s)))
         return urls
-
-    def local_path(self, key: str) -> None:
-        """None: the files are elsewhere."""
-        _split(key)
 
     def create_buckets(self) -> list[str]:
         """Create the buckets that are missing, private ones. Returns their names."""
@@ -228,10 +217,6 @@ class SupabaseStore:
                 " `ourvidz storage init` creates it",
                 field="OURVIDZ_STORAGE",
             )
-
-    def check(self) -> None:
-        """Write, read and delete a probe. Raises `StorageError` with the reason if that fails."""
-        probe.check(self)
 
     def _missing_buckets(self) -> list[str]:
         answer = self._api.send("GET", "/bucket", timeout_s=PROMPT_S)
@@ -285,7 +270,7 @@ class SupabaseStore:
             raise StorageError(f"URLs could not be signed: {answer.reason}.")
         return answer.read(
             lambda entries: {
-                f"{bucket}/{entry['path']}": f"{self._api.base}{entry['signedURL']}"
+                f"{bucket}/{entry['path']}": f"{self._api.base}{_encoded(entry['signedURL'])}"
                 for entry in entries
                 if entry["signedURL"]
             }
@@ -296,6 +281,18 @@ def _split(key: str) -> tuple[str, str]:
     """The bucket of a key, and the name in it."""
     bucket, *rest = split_key(key)
     return bucket, "/".join(rest)
+
+
+def _path_of(key: str) -> str:
+    """The path of a file that is only read, as a request line has it. Raises `InvalidParameters`."""
+    return quote("/".join(split_readable_key(key)), safe="/:")
+
+
+def _encoded(signed: str) -> str:
+    """The path and query of a signed URL, with a name encoded that the server has left as it is. Names have
+    no `%`, tokens no `?`."""
+    path, mark, query = signed.rpartition("?")
+    return quote(path, safe="/%:!$&'()*+,;=@") + mark + query
 
 
 def _transfer(source: str, key: str) -> dict[str, str]:

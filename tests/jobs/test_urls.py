@@ -97,6 +97,22 @@ def test_other_references_are_rejected(body: Any, refusal: Any, value: object) -
     assert (error.code, error.field) == ("INVALID_PARAMETERS", "metadata.reference_image_url")
 
 
+def test_a_file_that_a_user_has_named_is_accepted(image: Any) -> None:
+    """Users upload files under such names, which every storage can read."""
+    path = "user-library/u1/my photo (1), 50 + 1 = $51! & 'more' @home; really?*.jpg"
+    assert image(metadata={"reference_image_url": path}).reference == path
+
+
+@pytest.mark.parametrize(
+    "name", ["50%.png", "ünï.png", "a~b.png", "a\tb.png", "[a].png", "a#b.png", "x" * 256, "x/" * 450 + "x"]
+)
+def test_a_name_that_no_storage_reads_is_refused_with_the_rule(body: Any, refusal: Any, name: str) -> None:
+    """Otherwise the job would run without its reference."""
+    error = refusal(body(metadata={"reference_image_url": f"user-library/u1/{name}"}))
+    assert (error.code, error.field) == ("INVALID_PARAMETERS", "metadata.reference_image_url")
+    assert "A-Z a-z 0-9, spaces and !" in error.rule
+
+
 @pytest.mark.parametrize(
     "path",
     [

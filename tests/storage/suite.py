@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import threading
 import time
+from collections.abc import Callable
+from urllib.parse import unquote, urlsplit
 
 import pytest
+import requests
 from PIL import Image
 
 from ourvidz import uploads
@@ -32,8 +35,8 @@ def _move(store: Store, source: str, target: str, moved: list[bool]) -> None:
 
 
 class StoreSuite:
-    """The behaviour of every back end. A test class of a back end inherits it and has a fixture `store`: an
-    empty store."""
+    """The behaviour of every back end. A test class of a back end inherits it and has two fixtures. `store`:
+    an empty store. `upload`: stores a file as other programs do, under any name."""
 
     def test_stored_bytes_are_read_back(self, store: Store) -> None:
         """Including all byte values, and the empty file."""
@@ -112,13 +115,14 @@ class StoreSuite:
             "bucket/.../file.png",
             "bucket/..",
             "bucket\\file.png",
-            "bucket/file name.png",
+            "bucket/file\tname.png",
             "bucket/file.png\n",
             "bucket/file\0.png",
             "bucket/%2e%2e/file.png",
             "bucket/~file.png",
             "bucket/ünï.png",
             "bucket/" + "x" * 256,
+            "bucket/" + "x/" * 450 + "x",
         ],
     )
     def test_a_malformed_key_is_rejected_by_every_operation(self, store: Store, key: str) -> None:
@@ -132,6 +136,43 @@ class StoreSuite:
             with pytest.raises(InvalidParameters) as refused:
                 operation()
             assert refused.value.field == "key"
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "my photo (1).png",
+            " - holiday, 50 + 1 = $51! & 'more' @home; really?*.jpg",
+            "status code: 416",
+            "not found?token=x",
+        ],
+    )
+    def test_a_file_that_a_user_has_named_is_read(
+        self, store: Store, upload: Callable[[Store, str, bytes], None], name: str
+    ) -> None:
+        """Users upload references under such names. OurVidz gives no file one, and deletes none."""
+        key = f"user-library/user-1/{name}"
+        assert not store.exists(key)
+        with pytest.raises(NotFound):
+            store.get(key, start=2, length=3)
+        upload(store, key, b"0123456789")
+        store.put(KEY, b"other", content_type=PNG)
+        assert store.get(key) == b"0123456789"
+        assert store.get(key, start=2, length=3) == b"234"
+        assert (store.stat(key).key, store.stat(key).size, store.exists(key)) == (key, 10, True)
+        url = store.urls([key], lifetime_s=60)[key]
+        assert unquote(urlsplit(url).path).endswith(key)
+        if store.open_file(key) is None:
+            assert requests.get(url, timeout=10).content == b"0123456789"
+        for operation in (
+            lambda: store.put(key, b"x", content_type=PNG),
+            lambda: store.copy(KEY, key),
+            lambda: store.move(key, KEY),
+            lambda: store.delete(key),
+            lambda: store.delete_folder(key),
+        ):
+            with pytest.raises(InvalidParameters):
+                operation()
+        assert store.get(key) == b"0123456789"
 
     def test_a_range_of_bytes_is_read(self, store: Store) -> None:
         """A player seeks in a clip; behind the end there is nothing, and no error."""

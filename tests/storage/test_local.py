@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ class TestBehaviour(StoreSuite):
     @pytest.fixture
     def store(self, tmp_path: Path) -> LocalStore:
         return LocalStore(tmp_path / "assets", "http://127.0.0.1:7860")
+
+    @pytest.fixture
+    def upload(self) -> Callable[[LocalStore, str, bytes], None]:
+        def write(store: LocalStore, key: str, data: bytes) -> None:
+            (store.root / key).parent.mkdir(parents=True, exist_ok=True)
+            (store.root / key).write_bytes(data)
+
+        return write
 
 
 def files_under(folder: Path) -> list[str]:

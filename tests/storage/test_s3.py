@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -32,6 +33,10 @@ class TestBehaviour(StoreSuite):
     def store(self, s3_store: S3Store) -> S3Store:
         return s3_store
 
+    @pytest.fixture
+    def upload(self, s3_server: S3Server) -> Callable[[S3Store, str, bytes], None]:
+        return lambda store, key, data: s3_server.store(store.bucket, f"installations/one/{key}", data)
+
 
 @pytest.mark.parametrize("part", range(3))
 def test_a_cut_in_a_part_of_a_large_file_costs_that_part(
@@ -54,7 +59,7 @@ def test_a_folder_with_objects_of_others_is_deleted(s3_server: S3Server, s3_stor
     """An operator's file has a name that is no key, and a web page stores objects that stand for folders."""
     folder = "workspace-temp/user-1/job-1"
     s3_store.put(KEY, b"x", content_type=PNG)
-    for name in ("", "a folder/", "my file.txt", "über 100%.txt"):
+    for name in ("", "a folder/", "my file.txt", "über 100%.txt", "%41.txt", "what?.txt", "~#[x]\\.txt"):
         s3_server.store(
             s3_store.bucket, f"installations/one/{folder}/{name}", b"x" if name.endswith(".txt") else b""
         )
@@ -63,6 +68,22 @@ def test_a_folder_with_objects_of_others_is_deleted(s3_server: S3Server, s3_stor
     left = s3_server.stored_keys(s3_store.bucket)
     assert left == [f"installations/one/{folder}/", f"installations/one/{folder}/a folder/"]
     assert list(s3_store.list_files(folder)) == []
+
+
+@pytest.mark.parametrize("name", ["a//b.txt", "a/../b.txt", "a/c/./b.txt", "a/\x01.txt"])
+def test_an_object_with_a_name_that_cannot_be_read_is_named(
+    s3_server: S3Server, s3_store: S3Store, name: str
+) -> None:
+    """The library fails with such a page of a listing. All other files of the folder are deleted."""
+    folder = "workspace-temp/user-1/job-1"
+    stranger = f"installations/one/{folder}/{name}"
+    s3_server.store(s3_store.bucket, stranger, b"x")
+    for key in (KEY, f"{folder}/.attempts/7.t/0.png", f"{folder}/b/c/d.png"):
+        s3_store.put(key, b"x", content_type=PNG)
+    with pytest.raises(StorageError, match=re.escape(ascii(stranger))) as failed:
+        s3_store.delete_folder(folder)
+    assert "remove it with another program" in failed.value.message
+    assert s3_server.stored_keys(s3_store.bucket) == [stranger]
 
 
 def test_a_bucket_in_another_region_is_created_there(open_storage: Open) -> None:

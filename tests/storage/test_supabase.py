@@ -12,8 +12,9 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
 import pytest
 
@@ -28,7 +29,7 @@ from ourvidz.wiring.storage import open_store as open_configured
 from tests.cutting_proxy import CuttingProxy
 from tests.storage.suite import KEY, PNG, STAGED, StoreSuite
 
-BUCKETS = ("workspace-temp", "reference_images", "bucket", "checkpoints")
+BUCKETS = ("workspace-temp", "reference_images", "user-library", "bucket", "checkpoints")
 CHUNK = 6 << 20
 LARGE = os.urandom(14_000_000)
 """Three chunks; the last is smaller."""
@@ -100,6 +101,15 @@ def open_stranger(server: ThreadingHTTPServer) -> SupabaseStore:
 
 class TestSupabaseStore(StoreSuite):
     """The behaviour of every back end."""
+
+    @pytest.fixture
+    def upload(self, server: SupabaseServer) -> Callable[[SupabaseStore, str, bytes], None]:
+        api = SupabaseAPI(server.url, server.secret_key)
+
+        def send(_store: SupabaseStore, key: str, data: bytes) -> None:
+            assert api.send("POST", f"/object/{quote(key)}", body=data).ok
+
+        return send
 
 
 @pytest.fixture

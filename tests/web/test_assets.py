@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -157,6 +158,110 @@ def test_a_byte_range_of_a_video_can_be_read(shim) -> None:
     shim.store.put("workspace-temp/u/j/0.mp4", b"0123456789", content_type="video/mp4")
     answer = shim.client.get("/assets/workspace-temp/u/j/0.mp4", headers={"Range": "bytes=2-4"})
     assert (answer.status_code, answer.content) == (206, b"234")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("bytes=2-", (206, b"23456789", "bytes 2-9/10")),
+        ("bytes=-3", (206, b"789", "bytes 7-9/10")),
+        ("bytes=-30", (206, b"0123456789", "bytes 0-9/10")),
+        ("bytes=9-500", (206, b"9", "bytes 9-9/10")),
+        ("BYTES = 0 - 0", (206, b"0", "bytes 0-0/10")),
+        # A unit that is not known is ignored, and so are several ranges: both are the server's right.
+        ("items=2-4", (200, b"0123456789", None)),
+        ("bytes=0-1,4-5", (200, b"0123456789", None)),
+        *((f"bytes={part}", (416, None, "bytes */10")) for part in (
+            "10-", "99-100", "5-2", "-0", "-", "", "a-b", "--5", "+1-2", "1_0-", "0-1-2", "9" * 40 + "-",
+        )),
+    ],
+)  # fmt: skip
+def test_a_range_is_answered_with_its_bytes_or_a_problem(
+    shim, value: str, expected: tuple[int, bytes | None, str | None]
+) -> None:
+    """As RFC 9110 says; a refusal is a problem document like every other."""
+    shim.store.put("workspace-temp/u/j/0.mp4", b"0123456789", content_type="video/mp4")
+    answer = shim.client.get("/assets/workspace-temp/u/j/0.mp4", headers={"Range": value})
+    status, content, content_range = expected
+    assert (answer.status_code, answer.headers.get("content-range")) == (status, content_range)
+    if content is None:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert (answer.json()["code"], answer.json()["field"]) == ("INVALID_PARAMETERS", "Range")
+    else:
+        assert (answer.content, answer.headers["content-length"]) == (content, str(len(content)))
+
+
+def test_a_range_of_another_version_is_the_whole_file(shim) -> None:
+    """A repeated job writes the same key again: a player must not join the halves of two clips."""
+    shim.store.put("workspace-temp/u/j/0.mp4", b"old", content_type="video/mp4")
+    old = shim.client.get("/assets/workspace-temp/u/j/0.mp4").headers["etag"]
+    for etag, status in ((old, 206), ('"other"', 200)):
+        headers = {"Range": "bytes=1-", "If-Range": etag}
+        assert shim.client.get("/assets/workspace-temp/u/j/0.mp4", headers=headers).status_code == status
+    shim.store.put("workspace-temp/u/j/0.mp4", b"newer", content_type="video/mp4")
+    headers = {"Range": "bytes=1-", "If-Range": old}
+    assert shim.client.get("/assets/workspace-temp/u/j/0.mp4", headers=headers).content == b"newer"
+
+
+@pytest.mark.parametrize("kind", ["shim", "remote"])
+def test_the_headers_of_a_file_are_read_without_it(request: pytest.FixtureRequest, kind: str) -> None:
+    """A player asks for the size first. Signed URLs of S3 answer GET only, so this is no redirect."""
+    shim = request.getfixturevalue(kind)
+    shim.store.put(KEY, b"0123456789", content_type="image/png")
+    answer = shim.client.head(f"/assets/{KEY}", headers={"Range": "bytes=2-4"}, follow_redirects=False)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert (answer.headers["content-length"], answer.headers["content-type"]) == ("10", "image/png")
+    assert answer.headers["last-modified"].endswith("GMT")
+    for path in (f"workspace-temp/{USER}/job-1/1.png", CHECKPOINT, STAGED, "workspace-temp"):
+        assert shim.client.head(f"/assets/{path}").status_code == 404
+
+
+def test_a_file_that_is_deleted_while_it_is_sent_arrives(shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there when it was asked for; half an answer would be of no use."""
+    shim.store.put(KEY, b"picture", content_type="image/png")
+    open_file = shim.store.open_file
+
+    def open_and_delete(key: str) -> Any:
+        file = open_file(key)
+        shim.store.delete(key)
+        return file
+
+    monkeypatch.setattr(shim.store, "open_file", open_and_delete)
+    assert shim.client.get(f"/assets/{KEY}").content == b"picture"
+    assert shim.client.get(f"/assets/{KEY}").status_code == 404
+
+
+def test_a_disk_that_cannot_be_read_is_no_missing_file(shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that reads 404 would forget the file."""
+    shim.store.put(KEY, b"picture", content_type="image/png")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("pathlib.Path.open", fail)
+    answer = shim.client.get(f"/assets/{KEY}")
+    assert (answer.status_code, answer.json()["code"]) == (500, "STORAGE_ERROR")
+    assert str(shim.store.root) not in answer.text
+
+
+@pytest.mark.parametrize("kind", ["shim", "remote"])
+def test_no_path_is_too_long_to_be_missing(request: pytest.FixtureRequest, kind: str) -> None:
+    """A system refuses such names with errors of its own."""
+    shim = request.getfixturevalue(kind)
+    for path in ("a/" * 4000 + "b", "a" * 300, "/".join(["a" * 255] * 20)):
+        answer = shim.client.get(f"/assets/user-library/{path}", follow_redirects=False)
+        assert (answer.status_code, answer.json()["code"]) == (404, "NOT_FOUND")
+
+
+def test_a_file_that_a_user_has_named_is_served(shim) -> None:
+    """At the URL that the storage gives for it."""
+    key = f"user-library/{USER}/my photo (1)?.png"
+    path = shim.store.root / key
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"picture")
+    answer = shim.client.get(shim.store.urls([key], lifetime_s=60)[key])
+    assert (answer.status_code, answer.content) == (200, b"picture")
+    assert answer.headers["content-disposition"] == "inline; filename*=utf-8''my%20photo%20%281%29%3F.png"
 
 
 @pytest.mark.parametrize(
