@@ -51,7 +51,7 @@ def read_arrivals(lines: Iterable[str]) -> dict[str, list[Arrival]]:
     """Read a CSV file with the columns `at_s`, `type` and, optional, `run_s`; returns the arrivals by queue.
 
     `at_s`: seconds from the start, in any order. `run_s`: how long the job ran; the expected time of its type
-    where it is missing. Raises `InvalidParameters` with the line.
+    where it is missing. Raises `InvalidParameters` with the line, or for a file without any.
     """
     arrivals: dict[str, list[Arrival]] = {}
     reader = csv.DictReader(lines)
@@ -63,6 +63,8 @@ def read_arrivals(lines: Iterable[str]) -> dict[str, list[Arrival]]:
         at_s = _seconds(row["at_s"], reader.line_num)
         run_s = _seconds(row["run_s"], reader.line_num) if row.get("run_s") else expected_s
         arrivals.setdefault(job_type.queue, []).append(Arrival(at_s, expected_s, run_s))
+    if not arrivals:
+        raise InvalidParameters("The file has no arrivals: no line follows the header.", field="arrivals")
     return {queue: sorted(jobs, key=lambda job: job.at_s) for queue, jobs in arrivals.items()}
 
 

@@ -27,6 +27,7 @@ _OTHER_FORMATS = {
     b"\x80": _PICKLE,
     b"version https://git-lfs": "a Git LFS pointer, not the weights: run git lfs pull",
     b"<": "a web page, not a model: the download got an error page",
+    b"{": "a JSON document, not a model: the download got an error message, or it is a config",
     b"GGUF": "a GGUF file, which is not supported: use the safetensors file of the model",
 }
 """What a file is that begins with these bytes."""
@@ -87,10 +88,12 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
         raise ModelLoadError(f"{path} is empty.")
     # The header's length comes first, so that a safetensors file can begin with any of these bytes, but its
     # ninth byte is the brace of the JSON.
-    if start[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{":
+    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    if start[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{" and length <= MAX_HEADER_BYTES:
         return
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     for magic, description in _OTHER_FORMATS.items():
-        if start.startswith(magic):
+        if start.startswith(magic) or text.startswith(magic):
             raise ModelLoadError(f"{path} is {description}.")
     if path.suffix in _PICKLE_SUFFIXES:
         raise ModelLoadError(f"{path} is {_PICKLE}.")

@@ -28,6 +28,14 @@ WeightKind = Literal[
     "wan vace",
     "wan vae",
     "lora",
+    "dora",
+    "loha",
+    "lokr",
+    "glora",
+    "ia3",
+    "oft",
+    "differences",
+    "lycoris",
     "ip-adapter",
     "controlnet",
     "embedding",
@@ -54,6 +62,14 @@ KIND_NAMES: dict[WeightKind, str] = {
     "wan vace": "a Wan VACE transformer",
     "wan vae": "a Wan VAE",
     "lora": "a LoRA",
+    "dora": "a DoRA",
+    "loha": "a LoHa (LyCORIS)",
+    "lokr": "a LoKr (LyCORIS)",
+    "glora": "a GLoRA (LyCORIS)",
+    "ia3": "an IA³ adapter",
+    "oft": "an OFT adapter",
+    "differences": "an adapter of full differences (LyCORIS)",
+    "lycoris": "an adapter of unknown kind",
     "ip-adapter": "an IP-Adapter",
     "controlnet": "a ControlNet",
     "embedding": "a textual inversion embedding",
@@ -67,10 +83,20 @@ KIND_NAMES: dict[WeightKind, str] = {
 }
 """The kinds as messages name them, with their article."""
 
-_LORA = re.compile(
-    r"\.lora_(?:A|B|up|down)\.|\.lora\.(?:up|down)\.|_lora\.(?:up|down)\.|lora_linear_layer\."
-    r"|\.hada_w[12]_[ab]$|\.lokr_w[12](?:_[ab])?$|\.oft_(?:blocks|diag)$|\.dora_scale$"
-)
+_ADAPTERS: dict[WeightKind, str] = {
+    "dora": r"\.(?:dora_scale|lora_magnitude_vector)(?:\.|$)",
+    "loha": r"\.hada_(?:w[12]_[ab]|t[12])$",
+    "lokr": r"\.lokr_(?:w[12](?:_[ab])?|t2)$",
+    "glora": r"^(?:lora|lycoris)_.*\.[ab][12]\.weight$",
+    "ia3": r"\.on_input$|\.ia3_l(?:\.|$)",
+    "oft": r"\.(?:oft_(?:blocks|diag|R)|boft_[RS])(?:\.|$)",
+    "lora": r"\.lora_(?:A|B|up|down)\.|[._]lora\.(?:up|down)\.|lora_linear_layer\.",
+    "differences": r"\.diff(?:_b)?$|\.[wb]_norm$",
+}
+"""Names of the weights of each kind of adapter. Of several kinds in a file the first one is its kind: a file
+may have pairs of matrices for some layers and differences for others."""
+_ADAPTER_PREFIXES = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")
+_ADAPTER = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in _ADAPTERS.items()))
 _LANGUAGE_MODEL = "model.layers.0.self_attn.q_proj.weight"
 _TEXT_EMBEDDINGS = {"clip_l", "clip_g", "emb_params", "string_to_param"}
 _EDM_MARKS = {"edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"}
@@ -102,8 +128,12 @@ def require(path: Path, *expected: WeightKind, wanted: str) -> Header:
 def kind_of(header: Header) -> WeightKind:
     """What a safetensors file with this header holds."""
     tensors = header.tensors
-    if any(_LORA.search(name) for name in tensors):
-        return "lora"
+    adapters = {match.lastgroup for name in tensors if (match := _ADAPTER.search(name))}
+    for kind in _ADAPTERS:
+        if kind in adapters:
+            return kind
+    if any(name.startswith(_ADAPTER_PREFIXES) for name in tensors):
+        return "lycoris"
     for kind, fits in _MARKS.items():
         if fits(tensors):
             return kind

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from ourvidz.cli.fleet import fleet
+from ourvidz.cli.main import cli
 from ourvidz.settings import settings
 
 
@@ -48,6 +49,16 @@ def test_a_longer_target_wait_takes_fewer_hours() -> None:
     short, long = (json.loads(run("--target-wait", wait, "--json")) for wait in ("30", "600"))
     assert long["worker_hours"] < short["worker_hours"]
     assert long["wait_p95_s"] > short["wait_p95_s"]
+
+
+@pytest.mark.parametrize("content", ["at_s,type\n", "at_s,type,run_s\n\n\n"])
+def test_a_file_without_arrivals_is_an_error(tmp_path: Path, content: str) -> None:
+    """Nothing was printed, with the exit status of a success: a query that found no rows looks like that."""
+    file = tmp_path / "day.csv"
+    file.write_text(content)
+    result = CliRunner().invoke(cli, ["fleet", "simulate", "--arrivals", str(file)])
+    assert result.exit_code == 1
+    assert "The file has no arrivals" in result.stderr
 
 
 def test_arrivals_of_a_file_are_replayed_by_queue(tmp_path: Path) -> None:

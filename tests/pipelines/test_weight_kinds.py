@@ -24,6 +24,7 @@ REFINER = {
     name.replace("embedders.1", "embedders.0"): (640, 1280) if "attn2" in name else shape
     for name, shape in (SDXL_UNET | SECOND).items()
 }
+KOHYA_LAYER = "lora_unet_input_blocks_4_1_proj_in"
 WAN = {"head.modulation": (1, 2, 1536), "blocks.0.self_attn.q.weight": (1536, 1536)}
 
 EXAMPLES: list[tuple[WeightKind, dict[str, tuple[int, ...]]]] = [
@@ -49,7 +50,16 @@ EXAMPLES: list[tuple[WeightKind, dict[str, tuple[int, ...]]]] = [
     ("lora", KOHYA),
     ("lora", {"unet.down_blocks.1.attentions.0.proj_in.lora_A.weight": (4, 640)}),
     ("lora", {"diffusion_model.blocks.0.self_attn.q.lora_down.weight": (32, 1536)}),
-    ("lora", {"lora_te1_text_model_encoder_layers_0_mlp_fc1.hada_w1_a": (768, 8)}),
+    ("loha", {"lora_te1_text_model_encoder_layers_0_mlp_fc1.hada_w1_a": (768, 8)}),
+    ("lokr", {"lycoris_unet_down_blocks_1.lokr_w2": (4, 4), "lycoris_unet_down_blocks_1.alpha": ()}),
+    ("glora", {f"{KOHYA_LAYER}.{name}.weight": (4, 640) for name in ("a1", "a2", "b1", "b2")}),
+    ("ia3", {f"{KOHYA_LAYER}.weight": (1, 640), f"{KOHYA_LAYER}.on_input": ()}),
+    ("ia3", {"base_model.model.down_blocks.1.attentions.0.to_k.ia3_l": (640, 1)}),
+    ("oft", {f"{KOHYA_LAYER}.oft_blocks": (4, 160, 160)}),
+    ("dora", KOHYA | {f"{KOHYA_LAYER}.dora_scale": (1, 640)}),
+    ("differences", {f"{KOHYA_LAYER}.diff": (640, 640), f"{KOHYA_LAYER}.diff_b": (640,)}),
+    ("lora", KOHYA | {"lora_unet_out_0.diff": (320,)}),
+    ("lycoris", {f"{KOHYA_LAYER}.of_next_year": (640,)}),
     ("lora", {"unet.down_blocks.1.attentions.0.attn1.processor.to_q_lora.down.weight": (4, 640)}),
     ("ip-adapter", {"image_proj.norm.weight": (2048,), "ip_adapter.1.to_k_ip.weight": (640, 2048)}),
     ("controlnet", {"controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3), "conv_in.weight": (1,)}),
@@ -101,6 +111,10 @@ def test_a_file_is_named_by_its_header(
         (b"\x80\x02}q\x00X\x01\x00\x00", "is a pickle: refused"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a Git LFS pointer"),
         (b"<!doctype html><title>Not found</title>", "is a web page"),
+        (b"\n\n  <!DOCTYPE html>\n<html>", "is a web page"),
+        (b"\xef\xbb\xbf\r\n<html></html>", "is a web page"),
+        (b"<script>{}</script><h1>Not found</h1>", "is a web page"),
+        (b'{"error": "Invalid username or password."}', "is a JSON document"),
         (b"GGUF\x03\0\0\0\0\0\0\0", "is a GGUF file"),
         (b"half a download", "is not a safetensors file"),
         (b"\x10\0\0\0\0\0\0\0{", "is truncated: it ends within its header"),

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from safetensors import safe_open
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines import weight_kinds
@@ -147,12 +146,9 @@ def _check_all_used(
 ) -> None:
     """Raise `ModelLoadError` for weights or alphas that would be ignored: a part of a LoRA makes other images
     than the whole. `alphas` are the modules that have one."""
-    with safe_open(file.path, "pt") as archive:
-        # Diffusers drops these with a warning only.
-        unused = [key for key in archive.keys() if "dora_scale" in key]  # noqa: SIM118  not a dictionary
     suffixes = (*(suffix for pair in _DOWN_UP_SUFFIXES for suffix in pair), ".alpha")
     used = {change.module + suffix for change in changes for suffix in suffixes}
-    unused += [key for key in tensors if _modern_key(key) not in used]
+    unused = [key for key in tensors if _modern_key(key) not in used]
     changed = {change.module for change in changes}
     unused += [f"{module}.alpha" for module in alphas if module not in changed]
     if unused:
