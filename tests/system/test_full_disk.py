@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -18,11 +19,11 @@ SHORT = {"steps": 1, "width": 64, "height": 64, "seed": 1}
 
 
 def fill(disk: Path, leave: int) -> None:
-    """Let a file grow until so many bytes are free."""
-    with (disk / "other").open("ab") as file:
-        while (free := shutil.disk_usage(disk).free) > leave:
-            file.write(bytes(min(MIB, free - leave)))
-            file.flush()
+    """Let a file grow by what is free now but for so many bytes; space that is released meanwhile stays free."""
+    wanted = shutil.disk_usage(disk).free - leave
+    with (disk / "other").open("ab", buffering=0) as file, suppress(OSError):
+        while wanted > 0:
+            wanted -= file.write(bytes(min(MIB, wanted)))
 
 
 def status_of(running: Stack, job_id: str) -> tuple[int, str | None]:
