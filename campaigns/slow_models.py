@@ -13,11 +13,11 @@ from ourvidz.pipelines.base import GeneratedImages, OnStep
 from ourvidz.settings import Settings
 
 STEP_S = 0.02
-"""Seconds that one step of a job takes."""
+"""Seconds that one step takes for each image of a job."""
 
 
 class SlowPipeline(NullPipeline):
-    """Returns images of one colour after `steps` steps of `STEP_S` seconds."""
+    """Returns images of one colour after `steps` steps, each of `STEP_S` seconds for each image."""
 
     def generate(self, job: ImageJob, *, on_step: OnStep, **_: Any) -> GeneratedImages:
         """Report every step; the colour comes from the seed."""
@@ -25,7 +25,7 @@ class SlowPipeline(NullPipeline):
         started = time.monotonic()
         on_step(0, steps)
         for step in range(1, steps + 1):
-            time.sleep(STEP_S)
+            time.sleep(STEP_S * job.num_images)
             on_step(step, steps)
         images = [Image.new("RGB", (job.width, job.height), (seed % 256, 128, 128)) for seed in job.seeds]
         return GeneratedImages(images=images, seeds=job.seeds, seconds=time.monotonic() - started)

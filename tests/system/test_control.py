@@ -18,6 +18,8 @@ from training.shapes import coverage
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 LONG = {"steps": 100, "num_images": 6, "width": 128, "height": 128, "seed": 3}
+MEDIUM = {**LONG, "num_images": 1}
+"""Long enough to be met while it runs, for jobs that run to their end."""
 SHORT = {"steps": 1, "width": 64, "height": 64, "seed": 1}
 SECRET_PROMPT = "a heron over a silver lake"
 
@@ -31,9 +33,9 @@ def running(stacks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
         yield running
 
 
-def start_long(running: Any, job_id: str) -> None:
+def start_long(running: Any, job_id: str, config: dict[str, int] = LONG) -> None:
     """Submit a long job and wait for its first progress."""
-    running.submit(job_id, config=LONG)
+    running.submit(job_id, config=config)
     for item in running.client.events(job_id):
         if item.kind == "progress" and item.data["progress"] > 0:
             return
@@ -71,7 +73,7 @@ def test_a_cancelled_queued_job_never_runs_and_a_retry_of_it_does(running: Any) 
 
 def test_a_retry_of_a_cancelled_running_job_runs(running: Any) -> None:
     """A retry runs the job again under its id, as the next run."""
-    start_long(running, "undone")
+    start_long(running, "undone", MEDIUM)
     running.client.post("/jobs/undone/cancel")
     assert running.wait_done("undone")["status"] == "cancelled"
     running.client.post("/jobs/undone/retry")
@@ -97,7 +99,7 @@ def test_a_drained_worker_finishes_its_job_and_claims_no_other(running: Any) -> 
     worker = next(
         one["id"] for one in running.get("/health").json()["workers"] if one["queue"] == "sdxl_queue"
     )
-    start_long(running, "last")
+    start_long(running, "last", MEDIUM)
     assert running.post(f"/workers/{worker}/drain").status_code == 200
     running.submit("held", config=SHORT)
     assert running.wait_done("last")["status"] == "completed"

@@ -1,4 +1,8 @@
-"""Failures of processes, connections and receivers during jobs: every job ends exactly once."""
+"""Failures of processes, connections and receivers during jobs: every job ends exactly once.
+
+The worker has models without weights, as its pool child is killed often; `test_resume` and `test_wan` kill
+workers with pipelines.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,10 @@ from ourvidz.settings import environment
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
-LONG = {"steps": 100, "num_images": 3, "width": 128, "height": 128, "seed": 3}
-"""Several seconds of work on two cores."""
+LONG = {"steps": 100, "num_images": 3, "width": 64, "height": 64, "seed": 3}
+"""Six seconds."""
 SHORT = {"steps": 1, "width": 64, "height": 64, "seed": 1}
+MODELS = {"OURVIDZ_MODELS": "campaigns.slow_models:build"}
 
 
 class Receiver:
@@ -123,7 +128,7 @@ def running(
 ) -> Iterator[Any]:
     """One stack for all faults: it recovers after each."""
     allowed = f"{receiver.host} {other_receiver.host}"
-    with stacks(tmp_path_factory.mktemp("faults"), env={"OURVIDZ_CALLBACK_ALLOW": allowed}) as running:
+    with stacks(tmp_path_factory.mktemp("faults"), env={**MODELS, "OURVIDZ_CALLBACK_ALLOW": allowed}) as running:
         yield running
 
 
@@ -371,7 +376,7 @@ def test_a_job_that_hangs_beyond_its_hard_limit_is_stopped(
     stacks: Callable[..., Any], tmp_path: Path
 ) -> None:
     """The job reaches no step boundary, so the worker's parent kills the pool child; the worker continues."""
-    env = {"OURVIDZ_TIME_LIMITS_S": '{"sdxl_image_fast": 2}', "OURVIDZ_MODEL_LOAD_S": "1"}
+    env = {**MODELS, "OURVIDZ_TIME_LIMITS_S": '{"sdxl_image_fast": 2}', "OURVIDZ_MODEL_LOAD_S": "1"}
     with stacks(tmp_path, env=env) as running:
         start_long(running, "hanging", progress=1)
         psutil.Process(running.pool_child()).suspend()
