@@ -74,7 +74,7 @@ def test_several_families_share_the_libraries_that_one_process_has_imported(
 def test_finished_and_interrupted_jobs_outlive_the_stack(stack: Callable[..., Any]) -> None:
     """A stop does not wait for a long job; its interrupted attempt does not count, and it runs after the next
     start. A killed `up` leaves no process behind."""
-    long = {"width": 128, "height": 128, "num_images": 6, "steps": 100, "seed": 3}
+    long = {"width": 128, "height": 128, "num_images": 3, "steps": 100, "seed": 3}
     # Longer than a worker takes to notice SIGTERM (one poll of the broker), shorter than the job.
     with stack(env={"OURVIDZ_DRAIN_S": "1.5"}) as first:
         first.submit("up-3")
