@@ -128,7 +128,8 @@ def running(
 ) -> Iterator[Any]:
     """One stack for all faults: it recovers after each."""
     allowed = f"{receiver.host} {other_receiver.host}"
-    with stacks(tmp_path_factory.mktemp("faults"), env={**MODELS, "OURVIDZ_CALLBACK_ALLOW": allowed}) as running:
+    env = {**MODELS, "OURVIDZ_CALLBACK_ALLOW": allowed}
+    with stacks(tmp_path_factory.mktemp("faults"), env=env) as running:
         yield running
 
 

@@ -19,7 +19,7 @@ SHORT = {"steps": 1, "width": 64, "height": 64, "seed": 1}
 
 
 def fill(disk: Path, leave: int) -> None:
-    """Let a file grow by what is free now but for so many bytes; space that is released meanwhile stays free."""
+    """Let a file grow until so many bytes are free; space that is released meanwhile stays free."""
     wanted = shutil.disk_usage(disk).free - leave
     with (disk / "other").open("ab", buffering=0) as file, suppress(OSError):
         while wanted > 0:
