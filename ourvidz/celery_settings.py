@@ -87,6 +87,8 @@ worker_direct = True
 worker_cancel_long_running_tasks_on_connection_loss = False
 # Celery's prefork pool, whose children ignore signals to the whole process group.
 worker_pool = "ourvidz.pool:TaskPool"
+# Events of tasks are published in batches, and not while a job starts or ends.
+worker_consumer = "ourvidz.consumer:Consumer"
 worker_pool_start_method = "spawn"
 # Celery replaces a child that takes longer to start, for ever on a slow disk. The child loads models.
 worker_proc_alive_timeout = max(600, _settings.model_load_s)

@@ -30,7 +30,7 @@ HOME_OF: dict[str, set[str]] = {
     "starlette": {"web"},
     "python_multipart": {"web"},
     "uvicorn": {"web"},
-    "celery": {"app", "claims", "cli", "dispatch", "pool", "signals", "tasks"},
+    "celery": {"app", "claims", "cli", "consumer", "dispatch", "pool", "signals", "tasks"},
     "kombu": {"celery_settings", "dispatch"},
     "billiard": {"child", "pool", "signals"},
     "redis": {"ledger", "redis_clients", "dispatch", "cli", "embedded_redis", "testing"},
