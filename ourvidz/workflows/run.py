@@ -69,6 +69,8 @@ class LeasedRun:
         self._progress: float | None = None
         # The claim was the latest report.
         self._next_report_at = clock() + REPORT_INTERVAL_S
+        self._must_ask = False
+        """Whether the next write asks the ledger though no report is due."""
         self._committed = False
         self._committed_folders: list[str] = []
         self._previews = Previews(claim.job_id, clock=clock) if previews else None
@@ -176,9 +178,9 @@ class LeasedRun:
 
     def publish(self, outcome: Outcome) -> None:
         """Move the files of the outcome's assets to their final keys, under the same rules as `put`, but for
-        a report that is always made before the first: a job that was cancelled by now publishes nothing. What
-        follows is the commit."""
-        self._next_report_at = self._clock()
+        the ledger, which is always asked before the first: a job that was cancelled by now publishes nothing.
+        What follows is the commit."""
+        self._must_ask = True
         keys = [key for asset in outcome.assets for key in (asset.key, asset.thumbnail_key) if key]
         self._files.publish(keys, check=self._check_lease)
 
@@ -227,8 +229,9 @@ class LeasedRun:
         tokens: int = 0,
     ) -> bool:
         """Send progress, text, previews and new folders to the ledger, if there is one of the last three or a
-        report is due. Returns whether the ledger was reached. Raises `Cancelled` or `FenceLost` as the ledger
-        answers."""
+        report is due. One that must be made but is not due carries no progress, so that it writes nothing:
+        the commit follows. Returns whether the ledger was reached. Raises `Cancelled` or `FenceLost` as the
+        ledger answers."""
         if progress is not None:
             self._progress = progress
         items: list[tuple[Literal["preview", "token"], dict[str, Any]]] = []
@@ -238,19 +241,25 @@ class LeasedRun:
             items.append(("token", {"text": text, "tokens": tokens}))
         folders = self._files.untracked()
         is_due = text is not None or add_event or self._clock() >= self._next_report_at
-        verdict = self._send(items, folders, add_event=add_event) if is_due or items or folders else None
+        verdict = None
+        if is_due or items or folders:
+            verdict = self._send(items, folders, progress=self._progress, add_event=add_event)
+        elif self._must_ask:
+            verdict = self._send([], [], progress=None)
         if verdict is Verdict.LOST or self._fence_lost.is_set():
             raise FenceLost(self._claim.job_id)
         if verdict is Verdict.CANCEL:
             raise Cancelled("the job was cancelled")
         return verdict is not None
 
-    def _send(self, items: list[Any], folders: list[str], *, add_event: bool) -> Verdict | None:
+    def _send(
+        self, items: list[Any], folders: list[str], *, progress: float | None, add_event: bool = False
+    ) -> Verdict | None:
         """Send one report to the ledger. Returns its verdict, None when it was not reached."""
         try:
             verdict = self._ledger.step(
                 self._claim,
-                progress=self._progress,
+                progress=progress,
                 stage=self._stage,
                 items=items,
                 add_event=add_event,
@@ -260,8 +269,10 @@ class LeasedRun:
             _log.warning("ledger_away", job_id=self._claim.job_id)
             return None
         finally:
+            self._must_ask = False
             self._next_report_at = self._clock() + REPORT_INTERVAL_S
-        self._progress = None
+        if progress is not None:
+            self._progress = None
         self._files.note_tracked(folders)
         self._stage = None if self._stage == NO_STAGE else self._stage
         return verdict

@@ -204,6 +204,42 @@ class TestShortSteps:
             assert run.emptied_folders() == [f"workspace-temp/u/a/.attempts/{claim.fence}.t"]
         assert reports == [99.0, None]
 
+    def test_write_nothing_between_claim_and_commit(
+        self, ledger: SwitchableLedger, claim: Claim, reports: list[float | None], tmp_path: Path
+    ) -> None:
+        """Every write of the server is a synchronisation of its disk, for which all its clients wait. What is
+        asked before the files are published, whether the job was cancelled, is read only."""
+        writes = ledger._connection.client.info("persistence")["rdb_changes_since_last_save"]
+        with running(ledger, claim, clock=lambda: 0.0) as run:
+            run.step(0, 1)
+            run.step(1, 1)
+            run.put(LocalStore(tmp_path), "workspace-temp/u/a/0.png", b"x", "image/png")
+            run.publish(stored("workspace-temp/u/a/0.png"))
+            assert reports == [None]
+            assert ledger._connection.client.info("persistence")["rdb_changes_since_last_save"] == writes
+            ledger.request_cancel("a")
+            with pytest.raises(Cancelled):
+                run.publish(stored("workspace-temp/u/a/0.png"))
+
+    def test_tell_of_their_progress_while_their_files_are_published(
+        self, ledger: SwitchableLedger, claim: Claim, reports: list[float | None], tmp_path: Path
+    ) -> None:
+        """Where a move takes long, followers see that the steps have ended."""
+        now, keys = [0.0], [f"workspace-temp/u/a/{number}.png" for number in range(2)]
+
+        class SlowStore(LocalStore):
+            def move(self, source: str, key: str) -> None:
+                super().move(source, key)
+                now[0] = 0.25
+
+        with running(ledger, claim, clock=lambda: now[0]) as run:
+            run.step(1, 1)
+            for key in keys:
+                run.put(SlowStore(tmp_path), key, b"x", "image/png")
+            run.publish(stored(keys[0]))
+            run.publish(stored(keys[1]))
+        assert reports == [None, 99.0]
+
     def test_hear_of_a_cancellation_within_the_interval(self, ledger: SwitchableLedger, claim: Claim) -> None:
         """The step that reports stops."""
         now = [0.0]
