@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from celery import chain
@@ -13,7 +14,7 @@ from redis.exceptions import RedisError
 from ourvidz import log
 from ourvidz.app import app as celery_app
 from ourvidz.celery_settings import ENHANCE_TASK, ENHANCEMENT
-from ourvidz.dispatch.broker_entries import encode, is_broker
+from ourvidz.dispatch.broker_entries import EntryTemplate, is_broker, template
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.jobs.catalog import CATALOG, QUEUES
 from ourvidz.jobs.job import Job
@@ -81,7 +82,8 @@ def broker_entry(job: Job, *, priority: int) -> BrokerEntry | None:
     depends on the workers."""
     if awaits_enhancement(job) or not is_broker(control.current().ledger.url):
         return None
-    return encode(_generation(job.id, 1, job.type, priority))
+    prefix = celery_app.conf.broker_transport_options.get("global_keyprefix", "")
+    return _template(job.type, priority, _hard_limit_s(time_limit_s(job.type)), prefix).entry(job.id)
 
 
 def note_published(record: Record) -> None:
@@ -102,14 +104,20 @@ def _message(job_id: str, run: int) -> dict[str, Any]:
     return {"v": MESSAGE_VERSION, "id": job_id, "run": run}
 
 
+@lru_cache(maxsize=64)
+def _template(type_name: str, priority: int, limit_s: float, broker_prefix: str) -> EntryTemplate:  # noqa: ARG001
+    """The messages of the first runs of jobs of one type. Its arguments are all that they depend on."""
+    return template(lambda job_id: _generation(job_id, 1, type_name, priority))
+
+
 def _generation(job_id: str, run: int, type_name: str, priority: int) -> Signature:
-    limit_s = HARD_LIMIT_FACTOR * time_limit_s(type_name)
     task, celery_id = CATALOG[type_name].task, _task_id(job_id, run)
+    limit_s = _hard_limit_s(time_limit_s(type_name))
     return _signature(task, _message(job_id, run), celery_id, priority, limit_s=limit_s)
 
 
 def _enhancement(record: Record) -> Signature:
-    limit_s = HARD_LIMIT_FACTOR * control.current().settings.enhance_within_s
+    limit_s = _hard_limit_s(control.current().settings.enhance_within_s)
     celery_id = f"{task_id(record)}~enhance"
     return _signature(ENHANCE_TASK, message(record), celery_id, ENHANCEMENT, limit_s=limit_s)
 
@@ -118,7 +126,7 @@ def _signature(
     task: str, argument: dict[str, Any], celery_id: str, priority: int, *, limit_s: float
 ) -> Signature:
     """Return one message of a job, for the queue of its task. Immutable: in a chain, it ignores the result of
-    its predecessor. `limit_s`: hard time limit in seconds, model load excluded."""
+    its predecessor. `limit_s`: hard time limit in seconds."""
     return celery_app.signature(
         task,
         args=(argument,),
@@ -127,8 +135,13 @@ def _signature(
         queue=celery_app.conf.task_routes[task]["queue"],
         priority=priority,
         argsrepr=REDACTED,
-        time_limit=limit_s + control.current().settings.model_load_s,
+        time_limit=limit_s,
     )
+
+
+def _hard_limit_s(soft_limit_s: float) -> float:
+    """The hard time limit in seconds of a task with this soft one, with the time to load its model."""
+    return HARD_LIMIT_FACTOR * soft_limit_s + control.current().settings.model_load_s
 
 
 def _start_with_enhancement(record: Record) -> bool:

@@ -18,8 +18,9 @@ from tests.monitor import monitored
 
 
 def without_tag(message: str | bytes) -> dict[str, Any]:
-    """A message without what is drawn at random for each."""
+    """A message without what is drawn at random for each, and without the thread that nobody answers."""
     parsed: dict[str, Any] = json.loads(message)
+    assert len(parsed["properties"].pop("reply_to")) == 36
     assert len(parsed["properties"].pop("delivery_tag")) == 36
     return parsed
 
@@ -34,6 +35,27 @@ def test_an_entry_is_what_celery_would_publish(installation: Installation, prior
     assert installation.broker.llen(entry.list_name) == 1
     (published,) = installation.broker.lrange(entry.list_name, 0, -1)
     assert without_tag(published) == without_tag(entry.message)
+
+
+def test_an_entry_belongs_to_its_job_and_to_the_settings(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries of one type are made of one template; the first job's may be used for none but that."""
+    tags = set()
+    for job in (image_job("job-1"), image_job("job-2")):
+        entry = broker_entry(job, priority=JOBS)
+        assert entry
+        assert dispatch.publish(installation.ledger.register(job, priority=JOBS).record)
+        (published,) = installation.broker.lrange(entry.list_name, 0, 0)
+        assert without_tag(published) == without_tag(entry.message)
+        tags.add(json.loads(entry.message)["properties"]["delivery_tag"])
+    assert len(tags) == 2
+    longer = {"sdxl_image_fast": 1234.0}
+    monkeypatch.setattr(dispatch.messages, "time_limit_s", lambda name: longer.get(name, 1.0))
+    changed = broker_entry(image_job("job-3"), priority=JOBS)
+    assert changed
+    load_s = installation.app.settings.model_load_s
+    assert json.loads(changed.message)["headers"]["timelimit"] == [1.5 * 1234.0 + load_s, None]
 
 
 def test_a_submission_is_one_call_to_the_server(installation: Installation, redis_url: str) -> None:
