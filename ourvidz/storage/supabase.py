@@ -26,6 +26,8 @@ SIGNED_AT_ONCE = 250
 """How many URLs one request signs."""
 UNSIGNED_S = 10.0
 """How long no URLs are asked for after a failure, in seconds."""
+ERROR_BYTES = 64 << 10
+"""How much is read of an answer at least: the form of an error is at its end."""
 PROMPT_S = 5.0
 """Deadline of requests for which a caller or a start waits, in seconds."""
 KEY_VARIABLE = "SUPABASE_SERVICE_KEY"
@@ -86,7 +88,14 @@ class SupabaseStore(RemoteStore):
         ranged = start > 0 or length is not None
         end = "" if length is None else start + length - 1
         headers = {"Range": f"bytes={start}-{end}"} if ranged else {}
-        answer = self._api.send("GET", f"/object/authenticated/{path}", headers=headers, timeout_s=TRANSFER_S)
+        answer = self._api.send(
+            "GET",
+            f"/object/authenticated/{path}",
+            headers=headers,
+            timeout_s=TRANSFER_S,
+            # A server that ignores the range sends a file of any size.
+            at_most=None if length is None else max(start + length, ERROR_BYTES),
+        )
         if answer.ok:
             # A server may ignore the range.
             skipped = start if answer.status == 200 else 0
@@ -180,8 +189,8 @@ class SupabaseStore(RemoteStore):
     def urls(self, keys: Sequence[str], *, lifetime_s: float) -> dict[str, str]:
         """Signed URLs that end after `lifetime_s` seconds; none for a file that does not exist.
 
-        After a failure none are asked for during `UNSIGNED_S` seconds, which raises `StorageError` at once:
-        the callers of a shim would wait for a storage that is away, one thread each.
+        After a failure of the storage none are asked for during `UNSIGNED_S` seconds, which raises
+        `StorageError` at once: the callers of a shim would wait for it, one thread each.
         """
         if self._clock() < self._signs_again_at:
             raise StorageError("URLs could not be signed a moment ago.")
@@ -266,7 +275,9 @@ class SupabaseStore(RemoteStore):
         if answer.bucket_missing:
             return {}
         if not answer.ok:
-            self._signs_again_at = self._clock() + UNSIGNED_S
+            if answer.temporary or answer.key_refused:
+                # Not after a refusal of these names: it would keep the URLs of all others.
+                self._signs_again_at = self._clock() + UNSIGNED_S
             raise StorageError(f"URLs could not be signed: {answer.reason}.")
         return answer.read(
             lambda entries: {

@@ -129,8 +129,10 @@ class SupabaseAPI:
         repeat: bool = True,
         resend: bool = True,
         upload: bool = False,
+        at_most: int | None = None,
     ) -> Answer:
-        """Send a request with a JSON `document` or a `body`, and read the whole answer.
+        """Send a request with a JSON `document` or a `body`, and read the answer: the whole, or the first
+        `at_most` bytes and the rest of the chunk that has them.
 
         `repeat`: whether it is sent up to three times if there was no answer, or a temporary error. `resend`:
         whether it is sent once more if the server had closed a kept connection. `upload`: it goes to the
@@ -140,12 +142,12 @@ class SupabaseAPI:
         if document is not None:
             body, sent["Content-Type"] = json.dumps(document).encode(), "application/json"
         url = (self.upload_base if upload else self.base) + path
-        answer = self._send(method, url, body, sent, timeout_s, resend)
+        answer = self._send(method, url, body, sent, timeout_s, resend, at_most)
         for pause_s in PAUSES_S if repeat else ():
             if not answer.temporary:
                 break
             self.pause(pause_s)
-            answer = self._send(method, url, body, sent, timeout_s, resend)
+            answer = self._send(method, url, body, sent, timeout_s, resend, at_most)
         if not answer.ok and answer.status not in _EXPECTED:
             _log.warning(
                 "storage_request_failed",
@@ -173,6 +175,7 @@ class SupabaseAPI:
         headers: Mapping[str, str],
         timeout_s: float,
         resend: bool,
+        at_most: int | None,
     ) -> Answer:
         parsed = parse_http_url(url)
         if parsed is None:
@@ -183,9 +186,13 @@ class SupabaseAPI:
             with self._pool.open_response(
                 method, parsed, headers=all_headers, body=body, deadline=deadline, resend=resend
             ) as response:
-                received = b"".join(response.iter_bytes())
-                status = _real_status(response.status, received)
-                return Answer(status, response.headers, received)
+                received = bytearray()
+                for chunk in response.iter_bytes():
+                    received += chunk
+                    if at_most is not None and len(received) >= at_most:
+                        break
+                content = bytes(received)
+                return Answer(_real_status(response.status, content), response.headers, content)
         except RequestError as error:
             return Answer(0, failure=error.reason)
 

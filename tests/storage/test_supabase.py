@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import threading
+import tracemalloc
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -351,6 +352,29 @@ def test_a_storage_that_does_not_sign_is_left_alone_for_a_while(server: Supabase
     assert len(server.requests()) == before + 1
     now[0] += supabase.UNSIGNED_S
     assert list(store.urls([KEY], lifetime_s=60)) == [KEY]
+
+
+def test_names_that_are_refused_keep_no_others_from_their_urls(
+    server: SupabaseServer, store: SupabaseStore
+) -> None:
+    """A caller chooses what is asked for, and must not switch off the URLs of everybody."""
+    store.put(KEY, b"x", content_type=PNG)
+    server.fail("POST", "/object/sign", status=400, times=1)
+    with pytest.raises(StorageError, match="could not be signed"):
+        store.urls(["user-library/user-1/odd name?.png"], lifetime_s=60)
+    assert list(store.urls([KEY], lifetime_s=60)) == [KEY]
+
+
+def test_no_more_is_read_than_was_asked_for(stranger: ThreadingHTTPServer) -> None:
+    """A gateway that ignores ranges sends a file of any size, and a reference may be one."""
+    stranger.body = bytes(range(256)) * (64 << 10)
+    store = open_stranger(stranger)
+    tracemalloc.start()
+    assert store.get(KEY, start=1, length=3) == bytes([1, 2, 3])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < len(stranger.body) / 4
+    assert store.get(KEY, start=3) == stranger.body[3:]
 
 
 def test_listings_are_complete_beyond_a_page(
