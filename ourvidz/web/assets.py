@@ -43,6 +43,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "content": _BINARY,
         "headers": {"Content-Range": _TEXT_HEADER},
     },
+    304: {"description": "The file is the version that `If-None-Match` names"},
     307: {
         "description": "The file is stored elsewhere, at a signed URL that ends",
         "headers": {"Location": {"schema": {"type": "string", "format": "uri"}}},
@@ -62,18 +63,20 @@ def missing_asset(key: str) -> None:
 async def asset(request: Request, bucket: str, key: str) -> Response:
     """Read a stored file, or be redirected to it."""
     limiter: CapacityLimiter = request.app.state.asset_threads
-    return await to_thread.run_sync(_respond, request.scope, bucket, key, limiter=limiter)
+    return await to_thread.run_sync(_respond, request.scope, bucket, key, limiter, limiter=limiter)
 
 
 @router.head(
-    "/assets/{bucket}/{key:path}", response_class=Response, responses=documented(401, 403, 404, 422, 500)
+    "/assets/{bucket}/{key:path}",
+    response_class=Response,
+    responses={304: _RESPONSES[304], **documented(401, 403, 404, 422, 500)},
 )
 async def asset_headers(request: Request, bucket: str, key: str) -> Response:
     """The size, type and age of a stored file, wherever it is stored: signed URLs answer GET only."""
     return await asset(request, bucket, key)
 
 
-def _respond(scope: Scope, bucket: str, key: str) -> Response:
+def _respond(scope: Scope, bucket: str, key: str, limiter: CapacityLimiter) -> Response:
     app, name = control.current(), f"{bucket}/{key}"
     # A segment that begins with a dot is no file of a job that is committed.
     if bucket not in BUCKETS or any(segment.startswith(".") for segment in key.split("/")):
@@ -83,13 +86,13 @@ def _respond(scope: Scope, bucket: str, key: str) -> Response:
     except InvalidParameters:
         raise _not_found(name) from None
     if file is not None:
-        return _send(file, scope, name)
+        return _send(file, scope, name, limiter)
     if scope["method"] == "HEAD":
         return _describe(app.store, name)
     return _redirect(app.store, name, app.settings.signed_url_s)
 
 
-def _send(file: BinaryIO, scope: Scope, name: str) -> Response:
+def _send(file: BinaryIO, scope: Scope, name: str, limiter: CapacityLimiter) -> Response:
     """A file of this machine, or the range of it that is asked for. It is closed after that."""
     media_type, inline = _media_type(name)
     filename = PurePosixPath(name).name
@@ -97,7 +100,7 @@ def _send(file: BinaryIO, scope: Scope, name: str) -> Response:
     named = f'filename="{filename}"' if encoded == filename else f"filename*=utf-8''{encoded}"
     headers = {**HEADERS, "Content-Disposition": f"{'inline' if inline else 'attachment'}; {named}"}
     try:
-        return OpenFileResponse(file, scope, media_type=media_type, headers=headers)
+        return OpenFileResponse(file, scope, media_type=media_type, headers=headers, limiter=limiter)
     except UnsatisfiableRange as error:
         file.close()
         refusal = InvalidParameters(

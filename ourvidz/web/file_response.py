@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from email.utils import formatdate
 from typing import BinaryIO
 
-import anyio
+from anyio import CapacityLimiter, to_thread
 from starlette.datastructures import Headers
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -45,16 +45,29 @@ def read_range(value: str, size: int) -> tuple[int, int] | None:
 class OpenFileResponse(StreamingResponse):
     """Sends an open file, and closes it. A deletion of the file meanwhile changes nothing.
 
+    Answers 304 to the request `scope` if it names this version of the file. Only the caller of the request
+    may keep a copy, and asks each time whether it is still the file. `limiter` bounds the threads that read.
+
     Raises `UnsatisfiableRange` for a range of the request `scope` that the file does not have; then the
     caller closes the file. `OSError` if its size cannot be read.
     """
 
-    def __init__(self, file: BinaryIO, scope: Scope, *, media_type: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        scope: Scope,
+        *,
+        media_type: str,
+        headers: Mapping[str, str],
+        limiter: CapacityLimiter,
+    ) -> None:
         status = os.fstat(file.fileno())
         self._file = file
+        self._limiter = limiter
         own_headers = {
             **headers,
             "Accept-Ranges": "bytes",
+            "Cache-Control": "private, no-cache",
             "Last-Modified": formatdate(status.st_mtime, usegmt=True),
             "ETag": f'"{status.st_mtime_ns:x}-{status.st_size:x}"',
         }
@@ -62,12 +75,15 @@ class OpenFileResponse(StreamingResponse):
         start, end, code = 0, status.st_size, 200
         # A range is asked for of the file that was read before, if the request names that one.
         unchanged = sent.get("if-range") in (None, own_headers["ETag"], own_headers["Last-Modified"])
-        if scope["method"] == "GET" and "range" in sent and unchanged:
+        if _names(sent.get("if-none-match", ""), own_headers["ETag"]):
+            end, code = 0, 304
+        elif scope["method"] == "GET" and "range" in sent and unchanged:
             part = read_range(sent["range"], status.st_size)
             if part is not None:
                 start, end, code = *part, 206
                 own_headers["Content-Range"] = f"bytes {start}-{end - 1}/{status.st_size}"
-        own_headers["Content-Length"] = str(end - start)
+        if code != 304:
+            own_headers["Content-Length"] = str(end - start)
         body = self._chunks(start, 0 if scope["method"] == "HEAD" else end - start)
         super().__init__(body, code, own_headers, media_type)
 
@@ -77,11 +93,17 @@ class OpenFileResponse(StreamingResponse):
 
     async def _chunks(self, start: int, count: int) -> AsyncIterator[bytes]:
         """`count` bytes from `start` on. Raises `EOFError` if the file has become shorter."""
-        file = anyio.wrap_file(self._file)
-        await file.seek(start)
+        self._file.seek(start)
         while count:
-            chunk = await file.read(min(CHUNK_BYTES, count))
+            size = min(CHUNK_BYTES, count)
+            chunk = await to_thread.run_sync(self._file.read, size, limiter=self._limiter)
             if not chunk:
                 raise EOFError("the file has become shorter")
             count -= len(chunk)
             yield chunk
+
+
+def _names(condition: str, etag: str) -> bool:
+    """Whether an `If-None-Match` header names this version, or any."""
+    tags = {tag.strip().removeprefix("W/") for tag in condition.split(",")}
+    return etag in tags or "*" in tags

@@ -203,6 +203,23 @@ def test_a_range_of_another_version_is_the_whole_file(shim) -> None:
     assert shim.client.get("/assets/workspace-temp/u/j/0.mp4", headers=headers).content == b"newer"
 
 
+def test_a_kept_copy_is_used_only_while_the_file_is_there(shim) -> None:
+    """No proxy keeps what was sent to one caller, and a browser shows no picture that was deleted."""
+    shim.store.put(KEY, b"picture", content_type="image/png")
+    first = shim.client.get(f"/assets/{KEY}")
+    assert first.headers["cache-control"] == "private, no-cache"
+    for condition in (first.headers["etag"], f'"x", W/{first.headers["etag"]}', "*"):
+        headers = {"If-None-Match": condition, "Range": "bytes=1-"}
+        again = shim.client.get(f"/assets/{KEY}", headers=headers)
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == first.headers["etag"]
+    headers = {"If-None-Match": first.headers["etag"]}
+    shim.store.put(KEY, b"another picture", content_type="image/png")
+    assert shim.client.get(f"/assets/{KEY}", headers=headers).content == b"another picture"
+    shim.store.delete(KEY)
+    assert shim.client.get(f"/assets/{KEY}", headers=headers).status_code == 404
+
+
 @pytest.mark.parametrize("kind", ["shim", "remote"])
 def test_the_headers_of_a_file_are_read_without_it(request: pytest.FixtureRequest, kind: str) -> None:
     """A player asks for the size first. Signed URLs of S3 answer GET only, so this is no redirect."""
@@ -229,6 +246,23 @@ def test_a_file_that_is_deleted_while_it_is_sent_arrives(shim, monkeypatch: pyte
     monkeypatch.setattr(shim.store, "open_file", open_and_delete)
     assert shim.client.get(f"/assets/{KEY}").content == b"picture"
     assert shim.client.get(f"/assets/{KEY}").status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["shim", "remote"])
+def test_no_file_of_a_deleted_job_is_served(request: pytest.FixtureRequest, kind: str) -> None:
+    """Nor at a URL that was signed before. Other files of its user stay."""
+    shim = request.getfixturevalue(kind)
+    shim.submit()
+    shim.end("job-1", shim.completed())
+    own, reference = KEY.replace("/job-1/", "/job-2/"), f"user-library/{USER}/job-1/0.png"
+    for key in (KEY, KEY.replace(".png", ".thumb.webp"), own, reference):
+        shim.store.put(key, b"picture", content_type="image/png")
+    signed = shim.client.get("/jobs/job-1").json()["result"]["imageUrl"]
+    assert shim.client.delete("/jobs/job-1?force=true").status_code == 200
+    for key, status in ((KEY, 404), (KEY.replace(".png", ".thumb.webp"), 404), (own, 200), (reference, 200)):
+        assert shim.client.head(f"/assets/{key}").status_code == status
+    answer = requests.get(signed, timeout=10) if kind == "remote" else shim.client.get(signed)
+    assert answer.status_code == 404
 
 
 def test_a_disk_that_cannot_be_read_is_no_missing_file(shim, monkeypatch: pytest.MonkeyPatch) -> None:
