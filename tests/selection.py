@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -96,5 +97,9 @@ def _marks(item: pytest.Item) -> Iterator[str]:
         if name in MARK_OF_FIXTURE:
             yield MARK_OF_FIXTURE[name]
     if item.get_closest_marker("fast") is None:
-        folder = item.path.parent
-        yield from (mark for path, mark in MARK_OF_PATH.items() if folder.is_relative_to(TESTS / path))
+        yield from _marks_of_folder(item.path.parent)
+
+
+@functools.cache
+def _marks_of_folder(folder: Path) -> list[str]:
+    return [mark for path, mark in MARK_OF_PATH.items() if folder.is_relative_to(TESTS / path)]

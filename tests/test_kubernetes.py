@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import jsonschema
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -90,6 +89,8 @@ def settings_of(name: str) -> Settings:
 @pytest.mark.parametrize(("file", "document"), DOCUMENTS, ids=[f"{f} {d['kind']}" for f, d in DOCUMENTS])
 def test_every_document_has_only_fields_that_exist(file: str, document: dict[str, Any]) -> None:
     """Kubernetes drops unknown fields without an error, and the pod runs without them."""
+    import jsonschema  # not earlier: it compiles grammars for a second
+
     if document["kind"] in KEDA:
         jsonschema.validate(document, KEDA[document["kind"]])
     else:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 from ourvidz.jobs.catalog import ALIASES, CATALOG
@@ -24,6 +23,8 @@ def test_the_schema_lists_all_types_and_aliases() -> None:
 @pytest.mark.parametrize("schema", [submission_schema, conversation_schema])
 def test_the_schemas_are_valid(schema: Callable[[], dict[str, Any]]) -> None:
     """OpenAPI tools reject a document with an invalid schema."""
+    import jsonschema  # not earlier: it compiles grammars for a second
+
     jsonschema.Draft202012Validator.check_schema(schema())
     json.dumps(schema())
 
@@ -31,6 +32,8 @@ def test_the_schemas_are_valid(schema: Callable[[], dict[str, Any]]) -> None:
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 def test_accepted_samples_fit_the_schema(path: Path) -> None:
     """The document must not forbid what callers send today."""
+    import jsonschema  # not earlier: it compiles grammars for a second
+
     sample: dict[str, Any] = json.loads(path.read_text())
     if "job" not in sample["expect"]:
         return

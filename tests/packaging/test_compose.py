@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import jsonschema
 import pytest
 import yaml
 
@@ -78,6 +77,8 @@ def ours(project: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_the_file_follows_the_compose_specification(project: dict[str, Any]) -> None:
     """A misspelt key is an error there and would be one on the host."""
+    import jsonschema  # not earlier: it compiles grammars for a second
+
     if find_spec("check_jsonschema") is None:
         pytest.skip("check-jsonschema is not installed (pip install 'ourvidz[dev]')")
     file = resources.files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json"
