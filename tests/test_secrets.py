@@ -24,10 +24,11 @@ MARK = "Xq7pLANTED"
 NO_SECRETS = {
     "OURVIDZ_CALLBACK_KEY_HOSTS",
     "OURVIDZ_KEY_PREFIX",
+    "OURVIDZ_REQUIRE_KEYS",
     "OURVIDZ_C2PA_KEY",
     "OURVIDZ_S3_ACCESS_KEY_ID",
 }
-"""Variables that are named like secrets and are none: hosts, a prefix, a path, an identifier."""
+"""Variables that are named like secrets and are none: hosts, a prefix, a choice, a path, an identifier."""
 
 
 def secret_types(annotation: Any) -> Iterator[Any]:

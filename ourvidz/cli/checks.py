@@ -90,14 +90,21 @@ def check_signing(settings: Settings) -> Check:
 
 def check_keys(settings: Settings) -> Check:
     """Parse the API keys of the shim. No result has a key."""
-    from ourvidz.web.auth import load_keyring
+    from ourvidz.web.auth import load_keyring, require_safe_binding
 
     try:
         keyring = load_keyring(settings)
     except SettingsError as error:
         return failed("keys", error.message, "correct it: the shim does not start with it")
     if keyring.empty:
+        try:
+            require_safe_binding(settings)
+        except SettingsError:
+            # A host of workers needs none.
+            return skipped("keys", "there is no key: a shim does not start with these settings")
         return skipped("keys", "there is no key: the shim serves this machine only")
+    if keyring.secret_for("jobs") is None and settings.require_keys:
+        return ok("keys", "those of `ourvidz keys` are required")
     return ok("keys", "none can be guessed")
 
 

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("ourvidz.cli.worker:worker", "Run one process: web, sdxl, wan, chat, io or keeper."),
     "jobs": ("ourvidz.cli.jobs:jobs", "Submit, watch and manage jobs over HTTP."),
     "callbacks": ("ourvidz.cli.callbacks:callbacks", "List, show and replay callbacks."),
+    "keys": ("ourvidz.cli.keys:keys", "Create, list, rotate and revoke API keys."),
     "imports": ("ourvidz.cli.imports:imports", "List and repeat refused entries of raw lists."),
     "replay": ("ourvidz.cli.replay:replay", "Run a job again, and say whether its result is the same."),
     "ledger": ("ourvidz.cli.ledger:ledger", "Check the records, queues and callbacks, and mend them."),
@@ -36,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("ourvidz.cli.doctor:doctor", "Check that this machine has what it needs."),
 }
 """Name → (module:attribute, line in the help)."""
-USES_RUNNING_STACK = frozenset({"callbacks", "imports", "ledger", "replay"})
+USES_RUNNING_STACK = frozenset({"callbacks", "imports", "keys", "ledger", "replay"})
 """Commands that use the Redis server of the running `ourvidz up`."""
 
 

@@ -284,7 +284,9 @@ def _check_settings(settings: Settings) -> str | None:
         settings.wan_worker_api_key,
         settings.chat_worker_api_key,
     )
-    if not any(keys) and settings.host == Settings.model_fields["host"].default:
+    at_default_host = settings.host == Settings.model_fields["host"].default
+    may_be_exposed = settings.profile == "production" or settings.public_url is not None
+    if not any(keys) and at_default_host and not settings.require_keys and not may_be_exposed:
         return None
     from ourvidz.web.auth import load_keyring, require_safe_binding
 

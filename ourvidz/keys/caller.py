@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SCOPES = frozenset({"jobs", "chat", "admin", "read"})
+"""`read`: what autoscalers read; it changes nothing and shows no job."""
+BOUND_SCOPES = frozenset({"jobs", "chat"})
+"""Those that a key bound to users may have: the others reach beyond users."""
 DEFAULT_RATE_CLASS = "default"
 
 

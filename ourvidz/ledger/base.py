@@ -46,6 +46,6 @@ class LedgerBase:
     """Connection, key names and options of one ledger."""
 
     def __init__(self, connection: Connection, keys: Keys, options: LedgerOptions) -> None:
-        self._connection = connection
+        self._connection = self.connection = connection  # also for packages with scripts of their own
         self._keys = keys
         self._options = options

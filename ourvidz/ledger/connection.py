@@ -66,7 +66,7 @@ class Connection:
         self, url: str, *, prefix: str, clock: Callable[[], float] | None, replica_acks: int = 0
     ) -> None:
         self.url = url
-        self._prefix = prefix
+        self._prefix = self.prefix = prefix
         self._clock = clock
         self.replica_acks = replica_acks
         # The client retries nothing itself: its retries nest, commands around connects.

@@ -16,6 +16,7 @@ from starlette.types import Scope
 from ourvidz.errors import InvalidParameters, NotFound
 from ourvidz.jobs.catalog import READ_BUCKETS, WRITE_BUCKETS
 from ourvidz.storage.store import Store
+from ourvidz.web import access
 from ourvidz.web.file_response import OpenFileResponse, UnsatisfiableRange
 from ourvidz.web.problems import documented, problem
 from ourvidz.wiring import control
@@ -62,6 +63,8 @@ def missing_asset(key: str) -> None:
 @router.get("/assets/{bucket}/{key:path}", response_class=Response, responses=_RESPONSES)
 async def asset(request: Request, bucket: str, key: str) -> Response:
     """Read a stored file, or be redirected to it."""
+    if not access.may_see_file(request, f"{bucket}/{key}"):
+        raise _not_found(f"{bucket}/{key}")
     limiter: CapacityLimiter = request.app.state.asset_threads
     return await to_thread.run_sync(_respond, request.scope, bucket, key, limiter, limiter=limiter)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import math
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -12,24 +11,31 @@ from urllib.parse import urlsplit
 
 from fastapi import Depends, Request, params
 from fastapi.security import APIKeyHeader, HTTPBearer
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.concurrency import run_in_threadpool
 
-from ourvidz.errors import Forbidden, SettingsError, Unauthorized
-from ourvidz.keys.caller import ANYONE, LOCAL, Caller
+from ourvidz.errors import Forbidden, SettingsError, Unauthorized, WorkerUnavailable
+from ourvidz.keys.caller import ANYONE, LOCAL, SCOPES, Caller, UserBinding
+from ourvidz.keys.secret import PREFIX as KEY_PREFIX
+from ourvidz.keys.tokens import PREFIX as TOKEN_PREFIX
 from ourvidz.settings import Settings
 from ourvidz.settings.kinds import reveal
 from ourvidz.web import audit
+from ourvidz.web.hosts import is_exposed, is_loopback
+from ourvidz.web.open_routes import OpenRoutes
+from ourvidz.wiring import control
 
-SCOPES = frozenset({"jobs", "chat", "admin", "read"})
-"""`read`: what autoscalers read; it changes nothing and shows no job."""
 LISTS = "lists"
 """Scope of the Upstash routes only: migrated callers still send their Upstash token there."""
 API_KEYS = "OURVIDZ_API_KEYS"
+REQUIRE_KEYS = "OURVIDZ_REQUIRE_KEYS"
+BROWSER = "browser"
+"""Scope of tokens: the routes that a browser reads."""
+SETTINGS_KEY = "settings:"
+"""What the ids of the keys in the settings begin with; those of stored keys have no colon."""
+TOKEN_PARAMETER = "token"
 MIN_KEY_CHARS = 16
 MIN_KEY_BITS = 48
 """Least entropy of a key where others than this machine can reach the shim."""
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,66 +49,108 @@ class Key:
     @property
     def caller(self) -> Caller:
         """Who sends the key."""
-        return Caller(self.name, key_id=self.name, scopes=self.scopes)
+        return Caller(self.name, f"{SETTINGS_KEY}{self.name}", self.scopes)
 
 
 class Keyring:
     """The API keys of an installation. Without keys, every request that reaches the shim is authorized.
 
     `upstash_keys` are accepted too, but do not count as configured keys. `open_routes` need no key.
+    `required`: stored keys are accepted alone, so that a shim without keys in its settings needs one too.
     """
 
     def __init__(
-        self, keys: Iterable[Key], *, upstash_keys: Iterable[Key] = (), open_routes: Iterable[str] = ()
+        self,
+        keys: Iterable[Key],
+        *,
+        upstash_keys: Iterable[Key] = (),
+        open_routes: Iterable[str] = (),
+        required: bool = False,
     ) -> None:
         self._keys = tuple(keys)
         self._all = (*self._keys, *upstash_keys)
-        self._open_routes = frozenset("/" + route.strip("/") for route in open_routes)
+        self._open_routes = OpenRoutes(open_routes)
+        self._required = required
 
     @property
     def empty(self) -> bool:
-        """Whether no key is configured, Upstash keys aside."""
-        return not self._keys
+        """Whether requests need no key: none is configured, Upstash keys aside, and none is required."""
+        return not self._keys and not self._required
 
     def secret_for(self, scope: str) -> str | None:
         """The secret of the first configured key with this scope, or None."""
         return next((key.secret.decode() for key in self._keys if scope in key.scopes), None)
 
-    def identify(self, headers: Headers) -> Key | None:
-        """The key that a request carries in `X-API-Key` or `Authorization: Bearer`, or None.
+    def identify(self, request: Request) -> Caller | None:
+        """Who sends a request: by the key in `X-API-Key` or `Authorization: Bearer`, or by the token there or
+        in the query. None without a valid one.
 
-        Every key is compared, in constant time.
+        Every key of the settings is compared, in constant time. Raises `WorkerUnavailable` where the request
+        has a stored key or a token and the Redis server cannot be reached.
         """
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        offered = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
+        offered = _credentials(request)
         match = None
         for key in self._all:
-            for secret in offered:
+            for text in offered:
                 # Headers are decoded as latin-1: encoding gives back the bytes that were sent.
-                if hmac.compare_digest(key.secret, secret.encode("latin-1")) and match is None:
+                if hmac.compare_digest(key.secret, text.encode("latin-1")) and match is None:
                     match = key
-        return match
+        if match is not None:
+            return match.caller
+        callers = (self._stored(text) for text in offered)
+        return next((caller for caller in callers if caller is not None), None)
 
-    def authorize(self, request: Request, scopes: frozenset[str]) -> Caller:
-        """The caller of a request, when its key has one of `scopes` or the route is open.
+    def authorize(
+        self, request: Request, scopes: frozenset[str], own: frozenset[str] = frozenset()
+    ) -> Caller:
+        """The caller of a request, when its key has one of `scopes` or the route is open. A key that is bound
+        to users may have one of `own` instead: the route shows it nothing of others.
 
         Raises `Unauthorized` without a valid key, `Forbidden` for a key without the scope.
         """
-        if self.empty:
+        caller = self.identify(request)
+        if caller is not None and caller.scopes & (scopes | own if caller.bound else scopes):
+            return caller
+        if caller is None and self.empty and not has_stored_form(request):
             return LOCAL
-        key = self.identify(request.headers)
-        if key is not None and key.scopes & scopes:
-            return key.caller
-        if _route_path(request) in self._open_routes or request.url.path in self._open_routes:
-            return key.caller if key else ANYONE
-        if key is None:
+        if self._open_routes.includes(request):
+            return caller or ANYONE
+        if caller is None:
             raise Unauthorized("This route needs a key: Authorization: Bearer KEY, or X-API-Key: KEY.")
-        audit.entry(request.scope).caller = key.name
+        audit.entry(request.scope).caller = caller.name
         raise Forbidden(f"This key lacks the scope {' or '.join(sorted(scopes & SCOPES))}.")
 
+    def is_valid(self, key_id: str | None) -> bool:
+        """Whether the key of an earlier request, or the one that a token was made with, is still valid."""
+        if key_id is None:
+            return self.empty
+        if key_id.startswith(SETTINGS_KEY):
+            return any(key.caller.key_id == key_id for key in self._keys)
+        stored = control.current().keys.find(key_id)
+        return stored is not None and stored.state == "active"
 
-def _route_path(request: Request) -> str | None:
-    return getattr(request.scope.get("route"), "path", None)
+    def _stored(self, text: str) -> Caller | None:
+        if text.startswith(f"{KEY_PREFIX}_"):
+            return control.current().keys.identify(text)
+        grant = control.current().tokens.read(text) if text.startswith(TOKEN_PREFIX) else None
+        if grant is None or not self.is_valid(grant.key_id):
+            return None
+        binding = UserBinding(grant.user_id) if grant.user_id else None
+        return Caller("token", grant.key_id, frozenset({BROWSER}), binding=binding, job_id=grant.job_id)
+
+
+def _credentials(request: Request) -> list[str]:
+    """What a request offers as keys and tokens."""
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    offered = [request.headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
+    token = request.query_params.get(TOKEN_PARAMETER, "")
+    # A key is no part of a URL: others write URLs into logs.
+    return [*offered, token] if token.startswith(TOKEN_PREFIX) else offered
+
+
+def has_stored_form(request: Request) -> bool:
+    """Whether a request offers what has the form of a stored key or of a token."""
+    return any(text.startswith((f"{KEY_PREFIX}_", TOKEN_PREFIX)) for text in _credentials(request))
 
 
 def load_keyring(settings: Settings) -> Keyring:
@@ -128,14 +176,12 @@ def load_keyring(settings: Settings) -> Keyring:
             keys.append(Key(name, text.encode(), scopes))
     token = settings.upstash_token
     upstash_keys = [Key("upstash", reveal(token).encode(), frozenset({LISTS}))] if token else []
-    return Keyring(keys, upstash_keys=upstash_keys, open_routes=settings.open_routes)
-
-
-def is_exposed(settings: Settings) -> bool:
-    """Whether others than this machine may reach the shim."""
-    public_host = urlsplit(settings.public_url).hostname if settings.public_url else None
-    hosts = filter(None, (settings.host, public_host))
-    return settings.profile == "production" or not all(map(_is_loopback, hosts))
+    return Keyring(
+        keys,
+        upstash_keys=upstash_keys,
+        open_routes=settings.open_routes,
+        required=settings.require_keys,
+    )
 
 
 def _refuse_guessable(secret: str, variable: str, what: str) -> None:
@@ -167,9 +213,10 @@ def _parse_key(entry: str, number: int, *, guarded: bool) -> Key:
     return Key(name, secret.encode(), scopes)
 
 
-def require_scopes(keyring: Keyring, *scopes: str) -> list[params.Depends]:
-    """Router dependencies that authorize requests whose key has one of these scopes."""
-    check = Depends(_scope_check(keyring, frozenset(scopes)))
+def require_scopes(keyring: Keyring, *scopes: str, own: str | None = None) -> list[params.Depends]:
+    """Router dependencies that authorize requests whose key has one of these scopes, or the scope `own` if it
+    is bound to users."""
+    check = Depends(_scope_check(keyring, frozenset(scopes), frozenset({own} if own else ())))
     if keyring.empty:
         return [check]
     # Only for the OpenAPI document: the check itself reads the headers once.
@@ -180,9 +227,14 @@ def require_scopes(keyring: Keyring, *scopes: str) -> list[params.Depends]:
     ]
 
 
-def _scope_check(keyring: Keyring, scopes: frozenset[str]) -> Callable[[Request], Coroutine[Any, Any, None]]:
+def _scope_check(
+    keyring: Keyring, scopes: frozenset[str], own: frozenset[str]
+) -> Callable[[Request], Coroutine[Any, Any, None]]:
     async def check(request: Request) -> None:
-        caller = keyring.authorize(request, scopes)
+        if has_stored_form(request):
+            caller = await run_in_threadpool(keyring.authorize, request, scopes, own)
+        else:
+            caller = keyring.authorize(request, scopes, own)
         request.state.caller = caller
         audit.entry(request.scope).caller = caller.name
 
@@ -195,58 +247,44 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
+def is_informed(request: Request) -> bool:
+    """Whether a caller may know the hosts and models of the installation: with any key that is not bound to
+    users, or where there are no keys, or where `OURVIDZ_PUBLIC_INFO` says so."""
+    keyring: Keyring = request.app.state.keyring
+    try:
+        caller = keyring.identify(request)
+    except WorkerUnavailable:
+        return False
+    if caller is None:
+        return control.current().settings.public_info or (keyring.empty and not has_stored_form(request))
+    return not caller.bound
+
+
+REMEDY = f"set {API_KEYS}, or {REQUIRE_KEYS}=1 for keys of `ourvidz keys` alone"
+
+
 def require_safe_binding(settings: Settings, hosts: Iterable[str] | None = None) -> None:
-    """Raise `SettingsError` when a shim without keys would listen beyond loopback.
+    """Raise `SettingsError` when a shim without keys would be reached from elsewhere: in production, under a
+    public URL, or at another address than loopback.
 
     `hosts` are the addresses of sockets that are bound already; by default the setting's.
     """
     if not load_keyring(settings).empty:
         return
     for host in (settings.host,) if hosts is None else hosts:
-        if not _is_loopback(host):
-            raise SettingsError(
-                f"OURVIDZ_HOST: without OURVIDZ_API_KEYS the shim listens on loopback only, not on {host!r}",
-                field="OURVIDZ_HOST",
-            )
+        if not is_loopback(host):
+            only = f"without {API_KEYS} the shim listens on loopback only, not on {host!r}"
+            raise SettingsError(f"OURVIDZ_HOST: {only}: {REMEDY}", field="OURVIDZ_HOST")
+    require_keys_where_public(settings)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-class LocalOnlyMiddleware:
-    """Checks `Host` and `Origin` of requests to a shim without keys; raises `Forbidden`.
-
-    A page of another site can then neither point its own name here (DNS rebinding) nor post from its origin.
-    """
-
-    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
-        self._app = app
-        self._host_names = set(LOOPBACK_NAMES)
-        if settings.public_url:
-            self._host_names.add((urlsplit(settings.public_url).hostname or "").lower())
-        if _is_loopback(settings.host):
-            self._host_names.add(settings.host.lower())
-        self._allowed_origins = frozenset(settings.cors_origins)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            if _host_name(headers.get("host", "")) not in self._host_names:
-                raise Forbidden("This host name is not served here.", field="Host", rule="a local name")
-            origin = headers.get("origin")
-            if origin is not None and origin not in self._allowed_origins and not self._is_own(origin):
-                raise Forbidden("Pages of other sites may not call this service.", field="Origin")
-        await self._app(scope, receive, send)
-
-    def _is_own(self, origin: str) -> bool:
-        return _host_name(origin.partition("://")[2]) in self._host_names
-
-
-def _host_name(netloc: str) -> str:
-    """The lower-case name in `name`, `name:port`, `[address]` or `[address]:port`."""
-    bracket = netloc.find("]")
-    return (netloc[: bracket + 1] if bracket > 0 else netloc.partition(":")[0]).lower()
+def require_keys_where_public(settings: Settings) -> None:
+    """Raise `SettingsError` for a shim without keys in production, or with a public URL beyond loopback."""
+    if not load_keyring(settings).empty:
+        return
+    if settings.profile == "production":
+        raise SettingsError(f"{API_KEYS}: the production profile needs keys: {REMEDY}", field=API_KEYS)
+    public_host = urlsplit(settings.public_url).hostname if settings.public_url else None
+    if public_host is not None and not is_loopback(public_host):
+        reached = "others can reach the shim there, and it has no keys"
+        raise SettingsError(f"OURVIDZ_PUBLIC_URL: {reached}: {REMEDY}", field="OURVIDZ_PUBLIC_URL")

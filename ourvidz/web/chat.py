@@ -13,13 +13,13 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from ourvidz import dispatch, log
+from ourvidz import log
 from ourvidz.errors import CallerError, JobTimeout, OurvidzError
 from ourvidz.jobs.catalog import CATALOG, JobType, lookup
 from ourvidz.jobs.fields import Fields, invalid_value
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.schema import conversation_schema
-from ourvidz.web import audit, problems, sse
+from ourvidz.web import access, audit, problems, sse
 from ourvidz.web.body import read_json
 from ourvidz.web.problems import documented
 from ourvidz.web.synchronous import (
@@ -154,7 +154,8 @@ def parse_request(request: Request, payload: object, type_name: str, *, prefix: 
     row = _job_type(Fields(payload), type_name)
     assert isinstance(payload, dict)
     fields = {name: value for name, value in payload.items() if name not in _DROPPED_FIELDS}
-    job = dispatch.parse_payload({**fields, "type": row.name}, make_id=lambda: f"{prefix}{uuid.uuid4().hex}")
+    payload = {**fields, "type": row.name}
+    job = access.parse_job(request, payload, make_id=lambda: f"{prefix}{uuid.uuid4().hex}")
     assert isinstance(job, ChatJob)
     audit.entry(request.scope).set_job(job)
     return job

@@ -19,6 +19,7 @@ from ourvidz.service_key import key_headers
 from ourvidz.settings import Settings
 from ourvidz.settings.kinds import reveal, reveal_all
 from ourvidz.web import audit
+from ourvidz.web.auth import caller_of
 from ourvidz.web.inbox import MAX_DELIVERIES, Inbox
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
@@ -72,7 +73,14 @@ def inbox(
 ) -> Deliveries:
     """Read the last received callbacks, of one job or of all, oldest first."""
     stored: Inbox = request.app.state.inbox
-    return Deliveries.model_validate({"items": stored.last(job_id=job_id or None, limit=limit)})
+    items = stored.last(job_id=job_id or None, limit=limit)
+    caller = caller_of(request)
+    if caller.bound:
+        named = {str(item["payload"]["job_id"]) for item in items}
+        records = control.current().ledger.records(named)
+        own = {record.job_id for record in records if caller.sees_job(record.job_id, record.user_id)}
+        items = [item for item in items if item["payload"]["job_id"] in own]
+    return Deliveries.model_validate({"items": items})
 
 
 @receiver.post(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from fastapi import APIRouter, Request, Response
@@ -13,7 +14,7 @@ from ourvidz.errors import WorkerUnavailable
 from ourvidz.jobs.catalog import CATALOG, QUEUES, QualityTier, of_family
 from ourvidz.records.record import Worker
 from ourvidz.web import audit
-from ourvidz.web.auth import Keyring
+from ourvidz.web.auth import Keyring, is_informed
 from ourvidz.web.callers import open_callers, stopped
 from ourvidz.web.problems import documented
 from ourvidz.web.watchdog import Reason, ReasonCode, degradations, is_failed
@@ -23,6 +24,10 @@ router = APIRouter(tags=["health"])
 
 I2I_PIPELINES = {"sdxl": "SDXLPipeline", "wan": "WanPipeline"}
 """The pipeline class of each family that takes reference images; this process imports no pipelines."""
+
+
+UNDISCLOSED = "not disclosed"
+"""Stands for the name of a model where the caller has no key."""
 
 
 class WorkerSummary(BaseModel):
@@ -105,7 +110,8 @@ class ModelInfo(BaseModel):
 
 @router.get("/health")
 def health(request: Request) -> Health:
-    """Read the health of the installation. If keys are configured, only callers with one see the workers."""
+    """Read the health of the installation. If keys are configured, only callers with one see the workers and
+    the device."""
     uptime_s = time.monotonic() - request.app.state.started_at
     try:
         live = control.current().ledger.online_workers()
@@ -115,18 +121,17 @@ def health(request: Request) -> Health:
         reasons = [Reason("ledger_unreachable", "The job store cannot be reached: no job is accepted.")]
     gpu_workers = [worker for worker in live if worker.family in QUEUES]
     loaded = {model for worker in gpu_workers for model in worker.models}
-    keyring: Keyring = request.app.state.keyring
-    trusted = keyring.empty or keyring.identify(request.headers) is not None
+    informed = is_informed(request)
     return Health(
         status="degraded" if reasons else "healthy",
         reasons=[HealthReason(code=reason.code, message=reason.message) for reason in reasons],
         model_loaded="sdxl" in loaded,
         wan_model_loaded="wan" in loaded,
         qwen_model_loaded="chat" in loaded,
-        device=next((device for worker in gpu_workers if (device := _model_field(worker, "device"))), None),
+        device=_device(gpu_workers) if informed else None,
         uptime_s=round(uptime_s, 1),
         version=__version__,
-        workers=[_worker_summary(worker) for worker in live] if trusted else [],
+        workers=[_worker_summary(worker) for worker in live] if informed else [],
     )
 
 
@@ -150,8 +155,9 @@ def ready() -> dict[str, str]:
 
 
 @router.get("/status", responses=documented(422, 503))
-def status(worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
-    """Read the job types, batch sizes and model of one type of worker."""
+def status(request: Request, worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
+    """Read the job types, batch sizes and model of one type of worker. If keys are configured, only callers
+    with one see the model."""
     rows = [row for row in of_family(worker_type) if row.kind != "admin"]
     workers = control.current().ledger.online_workers(family=worker_type)
     names = (_model_field(worker, "name") for worker in workers)
@@ -160,7 +166,9 @@ def status(worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
     configured = models[worker_type]
     return Status(
         worker_type=worker_type,
-        model=next((name for name in names if name), configured.stem if configured else "not loaded"),
+        model=next((name for name in names if name), configured.stem if configured else "not loaded")
+        if is_informed(request)
+        else UNDISCLOSED,
         batch_support=sorted({count for row in rows for count in row.num_images}),
         quality_tiers=[
             tier for tier in get_args(QualityTier) if any(row.quality_tier == tier for row in rows)
@@ -180,8 +188,10 @@ def status(worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
 
 
 @router.get("/model/info", responses=documented(503))
-def model_info() -> ModelInfo:
-    """Read which models are loaded, and how."""
+def model_info(request: Request) -> ModelInfo:
+    """Read which models are loaded, and how. If keys are configured, only callers with one see them."""
+    if not is_informed(request):
+        return ModelInfo(models=[])
     return ModelInfo(
         models=[
             LoadedModel(family=worker.family, queue=worker.queue, state=worker.state, info=info)
@@ -209,11 +219,15 @@ def root() -> dict[str, str]:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented(401, 403, 503)},
 )
 def scrape(request: Request) -> Response:
-    """Read the Prometheus metrics. Requests from other machines need the admin scope."""
+    """Read the Prometheus metrics. Requests from other machines need the admin scope. If keys are configured,
+    requests from this machine without one see no series with the name of a worker or a device."""
     keyring: Keyring = request.app.state.keyring
     if not _from_this_machine(request):
         audit.entry(request.scope).caller = keyring.authorize(request, frozenset({"admin"})).name
-    return Response(metrics.render(_snapshot()), media_type=metrics.CONTENT_TYPE)
+    snapshot = _snapshot()
+    if not is_informed(request):
+        snapshot = replace(snapshot, metrics_counts=(), devices=())
+    return Response(metrics.render(snapshot), media_type=metrics.CONTENT_TYPE)
 
 
 def _reasons(online: list[Worker], uptime_s: float) -> list[Reason]:
@@ -284,6 +298,11 @@ def _device_memory(report: memory.DeviceReport) -> metrics.DeviceMemory:
         parts=tuple((report.name(each.id), each.state, each.mib) for each in report.memory.residents),
         waits_s=tuple(now - wait.since for wait in report.memory.waits),
     )
+
+
+def _device(workers: list[Worker]) -> str | None:
+    """The device of the first worker that reported one."""
+    return next((device for worker in workers if (device := _model_field(worker, "device"))), None)
 
 
 def _model_field(worker: Worker, field: str) -> str | None:

@@ -7,16 +7,17 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from ourvidz import __version__
-from ourvidz.errors import WorkerUnavailable
+from ourvidz.errors import Forbidden, WorkerUnavailable
 from ourvidz.jobs import ranges
 from ourvidz.jobs.catalog import QUEUES, Family, of_family
 from ourvidz.jobs.chats import MODELS
 from ourvidz.pipelines.checkpoints import PACKAGED
 from ourvidz.records.record import Worker
+from ourvidz.web.auth import is_informed
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 
@@ -105,17 +106,19 @@ class Environment(BaseModel):
 
 
 @router.get("/enhancement/info", responses=documented(503))
-def enhancement_info() -> EnhancementInfo:
-    """Read which models enhance prompts, and what they can do."""
-    return EnhancementInfo(**_text_models(control.current().ledger.online_workers(family=FAMILY)))
+def enhancement_info(request: Request) -> EnhancementInfo:
+    """Read which models enhance prompts, and what they can do. If keys are configured, only callers with one
+    see the checkpoints."""
+    workers = control.current().ledger.online_workers(family=FAMILY)
+    return EnhancementInfo(**_text_models(workers if is_informed(request) else []))
 
 
 @router.get("/worker/info", responses=documented(503))
-def worker_info() -> WorkerInfo:
-    """Read what the chat workers serve."""
+def worker_info(request: Request) -> WorkerInfo:
+    """Read what the chat workers serve. If keys are configured, only callers with one see the checkpoints."""
     workers = control.current().ledger.online_workers(family=FAMILY)
     return WorkerInfo(
-        **_text_models(workers),
+        **_text_models(workers if is_informed(request) else []),
         worker_version=__version__,
         job_types=[row.name for row in of_family(FAMILY)],
         queue=QUEUES[FAMILY],
@@ -141,8 +144,10 @@ def chat_health() -> ChatHealth:
 
 
 @protected_router.get("/debug/env", responses=documented(401, 403))
-def environment() -> Environment:
+def environment(request: Request) -> Environment:
     """Read paths and versions; never a secret."""
+    if not is_informed(request):
+        raise Forbidden("A key bound to users sees nothing of the installation.")
     settings = control.current().settings
     script = find_spec("wan_generate")
     libraries = {name: number for name in LIBRARIES if (number := _version(name)) is not None}

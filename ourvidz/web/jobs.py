@@ -9,18 +9,21 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from ourvidz import dispatch
-from ourvidz.errors import InvalidParameters, NotFound
+from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.catalog import lookup
 from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.jobs.schema import submission_schema
-from ourvidz.records.record import Record, Status
-from ourvidz.web import audit, events, sse, views
+from ourvidz.records.record import Status
+from ourvidz.web import access, audit, events, sse, views
+from ourvidz.web.auth import caller_of
 from ourvidz.web.body import read_json
 from ourvidz.web.documents import Accepted, CallbackState, Deleted, JobPage, JobState
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 
 router = APIRouter(tags=["jobs"])
+events_router = APIRouter(tags=["jobs"])
+"""The route that a browser reads with a token."""
 
 JobId = Annotated[str, Path(alias="id", description="The caller's own id.")]
 SUBMISSION_BODY: dict[str, Any] = {
@@ -63,7 +66,7 @@ async def submit(request: Request) -> Response:
 
 def _submit(request: Request, payload: object) -> Response:
     app = control.current()
-    job = dispatch.parse_payload(payload)
+    job = access.parse_job(request, payload)
     audit.entry(request.scope).set_job(job)
     admission = dispatch.submit(job)
     if not admission.created or admission.record.finished:
@@ -73,6 +76,7 @@ def _submit(request: Request, payload: object) -> Response:
 
 @router.get("/jobs", responses=documented(401, 403, 422, 503))
 def page(
+    request: Request,
     user_id: Annotated[str | None, Query(pattern=rf"^({IDENTIFIER.pattern})?$")] = None,
     type: Annotated[str | None, Query(description="A job type or one of its aliases.")] = None,
     status: Status | None = None,
@@ -84,8 +88,11 @@ def page(
     row = lookup(type) if type else None
     if type and row is None:
         raise InvalidParameters(f"type: {type!r} is no job type", field="type", rule="a job type", value=type)
+    user_id = access.own_user(request, user_id)
+    if user_id and not caller_of(request).sees_user(user_id):
+        return JobPage(items=[], cursor=None)
     listed = app.ledger.page(
-        user_id=user_id or None,
+        user_id=user_id,
         type=row.name if row else None,
         status=status,
         cursor=cursor or None,
@@ -96,24 +103,25 @@ def page(
 
 @router.get("/job/{id}", include_in_schema=False)
 @router.get("/jobs/{id}", responses=documented(401, 403, 404, 422, 503))
-def show(job_id: JobId) -> JobState:
+def show(request: Request, job_id: JobId) -> JobState:
     """Read the current state of a job."""
-    app = control.current()
-    return views.state(_record(job_id), app)
+    return views.state(access.find_record(request, job_id), control.current())
 
 
-@router.get(
+@events_router.get(
     "/jobs/{id}/events",
     response_class=StreamingResponse,
     responses={**EVENTS, **documented(401, 403, 404, 422, 503)},
 )
 async def follow(
-    job_id: JobId, last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None
+    request: Request,
+    job_id: JobId,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response:
     """Follow the events of a job as they happen: state, progress, preview, token, gap, done."""
     app = control.current()
     after = sse.parse_last_event_id(last_event_id)
-    record = await run_in_threadpool(_record, job_id)
+    record = await run_in_threadpool(access.find_record, request, job_id)
     if await run_in_threadpool(events.is_fully_read, app.ledger, record, after):
         # An EventSource reconnects after the end of a stream, but not after a 204.
         return Response(status_code=204)
@@ -122,23 +130,23 @@ async def follow(
 
 
 @router.get("/jobs/{id}/callback", responses=documented(401, 403, 404, 422, 503))
-def callback(job_id: JobId) -> CallbackState:
+def callback(request: Request, job_id: JobId) -> CallbackState:
     """Read whether the callback of a job's end was delivered."""
-    return views.callback_state(_record(job_id), control.current())
+    return views.callback_state(access.find_record(request, job_id), control.current())
 
 
 @router.post("/jobs/{id}/cancel", responses=documented(401, 403, 404, 409, 422, 503))
 def cancel(request: Request, job_id: JobId) -> JobState:
     """Cancel a job: a queued one never runs, a running one stops before its next step."""
     app = control.current()
-    audit.entry(request.scope).set_job(_record(job_id))
+    audit.entry(request.scope).set_job(access.find_record(request, job_id))
     return views.state(dispatch.cancel(job_id), app)
 
 
 @router.post("/jobs/{id}/retry", status_code=202, responses=documented(401, 403, 404, 409, 422, 503))
 def retry(request: Request, job_id: JobId) -> Accepted:
     """Run a failed or cancelled job again under its id."""
-    audit.entry(request.scope).set_job(_record(job_id))
+    audit.entry(request.scope).set_job(access.find_record(request, job_id))
     record = dispatch.retry(job_id)
     return views.accepted(record, control.current().ledger.queue_position(job_id))
 
@@ -150,17 +158,9 @@ def delete(
     force: Annotated[bool, Query(description="Cancel callbacks that are still pending.")] = False,
 ) -> Deleted:
     """Delete a finished job and its assets."""
-    audit.entry(request.scope).set_job(_record(job_id))
+    audit.entry(request.scope).set_job(access.find_record(request, job_id))
     dispatch.delete(job_id, force=force)
     return Deleted(job_id=job_id)
-
-
-def _record(job_id: str) -> Record:
-    """The record of a job. Raises `NotFound`, also for what cannot be an id."""
-    record = control.current().ledger.get(job_id) if IDENTIFIER.fullmatch(job_id) else None
-    if record is None:
-        raise NotFound("There is no job under this id.", field="id", value=job_id)
-    return record
 
 
 def _json(document: Accepted | JobState, status: int, headers: dict[str, str] | None = None) -> Response:

@@ -30,11 +30,13 @@ from ourvidz.web import (
     operations,
     prompts,
     references,
+    tokens,
     upstash,
     usage,
 )
 from ourvidz.web.audit import AuditMiddleware
-from ourvidz.web.auth import LISTS, Keyring, LocalOnlyMiddleware, load_keyring, require_scopes
+from ourvidz.web.auth import BROWSER, LISTS, Keyring, load_keyring, require_keys_where_public, require_scopes
+from ourvidz.web.hosts import LocalOnlyMiddleware
 from ourvidz.web.inbox import Inbox
 from ourvidz.web.limits import BodyLimitMiddleware
 from ourvidz.web.problems import ErrorMiddleware, on_http_exception, on_invalid_request
@@ -53,8 +55,10 @@ class _App(FastAPI):
 
 def create_app(services: ControlPlane | None = None) -> FastAPI:
     """The shim's application. With `services`, the whole process uses them while the application runs, and
-    the caller closes them; without, the application uses and closes the process's own."""
+    the caller closes them; without, the application uses and closes the process's own. Raises `SettingsError`
+    where others can reach it and it has no keys."""
     settings = (services or control.current()).settings
+    require_keys_where_public(settings)
     keyring = load_keyring(settings)
     app = _App(
         title="OurVidz",
@@ -71,19 +75,22 @@ def create_app(services: ControlPlane | None = None) -> FastAPI:
     app.include_router(info.router)
     app.include_router(info.protected_router, dependencies=require_scopes(keyring, "jobs", "chat", "admin"))
     app.include_router(jobs.router, dependencies=require_scopes(keyring, "jobs"))
+    app.include_router(jobs.events_router, dependencies=require_scopes(keyring, "jobs", BROWSER))
     app.include_router(references.router, dependencies=require_scopes(keyring, "jobs"))
+    app.include_router(tokens.router, dependencies=require_scopes(keyring, "jobs"))
     app.include_router(chat.router, dependencies=require_scopes(keyring, "chat"))
     app.include_router(openai.router, dependencies=require_scopes(keyring, "chat"))
     app.include_router(prompts.router, dependencies=require_scopes(keyring, "jobs"))
     app.include_router(upstash.router, dependencies=require_scopes(keyring, "jobs", LISTS))
     app.include_router(operations.router, dependencies=require_scopes(keyring, "admin"))
-    app.include_router(usage.router, dependencies=require_scopes(keyring, "admin"))
+    app.include_router(operations.assets_router, dependencies=require_scopes(keyring, "admin", own="jobs"))
+    app.include_router(usage.router, dependencies=require_scopes(keyring, "admin", own="jobs"))
     app.include_router(autoscale.router, dependencies=require_scopes(keyring, "admin", "read"))
     app.include_router(memory.router, dependencies=require_scopes(keyring, "admin"))
     if settings.embedded:
         app.include_router(embedded.receiver)
         app.include_router(embedded.router, dependencies=require_scopes(keyring, "jobs"))
-    app.include_router(assets.router, dependencies=require_scopes(keyring, "jobs"))
+    app.include_router(assets.router, dependencies=require_scopes(keyring, "jobs", BROWSER))
     app.include_router(assets.fallback)
     return app
 

@@ -15,11 +15,13 @@ from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.fields import Fields
 from ourvidz.jobs.job import AdminJob
 from ourvidz.jobs.json_text import parse_json
-from ourvidz.web import audit
+from ourvidz.web import access, audit
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 
 router = APIRouter(tags=["operations"], responses=documented(401, 403, 404, 422, 503))
+assets_router = APIRouter(tags=["operations"], responses=documented(401, 403, 404, 422, 503))
+"""The route that a key bound to users may call too."""
 
 ADMIN_TYPE = "admin_utilities"
 ADMIN_BODY: dict[str, Any] = {
@@ -114,11 +116,13 @@ def undrain(id: str) -> WorkerState:
     return WorkerState(worker=id, draining=False)
 
 
-@router.delete("/assets/{bucket}/{key:path}", responses=documented(409))
-def delete_assets(bucket: str, key: str) -> DeletedAssets:
+@assets_router.delete("/assets/{bucket}/{key:path}", responses=documented(409))
+def delete_assets(request: Request, bucket: str, key: str) -> DeletedAssets:
     """Delete a stored file, or all files of a job by the key of its folder, also of a job whose record is
     gone."""
     name = f"{bucket}/{key}"
+    if not access.may_see_file(request, name):
+        raise NotFound("There is no such asset.", field="key", value=name)
     dispatch.delete_assets(name)
     return DeletedAssets(key=name)
 

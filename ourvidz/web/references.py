@@ -15,9 +15,10 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ourvidz import uploads
-from ourvidz.errors import CapacityExceeded, InvalidParameters, PayloadTooLarge
+from ourvidz.errors import CapacityExceeded, InvalidParameters, NotFound, PayloadTooLarge
 from ourvidz.jobs.fields import IDENTIFIER
-from ourvidz.web import audit
+from ourvidz.web import access, audit
+from ourvidz.web.auth import caller_of
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 
@@ -102,7 +103,9 @@ def delete(
     user_id: UserId = None,
 ) -> DeletedReference:
     """Delete an uploaded reference before its time is over. Jobs that name it use their prompt alone."""
-    owner = audit.entry(request.scope).user_id = _check_user(user_id)
+    owner = audit.entry(request.scope).user_id = _check_user(access.own_user(request, user_id))
+    if not access.may_see_file(request, path) or not caller_of(request).sees_user(owner):
+        raise NotFound("There is no uploaded reference under this path.", field="path", value=path)
     uploads.delete_upload(control.current().store, path, user_id=owner)
     return DeletedReference(path=path)
 
@@ -110,7 +113,8 @@ def delete(
 def _store(request: Request, data: bytes, user_id: str | None) -> Response:
     """Store the file of an upload, and answer with its path."""
     app = control.current()
-    owner = audit.entry(request.scope).user_id = _check_user(user_id)
+    owner = audit.entry(request.scope).user_id = _check_user(access.own_user(request, user_id))
+    access.check_user(caller_of(request), owner)
     if not data:
         raise InvalidParameters("The body has no file.", field="file", rule="an image file")
     if refused := app.capacity.refusal():

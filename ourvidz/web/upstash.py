@@ -10,9 +10,10 @@ from starlette.concurrency import run_in_threadpool
 
 from ourvidz import dispatch
 from ourvidz.errors import InvalidParameters, OurvidzError
+from ourvidz.jobs.job import Job
 from ourvidz.jobs.json_text import parse_json
 from ourvidz.jobs.schema import submission_schema
-from ourvidz.web import audit
+from ourvidz.web import access, audit
 from ourvidz.web.body import read_json
 from ourvidz.web.operations import check_queue
 from ourvidz.web.problems import documented
@@ -57,7 +58,7 @@ async def rpush(request: Request, queue: str) -> Depth:  # noqa: ARG001 - the ca
 
 
 def _push(request: Request, elements: object) -> Depth:
-    admissions = dispatch.submit_all(_payloads(elements))
+    admissions = dispatch.submit_all(_jobs(request, elements))
     last = admissions[-1].record
     audit.entry(request.scope).set_job(last)
     return Depth(result=control.current().ledger.queue_depth(last.queue))
@@ -69,20 +70,22 @@ def llen(queue: str) -> Depth:
     return Depth(result=control.current().ledger.queue_depth(check_queue(queue)))
 
 
-def _payloads(elements: object) -> list[object]:
-    """Parse the elements of a push. Raises `InvalidParameters` with the index of one that is not JSON."""
+def _jobs(request: Request, elements: object) -> list[Job]:
+    """Parse the elements of a push. The `field` of an error begins with the index of its element."""
     if not isinstance(elements, list) or not 1 <= len(elements) <= MAX_JOBS:
         raise InvalidParameters(
             "The body must be a list of jobs.", rule=f"1 to {MAX_JOBS} JSON strings", value=elements
         )
     return [
-        _payload(element, None if len(elements) == 1 else index) for index, element in enumerate(elements)
+        _job(request, element, None if len(elements) == 1 else index)
+        for index, element in enumerate(elements)
     ]
 
 
-def _payload(element: object, index: int | None) -> object:
+def _job(request: Request, element: object, index: int | None) -> Job:
     try:
-        return parse_json(element) if isinstance(element, str) else element
+        payload = parse_json(element) if isinstance(element, str) else element
+        return access.parse_job(request, payload)
     except OurvidzError as error:
         if index is not None:
             error.field = f"[{index}].{error.field}" if error.field else f"[{index}]"

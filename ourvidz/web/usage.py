@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 
 from ourvidz.errors import InvalidParameters
 from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.records import gpu_usage
+from ourvidz.web import access
+from ourvidz.web.auth import caller_of
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 
@@ -44,6 +46,7 @@ class UsageReport(BaseModel):
 
 @router.get("/usage")
 def usage(
+    request: Request,
     user_id: Annotated[str | None, Query(pattern=rf"^({IDENTIFIER.pattern})?$")] = None,
     first: Annotated[
         datetime.date | None, Query(alias="from", description="First day; default six days before `to`.")
@@ -51,6 +54,8 @@ def usage(
     last: Annotated[datetime.date | None, Query(alias="to", description="Last day; default today.")] = None,
 ) -> UsageReport:
     """GPU-seconds and cost by day and job type, of one user or of all."""
+    user_id = access.own_user(request, user_id)
+    access.check_user(caller_of(request), user_id)
     last = last or gpu_usage.today()
     last_number = gpu_usage.day_number(last)
     # The calendar has a first day.
@@ -64,10 +69,10 @@ def usage(
     rows = [
         row
         for number, fields in zip(numbers, hashes, strict=True)
-        for row in gpu_usage.load_usage(number, fields, user_id=user_id or None)
+        for row in gpu_usage.load_usage(number, fields, user_id=user_id)
     ]
     return UsageReport(
-        user_id=user_id or None,
+        user_id=user_id,
         items=[
             UsageRow(
                 date=row.date,

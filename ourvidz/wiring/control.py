@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     # Imported on first use: every process has a control plane, and none uses all of it.
     from ourvidz.callbacks.delivery import CallbackSender
     from ourvidz.following import Followers
+    from ourvidz.keys.store import KeyStore
+    from ourvidz.keys.tokens import Tokens
     from ourvidz.media.credentials import Signer
     from ourvidz.references.resolve import ReferenceResolver
     from ourvidz.safety.gate import Gate
@@ -87,6 +89,20 @@ class ControlPlane:
         from ourvidz.following import Followers
 
         return Followers(self.ledger)
+
+    @cached_property
+    def keys(self) -> KeyStore:
+        """The keys that are stored in the ledger's server."""
+        from ourvidz.keys.store import KeyStore
+
+        return KeyStore(self.ledger.connection)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The tokens of browsers."""
+        from ourvidz.keys.tokens import Tokens
+
+        return Tokens(self.ledger.connection)
 
     @cached_property
     def references(self) -> ReferenceResolver:

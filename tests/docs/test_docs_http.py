@@ -27,6 +27,7 @@ from ourvidz.web import (
     problems,
     prompts,
     references,
+    tokens,
     upstash,
     usage,
 )
@@ -48,6 +49,7 @@ MODELS: dict[str, type[BaseModel]] = {
             documents.JobPage,
             documents.CallbackState,
             documents.Deleted,
+            tokens.IssuedToken,
             references.UploadedReference,
             references.DeletedReference,
             upstash.Depth,

@@ -10,7 +10,13 @@ from fastapi import Request
 from ourvidz.errors import SettingsError
 from ourvidz.keys.caller import Caller
 from ourvidz.settings import load_settings
-from ourvidz.web.auth import caller_of, load_keyring, require_safe_binding, require_scopes
+from ourvidz.web.auth import (
+    caller_of,
+    load_keyring,
+    require_keys_where_public,
+    require_safe_binding,
+    require_scopes,
+)
 
 KEYS = "shop:s3cret:jobs ops:0perator:jobs+admin talk:ch4t:chat"
 ROUTES = [
@@ -35,6 +41,7 @@ ROUTES = [
     ("POST", "/workers/x/resume", "admin"),
     ("POST", "/admin", "admin"),
     ("POST", "/references", "jobs"),
+    ("POST", "/tokens", "jobs"),
     ("DELETE", "/references/reference_images/x/uploads/x", "jobs"),
     ("GET", "/usage", "admin"),
     ("GET", "/autoscale/sdxl_queue", "admin"),
@@ -158,10 +165,59 @@ def test_an_open_route_needs_no_key(open_shim) -> None:
     assert shim.client.get("/jobs/x").status_code == 401
 
 
+def test_an_open_path_deletes_nothing_and_an_open_method_is_that_one(open_shim) -> None:
+    """A route that others may read or post to is not one that they may delete with."""
+    shim = open_shim(OURVIDZ_API_KEYS=KEYS, OURVIDZ_OPEN_ROUTES="/jobs/{id} GET /jobs, POST /prompts/inspect")
+    statuses = {
+        (method, path): shim.client.request(method, path, json={}).status_code
+        for method, path in (
+            ("GET", "/jobs/x"), ("DELETE", "/jobs/x"), ("GET", "/jobs"), ("POST", "/jobs"),
+            ("POST", "/prompts/inspect"), ("GET", "/jobs/x/callback"), ("DELETE", "/jobs/x/"),
+        )
+    }  # fmt: skip
+    opened = [key for key, status in statuses.items() if status != 401]
+    assert opened == [("GET", "/jobs/x"), ("GET", "/jobs"), ("POST", "/prompts/inspect")]
+
+
+@pytest.mark.parametrize("host", ["a/llen/sdxl_queue?", "a/llen/sdxl_queue#", "a/llen/{queue}?x="])
+def test_a_host_header_opens_no_route(open_shim, host: str) -> None:
+    """A URL that is put together of `Host` and path may have another path than the request."""
+    shim = open_shim(OURVIDZ_API_KEYS=KEYS, OURVIDZ_OPEN_ROUTES="/llen/{queue} /llen/sdxl_queue")
+    assert shim.client.get("/jobs", headers={"Host": host}).status_code in (400, 401)
+
+
+@pytest.mark.parametrize("routes", ["POST", "/enhance GET", "POST GET /enhance"])
+def test_a_method_without_a_path_is_refused_at_start(routes: str) -> None:
+    """Otherwise a route would be open, or closed, that the operator did not mean."""
+    with pytest.raises(SettingsError, match="OURVIDZ_OPEN_ROUTES"):
+        load_keyring(load_settings(_env_file=None, OURVIDZ_OPEN_ROUTES=routes))
+
+
+EXPOSED = {
+    "production": {
+        "OURVIDZ_PROFILE": "production",
+        "OURVIDZ_REDIS_URL": "redis://r.example:6379/0",
+        "SUPABASE_URL": "https://p.example",
+    },
+    "public": {"OURVIDZ_PUBLIC_URL": "https://shim.example.com"},
+}
+
+
+@pytest.mark.parametrize("variables", EXPOSED.values(), ids=EXPOSED)
+def test_where_others_reach_it_a_shim_without_keys_does_not_start(variables: dict[str, str]) -> None:
+    """Behind a proxy a shim on loopback is public, too. Stored keys are enough, if they are required."""
+    with pytest.raises(SettingsError, match="OURVIDZ_REQUIRE_KEYS=1"):
+        require_safe_binding(load_settings(_env_file=None, **variables))
+    with pytest.raises(SettingsError, match="OURVIDZ_REQUIRE_KEYS=1"):
+        require_keys_where_public(load_settings(_env_file=None, **variables))  # as `uvicorn --factory` starts
+    require_safe_binding(load_settings(_env_file=None, **variables, OURVIDZ_REQUIRE_KEYS=True))
+    require_safe_binding(load_settings(_env_file=None, OURVIDZ_PUBLIC_URL="http://localhost:7860"))
+
+
 def test_a_secret_may_contain_colons() -> None:
     """Generated keys contain any character."""
     keyring = load_keyring(load_settings(_env_file=None, OURVIDZ_API_KEYS="a:x:y:z:jobs"))
-    assert keyring.identify({"authorization": "Bearer x:y:z"}).name == "a"  # type: ignore[arg-type,union-attr]
+    assert keyring.secret_for("jobs") == "x:y:z"
 
 
 @pytest.mark.parametrize("entry", ["secret", "a:jobs", "a:b:root", ":b:jobs", "a::jobs"])
@@ -209,7 +265,8 @@ def test_the_upstash_token_alone_does_not_count_as_a_key() -> None:
         ({"Host": "127.0.0.1.evil.example"}, False),
         ({"Host": "localhost@evil.example"}, False),
         ({"Host": ""}, False),
-        ({"Host": "shim.example.com"}, True),
+        ({"Host": "127.0.0.7"}, True),
+        ({"Host": "shim.example.com"}, False),
         ({"Origin": "http://localhost:7860"}, True),
         ({"Origin": "https://evil.example"}, False),
         ({"Origin": "null"}, False),
@@ -219,7 +276,7 @@ def test_without_keys_only_local_hosts_and_origins_are_served(
     open_shim, headers: dict[str, str], allowed: bool
 ) -> None:
     """A web page must not reach a local shim by DNS rebinding, nor post to it from its own origin."""
-    shim = open_shim(OURVIDZ_PUBLIC_URL="https://shim.example.com")
+    shim = open_shim(OURVIDZ_PUBLIC_URL="https://127.0.0.7")
     answer = shim.client.get("/jobs", headers=headers)
     assert answer.status_code == (200 if allowed else 403)
     if not allowed:
@@ -253,4 +310,4 @@ def test_a_route_knows_its_caller(open_shim) -> None:
         seen.append(caller_of(request))
 
     shim.client.get("/caller", headers=bearer("s3cret"))
-    assert seen == [Caller("shop", key_id="shop", scopes=frozenset({"jobs"}))]
+    assert seen == [Caller("shop", key_id="settings:shop", scopes=frozenset({"jobs"}))]

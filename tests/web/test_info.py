@@ -119,3 +119,53 @@ def test_no_document_contains_a_secret(open_shim, path) -> None:
     assert answer.status_code == 200
     assert "secret" not in answer.text
     assert shim.client.get("/debug/env").status_code == 401
+
+
+SECRET_HOST, SECRET_MODEL, SECRET_DEVICE = "gpu-host-17", "our-own-checkpoint", "cuda:0 (NVIDIA L40)"
+HIDDEN = {
+    "id": f"sdxl@{SECRET_HOST}-gpu0",
+    "host": SECRET_HOST,
+    "detail": {"info": {"sdxl": {"name": SECRET_MODEL, "device": SECRET_DEVICE}}},
+}
+HIDDEN_CHAT = CHAT | {
+    "id": f"chat@{SECRET_HOST}-gpu1",
+    "host": SECRET_HOST,
+    "detail": {"info": {"qwen_instruct": {"name": SECRET_MODEL, "device": SECRET_DEVICE}}},
+}
+TOLD = {"/health", "/status", "/status?worker_type=chat", "/model/info", "/worker/info", "/enhancement/info"}
+"""Paths whose answers name hosts or checkpoints."""
+PUBLIC = {
+    *TOLD,
+    "/",
+    "/health/live",
+    "/health/ready",
+    "/chat/health",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+    "/none",
+}
+
+
+def shown(shim, headers: dict[str, str] | None = None) -> dict[str, bool]:
+    """Path → whether its answer names the host, the device or the checkpoint."""
+    secrets = (SECRET_HOST, SECRET_MODEL, SECRET_DEVICE)
+    answers = {path: shim.client.get(path, headers=headers).text for path in PUBLIC}
+    return {path: any(secret in text for secret in secrets) for path, text in answers.items()}
+
+
+def test_a_keyed_shim_tells_strangers_nothing_of_hosts_and_models(open_shim, monkeypatch) -> None:
+    """Who knows the hosts and checkpoints knows what to attack; probes need only that it works."""
+    monkeypatch.setattr("ourvidz.web.health._from_this_machine", lambda _: True)
+    keys = {"OURVIDZ_API_KEYS": "shop:s3cret:jobs"}
+    for variables, headers, expected in (
+        (keys, {}, set()),
+        (keys, {"X-API-Key": "wrong"}, set()),
+        (keys, {"X-API-Key": "s3cret"}, TOLD),
+        (keys | {"OURVIDZ_PUBLIC_INFO": True}, {}, TOLD - {"/health"}),
+        ({}, {}, TOLD),
+    ):
+        shim = open_shim(**variables)
+        shim.register_worker(**HIDDEN)
+        shim.register_worker(**HIDDEN_CHAT)
+        assert expected <= {path for path, names in shown(shim, headers).items() if names} <= TOLD, headers

@@ -1,0 +1,1 @@
+"""The Lua scripts of the stored keys, one file a verb."""
