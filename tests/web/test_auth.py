@@ -99,7 +99,7 @@ def code_of(answer) -> str:
 def test_every_route_is_listed_with_its_scope_or_as_open(keyed) -> None:
     """A new route is not open by accident."""
     documented = {
-        (method.upper(), path)
+        (method.upper().replace("HEAD", "GET"), path)
         for path, methods in keyed.client.get("/openapi.json").json()["paths"].items()
         for method in methods
     }
