@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 from ourvidz.errors import NotFound
 from ourvidz.storage import probe
 from ourvidz.storage.keys import split_readable_key
-from ourvidz.storage.store import Store, StoredFile
+from ourvidz.storage.store import Store
 
 
 class RemoteStore(Store):
     """A storage that other machines can reach without this process."""
-
-    @abstractmethod
-    def stat(self, key: str) -> StoredFile:
-        """The size, time and content type of a file. Raises `NotFound` if there is none."""
 
     def exists(self, key: str) -> bool:
         """Whether there are bytes under `key`."""

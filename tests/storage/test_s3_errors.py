@@ -16,7 +16,7 @@ import pytest
 from campaigns.s3_server import S3Server
 from ourvidz.errors import SettingsError, StorageError
 from ourvidz.storage import s3, s3_client
-from ourvidz.storage.s3 import PART_BYTES, S3Store
+from ourvidz.storage.s3 import S3Store
 from ourvidz.storage.s3_client import S3Options
 from ourvidz.storage.s3_errors import is_no_bucket
 
@@ -201,11 +201,16 @@ def test_a_server_that_is_away_is_a_storage_error(open_storage: Open) -> None:
                 operation()
 
 
-def test_a_lost_answer_is_no_failure(s3_server: S3Server, s3_store: S3Store) -> None:
+def test_a_lost_answer_is_no_failure(
+    s3_server: S3Server, s3_store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whichever it is of an upload in parts, its publication, and its removal: the server has done what was
     asked, and is asked again. A whole write is repeated at most once."""
+    # Small parts: the server computes for as long as all else of this test takes.
+    monkeypatch.setattr(s3, "PART_BYTES", 1 << 10)
+    monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", 1)
     folder = "workspace-temp/user-1/job-1"
-    source, data = f"{folder}/.attempts/7.t/0.mp4", os.urandom(PART_BYTES + 1)
+    source, data = f"{folder}/.attempts/7.t/0.mp4", os.urandom(s3.PART_BYTES + 1)
 
     def publish() -> int:
         tries = _Tries()
@@ -215,6 +220,7 @@ def test_a_lost_answer_is_no_failure(s3_server: S3Server, s3_store: S3Store) -> 
 
     s3_server.requests.clear()
     publish()
+    assert s3_server.requests["POST"] == 2, "an upload in parts begins and ends"
     for lost in range(s3_server.requests.total()):
         s3_server.lose_answers(1, after=lost)
         assert publish() <= 2
