@@ -12,12 +12,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+WITHOUT_LIMITS = {
+    "OURVIDZ_LIMIT_SUBMIT_KEY": "none",
+    "OURVIDZ_LIMIT_SUBMIT_USER": "none",
+    "OURVIDZ_LIMIT_SYNC_KEY": "none",
+    "OURVIDZ_LIMIT_SYNC_USER": "none",
+    "OURVIDZ_LIMIT_READ": "none",
+    "OURVIDZ_MAX_USER_QUEUED": "10000000",
+    "OURVIDZ_MAX_QUEUE_DEPTH": "10000000",
+}
+"""Variables for a system that one caller loads as thousands would."""
+
 
 @contextmanager
 def running_stack(folder: Path, *, workers: str, port: int = 0, **variables: str) -> Iterator[dict[str, Any]]:
     """Run `ourvidz up` with these workers and variables, and stop it afterwards; yields its ready line, with
     its process id as `up`."""
-    env = os.environ | {"PYTHONPATH": str(Path.cwd()), **variables}
+    env = os.environ | {"PYTHONPATH": str(Path.cwd()), **WITHOUT_LIMITS, **variables}
     up = ("up", "--state-dir", str(folder), "--port", str(port), "--no-flower", "--workers", workers)
     command = [sys.executable, "-m", "ourvidz.cli.main", *up]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)

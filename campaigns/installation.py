@@ -13,6 +13,7 @@ from typing import Any
 
 import requests
 
+from benchmarks.stack import WITHOUT_LIMITS
 from campaigns.receiver import CallbackReceiver
 from campaigns.releases import Release
 from campaigns.resource import Resource
@@ -96,6 +97,7 @@ class Installation(Resource):
             "OURVIDZ_CALLBACK_URL": self._receiver.url,
             "OURVIDZ_CALLBACK_ALLOW": self._receiver.host,
             "OURVIDZ_WEBHOOK_SECRET": WEBHOOK_SECRET,
+            **WITHOUT_LIMITS,
         }
         with (self.folder / f"{name}.log").open("ab") as log:
             log.write(f"--- {release.name} release\n".encode())

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import requests
 
+from benchmarks.stack import WITHOUT_LIMITS
 from campaigns.clock import ServerClock
 from campaigns.installation import WEBHOOK_SECRET, wait_until
 from campaigns.receiver import CallbackReceiver
@@ -153,6 +154,7 @@ class Stack(Resource):
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "OURVIDZ_REDIS_URL": self.server.url,
+            **WITHOUT_LIMITS,
             **self.storage.environment(),
             "OURVIDZ_MODELS": "campaigns.slow_models:build",
             "OURVIDZ_LEASE_S": str(LEASE_S),

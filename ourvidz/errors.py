@@ -37,7 +37,7 @@ Each branch is the party that must act. The class alone defines the code, the HT
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 
@@ -138,7 +138,10 @@ class PayloadTooLarge(CallerError):
 
 
 class RateLimited(CallerError):
+    """`standings`: what is left of the allowances that the request was held to, for the headers."""
+
     code = "RATE_LIMITED"
+    standings: Sequence[Any] = ()
     http_status = 429
 
 

@@ -16,6 +16,7 @@ import psutil
 import requests
 
 from benchmarks.processes import SERVER, processor_s
+from benchmarks.stack import WITHOUT_LIMITS
 from ourvidz.embedded_redis import PrivateServer, find_server, free_port
 
 START_S = 90.0
@@ -61,6 +62,7 @@ def running_host(
             "OURVIDZ_CALLBACK_URL": f"http://127.0.0.1:{callback_port}/callback",
             "JOB_CALLBACK_SECRET": secrets.token_hex(16),
             "OURVIDZ_LOG_LEVEL": "ERROR",
+            **WITHOUT_LIMITS,
         }
 
         def start(*arguments: str, **variables: str) -> psutil.Process:

@@ -17,8 +17,9 @@ from ourvidz.errors import (
     WorkerUnavailable,
 )
 from ourvidz.jobs.catalog import WRITE_BUCKETS
-from ourvidz.jobs.job import ImageJob, VideoJob
+from ourvidz.jobs.job import ImageJob, Job, VideoJob
 from ourvidz.jobs.outcome import Outcome
+from ourvidz.records.allowances import JobLimits
 from ourvidz.records.record import Record
 from ourvidz.storage.keys import asset_folder, checkpoints_folder, split_key
 from ourvidz.wiring import control
@@ -45,12 +46,14 @@ def cancel(job_id: str) -> Record:
     return ledger.get(job_id) or record
 
 
-def retry(job_id: str) -> Record:
+def retry(job_id: str, *, limits: Callable[[Job], JobLimits] | None = None) -> Record:
     """Run a failed or cancelled job again under its id, as its next run. Returns the queued record.
 
-    Raises `NotFound`, or `Conflict` in any other state.
+    Raises `NotFound`, or `Conflict` in any other state; `RateLimited` when `limits` refuse another run.
     """
-    record = control.current().ledger.reopen(job_id, priority=JOBS)
+    ledger = control.current().ledger
+    job = _readable_job(job_id) if limits else None
+    record = ledger.reopen(job_id, priority=JOBS, limits=limits(job) if limits and job else None)
     publish(record)
     return record
 
@@ -112,10 +115,7 @@ def delete_assets(key: str) -> None:
 def _folders(record: Record) -> list[str]:
     """Return the storage folders that may hold files of a job, also if its document is gone or cannot be
     read."""
-    try:
-        job = control.current().ledger.job(record.job_id)
-    except (NewerRelease, ValueError):
-        job = None
+    job = _readable_job(record.job_id)
     if isinstance(job, ImageJob | VideoJob) and job.user_id is not None:
         return [asset_folder(job.bucket, job.user_id, job.id)]
     keys = [asset.key for asset in record.outcome.assets if asset.key] if record.outcome else []
@@ -124,3 +124,11 @@ def _folders(record: Record) -> list[str]:
     if job is not None or record.user_id is None:
         return []
     return [asset_folder(bucket, record.user_id, record.job_id) for bucket in WRITE_BUCKETS]
+
+
+def _readable_job(job_id: str) -> Job | None:
+    """The job itself; None if its document is gone or this release cannot read it."""
+    try:
+        return control.current().ledger.job(job_id)
+    except (NewerRelease, ValueError):
+        return None

@@ -19,10 +19,13 @@ from ourvidz.dispatch.reuse import find_reusable, reuse_result
 from ourvidz.errors import Conflict, OurvidzError
 from ourvidz.jobs.dialects import parse
 from ourvidz.jobs.job import Job
+from ourvidz.records.allowances import JobLimits
 from ourvidz.records.record import Admission
 from ourvidz.wiring import control
 
 MakeId = Callable[[], str]
+LimitsOf = Callable[[Job], JobLimits]
+"""What a job of the caller is held to."""
 
 
 def parse_payload(payload: object, *, make_id: MakeId | None = None) -> Job:
@@ -41,6 +44,7 @@ def submit(
     suppress_callbacks: bool = False,
     in_worker: bool = False,
     require_worker: bool = True,
+    limits: LimitsOf | None = None,
 ) -> Admission:
     """Submit one job: a payload, or the result of `parse_payload`.
 
@@ -48,11 +52,12 @@ def submit(
     `suppress_callbacks`: no callback is ever sent for the job. `in_worker`: the payload arrived as a message,
     so a worker already has it; availability is not checked and no second message is published.
     `require_worker` false: the caller cannot be told to try again, so a job whose queue has no worker waits.
+    `limits`: what a new job is held to; a repeated one is charged nothing.
 
     Raises `CallerError` for a payload that is invalid or refused by the gate, `Conflict` when another job has
     the same id. For a new job: `CapacityExceeded` when there is no capacity, `WorkerUnavailable` when no
-    worker of its queue was seen within the grace period. `WorkerUnavailable` when the ledger cannot be
-    reached.
+    worker of its queue was seen within the grace period, `RateLimited` when `limits` refuse it.
+    `WorkerUnavailable` when the ledger cannot be reached.
     """
     (admission,) = submit_all(
         [payload],
@@ -61,6 +66,7 @@ def submit(
         suppress_callbacks=suppress_callbacks,
         in_worker=in_worker,
         require_worker=require_worker,
+        limits=limits,
     )
     return admission
 
@@ -73,8 +79,10 @@ def submit_all(
     suppress_callbacks: bool = False,
     in_worker: bool = False,
     require_worker: bool = True,
+    limits: LimitsOf | None = None,
 ) -> list[Admission]:
     """Submit several jobs; all are checked before the first is recorded. Arguments and errors as in `submit`.
+    A limit that refuses one of them leaves those before it recorded: the same call goes on from there.
 
     The `field` of an error in one of several payloads begins with its index: `[1].config.steps`.
     """
@@ -85,7 +93,11 @@ def submit_all(
     if not in_worker:
         for job in jobs:
             _check_acceptance(job, require_worker=require_worker)
-    return [_enqueue(job, priority, suppress_callbacks, in_worker) for job in jobs]
+    admissions = []
+    for index, job in enumerate(jobs):
+        with _numbered(index, len(jobs)):
+            admissions.append(_enqueue(job, priority, suppress_callbacks, in_worker, limits))
+    return admissions
 
 
 def _parse_all(payloads: Sequence[object | Job], make_id: MakeId | None) -> list[Job]:
@@ -136,12 +148,20 @@ def _at(error: OurvidzError, index: int) -> OurvidzError:
     return error
 
 
-def _enqueue(job: Job, priority: int, suppress_callbacks: bool, in_worker: bool) -> Admission:
+def _enqueue(
+    job: Job, priority: int, suppress_callbacks: bool, in_worker: bool, limits: LimitsOf | None
+) -> Admission:
     """Record a checked job and publish its message, both in one transaction where that is possible."""
     ledger = control.current().ledger
     earlier = find_reusable(job)
     entry = None if in_worker or earlier is not None else broker_entry(job, priority=priority)
-    admission = ledger.register(job, priority=priority, suppress_callbacks=suppress_callbacks, entry=entry)
+    admission = ledger.register(
+        job,
+        priority=priority,
+        suppress_callbacks=suppress_callbacks,
+        entry=entry,
+        limits=limits and limits(job),
+    )
     if not admission.same:
         raise _id_conflict(job.id)
     if earlier is not None and admission.created and reuse_result(admission.record, earlier):

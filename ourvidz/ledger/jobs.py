@@ -7,23 +7,22 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from ourvidz.errors import Conflict, NotFound
-from ourvidz.jobs.job import JOB_VERSION, Job, dump_job, load_job
+from ourvidz.jobs.job import JOB_VERSION, Job, load_job
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.jobs.reuse import is_reusable, result_key
 from ourvidz.ledger.base import STREAM_TTL_S, LedgerBase, claim_identity
 from ourvidz.ledger.connection import new_call_token
-from ourvidz.records.codec import counter_increments, dump_json, dump_outcome, load_record, pairs
-from ourvidz.records.gpu_usage import usage_amounts
-from ourvidz.records.record import (
-    Admission,
-    BrokerEntry,
-    Claim,
-    Record,
-    Verdict,
-    awaits_enhancement,
-    is_one_shot,
-    record_version,
+from ourvidz.records.allowances import JobLimits, load_admission
+from ourvidz.records.codec import (
+    counter_increments,
+    dump_json,
+    dump_outcome,
+    load_record,
+    pairs,
+    registration_arguments,
 )
+from ourvidz.records.gpu_usage import usage_amounts
+from ourvidz.records.record import Admission, BrokerEntry, Claim, Record, Verdict
 
 
 class JobOperations(LedgerBase):
@@ -36,55 +35,46 @@ class JobOperations(LedgerBase):
         priority: int,
         suppress_callbacks: bool = False,
         entry: BrokerEntry | None = None,
+        limits: JobLimits | None = None,
     ) -> Admission:
         """Record a new job as `queued`: run 1, attempt 0, due now; or return the record under its id.
 
         Nothing changes when the id is taken. The first item of the job's stream is its state `queued`. With
         `suppress_callbacks` no run of the job ever adds an outbox event. `entry`: the message of the job,
-        published in the same transaction as the record of a new one.
+        published in the same transaction as the record of a new one. `limits` are charged for a new job only:
+        `RateLimited` or `CapacityExceeded` when they refuse it.
 
         `WorkerUnavailable` also when too few replicas confirm the record in time; it stands, and the same
         call returns it later.
         """
-        created, fields, position = self._connection.run_replicated_script(
-            "register",
-            job.id,
-            job.type,
-            job.queue,
-            job.user_id,
-            priority,
-            job.fingerprint(),
-            job.callback_url,
-            dump_json(job.callback_metadata()),
-            dump_job(job),
-            new_call_token(),
-            "1" if suppress_callbacks else None,
-            "1" if is_one_shot(job) else None,
-            "wanted" if awaits_enhancement(job) else None,
-            job.request(),
-            record_version(job),
-            entry.list_name if entry else None,
-            entry.message if entry else None,
-            getattr(job, "bucket", None),
+        arguments = registration_arguments(job, priority, suppress_callbacks, entry, new_call_token())
+        created, fields, position, standings = self._connection.run_replicated_script(
+            "register", *arguments, limits and limits.to_json()
         )
+        allowances = load_admission(limits, standings)
         record = load_record(job.id, pairs(fields))
         return Admission(
-            position=position,
+            position=None if position < 0 else position,
             created=bool(created),
             same=job.is_repeat_of(record.fingerprint, record.callback_metadata, record.request),
             record=record,
+            allowances=allowances,
         )
 
-    def reopen(self, job_id: str, *, priority: int) -> Record:
+    def reopen(self, job_id: str, *, priority: int, limits: JobLimits | None = None) -> Record:
         """Queue a failed or cancelled job again as its next run.
 
         Attempt, failures, progress, outcome, enhancement result and cancel flag start afresh; the fence goes
-        on. `NotFound`; `Conflict` in any other state, or when the job document is no longer stored.
+        on. `NotFound`; `Conflict` in any other state, or when the job document is no longer stored; errors of
+        `limits` as in `register`.
 
         `WorkerUnavailable` also when too few replicas confirm the run in time; it stands, and the same call
         returns it later, as long as no worker has claimed it.
         """
-        answer = self._connection.run_replicated_script("reopen", job_id, priority, new_call_token())
+        args = (job_id, priority, new_call_token(), limits and limits.to_json())
+        answer = self._connection.run_replicated_script("reopen", *args)
+        if answer[0] == "limited":
+            load_admission(limits, answer[2])
         if answer[0] == "queued" and self._connection.replica_acks:
             record = load_record(job_id, pairs(answer[1]))
             if record.run > 1 and record.attempt == 0:

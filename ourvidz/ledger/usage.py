@@ -9,6 +9,7 @@ from redis.exceptions import ResponseError
 from ourvidz.jobs.catalog import QUEUES
 from ourvidz.ledger.base import LedgerBase
 from ourvidz.ledger.connection import new_call_token
+from ourvidz.records.allowances import Charge, Draw, dump_charge, load_draw
 from ourvidz.records.usage import Usage
 
 
@@ -27,6 +28,11 @@ class UsageOperations(LedgerBase):
             pipeline.hgetall(self._keys.gpu_usage(day))
         hashes: list[dict[str, str]] = self._connection.with_retries(pipeline.execute, quick=True)
         return hashes
+
+    def draw_allowance(self, charge: Charge) -> Draw:
+        """Take up to `charge.cost` units in advance, at least one; gives up within a second."""
+        args = dump_charge(charge)
+        return load_draw(charge, self._connection.run_script("draw_allowance", *args, quick=True))
 
     def usage(self) -> Usage:
         """Read the usage; gives up within a second."""

@@ -12,15 +12,20 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from ourvidz.errors import NewerRelease
+from ourvidz.jobs.job import Job, dump_job
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.records.record import (
     RECORD_VERSION,
+    BrokerEntry,
     EnhancementState,
     OutboxEvent,
     Record,
     Status,
     StreamItem,
     Worker,
+    awaits_enhancement,
+    is_one_shot,
+    record_version,
 )
 
 Fields = Mapping[str, str]
@@ -45,6 +50,32 @@ def dump_outcome(outcome: Outcome) -> str:
 def load_outcome(text: str | None) -> Outcome | None:
     """The outcome that `dump_outcome` wrote; None for an absent one."""
     return Outcome.model_validate_json(text) if text else None
+
+
+def registration_arguments(
+    job: Job, priority: int, suppress_callbacks: bool, entry: BrokerEntry | None, token: str
+) -> tuple[object, ...]:
+    """The arguments of the script `register` for a job, without its limits; `token` names the call."""
+    return (
+        job.id,
+        job.type,
+        job.queue,
+        job.user_id,
+        priority,
+        job.fingerprint(),
+        job.callback_url,
+        dump_json(job.callback_metadata()),
+        dump_job(job),
+        token,
+        "1" if suppress_callbacks else None,
+        "1" if is_one_shot(job) else None,
+        "wanted" if awaits_enhancement(job) else None,
+        job.request(),
+        record_version(job),
+        entry.list_name if entry else None,
+        entry.message if entry else None,
+        getattr(job, "bucket", None),
+    )
 
 
 def counter_increments(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ourvidz.jobs.job import ChatJob, Job, VideoJob
 from ourvidz.jobs.outcome import JobError, Outcome, OutcomeStatus
 from ourvidz.jobs.versions import FIRST_VERSION
+from ourvidz.records.allowances import Standing
 from ourvidz.records.registrations import REGISTRATION_KINDS, RegistrationKind
 
 RECORD_VERSION = 2
@@ -118,12 +119,14 @@ class BrokerEntry:
 class Admission:
     """The result of a registration. `created` is true for exactly one caller of an id; `same` is false when
     the id belongs to a job that asks for different work. `position` is the job's place in its queue, 0 for
-    the next to start; None when it is not queued."""
+    the next to start; None when it is not queued. `allowances`: what is left of those that the job was
+    charged to."""
 
     created: bool
     same: bool
     record: Record
     position: int | None
+    allowances: tuple[Standing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

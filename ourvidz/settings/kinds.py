@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, overload
@@ -21,7 +22,32 @@ _UNENCODED = frozenset('\\ "<>^`{|}')
 _KEY_PREFIX = re.compile(r"[A-Za-z0-9._:/{}-]*")
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}")
 _PATH_SEGMENT = re.compile(r"(?!\.+\Z)[A-Za-z0-9._:-]+")
+_RATE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)/([0-9]{1,6}(?:\.[0-9]{1,3})?)")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A quota of units per window of seconds, refilled continuously."""
+
+    quota: float
+    window_s: float
+
+    def __str__(self) -> str:
+        return f"{self.quota:.12g}/{self.window_s:.12g}"
+
+
+def _rate(value: object) -> object:
+    """Parse `UNITS/SECONDS`; `none` is no limit."""
+    if not isinstance(value, str):
+        return value
+    if value == "none":
+        return None
+    match = _RATE.fullmatch(value)
+    rate = Rate(*map(float, match.groups())) if match else None
+    if rate is None or not (rate.quota >= 1 and rate.window_s >= 1):
+        raise ValueError("must be UNITS/SECONDS, each at least 1, such as 36000/3600, or none")
+    return rate
 
 
 class Topic(BaseModel):
@@ -50,6 +76,15 @@ def _hosts(value: tuple[str, ...]) -> tuple[str, ...]:
             ip_network(entry)
         elif not _HOST.fullmatch(entry):
             raise ValueError(f"{entry!r} must be host, host:port, [IPv6], [IPv6]:port, or ADDRESS/BITS")
+    return value
+
+
+def _addresses(value: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in value:
+        try:
+            ip_network(entry)
+        except ValueError:
+            raise ValueError(f"{entry!r} must be an IP address, or a network such as 10.0.0.0/8") from None
     return value
 
 
@@ -141,10 +176,14 @@ def reveal_all(secrets: Iterable[SecretStr]) -> tuple[str, ...]:
     return tuple(map(reveal, secrets))
 
 
+RateLimit = Annotated[Rate | None, NoDecode, BeforeValidator(_rate)]
+"""A `Rate`, or None for no limit."""
 StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """A list separated by commas or spaces."""
 Hosts = Annotated[StringList, AfterValidator(_hosts)]
 """Hosts with an optional port, and networks in CIDR notation."""
+Addresses = Annotated[StringList, AfterValidator(_addresses)]
+"""IP addresses, and networks in CIDR notation."""
 Ports = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split), AfterValidator(_ports)]
 ListNames = Annotated[StringList, AfterValidator(_list_names)]
 """Names of Redis lists; `none` stands for no list."""

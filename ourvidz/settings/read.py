@@ -23,6 +23,7 @@ from ourvidz.settings.chat import ChatSettings
 from ourvidz.settings.hub import HubSettings
 from ourvidz.settings.jobs import JobSettings
 from ourvidz.settings.kinds import env
+from ourvidz.settings.limits import LimitSettings
 from ourvidz.settings.memory import MemorySettings
 from ourvidz.settings.pictures import PictureSettings
 from ourvidz.settings.process import ProcessSettings, RedisSettings
@@ -53,6 +54,7 @@ class Settings(
     ReferenceSettings,
     RegistrationSettings,
     ShimSettings,
+    LimitSettings,
     JobSettings,
     AutoscalingSettings,
     MemorySettings,

@@ -22,6 +22,7 @@ from ourvidz.jobs.schema import conversation_schema
 from ourvidz.web import access, audit, problems, sse
 from ourvidz.web.body import read_json
 from ourvidz.web.problems import documented
+from ourvidz.web.rate_limits import limits_of
 from ourvidz.web.synchronous import (
     TextResult,
     TextStream,
@@ -127,7 +128,7 @@ async def _respond(request: Request, type_name: str) -> Response:
     payload = await read_json(request)
     job = await run_in_threadpool(parse_request, request, payload, type_name)
     enhancing = type_name == ENHANCE
-    stream = stream_text(job)
+    stream = stream_text(job, limits_of(request))
     if enhancing:
         stream = _with_fallback(stream, job)
     if job.stream:

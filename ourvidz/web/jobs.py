@@ -19,6 +19,7 @@ from ourvidz.web.auth import caller_of
 from ourvidz.web.body import read_json
 from ourvidz.web.documents import Accepted, CallbackState, Deleted, JobPage, JobState
 from ourvidz.web.problems import documented
+from ourvidz.web.rate_limits import limits_of, open_streams
 from ourvidz.wiring import control
 
 router = APIRouter(tags=["jobs"])
@@ -68,7 +69,9 @@ def _submit(request: Request, payload: object) -> Response:
     app = control.current()
     job = access.parse_job(request, payload)
     audit.entry(request.scope).set_job(job)
-    admission = dispatch.submit(job)
+    limits = limits_of(request)
+    admission = dispatch.submit(job, limits=limits.for_job)
+    limits.note(admission.allowances)
     if not admission.created or admission.record.finished:
         return _json(views.state(admission.record, app), 200)
     return _json(views.accepted(admission.record, admission.position), 202, {"Location": f"/jobs/{job.id}"})
@@ -125,6 +128,7 @@ async def follow(
     if await run_in_threadpool(events.is_fully_read, app.ledger, record, after):
         # An EventSource reconnects after the end of a stream, but not after a 204.
         return Response(status_code=204)
+    open_streams.open(request)
     items = app.followers.follow(job_id, after=after)
     return sse.EventStreamResponse(events.stream(app.ledger, job_id, items))
 
@@ -147,7 +151,7 @@ def cancel(request: Request, job_id: JobId) -> JobState:
 def retry(request: Request, job_id: JobId) -> Accepted:
     """Run a failed or cancelled job again under its id."""
     audit.entry(request.scope).set_job(access.find_record(request, job_id))
-    record = dispatch.retry(job_id)
+    record = dispatch.retry(job_id, limits=limits_of(request).for_job)
     return views.accepted(record, control.current().ledger.queue_position(job_id))
 
 

@@ -8,13 +8,14 @@ from contextlib import ExitStack, asynccontextmanager, closing
 from typing import Any
 
 from anyio import CapacityLimiter
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, params
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from ourvidz import __version__, log, startup
+from ourvidz.limits.callers import RouteClass
 from ourvidz.settings import Settings
 from ourvidz.web import (
     assets,
@@ -40,6 +41,7 @@ from ourvidz.web.hosts import LocalOnlyMiddleware
 from ourvidz.web.inbox import Inbox
 from ourvidz.web.limits import BodyLimitMiddleware
 from ourvidz.web.problems import ErrorMiddleware, on_http_exception, on_invalid_request
+from ourvidz.web.rate_limits import RateLimitMiddleware, limit, limit_address
 from ourvidz.wiring import control
 from ourvidz.wiring.control import ControlPlane
 
@@ -69,28 +71,32 @@ def create_app(services: ControlPlane | None = None) -> FastAPI:
         middleware=_middleware(settings, keyring),
         exception_handlers={HTTPException: on_http_exception, RequestValidationError: on_invalid_request},
     )
+
+    def protect(route_class: RouteClass, *scopes: str, own: str | None = None) -> list[params.Depends]:
+        return [*require_scopes(keyring, *scopes, own=own), limit(route_class)]
+
     app.state.keyring = keyring
     app.state.started_at = time.monotonic()
-    app.include_router(health.router)
-    app.include_router(info.router)
-    app.include_router(info.protected_router, dependencies=require_scopes(keyring, "jobs", "chat", "admin"))
-    app.include_router(jobs.router, dependencies=require_scopes(keyring, "jobs"))
-    app.include_router(jobs.events_router, dependencies=require_scopes(keyring, "jobs", BROWSER))
-    app.include_router(references.router, dependencies=require_scopes(keyring, "jobs"))
-    app.include_router(tokens.router, dependencies=require_scopes(keyring, "jobs"))
-    app.include_router(chat.router, dependencies=require_scopes(keyring, "chat"))
-    app.include_router(openai.router, dependencies=require_scopes(keyring, "chat"))
-    app.include_router(prompts.router, dependencies=require_scopes(keyring, "jobs"))
-    app.include_router(upstash.router, dependencies=require_scopes(keyring, "jobs", LISTS))
-    app.include_router(operations.router, dependencies=require_scopes(keyring, "admin"))
-    app.include_router(operations.assets_router, dependencies=require_scopes(keyring, "admin", own="jobs"))
-    app.include_router(usage.router, dependencies=require_scopes(keyring, "admin", own="jobs"))
-    app.include_router(autoscale.router, dependencies=require_scopes(keyring, "admin", "read"))
-    app.include_router(memory.router, dependencies=require_scopes(keyring, "admin"))
+    app.include_router(health.router, dependencies=[Depends(limit_address)])
+    app.include_router(info.router, dependencies=[Depends(limit_address)])
+    app.include_router(info.protected_router, dependencies=protect("read", "jobs", "chat", "admin"))
+    app.include_router(jobs.router, dependencies=protect("submit", "jobs"))
+    app.include_router(jobs.events_router, dependencies=protect("read", "jobs", BROWSER))
+    app.include_router(references.router, dependencies=protect("read", "jobs"))
+    app.include_router(tokens.router, dependencies=protect("read", "jobs"))
+    app.include_router(chat.router, dependencies=protect("sync", "chat"))
+    app.include_router(openai.router, dependencies=protect("sync", "chat"))
+    app.include_router(prompts.router, dependencies=protect("read", "jobs"))
+    app.include_router(upstash.router, dependencies=protect("submit", "jobs", LISTS))
+    app.include_router(operations.router, dependencies=protect("admin", "admin"))
+    app.include_router(operations.assets_router, dependencies=protect("admin", "admin", own="jobs"))
+    app.include_router(usage.router, dependencies=protect("admin", "admin", own="jobs"))
+    app.include_router(autoscale.router, dependencies=protect("read", "admin", "read"))
+    app.include_router(memory.router, dependencies=protect("admin", "admin"))
     if settings.embedded:
         app.include_router(embedded.receiver)
-        app.include_router(embedded.router, dependencies=require_scopes(keyring, "jobs"))
-    app.include_router(assets.router, dependencies=require_scopes(keyring, "jobs", BROWSER))
+        app.include_router(embedded.router, dependencies=protect("read", "jobs"))
+    app.include_router(assets.router, dependencies=protect("read", "jobs", BROWSER))
     app.include_router(assets.fallback)
     return app
 
@@ -105,9 +111,10 @@ def _middleware(settings: Settings, keyring: Keyring) -> list[Middleware]:
                 allow_origins=list(settings.cors_origins),
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["Authorization", "X-API-Key", "Content-Type", "Last-Event-ID"],
+                expose_headers=["RateLimit", "RateLimit-Policy", "Retry-After"],
             )
         )
-    layers.append(Middleware(ErrorMiddleware))
+    layers += [Middleware(ErrorMiddleware), Middleware(RateLimitMiddleware)]
     if keyring.empty:
         layers.append(Middleware(LocalOnlyMiddleware, settings=settings))
     layers.append(

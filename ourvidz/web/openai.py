@@ -22,6 +22,7 @@ from ourvidz.jobs.schema import conversation_schema
 from ourvidz.web import audit, chat, openai_errors, sse
 from ourvidz.web.body import read_json
 from ourvidz.web.openai_errors import ErrorDocument
+from ourvidz.web.rate_limits import limits_of
 from ourvidz.web.synchronous import (
     TextResult,
     await_first_event,
@@ -45,9 +46,11 @@ _PASSED_FIELDS = (
 _UNSUPPORTED_FIELDS = ("tools", "functions", "logprobs", "logit_bias", "audio")
 """Fields that would change an answer and are not implemented: a request with one is refused."""
 COMPLETION_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorDocument} for status in (400, 401, 403, 404, 413, 500, 503, 504)
+    status: {"model": ErrorDocument} for status in (400, 401, 403, 404, 413, 429, 500, 503, 504)
 }
-MODEL_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorDocument} for status in (401, 403)}
+MODEL_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorDocument} for status in (401, 403, 429)
+}
 
 
 class AssistantMessage(BaseModel):
@@ -139,7 +142,7 @@ async def completions(request: Request) -> Response:
     body = await read_json(request)
     payload = _payload(body)
     job = await run_in_threadpool(chat.parse_request, request, payload, JOB_TYPE, prefix="chatcmpl-")
-    stream = stream_text(job)
+    stream = stream_text(job, limits_of(request))
     if job.stream:
         encoder = _ChunkEncoder(job, with_usage=_includes_usage(body))
         events = encode_events(stream, encoder.encode, partial(_encode_error, request))

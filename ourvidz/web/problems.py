@@ -15,8 +15,17 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ourvidz import log
-from ourvidz.errors import InternalError, InvalidParameters, NotFound, OurvidzError, PolicyViolation, by_code
+from ourvidz.errors import (
+    InternalError,
+    InvalidParameters,
+    NotFound,
+    OurvidzError,
+    PolicyViolation,
+    RateLimited,
+    by_code,
+)
 from ourvidz.jobs.sanitize import summarize
+from ourvidz.limits.headers import rate_limit_fields
 from ourvidz.web import audit, openai_errors
 
 MEDIA_TYPE = "application/problem+json"
@@ -64,6 +73,8 @@ def _headers(error: OurvidzError, status: int) -> dict[str, str]:
         retry_after_s = UNAVAILABLE_RETRY_S
     if retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
+    if isinstance(error, RateLimited):
+        headers.update(rate_limit_fields(error.standings))
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     return headers
@@ -86,7 +97,10 @@ def document(error: OurvidzError, instance: str, *, status: int | None = None) -
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` argument of a route that may return problems with these statuses."""
+    """The `responses` argument of a route that may return problems with these statuses. A route that checks
+    keys also limits its callers."""
+    if {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN} <= set(statuses):
+        statuses = (*statuses, HTTPStatus.TOO_MANY_REQUESTS)
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"content": content, "description": HTTPStatus(status).phrase} for status in statuses}
 

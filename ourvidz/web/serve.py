@@ -78,6 +78,7 @@ def run(settings: Settings, fds: Sequence[int] = ()) -> None:
         backlog=BACKLOG,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
         server_header=False,
+        forwarded_allow_ips=list(settings.trusted_proxies),
     )
     _raise_file_limit()
     server = Server(config, open_callers, drain_s=settings.sync_limit_s, beats_dir=settings.beats_dir)

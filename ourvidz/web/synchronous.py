@@ -28,6 +28,7 @@ from ourvidz.errors import (
 from ourvidz.following import Followers
 from ourvidz.jobs.job import ChatJob
 from ourvidz.ledger.store import Ledger
+from ourvidz.limits.callers import CallerLimits
 from ourvidz.records.record import Record, StreamItem
 from ourvidz.web import sse
 from ourvidz.web.callers import Stop, open_callers
@@ -71,8 +72,8 @@ TextStream = AsyncGenerator[str | TextResult, None]
 """Yields parts of a text as they are generated, `IDLE` while there are none, and one `TextResult` last."""
 
 
-async def stream_text(job: ChatJob) -> TextStream:
-    """Submit a job and yield its text. Closing the generator cancels the job.
+async def stream_text(job: ChatJob, limits: CallerLimits) -> TextStream:
+    """Submit a job and yield its text. Closing the generator cancels the job. `limits` are the caller's.
 
     Raises the error that the job failed with, `WorkerUnavailable` when no worker claims it or the shim stops,
     `JobTimeout` when it has generated no text by the deadline, and `WorkerLost` when a job that streams loses
@@ -82,7 +83,7 @@ async def stream_text(job: ChatJob) -> TextStream:
         app = control.current()
         follower = _JobFollower(job, app.ledger, app.followers, app.settings.sync_limit_s, stop)
         try:
-            await run_in_threadpool(follower.submit)
+            await run_in_threadpool(follower.submit, limits)
             async with aclosing(follower.follow()) as parts:
                 async for part in parts:
                     yield part
@@ -176,10 +177,16 @@ class _JobFollower:
         self.unfinished = False
         """Whether a job was submitted that has not ended: it must be cancelled."""
 
-    def submit(self) -> None:
+    def submit(self, limits: CallerLimits) -> None:
         """Submit the job at the highest priority, with callbacks only where the payload names a URL."""
         suppress_callbacks = self._job.callback_url is None
-        dispatch.submit(self._job, priority=PRIORITY_SYNC, suppress_callbacks=suppress_callbacks)
+        admission = dispatch.submit(
+            self._job,
+            priority=PRIORITY_SYNC,
+            suppress_callbacks=suppress_callbacks,
+            limits=limits.for_job,
+        )
+        limits.note(admission.allowances)
         self.unfinished = True
 
     async def follow(self) -> TextStream:

@@ -17,6 +17,7 @@ from ourvidz.web import access, audit
 from ourvidz.web.body import read_json
 from ourvidz.web.operations import check_queue
 from ourvidz.web.problems import documented
+from ourvidz.web.rate_limits import limits_of
 from ourvidz.wiring import control
 
 router = APIRouter(tags=["upstash"])
@@ -58,7 +59,9 @@ async def rpush(request: Request, queue: str) -> Depth:  # noqa: ARG001 - the ca
 
 
 def _push(request: Request, elements: object) -> Depth:
-    admissions = dispatch.submit_all(_jobs(request, elements))
+    limits = limits_of(request)
+    admissions = dispatch.submit_all(_jobs(request, elements), limits=limits.for_job)
+    limits.note(admissions[-1].allowances)
     last = admissions[-1].record
     audit.entry(request.scope).set_job(last)
     return Depth(result=control.current().ledger.queue_depth(last.queue))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ourvidz.following import Followers
     from ourvidz.keys.store import KeyStore
     from ourvidz.keys.tokens import Tokens
+    from ourvidz.limits.local import LocalAllowances
     from ourvidz.media.credentials import Signer
     from ourvidz.references.resolve import ReferenceResolver
     from ourvidz.safety.gate import Gate
@@ -103,6 +104,13 @@ class ControlPlane:
         from ourvidz.keys.tokens import Tokens
 
         return Tokens(self.ledger.connection)
+
+    @cached_property
+    def allowances(self) -> LocalAllowances:
+        """The allowances of plain requests; one object per process, because it draws units in advance."""
+        from ourvidz.limits.local import LocalAllowances
+
+        return LocalAllowances(self.ledger)
 
     @cached_property
     def references(self) -> ReferenceResolver:

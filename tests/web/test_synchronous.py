@@ -18,6 +18,7 @@ from ourvidz.errors import InternalError, OutOfMemory, WorkerLost, WorkerUnavail
 from ourvidz.following import Followers
 from ourvidz.jobs.dialects import Defaults, parse
 from ourvidz.jobs.outcome import Asset, Outcome
+from ourvidz.limits.callers import CallerLimits
 from ourvidz.records.record import StreamItem
 from ourvidz.web import synchronous
 
@@ -257,7 +258,8 @@ class RunningRequest:
             self._loop.run_until_complete(asyncio.sleep(0.001))
 
     async def _read(self) -> synchronous.TextResult:
-        return await synchronous.read_result(synchronous.stream_text(self._job))
+        limits = CallerLimits(self._shim.settings, key="local", address="", route_class="sync")
+        return await synchronous.read_result(synchronous.stream_text(self._job, limits))
 
     def result(self) -> synchronous.TextResult:
         """The result of the job. Raises its error."""

@@ -22,6 +22,7 @@ LIBRARIES = (
     "outbox",
     "jobs",
     "index",
+    "limits",
     "devices",
     "gpu_usage",
 )

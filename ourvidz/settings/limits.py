@@ -1,0 +1,46 @@
+"""Settings of the limits that callers are held to."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from ourvidz.settings.kinds import Addresses, Rate, RateLimit, Topic, env
+
+
+def _factors(value: dict[str, float]) -> dict[str, float]:
+    wrong = [name for name, factor in value.items() if not 0 < factor < 1e6]
+    if wrong:
+        raise ValueError(f"the factor of {', '.join(wrong)} must be more than 0 and less than a million")
+    return value
+
+
+class LimitSettings(Topic):
+    """How much callers may ask for. Rates are `UNITS/SECONDS`; submissions and synchronous requests are
+    measured in estimated seconds of GPU time, other requests are counted."""
+
+    submit_key_rate: RateLimit = env("OURVIDZ_LIMIT_SUBMIT_KEY", Rate(3_600_000, 3600))
+    """Estimated seconds of the jobs that one key submits."""
+    submit_user_rate: RateLimit = env("OURVIDZ_LIMIT_SUBMIT_USER", Rate(36_000, 3600))
+    """Estimated seconds of the jobs of one user; also of those that an address submits without a key."""
+    sync_key_rate: RateLimit = env("OURVIDZ_LIMIT_SYNC_KEY", Rate(36_000, 60))
+    """Estimated seconds of the synchronous requests of one key."""
+    sync_user_rate: RateLimit = env("OURVIDZ_LIMIT_SYNC_USER", Rate(3_600, 60))
+    """Estimated seconds of the synchronous requests of one user, or of an address without a key."""
+    read_rate: RateLimit = env("OURVIDZ_LIMIT_READ", Rate(60_000, 60))
+    """Other requests of one key."""
+    admin_rate: RateLimit = env("OURVIDZ_LIMIT_ADMIN", Rate(6_000, 60))
+    """Requests of one key to the routes of operators."""
+    address_rate: RateLimit = env("OURVIDZ_LIMIT_ADDRESS", Rate(6_000, 60))
+    """Requests from one address without a key that is valid."""
+    rate_classes: Annotated[dict[str, float], AfterValidator(_factors)] = env("OURVIDZ_RATE_CLASSES", {})
+    """Factors by which the rates of keys of a rate class are multiplied, as JSON: `{class: factor}`."""
+    max_user_queued: int = env("OURVIDZ_MAX_USER_QUEUED", 2_000, gt=0)
+    """Jobs of one user that may wait to be started."""
+    max_queue_depth: int = env("OURVIDZ_MAX_QUEUE_DEPTH", 50_000, gt=0)
+    """Jobs that may wait in one queue."""
+    max_streams: int = env("OURVIDZ_MAX_STREAMS", 1_000, gt=0)
+    """Event streams of one key, or of an address without one, that one shim process serves at a time."""
+    trusted_proxies: Addresses = env("OURVIDZ_TRUSTED_PROXIES", ("127.0.0.1", "::1"))
+    """Proxies whose `X-Forwarded-For` names the address of a caller."""
