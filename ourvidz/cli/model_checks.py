@@ -17,6 +17,7 @@ from ourvidz.hub.manifest import changed_files, read_manifest
 from ourvidz.net.client import HttpClient, RequestFailure
 from ourvidz.pipelines import weight_kinds
 from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.folder_weights import TRANSFORMERS_WEIGHTS, require_weights
 from ourvidz.pipelines.sdxl.checkpoint import find_sdxl
 from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
 from ourvidz.pipelines.wan.checkpoint import find_wan
@@ -122,6 +123,13 @@ def check_sdxl_options(settings: Settings) -> Check:
             weight_kinds.require(file, "lora", wanted="a LoRA")
         if settings.ip_adapter:
             weight_kinds.require(settings.ip_adapter, "ip-adapter", wanted="an IP-Adapter")
+        if settings.ip_adapter_encoder:
+            require_weights(
+                settings.ip_adapter_encoder,
+                TRANSFORMERS_WEIGHTS,
+                "clip image encoder",
+                wanted="a CLIP image encoder",
+            )
     except ModelLoadError as error:
         return failed("sdxl", error.message, _FILES_FIX)
     options = {

@@ -45,6 +45,7 @@ WeightKind = Literal[
     "t5 text encoder",
     "language model",
     "diffusers unet",
+    "small diffusers unet",
     "unknown",
 ]
 
@@ -78,7 +79,8 @@ KIND_NAMES: dict[WeightKind, str] = {
     "clip image encoder": "a CLIP image encoder",
     "t5 text encoder": "a T5 text encoder",
     "language model": "a language model",
-    "diffusers unet": "the UNet of a diffusers folder",
+    "diffusers unet": "the UNet of an SDXL folder",
+    "small diffusers unet": "the UNet of an SD 1.5 or SD 2 folder",
     "unknown": "a file of unknown kind",
 }
 """The kinds as messages name them, with their article."""
@@ -97,7 +99,7 @@ _ADAPTERS: dict[WeightKind, str] = {
 may have pairs of matrices for some layers and differences for others."""
 _ADAPTER_PREFIXES = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")
 _ADAPTER = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in _ADAPTERS.items()))
-_LANGUAGE_MODEL = "model.layers.0.self_attn.q_proj.weight"
+_LANGUAGE_MODEL = "model.layers.0.self_attn.q_proj."
 _TEXT_EMBEDDINGS = {"clip_l", "clip_g", "emb_params", "string_to_param"}
 _EDM_MARKS = {"edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"}
 _REFINER_WIDTH = 1280
@@ -117,12 +119,17 @@ def require(path: Path, *expected: WeightKind, wanted: str) -> Header:
     """The header of a file of one of the expected kinds. Raises `ModelLoadError` that names the file's kind,
     and `wanted`, what is needed in its place ("an SDXL checkpoint")."""
     header = read_header(path)
+    require_kind(path, header, *expected, wanted=wanted)
+    return header
+
+
+def require_kind(path: Path, header: Header, *expected: WeightKind, wanted: str) -> None:
+    """Raise `ModelLoadError` as `require` does, for a header that has been read from `path`."""
     kind = kind_of(header)
     if kind not in expected:
         first = next(iter(header.tensors), None)
         detail = f" (its first weight is {first!r:.80})" if kind == "unknown" else ""
         raise ModelLoadError(f"{path} is {KIND_NAMES[kind]}{detail}, not {wanted}.")
-    return header
 
 
 def kind_of(header: Header) -> WeightKind:
@@ -175,8 +182,12 @@ _MARKS: dict[WeightKind, Callable[[Tensors], bool]] = {
     "t5 text encoder": _any(
         _begins("encoder.block.0.layer.0.SelfAttention."), _begins("token_embedding.", "blocks.0.attn.q.")
     ),
-    "language model": lambda tensors: _LANGUAGE_MODEL in tensors,
-    "diffusers unet": _begins("down_blocks.0.resnets.0.", "conv_in.", "time_embedding."),
+    "language model": _begins(_LANGUAGE_MODEL),
+    "diffusers unet": _begins("down_blocks.0.resnets.0.", "conv_in.", "time_embedding.", "add_embedding."),
+    "small diffusers unet": _begins("down_blocks.0.resnets.0.", "conv_in.", "time_embedding."),
+    # Newer versions of transformers save CLIP's models without the names of their outer modules.
+    "clip text encoder": _begins("embeddings.token_embedding.", "encoder.layers.0."),
+    "clip image encoder": _begins("embeddings.patch_embedding.", "encoder.layers.0."),
 }
 """By kind, a test of the tensors; the first that is true decides."""
 

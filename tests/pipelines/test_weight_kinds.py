@@ -81,7 +81,23 @@ EXAMPLES: list[tuple[WeightKind, dict[str, tuple[int, ...]]]] = [
             "down_blocks.0.resnets.0.conv1.weight": (1,),
             "conv_in.weight": (1,),
             "time_embedding.linear_1.bias": (1,),
+            "add_embedding.linear_1.bias": (1,),
         },
+    ),
+    (
+        "small diffusers unet",
+        {
+            f"{name}.weight": (1,)
+            for name in ("down_blocks.0.resnets.0.conv1", "conv_in", "time_embedding.linear_1")
+        },
+    ),
+    (
+        "clip text encoder",
+        {"embeddings.token_embedding.weight": (1,), "encoder.layers.0.mlp.fc1.weight": (1,)},
+    ),
+    (
+        "clip image encoder",
+        {"embeddings.patch_embedding.weight": (1,), "encoder.layers.0.mlp.fc1.weight": (1,)},
     ),
     ("unknown", {"layer.weight": (4,)}),
     ("unknown", {}),

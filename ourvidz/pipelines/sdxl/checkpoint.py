@@ -9,6 +9,7 @@ from ourvidz.errors import ModelLoadError
 from ourvidz.hub.weight_headers import Header
 from ourvidz.pipelines import single_file_names, weight_kinds
 from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint, require_diffusers_folder, sdxl_config_folder
+from ourvidz.pipelines.folder_weights import DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS, require_weights
 from ourvidz.pipelines.sdxl.prediction import scheduler_overrides
 from ourvidz.prompts.vocabulary import find_vocabulary
 
@@ -44,7 +45,8 @@ def find_sdxl(
     if model is None:
         return Checkpoint(require_diffusers_folder(packaged / "tiny-sdxl"), "tiny", vae=vae)
     if model.is_dir():
-        return Checkpoint(require_diffusers_folder(model), "folder", vae=vae)
+        _check_components(require_diffusers_folder(model), own_vae=vae is None)
+        return Checkpoint(model, "folder", vae=vae)
     if not model.is_file():
         raise ModelLoadError(f"There is no SDXL checkpoint at {model}.")
     header = weight_kinds.require(model, "sdxl", wanted="an SDXL checkpoint")
@@ -61,11 +63,30 @@ def find_sdxl(
     return Checkpoint(model, "single file", folder, vae=vae)
 
 
+def _check_components(folder: Path, *, own_vae: bool) -> None:
+    """Raise `ModelLoadError` for weight files of a diffusers folder that are missing or of another kind.
+    `own_vae`: its VAE is loaded."""
+    try:
+        components = json.loads((folder / "model_index.json").read_text()).keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelLoadError(f"{folder}/model_index.json cannot be read: {error}") from None
+    if "unet" in components:
+        require_weights(folder / "unet", DIFFUSERS_WEIGHTS, "diffusers unet", wanted="the UNet of SDXL")
+    if "vae" in components and own_vae:
+        require_weights(folder / "vae", DIFFUSERS_WEIGHTS, "vae", wanted="a VAE")
+    for name in ("text_encoder", "text_encoder_2"):
+        if name in components:
+            require_weights(
+                folder / name, TRANSFORMERS_WEIGHTS, "clip text encoder", wanted="a CLIP text encoder"
+            )
+
+
 def _check_vae(vae: Path) -> None:
     """Raise `ModelLoadError` unless there is a VAE at this path."""
     if vae.is_dir():
         if not (vae / "config.json").is_file() or not any(vae.glob("*.safetensors")):
             raise ModelLoadError(f"{vae} holds no VAE: it lacks config.json or .safetensors weights.")
+        require_weights(vae, DIFFUSERS_WEIGHTS, "vae", wanted="a VAE")
     elif vae.is_file():
         weight_kinds.require(vae, "vae", wanted="a VAE")
     else:

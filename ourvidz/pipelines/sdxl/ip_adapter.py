@@ -23,6 +23,7 @@ from ourvidz.hub.manifest import mark_in_use
 from ourvidz.jobs.job import ReferenceType
 from ourvidz.pipelines import weight_kinds
 from ourvidz.pipelines.clip import clip_pixels
+from ourvidz.pipelines.folder_weights import TRANSFORMERS_WEIGHTS, require_weights
 
 _ADAPTER_PROCESSORS = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0)
 
@@ -113,6 +114,7 @@ def attention_block_prefixes(unet: Any) -> dict[ReferenceType, tuple[str, ...]]:
 def _load_encoder(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"There is no image encoder in {folder}.")
+    require_weights(folder, TRANSFORMERS_WEIGHTS, "clip image encoder", wanted="a CLIP image encoder")
     return CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 

@@ -1,4 +1,4 @@
-"""Finds a Wan checkpoint on disk and identifies its model. Reads file names and JSON, no weights.
+"""Finds a Wan checkpoint on disk and identifies its model. Reads file names, JSON and the headers of weights.
 
 There are two layouts: the diffusers folder, and the files of the Wan release (the "original" layout).
 """
@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ourvidz.errors import ModelLoadError
+from ourvidz.pipelines import weight_kinds
 from ourvidz.pipelines.checkpoints import PACKAGED, Checkpoint, CheckpointKind, require_diffusers_folder
+from ourvidz.pipelines.folder_weights import DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS, require_weights
+from ourvidz.pipelines.weight_kinds import WeightKind
 
 WanModel = Literal["t2v", "i2v", "flf2v", "vace"]
 MODEL_NAMES: dict[WanModel, str] = {
@@ -43,6 +46,12 @@ _WEIGHTS = {
     "image_encoder": "model.safetensors",
 }
 """Weight file by component of a diffusers folder."""
+_KINDS: dict[str, tuple[str, WeightKind]] = {
+    "vae": (DIFFUSERS_WEIGHTS, "wan vae"),
+    "text_encoder": (TRANSFORMERS_WEIGHTS, "t5 text encoder"),
+    "image_encoder": (TRANSFORMERS_WEIGHTS, "clip image encoder"),
+}
+"""Name of the weight files and what they must hold, by component of a diffusers folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +78,31 @@ def find_wan(
         layout, missing = "the diffusers layout", missing_diffusers_files(require_diffusers_folder(folder))
     if missing:
         raise ModelLoadError(f"{folder} is in {layout} and lacks {', '.join(missing)}.")
+    if model is not None:
+        _check_weights(folder, original=kind == "original")
     if expected is not None and (actual := read_model_info(folder).model) != expected:
         raise ModelLoadError(
             f"{folder} is a {MODEL_NAMES[actual]} checkpoint, not a {MODEL_NAMES[expected]} one."
         )
     return Checkpoint(folder, kind)
+
+
+def _check_weights(folder: Path, *, original: bool) -> None:
+    """Raise `ModelLoadError` for safetensors files of another kind than their component."""
+    if original:
+        _check_transformer(folder, folder)
+        return
+    components = _read_json(folder / "model_index.json")
+    if components.get("transformer"):
+        _check_transformer(folder, folder / "transformer")
+    for name, (stem, kind) in _KINDS.items():
+        if name in components and (folder / name).is_dir():
+            require_weights(folder / name, stem, kind, wanted=weight_kinds.KIND_NAMES[kind])
+
+
+def _check_transformer(folder: Path, weights: Path) -> None:
+    kind: WeightKind = "wan vace" if read_model_info(folder).model == "vace" else "wan transformer"
+    require_weights(weights, DIFFUSERS_WEIGHTS, kind, wanted=weight_kinds.KIND_NAMES[kind])
 
 
 def is_original(folder: Path) -> bool:
