@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl, quote
 
@@ -33,50 +34,69 @@ def verify(
     """
     now = now or datetime.now(UTC)
     pairs = parse_qsl(query, keep_blank_values=True)
-    fields = dict(pairs)
-    if "X-Amz-Signature" in fields:
-        payload_hash = "UNSIGNED-PAYLOAD"
-        offered = fields["X-Amz-Signature"]
+    if any(name == "X-Amz-Signature" for name, _ in pairs):
+        signature = _signature_in_query(dict(pairs), now)
         pairs = [pair for pair in pairs if pair[0] != "X-Amz-Signature"]
-        credential, signed_names = fields["X-Amz-Credential"], fields["X-Amz-SignedHeaders"]
-        at = fields["X-Amz-Date"]
-        if now > _time(at) + timedelta(seconds=int(fields["X-Amz-Expires"])):
-            raise Refused("AccessDenied")
     else:
-        scheme, _, rest = headers.get("authorization", "").partition(" ")
-        if scheme != "AWS4-HMAC-SHA256":
-            raise Refused("AccessDenied")
-        parts = dict(part.strip().split("=", 1) for part in rest.split(","))
-        offered, credential, signed_names = parts["Signature"], parts["Credential"], parts["SignedHeaders"]
-        at = headers["x-amz-date"]
-        payload_hash = headers["x-amz-content-sha256"]
-        if payload_hash != "UNSIGNED-PAYLOAD" and payload_hash != hashlib.sha256(body).hexdigest():
-            raise Refused("XAmzContentSHA256Mismatch")
-    if abs(now - _time(at)) > CLOCK and "X-Amz-Signature" not in fields:
-        raise Refused("RequestTimeTooSkewed")
-    access_key, *scope = credential.split("/")
+        signature = _signature_in_header(headers, body, now)
+    access_key, *scope = signature.credential.split("/")
     if access_key not in secrets:
         raise Refused("InvalidAccessKeyId")
-    names = signed_names.split(";")
     canonical = "\n".join(
         [
             method,
             path,
             "&".join(sorted(f"{_quoted(name)}={_quoted(value)}" for name, value in pairs)),
-            *(f"{name}:{' '.join(headers.get(name, '').split())}" for name in names),
+            *(
+                f"{name}:{' '.join(headers.get(name, '').split())}"
+                for name in signature.signed_names.split(";")
+            ),
             "",
-            signed_names,
-            payload_hash,
+            signature.signed_names,
+            signature.payload_hash,
         ]
     )
-    text = "\n".join(
-        ["AWS4-HMAC-SHA256", at, "/".join(scope), hashlib.sha256(canonical.encode()).hexdigest()]
-    )
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    text = "\n".join(["AWS4-HMAC-SHA256", signature.at, "/".join(scope), digest])
     key = f"AWS4{secrets[access_key]}".encode()
     for part in scope:
         key = hmac.digest(key, part.encode(), "sha256")
-    if not hmac.compare_digest(hmac.digest(key, text.encode(), "sha256").hex(), offered):
+    if not hmac.compare_digest(hmac.digest(key, text.encode(), "sha256").hex(), signature.offered):
         raise Refused("SignatureDoesNotMatch")
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """What a request says of its signature; `offered` is the signature itself."""
+
+    offered: str
+    credential: str
+    signed_names: str
+    at: str
+    payload_hash: str
+
+
+def _signature_in_query(fields: Mapping[str, str], now: datetime) -> _Signature:
+    """That of a presigned URL. Raises `Refused` for one that has expired."""
+    at = fields["X-Amz-Date"]
+    if now > _time(at) + timedelta(seconds=int(fields["X-Amz-Expires"])):
+        raise Refused("AccessDenied")
+    credential, signed_names = fields["X-Amz-Credential"], fields["X-Amz-SignedHeaders"]
+    return _Signature(fields["X-Amz-Signature"], credential, signed_names, at, "UNSIGNED-PAYLOAD")
+
+
+def _signature_in_header(headers: Mapping[str, str], body: bytes, now: datetime) -> _Signature:
+    """That of the header `Authorization`. Raises `Refused` for none, a wrong clock, or another body."""
+    scheme, _, rest = headers.get("authorization", "").partition(" ")
+    if scheme != "AWS4-HMAC-SHA256":
+        raise Refused("AccessDenied")
+    parts = dict(part.strip().split("=", 1) for part in rest.split(","))
+    at, payload_hash = headers["x-amz-date"], headers["x-amz-content-sha256"]
+    if payload_hash not in ("UNSIGNED-PAYLOAD", hashlib.sha256(body).hexdigest()):
+        raise Refused("XAmzContentSHA256Mismatch")
+    if abs(now - _time(at)) > CLOCK:
+        raise Refused("RequestTimeTooSkewed")
+    return _Signature(parts["Signature"], parts["Credential"], parts["SignedHeaders"], at, payload_hash)
 
 
 def _time(text: str) -> datetime:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -55,15 +55,7 @@ def running_host(
         options = ("--appendonly", "yes", "--appendfsync", "always")
         server = PrivateServer(*options, binary=find_server(None), folder=Path(folder) / "redis")
         server.start()
-        env = os.environ | {
-            "OURVIDZ_REDIS_URL": server.url,
-            "OURVIDZ_STATE_DIR": folder,
-            "OURVIDZ_MODELS": "benchmarks.null_models:build_sleeping",
-            "OURVIDZ_CALLBACK_URL": f"http://127.0.0.1:{callback_port}/callback",
-            "JOB_CALLBACK_SECRET": secrets.token_hex(16),
-            "OURVIDZ_LOG_LEVEL": "ERROR",
-            **WITHOUT_LIMITS,
-        }
+        env = _environment(server.url, folder, callback_port)
 
         def start(*arguments: str, **variables: str) -> psutil.Process:
             command = [sys.executable, "-m", *arguments]
@@ -95,13 +87,32 @@ def running_host(
             processes[SERVER] = [psutil.Process(_server_pid(server.url))]
             yield ControlHost(urls, server.url, processes)
         finally:
-            for process in started:
-                process.terminate()
-            for process in started:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
-                process.kill()
+            _stop(started)
             server.kill()
+
+
+def _environment(server_url: str, folder: str, callback_port: int) -> dict[str, str]:
+    """The variables of all processes of the host."""
+    return {
+        **os.environ,
+        "OURVIDZ_REDIS_URL": server_url,
+        "OURVIDZ_STATE_DIR": folder,
+        "OURVIDZ_MODELS": "benchmarks.null_models:build_sleeping",
+        "OURVIDZ_CALLBACK_URL": f"http://127.0.0.1:{callback_port}/callback",
+        "JOB_CALLBACK_SECRET": secrets.token_hex(16),
+        "OURVIDZ_LOG_LEVEL": "ERROR",
+        **WITHOUT_LIMITS,
+    }
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask processes to end, and kill those that do not within ten seconds."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        process.kill()
 
 
 def _server_pid(url: str) -> int:

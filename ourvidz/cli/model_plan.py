@@ -220,26 +220,7 @@ def _print(
     parts: Sequence[PlannedPart], disks: Sequence[dict[str, Any]], gpu: dict[str, Any] | None, no_card: str
 ) -> None:
     """Print the plan for a person."""
-    rows = []
-    for planned in parts:
-        part = planned.part
-        size = size_text(planned.size_bytes) if planned.size_bytes is not None else "unknown"
-        count = "" if planned.files is None else f", {planned.files} files"
-        if planned.state in ("partial", "other revision"):
-            count += f", {size_text(planned.have_bytes)} here"
-        details = [
-            f"{part.repository}@{part.revision}" if planned.state != "own files" else "not pulled",
-            str(part.folder),
-        ]
-        if planned.problem:
-            details.append(f"problem: {planned.problem}")
-        rows.append(
-            TableRow(
-                (part.name, planned.state, f"{size} ({planned.size_from}{count})", planned.licence or "–"),
-                tuple(details),
-            )
-        )
-    print_table(("checkpoint", "state", "size", "licence"), rows)
+    print_table(("checkpoint", "state", "size", "licence"), [_part_row(planned) for planned in parts])
     for disk in disks:
         verdict = "fits" if disk["fits"] else "DOES NOT FIT"
         click.echo(
@@ -248,25 +229,36 @@ def _print(
         )
     if gpu is None:
         click.echo(f"GPU: {no_card}")
-        return
+    else:
+        _print_gpu(gpu)
+
+
+def _part_row(planned: PlannedPart) -> TableRow:
+    part = planned.part
+    size = size_text(planned.size_bytes) if planned.size_bytes is not None else "unknown"
+    count = "" if planned.files is None else f", {planned.files} files"
+    if planned.state in ("partial", "other revision"):
+        count += f", {size_text(planned.have_bytes)} here"
+    origin = f"{part.repository}@{part.revision}" if planned.state != "own files" else "not pulled"
+    problem = (f"problem: {planned.problem}",) if planned.problem else ()
+    return TableRow(
+        (part.name, planned.state, f"{size} ({planned.size_from}{count})", planned.licence or "–"),
+        (origin, str(part.folder), *problem),
+    )
+
+
+def _print_gpu(gpu: dict[str, Any]) -> None:
+    """Print what fits on the GPU, alone and together."""
     click.echo(
         f"GPU {gpu['name']}: {gpu['total_mib']} MiB, of which the workers use up to {gpu['budget_mib']}"
     )
-    print_table(
-        ("model", "weights", "job", "beside them", "fallback"),
-        [
-            TableRow(
-                (
-                    job["model"],
-                    f"{job['weights_mib']} MiB",
-                    job["job"],
-                    f"{job['work_mib']} MiB{'' if job['learned'] else ' estimated'}",
-                    job["fallback"],
-                )
-            )
-            for job in gpu["jobs"]
-        ],
-    )
+    rows = []
+    for job in gpu["jobs"]:
+        beside = f"{job['work_mib']} MiB{'' if job['learned'] else ' estimated'}"
+        rows.append(
+            TableRow((job["model"], f"{job['weights_mib']} MiB", job["job"], beside, job["fallback"]))
+        )
+    print_table(("model", "weights", "job", "beside them", "fallback"), rows)
     for names in gpu["together"]:
         click.echo(f"stay loaded together: {', '.join(names)}")
     if len(gpu["together"]) != 1:
