@@ -42,5 +42,13 @@ class LimitSettings(Topic):
     """Jobs that may wait in one queue."""
     max_streams: int = env("OURVIDZ_MAX_STREAMS", 1_000, gt=0)
     """Event streams of one key, or of an address without one, that one shim process serves at a time."""
+    max_connections: int | None = env("OURVIDZ_MAX_CONNECTIONS", None, gt=0)
+    """Connections of one shim process, at most what its limit of open files allows."""
+    header_timeout_s: float = env("OURVIDZ_HEADER_TIMEOUT_S", 10.0, gt=0)
+    """Time for the header of a request to arrive."""
+    body_timeout_s: float = env("OURVIDZ_BODY_TIMEOUT_S", 120.0, gt=0)
+    """Time for the body of a request to arrive, and for a response to be read on."""
+    idle_timeout_s: int = env("OURVIDZ_IDLE_TIMEOUT_S", 5, gt=0)
+    """Time that a connection is kept open for another request."""
     trusted_proxies: Addresses = env("OURVIDZ_TRUSTED_PROXIES", ("127.0.0.1", "::1"))
     """Proxies whose `X-Forwarded-For` names the address of a caller."""

@@ -83,10 +83,13 @@ class OpenStreams:
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
+        self.most_possible: int | None = None
+        """Streams of one caller that leave connections for others; None without a limit of connections."""
 
     def open(self, request: Request) -> None:
         """Count a stream until the request ends. Raises `RateLimited` for one too many of a caller."""
         most, subject = control.current().settings.max_streams, limits_of(request).subject
+        most = min(most, self.most_possible or most)
         if self._open[subject] >= most:
             raise RateLimited(
                 f"{most} event streams are open.",

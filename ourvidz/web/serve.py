@@ -19,8 +19,10 @@ from ourvidz.settings import Settings, settings
 from ourvidz.stop_signals import stop_signals
 from ourvidz.web.auth import require_safe_binding
 from ourvidz.web.callers import OpenCallers, open_callers
-from ourvidz.web.listener import BACKLOG, listen
+from ourvidz.web.connections import ConnectionBudget, Connections, limited_protocol
+from ourvidz.web.listener import listen
 from ourvidz.web.main import create_app
+from ourvidz.web.rate_limits import open_streams
 
 SHUTDOWN_TIMEOUT_S = 3
 """How long the last responses may take once the shim has stopped to serve."""
@@ -71,16 +73,25 @@ def run(settings: Settings, fds: Sequence[int] = ()) -> None:
     log.configure(settings.log_level, settings.log_format)
     sockets = [socket.socket(fileno=fd) for fd in fds] or _open_ports(settings)
     require_safe_binding(settings, [_bound_host(each) for each in sockets])
+    budget = ConnectionBudget.of(_raise_file_limit(), settings.max_connections)
+    connections = Connections(
+        budget.connections,
+        header_timeout_s=settings.header_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+    )
+    open_streams.most_possible = max(1, budget.connections // 2)
     config = uvicorn.Config(
         create_app(),
+        http=limited_protocol(connections),
+        ws="none",
+        timeout_keep_alive=settings.idle_timeout_s,
         log_config=None,
         access_log=False,
-        backlog=BACKLOG,
+        backlog=budget.backlog,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
         server_header=False,
         forwarded_allow_ips=list(settings.trusted_proxies),
     )
-    _raise_file_limit()
     server = Server(config, open_callers, drain_s=settings.sync_limit_s, beats_dir=settings.beats_dir)
     # uvicorn handles the others.
     if signal.SIGHUP in stop_signals():
@@ -88,12 +99,13 @@ def run(settings: Settings, fds: Sequence[int] = ()) -> None:
     server.run(sockets=sockets)
 
 
-def _raise_file_limit() -> None:
-    """Allow this process as many open files as its hard limit, up to `MAX_OPEN_FILES`."""
+def _raise_file_limit() -> int:
+    """Allow this process as many open files as its hard limit, up to `MAX_OPEN_FILES`. Returns how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < limit:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return MAX_OPEN_FILES if soft == resource.RLIM_INFINITY else max(soft, limit)
 
 
 def _open_ports(settings: Settings) -> list[socket.socket]:

@@ -313,14 +313,19 @@ def get(port: int, path: str, process: subprocess.Popen[str]) -> requests.Respon
 
 @pytest.fixture
 def start(tmp_path: Path, redis_url: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start shim processes; settings by variable name."""
+    """Start shim processes; settings by variable name. `open_files`: their limit of descriptors."""
     started: list[subprocess.Popen[str]] = []
 
-    def begin(*, fds: tuple[int, ...] = (), **variables: str) -> subprocess.Popen[str]:
+    def begin(
+        *, fds: tuple[int, ...] = (), open_files: int | None = None, **variables: str
+    ) -> subprocess.Popen[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("OURVIDZ_")}
         root = str(Path(__file__).parents[2])
         process = subprocess.Popen(
-            [sys.executable, "-c", START_SHIM, json.dumps(fds)],
+            [
+                *(("prlimit", f"--nofile={open_files}") if open_files else ()),
+                *(sys.executable, "-c", START_SHIM, json.dumps(fds)),
+            ],
             env={
                 **kept, "PYTHONPATH": root, "OURVIDZ_REDIS_URL": redis_url,
                 "OURVIDZ_STATE_DIR": str(tmp_path), **variables,

@@ -12,6 +12,7 @@ import requests
 from starlette.testclient import TestClient
 
 from ourvidz.jobs.outcome import Outcome
+from ourvidz.web import rate_limits
 from tests.web.conftest import OpenShim, Shim, StartChatWorker
 
 KEYS = "edge:k1:jobs+chat,other:k2:jobs+chat,boss:k3:admin"
@@ -194,3 +195,16 @@ def test_the_live_edge_functions_stay_within_the_default_limits(open_shim: OpenS
     for start in range(0, 400, 100):
         jobs = [json.dumps(shim.payload(id=f"j{start + number}")) for number in range(100)]
         assert shim.client.post("/rpush/sdxl_queue", json=jobs, headers=EDGE).status_code == 200
+
+
+def test_streams_of_one_caller_leave_connections_for_others(
+    open_shim: OpenShim, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the setting says: a process under a low limit of files has few connections."""
+    monkeypatch.setattr(rate_limits.open_streams, "most_possible", 1)
+    shim = open_shim()
+    shim.submit()
+    url = f"{serve(shim)}/jobs/job-1/events"
+    with requests.get(url, stream=True, timeout=10):
+        assert requests.get(url, timeout=10).status_code == 429
+        shim.end("job-1", Outcome(status="completed"))
