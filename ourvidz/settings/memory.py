@@ -42,7 +42,8 @@ class MemorySettings(Topic):
     gpu_budget_mib: int | None = env("OURVIDZ_GPU_BUDGET_MIB", gt=0)
     """Memory of the GPU that the workers on it may use together (MiB); by default all but 2 GiB."""
     host_budget_mib: int = env("OURVIDZ_HOST_BUDGET_MIB", 32768, ge=0)
-    """Memory of the host in which models may sleep that had to leave the GPU (MiB); 0 unloads them."""
+    """Memory of the host in which models may sleep that had to leave the GPU (MiB), the caches of encoded
+    prompts and references included; 0 unloads them."""
     gpu_turn_s: float = env("OURVIDZ_GPU_TURN_S", 60.0, gt=0)
     """Time for which a worker keeps the GPU's memory while another one waits for it."""
     gpu_pinned: ModelNames = env("OURVIDZ_GPU_PINNED", ("sdxl",))

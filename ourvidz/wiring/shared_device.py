@@ -19,6 +19,8 @@ from ourvidz.vram.residency import Residency, ResidencyOptions
 
 FORCE_LIMIT_S = 300.0
 """How long an operator's request waits for others to leave: meanwhile this worker runs no job."""
+CACHING_FAMILIES = 2
+"""Families whose workers keep encoded prompts and references in the memory of the host: SDXL and Wan."""
 FIRST_LOAD_S = 30.0
 """How long a model is taken to load before it was loaded once."""
 
@@ -107,7 +109,9 @@ class SharedDevice:
             worker_id=worker_id,
             options=ResidencyOptions(
                 budget_mib=settings.gpu_budget_mib,
-                host_budget_mib=settings.host_budget_mib,
+                host_budget_mib=max(
+                    0, settings.host_budget_mib - CACHING_FAMILIES * settings.embedding_cache_mib
+                ),
                 turn_s=settings.gpu_turn_s,
                 lease_s=settings.lease_s,
             ),

@@ -335,3 +335,18 @@ def test_a_model_is_pinned_at_all_its_workers(two_workers: Callable[[int], Any])
     (report,) = memory.devices()
     assert [each.pinned for each in report.memory.residents] == [False, False]
     assert ledger.pin_part("sdxl", True) == 2
+
+
+@pytest.mark.parametrize(("budget_mib", "state"), [(30_200, "asleep"), (30_199, "absent")])
+def test_encoded_prompts_count_for_the_memory_of_the_host(
+    settings: Settings, build: Callable[[str], Any], budget_mib: int, state: str
+) -> None:
+    """A model sleeps beside the caches of two workers, or not at all."""
+    del build  # sets the ledger
+    limited = settings.model_copy(update={"host_budget_mib": budget_mib, "embedding_cache_mib": 100})
+    with closing(sdxl_worker(limited, "0", AtOnce(), 30)) as share:
+        assert share.bring("sdxl", force=False)
+        (part,) = share._parts.values()
+        assert share._residency.evict(part.part.id)
+        residents = control.current().ledger.device_memory(share._device.id).residents
+        assert [each.state for each in residents] == [state] * (state == "asleep")

@@ -1,6 +1,6 @@
 -- Extend the leases of all parts of an owner, and note what it has measured.
 -- Arguments: device, owner, lease_s, measurement (JSON).
--- Keys: residents, memory_waits, device.
+-- Keys: residents, memory_waits, device, devices.
 -- Returns: what `device_memory` returns.
 -- Events: none.
 local device, owner, lease_s, measurement = unpack(ARGV, 4)
@@ -12,5 +12,6 @@ for part, row in pairs(read_residents(device)) do
   end
 end
 live_waits(device)
+redis.call('SADD', key('devices'), device)
 redis.call('HSET', key('device', device), 'measured', measurement, 'measured_at', timestamp(now))
 return { timestamp(now), redis.call('HGETALL', key('residents', device)), redis.call('HGETALL', key('memory_waits', device)) }

@@ -24,6 +24,7 @@ from ourvidz.jobs.job import ReferenceType
 from ourvidz.pipelines import weight_kinds
 from ourvidz.pipelines.clip import clip_pixels
 from ourvidz.pipelines.folder_weights import TRANSFORMERS_WEIGHTS, require_weights
+from ourvidz.pipelines.tensor_cache import TensorCache, cache_key, image_digest
 
 _ADAPTER_PROCESSORS = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0)
 
@@ -37,10 +38,20 @@ class AdapterFiles:
 
 
 class IPAdapter:
-    """An IP-Adapter in the UNet of one loaded pipeline. Its scale is 0 until `set_scale` is called."""
+    """An IP-Adapter in the UNet of one loaded pipeline. Its scale is 0 until `set_scale` is called. `cache`
+    keeps encoded images under the name of the loaded `weights`, among them those of adapter and encoder."""
 
-    def __init__(self, pipe: diffusers.StableDiffusionXLPipeline, files: AdapterFiles) -> None:
+    def __init__(
+        self,
+        pipe: diffusers.StableDiffusionXLPipeline,
+        files: AdapterFiles,
+        cache: TensorCache | None = None,
+        *,
+        weights: str = "",
+    ) -> None:
         mark_in_use(files.weights)
+        self._cache = cache or TensorCache()
+        self._weights = weights
         self._unet = pipe.unet
         self._device: torch.device = pipe._execution_device
         self.encoder = _load_encoder(files.encoder).to(self._device, pipe.unet.dtype)
@@ -66,11 +77,29 @@ class IPAdapter:
         requires the input for every job."""
         positive = negative = self._zero_embeds
         if image is not None:
-            pixels = clip_pixels(image, self._side_px)[None]
-            positive = self._embed(pixels)
-            negative = self._zero_embeds if self._pooled else self._embed(torch.zeros_like(pixels))
+            positive, negative = self._encode(image)
         rows = [negative, positive] if guided else [positive]
         return [torch.cat([embeds[None].repeat_interleave(images, dim=0) for embeds in rows])]
+
+    def _encode(self, image: Image) -> tuple[torch.Tensor, torch.Tensor]:
+        """The embeddings of an image and those without one, from the cache where they are: the encoder
+        then stays where it is."""
+        key = cache_key(
+            "ip adapter",
+            self._weights,
+            image_digest(image),
+            self._pooled,
+            self.encoder.dtype,
+            self._device.type,
+        )
+        cached = self._cache.get(key, self._device)
+        if cached is not None and cached[0] is not None and cached[1] is not None:
+            return cached[0], cached[1]
+        pixels = clip_pixels(image, self._side_px)[None]
+        positive = self._embed(pixels)
+        negative = self._zero_embeds if self._pooled else self._embed(torch.zeros_like(pixels))
+        self._cache.put(key, (positive, negative))
+        return positive, negative
 
     @torch.no_grad()
     def _check_encoder(self, files: AdapterFiles) -> None:

@@ -47,7 +47,9 @@ class SDXLModel:
         self._cache = cache
         self.vae = ImageVAE(pipe, cache, weights=weights.name)
         self.prompt_encoder = PromptEncoder(pipe, cache, weights=weights.name)
-        self.adapter = IPAdapter(pipe, options.ip_adapter) if options.ip_adapter else None
+        self.adapter: IPAdapter | None = None
+        if options.ip_adapter:
+            self.adapter = IPAdapter(pipe, options.ip_adapter, cache, weights=weights.name)
         self._loras = JobLoras(pipe, options.job_loras)
         self.previewer = _fit_previewer(self.vae) if options.previews else None
 

@@ -13,14 +13,15 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ourvidz.errors import ModelLoadError
+from ourvidz.errors import I2IPipelineError, ModelLoadError
 from ourvidz.pipelines.base import GeneratedImages
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.sdxl.ip_adapter import AdapterFiles, attention_block_prefixes
 from ourvidz.pipelines.sdxl.options import SDXLOptions
 from ourvidz.pipelines.sdxl.pipeline import SDXLPipeline
+from ourvidz.pipelines.tensor_cache import TensorCache
 from tests.factories import image_job
-from tests.pipelines.helpers import MAX_DIFFERENCE, difference, image_levels, no_progress
+from tests.pipelines.helpers import MAX_DIFFERENCE, difference, image_levels, no_progress, raising
 
 SIDE_PX = 16
 WIDTH = 12
@@ -149,6 +150,33 @@ def test_the_reference_has_no_effect_at_full_strength(adapted: SDXLPipeline) -> 
     plain = adapted.generate(image_job(), on_step=no_progress)
     assert image_difference(plain, generate(adapted, "character", denoise_strength=1.0)) <= MAX_DIFFERENCE
     assert image_difference(plain, generate(adapted, "character", denoise_strength=0.5)) > MAX_DIFFERENCE
+
+
+def test_a_reference_is_encoded_once(sdxl_checkpoint: Checkpoint, files: AdapterFiles) -> None:
+    """Equal references give equal images without the encoder, also in several batches; another adapter, or
+    another image, is encoded."""
+    cache = TensorCache(8)
+    cached, plain = (
+        SDXLPipeline(sdxl_checkpoint, options=SDXLOptions(ip_adapter=files), cache=one)
+        for one in (cache, None)
+    )
+    expected = generate(plain, "style").images[0].tobytes()
+    first = generate(cached, "style")
+    encoder = cached._model.adapter.encoder if cached._model.adapter else None
+    assert encoder is not None
+    with raising(encoder, AssertionError("the encoder ran")):
+        again = generate(cached, "style")
+        with pytest.raises(I2IPipelineError):
+            generate(cached, "style", quarter_turns=1)
+    assert [result.images[0].tobytes() for result in (first, again)] == [expected, expected]
+    assert again.metadata["embedding_cache"] == {"hits": 2, "misses": 0}
+    cached.unload()
+    weights = load_file(files.weights)
+    weights["image_proj.proj.weight"] += 1.0
+    other = AdapterFiles(files.weights.with_name("other.safetensors"), files.encoder)
+    save_file(weights, other.weights)
+    replaced = SDXLPipeline(sdxl_checkpoint, options=SDXLOptions(ip_adapter=other), cache=cache)
+    assert generate(replaced, "style").images[0].tobytes() != expected
 
 
 def test_the_metadata_names_the_adapter(adapted: SDXLPipeline) -> None:
