@@ -247,6 +247,23 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
+def still_allowed(request: Request) -> Callable[[], bool] | None:
+    """Whether the key or token of a request that goes on is still valid, as a question to ask again; None for
+    one that stays valid as long as this process. While the Redis server cannot be reached it counts as valid:
+    what the request reads comes from there."""
+    if not has_stored_form(request):
+        return None
+    keyring: Keyring = request.app.state.keyring
+
+    def ask() -> bool:
+        try:
+            return keyring.identify(request) is not None
+        except WorkerUnavailable:
+            return True
+
+    return ask
+
+
 def is_informed(request: Request) -> bool:
     """Whether a caller may know the hosts and models of the installation: with any key that is not bound to
     users, or where there are no keys, or where `OURVIDZ_PUBLIC_INFO` says so."""

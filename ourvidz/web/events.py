@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -17,6 +18,8 @@ from ourvidz.web import sse
 from ourvidz.web.callers import Stop, open_callers, stopped
 
 KEEP_ALIVE_S = 15.0
+CHECK_S = 3.0
+"""Interval at which the key or token of an open stream is checked again, if it can be revoked or ends."""
 RECONNECT_MS = 2000
 CANCEL_AGAIN_S = 0.05
 
@@ -75,12 +78,19 @@ class StreamReader:
 
 
 async def stream(
-    ledger: Ledger, job_id: str, items: AsyncIterator[StreamItem], *, keep_alive_s: float = KEEP_ALIVE_S
+    ledger: Ledger,
+    job_id: str,
+    items: AsyncIterator[StreamItem],
+    *,
+    keep_alive_s: float = KEEP_ALIVE_S,
+    is_allowed: Callable[[], bool] | None = None,
+    check_s: float = CHECK_S,
 ) -> AsyncGenerator[bytes, None]:
     """Yield the items of a job's stream as events as they come, and `done` once, at the end.
 
     A keep-alive comment is sent after `keep_alive_s` without an event. When the ledger cannot be reached, or
-    the shim stops, the stream ends without `done`: clients reconnect with the last id they have.
+    the shim stops, the stream ends without `done`: clients reconnect with the last id they have. So it does
+    when `is_allowed`, which is asked every `check_s` seconds, says that the caller may not read on.
     """
     yield sse.encode_retry(RECONNECT_MS)
     ended = False
@@ -88,9 +98,16 @@ async def stream(
         async with AsyncExitStack() as stack:
             stop = stack.enter_context(open_callers.follow())
             reader = await stack.enter_async_context(aclosing(StreamReader(items, stop)))
+            checked_at = time.monotonic()
             while not ended:
+                if is_allowed is not None and time.monotonic() - checked_at >= check_s:
+                    checked_at = time.monotonic()
+                    if not await asyncio.to_thread(is_allowed):
+                        return
                 try:
-                    item = await reader.next_item(timeout_s=keep_alive_s)
+                    item = await reader.next_item(
+                        timeout_s=keep_alive_s if is_allowed is None else min(keep_alive_s, check_s)
+                    )
                 except TimeoutError:
                     yield sse.KEEP_ALIVE
                     continue

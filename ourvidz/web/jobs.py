@@ -15,7 +15,7 @@ from ourvidz.jobs.fields import IDENTIFIER
 from ourvidz.jobs.schema import submission_schema
 from ourvidz.records.record import Status
 from ourvidz.web import access, audit, events, sse, views
-from ourvidz.web.auth import caller_of
+from ourvidz.web.auth import caller_of, still_allowed
 from ourvidz.web.body import read_json
 from ourvidz.web.documents import Accepted, CallbackState, Deleted, JobPage, JobState
 from ourvidz.web.problems import documented
@@ -130,7 +130,8 @@ async def follow(
         return Response(status_code=204)
     open_streams.open(request)
     items = app.followers.follow(job_id, after=after)
-    return sse.EventStreamResponse(events.stream(app.ledger, job_id, items))
+    is_allowed = still_allowed(request)
+    return sse.EventStreamResponse(events.stream(app.ledger, job_id, items, is_allowed=is_allowed))
 
 
 @router.get("/jobs/{id}/callback", responses=documented(401, 403, 404, 422, 503))

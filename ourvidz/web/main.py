@@ -21,6 +21,7 @@ from ourvidz.web import (
     assets,
     autoscale,
     chat,
+    docs_page,
     embedded,
     health,
     info,
@@ -42,6 +43,7 @@ from ourvidz.web.inbox import Inbox
 from ourvidz.web.limits import BodyLimitMiddleware
 from ourvidz.web.problems import ErrorMiddleware, on_http_exception, on_invalid_request
 from ourvidz.web.rate_limits import RateLimitMiddleware, limit, limit_address
+from ourvidz.web.slashes import SlashMiddleware
 from ourvidz.wiring import control
 from ourvidz.wiring.control import ControlPlane
 
@@ -66,7 +68,9 @@ def create_app(services: ControlPlane | None = None) -> FastAPI:
         title="OurVidz",
         version=__version__,
         summary="AI images, videos and chat as jobs",
+        docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lambda app: _lifespan(app, services),
         middleware=_middleware(settings, keyring),
         exception_handlers={HTTPException: on_http_exception, RequestValidationError: on_invalid_request},
@@ -77,6 +81,7 @@ def create_app(services: ControlPlane | None = None) -> FastAPI:
 
     app.state.keyring = keyring
     app.state.started_at = time.monotonic()
+    app.include_router(docs_page.router)
     app.include_router(health.router, dependencies=[Depends(limit_address)])
     app.include_router(info.router, dependencies=[Depends(limit_address)])
     app.include_router(info.protected_router, dependencies=protect("read", "jobs", "chat", "admin"))
@@ -103,7 +108,7 @@ def create_app(services: ControlPlane | None = None) -> FastAPI:
 
 def _middleware(settings: Settings, keyring: Keyring) -> list[Middleware]:
     """The middleware, outermost first."""
-    layers = [Middleware(AuditMiddleware)]
+    layers = [Middleware(SlashMiddleware), Middleware(AuditMiddleware)]
     if settings.cors_origins:
         layers.append(
             Middleware(

@@ -1,8 +1,9 @@
-"""Generated clips in a browser and in a demuxer."""
+"""Generated clips in a browser and in a demuxer; the page of routes."""
 
 from __future__ import annotations
 
 import io
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -112,3 +113,19 @@ def test_a_file_that_is_no_clip_is_a_playback_error(page: Any, running: Eager, s
     running.control.store.put("workspace-temp/me/broken/0.mp4", b"no clip", content_type="video/mp4")
     played = page.evaluate(PLAY, f"{shim}/assets/workspace-temp/me/broken/0.mp4")
     assert played["outcome"].startswith("error")
+
+
+@pytest.mark.browser
+def test_the_page_of_routes_lists_and_sends_them(shim: str, page: Any) -> None:
+    """It loads nothing from other hosts, and its policy forbids none of its own parts."""
+    problems: list[str] = []
+    page.on("console", lambda message: message.type == "error" and problems.append(message.text))
+    page.on("request", lambda request: request.url.startswith(shim) or problems.append(request.url))
+    page.goto(f"{shim}/docs")
+    route = page.locator("details", has=page.locator("code", has_text=re.compile(r"^/jobs/\{id\}$"))).first
+    route.locator("summary").first.click()
+    route.locator("input").first.fill("absent")
+    route.locator("button").click()
+    page.wait_for_function("() => /^404 [^]*NOT_FOUND/m.test(document.body.innerText)")
+    assert page.locator("main > details").count() > 30
+    assert [problem for problem in problems if "404" not in problem] == []

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,6 +15,7 @@ import redis
 from ourvidz.errors import OutOfMemory, WorkerUnavailable
 from ourvidz.following import Followers
 from ourvidz.jobs.outcome import Outcome
+from ourvidz.keys.store import KeyStore
 from ourvidz.net.sse import parse_events
 from ourvidz.records.record import StreamItem
 from ourvidz.web import events, sse
@@ -251,3 +253,45 @@ def test_a_reader_is_closed_also_when_its_closer_is_cancelled() -> None:
         return closing.cancelled(), len(asyncio.all_tasks())
 
     assert asyncio.run(close()) == (True, 1)
+
+
+def test_a_stream_ends_when_its_caller_may_not_read_on(make_ledger) -> None:
+    """A key that is revoked, or a token that ends, would go on reading as long as the job runs."""
+    allowed = iter([True, True, False])
+
+    async def silent() -> AsyncGenerator[StreamItem, None]:
+        await asyncio.Event().wait()
+        yield StreamItem("1-0", "progress", {})
+
+    async def read() -> bytes:
+        ask = partial(next, allowed)
+        stream = events.stream(make_ledger(), "job-1", silent(), is_allowed=ask, check_s=0.001)
+        return b"".join([chunk async for chunk in stream])
+
+    body = asyncio.run(asyncio.wait_for(read(), timeout=30))
+    assert list(allowed) == []
+    assert b"done" not in body
+
+
+def test_only_what_can_be_revoked_is_asked_for_again(open_shim, monkeypatch) -> None:
+    """The question is whether the request as a whole would still be answered."""
+    shim = open_shim(OURVIDZ_API_KEYS="shop:s3cret:jobs")
+    operator = {"X-API-Key": "s3cret"}
+    asked = []
+
+    async def stream(*_: object, is_allowed: Any) -> AsyncGenerator[bytes, None]:
+        asked.append(is_allowed)
+        yield b""
+
+    monkeypatch.setattr("ourvidz.web.jobs.events.stream", stream)
+
+    shim.client.post("/jobs", json=shim.payload(), headers=operator)
+    keys = KeyStore(shim.ledger.connection)
+    key_id, key = keys.create("follower", frozenset({"jobs"}))
+    for headers in (operator, {"X-API-Key": key}):
+        assert shim.client.get("/jobs/job-1/events", headers=headers).status_code == 200
+    assert (asked[0], asked[1]()) == (None, True)
+    keys.revoke(key_id)
+    until = time.monotonic() + 30
+    while asked[1]():
+        assert time.monotonic() < until
