@@ -23,9 +23,10 @@ def check_env_files(_: Settings, *, folder: Path = SYSTEM_FOLDER) -> Check:
     exposed = [file for file in files if _names_secret(file) and file.stat().st_mode & stat.S_IROTH]
     if exposed:
         names = " ".join(map(str, exposed))
-        return warning(
-            "env files", f"every user of this host can read the secrets in {names}", f"chmod o= {names}"
-        )
+        reason = f"every user of this host can read the secrets in {names}"
+        # Taken from all others at once, a file of root would be lost to the processes that read it.
+        fix = f"chgrp GROUP {names} && chmod 640 {names}, with the group of the user that runs the processes"
+        return warning("env files", reason, fix)
     if not files:
         return skipped("env files", f"there is none in {Path.cwd()} or {folder}")
     return ok("env files", f"no other user can read the secrets in {', '.join(map(str, files))}")

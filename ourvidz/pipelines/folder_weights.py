@@ -24,7 +24,7 @@ def require_weights(folder: Path, stem: str, *expected: WeightKind, wanted: str)
     of the expected kinds. The message names the file, what it is and what is `wanted` ("a VAE")."""
     groups = list(_groups(folder, stem))
     if not groups:
-        pickles = sorted(folder.glob(f"{stem}*.bin"))
+        pickles = sorted(folder.glob("*.bin"))
         if pickles:
             read_header(pickles[0])
         raise ModelLoadError(f"{folder} lacks {stem}.safetensors, {wanted}.")

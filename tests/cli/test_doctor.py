@@ -113,7 +113,7 @@ def test_a_warning_is_printed_with_its_fix_and_is_no_failure(
     result = CliRunner().invoke(cli, ["doctor"])
     assert result.exit_code == 0
     assert "env files  warning" in result.stdout
-    assert "fix: chmod" in result.stdout
+    assert "fix: chgrp" in result.stdout
 
 
 def test_a_fix_is_printed_below_its_reason(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import pytest
 from ourvidz.cli.checks import Check
 from ourvidz.cli.env_files import check_env_files
 from ourvidz.settings import Settings
+
+GUIDES = Path(__file__).parents[2] / "docs/how-to"
 
 
 @pytest.fixture
@@ -42,7 +47,7 @@ def test_secrets_that_every_user_can_read_are_a_warning(
     file.write_text(f"# settings\nOURVIDZ_GPU=0\n{line}\n")
     file.chmod(0o644)
     warned = check()
-    assert (warned.status, warned.fix) == ("warning", f"chmod o= {file}")
+    assert (warned.status, f"chmod 640 {file}" in warned.fix) == ("warning", True)
     assert "blue" not in warned.reason
     file.chmod(0o640)
     assert check().status == "ok"
@@ -54,4 +59,22 @@ def test_a_file_without_secrets_may_be_readable(check: Callable[[], Check], tmp_
         "PROCESS=sdxl\nOURVIDZ_GPU=1\n#JOB_CALLBACK_SECRET=x\nHF_TOKEN=\n"
     )
     (tmp_path / "etc/sdxl-1.env").chmod(0o644)
+    assert check().status == "ok"
+
+
+@pytest.mark.parametrize("guide", ["one-card.md", "production.md"])
+def test_the_guides_make_a_file_that_others_cannot_read_and_keep_one_that_is_there(
+    check: Callable[[], Check], tmp_path: Path, guide: str
+) -> None:
+    """The commands of the guide, also when it is followed a second time: the settings must not be lost."""
+    lines = re.findall(r"^(?:touch|chgrp|chmod) .*ourvidz\.env$", (GUIDES / guide).read_text(), re.MULTILINE)
+    assert len(lines) == 3
+    file = tmp_path / "etc/ourvidz.env"
+    script = "\n".join(lines).replace("/etc/ourvidz/", f"{file.parent}/")
+    script = "umask 022; set -e\n" + script.replace("chgrp ourvidz", f"chgrp {os.getgid()}")
+    for content in ("", "JOB_CALLBACK_SECRET=blue\n"):
+        subprocess.run(["sh", "-c", script], check=True)
+        assert file.stat().st_mode & 0o777 == 0o640
+        assert file.read_text() == content
+        file.write_text("JOB_CALLBACK_SECRET=blue\n")
     assert check().status == "ok"
