@@ -20,6 +20,7 @@ from ourvidz.pipelines.texts.residency import ResidentTextModels, TextModel
 from ourvidz.settings import Settings
 from ourvidz.vram.device import EmulatedDevice, EmulatedSpec
 from ourvidz.wiring import control
+from ourvidz.wiring.model_parts import Whole
 from ourvidz.wiring.shared_device import SharedDevice
 
 SIZES_MIB = {"sdxl": 10 * 1024, "wan": 30 * 1024, "qwen_instruct": 15 * 1024}
@@ -194,6 +195,6 @@ def build(settings: Settings, family: str) -> CardModels:
         note=note,
     )
     pipeline = CardPipeline(name, note)
-    pipelines = {name: (pipeline, SIZES_MIB[name])}
+    pipelines = {name: Whole(pipeline, SIZES_MIB[name])}
     share = SharedDevice(settings, family, control.current().ledger, device, pipelines)
     return CardModels(pipeline, share)

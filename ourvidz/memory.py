@@ -42,11 +42,11 @@ class DeviceReport:
         return self.total_mib - self.free_mib
 
     def name(self, part: str) -> str:
-        """The name of a part as operators see it: the model's, and behind an `@` host and GPU of the worker
-        where several workers of this device hold the model."""
-        model = part.partition(WORKER_MARK)[0]
-        alike = sum(each.model == model for each in self.memory.residents)
-        return part if alike > 1 else model
+        """The name of a part as operators see it: of the model and, where it has several, of the part, and
+        behind an `@` host and GPU of the worker where several workers of this device hold the part."""
+        name = part.partition(WORKER_MARK)[0]
+        alike = sum(each.name == name for each in self.memory.residents)
+        return part if alike > 1 else name
 
     @property
     def pressure(self) -> Pressure:
@@ -147,13 +147,15 @@ def is_pinned(model: str) -> bool:
 
 
 def relieve() -> list[str]:
-    """Ask the idle models that are not pinned to leave every GPU under critical pressure. Returns them."""
+    """Ask the idle models that are not pinned to leave every GPU under critical pressure. Returns them. A
+    model is idle when no job uses any of its parts."""
+    reports = [report for report in devices() if report.pressure == "critical"]
+    busy = {each.model for report in reports for each in report.memory.residents if each.busy}
     idle = {
         each.model: None
-        for report in devices()
-        if report.pressure == "critical"
+        for report in reports
         for each in report.memory.residents
-        if _may_be_unloaded(each)
+        if _may_be_unloaded(each) and each.model not in busy
     }
     for model in idle:
         _ask(model, "unload", force=False)

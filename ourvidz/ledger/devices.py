@@ -26,17 +26,19 @@ class DeviceOperations(LedgerBase):
         turn_s: float,
         asks: Sequence[str] = (),
         force: bool = False,
+        waited_since: float | None = None,
     ) -> tuple[Answer, DeviceMemory]:
         """Ask for the memory of all parts. Granted, they are `loading` until the owner says otherwise; parts
         that are resident already stay so. Not granted, the owner keeps its place among those who wait for as
         long as it asks again within `lease_s` seconds.
 
-        Who waits longest is served first, but an owner keeps what it has for `turn_s` seconds.
+        Who waits longest is served first, but an owner keeps what it has for `turn_s` seconds. A later stage
+        of a job counts as waiting since the job first asked (`waited_since`, a time of the ledger).
         """
         answer, now, residents, waits = self._connection.run_script(
             "reserve_memory",
             *(device, owner, family, lease_s, turn_s, budget_mib, json.dumps(list(asks)), int(force)),
-            json.dumps([asdict(part) for part in parts]),
+            *(json.dumps([asdict(part) for part in parts]), waited_since or 0),
         )
         return answer, load_memory(now, residents, waits)
 

@@ -26,6 +26,14 @@ def loading(checkpoint: Checkpoint) -> Iterator[None]:
     the libraries, and convert any exception inside this context into `ModelLoadError`."""
     mark_in_use(checkpoint.path)
     checksums.verify(checkpoint.root)
+    with reading(checkpoint):
+        yield
+
+
+@contextmanager
+def reading(checkpoint: Checkpoint) -> Iterator[None]:
+    """Silence the libraries, and convert any exception inside this context into `ModelLoadError`: for files
+    that were verified before."""
     devices.quiet_libraries()
     try:
         yield
@@ -37,9 +45,14 @@ def loading(checkpoint: Checkpoint) -> Iterator[None]:
 
 def weights_mib(components: Iterable[object]) -> int:
     """Size of the weights (MiB) of those components that are torch modules; shared weights count once."""
+    return round(weights_bytes(components) / BYTES_PER_MIB)
+
+
+def weights_bytes(components: Iterable[object]) -> int:
+    """Size of the weights in bytes, as `weights_mib` counts it."""
     modules = [component for component in components if isinstance(component, torch.nn.Module)]
     sizes = {id(weight): weight.nbytes for module in modules for weight in module.parameters()}
-    return round(sum(sizes.values()) / BYTES_PER_MIB)
+    return sum(sizes.values())
 
 
 def checkpoint_mib(checkpoint: Checkpoint, dtype: torch.dtype, *, only: Sequence[str] = ()) -> int:
@@ -51,7 +64,8 @@ def checkpoint_mib(checkpoint: Checkpoint, dtype: torch.dtype, *, only: Sequence
     if path.is_dir():
         files = [file for file in files if (".fp16" in file.name) == (variant == "fp16")]
     if only:
-        names = {file: str(file.relative_to(path.parent)).lower() for file in files}
+        folder = path if path.is_dir() else path.parent
+        names = {file: str(file.relative_to(folder)).lower() for file in files}
         files = [file for file in files if any(word in names[file] for word in only)]
     return max(1, round(sum(_loaded_bytes(file, dtype) for file in files) / BYTES_PER_MIB))
 

@@ -27,6 +27,22 @@ def move_to_host(components: Iterable[object]) -> None:
     devices.free_memory()
 
 
+def drop(components: Iterable[object]) -> None:
+    """Free the weights of those components that are torch modules, which stay as empty shells for
+    `take_over`. Idempotent."""
+    for tensor in _tensors(components):
+        tensor.data = tensor.data.new_empty(0)
+    devices.free_memory()
+
+
+def take_over(component: torch.nn.Module, source: torch.nn.Module) -> None:
+    """Give the weights of `source`, another module of the same class, to a component that was dropped. What
+    refers to the component, such as compiled blocks, stays valid."""
+    weights = dict(chain(source.named_parameters(), source.named_buffers()))
+    for name, tensor in chain(component.named_parameters(), component.named_buffers()):
+        tensor.data = weights[name].data
+
+
 def move_to_device(components: Iterable[object], device: torch.device) -> None:
     """Move the weights of those components that are torch modules to the device. Idempotent. Raises torch's
     error for a full device; then some of them are there, and `move_to_host` takes them back."""

@@ -14,6 +14,7 @@ Result = TypeVar("Result")
 
 LOAD = "load"
 """The stage of loading and waking a model: jobs share it."""
+_PAUSE = "pause"
 
 
 class StageClock:
@@ -39,6 +40,15 @@ class StageClock:
         finally:
             self._count()
             self._stages.pop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count the time inside this context for no stage: the job waits. Stages inside it count."""
+        try:
+            with self.stage(_PAUSE):
+                yield
+        finally:
+            self._seconds.pop(_PAUSE, None)
 
     def take(self) -> dict[str, float]:
         """The seconds by stage since the last call, for one job.

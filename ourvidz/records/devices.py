@@ -14,23 +14,26 @@ ResidentState = Literal["loading", "resident", "evicting", "asleep"]
 Answer = Literal["granted", "waiting", "leave"]
 """`leave`: a part of the owner's own must leave the device first, its turn is over and others wait."""
 WORKER_MARK = "@"
-"""Separates the name of a model from the worker that holds it."""
+"""Separates the name of a part from the worker that holds it."""
+PART_MARK = "."
+"""Separates the name of a model from that of its part."""
 
 
-def part_id(model: str, worker_id: str) -> str:
-    """The id of a model, or of the memory that a family's jobs work in, as a part of this worker."""
+def part_id(name: str, worker_id: str) -> str:
+    """The id of a model, of a part of it, or of the memory that a family's jobs work in, as a part of this
+    worker."""
     place = worker_id.partition(WORKER_MARK)[2]
-    return f"{model}{WORKER_MARK}{place}" if place else model
+    return f"{name}{WORKER_MARK}{place}" if place else name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """A part of a model that is moved as a whole, for instance a text encoder.
 
-    `id` names it on its device: the model, and behind an `@` host and GPU of its worker, because several
-    workers of a family may share a device. `mib` is the device memory that it needs, `cost_s` how long it
-    takes to bring it back. A `pinned` part leaves only by force. `work` is what a job needs beside the
-    weights: it lasts until the job ends.
+    `id` names it on its device: the model, behind a `.` the part where the model has several, and behind an
+    `@` host and GPU of its worker, because several workers of a family may share a device. `mib` is the
+    device memory that it needs, `cost_s` how long it takes to bring it back. A `pinned` part leaves only by
+    force. `work` is what a job needs beside the weights: it lasts until the stage ends that needs it.
     """
 
     id: str
@@ -40,9 +43,14 @@ class Part:
     work: bool = False
 
     @property
-    def model(self) -> str:
-        """The name of the model, which several workers may hold. Earlier releases have no other id."""
+    def name(self) -> str:
+        """The name of model and part, which several workers may hold. Earlier releases have no other id."""
         return self.id.partition(WORKER_MARK)[0]
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self.name.partition(PART_MARK)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ def evictions(
     now: float,
     *,
     keep: Collection[str] = (),
+    first: Collection[str] = (),
     likely: Mapping[str, float] | None = None,
     force: bool = False,
 ) -> Plan:
@@ -37,7 +38,8 @@ def evictions(
 
     Idle parts leave first, the least valuable first: lowest (cost to bring back × likelihood of use) per MiB.
     Parts in use follow, the one whose turn began first; they leave when their turn is over. Pinned parts are
-    asked only by `force`, or when the request cannot fit beside them. The parts `keep` stay.
+    asked only by `force`, or when the request cannot fit beside them. The parts `keep`, which the request
+    has already, stay; the parts `first`, which the job that asks needs no more, leave before all others.
     `likely` is the likelihood of use by family where the queues tell it; else it falls with the time since
     the last use.
     """
@@ -47,28 +49,30 @@ def evictions(
     shortage = sum(each.mib for each in residents) + needed_mib - budget_mib - leaving_mib
     if shortage <= 0:
         return Plan()
-    # The memory that a job works in is not asked for: it goes with the job, before the part that it uses.
+    # The memory that a job works in is not asked for: it goes with the part that the job uses.
     works = {each.owner: each.mib for each in residents if each.work}
     working = frozenset(works)
     others = [
         each for each in residents if each.id not in keep and each.state != "evicting" and not each.work
     ]
     pinned_mib = sum(each.mib for each in others if each.pinned)
-    forced = force or needed_mib > budget_mib - pinned_mib
+    kept_mib = sum(each.mib for each in residents if each.id in keep)
+    forced = force or kept_mib + needed_mib > budget_mib - pinned_mib
     candidates = sorted(
         (each for each in others if forced or not each.pinned),
-        key=lambda each: (each.pinned and not force, *_order(each, now, likely)),
+        key=lambda each: (each.pinned and not force, each.id not in first, *_order(each, now, likely)),
     )
     chosen: list[Resident] = []
     for each in candidates:
         if shortage <= 0:
             break
         chosen.append(each)
-        shortage -= each.mib + works.get(each.owner, 0)
-        works[each.owner] = 0
+        shortage -= each.mib
+        if each.busy:
+            shortage -= works.pop(each.owner, 0)
     # What was chosen early may be spared by a larger one that was chosen later.
     for each in sorted(chosen, key=lambda each: _order(each, now, likely), reverse=True):
-        if shortage + each.mib <= 0 and each.owner not in working:
+        if shortage + each.mib <= 0 and not (each.busy and each.owner in working):
             chosen.remove(each)
             shortage += each.mib
     return Plan(

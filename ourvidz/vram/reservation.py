@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ourvidz import log
@@ -53,6 +53,17 @@ class Reservations:
         self._evict = evict
         self._is_on_device = is_on_device
         self._sleep = sleep
+        self._keeps_place = False
+        self._waited_since: float | None = None
+
+    @contextmanager
+    def one_place(self) -> Iterator[None]:
+        """The requests inside this context have one place among those who wait, that of the first."""
+        self._keeps_place, self._waited_since = True, None
+        try:
+            yield
+        finally:
+            self._keeps_place, self._waited_since = False, None
 
     def reserve(
         self,
@@ -61,9 +72,11 @@ class Reservations:
         spare: Collection[str],
         waiting: Callable[[], None],
         force: bool = False,
+        finished: Collection[str] = (),
     ) -> DeviceMemory | None:
         """Wait until the memory of these parts is granted; returns what the ledger knows of the device then.
-        `spare` are the ids of the parts of this process that may leave for them.
+        `spare` are the ids of the parts of this process that may leave for them, `finished` those that leave
+        first.
 
         None: the ledger is away, and all of them are on the device. They may run: nobody else can be
         granted anything meanwhile. Raises what `waiting` raises, which is called between two requests.
@@ -93,6 +106,7 @@ class Reservations:
                 self._budget.mib(),
                 memory.now,
                 keep=names,
+                first=finished,
                 force=force,
             )
             if plan.forced and not force:
@@ -126,7 +140,7 @@ class Reservations:
                     self._ledger.release_memory(self._account.device, owner)
 
     def _ask(self, parts: Sequence[Part], asks: Sequence[str], force: bool) -> tuple[Answer, DeviceMemory]:
-        return self._ledger.reserve_memory(
+        answer, memory = self._ledger.reserve_memory(
             self._account.device,
             self._account.owner,
             parts,
@@ -136,7 +150,11 @@ class Reservations:
             turn_s=self._account.turn_s,
             asks=asks,
             force=force,
+            waited_since=self._waited_since,
         )
+        if self._keeps_place and self._waited_since is None:
+            self._waited_since = memory.now
+        return answer, memory
 
     def _leave(self, names: Iterable[str]) -> bool:
         """Let these parts of this process leave. Returns whether any did."""

@@ -1,7 +1,7 @@
-"""The models of one process on a device that several processes share.
+"""The parts of models of one process on a device that several processes share.
 
 Memory is reserved in the ledger before it is allocated. A part leaves when somebody who waits asks for it: at
-once while it is idle, after the job once the turn of its owner is over.
+once while no stage of a job uses it, else after that stage, once the turn of its owner is over.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from ourvidz.vram.budget import Budget
 from ourvidz.vram.device import Device
 from ourvidz.vram.leaving import displaced, may_leave, turn_is_over
 from ourvidz.vram.movable import Movable
-from ourvidz.vram.reservation import POLL_S, Account, Reservations
-from ourvidz.vram.rows import LedgerRows, Place
+from ourvidz.vram.moving import PartMover
+from ourvidz.vram.reservation import Account, Reservations
+from ourvidz.vram.rows import Place
 
 LOOK_S = 0.25
 """Pause between two looks at who waits for parts of this process."""
 LOOKS_PER_RENEWAL = 4
-CONFIRM_S = 30.0
-"""How long an eviction waits for the device to show that the memory is free; then it says in the log that it
-is not."""
 TRIES = 4
 """How often a grant is tried whose allocation failed, because somebody else took memory meanwhile."""
 
@@ -74,28 +72,33 @@ class Residency:
         self._ledger = ledger
         self._device = device
         self._movables = {each.part.id: each for each in movables}
-        self._places: dict[str, Place] = dict.fromkeys(self._movables, "absent")
         owner = owners.owner_id(worker_id)
         self._account = Account(device.id, owner, family, options.lease_s, options.turn_s)
         self._work_name = part_id(f"{family}.work", worker_id)
-        self._host_budget_mib = options.host_budget_mib
         self._budget = Budget(device, options.budget_mib)
-        self._rows = LedgerRows(
-            ledger, self._account, self._movables, self._places, evict=self._evict, sleep=sleep
+        self._mover = PartMover(
+            ledger,
+            device,
+            self._account,
+            self._movables,
+            host_budget_mib=options.host_budget_mib,
+            sleep=sleep,
         )
+        self._rows = self._mover.rows
         self._reservations = Reservations(
             ledger,
             self._account,
             self._budget,
-            evict=self._evict,
-            is_on_device=lambda name: self._places.get(name) == "device",
+            evict=self._mover.evict,
+            is_on_device=self._mover.is_on_device,
             sleep=sleep,
         )
         self._is_out_of_memory = is_out_of_memory
-        self._sleep = sleep
-        self._lock = threading.RLock()
+        # Held while a job runs: parts are moved on request between two jobs.
+        self._jobs = threading.RLock()
+        # Held while parts are moved or waited for; taken after the other one.
+        self._moves = threading.RLock()
         self._must_yield = False
-        self._working = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._look_and_renew, name="residency", daemon=True)
 
@@ -110,25 +113,19 @@ class Residency:
 
     def unload(self) -> None:
         """Free all parts of this process, on the device and on the host."""
-        with self._lock:
+        with self._jobs, self._moves:
             for name in self._movables:
-                self.free(name)
+                self._mover.free(name)
             self._ledger.release_memory(self._device.id, self._account.owner)
 
     def free(self, part: str) -> bool:
         """Free a part, on the device or on the host. Returns whether it held memory."""
-        with self._lock:
-            held = self._places[part] != "absent"
-            self._movables[part].unload()
-            self._device.release(part)
-            self._places[part] = "absent"
-            if held:
-                self._rows.report(part, "absent")
-            return held
+        with self._jobs, self._moves:
+            return self._mover.free(part)
 
     def places(self) -> Mapping[str, Place]:
         """Where each part of this process is."""
-        return dict(self._places)
+        return dict(self._mover.places)
 
     @property
     def limit_mib(self) -> int:
@@ -136,9 +133,16 @@ class Residency:
         return self._budget.limit_mib
 
     def must_yield(self) -> bool:
-        """Whether others wait for parts of this process whose turn is over: a job that runs may go on, but
-        nothing new may join it."""
+        """Whether others wait for parts that a job of this process uses, and its turn is over: the job may go
+        on, but nothing new may join it."""
         return self._must_yield
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """A job that holds its parts stage by stage inside this context: each stage keeps the place of the
+        job among those who wait."""
+        with self._jobs, self._reservations.one_place():
+            yield
 
     @contextmanager
     def hold(
@@ -148,32 +152,40 @@ class Residency:
         work_mib: int = 0,
         waiting: Callable[[], None] = lambda: None,
         force: bool = False,
+        finished: Collection[str] = (),
     ) -> Iterator[None]:
         """Keep these parts, and `work_mib` beside them, on the device inside this context.
 
-        `waiting` is called again and again while others have the memory; what it raises ends the wait. Raises
-        `OutOfMemory` at once for more than the device can ever give, or when the device stays full although
-        memory was granted; what loading raises otherwise.
+        `waiting` is called again and again while others have the memory; what it raises ends the wait.
+        `finished`: parts of this process that leave before any others, because the job needs them no more.
+        Raises `OutOfMemory` at once for more than the device can ever give, or when the device stays full
+        although memory was granted; what loading raises otherwise.
         """
-        with self._lock:
+        with self._jobs:
             try:
-                self._bring(parts, work_mib, waiting, force)
-                self._must_yield, self._working = False, True
+                with self._moves:
+                    self._bring(parts, work_mib, waiting, force, finished=finished)
+                    self._must_yield = False
+                    self._mover.in_use, self._mover.work_mib = frozenset(parts), work_mib
                 yield
             finally:
-                self._working = False
-                self._device.release(self._work_name)
-                self._rows.settle()
+                with self._moves:
+                    self._mover.in_use, self._mover.work_mib = (), 0
+                    self._device.release(self._work_name)
+                    self._rows.settle()
 
-    def bring_if_free(self, part: str) -> bool:
-        """Bring a part onto the device if enough memory is free for it now. Raises what loading raises."""
+    def bring_if_free(self, parts: Sequence[str]) -> bool:
+        """Bring parts onto the device if enough memory is free for all of them now. Raises what loading
+        raises."""
+        if sum(self._movables[name].part.mib for name in parts) > self._budget.limit_mib:
+            return False
 
         def give_up() -> None:
             raise _NothingFree
 
-        with self._lock:
+        with self._jobs, self._moves:
             try:
-                self._bring([part], 0, give_up, force=False, spare=())
+                self._bring(parts, 0, give_up, force=False, spare=())
             except _NothingFree:
                 return False
             finally:
@@ -182,8 +194,8 @@ class Residency:
 
     def evict(self, part: str) -> bool:
         """Let an idle part leave the device. False when it is not on the device, or the ledger is away."""
-        with self._lock:
-            return self._evict(part)
+        with self._jobs, self._moves:
+            return self._mover.evict(part)
 
     # -- bringing parts to the device
     def _bring(
@@ -193,6 +205,7 @@ class Residency:
         waiting: Callable[[], None],
         force: bool,
         spare: Collection[str] | None = None,
+        finished: Collection[str] = (),
     ) -> None:
         """Reserve and load parts; `spare` are those of this process that may leave for them, by default
         all."""
@@ -204,21 +217,25 @@ class Residency:
             needed, limit = sum(part.mib for part in wanted), self._budget.limit_mib
             if needed > limit:
                 raise OutOfMemory(f"This job needs {needed} MiB of device memory, the budget is {limit} MiB.")
-            memory = self._reservations.reserve(wanted, spare=spare, waiting=waiting, force=force)
+            memory = self._reservations.reserve(
+                wanted, spare=spare, waiting=waiting, force=force, finished=finished
+            )
             if self._allocate(parts, work_mib):
-                self._rows.correct(memory.residents if memory else (), busy=True)
+                self._rows.correct(memory.residents if memory else (), busy=parts)
                 return
             waiting()
         raise OutOfMemory("The device stays full although its memory was granted to this job.")
 
     def _allocate(self, parts: Sequence[str], work_mib: int) -> bool:
         """Bring granted parts onto the device. False, with them where they were, when the device is full."""
-        moved: dict[str, Place] = {}
+        places, moved = self._mover.places, dict[str, Place]()
         try:
             for name in parts:
-                if self._places[name] != "device":
-                    moved[name] = self._places[name]
-                    self._load(name)
+                if places[name] != "device":
+                    moved[name] = places[name]
+                    self._mover.load(name)
+            if "absent" in moved.values():
+                self._mover.free_surplus()
             if work_mib:
                 self._device.allocate(self._work_name, work_mib)
             return True
@@ -234,74 +251,8 @@ class Residency:
         return False
 
     def _roll_back(self, moved: Mapping[str, Place]) -> None:
-        for name, place in moved.items():
-            self._take_back(name, place)
+        self._mover.take_back(moved)
         self._rows.settle()
-
-    def _load(self, name: str) -> None:
-        movable, woken = self._movables[name], self._places[name] == "host"
-        started = time.perf_counter()
-        self._device.allocate(name, movable.part.mib)
-        movable.load()
-        # Loaded, it knows its true size.
-        self._device.allocate(name, movable.part.mib)
-        self._places[name] = "device"
-        self._rows.report(name, "resident", busy=True)
-        seconds = round(time.perf_counter() - started, 3)
-        _log.info("part_loaded", part=name, mib=movable.part.mib, woken=woken, seconds=seconds)
-
-    def _take_back(self, name: str, place: Place) -> None:
-        """Take back a part that was being brought: to the host if it slept there."""
-        if place == "host":
-            self._movables[name].sleep()
-        else:
-            self._movables[name].unload()
-        self._device.release(name)
-        self._places[name] = place
-        self._rows.report(name, "asleep" if place == "host" else "absent")
-
-    # -- leaving
-    def _evict(self, name: str) -> bool:
-        if self._places[name] != "device":
-            return False
-        movable = self._movables[name]
-        size_mib, before_mib = movable.part.mib, self._device.own_mib()
-        try:
-            may_sleep = self._ledger.move_resident(
-                self._device.id,
-                self._account.owner,
-                name,
-                "evicting",
-                mib=size_mib,
-                host_budget_mib=self._host_budget_mib,
-            )
-        except WorkerUnavailable:
-            return False
-        if may_sleep:
-            try:
-                movable.sleep()
-            except Exception:  # noqa: BLE001  pinned memory is scarce, and this part must leave all the same
-                _log.exception("part_not_asleep", part=name)
-                may_sleep = False
-        if not may_sleep:
-            movable.unload()
-        self._device.release(name)
-        self._places[name] = "host" if may_sleep else "absent"
-        self._confirm(name, before_mib - size_mib // 2)
-        self._rows.report(name, "asleep" if may_sleep else "absent", mib=size_mib)
-        _log.info("part_evicted", part=name, mib=size_mib, asleep=may_sleep)
-        return True
-
-    def _confirm(self, name: str, expected_mib: int) -> None:
-        """Wait until the device shows that the memory is free: others would be granted what is not there.
-        Half of a part's size allows for blocks that torch keeps. After `CONFIRM_S` what is still held counts
-        as memory of a stranger, which nobody is granted."""
-        deadline = time.monotonic() + CONFIRM_S
-        while (own_mib := self._device.own_mib()) > max(0, expected_mib):
-            if time.monotonic() > deadline:
-                _log.error("memory_not_freed", part=name, device=self._device.id, own_mib=own_mib)
-                return
-            self._sleep(POLL_S)
 
     # -- the thread
     def _look_and_renew(self) -> None:
@@ -317,7 +268,7 @@ class Residency:
 
     def _look(self, *, renew: bool) -> None:
         """Answer those who wait; with `renew` also extend the leases of this process."""
-        device, owner = self._device.id, self._account.owner
+        device, owner, moves = self._device.id, self._account.owner, self._mover.moves
         if renew:
             lease_s = self._account.lease_s
             memory = self._ledger.renew_memory(device, owner, lease_s=lease_s, measured=self._budget.report())
@@ -325,20 +276,21 @@ class Residency:
         else:
             memory = self._ledger.device_memory(device)
         own = [each for each in memory.residents if each.owner == owner]
-        self._must_yield = any(turn_is_over(each, memory, self._account.turn_s) for each in own)
-        if not self._lock.acquire(blocking=False):
-            if self._working:
-                self._rows.restore(memory.residents, busy=True)
+        self._must_yield = any(each.busy and turn_is_over(each, memory, self._account.turn_s) for each in own)
+        if not self._moves.acquire(blocking=False):
             return
         try:
-            if self._rows.unsettled:
+            if self._mover.moves != moves:
+                return  # what was read is outdated
+            in_use = self._mover.in_use
+            if self._rows.unsettled and not in_use:
                 self._rows.settle()
-            self._rows.correct(own, busy=False)
-            self._rows.restore(memory.residents, busy=False)
+            self._rows.correct(own, busy=in_use)
+            self._rows.restore(memory.residents, busy=in_use)
             crowded_out = displaced(memory, self._budget) if renew else ()
             for each in own:
                 asked = may_leave(each, memory, self._account.turn_s)
                 if asked or (each.id in crowded_out and not each.busy):
-                    self._evict(each.id)
+                    self._mover.evict(each.id)
         finally:
-            self._lock.release()
+            self._moves.release()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Literal
 
 from ourvidz import log
@@ -65,19 +65,19 @@ class LedgerRows:
         except WorkerUnavailable:
             self.unsettled = True
 
-    def correct(self, rows: Iterable[Resident], *, busy: bool) -> None:
+    def correct(self, rows: Iterable[Resident], *, busy: Collection[str]) -> None:
         """Tell the ledger where the parts of these rows are if it says something else, because an answer or
-        its data were lost. An eviction that was begun is carried out."""
+        its data were lost. An eviction that was begun is carried out. `busy`: the parts that a job uses."""
         for each in rows:
             if each.owner != self._account.owner or each.id not in self._places:
                 continue
             place = self._places[each.id]
-            if place == "device" and each.state == "evicting":
+            if place == "device" and each.state == "evicting" and each.id not in busy:
                 self._evict(each.id)
             elif STATES[place] != each.state:
-                self.report(each.id, STATES[place], busy=busy and place == "device")
+                self.report(each.id, STATES[place], busy=each.id in busy)
 
-    def restore(self, rows: Iterable[Resident], *, busy: bool) -> None:
+    def restore(self, rows: Iterable[Resident], *, busy: Collection[str]) -> None:
         """Tell the ledger of the parts on the device that have no row, because it has lost its data: others
         would be granted their memory. Raises `WorkerUnavailable`."""
         known = {each.id for each in rows}
@@ -93,5 +93,5 @@ class LedgerRows:
                 lease_s=self._account.lease_s,
                 turn_s=self._account.turn_s,
             )
-            self.report(name, "resident", busy=busy)
+            self.report(name, "resident", busy=name in busy)
             _log.warning("part_restored", part=name, device=self._account.device)

@@ -263,7 +263,8 @@ def _allocation(reports: list[DeviceReport]) -> dict[str, int]:
     for report in reports:
         for each in report.memory.residents:
             if each.device_mib:
-                allocation[each.model] = allocation.get(each.model, 0) + each.device_mib
+                name = each.name if each.work else each.model
+                allocation[name] = allocation.get(name, 0) + each.device_mib
     return allocation
 
 

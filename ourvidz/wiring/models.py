@@ -16,7 +16,8 @@ from ourvidz.vram import gpu
 from ourvidz.vram.device import Device, open_device
 from ourvidz.wiring import control
 from ourvidz.wiring.first_passes import FirstJob, first_jobs, run_first_jobs
-from ourvidz.wiring.shared_device import Pipelines, SharedDevice
+from ourvidz.wiring.model_parts import Pipelines, Staged, Whole
+from ourvidz.wiring.shared_device import SharedDevice
 from ourvidz.workflows.services import UnsharedDevice
 
 if TYPE_CHECKING:
@@ -157,15 +158,14 @@ def build(settings: Settings, family: str) -> WarmModels:
         from ourvidz.wiring import sdxl
 
         images = sdxl.build(settings)
-        parts = {"sdxl": (images, checkpoint_mib(images.checkpoint, images.dtype))}
+        parts = {"sdxl": Whole(images, checkpoint_mib(images.checkpoint, images.dtype))}
         share = _share(settings, family, device, parts)
         return WarmModels(images, device_share=share, first_jobs=first_jobs(settings, "sdxl"))
     if family == "wan":
         from ourvidz.wiring import wan
 
         videos = wan.build(settings)
-        only = wan.UNGROUPED_FILES if settings.wan_group_offload else ()
-        parts = {"wan": (videos, checkpoint_mib(videos.checkpoint, videos.dtype, only=only))}
+        parts = {"wan": Staged(videos, videos.part_sizes())}
         share = _share(settings, family, device, parts)
         return WarmModels(wan=videos, device_share=share, first_jobs=first_jobs(settings, "wan"))
     if family == "chat":

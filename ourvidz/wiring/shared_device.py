@@ -3,76 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
-from ourvidz.errors import ModelLoadError, WorkerUnavailable
+from ourvidz.errors import InternalError, ModelLoadError, OutOfMemory, WorkerUnavailable
 from ourvidz.jobs.job import BaseJob, ChatJob, ImageJob, VideoJob
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines import devices
-from ourvidz.records.devices import Part, part_id
 from ourvidz.settings import Settings
 from ourvidz.vram.device import Device
 from ourvidz.vram.footprints import Footprints, kind_of
 from ourvidz.vram.residency import Residency, ResidencyOptions
+from ourvidz.wiring.model_parts import Pipelines, Staged, movable_parts
 
 FORCE_LIMIT_S = 300.0
 """How long an operator's request waits for others to leave: meanwhile this worker runs no job."""
 CACHING_FAMILIES = 2
 """Families whose workers keep encoded prompts and references in the memory of the host: SDXL and Wan."""
-FIRST_LOAD_S = 30.0
-"""How long a model is taken to load before it was loaded once."""
 
 
-class MovablePipeline(Protocol):
-    """What moving needs of a pipeline."""
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The job that runs: its kind, and what is called while it waits."""
 
-    load_s: float | None
-
-    def load(self) -> None:
-        """Bring the weights onto the device."""
-
-    def sleep(self) -> None:
-        """Move them to the host's memory."""
-
-    def unload(self) -> None:
-        """Free them."""
-
-    def info(self) -> dict[str, Any]:
-        """`memory_mib`: the size of the weights that are loaded, on the device or the host; `resident_mib`,
-        where it differs, of those that stay on the device between jobs."""
+    kind: str | None
+    waiting: Callable[[], None]
 
 
-Pipelines = Mapping[str, tuple[MovablePipeline, int]]
-"""The pipelines of a worker by the names of their models, each with the size of its files (MiB)."""
-
-
-class ModelPart:
-    """A whole model as one part of this name; implements `Movable`. `files_mib` is the size of its files,
-    which counts until it was loaded once."""
-
-    def __init__(
-        self, name: str, pipeline: MovablePipeline, device: Device, *, files_mib: int, pinned: bool
-    ) -> None:
-        self._name = name
-        self._pipeline = pipeline
-        self._device = device
-        self._weights_mib = files_mib
-        self._pinned = pinned
-        self.load, self.sleep, self.unload = pipeline.load, pipeline.sleep, pipeline.unload
-
-    @property
-    def part(self) -> Part:
-        """The model by its name, with the memory of its weights."""
-        info = self._pipeline.info()
-        self._weights_mib = int(info.get("resident_mib", info["memory_mib"])) or self._weights_mib
-        return Part(
-            id=self._name,
-            mib=self._device.size_mib(self._weights_mib),
-            cost_s=self._pipeline.load_s or FIRST_LOAD_S,
-            pinned=self._pinned,
-        )
+NO_JOB = _Job(None, lambda: None)
 
 
 class SharedDevice:
@@ -90,21 +49,22 @@ class SharedDevice:
         self._device = device
         worker_id = settings.worker_id(family)
         self._parts = {
-            model: ModelPart(
-                part_id(model, worker_id),
-                pipeline,
-                device,
-                files_mib=files_mib,
-                pinned=model in settings.gpu_pinned,
+            model: movable_parts(
+                model, pipeline, device, worker_id=worker_id, pinned=model in settings.gpu_pinned
             )
-            for model, (pipeline, files_mib) in pipelines.items()
+            for model, pipeline in pipelines.items()
         }
-        """By the names of the models."""
+        """By the names of the models, and within a model by theirs."""
+        self._staged = {model: each.pipeline for model, each in pipelines.items() if isinstance(each, Staged)}
+        for model, staged in self._staged.items():
+            staged.share_memory(_ModelMemory(self, model))
+        self._job = NO_JOB
+        self._stage: str | None = None
         self._footprints = Footprints(settings.state_dir / "footprints.json")
         self._residency = Residency(
             ledger,
             device,
-            list(self._parts.values()),
+            [part for parts in self._parts.values() for part in parts.values()],
             family=family,
             worker_id=worker_id,
             options=ResidencyOptions(
@@ -121,7 +81,8 @@ class SharedDevice:
 
     @contextmanager
     def hold(self, model: str, job: BaseJob, waiting: Callable[[], None]) -> Iterator[None]:
-        """Keep a model, and the memory that a job needs beside it, on the device inside this context.
+        """Keep a model, and the memory that a job needs beside it, on the device inside this context; of a
+        model in parts, the part that a stage uses while it does.
 
         `waiting` is called again and again while others have the memory; what it raises ends the wait. Raises
         `OutOfMemory` for more than the device can give.
@@ -130,17 +91,78 @@ class SharedDevice:
             yield
             return
         kind = _kind(self._family, job)
-        part = self._parts[model].part
-        weights_mib = part.mib
-        at_most = self._residency.limit_mib - weights_mib
-        work_mib = self._footprints.work_mib(kind, weights_mib, at_most=at_most)
-        with self._residency.hold([part.id], work_mib=work_mib, waiting=waiting):
+        current = _Job(kind, waiting)
+        if model not in self._staged:
+            with self._in_use(model, model, kind, current):
+                yield
+            return
+        self._check_stages(model, kind)
+        with self._residency.job():
+            self._job = current
+            try:
+                yield
+            finally:
+                self._job = NO_JOB
+
+    @contextmanager
+    def stage(self, model: str, part: str, *, finished: Collection[str]) -> Iterator[None]:
+        """Keep a part of a model, and the memory that a stage of the job needs beside it, on the device
+        inside this context. `finished`: the parts that the job needs no more."""
+        if self._stage == part:  # a step of a stage that has it already
+            yield
+            return
+        if self._stage is not None:
+            raise InternalError(f"A stage needs {part} while another one holds {self._stage}.")
+        job, self._stage = self._job, part
+        kind = None if job.kind is None else f"{job.kind}/{part}"
+        try:
+            with self._in_use(model, part, kind, job, finished=finished):
+                yield
+        finally:
+            self._stage = None
+
+    @contextmanager
+    def _in_use(
+        self, model: str, name: str, kind: str | None, job: _Job, *, finished: Collection[str] = ()
+    ) -> Iterator[None]:
+        """Keep a part with memory to work in on the device, and learn from what was used of it."""
+        parts = self._parts[model]
+        part_mib = parts[name].part.mib if name in parts else 0
+        at_most = self._residency.limit_mib - part_mib
+        work_mib = 0 if kind is None else self._work_mib(model, kind, job, at_most)
+        with self._residency.hold(
+            [parts[name].id] if name in parts else [],
+            work_mib=work_mib,
+            waiting=job.waiting,
+            finished=[parts[other].id for other in finished if other in parts],
+        ):
             self._device.reset_peak()
             yield
             peak_mib = self._device.peak_mib()
             if peak_mib is not None:
                 # A job that has succeeded fits, though it first tried to take more.
-                self._footprints.learn(kind, peak_mib, at_most=at_most)
+                for each in {kind, job.kind}:
+                    if each is not None:
+                        self._footprints.learn(each, peak_mib, at_most=at_most)
+
+    def _work_mib(self, model: str, kind: str, job: _Job, at_most: int) -> int:
+        """The memory that a stage needs beside its part: as it was learned, else as that of whole jobs was,
+        else a share of the model's weights. No job is refused for a guess."""
+        learned = self._footprints.learned_mib(kind)
+        if learned is not None:
+            return learned
+        weights_mib = sum(part.part.mib for part in self._parts[model].values())
+        return max(1, min(self._footprints.work_mib(job.kind or kind, weights_mib), at_most))
+
+    def _check_stages(self, model: str, kind: str) -> None:
+        """Raise `OutOfMemory` if the device can never hold what a stage of a job needs."""
+        limit_mib = self._residency.limit_mib
+        for name, part in self._parts[model].items():
+            needed_mib = part.part.mib + (self._footprints.learned_mib(f"{kind}/{name}") or 0)
+            if needed_mib > limit_mib:
+                raise OutOfMemory(
+                    f"This job needs {needed_mib} MiB of device memory, the budget is {limit_mib} MiB."
+                )
 
     def must_yield(self) -> bool:
         """Whether others wait for the device, and the turn of this worker is over."""
@@ -151,9 +173,8 @@ class SharedDevice:
         ones, within `FORCE_LIMIT_S`. Returns whether it is there."""
         if model not in self._parts:
             return False
-        part = self._parts[model].part.id
         if not force:
-            return self._residency.bring_if_free(part)
+            return self._bring_if_free(model)
         ends_at = time.monotonic() + FORCE_LIMIT_S
 
         def wait() -> None:
@@ -161,24 +182,51 @@ class SharedDevice:
                 raise WorkerUnavailable("The memory of the device was not free in time.")
 
         try:
-            with self._residency.hold([part], waiting=wait, force=True):
+            with self._residency.hold(self._that_fit_together(model), waiting=wait, force=True):
                 return True
         except WorkerUnavailable:
             return False
 
     def free(self, model: str) -> bool:
         """Free the memory of a model, on the device and on the host. Returns whether it held any."""
-        return model in self._parts and self._residency.free(self._parts[model].part.id)
+        with self._residency.job():
+            held = [self._residency.free(part.id) for part in self._parts.get(model, {}).values()]
+            if model in self._staged:
+                self._staged[model].unload()
+        return any(held)
 
     def warm(self) -> None:
-        """Bring those models onto the device for which enough memory is free now; the others come with their
-        first job. Raises `ModelLoadError`."""
-        for part in self._parts.values():
-            self._residency.bring_if_free(part.part.id)
+        """Bring those models and parts onto the device for which enough memory is free now; the others come
+        with their first job. Raises `ModelLoadError`."""
+        for model in self._parts:
+            self._bring_if_free(model)
+
+    def _bring_if_free(self, model: str) -> bool:
+        """Bring a model, or those of its parts that fit, without any other leaving for it. Returns whether
+        all of it is there."""
+        parts = [part.id for part in self._parts[model].values()]
+        if self._residency.bring_if_free(parts):
+            return True
+        brought = [self._residency.bring_if_free([part]) for part in parts] if len(parts) > 1 else [False]
+        return all(brought)
+
+    def _that_fit_together(self, model: str) -> list[str]:
+        """The parts of a model, as many of the first as the device can hold; the first at least."""
+        fitting: list[str] = []
+        total_mib = 0
+        for part in self._parts[model].values():
+            total_mib += part.part.mib
+            if fitting and total_mib > self._residency.limit_mib:
+                break
+            fitting.append(part.id)
+        return fitting
 
     def unload(self) -> None:
         """Free all models of this worker."""
-        self._residency.unload()
+        with self._residency.job():
+            self._residency.unload()
+            for pipeline in self._staged.values():
+                pipeline.unload()
 
     def close(self) -> None:
         """Free everything, and end the thread that answers those who wait."""
@@ -188,6 +236,18 @@ class SharedDevice:
         """Used and total memory of the device, by all processes (bytes)."""
         total = self._device.total_mib()
         return {"used": (total - self._device.free_mib()) << 20, "total": total << 20}
+
+
+class _ModelMemory:
+    """The device for the stages of one model; implements `StageMemory`."""
+
+    def __init__(self, share: SharedDevice, model: str) -> None:
+        self._share = share
+        self._model = model
+
+    def in_use(self, part: str, *, finished: Collection[str] = ()) -> AbstractContextManager[None]:
+        """Have a part of the model on the device inside this context."""
+        return self._share.stage(self._model, part, finished=finished)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

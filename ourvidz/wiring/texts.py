@@ -11,7 +11,7 @@ from ourvidz.pipelines.texts.residency import ResidencyPolicy, ResidentTextModel
 from ourvidz.settings import Settings
 from ourvidz.settings.kinds import reveal
 from ourvidz.vram import gpu
-from ourvidz.wiring.shared_device import Pipelines
+from ourvidz.wiring.model_parts import Pipelines, Whole
 
 QWEN_VARIANTS: dict[str, QwenVariant] = {"qwen_instruct": "instruct", "qwen_base": "base"}
 """Variant by the model name that jobs use; the first one is loaded first."""
@@ -30,7 +30,7 @@ def residents(models: dict[str, TextModel], policy: ResidencyPolicy) -> Resident
 def local_pipelines(models: dict[str, TextModel]) -> Pipelines:
     """The pipelines of the models that are loaded into this process, with the memory that they need (MiB)."""
     return {
-        name: (model.pipeline, model.needs_mib)
+        name: Whole(model.pipeline, model.needs_mib)
         for name, model in models.items()
         if isinstance(model.pipeline, QwenPipeline)
     }

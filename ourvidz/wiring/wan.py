@@ -11,8 +11,6 @@ from ourvidz.settings import Settings
 
 TINY_WAN_CAP_PX = 64
 """Longest edge (px) of the clips of the packaged Wan checkpoint."""
-UNGROUPED_FILES = ("vae", "clip", "image_encoder")
-"""Words in the names of the files, in either layout, whose weights group offloading leaves on the device."""
 
 
 def build(settings: Settings) -> WanPipeline:

@@ -33,6 +33,8 @@ class DeviceMachine(RuleBasedStateMachine):
         self.prefix = key_prefix()
         self.ledger = Ledger(redis_url(), prefix=self.prefix.__enter__(), clock=self.clock)
         self.lives = dict.fromkeys(PARTS, 0)
+        self.stages: dict[str, int] = {}
+        self.waited_since: dict[str, float] = {}
 
     def teardown(self) -> None:
         self.ledger.close()
@@ -46,9 +48,9 @@ class DeviceMachine(RuleBasedStateMachine):
         """The name of the process of a family; another one after it died."""
         return f"{family} {self.lives[family]}"
 
-    def reserve(self, family: str, work_mib: int = 0) -> str:
-        """Ask for the memory of a job, and ask others to leave as the plan says."""
-        parts = [*PARTS[family]]
+    def reserve(self, family: str, work_mib: int = 0, *, stage: int | None = None) -> str:
+        """Ask for the memory of a job, or of one of its stages, and ask others to leave as the plan says."""
+        parts = [*PARTS[family]] if stage is None else [PARTS[family][stage % len(PARTS[family])]]
         if work_mib:
             parts.append(Part(id=f"{family}.work", mib=work_mib, work=True))
         memory = self.ledger.device_memory(DEVICE)
@@ -64,6 +66,7 @@ class DeviceMachine(RuleBasedStateMachine):
             lease_s=LEASE_S,
             turn_s=TURN_S,
             asks=plan.parts,
+            waited_since=self.waited_since.get(family) if stage else None,
         )
         return answer
 
@@ -71,6 +74,15 @@ class DeviceMachine(RuleBasedStateMachine):
     def ask(self, family: str, work_mib: int) -> None:
         """A job wants its parts."""
         self.reserve(family, work_mib)
+
+    @rule(family=OWNERS, work_mib=st.sampled_from([1, 5]))
+    def next_stage(self, family: str, work_mib: int) -> None:
+        """A stage has ended, and the job wants the part of the next one."""
+        self.ledger.settle_memory(DEVICE, self.owner(family))
+        stage = self.stages[family] = self.stages.get(family, -1) + 1
+        if stage == 0:
+            self.waited_since[family] = self.ledger.device_memory(DEVICE).now
+        self.reserve(family, work_mib, stage=stage)
 
     @rule(family=OWNERS)
     def loaded(self, family: str) -> None:
@@ -82,6 +94,7 @@ class DeviceMachine(RuleBasedStateMachine):
     def finish(self, family: str) -> None:
         """A job has ended."""
         self.ledger.settle_memory(DEVICE, self.owner(family))
+        self.stages.pop(family, None)
 
     @rule(family=OWNERS, host_budget_mib=st.sampled_from([0, 20, 64]))
     def leave(self, family: str, host_budget_mib: int) -> None:
@@ -104,6 +117,7 @@ class DeviceMachine(RuleBasedStateMachine):
         """A process is killed, and another one sees that it is gone."""
         self.ledger.release_memory(DEVICE, self.owner(family))
         self.lives[family] += 1
+        self.stages.pop(family, None)
 
     @rule(family=OWNERS, state=st.sampled_from(["resident", "asleep", "absent", "evicting"]))
     def late_word_of_a_dead_process(self, family: str, state: Any) -> None:
@@ -117,12 +131,12 @@ class DeviceMachine(RuleBasedStateMachine):
         """Time passes."""
         self.clock.advance(seconds)
 
-    @rule(family=OWNERS)
-    def who_waits_gets_a_turn(self, family: str) -> None:
+    @rule(family=OWNERS, work_mib=st.sampled_from([0, 8]))
+    def who_waits_gets_a_turn(self, family: str, work_mib: int) -> None:
         """Once every owner behaves (ends its job, and leaves when it is asked), a request is granted within
         the turns of the others."""
         for _ in range(12):
-            answer = self.reserve(family)
+            answer = self.reserve(family, work_mib)
             memory = self.ledger.device_memory(DEVICE)
             if answer == "granted":
                 return
@@ -131,7 +145,9 @@ class DeviceMachine(RuleBasedStateMachine):
                     self.ledger.settle_memory(DEVICE, each.owner)
                 elif each.state == "loading":
                     self.ledger.move_resident(DEVICE, each.owner, each.id, "resident", mib=each.mib)
-                elif memory.is_asked(each.id) or each.state == "evicting" or each.owner == self.owner(family):
+                elif each.state == "evicting" or (
+                    answer == "leave" if each.owner == self.owner(family) else memory.is_asked(each.id)
+                ):
                     self.ledger.move_resident(DEVICE, each.owner, each.id, "absent")
             for wait in memory.waits:
                 if wait.owner != self.owner(family):

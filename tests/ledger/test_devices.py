@@ -174,3 +174,88 @@ def test_renewing_extends_leases_and_notes_what_was_measured(
     assert memory.residents[0].lease_until == pytest.approx(clock() + LEASE_S, abs=0.01)
     assert ledger.device_memory("card").measured == {"free_mib": 12}
     assert ledger.device_memory("card").measured_at == pytest.approx(clock(), abs=0.01)
+
+
+ENCODER, DENOISER = Part(id="wan.encoder", mib=11), Part(id="wan.denoiser", mib=19)
+SMALL = 24
+
+
+def test_a_later_stage_keeps_the_place_of_its_job(
+    ledger: Ledger, clock: Clock, reserve: Reserve, move: Callable[..., bool]
+) -> None:
+    """Who came after the job began waits behind all of its stages; who came before goes first."""
+    began = ledger.device_memory("card").now
+    assert reserve(ENCODER, budget_mib=SMALL, turn_s=0) == "granted"
+    clock.advance(1)
+    assert reserve(CHAT, budget_mib=SMALL, asks=["wan.encoder"]) == "waiting"
+    assert move(ENCODER, "absent")
+    ledger.settle_memory("card", "wan")
+    clock.advance(1)
+    assert reserve(DENOISER, budget_mib=SMALL, turn_s=0) == "waiting"
+    ledger.settle_memory("card", "wan")
+    assert reserve(DENOISER, budget_mib=SMALL, turn_s=0, waited_since=began) == "granted"
+    assert move(DENOISER, "resident")
+    ledger.settle_memory("card", "wan")
+    # The one behind asks for a part that the job needs again.
+    assert reserve(CHAT, budget_mib=SMALL, asks=["wan.denoiser"]) == "waiting"
+    assert reserve(DENOISER, budget_mib=SMALL, turn_s=0, waited_since=began) == "granted"
+    ledger.settle_memory("card", "wan")
+    assert reserve(DENOISER, budget_mib=SMALL, turn_s=0) == "leave"
+
+
+def test_the_parts_of_a_model_share_one_turn(
+    ledger: Ledger, clock: Clock, reserve: Reserve, move: Callable[..., bool]
+) -> None:
+    """A model that exchanges its parts is not interrupted in its turn, and does not get another one."""
+    assert reserve(ENCODER) == "granted"
+    assert move(ENCODER, "resident")
+    ledger.settle_memory("card", "wan")
+    clock.advance(TURN_S - 1)
+    assert reserve(CHAT, budget_mib=SMALL, asks=["wan.encoder"]) == "waiting"
+    assert reserve(Part(id="wan.vae", mib=1), budget_mib=SMALL) == "granted"
+    assert move(Part(id="wan.vae", mib=1), "resident")
+    ledger.settle_memory("card", "wan")
+    clock.advance(2)
+    assert reserve(CHAT, budget_mib=SMALL, asks=["wan.encoder", "wan.vae"]) == "waiting"
+    assert reserve(Part(id="wan.vae", mib=1), budget_mib=SMALL) == "leave"
+    assert reserve(DENOISER, budget_mib=SMALL) == "waiting"
+
+
+def test_a_job_that_cannot_be_granted_keeps_no_part_from_others(
+    ledger: Ledger, clock: Clock, reserve: Reserve, move: Callable[..., bool]
+) -> None:
+    """Other programs hold so much that its stage does not fit: who is behind gets the part that it has."""
+    began = ledger.device_memory("card").now
+    assert reserve(ENCODER, budget_mib=SMALL, turn_s=0) == "granted"
+    assert move(ENCODER, "resident")
+    ledger.settle_memory("card", "wan")
+    clock.advance(1)
+    work = Part(id="wan.work", mib=9, work=True)
+    assert reserve(ENCODER, work, budget_mib=16, turn_s=0, waited_since=began) == "waiting"
+    assert reserve(CHAT, budget_mib=16, asks=["wan.encoder"]) == "waiting"
+    assert reserve(ENCODER, work, budget_mib=16, turn_s=0, waited_since=began) == "leave"
+
+
+def test_a_model_of_the_former_release_shares_the_budget_with_parts(
+    reserve: Reserve, ledger: Ledger, move: Callable[..., bool]
+) -> None:
+    """Its worker reports one resident, without its host and without parts."""
+    assert (
+        ledger.reserve_memory(
+            "card", "old", [WAN], family="wan", budget_mib=BUDGET, lease_s=LEASE_S, turn_s=TURN_S
+        )[0]
+        == "granted"
+    )
+    assert reserve(ENCODER) == "granted"
+    assert reserve(DENOISER) == "waiting"
+    assert ledger.device_memory("card").held_mib <= BUDGET
+    assert ledger.release_memory("card", "old") == 1
+    assert reserve(DENOISER) == "granted"
+
+
+def test_pinning_a_model_pins_all_of_its_parts(reserve: Reserve, ledger: Ledger) -> None:
+    """Those that are there, and those that come later."""
+    assert reserve(ENCODER) == "granted"
+    assert ledger.pin_part("wan", True) == 1
+    assert reserve(DENOISER) == "granted"
+    assert [each.pinned for each in ledger.device_memory("card").residents] == [True, True]

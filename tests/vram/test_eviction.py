@@ -51,6 +51,32 @@ def test_what_is_cheapest_to_bring_back_per_mib_leaves_first() -> None:
     assert evictions([cheap, unused], 35, BUDGET, NOW, likely={"b": 1.0, "a": 0.01}).parts == ("a",)
 
 
+def test_a_pinned_part_leaves_when_the_request_cannot_fit_beside_it() -> None:
+    """What the request has already counts for it: else it would wait for ever."""
+    assert evictions([SDXL, WAN], 7, BUDGET, NOW, keep=["wan"]).parts == ()
+    plan = evictions([SDXL, WAN], 8, BUDGET, NOW, keep=["wan"])
+    assert (plan.parts, plan.forced) == (("sdxl",), True)
+
+
+def test_what_the_job_has_finished_with_leaves_before_all_others() -> None:
+    """Its text encoder was used a moment ago, and is of no use until the next job."""
+    encoder, vae = resident("wan.encoder", 11), resident("wan.vae", 1)
+    unused = replace(CHAT, used_at=NOW - 3600)
+    assert evictions([encoder, vae, unused], 25, BUDGET, NOW, first=["wan.encoder"]).parts == ("wan.encoder",)
+    assert set(evictions([encoder, vae, unused], 40, BUDGET, NOW, first=["wan.encoder"]).parts) == {
+        "wan.encoder",
+        "chat",
+    }
+
+
+def test_an_idle_part_of_a_working_owner_does_not_free_what_its_job_works_in() -> None:
+    """That memory goes with the part that the job uses."""
+    encoder, denoiser = resident("encoder", 11, owner="wan"), resident("denoiser", 19, owner="wan", busy=True)
+    work = resident("wan.work", 8, owner="wan", work=True, busy=True)
+    assert evictions([encoder, denoiser, work], 20, BUDGET, NOW).parts == ("encoder",)
+    assert "denoiser" in evictions([encoder, denoiser, work], 21, BUDGET, NOW).parts
+
+
 def test_idle_parts_leave_before_busy_ones() -> None:
     """A busy part is asked only when the idle ones are not enough."""
     busy = replace(resident("a", 20), busy=True)

@@ -353,7 +353,7 @@ def test_a_part_that_cannot_sleep_is_unloaded(owner: MakeOwner) -> None:
 
 def test_memory_that_is_never_freed_stops_nobody(owner: MakeOwner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process goes on, and others are not granted what is not free."""
-    monkeypatch.setattr("ourvidz.vram.residency.CONFIRM_S", 0.3)
+    monkeypatch.setattr("ourvidz.vram.moving.CONFIRM_S", 0.3)
     wan = owner("wan", 30)
     wan.run()
     monkeypatch.setattr(wan.device, "release", lambda name: None)
@@ -408,8 +408,8 @@ def test_bringing_a_part_takes_free_memory_only(ledger: Ledger, tmp_path: Path) 
         options=ResidencyOptions(budget_mib=BUDGET_MIB, host_budget_mib=100),
         is_out_of_memory=lambda error: isinstance(error, torch.OutOfMemoryError),
     )
-    assert residency.bring_if_free("first")
-    assert not residency.bring_if_free("second")
+    assert residency.bring_if_free(["first"])
+    assert not residency.bring_if_free(["second"])
     assert first.moves == ["load"]
 
 

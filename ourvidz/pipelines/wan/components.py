@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines import sleeping
-from ourvidz.pipelines.loading import weights_mib
+from ourvidz.pipelines.loading import BYTES_PER_MIB, weights_bytes, weights_mib
+from ourvidz.pipelines.stage_memory import AlwaysResident, StageMemory
 from ourvidz.pipelines.wan import extra_inputs, loading
 from ourvidz.pipelines.wan.options import WanOptions
 from ourvidz.pipelines.wan.placement import COMPONENTS, ComponentName, Placement
 from ourvidz.pipelines.wan.reference_guidance import ReferencePlan
+
+PartName = Literal["text_encoder", "transformer", "vae"]
+PARTS: Mapping[PartName, tuple[ComponentName, ...]] = {
+    "text_encoder": ("text_encoder",),
+    "transformer": ("transformer",),
+    "vae": ("vae", "image_encoder"),
+}
+"""What is moved together, in the order of the stages that use it. Both transformers, which may share weights,
+are one part; references are encoded by VAE and image encoder."""
+PART_OF: Mapping[ComponentName, PartName] = {
+    component: part for part, components in PARTS.items() for component in components
+}
 
 
 class Components:
@@ -24,17 +37,25 @@ class Components:
 
     def __init__(self, placement: Placement, device: torch.device, options: WanOptions) -> None:
         self.vace: Any = None
-        self.asleep = False
-        """Whether the weights are in the memory of the host, where no job can run."""
         self._pipe: Any = None
         self.placement = placement
+        self.memory: StageMemory = AlwaysResident()
+        """Where the parts are moved one by one: has them on the device while they are used."""
         self._device = device
         self._options = options
+        self._awake: set[PartName] = set()
+        self._held: set[PartName] = set()
+        self._sizes: dict[PartName, float] = {}
 
     @property
     def loaded(self) -> bool:
         """Whether a checkpoint is loaded."""
         return self._pipe is not None
+
+    @property
+    def asleep(self) -> bool:
+        """Whether all weights are in the memory of the host, where no job can run."""
+        return self.loaded and not self._awake
 
     @property
     def pipe(self) -> Any:
@@ -43,77 +64,112 @@ class Components:
             raise ModelLoadError("The Wan checkpoint is not loaded.")
         return self._pipe
 
-    def set_pipe(self, pipe: Any) -> None:
-        """Set the main pipeline: optimize its transformer and move its components to their devices."""
-        self._options.optimize(pipe.transformer)
-        self.placement.place(pipe, self._device)
-        self._pipe = pipe
+    # -- loading
+    def set_pipes(self, pipe: Any, vace: Any = None) -> None:
+        """Set the main pipeline and the VACE pipeline as they were read, on the CPU. Optimizes the
+        transformers. `load_part` moves their weights to the device.
 
-    def set_vace(self, pipe: Any) -> None:
-        """Set the VACE pipeline: optimize its transformer, move it to its device, and share equal weights.
-
-        It has all components but the transformer in common with the main pipeline. Weights that are equal in
-        both transformers are in memory once.
+        The VACE pipeline has all components but the transformer in common with the main one. Weights that are
+        equal in both transformers are in memory once.
         """
         self._options.optimize(pipe.transformer)
-        self.placement.place(pipe, self._device, ("transformer",))
-        if not self._options.grouped:  # group offloading moves each weight separately
-            loading.share_equal_weights(pipe.transformer, self.pipe.transformer)
-        self.vace = pipe
+        self._place_grouped(pipe, COMPONENTS)
+        if vace is not None:
+            self._options.optimize(vace.transformer)
+            self._place_grouped(vace, ("transformer",))
+            if not self._options.grouped:  # group offloading moves each weight separately
+                loading.share_equal_weights(vace.transformer, pipe.transformer)
+        self._pipe, self.vace = pipe, vace
+        self._held, self._awake = set(self.parts), set()
+        self._sizes = {part: weights_bytes(self._of(part)) / BYTES_PER_MIB for part in self.parts}
+
+    @property
+    def parts(self) -> tuple[PartName, ...]:
+        """The parts that are moved as wholes: all but those whose weights diffusers moves group by group."""
+        is_grouped = self.placement.is_grouped
+        return tuple(part for part, names in PARTS.items() if not all(map(is_grouped, names)))
+
+    def holds(self, part: PartName) -> bool:
+        """Whether the weights of a part are in memory, of the device or of the host."""
+        return part in self._held
+
+    def load_part(self, part: PartName) -> None:
+        """Move a part to where it belongs while idle. Idempotent."""
+        if part not in self._awake:
+            for pipe in self._pipes():
+                self.placement.place(pipe, self._device, self._names(part))
+            self._awake.add(part)
+
+    def take_over(self, part: PartName, read: Callable[[Any, ComponentName], Any]) -> None:
+        """Give a part that was dropped its weights again. `read` returns a component of a pipeline, on the
+        CPU."""
+        for pipe in self._pipes():
+            for name in self._names(part):
+                component = getattr(pipe, name, None)
+                if component is not None and (pipe is self._pipe or name == "transformer"):
+                    sleeping.take_over(component, read(pipe, name))
+        self._held.add(part)
+
+    def sleep_part(self, part: PartName) -> None:
+        """Move a part to the memory of the host. Idempotent."""
+        if part in self._awake:
+            self._awake.discard(part)
+            sleeping.move_to_host(self._of(part))
+
+    def drop_part(self, part: PartName) -> None:
+        """Free the weights of a part; its components stay as empty shells. Idempotent."""
+        if part in self._held:
+            self._awake.discard(part)
+            self._held.discard(part)
+            sleeping.drop(self._of(part))
 
     def clear(self) -> None:
         """Drop all components. Idempotent."""
-        self._pipe, self.vace, self.asleep = None, None, False
+        self._pipe, self.vace = None, None
+        self._awake, self._held = set(), set()
 
-    def sleep(self) -> None:
-        """Move all weights to the memory of the host. Idempotent. Weights that diffusers moves itself, group
-        by group, are there already."""
-        if self.loaded:
-            self.asleep = True
-            sleeping.move_to_host(self._resident())
-
-    def wake(self) -> None:
-        """Move the weights back to where they belong while idle. Idempotent."""
-        if self.asleep:
-            names = tuple(name for name in COMPONENTS if not self.placement.is_grouped(name))
-            for pipe in self._pipes():
-                self.placement.place(pipe, self._device, names)
-            self.asleep = False
+    def part_mib(self, part: PartName) -> float | None:
+        """Size of a part's weights (MiB), wherever they are; None before they were read."""
+        return self._sizes.get(part)
 
     def memory_mib(self) -> int:
-        """Size of all weights (MiB)."""
-        return weights_mib(self._all())
-
-    def resident_mib(self) -> int:
-        """Size of the weights that stay on the device between jobs (MiB): all but those that diffusers moves
-        itself."""
-        return weights_mib(self._resident())
+        """Size of all weights in memory (MiB)."""
+        return weights_mib(component for pipe in self._pipes() for component in pipe.components.values())
 
     def _pipes(self) -> list[Any]:
         return [pipe for pipe in (self._pipe, self.vace) if pipe is not None]
 
-    def _all(self) -> list[object]:
-        return [component for pipe in self._pipes() for component in pipe.components.values()]
+    def _names(self, part: PartName) -> tuple[ComponentName, ...]:
+        return tuple(name for name in PARTS[part] if not self.placement.is_grouped(name))
 
-    def _resident(self) -> list[object]:
-        grouped = {name for name in COMPONENTS if self.placement.is_grouped(name)}
-        return [
-            component
-            for pipe in self._pipes()
-            for name, component in pipe.components.items()
-            if name not in grouped
-        ]
+    def _of(self, part: PartName) -> list[object]:
+        """The components of a part."""
+        return [getattr(pipe, name, None) for pipe in self._pipes() for name in self._names(part)]
 
+    def _place_grouped(self, pipe: Any, names: tuple[ComponentName, ...]) -> None:
+        grouped = tuple(name for name in names if self.placement.is_grouped(name))
+        self.placement.place(pipe, self._device, grouped)
+
+    # -- use
     def transformer(self, plan: ReferencePlan) -> Any:
         """The transformer that runs this plan."""
         return self._pipe_for(plan).transformer
 
+    @contextmanager
     def in_use(
-        self, component: ComponentName, plan: ReferencePlan | None = None
-    ) -> AbstractContextManager[torch.device]:
-        """Move one component to the device where it runs inside this context; of two transformers, the one
-        that runs the plan. Yields the device."""
-        return self.placement.in_use(self._pipe_for(plan), component, self._device)
+        self,
+        component: ComponentName,
+        plan: ReferencePlan | None = None,
+        *,
+        finished: Collection[PartName] = (),
+    ) -> Iterator[torch.device]:
+        """Have one component on the device where it runs inside this context; of two transformers, the one
+        that runs the plan. Yields the device. `finished`: parts that the job needs no more."""
+        with (
+            self.memory.in_use(PART_OF[component], finished=finished),
+            self.placement.in_use(self._pipe_for(plan), component, self._device) as device,
+        ):
+            yield device
 
     def encode_images(self, images: Sequence[Image]) -> torch.Tensor | None:
         """CLIP embeddings of images, (images, tokens, width); None if this checkpoint has no image

@@ -13,9 +13,12 @@ from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.wan import original
 from ourvidz.pipelines.wan.checkpoint import MODEL_NAMES, WanModel
+from ourvidz.pipelines.wan.placement import ComponentName
 
 _OFFLINE = {"use_safetensors": True, "local_files_only": True}
 """Never from the hub, and never pickles, which can run code."""
+_DTYPES: dict[ComponentName, torch.dtype] = {"vae": torch.float32, "image_encoder": torch.float32}
+"""Components with a dtype of their own: in half precision the VAE does not reproduce a reference exactly."""
 _PIPELINE_CLASSES = {
     "t2v": diffusers.WanPipeline,
     "i2v": diffusers.WanImageToVideoPipeline,
@@ -30,13 +33,24 @@ def read_pipeline(checkpoint: Checkpoint, model: WanModel, dtype: torch.dtype) -
     if checkpoint.kind == "original":
         return _read_original(checkpoint.path, model, dtype)
     path = checkpoint.path
-    # In half precision the VAE does not reproduce a reference exactly.
-    components = {"vae": _read_component(diffusers.AutoencoderKLWan, path, "vae", torch.float32)}
+    components = {"vae": _read_component(diffusers.AutoencoderKLWan, path, "vae", _DTYPES["vae"])}
     if (path / "image_encoder").is_dir():
-        components["image_encoder"] = _read_component(CLIPVisionModel, path, "image_encoder", torch.float32)
+        image_encoder = _read_component(CLIPVisionModel, path, "image_encoder", _DTYPES["image_encoder"])
+        components["image_encoder"] = image_encoder
         # Not used: it requires torchvision. `clip_pixels` takes its place.
         components["image_processor"] = None
     return _PIPELINE_CLASSES[model].from_pretrained(path, **components, dtype=dtype, **_OFFLINE)
+
+
+def read_again(checkpoint: Checkpoint, name: ComponentName, component: Any, dtype: torch.dtype) -> Any:
+    """One component of a checkpoint again, on the CPU, of the class and in the dtype that `component` has in
+    its pipeline."""
+    if checkpoint.kind == "original":
+        if name == "vae":
+            return original.read_vae(checkpoint.path)
+        read = original.read_transformer if name == "transformer" else original.read_text_encoder
+        return read(checkpoint.path, dtype)
+    return _read_component(type(component), checkpoint.path, name, _DTYPES.get(name, dtype))
 
 
 def read_vace_pipeline(

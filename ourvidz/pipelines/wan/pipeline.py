@@ -6,7 +6,7 @@ Every job runs the same stages: check → encode → timesteps → latents → d
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -28,24 +28,26 @@ from ourvidz.pipelines.base import (
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.conditions import Conditions
 from ourvidz.pipelines.finite import check_finite
-from ourvidz.pipelines.identity import NO_WEIGHTS
-from ourvidz.pipelines.loading import loading
+from ourvidz.pipelines.identity import NO_WEIGHTS, Weights
+from ourvidz.pipelines.loading import loading, reading
 from ourvidz.pipelines.oom_fallbacks import OomFallback
 from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.receipts import Environment
 from ourvidz.pipelines.resumption import ResumableBatch, Resumption
 from ourvidz.pipelines.sizes import cap_size, check_multiple
 from ourvidz.pipelines.stage_clock import StageClock, measured
+from ourvidz.pipelines.stage_memory import StageMemory, Unmeasured
 from ourvidz.pipelines.tensor_cache import TensorCache
 from ourvidz.pipelines.wan import calibration, reference_guidance, solvers
 from ourvidz.pipelines.wan.caches import StepCache
 from ourvidz.pipelines.wan.calibration import MagnitudeCurve
 from ourvidz.pipelines.wan.checkpoint import WanModel, read_model_info
-from ourvidz.pipelines.wan.components import Components
+from ourvidz.pipelines.wan.components import Components, PartName
 from ourvidz.pipelines.wan.extra_inputs import extra_inputs
-from ourvidz.pipelines.wan.loading import read_pipeline, read_vace_pipeline
+from ourvidz.pipelines.wan.loading import read_again, read_pipeline, read_vace_pipeline
 from ourvidz.pipelines.wan.options import WanOptions
-from ourvidz.pipelines.wan.placement import Placement
+from ourvidz.pipelines.wan.part_sizes import part_sizes
+from ourvidz.pipelines.wan.placement import ComponentName, Placement
 from ourvidz.pipelines.wan.previews import ClipPreviewer, fit_clip_previewer
 from ourvidz.pipelines.wan.prompt_encoding import PromptEmbeds, encode_prompts
 from ourvidz.pipelines.wan.reference_guidance import ReferenceGuidance, ReferencePlan
@@ -60,6 +62,8 @@ SIZE_MULTIPLE_PX = 16
 """A latent is 8 px wide and high, and the transformer reads patches of two by two latents."""
 NO_REFERENCES = ReferenceImages()
 ON_DEVICE = Placement()
+ENCODED: tuple[PartName, ...] = ("text_encoder",)
+"""The parts that a job needs no more once its prompt is encoded."""
 DEFAULT_OPTIONS = WanOptions()
 
 
@@ -94,9 +98,11 @@ class WanPipeline:
         self.clock = StageClock()
         self.load_s: float | None = None
         self.components = Components(replace(placement, grouped=options.grouped), self.device, options)
+        self._has_shared_memory = False
         self._weights = NO_WEIGHTS
         self._cache = StepCache()
         self._previewer: ClipPreviewer | None = None
+        self._is_calibrated = False
 
     # -- loading
     @measured("load")
@@ -106,40 +112,77 @@ class WanPipeline:
         Raises `ModelLoadError`; then nothing stays loaded, because a worker without its VACE checkpoint would
         generate different clips.
         """
-        if self.components.loaded:
-            self.components.wake()
+        if self._has_shared_memory:
+            if not self.components.loaded:  # the stages bring what they use
+                with self.components.memory.in_use("text_encoder"):
+                    """Bringing the first part reads the checkpoint."""
+            self._calibrate()
             return
-        self.options.check(self.device)
-        started = time.perf_counter()
         try:
-            with loading(self.checkpoint):
-                self.model = read_model_info(self.checkpoint.path).model
-                added = {} if self.vace is None else {"vace": self.vace}
-                self._weights = identity.loaded_weights(self.checkpoint, added)
-                self.components.set_pipe(self._read_pipeline())
+            self._read()
+            with reading(self.checkpoint):
+                for part in self.components.parts:
+                    self.components.load_part(part)
                 self._calibrate()
-            if self.vace is not None:
-                with loading(self.vace):
-                    self.components.set_vace(read_vace_pipeline(self.vace, self.components.pipe, self.dtype))
         except ModelLoadError:
             self.unload()
             raise
-        self.load_s = round(time.perf_counter() - started, 3)
-        _log.info("wan_loaded", **self.info())
 
     def sleep(self) -> None:
         """Move the weights to the memory of the host, from where `load` brings them back. Idempotent."""
-        self.components.sleep()
+        for part in self.components.parts:
+            self.components.sleep_part(part)
 
     def unload(self) -> None:
         """Free the weights. Idempotent."""
         self.components.clear()
-        self._previewer, self._cache = None, StepCache()
+        self._previewer, self._cache, self._is_calibrated = None, StepCache(), False
         devices.free_memory()
 
+    def share_memory(self, memory: StageMemory) -> None:
+        """From now on, have a part of the weights on the device only while a stage uses it, as `memory`
+        grants it: that calls `load_part`, `sleep_part` and `unload_part`."""
+        self.components.memory = Unmeasured(memory, self.clock)
+        self._has_shared_memory = True
+
+    @property
+    def parts(self) -> tuple[PartName, ...]:
+        """The parts of the weights that are moved as wholes."""
+        return self.components.parts
+
+    def part_sizes(self) -> dict[PartName, float]:
+        """Size of each part (MiB) as the headers of the files say, before they are read."""
+        sizes = part_sizes(self.checkpoint, self.vace, self.dtype)
+        return {part: sizes[part] for part in self.parts}
+
+    def part_mib(self, part: PartName) -> float | None:
+        """Size of a part's weights (MiB), wherever they are; None before they were read once."""
+        return self.components.part_mib(part)
+
+    @measured("load")
+    def load_part(self, part: PartName) -> None:
+        """Bring one part onto the device, from the memory of the host or from disk; the first one reads the
+        whole checkpoint. Idempotent. Raises `ModelLoadError`, or torch's error for a full device."""
+        self._read()
+        if not self.components.holds(part):
+            if self._identify().states != self._weights.states:
+                change = f"{self.checkpoint.path} has changed since it was loaded"
+                raise ModelLoadError(f"{change}: `ourvidz memory unload wan` lets it be read anew.")
+            with reading(self.checkpoint):
+                self.components.take_over(part, self._read_again)
+        self.components.load_part(part)
+
+    def sleep_part(self, part: PartName) -> None:
+        """Move one part to the memory of the host. Idempotent."""
+        self.components.sleep_part(part)
+
+    def unload_part(self, part: PartName) -> None:
+        """Free one part, wherever it is. Idempotent."""
+        self.components.drop_part(part)
+
     def info(self) -> dict[str, Any]:
-        """The checkpoint, where it is loaded, and its options. `size_cap` is px, `memory_mib` is the weights,
-        `resident_mib` those that stay on the device between jobs.
+        """The checkpoint, where it is loaded, and its options. `size_cap` is px, `memory_mib` is the weights
+        in memory, of the device or of the host.
 
         `native_size` is None: a Wan checkpoint does not contain the size it was trained on.
         """
@@ -153,7 +196,6 @@ class WanPipeline:
             "size_cap": self.cap,
             "load_seconds": self.load_s,
             "memory_mib": self.components.memory_mib(),
-            "resident_mib": self.components.resident_mib(),
             "model": self.model,
             "vace": None if self.vace is None else self.vace.name,
             "checkpoints_off": self._cache.obstacle(self.components.pipe.transformer)
@@ -272,8 +314,11 @@ class WanPipeline:
 
         The noise is drawn on the CPU in float32, so that a seed means the same clip on every device.
         """
-        with self.components.in_use("vae"):
-            vae = VideoVAE(self.components.pipe.vae, self.cache, weights=self._weights.name)
+        uses_vae = plan.model != "t2v" or job.reference_mode != "none"
+        with self.components.in_use("vae", finished=ENCODED) if uses_vae else nullcontext():
+            vae = VideoVAE(
+                self.components.pipe.vae, self.cache, weights=self._weights.name, device=self.device
+            )
             shape = vae.shape(job.frames, *self._size(job))
             known = reference_guidance.known_latents(job, plan, references, vae, shape)
             inputs = extra_inputs(
@@ -308,7 +353,7 @@ class WanPipeline:
         transformer = self.components.transformer(guidance.plan)
         progress.begin(schedule.steps, done=first)
         with ExitStack() as stack:
-            stack.enter_context(self.components.in_use("transformer", guidance.plan))
+            stack.enter_context(self.components.in_use("transformer", guidance.plan, finished=ENCODED))
             stack.enter_context(cache.enabled(transformer, sigmas, guided=embeds.negative is not None))
             for step, timestep in enumerate(scheduler.timesteps[first:], start=first):
                 cache.set_timestep(float(timestep))
@@ -336,10 +381,38 @@ class WanPipeline:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """All generated frames of finished latents: (frames, 3, height, width) from -1 to 1. Raises
         `InternalError` if they are not finite."""
-        with self.components.in_use("vae"):
+        with self.components.in_use("vae", finished=ENCODED):
             frames = VideoVAE(self.components.pipe.vae).decode(latents)
         check_finite(frames, "VAE")
         return frames
+
+    # -- helpers of loading
+    def _read(self) -> None:
+        """Read the checkpoint to the CPU, unless it was read. Raises `ModelLoadError`; then nothing is."""
+        if self.components.loaded:
+            return
+        self.options.check(self.device)
+        started = time.perf_counter()
+        vace = None
+        with loading(self.checkpoint):
+            self.model = read_model_info(self.checkpoint.path).model
+            self._weights = self._identify()
+            pipe = self._read_pipeline()
+        if self.vace is not None:
+            with loading(self.vace):
+                vace = read_vace_pipeline(self.vace, pipe, self.dtype)
+        self.components.set_pipes(pipe, vace)
+        self.load_s = round(time.perf_counter() - started, 3)
+        _log.info("wan_loaded", **self.info())
+
+    def _identify(self) -> Weights:
+        """The identity of the files as they are now."""
+        return identity.loaded_weights(self.checkpoint, {} if self.vace is None else {"vace": self.vace})
+
+    def _read_again(self, pipe: Any, name: ComponentName) -> Any:
+        """A component of one of the pipelines, from its files."""
+        checkpoint = self.vace if self.vace is not None and pipe is self.components.vace else self.checkpoint
+        return read_again(checkpoint, name, getattr(pipe, name), self.dtype)
 
     # -- helpers of the stages
     def _environment(self, job: VideoJob) -> Environment:
@@ -375,17 +448,20 @@ class WanPipeline:
 
     def _calibrate(self) -> None:
         """Fit the previewer and prepare the step cache, before the first job."""
+        if self._is_calibrated:
+            return
         options = self.options
         if options.previews:
             with self.components.in_use("vae"):
                 self._previewer = fit_clip_previewer(VideoVAE(self.components.pipe.vae))
-        if self.model != "t2v":
-            return
-        magnitudes = None
-        if options.cache == "mag":
-            name = calibration.fingerprint(self.components.pipe.transformer)
-            magnitudes = calibration.load_or_measure(options.calibrations, name, self._measure_magnitudes)
-        self._cache = StepCache(options.cache, threshold=options.threshold, magnitudes=magnitudes)
+        if self.model == "t2v":
+            magnitudes = None
+            if options.cache == "mag":
+                with self.components.in_use("transformer"):
+                    name = calibration.fingerprint(self.components.pipe.transformer)
+                magnitudes = calibration.load_or_measure(options.calibrations, name, self._measure_magnitudes)
+            self._cache = StepCache(options.cache, threshold=options.threshold, magnitudes=magnitudes)
+        self._is_calibrated = True
 
     @torch.no_grad()
     def _measure_magnitudes(self) -> MagnitudeCurve:

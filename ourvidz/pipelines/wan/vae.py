@@ -62,13 +62,22 @@ class VideoVAE:
     """The VAE of one pipeline, with latents normalized to mean 0 and standard deviation 1, in the VAE's dtype
     (float32).
 
-    `cache` keeps encoded images and clips under the name of the loaded `weights`.
+    `cache` keeps encoded images and clips under the name of the loaded `weights`. `device` is where the VAE
+    runs, if that is not where its weights are now.
 
     Not thread-safe: the diffusers VAE caches features on itself while it runs.
     """
 
-    def __init__(self, vae: Any, cache: TensorCache | None = None, *, weights: str = "") -> None:
+    def __init__(
+        self,
+        vae: Any,
+        cache: TensorCache | None = None,
+        *,
+        weights: str = "",
+        device: torch.device | None = None,
+    ) -> None:
         self._vae = vae
+        self._device = device or vae.device
         self._cache = cache or TensorCache()
         self._weights = weights
         self._mean = self._per_channel(vae.config.latents_mean)
@@ -96,7 +105,7 @@ class VideoVAE:
 
     def zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Zero latents of this shape, on the VAE's device."""
-        return torch.zeros(shape, device=self._vae.device, dtype=self._vae.dtype)
+        return torch.zeros(shape, device=self._device, dtype=self._vae.dtype)
 
     def encode(self, image: torch.Tensor, *, frames: int = 1) -> torch.Tensor:
         """The latents of a clip that shows `image`, (3, height, width) from -1 to 1, for `frames` = 4n + 1
@@ -110,12 +119,12 @@ class VideoVAE:
 
     def _encode(self, clip: torch.Tensor, *, content: tuple[object, ...]) -> torch.Tensor:
         """The latents of a clip, from the cache if there are any for this content."""
-        device, dtype = self._vae.device, self._vae.dtype
+        device, dtype = self._device, self._vae.dtype
         key = cache_key("wan vae", self._weights, content, self._tiles, dtype, device.type)
         cached = self._cache.get(key, device)
         if cached is not None and cached[0] is not None:
             return cached[0]
-        pixels = clip.to(self._vae.device, self._vae.dtype)[None]
+        pixels = clip.to(device, dtype)[None]
         try:
             raw = self._vae.encode(pixels).latent_dist.mode()
         finally:
@@ -141,7 +150,7 @@ class VideoVAE:
 
     def _per_channel(self, values: list[float]) -> torch.Tensor:
         """Values by channel as a tensor that broadcasts over latents."""
-        return torch.tensor(values, device=self._vae.device, dtype=self._vae.dtype).view(1, -1, 1, 1, 1)
+        return torch.tensor(values, device=self._device, dtype=self._vae.dtype).view(1, -1, 1, 1, 1)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 -- Device memory: who holds how much of it, and who waits for it.
 
--- The model of a part, without the worker that holds it: `wan` of `wan@host-gpu0`.
-local function model_of(part) return part:match('^[^@]+') end
+-- The model of a part, without the worker that holds it: `wan` of `wan.transformer@host-gpu0`.
+local function model_of(part) return part:match('^[^@.]+') end
 
 local function read_residents(device)
   local rows = redis.call('HGETALL', key('residents', device))
