@@ -7,8 +7,6 @@ import socket
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 _START_FIELD = 19
 """Position of the start time in Linux' `/proc/PID/stat`, counted after the command's name."""
 _NAMESPACE_MARK = "/"
@@ -58,6 +56,8 @@ def pid_namespace() -> str:
 def _started_at(pid: int) -> str:
     """When a process started, as a number that no step of the clock changes; '' if there is no process, or
     only its exit status."""
+    import psutil  # not on a control host, which reads the names of owners only
+
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
