@@ -9,7 +9,7 @@ import pytest
 from benchmarks import sdxl
 
 
-@pytest.mark.parametrize("name", ["chat", "control_plane", "sdxl", "startup", "wan"])
+@pytest.mark.parametrize("name", ["card", "chat", "control_plane", "sdxl", "startup", "wan"])
 def test_every_benchmark_can_be_imported_and_has_a_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
