@@ -351,7 +351,6 @@ def test_encoded_prompts_count_for_the_memory_of_the_host(
     limited = settings.model_copy(update={"host_budget_mib": budget_mib, "embedding_cache_mib": 100})
     with closing(sdxl_worker(limited, "0", AtOnce(), 30)) as share:
         assert share.bring("sdxl", force=False)
-        (part,) = share._parts.values()
-        assert share._residency.evict(part.part.id)
+        assert share._residency.evict(share._parts["sdxl"]["sdxl"].id)
         residents = control.current().ledger.device_memory(share._device.id).residents
         assert [each.state for each in residents] == [state] * (state == "asleep")
