@@ -123,12 +123,14 @@ class StreamHub:
                 for item in snapshot.items:
                     last = item.id
                     yield item
-                    if item.kind == "done" and await self._ends_last_run(job_id, item):
+                    if item.kind == "done" and await self._ends_last_run(job_id, item, snapshot):
                         return
-                if snapshot.items:
-                    continue
-                if snapshot.state["run"] is None or snapshot.state["status"] in FINISHED:
+                has_ended = snapshot.state["run"] is None or snapshot.state["status"] in FINISHED
+                if not snapshot.items and has_ended:
                     return
+                if len(snapshot.items) == READ_COUNT or unannounced or (snapshot.items and has_ended):
+                    # There may be more, or there may not: the state was read before the items.
+                    continue
                 is_poll = not await self._wait_for(changed)
 
     async def _wait_for(self, changed: asyncio.Event) -> bool:
@@ -164,8 +166,10 @@ class StreamHub:
         oldest = (await self._read(job_id, STREAM_START, count=1)).items
         return bool(oldest) and _order(oldest[0].id) > _order(last)
 
-    async def _ends_last_run(self, job_id: str, done: StreamItem) -> bool:
-        """Whether no later run was opened after this end."""
+    async def _ends_last_run(self, job_id: str, done: StreamItem, snapshot: StreamSnapshot) -> bool:
+        """Whether no later run was opened after this end. One that was opened has an item after it."""
+        if done is snapshot.items[-1] and snapshot.state["run"] == str(done.data["run"]):
+            return True
         run = (await self._read(job_id, done.id, count=1)).state["run"]
         return run is None or int(run) == done.data["run"]
 

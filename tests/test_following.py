@@ -16,6 +16,7 @@ from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
 from ourvidz.records.record import StreamItem
 from tests.factories import chat_job, image_job
+from tests.monitor import monitored
 
 DONE = Outcome(status="completed")
 FAILED = Outcome.failure(OutOfMemory("there was not enough memory"))
@@ -402,3 +403,34 @@ class TestGaps:
         kinds = [item.kind for item in asyncio.run(drain(followers.follow("job-1", after=resumed_at)))]
         assert "gap" not in kinds
         assert kinds[-1] == "done"
+
+
+def test_an_announced_item_is_read_once(ledger, followers):
+    """Every token of a text is an item: a second read after each took half of the reading shim's time."""
+    ledger.register(image_job("j"), priority=6)
+    claim = claimed(ledger, "j")
+
+    async def follow() -> int:
+        kinds: asyncio.Queue[str] = asyncio.Queue()
+
+        async def put_kinds() -> None:
+            async for item in followers.follow("j"):
+                await kinds.put(item.kind)
+
+        async def stream(tokens: int) -> None:
+            for _ in range(tokens):
+                await asyncio.to_thread(ledger.step, claim, items=[("token", {"text": "a"})])
+                assert await kinds.get() == "token"
+
+        following_j = asyncio.ensure_future(put_kinds())
+        assert [await kinds.get() for _ in range(2)] == ["state", "state"]
+        # After the first token the subscription is confirmed, and the reading that it causes is over.
+        await stream(1)
+        with monitored(ledger.url) as seen:
+            await stream(5)
+            await asyncio.to_thread(ledger.end, claim, outcome=DONE)
+            await following_j
+        return [command.split(" ")[0] for command in seen.commands].count("XRANGE")
+
+    # One more where an announcement comes after the read that it announces.
+    assert 6 <= asyncio.run(asyncio.wait_for(follow(), 20)) <= 8

@@ -25,8 +25,8 @@ memory, and the time during which the other texts and cancellations have to wait
 
 @dataclass(slots=True, eq=False)
 class DecodingText:
-    """One text in the batch. `prefilled` counts the tokens of a long prompt that are in the KV cache, while
-    it is prefilled in chunks."""
+    """One text. `prefilled` counts the tokens of a long prompt that are in the KV cache, while it is prefilled
+    in chunks."""
 
     key: str
     prompt_tokens: list[int]
@@ -38,12 +38,12 @@ class DecodingText:
 
     @property
     def last_token(self) -> int:
-        """The newest token, which the next forward pass takes."""
-        return self.sampling.tokens[-1] if self.sampling.tokens else self.prompt_tokens[-1]
+        """The newest token of a text in the batch, which the next forward pass takes."""
+        return self.sampling.tokens[-1]
 
     @property
     def cached_tokens(self) -> int:
-        """The number of tokens in the KV cache after prefill: all but the newest."""
+        """The number of tokens in the KV cache of a text in the batch: all but the newest."""
         return len(self.prompt_tokens) + len(self.sampling.tokens) - 1
 
     @property
@@ -91,16 +91,15 @@ class QwenBatchDecoder:
         return len(prompt_tokens)
 
     def step(self) -> list[TextDelta]:
-        """Prefill waiting texts, up to `MAX_PREFILL_TOKENS` tokens of them, then decode one token for every
-        prefilled text.
+        """Decode one token for every text of the batch, and prefill waiting texts, up to
+        `MAX_PREFILL_TOKENS` tokens of them: the prefill of a prompt yields its text's first token.
 
         Raises `OutOfMemory`; the texts are unchanged then, and after some are removed the step can be
         repeated.
         """
         try:
             with devices.torch_threads(self._model.threads), torch.inference_mode(), any_length():
-                self._prefill()
-                tokens = self._decode()
+                tokens = self._next_tokens()
         except (RuntimeError, MemoryError) as error:
             if not devices.is_out_of_memory(error):
                 raise
@@ -125,60 +124,80 @@ class QwenBatchDecoder:
         prefilling = [] if self._prefilling is None else [self._prefilling]
         return [*self._batch.texts, *prefilling, *self._waiting]
 
-    # -- prefill
-    def _prefill(self) -> None:
-        """Run the model on the prompts of waiting texts, except their last tokens."""
-        if self._prefilling is None and self._waiting and self._waiting[0].cached_tokens > MAX_PREFILL_TOKENS:
-            self._prefilling = self._waiting.pop(0)
-        if self._prefilling is not None:
-            self._prefill_chunk(self._prefilling)
-        elif group := _first_prefill_group(self._waiting):
-            texts = [*self._batch.texts, *group]
-            self._reserve(texts)
-            self._prefill_group(group, first_row=len(self._batch.texts))
-            self._batch = _Batch(texts)
-            self._waiting = self._waiting[len(group) :]
-
-    def _reserve(self, texts: list[DecodingText]) -> None:
-        self._cache.reserve(len(texts), max(text.max_length for text in texts))
-
-    def _prefill_chunk(self, text: DecodingText) -> None:
-        """Prefill the next chunk of a long prompt; after the last one the text joins the batch."""
-        texts = [*self._batch.texts, text]
-        self._reserve(texts)
-        end = min(text.prefilled + MAX_PREFILL_TOKENS, text.cached_tokens)
-        tokens = torch.tensor([text.prompt_tokens[text.prefilled : end]], device=self._model.device)
-        positions = torch.arange(text.prefilled, end, device=self._model.device)
-        cache = PrefillCache(self._cache, len(texts) - 1, cached_tokens=text.prefilled)
-        self._model.hidden_states(tokens, positions[None], cache, mask=cache.mask(positions))
-        text.prefilled = end
-        if end == text.cached_tokens:
-            self._batch, self._prefilling = _Batch(texts), None
-
-    def _prefill_group(self, group: list[DecodingText], *, first_row: int) -> None:
-        """Prefill several prompts in one pass. Shorter ones are padded at their ends: attention is causal,
-        and the padding's columns are overwritten before they are read."""
-        longest = max(text.cached_tokens for text in group)
-        if longest:
-            padded = [text.prompt_tokens[:-1] + [0] * (longest - text.cached_tokens) for text in group]
-            tokens = torch.tensor(padded, device=self._model.device)
-            positions = torch.arange(longest, device=self._model.device)[None]
-            self._model.hidden_states(tokens, positions, PrefillCache(self._cache, first_row), mask=None)
-
-    # -- decode
-    def _decode(self) -> list[int]:
-        """Sample the next token of every text in the batch, in row order."""
-        texts = self._batch.texts
+    def _next_tokens(self) -> list[int]:
+        """Sample the next token of every text in the batch, and the first one of those that join it, in row
+        order."""
+        joining, states = self._prefill()
+        texts = [*self._batch.texts, *joining]
         if not texts:
             return []
+        hidden = torch.cat([self._decode(), *states]) if self._batch.texts else torch.cat(states)
+        sampler = self._batch.sampler
+        if sampler is None or joining:
+            sampler = Sampler([text.sampling for text in texts], self._model.device, self._model.sampling)
+        tokens = sampler.sample(self._model.logits(hidden))
+        self._waiting = [text for text in self._waiting if text not in joining]
+        if self._prefilling in joining:
+            self._prefilling = None
+        self._batch = _Batch(texts, sampler)
+        return tokens
+
+    # -- prefill
+    def _prefill(self) -> tuple[list[DecodingText], list[torch.Tensor]]:
+        """Run the model on the prompts of waiting texts. Returns those that are complete, which take the rows
+        after the batch, and the hidden states of their last tokens, (texts, width) each."""
+        if self._prefilling is None and self._waiting and len(self._waiting[0].prompt_tokens) > MAX_PREFILL_TOKENS:
+            self._prefilling = self._waiting.pop(0)
+        if self._prefilling is not None:
+            self._reserve([self._prefilling])
+            hidden = self._prefill_chunk(self._prefilling)
+            return ([], []) if hidden is None else ([self._prefilling], [hidden])
+        group = _first_prefill_group(self._waiting)
+        if not group:
+            return [], []
+        self._reserve(group)
+        return group, [self._prefill_group(group)]
+
+    def _reserve(self, joining: list[DecodingText]) -> None:
+        texts = [*self._batch.texts, *joining]
+        self._cache.reserve(len(texts), max(text.max_length for text in texts))
+
+    def _prefill_chunk(self, text: DecodingText) -> torch.Tensor | None:
+        """Prefill the next chunk of a long prompt. Returns the hidden state of the prompt's last token,
+        (1, width), None before the last chunk."""
+        end = min(text.prefilled + MAX_PREFILL_TOKENS, len(text.prompt_tokens))
+        tokens = torch.tensor([text.prompt_tokens[text.prefilled : end]], device=self._model.device)
+        positions = torch.arange(text.prefilled, end, device=self._model.device)
+        cache = PrefillCache(self._cache, len(self._batch.texts), cached_tokens=text.prefilled)
+        hidden = self._model.hidden_states(tokens, positions[None], cache, mask=cache.mask(positions))
+        if end == len(text.prompt_tokens):
+            # Not noted as prefilled: the step can still fail, and be repeated.
+            return hidden[:, -1]
+        text.prefilled = end
+        return None
+
+    def _prefill_group(self, group: list[DecodingText]) -> torch.Tensor:
+        """Prefill several prompts in one pass. Shorter ones are padded at their ends: attention is causal,
+        and the padding's columns are overwritten before they are read. Returns the hidden states of the last
+        tokens."""
+        lengths = [len(text.prompt_tokens) for text in group]
+        padded = [text.prompt_tokens + [0] * (max(lengths) - len(text.prompt_tokens)) for text in group]
+        tokens = torch.tensor(padded, device=self._model.device)
+        positions = torch.arange(max(lengths), device=self._model.device)[None]
+        cache = PrefillCache(self._cache, len(self._batch.texts))
+        hidden = self._model.hidden_states(tokens, positions, cache, mask=None)
+        last = torch.tensor(lengths, device=self._model.device) - 1
+        return hidden[torch.arange(len(group), device=self._model.device), last]
+
+    # -- decode
+    def _decode(self) -> torch.Tensor:
+        """Run the model on the newest token of every text in the batch. Returns the hidden states, (texts,
+        width), in row order."""
+        texts = self._batch.texts
         cache = DecodeCache(self._cache, [text.cached_tokens for text in texts], self._model.device)
         tokens = torch.tensor([[text.last_token] for text in texts], device=self._model.device)
         hidden = self._model.hidden_states(tokens, cache.positions[:, None], cache, mask=cache.mask)
-        logits = self._model.logits(hidden[:, 0])
-        if self._batch.sampler is None:
-            states = [text.sampling for text in texts]
-            self._batch.sampler = Sampler(states, self._model.device, self._model.sampling)
-        return self._batch.sampler.sample(logits)
+        return hidden[:, 0]
 
     def _deltas(self, tokens: list[int]) -> list[TextDelta]:
         """The delta of every text for its new token; removes finished texts."""
@@ -246,7 +265,7 @@ def _first_prefill_group(texts: list[DecodingText]) -> list[DecodingText]:
     group: list[DecodingText] = []
     longest = 0
     for text in texts:
-        longest = max(longest, text.cached_tokens)
+        longest = max(longest, len(text.prompt_tokens))
         if group and longest * (len(group) + 1) > MAX_PREFILL_TOKENS:
             break
         group.append(text)

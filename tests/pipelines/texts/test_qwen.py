@@ -17,8 +17,9 @@ from ourvidz.jobs.job import ChatJob
 from ourvidz.pipelines.base import BatchDecoder, TextDelta
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
-from ourvidz.pipelines.texts.kv_cache import KVCache
+from ourvidz.pipelines.texts.kv_cache import DecodeCache, KVCache, PrefillCache
 from ourvidz.pipelines.texts.qwen import QwenPipeline
+from ourvidz.pipelines.texts.qwen_model import QwenModel
 from tests.factories import chat_job
 
 LoadQwen = Callable[[QwenVariant], QwenPipeline]
@@ -202,7 +203,7 @@ def test_many_prompts_are_prefilled_over_several_steps(
     """In between, the other texts are decoded and the caller can check cancellations."""
     pipeline = qwen("instruct")
     expected = {prompt: decode_alone(pipeline, chat_job(prompt)) for prompt in PROMPTS[:3]}
-    limit_prefill(monkeypatch, 20)
+    limit_prefill(monkeypatch, 21)
     recording = Recording(pipeline.new_decoder())
     for prompt in expected:
         recording.decoder.add(prompt, chat_job(prompt))
@@ -349,6 +350,58 @@ def test_after_out_of_memory_a_smaller_batch_continues(
     texts = recording.finish()
     assert texts["a"] == decode_alone(qwen("instruct"), chat_job())
     assert texts["b"] == decode_alone(qwen("instruct"), chat_job("a hill under a cloud"))
+
+
+def fail_decoding_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next pass over the newest tokens of a batch run out of memory."""
+    original, failures = QwenModel.hidden_states, iter((True,))
+
+    def hidden_states(self: QwenModel, tokens: Any, positions: Any, cache: Any, **options: Any) -> Any:
+        if isinstance(cache, DecodeCache) and next(failures, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, tokens, positions, cache, **options)
+
+    monkeypatch.setattr(QwenModel, "hidden_states", hidden_states)
+
+
+@pytest.mark.parametrize("prefill_tokens", [4096, 6])
+def test_out_of_memory_after_a_prefill_repeats_it(
+    qwen: LoadQwen, monkeypatch: pytest.MonkeyPatch, prefill_tokens: int
+) -> None:
+    """Whether a prompt is prefilled as a whole or in chunks, a repeated step changes no text."""
+    expected = {prompt: decode_alone(qwen("instruct"), chat_job(prompt)) for prompt in PROMPTS[:2]}
+    limit_prefill(monkeypatch, prefill_tokens)
+    recording = Recording(qwen("instruct").new_decoder())
+    recording.decoder.add(PROMPTS[0], chat_job(PROMPTS[0]))
+    while not recording.step():
+        continue
+    recording.decoder.add(PROMPTS[1], chat_job(PROMPTS[1]))
+    chunks = recording.decoder.add("again", chat_job(PROMPTS[1])) // prefill_tokens
+    for _ in range(chunks):
+        recording.step()
+    fail_decoding_once(monkeypatch)
+    with pytest.raises(OutOfMemory, match="3 texts"):
+        recording.step()
+    assert recording.finish() == expected | {"again": expected[PROMPTS[1]]}
+
+
+def test_the_first_token_takes_one_pass(qwen: LoadQwen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller waits for the prefill alone, also while other texts are decoded in the same step."""
+    passes: list[type] = []
+    original = QwenModel.hidden_states
+
+    def hidden_states(self: QwenModel, tokens: Any, positions: Any, cache: Any, **options: Any) -> Any:
+        passes.append(type(cache))
+        return original(self, tokens, positions, cache, **options)
+
+    monkeypatch.setattr(QwenModel, "hidden_states", hidden_states)
+    decoder = qwen("instruct").new_decoder()
+    decoder.add("a", chat_job())
+    assert [(delta.key, delta.tokens_generated) for delta in decoder.step()] == [("a", 1)]
+    assert passes == [PrefillCache]
+    decoder.add("b", chat_job(PROMPTS[1]))
+    assert [(delta.key, delta.tokens_generated) for delta in decoder.step()] == [("a", 2), ("b", 1)]
+    assert passes[1:] == [PrefillCache, DecodeCache]
 
 
 def test_loading_and_unloading_are_idempotent_and_shown_by_info() -> None:
