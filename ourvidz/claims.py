@@ -14,8 +14,9 @@ from typing import Any
 from celery.app.task import Context
 
 from ourvidz import dispatch, log
-from ourvidz.errors import NewerRelease
+from ourvidz.errors import NewerRelease, WorkerUnavailable
 from ourvidz.jobs.catalog import CATALOG, QUEUES
+from ourvidz.records.calls import ClaimRequest
 from ourvidz.records.record import Claim, Record
 from ourvidz.wiring import control
 
@@ -81,6 +82,32 @@ def claim_companion(record: Record, *, worker_id: str, beside: str) -> Claim | N
     return claim(record.job_id, record.run, worker_id=worker_id, token=uuid.uuid4().hex, beside=beside)
 
 
+def claim_companions(records: Sequence[Record], *, worker_id: str, beside: str) -> list[Claim | None]:
+    """`claim_companion` for several jobs, in one round trip unless one of them cannot be read."""
+    app = control.current()
+    lease_s = app.settings.lease_s
+    requests = [
+        ClaimRequest(record.job_id, record.run, worker_id, lease_s, uuid.uuid4().hex, beside)
+        for record in records
+    ]
+    try:
+        return app.ledger.claims(requests)
+    except WorkerUnavailable:
+        raise
+    except Exception:  # noqa: BLE001  each is claimed again, with its token: only one of them is at fault
+        return [_claim_readable(request) for request in requests]
+
+
+def _claim_readable(request: ClaimRequest) -> Claim | None:
+    """Claim a job; None also when it cannot be read: claims of others are made, and must be run."""
+    try:
+        (won,) = control.current().ledger.claims([request])
+    except Exception:  # noqa: BLE001
+        _log.exception("company_unreadable", job_id=request.job_id)
+        return None
+    return won
+
+
 def claim(job_id: str, run: int, *, worker_id: str, token: str, beside: str | None = None) -> Claim | None:
     """Claim one run of a job under the configured lease; None when the ledger refuses it, or the record is of
     a newer release: that one publishes the job again."""
@@ -118,10 +145,6 @@ def _candidates(request: Context, argument: Any) -> list[dict[str, Any]]:
         message = dispatch.message(admission.record)
     if request.task != TEXT_TASK or request.is_eager:
         return [message]
-    ledger = control.current().ledger
-    next_in_queue = [
-        dispatch.message(record)
-        for record in ledger.queued(QUEUES["chat"], limit=1)
-        if record.type in TEXT_TYPES and record.due_at <= ledger.now()
-    ]
-    return [*(each for each in next_in_queue if each != message), message]
+    startable = control.current().ledger.startable(QUEUES["chat"], 1)
+    first = [dispatch.message(record) for record, _ in startable if record.type in TEXT_TYPES]
+    return [*(each for each in first if each != message), message]

@@ -21,7 +21,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -39,6 +39,7 @@ from ourvidz.embedded_redis import PrivateServer, find_server
 from ourvidz.errors import NotFound, SettingsError
 from ourvidz.jobs.job import dump_job
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.calls import ClaimRequest, Commit, Report
 from ourvidz.records.record import Admission, Claim, Record, Verdict
 from ourvidz.settings import Settings, load_settings, share_processors
 from ourvidz.settings.kinds import reveal
@@ -253,22 +254,25 @@ def _delete_keys(client: redis.Redis, prefix: str) -> None:
 class _DeliveringLedger(Ledger):
     """Delivers each event in the call that wrote it: no io process runs beside a test."""
 
-    def claim(self, job_id: str, *args: Any, **options: Any) -> Claim | None:
-        claim = super().claim(job_id, *args, **options)
-        if claim is not None:
-            control.current().callback_sender.deliver(job_id)
-        return claim
+    def claims(self, requests: Sequence[ClaimRequest]) -> list[Claim | None]:
+        claims = super().claims(requests)
+        _deliver(claim.job_id for claim in claims if claim is not None)
+        return claims
 
-    def end(self, job: Claim | Record, **options: Any) -> bool:
-        ended = super().end(job, **options)
-        control.current().callback_sender.deliver(job.job_id)
+    def ends(self, commits: Sequence[Commit]) -> list[bool]:
+        ended = super().ends(commits)
+        _deliver(commit.job.job_id for commit in commits)
         return ended
 
-    def step(self, claim: Claim, **options: Any) -> Verdict:
-        verdict = super().step(claim, **options)
-        if options.get("add_event"):
-            control.current().callback_sender.deliver(claim.job_id)
-        return verdict
+    def steps(self, reports: Sequence[Report]) -> list[Verdict]:
+        verdicts = super().steps(reports)
+        _deliver(report.claim.job_id for report in reports if report.add_event)
+        return verdicts
+
+
+def _deliver(job_ids: Iterable[str]) -> None:
+    for job_id in job_ids:
+        control.current().callback_sender.deliver(job_id)
 
 
 @contextmanager

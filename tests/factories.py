@@ -11,11 +11,11 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -31,6 +31,7 @@ from ourvidz.references.resolve import ReferenceLimits, ReferenceResolver
 from ourvidz.safety.gate import Gate, Terms
 from ourvidz.storage.local import LocalStore
 from ourvidz.storage.store import Store
+from ourvidz.workflows.batch_texts import BatchItem, StreamPart
 from ourvidz.workflows.services import Services
 
 BEAT_MESSAGE = json.dumps(
@@ -274,3 +275,17 @@ class QueuedItems:
             return []
         next_items, self.items = self.items, []
         return next_items
+
+    def stream_texts(self, parts: Sequence[StreamPart]) -> list[bool | Exception]:
+        return [_result_of(part, cast(RecordingItem, part.item).run) for part in parts]
+
+    def end(self, outcomes: Sequence[tuple[BatchItem, Outcome]]) -> None:
+        for item, outcome in outcomes:
+            item.end(outcome)
+
+
+def _result_of(part: StreamPart, run: RecordingRun) -> bool | Exception:
+    try:
+        return run.stream_text(part.text, part.tokens, part.max_tokens)
+    except Exception as error:  # noqa: BLE001
+        return error.with_traceback(None)

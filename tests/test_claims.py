@@ -132,8 +132,13 @@ def test_a_text_message_starts_its_own_job_if_the_next_one_cannot_start(
     register("a"), register("b")
     own = register("c")
     ledger.request_cancel("a")
+    assert started_by(register("x")) == "b", "the one after the cancelled job"
     assert started_by(own) == "c"
     assert ledger.end(ledger.get("a"), outcome=DONE)
+    assert ledger.end(ledger.get("x"), outcome=DONE)
+    rescued = ledger.get("b")
+    assert rescued is not None
+    assert ledger.rescue(rescued, counted=False)
     released = claims.claim("b", 1, worker_id=WORKER, token="t")
     assert released is not None
     assert ledger.release(released, code=OutOfMemory.code, due_in_s=60)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from ourvidz.ledger.connection import Connection
 from ourvidz.records.keys import Keys
-from ourvidz.records.record import Claim, Record
 
 DAY_S = 86400.0
 STREAM_TTL_S = 3600.0
@@ -35,11 +34,6 @@ class LedgerOptions:
     def record_ttl_s(self) -> int:
         """Lifetime of the record of an ended job in Redis, should no sweep purge it."""
         return int(self.retention_s + DAY_S)
-
-
-def claim_identity(job: Claim | Record) -> tuple[str, int, int, str]:
-    """What the scripts recognise a claim by: job id, run, fence, and the token, '' for a queued job."""
-    return job.job_id, job.run, job.fence, job.token or ""
 
 
 class LedgerBase:

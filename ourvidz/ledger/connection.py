@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import AbstractBackoff, ConstantBackoff, ExponentialBackoff
-from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 from redis.retry import Retry
 
 from ourvidz.errors import WorkerUnavailable
@@ -83,6 +83,27 @@ class Connection:
         client = self.quick_client if quick else self.client
         argv = self._arguments(args)
         return self.with_retries(lambda: script(args=argv, client=client), quick=quick)
+
+    def run_scripts(
+        self, verb: str, calls: Sequence[tuple[object, ...]], *, quick: bool = False
+    ) -> list[Any]:
+        """Run the script of a verb once for each tuple of arguments, all in one round trip, and return the
+        answers. Raises what `run_script` raises, for the first of them that fails; the others have run."""
+        if len(calls) == 1:
+            return [self.run_script(verb, *calls[0], quick=quick)]
+        script, client = self._scripts[verb], self.quick_client if quick else self.client
+        argvs = [self._arguments(args) for args in calls]
+
+        def run() -> list[Any]:
+            pipeline = client.pipeline(transaction=False)
+            for argv in argvs:
+                pipeline.evalsha(script.sha, 0, *argv)
+            try:
+                return list(pipeline.execute())
+            except NoScriptError:
+                return [script(args=argv, client=client) for argv in argvs]
+
+        return self.with_retries(run, quick=quick)
 
     def run_replicated_script(self, verb: str, *args: object) -> Any:
         """Run a script as `run_script` does, and wait until as many replicas as the option `replica_acks`

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from ourvidz.errors import Conflict, NotFound
-from ourvidz.jobs.job import JOB_VERSION, Job, load_job
+from ourvidz.jobs.job import Job
 from ourvidz.jobs.outcome import Outcome
-from ourvidz.jobs.reuse import is_reusable, result_key
-from ourvidz.ledger.base import STREAM_TTL_S, LedgerBase, claim_identity
+from ourvidz.ledger.base import STREAM_TTL_S, LedgerBase
 from ourvidz.ledger.connection import new_call_token
 from ourvidz.records.allowances import JobLimits, load_admission
-from ourvidz.records.codec import (
-    counter_increments,
-    dump_json,
-    dump_outcome,
-    load_record,
-    pairs,
-    registration_arguments,
-)
-from ourvidz.records.gpu_usage import usage_amounts
+from ourvidz.records.calls import ClaimRequest, Commit, ItemKind, Report, claim_identity
+from ourvidz.records.codec import load_record, pairs, registration_arguments
 from ourvidz.records.record import Admission, BrokerEntry, Claim, Record, Verdict
 
 
@@ -99,13 +91,15 @@ class JobOperations(LedgerBase):
         `beside`: the job that leads the batch which this one joins. Both attempts are then `shared`: if the
         worker is lost, it is not known which of them was the cause.
         """
+        (claim,) = self.claims([ClaimRequest(job_id, run, worker_id, lease_s, token, beside)])
+        return claim
+
+    def claims(self, requests: Sequence[ClaimRequest]) -> list[Claim | None]:
+        """Many claims in one round trip. An error may leave some of them made: `claim` with the same token
+        returns them."""
         sent_at = time.monotonic()
-        arguments = (job_id, run, worker_id, lease_s, token, JOB_VERSION, beside)
-        answer = self._connection.run_script("claim", *arguments)
-        if answer is None:
-            return None
-        fields, document = answer
-        return Claim(load_job(document), load_record(job_id, pairs(fields)), lease_deadline=sent_at + lease_s)
+        answers = self._connection.run_scripts("claim", [request.arguments() for request in requests])
+        return [request.claim(answer, sent_at) for request, answer in zip(requests, answers, strict=True)]
 
     def step(
         self,
@@ -113,7 +107,7 @@ class JobOperations(LedgerBase):
         *,
         progress: float | None = None,
         stage: str | None = None,
-        items: Iterable[tuple[Literal["progress", "preview", "token"], dict[str, Any]]] = (),
+        items: Iterable[tuple[ItemKind, dict[str, Any]]] = (),
         add_event: bool = False,
         folders: Sequence[str] = (),
     ) -> Verdict:
@@ -123,12 +117,13 @@ class JobOperations(LedgerBase):
         the run as `streamed`. `folders` are those that the attempt is about to store files in: if it dies,
         a keeper finds them. Returns whether the attempt may go on; with a lost claim nothing changes.
         """
-        item_args = [part for kind, data in items for part in (kind, dump_json(data))]
-        percent = None if progress is None else repr(min(max(float(progress), 0.0), 100.0))
-        args = (*claim_identity(claim), percent, stage, new_call_token())
-        wants_event = "1" if add_event else None
-        rest = (wants_event, len(folders), *folders, *item_args)
-        return Verdict(self._connection.run_script("step", *args, *rest, quick=True))
+        (verdict,) = self.steps([Report(claim, progress, stage, tuple(items), add_event, folders)])
+        return verdict
+
+    def steps(self, reports: Sequence[Report]) -> list[Verdict]:
+        """Many reports of `step` in one round trip. An error may leave some of them recorded."""
+        calls = [report.arguments() for report in reports]
+        return [Verdict(answer) for answer in self._connection.run_scripts("step", calls, quick=True)]
 
     def renew(self, claim: Claim, *, lease_s: float) -> bool:
         """Extend the lease to now + lease_s. False when the claim is lost."""
@@ -161,27 +156,15 @@ class JobOperations(LedgerBase):
         one event. A document over the size limit is deleted: of a completed job at once, else after the retry
         window. `emptied_folders`: folders of the claim's attempt in which no file is left.
         """
-        counters = counter_increments(job.type, outcome, job.callback_metadata)
-        usage = usage_amounts(job.user_id, job.type, outcome.metadata)
-        committed = self._connection.run_script(
-            "end",
-            *claim_identity(job),
-            outcome.status,
-            dump_outcome(outcome),
-            dump_json(outcome.error.to_public()) if outcome.error else None,
-            worker_id,
-            self._options.document_limit,
-            int(self._options.retry_window_s),
-            self._options.record_ttl_s,
-            int(STREAM_TTL_S),
-            int(if_expired),
-            result_key(job.job) if isinstance(job, Claim) and is_reusable(outcome) else None,
-            len(counters),
-            len(usage),
-            *(part for pair in (*counters.items(), *usage.items()) for part in pair),
-            *emptied_folders,
-        )
-        return bool(committed)
+        (committed,) = self.ends([Commit(job, outcome, worker_id, if_expired, emptied_folders)])
+        return committed
+
+    def ends(self, commits: Sequence[Commit]) -> list[bool]:
+        """Many commits of `end` in one round trip. An error may leave some of them made."""
+        own = self._options
+        limits = (own.document_limit, int(own.retry_window_s), own.record_ttl_s, int(STREAM_TTL_S))
+        calls = [commit.arguments(*limits) for commit in commits]
+        return [bool(answer) for answer in self._connection.run_scripts("end", calls)]
 
     def request_cancel(self, job_id: str) -> Record:
         """Set the cancel flag and return the record. `NotFound`; `Conflict` when the job has ended."""

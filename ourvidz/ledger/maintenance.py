@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ourvidz.ledger.base import DELIVERED_TTL_S, claim_identity
+from ourvidz.ledger.base import DELIVERED_TTL_S
 from ourvidz.ledger.connection import new_call_token
-from ourvidz.ledger.queries import Queries
+from ourvidz.ledger.queries import Queries, load_readable
+from ourvidz.records.calls import claim_identity
+from ourvidz.records.codec import pairs
 from ourvidz.records.record import Claim, Record
 
 PRIORITIES = 10
@@ -80,6 +82,12 @@ class MaintenanceOperations(Queries):
         name = self._keys.queued(queue)
         ids = self._connection.with_retries(lambda: self._connection.client.zrange(name, 0, limit - 1))
         return [record for record in self.records(ids) if record.status == "queued"]
+
+    def startable(self, queue: str, limit: int) -> list[tuple[Record, str]]:
+        """The first queued jobs that may start now, in order, each with its document, '' for none."""
+        rows = self._connection.run_script("startable", queue, limit)
+        read = ((load_readable(job_id, pairs(fields)), document) for job_id, fields, document in rows)
+        return [(record, document) for record, document in read if record is not None]
 
     def queued_ids(self, queue: str, limit: int = 200) -> list[str]:
         """Ids in the index of a queue: the first `limit`, and the first ones of every priority."""

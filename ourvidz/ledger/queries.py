@@ -44,7 +44,7 @@ class Queries(LedgerBase):
     def records(self, job_ids: Iterable[str]) -> list[Record]:
         """The records of these jobs in this order. Jobs that are gone are left out, and records that this
         release cannot read, which may be of a newer one."""
-        records = (_load_readable(job_id, fields) for job_id, fields in self._read_rows(job_ids))
+        records = (load_readable(job_id, fields) for job_id, fields in self._read_rows(job_ids))
         return [record for record in records if record is not None]
 
     def _read_rows(self, job_ids: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
@@ -74,8 +74,8 @@ class Queries(LedgerBase):
             rows = self._read_rows(job_id for job_id, _ in found)
             self._drop_dangling(self._keys.index(user_id), [job_id for job_id, fields in rows if not fields])
             for (job_id, fields), (_, order) in zip(rows, found, strict=True):
-                record = _load_readable(job_id, fields)
-                if record is None or not _passes(record, type, status):
+                record = load_readable(job_id, fields)
+                if record is None or type not in (None, record.type) or status not in (None, record.status):
                     continue
                 if len(selected) == limit:
                     return Page(selected, _dump_cursor(last))
@@ -126,7 +126,7 @@ class Queries(LedgerBase):
         return {name: int(value) for name, value in values.items()}
 
 
-def _load_readable(job_id: str, fields: dict[str, str]) -> Record | None:
+def load_readable(job_id: str, fields: dict[str, str]) -> Record | None:
     """A record, or None where there is none or this release cannot read it."""
     try:
         return load_record(job_id, fields) if fields else None
@@ -150,8 +150,3 @@ def _load_cursor(cursor: str | None) -> int | None:
             value=cursor,
         )
     return int(cursor[1:], 16)
-
-
-def _passes(record: Record, type: str | None, status: str | None) -> bool:
-    """Whether a record passes the filters of a page."""
-    return type in (None, record.type) and status in (None, record.status)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 from ourvidz import __version__, dispatch, drain_notice, log
 from ourvidz.errors import InternalError, OperatorError, OurvidzError, SettingsError, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
+from ourvidz.records.calls import Commit
 from ourvidz.records.gpu_usage import usage_amounts
 from ourvidz.records.record import Claim
 from ourvidz.wiring import control, loading
@@ -84,6 +84,18 @@ def until_reached(call: Callable[[], Answer], job_id: str) -> Answer:
             time.sleep(LEDGER_RETRY_DELAY_S)
 
 
+def commit_together(outcomes: Sequence[tuple[Attempt, Outcome]]) -> list[bool]:
+    """Commit the outcomes of several attempts in one round trip, and wait for a ledger that is away. Returns
+    for each whether it is committed: False once another worker has the job."""
+    commits = [attempt.commit_request(outcome) for attempt, outcome in outcomes]
+    job_ids = ",".join(attempt.claim.job_id for attempt, _ in outcomes)
+    answers = until_reached(lambda: control.current().ledger.ends(commits), job_ids)
+    for (attempt, _), commit, committed in zip(outcomes, commits, answers, strict=True):
+        if committed:
+            attempt.note_commit(commit)
+    return answers
+
+
 class Attempt:
     """One claimed attempt, from its lease to its commit. Every method raises `FenceLost` once another worker
     has the job, and waits for a ledger that is away."""
@@ -152,20 +164,21 @@ class Attempt:
 
     def commit(self, outcome: Outcome) -> None:
         """Commit the outcome."""
-        claim, ledger = self.claim, control.current().ledger
+        (committed,) = commit_together([(self, outcome)])
+        if not committed:
+            raise FenceLost(self.claim.job_id)
+
+    def commit_request(self, outcome: Outcome) -> Commit:
+        """What the ledger is asked for the commit of the outcome."""
         emptied = self._run.emptied_folders() if self._run else []
-        end = partial(
-            ledger.end,
-            claim,
-            outcome=outcome,
-            worker_id=claim.record.worker_id,
-            emptied_folders=emptied,
-        )
-        if not until_reached(end, claim.job_id):
-            raise FenceLost(claim.job_id)
+        worker_id = self.claim.record.worker_id
+        return Commit(self.claim, outcome, worker_id=worker_id, emptied_folders=emptied)
+
+    def note_commit(self, commit: Commit) -> None:
+        """Note that the outcome is committed."""
         if self._run is not None:
-            self._run.note_commit(emptied)
-        control.current().ended_jobs.report(claim, outcome)
+            self._run.note_commit(list(commit.emptied_folders))
+        control.current().ended_jobs.report(self.claim, commit.outcome)
 
     def end_with_error(
         self, error: OurvidzError, *, retry_delay_s: float, fallback: Outcome | None = None

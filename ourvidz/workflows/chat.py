@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from ourvidz import log
 from ourvidz.errors import CallerError, Cancelled, JobTimeout, OurvidzError, PolicyViolation
 from ourvidz.jobs.job import ChatJob
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.pipelines.base import BatchDecoder, TextDelta
+from ourvidz.pipelines.base import BatchDecoder
+from ourvidz.workflows.batch_texts import DECODE_TIME_RATIO, BatchItem, BatchText, JobSource, StreamPart
 from ourvidz.workflows.run import FenceLost
-from ourvidz.workflows.services import Run, Services, gpu_usage_metadata
+from ourvidz.workflows.services import Services, gpu_usage_metadata
 
 FLUSH_INTERVAL_S = 0.05
-"""Shortest time between two flushes of one text: a round trip to the ledger for every token would cost more
-than the token."""
-DECODE_TIME_RATIO = 10
-"""All flushes of a batch together take at most one part in so many of the time, and so do all checks: the
-next one of a text comes this many times its duration later, times the number of texts."""
+"""Shortest time between two flushes of all texts, which take one round trip to the ledger: one for every
+token would cost more than the token."""
 STALL_S = 1.0
 """Work on one text that holds its batch up for longer does not count towards the limits of the others."""
 LOCAL_ENGINE = "pure"
@@ -32,35 +30,7 @@ ENHANCEMENT_FAILED = "The enhancement failed: the prompt is returned as it is."
 ENHANCEMENT_TIMED_OUT = "The enhancement took too long: the prompt is returned as it is."
 ENHANCEMENT_EMPTY = "The model had nothing to say: the prompt is returned as it is."
 
-FinishReason = Literal["stop", "length", "timeout"]
-
 _log = log.get(__name__)
-
-
-class BatchItem(Protocol):
-    """One claimed text job. `end` and `fail` raise nothing, and one of them is called once."""
-
-    @property
-    def job(self) -> ChatJob:
-        """The job."""
-
-    @property
-    def run(self) -> Run:
-        """The running attempt."""
-
-    def end(self, outcome: Outcome) -> None:
-        """Commit the outcome of the job."""
-
-    def fail(self, error: Exception) -> None:
-        """End the attempt: the job is retried or fails, as the error class says. Has no effect if
-        another worker has claimed the job."""
-
-
-class JobSource(Protocol):
-    """The queued jobs that may be decoded together with the first one of a batch."""
-
-    def next_items(self, first: ChatJob, *, batch_size: int) -> Sequence[BatchItem]:
-        """Return the jobs that join a batch of `batch_size` texts now, in queue order. Each must be ended."""
 
 
 def run_text_batch(first: BatchItem, source: JobSource, services: Services) -> None:
@@ -70,7 +40,7 @@ def run_text_batch(first: BatchItem, source: JobSource, services: Services) -> N
     are still open.
     """
     with services.device.hold(first.job.model, first.job, first.run.wait_for_device):
-        batch = TextBatch(services, first.job)
+        batch = TextBatch(services, first.job, source)
         batch.add(first)
         while True:
             # While others wait for the device, nobody joins: the batch would never end.
@@ -85,13 +55,15 @@ def run_text_batch(first: BatchItem, source: JobSource, services: Services) -> N
 class TextBatch:
     """The texts that are decoded together, all on the model of the first job."""
 
-    def __init__(self, services: Services, first: ChatJob) -> None:
+    def __init__(self, services: Services, first: ChatJob, source: JobSource) -> None:
         pipeline = services.models.texts(first.model)
         self._services = services
+        self._source = source
+        self._next_flush_at = 0.0
         self._decoder: BatchDecoder = pipeline.new_decoder()
         self._info = pipeline.info()
         self._model_type = MODEL_TYPES[first.model]
-        self._texts: dict[str, _Text] = {}
+        self._texts: dict[str, BatchText] = {}
 
     @property
     def size(self) -> int:
@@ -109,7 +81,7 @@ class TextBatch:
                 item.run.step(0, job.max_tokens)
                 with self._services.checked(job):
                     prompt_tokens = self._decoder.add(job.id, job)
-                self._texts[job.id] = _Text(item, self._services, prompt_tokens)
+                self._texts[job.id] = BatchText(item, self._services, prompt_tokens)
             except Exception as error:  # noqa: BLE001  one text's failure must not disturb the others
                 self._fail(item, error)
 
@@ -123,48 +95,85 @@ class TextBatch:
         for delta in deltas:
             if delta.key in self._texts:
                 self._texts[delta.key].append(delta)
-        for text in [text for text in self._texts.values() if text.is_due]:
-            with self._work_on(text.job.id):
-                ended = self._flush(text)
-            if ended:
-                del self._texts[text.job.id]
-                self._decoder.remove(text.job.id)
+        self._flush(self._due_texts())
+
+    def _due_texts(self) -> list[BatchText]:
+        """The texts to flush now: all of them after the interval, else those that begin or end."""
+        texts = list(self._texts.values())
+        if time.monotonic() >= self._next_flush_at:
+            self._next_flush_at = time.monotonic() + FLUSH_INTERVAL_S
+            return texts
+        return [text for text in texts if text.is_due]
 
     @contextmanager
-    def _work_on(self, job_id: str) -> Iterator[None]:
-        """Work on one text, while the others of the batch wait."""
+    def _work_on(self, *job_ids: str) -> Iterator[None]:
+        """Work on some texts, while the others of the batch wait."""
         began = time.monotonic()
         yield
         taken_s = time.monotonic() - began
         if taken_s >= STALL_S:
             for other in self._texts.values():
-                if other.job.id != job_id:
+                if other.job.id not in job_ids:
                     other.item.run.exclude(taken_s)
 
-    def _flush(self, text: _Text) -> bool:
-        """Flush one text. Returns whether its job has ended with that."""
-        try:
-            text.flush(self.size)
-        except JobTimeout:
-            self._end_timed_out(text)
-        except Exception as error:  # noqa: BLE001  one text's failure must not disturb the others
-            self._fail(text.item, error)
-        else:
-            if text.finish_reason is None:
-                return False
-            text.item.end(self._outcome(text))
-        return True
-
-    def _end_timed_out(self, text: _Text) -> None:
-        """End a job at its time limit with the text so far, if that passes the checks."""
-        try:
-            text.check()
-        except OurvidzError as refused:
-            self._fail(text.item, refused)
+    def _flush(self, texts: Sequence[BatchText]) -> None:
+        """Check new text and append it to the jobs' streams; end the jobs whose text is complete."""
+        if not texts:
             return
-        # A text whose last token arrived after the time limit is complete and keeps its finish reason.
-        text.finish_reason = text.finish_reason or "timeout"
-        text.item.end(self._outcome(text))
+        parts: list[StreamPart] = []
+        ended: dict[str, Outcome | None] = {}
+        """What each ended job is committed with; None for one that has been ended as failed."""
+        for text in texts:
+            with self._work_on(text.job.id):
+                try:
+                    parts.append(text.next_part(self.size))
+                except Exception as error:  # noqa: BLE001  one text's failure must not disturb the others
+                    ended[text.job.id] = self._outcome_after(text, error)
+        for part, result in zip(parts, self._stream(parts), strict=True):
+            text = self._texts[part.item.job.id]
+            if isinstance(result, Exception):
+                ended[text.job.id] = self._outcome_after(text, result)
+                continue
+            if result:
+                text.note_streamed(part)
+            if text.finish_reason is not None:
+                ended[text.job.id] = self._outcome(text)
+        self._end(ended)
+
+    def _stream(self, parts: Sequence[StreamPart]) -> Sequence[bool | Exception]:
+        """Append the parts to the jobs' streams, and set when that is due again."""
+        if not parts:
+            return []
+        began = time.monotonic()
+        results = self._source.stream_texts(parts)
+        pause_s = DECODE_TIME_RATIO * (time.monotonic() - began)
+        self._next_flush_at = max(self._next_flush_at, began + pause_s)
+        return results
+
+    def _end(self, ended: Mapping[str, Outcome | None]) -> None:
+        """Commit outcomes, and remove the texts from the batch."""
+        outcomes = [(self._texts[job_id].item, outcome) for job_id, outcome in ended.items() if outcome]
+        if outcomes:
+            with self._work_on(*ended):
+                self._source.end(outcomes)
+        for job_id in ended:
+            del self._texts[job_id]
+            self._decoder.remove(job_id)
+
+    def _outcome_after(self, text: BatchText, error: Exception) -> Outcome | None:
+        """The outcome of a job whose text could not be flushed: at its time limit the text so far, if that
+        passes the checks. Otherwise ends the job as failed and returns None."""
+        if isinstance(error, JobTimeout):
+            try:
+                text.check()
+            except OurvidzError as refused:
+                error = refused
+            else:
+                # A text whose last token arrived after the time limit is complete and keeps its reason.
+                text.finish_reason = text.finish_reason or "timeout"
+                return self._outcome(text)
+        self._fail(text.item, error)
+        return None
 
     def _fail(self, item: BatchItem, error: Exception) -> None:
         """End a failed job. A failed enhancement completes with the original prompt, except for errors that
@@ -177,7 +186,7 @@ class TextBatch:
         _log.warning("enhancement_failed", job_id=item.job.id, error=type(error).__name__)
         item.end(fallback_outcome(item.job, ENHANCEMENT_FAILED, self._metadata()))
 
-    def _outcome(self, text: _Text) -> Outcome:
+    def _outcome(self, text: BatchText) -> Outcome:
         """The outcome of a finished text; an enhancement without a usable text has the original prompt."""
         job = text.job
         metadata = self._metadata() | {
@@ -208,76 +217,6 @@ class TextBatch:
             "inference_engine": self._info["inference_engine"],
             "active_model_type": self._model_type,
         }
-
-
-class _Text:
-    """The state of one text in a batch.
-
-    The first `_checked` characters have passed the gate, the first `_flushed` are in the job's stream.
-    """
-
-    def __init__(self, item: BatchItem, services: Services, prompt_tokens: int) -> None:
-        self.item = item
-        self.job = item.job
-        self.text = ""
-        self.tokens = 0
-        self.prompt_tokens = prompt_tokens
-        self.finish_reason: FinishReason | None = None
-        self.error: OurvidzError | None = None
-        self.started_at = time.monotonic()
-        self.gpu_s = 0.0
-        self._services = services
-        self._flushed = 0
-        self._checked = 0
-        self._next_flush_at = 0.0
-        self._next_check_at = 0.0
-        self._moderated = item.job.sfw_mode and services.moderation is not None
-
-    @property
-    def is_due(self) -> bool:
-        """Whether to flush now: for the first characters, after the interval, and at the end."""
-        first = bool(self.text) and not self._checked and not self._moderated
-        complete = self.finish_reason is not None or self.error is not None
-        return complete or first or time.monotonic() >= self._next_flush_at
-
-    def append(self, delta: TextDelta) -> None:
-        """Append what one decoding step added."""
-        self.text += delta.text
-        self.tokens = delta.tokens_generated
-        self.finish_reason = delta.finish_reason
-        self.error = delta.error
-        if delta.prompt_tokens is not None:
-            self.prompt_tokens = delta.prompt_tokens
-
-    def flush(self, batch_size: int) -> None:
-        """Check new text and append it to the job's stream.
-
-        A moderated text is not streamed: it is checked once, when it is complete. Raises `PolicyViolation`,
-        `Cancelled`, `JobTimeout`, `FenceLost`, or the error with which the decoder ended this text.
-        """
-        if self.error is not None:
-            raise self.error
-        began = time.monotonic()
-        check_due = not self._moderated and (not self._checked or began >= self._next_check_at)
-        if check_due or self.finish_reason is not None:
-            self.check()
-        checked = time.monotonic()
-        pause_s = DECODE_TIME_RATIO * batch_size * (checked - began)
-        self._next_check_at = max(self._next_check_at, began + pause_s)
-        new_text = self.text[self._flushed : self._checked]
-        if self.item.run.stream_text(new_text, self.tokens, self.job.max_tokens):
-            self._flushed += len(new_text)
-        pause_s = DECODE_TIME_RATIO * batch_size * (time.monotonic() - checked)
-        self._next_flush_at = began + max(FLUSH_INTERVAL_S, pause_s)
-
-    def check(self) -> None:
-        """Check the text so far with the safety gate, and with moderation if the job requests it."""
-        if self._checked == len(self.text):
-            return
-        self._services.gate.check_job(self.job, self.text)
-        if self._moderated and self._services.moderation is not None:
-            self._services.moderation.check(self.text)
-        self._checked = len(self.text)
 
 
 def fallback_outcome(job: ChatJob, reason: str, metadata: dict[str, Any]) -> Outcome:

@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from ourvidz import log
 from ourvidz.errors import Cancelled, JobTimeout, WorkerUnavailable
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
 from ourvidz.pipelines.base import Snapshot
+from ourvidz.records.calls import ItemKind, Report
 from ourvidz.records.record import NO_STAGE, PAUSES, PREEMPTED, WAITING_FOR_GPU, Claim, Verdict
 from ourvidz.storage.store import Store
 from ourvidz.workflows.checkpoints import JobCheckpoints
@@ -150,12 +151,20 @@ class LeasedRun:
         time limit. Raises `Cancelled` or `FenceLost`."""
         self._pause(PREEMPTED)
 
-    def stream_text(self, text: str, tokens: int, max_tokens: int) -> bool:
-        """Append text, which may be empty, to the job's stream, and report progress. Returns False when the
-        ledger could not be reached: the text must be sent again. Raises what `step` raises."""
-        now = self._clock()
-        reached = self._report(progress=_progress(tokens, max_tokens), text=text, tokens=tokens)
-        if self._deadline is not None and now > self._deadline:
+    def text_report(self, text: str, tokens: int, max_tokens: int) -> Report:
+        """The report of new text, which may be empty. The caller sends it; `note_report` and
+        `after_text` follow."""
+        self._progress = _progress(tokens, max_tokens)
+        items: list[tuple[ItemKind, dict[str, Any]]] = []
+        if text:
+            items.append(("token", {"text": text, "tokens": tokens}))
+        return Report(self._claim, self._progress, self._stage, items)
+
+    def after_text(self, verdict: Verdict | None) -> bool:
+        """Act on the ledger's answer to a report of text, None for no answer. Returns False when the text
+        must be sent again. Raises what `step` raises."""
+        reached = self._obey(verdict)
+        if self._deadline is not None and self._clock() > self._deadline:
             raise self._timeout()
         return reached
 
@@ -220,62 +229,58 @@ class LeasedRun:
     def _timeout(self) -> JobTimeout:
         return JobTimeout(f"the job took longer than its time limit of {self._limit_s:g} seconds")
 
-    def _report(
-        self,
-        progress: float | None = None,
-        *,
-        add_event: bool = False,
-        text: str | None = None,
-        tokens: int = 0,
-    ) -> bool:
-        """Send progress, text, previews and new folders to the ledger, if there is one of the last three or a
-        report is due. One that must be made but is not due carries no progress, so that it writes nothing:
-        the commit follows. Returns whether the ledger was reached. Raises `Cancelled` or `FenceLost` as the
+    def _report(self, progress: float | None = None, *, add_event: bool = False) -> bool:
+        """Send progress, previews and new folders to the ledger, if there is one of the last two or a report
+        is due. One that must be made but is not due carries no progress, so that it writes nothing: the
+        commit follows. Returns whether the ledger was reached. Raises `Cancelled` or `FenceLost` as the
         ledger answers."""
         if progress is not None:
             self._progress = progress
-        items: list[tuple[Literal["preview", "token"], dict[str, Any]]] = []
-        if self._previews is not None:
-            items += self._previews.collect()
-        if text:
-            items.append(("token", {"text": text, "tokens": tokens}))
+        items = self._previews.collect() if self._previews is not None else []
         folders = self._files.untracked()
-        is_due = text is not None or add_event or self._clock() >= self._next_report_at
         verdict = None
-        if is_due or items or folders:
-            verdict = self._send(items, folders, progress=self._progress, add_event=add_event)
+        if items or folders or add_event or self._clock() >= self._next_report_at:
+            verdict = self._send(
+                Report(self._claim, self._progress, self._stage, items, add_event=add_event, folders=folders)
+            )
         elif self._must_ask:
-            verdict = self._send([], [], progress=None)
+            verdict = self._send(Report(self._claim, stage=self._stage))
+        return self._obey(verdict)
+
+    def _send(self, report: Report) -> Verdict | None:
+        """Send one report to the ledger. Returns its verdict, None when it was not reached."""
+        verdict = None
+        try:
+            verdict = self._ledger.step(
+                report.claim,
+                progress=report.progress,
+                stage=report.stage,
+                items=report.items,
+                add_event=report.add_event,
+                folders=report.folders,
+            )
+        except WorkerUnavailable:
+            _log.warning("ledger_away", job_id=self._claim.job_id)
+        self.note_report(report, verdict)
+        return verdict
+
+    def note_report(self, report: Report, verdict: Verdict | None) -> None:
+        """Note that a report was sent, and what the ledger answered; None for nothing."""
+        self._must_ask = False
+        self._next_report_at = self._clock() + REPORT_INTERVAL_S
+        if verdict is None:
+            return
+        if report.progress is not None:
+            self._progress = None
+        self._files.note_tracked(list(report.folders))
+        self._stage = None if self._stage == NO_STAGE else self._stage
+
+    def _obey(self, verdict: Verdict | None) -> bool:
         if verdict is Verdict.LOST or self._fence_lost.is_set():
             raise FenceLost(self._claim.job_id)
         if verdict is Verdict.CANCEL:
             raise Cancelled("the job was cancelled")
         return verdict is not None
-
-    def _send(
-        self, items: list[Any], folders: list[str], *, progress: float | None, add_event: bool = False
-    ) -> Verdict | None:
-        """Send one report to the ledger. Returns its verdict, None when it was not reached."""
-        try:
-            verdict = self._ledger.step(
-                self._claim,
-                progress=progress,
-                stage=self._stage,
-                items=items,
-                add_event=add_event,
-                folders=folders,
-            )
-        except WorkerUnavailable:
-            _log.warning("ledger_away", job_id=self._claim.job_id)
-            return None
-        finally:
-            self._must_ask = False
-            self._next_report_at = self._clock() + REPORT_INTERVAL_S
-        if progress is not None:
-            self._progress = None
-        self._files.note_tracked(folders)
-        self._stage = None if self._stage == NO_STAGE else self._stage
-        return verdict
 
     def _renew(self) -> None:
         """Renew the lease until the run is closed or its fence is lost. Runs in a thread."""

@@ -56,10 +56,6 @@ class Run(Protocol):
         """Offer a snapshot of the latents for a preview, which is rendered on another thread if one is due.
         Raises nothing."""
 
-    def stream_text(self, text: str, tokens: int, max_tokens: int) -> bool:
-        """Append text, which may be empty, to the job's stream, and report progress. Returns False when it
-        could not be appended and must be sent again. Raises what `step` raises."""
-
     def exclude(self, seconds: float) -> None:
         """Do not count this time towards the time limit: another job of the same batch took it."""
 

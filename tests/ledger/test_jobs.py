@@ -12,6 +12,7 @@ from ourvidz.errors import Conflict, JobTimeout, NotFound, OutOfMemory
 from ourvidz.jobs.job import ChatJob, ImageJob
 from ourvidz.jobs.outcome import Asset, Outcome
 from ourvidz.ledger.store import Ledger
+from ourvidz.records.calls import ClaimRequest, Commit, Report
 from ourvidz.records.record import Claim, Verdict
 
 ImageJobs = Callable[..., ImageJob]
@@ -505,3 +506,41 @@ class TestCancellationAndDeletion:
         with pytest.raises(Conflict):
             ledger.delete("job-1")
         assert ledger.get("job-1") is not None
+
+
+class TestTogether:
+    def test_many_claims_are_answered_in_their_order(self, ledger, image_job):
+        """Also on a server that has forgotten its scripts, as after a restart."""
+        for name in ("a", "b", "c"):
+            ledger.register(image_job(name), priority=6)
+        claim_job(ledger, "b", token="other")
+        ledger._connection.client.script_flush()
+        requests = [ClaimRequest(name, 1, "w", 10, f"token-{name}") for name in ("c", "b", "a")]
+        claims = ledger.claims(requests)
+        assert [claim and (claim.job_id, claim.job.id, claim.token) for claim in claims] == [
+            ("c", "c", "token-c"),
+            None,
+            ("a", "a", "token-a"),
+        ]
+        assert ledger.claims(requests) == claims
+        assert ledger.get("a").attempt == 1
+
+    def test_reports_that_are_sent_again_change_nothing(self, ledger, image_job):
+        """One of several may have failed, and then all are sent again."""
+        for name in ("a", "b"):
+            ledger.register(image_job(name), priority=6)
+        claims = [claim_job(ledger, name, token=name) for name in ("a", "b")]
+        reports = [Report(claim, 5.0, items=[("token", {"text": "Once"})]) for claim in claims]
+        assert ledger.steps(reports) == ledger.steps(reports) == [Verdict.CONTINUE] * 2
+        kinds = [[item.kind for item in ledger.stream(name)] for name in ("a", "b")]
+        assert kinds == [["state", "state", "token", "progress"]] * 2
+
+    def test_many_ends_are_answered_in_their_order(self, ledger, image_job):
+        """The end of an attempt that lost its job changes nothing."""
+        for name in ("a", "b"):
+            ledger.register(image_job(name), priority=6)
+        claims = [claim_job(ledger, name, token=name) for name in ("a", "b")]
+        assert ledger.release(claims[0], code="OOM_ERROR", due_in_s=5)
+        assert ledger.ends([Commit(claim, DONE) for claim in claims]) == [False, True]
+        assert [ledger.get(name).status for name in ("a", "b")] == ["queued", "completed"]
+        assert ledger.claims([]) == ledger.steps([]) == ledger.ends([]) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ourvidz.errors import InvalidParameters, OutOfMemory
+from ourvidz.jobs.job import load_job
 from ourvidz.jobs.outcome import Outcome
 from tests.monitor import monitored
 
@@ -187,3 +188,36 @@ class TestMaintenance:
         assert ledger.purge(older_than_s=0, limit=1) == 1
         assert job_ids(ledger.page().records) == ["open"]
         assert ledger.list_events("dead") == []
+
+
+class TestStartable:
+    def test_jobs_that_may_start_are_read_with_their_documents(self, ledger, image_job):
+        """In one round trip, in the order in which they will start."""
+        for name in ("a", "b", "c"):
+            ledger.register(image_job(name), priority=6)
+        ledger.register(image_job("urgent"), priority=0)
+        with monitored(ledger.url) as seen:
+            found = ledger.startable("sdxl_queue", 3)
+        assert [(record.job_id, load_job(document).id) for record, document in found] == [
+            (name, name) for name in ("urgent", "a", "b")
+        ]
+        assert seen.commands == ["startable"]
+
+    def test_jobs_that_may_not_start_hide_no_others(self, ledger, image_job, clock):
+        """One waits for its retry, one is to be cancelled, one is damaged, and one has no document."""
+        for name in ("retried", "cancelled", "damaged", "bare", "next"):
+            ledger.register(image_job(name), priority=6)
+        claim = ledger.claim("retried", 1, worker_id="w", lease_s=10, token="t")
+        ledger.release(claim, code="OOM_ERROR", due_in_s=5)
+        ledger.request_cancel("cancelled")
+        client = ledger._connection.client
+        client.set(ledger._keys.job("damaged"), "no hash")
+        client.delete(ledger._keys.document("bare"))
+        client.rpush(ledger._keys.document("bare"), "no document")
+        found = ledger.startable("sdxl_queue", 2)
+        assert [(record.job_id, bool(document)) for record, document in found] == [
+            ("bare", False),
+            ("next", True),
+        ]
+        clock.advance(6)
+        assert ledger.startable("sdxl_queue", 1)[0][0].job_id == "retried"

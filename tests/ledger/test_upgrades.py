@@ -64,7 +64,7 @@ def test_a_newer_worker_claims_what_an_older_one_left(
     ledger.register(later_job(image_job, tint="blue"), priority=6)
     assert ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="t1") is None
     clock.advance(30)
-    for module in ("ourvidz.ledger.jobs", "ourvidz.jobs.job"):
+    for module in ("ourvidz.records.calls", "ourvidz.jobs.job"):
         monkeypatch.setattr(f"{module}.JOB_VERSION", JOB_VERSION + 1)
     claim = ledger.claim("job-1", 1, worker_id="sdxl@a", lease_s=10, token="t2")
     assert claim is not None

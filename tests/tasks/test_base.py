@@ -149,7 +149,7 @@ def test_a_pass_that_fails_leaves_no_tensors_to_the_garbage_collector(
     monkeypatch.setattr(CallbackSender, "deliver", lambda *_: None)
     assert run_task(register("loads-models")) == "completed"
     monkeypatch.setattr(LeasedRun, "step", refuse)
-    monkeypatch.setattr(LeasedRun, "stream_text", refuse)
+    monkeypatch.setattr(LeasedRun, "after_text", refuse)
     run_task(register("first"))
     second = register("second")
     with garbage() as counts:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from ourvidz import dispatch
+from ourvidz.callbacks.delivery import CallbackSender
+from ourvidz.claims import claim_companions
 from ourvidz.errors import (
+    Cancelled,
     InternalError,
     InvalidParameters,
     ModelLoadError,
@@ -24,7 +29,9 @@ from ourvidz.records.record import Claim, Record
 from ourvidz.tasks.attempt import services
 from ourvidz.tasks.text_batching import ClaimedItem, ClaimedJobs
 from ourvidz.testing import Eager
+from ourvidz.workflows.batch_texts import StreamPart
 from ourvidz.workflows.chat import run_text_batch
+from ourvidz.workflows.run import FenceLost
 from tests.factories import worker
 
 WORKER = "chat@here-cpu"
@@ -171,14 +178,14 @@ def test_a_ledger_that_fails_is_not_polled_again(
     jobs = start("a")
     read: list[str] = []
 
-    def fail(job_id: str) -> ChatJob:
-        read.append(job_id)
+    def fail(queue: str, limit: int) -> Any:
+        read.append(queue)
         raise error
 
-    monkeypatch.setattr(ourvidz_eager.control.ledger, "job", fail)
+    monkeypatch.setattr(ourvidz_eager.control.ledger, "startable", fail)
     monkeypatch.setattr("ourvidz.tasks.text_batching.POLL_INTERVAL_S", 0.0)
     assert join(jobs) == join(jobs) == []
-    assert read == ["b"]
+    assert read == ["chat_queue"]
     close(jobs.first)
 
 
@@ -236,7 +243,7 @@ def test_a_job_that_ran_out_of_memory_is_retried_alone(
     jobs = start("a")
     (second,) = join(jobs)
     ledger = ourvidz_eager.control.ledger
-    assert ledger.release(second._attempt.claim, code=OutOfMemory.code, due_in_s=0)
+    assert ledger.release(second.attempt.claim, code=OutOfMemory.code, due_in_s=0)
     assert join(jobs) == []
     alone = start("b")
     queue("c")
@@ -255,7 +262,7 @@ def test_a_job_that_lost_its_worker_runs_alone(
     batch = start("a")
     (second,) = join(batch)
     for item in (batch.first, second):
-        assert ledger.rescue(item._attempt.claim)
+        assert ledger.rescue(item.attempt.claim)
     assert [ourvidz_eager.record(job_id).failures for job_id in ("a", "b")] == [{}, {}]
     alone = start("a")
     assert join(alone) == []
@@ -273,7 +280,7 @@ def test_an_enhancement_without_a_model_returns_the_original_prompt(
     ledger = ourvidz_eager.control.ledger
     queue("a", type="chat_enhance", prompt="a red fox")
     jobs = start("a")
-    assert ledger.release(jobs.first._attempt.claim, code=ModelLoadError.code, due_in_s=0)
+    assert ledger.release(jobs.first.attempt.claim, code=ModelLoadError.code, due_in_s=0)
     again = start("a")
     again.fail_open(ModelLoadError("no weights in /home/x"))
     record = ourvidz_eager.record("a")
@@ -292,7 +299,7 @@ def test_a_streamed_answer_is_not_retried(
     """A second attempt would repeat text that the caller has received."""
     queue("a", stream=True)
     jobs = start("a")
-    jobs.first.run.stream_text("Once", 1, 8)
+    jobs.stream_texts([StreamPart(jobs.first, "Once", 1, 8)])
     jobs.first.fail(OutOfMemory("no room"))
     record = ourvidz_eager.record("a")
     assert (record.status, record.attempt) == ("failed", 1)
@@ -310,3 +317,84 @@ def test_an_item_whose_fence_is_lost_changes_nothing(
     assert jobs.first.ending == "lost"
     record = ourvidz_eager.record("a")
     assert (record.status, record.failures) == ("queued", {WorkerLost.code: 1})
+
+
+def damage(eager: Eager, job_id: str) -> None:
+    """Store something in the place of a record that no script can read."""
+    client = eager.control.ledger._connection.client
+    client.set(eager.control.ledger._keys.job(job_id), "damaged")
+
+
+def streamed(eager: Eager, job_id: str) -> list[str]:
+    items = eager.control.ledger.stream(job_id)
+    return [item.data["text"] for item in items if item.kind == "token"]
+
+
+def test_what_a_batch_writes_takes_one_round_trip(
+    queue: Callable[..., Record],
+    start: Callable[..., ClaimedJobs],
+    ourvidz_eager: Eager,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No text is decoded meanwhile, and a server that synchronises each write does it once for all."""
+    for name in ("a", "b", "c"):
+        queue(name)
+    jobs = start("a")
+    connection = ourvidz_eager.control.ledger._connection
+    round_trips: list[str] = []
+    original = connection.with_retries
+
+    def count(command: Any, **options: Any) -> Any:
+        round_trips.append(threading.current_thread().name)
+        return original(command, **options)
+
+    monkeypatch.setattr(connection, "with_retries", count)
+    monkeypatch.setattr(CallbackSender, "deliver", lambda *_: None)
+    items = [jobs.first, *join(jobs)]
+    assert ids(items) == ["a", "b", "c"]
+    assert len(round_trips) == 2, "one to find the companions, one to claim them"
+    assert jobs.stream_texts([StreamPart(item, "Once", 1, 8) for item in items]) == [True] * 3
+    assert len(round_trips) == 3
+    jobs.end([(item, DONE) for item in items])
+    assert len(round_trips) == 4
+    assert [item.ending for item in items] == ["completed"] * 3
+    assert [ourvidz_eager.record(item.job.id).status for item in items] == ["completed"] * 3
+
+
+def test_a_record_that_cannot_be_read_disturbs_no_other_job_of_the_batch(
+    queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
+) -> None:
+    """Of several jobs in one round trip each is claimed, streamed and ended as if it were alone."""
+    records = [queue(name) for name in ("a", "b", "c", "d")]
+    damage(ourvidz_eager, "c")
+    won = claim_companions(records[1:], worker_id=WORKER, beside="a")
+    assert [claim and claim.job_id for claim in won] == ["b", None, "d"]
+    jobs = start("a")
+    items = [jobs.first, *(ClaimedItem(claim, "chat", retry_delay_s=0) for claim in won if claim is not None)]
+    damage(ourvidz_eager, "b")
+    first, second, third = jobs.stream_texts([StreamPart(item, "Once", 1, 8) for item in items])
+    assert (first, third) == (True, True)
+    assert isinstance(second, ResponseError)
+    assert streamed(ourvidz_eager, "a") == streamed(ourvidz_eager, "d") == ["Once"]
+    jobs.end([(item, DONE) for item in items])
+    assert [item.ending for item in items] == ["completed", "lost", "completed"]
+
+
+def test_jobs_that_were_cancelled_or_claimed_elsewhere_are_told_apart_in_one_answer(
+    queue: Callable[..., Record], start: Callable[..., ClaimedJobs], ourvidz_eager: Eager
+) -> None:
+    """The answers come in the order of the texts."""
+    for name in ("a", "b", "c"):
+        queue(name)
+    jobs = start("a")
+    items = [jobs.first, *join(jobs)]
+    ledger = ourvidz_eager.control.ledger
+    ledger.request_cancel("b")
+    lost = ourvidz_eager.record("c")
+    assert ledger.rescue(lost, counted=False)
+    first, cancelled, lost_fence = jobs.stream_texts([StreamPart(item, "Once", 1, 8) for item in items])
+    assert first is True
+    assert isinstance(cancelled, Cancelled)
+    assert isinstance(lost_fence, FenceLost)
+    jobs.end([(item, DONE) for item in items])
+    assert [item.ending for item in items] == ["completed", "completed", "lost"]

@@ -98,7 +98,8 @@ class FakeTime:
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     """The workflow's clock."""
     clock = FakeTime()
-    monkeypatch.setattr("ourvidz.workflows.chat.time", clock)
+    for module in ("chat", "batch_texts"):
+        monkeypatch.setattr(f"ourvidz.workflows.{module}.time", clock)
     return clock
 
 

@@ -95,10 +95,6 @@ class TerminalRun:
     def preview(self, snapshot: Snapshot) -> None:
         """Ignore previews: the command has no viewer."""
 
-    def stream_text(self, text: str, tokens: int, max_tokens: int) -> bool:  # noqa: ARG002
-        """Ignore text, which clips do not have. Returns True."""
-        return True
-
     def exclude(self, seconds: float) -> None:
         """Ignore it: the command has no time limit."""
 

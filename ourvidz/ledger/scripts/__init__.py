@@ -39,6 +39,7 @@ READING = frozenset(
         "due_deliveries",
         "quarantined",
         "expired",
+        "startable",
         "now",
         "device_memory",
     }

@@ -25,8 +25,8 @@ memory, and the time during which the other texts and cancellations have to wait
 
 @dataclass(slots=True, eq=False)
 class DecodingText:
-    """One text. `prefilled` counts the tokens of a long prompt that are in the KV cache, while it is prefilled
-    in chunks."""
+    """One text. `prefilled` counts the tokens of a long prompt that are in the KV cache, while it is
+    prefilled in chunks."""
 
     key: str
     prompt_tokens: list[int]
@@ -146,7 +146,11 @@ class QwenBatchDecoder:
     def _prefill(self) -> tuple[list[DecodingText], list[torch.Tensor]]:
         """Run the model on the prompts of waiting texts. Returns those that are complete, which take the rows
         after the batch, and the hidden states of their last tokens, (texts, width) each."""
-        if self._prefilling is None and self._waiting and len(self._waiting[0].prompt_tokens) > MAX_PREFILL_TOKENS:
+        if (
+            self._prefilling is None
+            and self._waiting
+            and len(self._waiting[0].prompt_tokens) > MAX_PREFILL_TOKENS
+        ):
             self._prefilling = self._waiting.pop(0)
         if self._prefilling is not None:
             self._reserve([self._prefilling])
