@@ -25,10 +25,12 @@ NO_SECRETS = {
     "OURVIDZ_CALLBACK_KEY_HOSTS",
     "OURVIDZ_KEY_PREFIX",
     "OURVIDZ_REQUIRE_KEYS",
+    "OURVIDZ_LIMIT_SUBMIT_KEY",
+    "OURVIDZ_LIMIT_SYNC_KEY",
     "OURVIDZ_C2PA_KEY",
     "OURVIDZ_S3_ACCESS_KEY_ID",
 }
-"""Variables that are named like secrets and are none: hosts, a prefix, a choice, a path, an identifier."""
+"""Variables that are named like secrets and are none: hosts, a prefix, a choice, limits, a path, an id."""
 
 
 def secret_types(annotation: Any) -> Iterator[Any]:
@@ -86,7 +88,7 @@ def test_every_variable_that_is_named_like_a_secret_is_one() -> None:
     named = {
         str(field.validation_alias)
         for field in Settings.model_fields.values()
-        if re.search(r"KEY|TOKEN|SECRET|PASSWORD|REDIS_URL", str(field.validation_alias))
+        if re.search(r"KEY|TOKEN|SECRET|PASSWORD|LOGIN|BASIC_AUTH|REDIS_URL", str(field.validation_alias))
     }
     assert named - NO_SECRETS == set(secret_variables())
 

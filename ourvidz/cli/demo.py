@@ -284,7 +284,7 @@ def _print_result(result: dict[str, Any]) -> None:
 def _wait_for_interrupt(ready: dict[str, Any], process: subprocess.Popen[bytes], as_json: bool) -> None:
     """Print the URLs of the running stack, and wait for Ctrl-C or its end."""
     output: Callable[[str], None] = print_note if as_json else click.echo
-    for name in ("shim", "inbox", "flower"):
+    for name in ("shim", "inbox", "flower", "flower_login"):
         output(f"{name}: {ready[name]}")
     output("Ctrl-C stops everything.")
     with contextlib.suppress(KeyboardInterrupt):

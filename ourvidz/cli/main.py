@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "ourvidz.cli.rehearse:rehearse",
         "Run a small job of each type, and check all that comes of it.",
     ),
+    "flower": ("ourvidz.cli.flower:flower", "Run Flower, Celery's monitor, with a login."),
     "doctor": ("ourvidz.cli.doctor:doctor", "Check that this machine has what it needs."),
 }
 """Name → (module:attribute, line in the help)."""

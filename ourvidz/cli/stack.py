@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import ourvidz
+from ourvidz.cli.flower import find_login
 from ourvidz.cli.state import CALLBACK_PATH, Secrets, StateDir
 from ourvidz.cli.supervisor import ProcessSpec, StopStep
 from ourvidz.cli.worker import HELPERS
@@ -30,6 +31,7 @@ EXIT_S = 1.0
 """How long a process without a job has to exit."""
 
 
+FLOWER_USER = "ourvidz"
 FORK_SERVER = "forkserver"
 """The name of the process from which the workers' children are forked."""
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
@@ -116,9 +118,11 @@ def process_specs(
     endpoints: Endpoints,
     env: dict[str, str],
     fork_sockets: tuple[socket.socket, socket.socket] | None = None,
+    flower_login: str | None = None,
 ) -> list[ProcessSpec]:
     """All processes but the embedded Redis server, in the order of their start: first those that the first
     family's jobs need. `fork_sockets`: those of the fork server and of the workers, where there is one."""
+    flower_env = {"FLOWER_BASIC_AUTH": flower_login} if flower_login else {}
     fds = [argument for fd in endpoints.web_fds for argument in ("--fd", str(fd))]
     specs: list[ProcessSpec] = []
     model_env, asks = env, tuple[int, ...]()
@@ -131,8 +135,8 @@ def process_specs(
     specs.extend(_worker_spec(name, state, env) for name in HELPERS if name != "web")
     specs.extend(_worker_spec(name, state, model_env, pass_fds=asks) for name in families[1:])
     if endpoints.flower_port is not None:
-        argv = _flower_command(endpoints.flower_port)
-        specs.append(ProcessSpec("flower", argv, env, state.log("flower")))
+        argv = (*PYTHON_M, "ourvidz.cli.main", "flower", f"--port={endpoints.flower_port}")
+        specs.append(ProcessSpec("flower", argv, env | flower_env, state.log("flower")))
     return specs
 
 
@@ -172,15 +176,11 @@ def _fork_server_spec(
     return ProcessSpec(FORK_SERVER, argv, env, state.log(FORK_SERVER), (fd,))
 
 
-def _flower_command(port: int) -> tuple[str, ...]:
-    celery = (*PYTHON_M, "celery", "-A", "ourvidz.app", "flower")
-    return (
-        *celery,
-        "--address=127.0.0.1",
-        f"--port={port}",
-        "--purge_offline_workers=300",
-        "--natural_time=true",
-    )
+def flower_login(settings: Settings, secrets: Secrets) -> str | None:
+    """The login of Flower: the operator's, else a generated one. None where the operator wants none."""
+    if login := find_login(settings):
+        return login
+    return None if settings.flower_open_api else f"{FLOWER_USER}:{secrets.flower_password}"
 
 
 def flower_installed() -> bool:

@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ class Secrets:
     redis_password: str = field(repr=False)
     callback_secret: str = field(repr=False)
     webhook_secret: str = field(repr=False)
+    flower_password: str = field(default="", repr=False)
 
     @classmethod
     def generate(cls) -> Secrets:
         """New random secrets; the webhook secret has the format of Standard Webhooks (`whsec_…`)."""
         signing = base64.b64encode(secrets.token_bytes(32)).decode()
-        return cls(secrets.token_urlsafe(32), secrets.token_urlsafe(32), f"whsec_{signing}")
+        passwords = [secrets.token_urlsafe(32) for _ in range(3)]
+        return cls(passwords[0], passwords[1], f"whsec_{signing}", passwords[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,17 @@ class StateDir:
         """The secrets, generated on first use. Raises `SettingsError` when their file is damaged."""
         path = self.root / "secrets.json"
         try:
-            return Secrets(**json.loads(path.read_text()))
+            stored = Secrets(**json.loads(path.read_text()))
+            if stored.flower_password:
+                return stored
+            # A release before this one knew no login of Flower.
+            stored = replace(stored, flower_password=Secrets.generate().flower_password)
         except FileNotFoundError:
-            generated = Secrets.generate()
-            self.write_private("secrets.json", json.dumps(asdict(generated), indent=1))
-            return generated
+            stored = Secrets.generate()
         except (ValueError, TypeError):
             raise SettingsError(f"{path} is damaged; remove it and new secrets are made") from None
+        self.write_private("secrets.json", json.dumps(asdict(stored), indent=1))
+        return stored
 
     def log(self, name: str) -> Path:
         """The log file of a process. A file that is too long is renamed to `.log.1` first."""

@@ -123,11 +123,15 @@ class StackRun:
             flower_port=free_port() if self._flower else None,
             web_fds=tuple(sock.fileno() for sock in sockets),
         )
-        env = stack.child_env(self._settings, self._state, self._state.secrets(), endpoints)
+        secrets = self._state.secrets()
+        env = stack.child_env(self._settings, self._state, secrets, endpoints)
+        self._flower_login = stack.flower_login(self._settings, secrets) if self._flower else None
         forks = stack.forks_children(self._families, self._settings)
         # Kept: a fork server that is started again reads the requests that came meanwhile.
         self._fork_sockets = socket.socketpair(type=socket.SOCK_DGRAM) if forks else None
-        specs = stack.process_specs(self._families, self._state, endpoints, env, self._fork_sockets)
+        specs = stack.process_specs(
+            self._families, self._state, endpoints, env, self._fork_sockets, self._flower_login
+        )
         importing = len(specs) if forks else processors()
         self._starting = StaggeredStart(specs, self._supervisor.start, processors=importing)
         self._starting.advance()
@@ -201,6 +205,7 @@ class StackRun:
             "studio": f"{endpoints.shim}/studio" if has_studio else None,
             "inbox": f"{endpoints.shim}/inbox",
             "flower": endpoints.flower,
+            "flower_login": self._flower_login,
             "redis": endpoints.redis,
             "state_dir": str(self._state.root),
             "api_key": self._key,

@@ -12,6 +12,7 @@ from ourvidz.settings.kinds import (
     LocalPath,
     RedisURL,
     Secret,
+    StringList,
     Topic,
     WebURL,
     env,
@@ -35,6 +36,15 @@ class ProcessSettings(Topic):
     """API key of `ourvidz jobs`."""
     redis_server_bin: str | None = env("REDIS_SERVER_BIN")
     """Redis or Valkey binary that `ourvidz up` starts; default is one on the PATH, else the packaged one."""
+
+    flower_login: Secret | None = env("OURVIDZ_FLOWER_LOGIN")
+    """Login of Flower, `user:password`; `ourvidz up` generates one."""
+    flower_hosts: StringList = env("OURVIDZ_FLOWER_HOSTS", ())
+    """Names, beside those of this machine, under which Flower is called."""
+    flower_basic_auth: Secret | None = env("FLOWER_BASIC_AUTH")
+    """Logins in Flower's own variable."""
+    flower_open_api: bool = env("FLOWER_UNAUTHENTICATED_API", False)
+    """Whether Flower needs no login."""
 
     beats_dir: LocalPath | None = env("OURVIDZ_BEATS_DIR")
     """Folder in which this process shows that it is alive; set by `ourvidz up` for each process."""

@@ -47,7 +47,7 @@ class LocalOnlyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            if _host_name(headers.get("host", "")) not in self._host_names:
+            if host_name(headers.get("host", "")) not in self._host_names:
                 raise Forbidden("This host name is not served here.", field="Host", rule="a local name")
             origin = headers.get("origin")
             if origin is not None and origin not in self._allowed_origins and not self._is_own(origin):
@@ -55,10 +55,10 @@ class LocalOnlyMiddleware:
         await self._app(scope, receive, send)
 
     def _is_own(self, origin: str) -> bool:
-        return _host_name(origin.partition("://")[2]) in self._host_names
+        return host_name(origin.partition("://")[2]) in self._host_names
 
 
-def _host_name(netloc: str) -> str:
+def host_name(netloc: str) -> str:
     """The lower-case name in `name`, `name:port`, `[address]` or `[address]:port`."""
     bracket = netloc.find("]")
     return (netloc[: bracket + 1] if bracket > 0 else netloc.partition(":")[0]).lower()

@@ -64,7 +64,7 @@ ELSEWHERE = {
     "ourvidz up --state-dir ./state": f"tests/system/test_up.py::test_{START}",
     "ourvidz up --state-dir ./state --port 7860 --no-flower": f"tests/system/test_up.py::test_{START}",
     "JOB_CALLBACK_SECRET=my-secret OURVIDZ_CALLBACK_ALLOW=localhost ourvidz up --state-dir ./state": UP,
-    "FLOWER_UNAUTHENTICATED_API=true ourvidz up --state-dir ./state": (
+    "ourvidz flower --address 127.0.0.1 --port 5555": (
         "tests/system/test_control.py::test_flower_shows_the_tasks_without_their_prompts"
     ),
     "OURVIDZ_SDXL_MODEL=./models/my-sdxl.safetensors ourvidz up --state-dir ./state --workers sdxl": (

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 import requests
 from PIL import Image
@@ -28,9 +29,15 @@ SECRET_PROMPT = "a heron over a silver lake"
 def running(stacks: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One stack with Flower for all tests of this module."""
     classifier = {"OURVIDZ_IMAGE_CLASSIFIER": "tests.shape_classifier:refuse_stars"}
-    env = {"FLOWER_UNAUTHENTICATED_API": "true"} | classifier
-    with stacks(tmp_path_factory.mktemp("control"), "--flower", env=env) as running:
+    with stacks(tmp_path_factory.mktemp("control"), "--flower", env=classifier) as running:
         yield running
+
+
+def flower(running: Any, method: str, path: str, **options: Any) -> requests.Response:
+    """Call the API of Flower with the login that `ourvidz up` has printed."""
+    login = tuple(running.ready["flower_login"].split(":"))
+    url = f"{running.ready['flower']}/api/{path}"
+    return requests.request(method, url, **{"auth": login, "timeout": 10, **options})
 
 
 def start_long(running: Any, job_id: str, config: dict[str, int] = LONG) -> None:
@@ -114,11 +121,18 @@ def test_flower_shows_the_tasks_without_their_prompts(running: Any) -> None:
     running.submit("watched", prompt=SECRET_PROMPT, config=SHORT)
     running.wait_done("watched")
     deadline = time.monotonic() + 30
-    while "watched" not in (shown := requests.get(f"{running.ready['flower']}/api/tasks", timeout=10).text):
+    while "watched" not in (shown := flower(running, "GET", "tasks").text):
         assert time.monotonic() < deadline, shown[:500]
         time.sleep(0.2)
     assert "heron" not in shown
     assert "ourvidz.sdxl.generate" in shown
+    for auth in (None, ("ourvidz", "wrong")):
+        assert flower(running, "GET", "tasks", auth=auth).status_code == 401
+    for host in ("evil.example", "127.0.0.1.evil.example", ""):
+        assert flower(running, "GET", "tasks", headers={"Host": host}).status_code in (400, 403)
+    # Who sees the processes of this machine does not see the login.
+    argv = psutil.Process(running.ready["pids"]["flower"]).cmdline()
+    assert running.ready["flower_login"].partition(":")[2] not in " ".join(argv)
 
 
 @pytest.mark.parametrize("terminate", ["true", "false"])
@@ -130,9 +144,7 @@ def test_a_revoke_in_flower_cancels_the_job(running: Any, terminate: str) -> Non
     else:
         running.client.post("/queues/sdxl_queue/pause")
         running.submit(job_id, config=SHORT)
-    answer = requests.post(
-        f"{running.ready['flower']}/api/task/revoke/{job_id}", params={"terminate": terminate}, timeout=10
-    )
+    answer = flower(running, "POST", f"task/revoke/{job_id}", params={"terminate": terminate})
     assert answer.status_code == 200, answer.text
     running.client.post("/queues/sdxl_queue/resume")
     assert running.wait_done(job_id)["status"] == "cancelled"
