@@ -13,6 +13,7 @@ from ourvidz.jobs.fields import Fields, fill_in, invalid_value, missing_field
 from ourvidz.jobs.images import parse_image
 from ourvidz.jobs.job import Job
 from ourvidz.jobs.ranges import EXPECTED_S
+from ourvidz.jobs.unread import check_unread, without_pictures
 from ourvidz.jobs.urls import read_callback_url
 from ourvidz.jobs.videos import parse_video
 
@@ -65,7 +66,9 @@ def parse(payload: object, defaults: Defaults, *, make_id: Callable[[], str] | N
     }
     common = fill_in(sent, {"expected_time": row.expected_s[1]})
     job = PARSERS[row.kind](fields, row, common, defaults)
-    return job.model_copy(update={"extras": fields.unread()})
+    extras = without_pictures(fields.unread())
+    check_unread(extras, {**job.carried, **job.flags})
+    return job.model_copy(update={"extras": extras})
 
 
 def _read_id(fields: Fields, make_id: Callable[[], str] | None) -> str:
