@@ -16,6 +16,8 @@ from ourvidz.errors import Conflict, NotFound
 from ourvidz.testing import Eager
 from ourvidz.wiring import control
 
+pytestmark = pytest.mark.model
+
 IMAGE = {
     "id": "one",
     "type": "sdxl_image_fast",

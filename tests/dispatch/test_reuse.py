@@ -17,6 +17,8 @@ from ourvidz.web.main import create_app
 from ourvidz.wiring import loading
 from ourvidz.workflows import staging
 
+pytestmark = pytest.mark.model
+
 SIZES = {"steps": 2, "width": 64, "height": 64, "seed": 5}
 
 

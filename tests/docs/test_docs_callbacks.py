@@ -17,6 +17,8 @@ from ourvidz.errors import Cancelled
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.testing import Eager
 
+pytestmark = pytest.mark.model
+
 CALLBACKS = "docs/reference/callbacks.md"
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAA"

@@ -20,6 +20,8 @@ from ourvidz.prompts import vocabulary
 from ourvidz.prompts.clip import read_tokenizer
 from ourvidz.prompts.vocabulary import find_vocabulary, read_vocabulary
 
+pytestmark = pytest.mark.model
+
 CONFIG = PACKAGED / SDXL_BASE_CONFIG
 SPECIAL = [
     "<|endoftext|>",

@@ -16,6 +16,8 @@ from ourvidz.testing import CallbackRecorder, Eager, eager
 from ourvidz.wiring import loading
 from tests.pipelines.helpers import raising
 
+pytestmark = pytest.mark.model
+
 PRICE = 3.6
 """A thousandth of it is the price of a second."""
 

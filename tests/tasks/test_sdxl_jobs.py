@@ -22,6 +22,8 @@ from ourvidz.storage.local import LocalStore
 from ourvidz.testing import CallbackRecorder, Eager, eager
 from ourvidz.workflows import staging
 
+pytestmark = pytest.mark.model
+
 
 def payload(**changes: Any) -> dict[str, Any]:
     return {

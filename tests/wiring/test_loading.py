@@ -15,6 +15,8 @@ from ourvidz.testing import CallbackRecorder, eager
 from ourvidz.wiring import loading
 from ourvidz.wiring.models import build
 
+pytestmark = pytest.mark.model
+
 FAMILIES = ("sdxl", "wan", "chat")
 
 

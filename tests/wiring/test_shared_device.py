@@ -25,6 +25,8 @@ from ourvidz.wiring.shared_device import SharedDevice
 from tests.factories import chat_job, image_job, video_job
 from tests.pipelines.helpers import no_progress
 
+pytestmark = pytest.mark.model
+
 CARD = "card:48GiB,scale=0.001"
 """On this scale the tiny SDXL checkpoint takes 25 GB, Wan 17 and each Qwen 6."""
 

@@ -27,6 +27,8 @@ from ourvidz.workflows.services import Services
 from tests import factories
 from tests.factories import QueuedItems, RecordingItem, RecordingRun
 
+pytestmark = pytest.mark.model
+
 PROMPT = "a red circle on the left"
 
 

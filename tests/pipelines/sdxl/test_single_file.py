@@ -27,6 +27,8 @@ from tests.factories import image_job
 from tests.pipelines.helpers import MAX_DIFFERENCE, difference, image_levels
 from tests.pipelines.sdxl import released_layout
 
+pytestmark = pytest.mark.model
+
 CPU = torch.device("cpu")
 
 

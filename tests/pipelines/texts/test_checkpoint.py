@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines.texts.checkpoint import QwenVariant, find_qwen
@@ -19,6 +21,7 @@ def test_a_variant_is_the_subfolder_of_its_name(
     for collection in (tmp_path / "tiny-qwen", tmp_path / "other"):
         (collection / variant).mkdir(parents=True)
         (collection / variant / "config.json").write_text("{}")
+        save_file({"lm_head.weight": torch.zeros(1)}, collection / variant / "model.safetensors")
         if has_checksums:
             (collection / "SHA256SUMS").write_text("")
     tiny = find_qwen(None, variant, packaged=tmp_path)

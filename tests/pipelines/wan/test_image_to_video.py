@@ -21,6 +21,8 @@ from tests.factories import video_job
 from tests.pipelines.helpers import MAX_DIFFERENCE, Pixels, difference, levels, no_progress
 from training.untrained.wan_image_models import build_image_to_video
 
+pytestmark = pytest.mark.model
+
 SIDE_PX = 32
 
 
