@@ -17,6 +17,8 @@ class ChatSettings(Topic):
     qwen_model: LocalPath | None = env("OURVIDZ_QWEN_MODEL")
     qwen_together: Literal["auto", "always", "never"] = env("OURVIDZ_QWEN_TOGETHER", "auto")
     """Whether the base and the instruct model are loaded at the same time."""
+    qwen_compile: bool = env("OURVIDZ_QWEN_COMPILE", False)
+    """Compiles the feed-forward layers and norms of the local checkpoints when they are loaded."""
     qwen_instruct_url: WebURL | None = env("OURVIDZ_QWEN_INSTRUCT_URL")
     """URL of an OpenAI-compatible server that replaces the local checkpoint."""
     qwen_instruct_name: str | None = env("OURVIDZ_QWEN_INSTRUCT_NAME")

@@ -70,6 +70,7 @@ class CompilationStatus(BaseModel):
 
     sdxl: bool
     wan: bool
+    chat: bool
 
 
 class MemoryStatus(BaseModel):
@@ -171,7 +172,9 @@ def status() -> MemoryStatus:
         model_loaded="loaded" in states.values(),
         memory_usage=round(usage.used / usage.total, 3) if usage.total else 0.0,
         device="cuda" if reports else "cpu",
-        compilation_status=CompilationStatus(sdxl=app.settings.sdxl_compile, wan=app.settings.wan_compile),
+        compilation_status=CompilationStatus(
+            sdxl=app.settings.sdxl_compile, wan=app.settings.wan_compile, chat=app.settings.qwen_compile
+        ),
         devices=[_device(report) for report in reports],
     )
 

@@ -48,5 +48,5 @@ def _build_text(settings: Settings, variant: QwenVariant) -> TextModel:
         variables = f"OURVIDZ_QWEN_MODEL or OURVIDZ_QWEN_{variant.upper()}_URL"
         raise ModelLoadError(f"The production profile has no Qwen checkpoint ({variant}): set {variables}.")
     checkpoint = find_qwen(settings.qwen_model, variant)
-    pipeline = QwenPipeline(checkpoint, variant)
+    pipeline = QwenPipeline(checkpoint, variant, compiled=settings.qwen_compile)
     return TextModel(pipeline, checkpoint_mib(checkpoint, pipeline.dtype))

@@ -83,7 +83,7 @@ def test_the_status_of_a_shared_gpu(shim) -> None:
     assert document["vram_usage"] == {"total": TOTAL_MIB, "used": 40_152, "free": 9_000, "pressure": "high"}
     assert document["workers"] == {"sdxl_worker": "loaded", "wan_worker": "asleep", "chat_worker": "offline"}
     assert document["memory_allocation"] == {"sdxl": 10_000}
-    assert document["compilation_status"] == {"sdxl": False, "wan": False}
+    assert document["compilation_status"] == {"sdxl": False, "wan": False, "chat": False}
     (device,) = document["devices"]
     assert [(part["id"], part["state"], part["pinned"]) for part in device["residents"]] == [
         ("sdxl", "resident", True),

@@ -12,7 +12,7 @@ from ourvidz.errors import ModelLoadError
 from ourvidz.pipelines import devices, sleeping
 from ourvidz.pipelines.base import BatchDecoder
 from ourvidz.pipelines.checkpoints import Checkpoint
-from ourvidz.pipelines.texts import qwen_model
+from ourvidz.pipelines.texts import compilation, qwen_model
 from ourvidz.pipelines.texts.checkpoint import QwenVariant
 from ourvidz.pipelines.texts.decoding import QwenBatchDecoder
 from ourvidz.pipelines.texts.qwen_model import QwenModel
@@ -25,7 +25,7 @@ _log = log.get(__name__)
 
 class QwenPipeline:
     """Runs one Qwen checkpoint; implements `TextPipeline`. The variant `instruct` uses the tokenizer's chat
-    template, `base` continues plain text."""
+    template, `base` continues plain text. `compiled` compiles the model when it is loaded."""
 
     def __init__(
         self,
@@ -34,9 +34,11 @@ class QwenPipeline:
         *,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        compiled: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.variant = variant
+        self.compiled = compiled
         self.device = device or devices.best_device()
         # Not float16: Qwen2's activations overflow in it.
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
@@ -60,6 +62,8 @@ class QwenPipeline:
         started = time.perf_counter()
         plain = self.variant == "base"
         self._model = qwen_model.load_model(self.checkpoint, self.device, self.dtype, plain=plain)
+        if self.compiled:
+            compilation.compile_model(self._model)
         self.load_s = round(time.perf_counter() - started, 3)
         _log.info("qwen_loaded", **self.info())
 
@@ -85,6 +89,7 @@ class QwenPipeline:
             "loaded": self.loaded,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "compiled": model is not None and compilation.is_compiled(model),
             "context_length": None if model is None else model.context_length,
             "load_seconds": self.load_s,
             "memory_mib": 0 if model is None else model.memory_mib,
