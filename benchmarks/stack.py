@@ -18,8 +18,8 @@ WITHOUT_LIMITS = {
     "OURVIDZ_LIMIT_SYNC_KEY": "none",
     "OURVIDZ_LIMIT_SYNC_USER": "none",
     "OURVIDZ_LIMIT_READ": "none",
-    "OURVIDZ_MAX_USER_QUEUED": "10000000",
-    "OURVIDZ_MAX_QUEUE_DEPTH": "10000000",
+    "OURVIDZ_MAX_USER_QUEUED": "0",
+    "OURVIDZ_MAX_QUEUE_DEPTH": "0",
 }
 """Variables for a system that one caller loads as thousands would."""
 

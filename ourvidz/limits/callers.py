@@ -63,10 +63,13 @@ class CallerLimits:
 
     def for_job(self, job: Job) -> JobLimits:
         """What the submission of a job, or a retry of it, is held to."""
+        # The user that a caller without a key names may be anybody: it must not use up what is another's.
+        counted_as = f"address:{self.subject}" if self.key is None else job.user_id
         return JobLimits(
             self._job_charges(estimated_s(job), job.user_id),
-            user_queued=self.settings.max_user_queued,
-            queue_depth=self.settings.max_queue_depth,
+            user_queued=self.settings.max_user_queued or None,
+            queue_depth=self.settings.max_queue_depth or None,
+            counted_as=counted_as,
         )
 
     def note(self, standings: Sequence[Standing]) -> None:
@@ -79,12 +82,11 @@ class CallerLimits:
             kind, of_key, of_user = "sync", settings.sync_key_rate, settings.sync_user_rate
         else:
             kind, of_key, of_user = "submit", settings.submit_key_rate, settings.submit_user_rate
-        charges = [
-            _charge(f"{kind}-address", self.subject, of_user, cost)
-            if self.key is None
-            else _charge(f"{kind}-key", self.key, of_key, cost, self.factor)
-        ]
-        if user_id is not None:
+        if self.key is None:
+            charges = [_charge(f"{kind}-address", self.subject, of_user, cost)]
+        else:
+            charges = [_charge(f"{kind}-key", self.key, of_key, cost, self.factor)]
+        if user_id is not None and self.key is not None:
             charges.append(_charge(f"{kind}-user", user_id, of_user, cost))
         return tuple(charge for charge in charges if charge is not None)
 

@@ -18,6 +18,8 @@ KEPT_SHARE = 0.1
 """Share of the window after which drawn units are given up; the ledger has more again by then."""
 REFUSED_S = 1.0
 """How long a refusal of the ledger answers further requests, at most."""
+AWAY_S = 5.0
+"""How long a ledger that did not answer is not asked again; asking it takes up to two seconds."""
 MAX_SUBJECTS = 10_000
 """Allowances that a process remembers units of."""
 
@@ -97,7 +99,7 @@ class LocalAllowances:
         try:
             draw = await asyncio.to_thread(self._store.draw_allowance, wanted)
         except WorkerUnavailable:
-            drawn.units, drawn.kept_until, drawn.standing = units, self._clock() + REFUSED_S, None
+            drawn.units, drawn.kept_until, drawn.standing = units, self._clock() + AWAY_S, None
             return
         now = self._clock()
         drawn.units, drawn.standing = draw.units, replace(draw.standing, charge=charge)

@@ -57,19 +57,23 @@ class Draw:
 class JobLimits:
     """The limits that a submission is held to, in the script that records it.
 
-    `user_queued`: jobs of the same user that may wait to be started; `queue_depth`: jobs that may wait in the
-    job's queue. None is no limit.
+    `user_queued`: jobs that may wait to be started of those that are `counted_as` the same; `queue_depth`:
+    jobs that may wait in the job's queue. None is no limit.
     """
 
     charges: tuple[Charge, ...] = ()
     user_queued: int | None = None
     queue_depth: int | None = None
+    counted_as: str | None = None
 
     def to_json(self) -> str:
         """As the scripts read it."""
-        depths = {"user_queued": self.user_queued, "queue_depth": self.queue_depth}
-        given = {name: depth for name, depth in depths.items() if depth is not None}
-        return json.dumps({"charges": [dump_charge(charge) for charge in self.charges], **given})
+        document: dict[str, object] = {"charges": [dump_charge(charge) for charge in self.charges]}
+        if self.queue_depth is not None:
+            document["queue_depth"] = self.queue_depth
+        if self.user_queued is not None and self.counted_as is not None:
+            document |= {"user_queued": self.user_queued, "counted_as": self.counted_as}
+        return json.dumps(document)
 
 
 def dump_charge(charge: Charge) -> list[object]:
@@ -112,8 +116,7 @@ def refusal(limits: JobLimits, kind: str, wait_s: float, standings: tuple[Standi
         )
     if kind == "user_queued":
         return RateLimited(
-            f"{limits.user_queued} jobs of this user wait to be started.",
-            field="user_id",
+            f"{limits.user_queued} jobs of this caller wait to be started.",
             rule=f"at most {limits.user_queued} waiting jobs of one user",
             retry_after_s=USER_RETRY_S,
         )

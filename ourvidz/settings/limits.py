@@ -36,10 +36,10 @@ class LimitSettings(Topic):
     """Requests from one address without a key that is valid."""
     rate_classes: Annotated[dict[str, float], AfterValidator(_factors)] = env("OURVIDZ_RATE_CLASSES", {})
     """Factors by which the rates of keys of a rate class are multiplied, as JSON: `{class: factor}`."""
-    max_user_queued: int = env("OURVIDZ_MAX_USER_QUEUED", 2_000, gt=0)
-    """Jobs of one user that may wait to be started."""
-    max_queue_depth: int = env("OURVIDZ_MAX_QUEUE_DEPTH", 50_000, gt=0)
-    """Jobs that may wait in one queue."""
+    max_user_queued: int = env("OURVIDZ_MAX_USER_QUEUED", 2_000, ge=0)
+    """Jobs of one user that may wait to be started; 0 is no limit."""
+    max_queue_depth: int = env("OURVIDZ_MAX_QUEUE_DEPTH", 50_000, ge=0)
+    """Jobs that may wait in one queue; 0 is no limit."""
     max_streams: int = env("OURVIDZ_MAX_STREAMS", 1_000, gt=0)
     """Event streams of one key, or of an address without one, that one shim process serves at a time."""
     max_connections: int | None = env("OURVIDZ_MAX_CONNECTIONS", None, gt=0)

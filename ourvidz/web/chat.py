@@ -22,7 +22,7 @@ from ourvidz.jobs.schema import conversation_schema
 from ourvidz.web import access, audit, problems, sse
 from ourvidz.web.body import read_json
 from ourvidz.web.problems import documented
-from ourvidz.web.rate_limits import limits_of
+from ourvidz.web.rate_limits import limits_of, open_streams
 from ourvidz.web.synchronous import (
     TextResult,
     TextStream,
@@ -132,6 +132,7 @@ async def _respond(request: Request, type_name: str) -> Response:
     if enhancing:
         stream = _with_fallback(stream, job)
     if job.stream:
+        open_streams.open(request)
 
         def encode_item(item: str | TextResult) -> Iterator[bytes]:
             if isinstance(item, TextResult):

@@ -22,7 +22,7 @@ from ourvidz.jobs.schema import conversation_schema
 from ourvidz.web import audit, chat, openai_errors, sse
 from ourvidz.web.body import read_json
 from ourvidz.web.openai_errors import ErrorDocument
-from ourvidz.web.rate_limits import limits_of
+from ourvidz.web.rate_limits import limits_of, open_streams
 from ourvidz.web.synchronous import (
     TextResult,
     await_first_event,
@@ -144,6 +144,7 @@ async def completions(request: Request) -> Response:
     job = await run_in_threadpool(chat.parse_request, request, payload, JOB_TYPE, prefix="chatcmpl-")
     stream = stream_text(job, limits_of(request))
     if job.stream:
+        open_streams.open(request)
         encoder = _ChunkEncoder(job, with_usage=_includes_usage(body))
         events = encode_events(stream, encoder.encode, partial(_encode_error, request))
         return sse.EventStreamResponse(await await_first_event(request, events), {"X-Job-Id": job.id})

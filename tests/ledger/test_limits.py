@@ -20,8 +20,8 @@ def charge(cost: float = 30, quota: float = 90, window_s: float = 60, policy: st
     return Charge(policy, "user-1", quota, window_s, cost)
 
 
-def limits(*charges: Charge, **depths: int) -> JobLimits:
-    return JobLimits(charges or (charge(),), **depths)
+def limits(*charges: Charge, counted_as: str = "user-1", **depths: int) -> JobLimits:
+    return JobLimits(charges or (charge(),), **depths, counted_as=counted_as)
 
 
 @pytest.fixture
@@ -123,15 +123,24 @@ def test_waiting_jobs_of_a_user_are_capped(add, ledger: Ledger, clock) -> None:
     wide, depth = charge(quota=9000), {"user_queued": 3}
     for number in range(3):
         add(f"j{number}", limits(wide, **depth))
-    with pytest.raises(RateLimited) as refused:
+    with pytest.raises(RateLimited, match="wait to be started"):
         add("j3", limits(wide, **depth))
-    assert refused.value.field == "user_id"
-    add("other", limits(wide, **depth), user_id="user-2")
+    add("other", limits(wide, **depth, counted_as="user-2"))
     assert ledger.claim("j0", 1, worker_id="w", lease_s=30, token="t") is not None
     ledger._connection.client.delete(f"{ledger._keys.prefix}waiting_looked:user-1")
     assert add("j3", limits(wide, **depth)).created
     with pytest.raises(RateLimited):
         add("j4", limits(wide, **depth))
+
+
+def test_what_has_started_does_not_pile_up(add, ledger: Ledger, clock) -> None:
+    """Of a user below the limit too."""
+    wide = charge(quota=9000)
+    for number in range(20):
+        add(f"j{number}", limits(wide, user_queued=1000))
+        clock.advance(1)
+        ledger.claim(f"j{number}", 1, worker_id="w", lease_s=30, token=f"t{number}")
+    assert ledger._connection.client.zcard(f"{ledger._keys.prefix}waiting:user-1") <= 2
 
 
 def test_a_queue_has_a_depth(add, ledger: Ledger) -> None:

@@ -11,7 +11,9 @@ import pytest
 import requests
 from starlette.testclient import TestClient
 
+from ourvidz.errors import SettingsError
 from ourvidz.jobs.outcome import Outcome
+from ourvidz.settings import load_settings
 from ourvidz.web import rate_limits
 from tests.web.conftest import OpenShim, Shim, StartChatWorker
 
@@ -162,6 +164,37 @@ def test_open_routes_are_limited_by_address(open_shim: OpenShim, chat_worker: St
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     check_refusal(answers[-1], "sync-address")
     assert shim.client.post("/enhance", json={"prompt": "a circle"}, headers=EDGE).status_code == 200
+
+
+def test_a_caller_without_a_key_takes_nothing_from_a_user(open_shim: OpenShim) -> None:
+    """It may name anybody, and would lock them out."""
+    shim = open_shim(
+        OURVIDZ_API_KEYS=KEYS,
+        OURVIDZ_OPEN_ROUTES="/jobs",
+        OURVIDZ_LIMIT_SUBMIT_USER="60/600",
+        OURVIDZ_MAX_USER_QUEUED=2,
+    )
+    assert [post(shim, f"j{number}").status_code for number in range(3)] == [202, 202, 429]
+    assert [post(shim, f"k{number}", EDGE).status_code for number in range(3)] == [202, 202, 429]
+
+
+def test_a_rate_class_multiplies_the_rates_of_its_keys(open_shim: OpenShim) -> None:
+    """Rates of users stay."""
+    shim = open_shim(OURVIDZ_RATE_CLASSES={"default": 0.5}, OURVIDZ_LIMIT_SUBMIT_KEY="120/600")
+    answers = [post(shim, f"j{number}") for number in range(3)]
+    assert [answer.status_code for answer in answers] == [202, 202, 429]
+    assert '"submit-key";q=60;w=600, "submit-user";q=36000;w=3600' in answers[0].headers["ratelimit-policy"]
+
+
+def test_a_reversed_or_unreadable_rate_is_refused_at_start() -> None:
+    """One line names the variable."""
+    for value in ("0/60", "60", "60/0", "-1/60", "1e3/60", "60/60/60", "all"):
+        with pytest.raises(SettingsError, match="OURVIDZ_LIMIT_READ"):
+            load_settings(_env_file=None, OURVIDZ_LIMIT_READ=value)
+    with pytest.raises(SettingsError, match="OURVIDZ_RATE_CLASSES"):
+        load_settings(_env_file=None, OURVIDZ_RATE_CLASSES={"trial": 0})
+    with pytest.raises(SettingsError, match="OURVIDZ_TRUSTED_PROXIES"):
+        load_settings(_env_file=None, OURVIDZ_TRUSTED_PROXIES="everyone")
 
 
 def test_an_ipv6_network_is_one_caller(open_shim: OpenShim) -> None:

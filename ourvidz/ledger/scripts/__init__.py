@@ -28,8 +28,8 @@ LIBRARIES = (
 )
 """The files of `lib/` in the order in which they build on each other."""
 
-NEW_JOBS = frozenset({"register", "reopen"})
-"""Scripts that a full server refuses: they begin work."""
+NEW_JOBS = frozenset({"register", "reopen", "draw_allowance"})
+"""Scripts that a full server refuses: they begin work, or count requests, each of another caller."""
 READING = frozenset(
     {
         "vitals",

@@ -21,7 +21,7 @@ end
 
 if memoized(token) then return answer(1, {}) end
 if redis.call('EXISTS', key('job', id)) == 1 then return answer(0, {}) end
-local standings, refused = admit_run(limits, id, user, queue)
+local standings, refused = admit_run(limits, id, queue)
 if refused then return { 0, {}, -1, standings } end
 local order = next_order()
 local at = timestamp(now)

@@ -13,7 +13,7 @@ if memoized(token) then return { 'ok', flat_record(id), {} } end
 if job.deleting then return { 'deleting' } end
 if job.status ~= 'failed' and job.status ~= 'cancelled' then return { job.status, flat_record(id) } end
 if redis.call('EXISTS', key('doc', id)) == 0 then return { 'document' } end
-local standings, refused = admit_run(limits, id, job.user or '', job.queue)
+local standings, refused = admit_run(limits, id, job.queue)
 if refused then return { 'limited', {}, standings } end
 local name = key('job', id)
 for field in pairs(job) do

@@ -1,9 +1,11 @@
 -- Limits of callers. An allowance is a quota of units per window of seconds that refills continuously (GCRA): the key
 -- `allowance:<name>` holds how much of it was used at which time, and expires when all of it is there again.
 
--- Seconds within which the waiting jobs of a user at the limit are looked through once.
+-- Seconds within which the waiting jobs of a caller at the limit are looked through once.
 local LOOK_EVERY_S = 1
 local WAITING_TTL_S = 7 * 86400
+-- Jobs that are looked at with each new one.
+local LOOK_AT = 3
 
 -- How many units of an allowance are used. A text of another form counts as absent, and one that is damaged is no
 -- longer used after a window.
@@ -42,19 +44,25 @@ local function take(charges)
   return refused, wait, standings
 end
 
--- The number of jobs of a user that wait for their first start, or again after a retry. What has started or ended since
--- is taken out when the number reaches the limit, at most once in a while.
-local function waiting_jobs(user, limit)
-  local name = key('waiting', user)
+-- Take jobs that do not wait any more out of the first ones of a caller, up to an index.
+local function drop_started(name, last)
+  for _, id in ipairs(redis.call('ZRANGE', name, 0, last)) do
+    if redis.call('HGET', key('job', id), 'status') ~= 'queued' then redis.call('ZREM', name, id) end
+  end
+end
+
+-- The number of jobs of a caller that wait for their first start, or again after a retry. All of them are looked
+-- through when the number reaches the limit, at most once in a while.
+local function waiting_jobs(caller, limit)
+  local name = key('waiting', caller)
   local count = redis.pcall('ZCARD', name)
   if type(count) ~= 'number' then
     redis.call('DEL', name)
     return 0
   end
   if count < limit then return count end
-  if not redis.call('SET', key('waiting_looked', user), '1', 'NX', 'PX', 1000 * LOOK_EVERY_S) then return count end
-  for _, id in ipairs(redis.call('ZRANGE', name, 0, -1)) do
-    if redis.call('HGET', key('job', id), 'status') ~= 'queued' then redis.call('ZREM', name, id) end
+  if redis.call('SET', key('waiting_looked', caller), '1', 'NX', 'PX', 1000 * LOOK_EVERY_S) then
+    drop_started(name, -1)
   end
   return redis.call('ZCARD', name)
 end
@@ -62,21 +70,23 @@ end
 -- Hold a new run of a job to the limits in a JSON document of `records.allowances`; '' for none.
 -- Returns what the client reads: the standings, or { 'refused', the limit, seconds to wait, the standings }; and whether
 -- it is refused.
-local function admit_run(limits, id, user, queue)
+local function admit_run(limits, id, queue)
   if limits == '' then return {}, false end
   limits = cjson.decode(limits)
   if limits.queue_depth and redis.call('ZCARD', key('queued', queue)) >= limits.queue_depth then
     return { 'refused', 'queue_depth', '0' }, true
   end
-  local counted = limits.user_queued and user ~= ''
-  if counted and waiting_jobs(user, limits.user_queued) >= limits.user_queued then
+  if limits.user_queued and waiting_jobs(limits.counted_as, limits.user_queued) >= limits.user_queued then
     return { 'refused', 'user_queued', '0' }, true
   end
   local refused, wait, standings = take(limits.charges)
   if refused then return { 'refused', tostring(refused), timestamp(wait), unpack(standings) }, true end
-  if counted then
-    redis.call('ZADD', key('waiting', user), timestamp(now), id)
-    redis.call('EXPIRE', key('waiting', user), WAITING_TTL_S)
+  if limits.user_queued then
+    local name = key('waiting', limits.counted_as)
+    -- Jobs start in this order, so most of those that have started are the first.
+    drop_started(name, LOOK_AT - 1)
+    redis.call('ZADD', name, timestamp(now), id)
+    redis.call('EXPIRE', name, WAITING_TTL_S)
   end
   return standings, false
 end
