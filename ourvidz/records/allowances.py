@@ -127,7 +127,7 @@ def over_quota(charge: Charge, wait_s: float, standings: tuple[Standing, ...]) -
     """The error of a request that an allowance has no room for."""
     error = RateLimited(
         f"Too many requests: the limit {charge.policy} has room for this one in {math.ceil(wait_s)} s.",
-        rule=f"{charge.quota:g} in {charge.window_s:g} s",
+        rule=f"{charge.quota:.12g} in {charge.window_s:.12g} s",
         retry_after_s=wait_s,
     )
     error.standings = standings

@@ -20,7 +20,7 @@ class LimitSettings(Topic):
     """How much callers may ask for. Rates are `UNITS/SECONDS`; submissions and synchronous requests are
     measured in estimated seconds of GPU time, other requests are counted."""
 
-    submit_key_rate: RateLimit = env("OURVIDZ_LIMIT_SUBMIT_KEY", Rate(3_600_000, 3600))
+    submit_key_rate: RateLimit = env("OURVIDZ_LIMIT_SUBMIT_KEY", Rate(36_000_000, 3600))
     """Estimated seconds of the jobs that one key submits."""
     submit_user_rate: RateLimit = env("OURVIDZ_LIMIT_SUBMIT_USER", Rate(36_000, 3600))
     """Estimated seconds of the jobs of one user; also of those that an address submits without a key."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest import mock
@@ -14,7 +16,7 @@ from starlette.testclient import TestClient
 from ourvidz.errors import SettingsError
 from ourvidz.jobs.outcome import Outcome
 from ourvidz.settings import load_settings
-from ourvidz.web import rate_limits
+from ourvidz.web import rate_limits, serve
 from tests.web.conftest import OpenShim, Shim, StartChatWorker
 
 KEYS = "edge:k1:jobs+chat,other:k2:jobs+chat,boss:k3:admin"
@@ -43,9 +45,9 @@ def test_a_user_is_limited_by_estimated_seconds(open_shim: OpenShim) -> None:
     first = post(shim, "j0")
     assert (first.status_code, first.headers["ratelimit"]) == (
         202,
-        '"submit-key";r=3599970;t=1, "submit-user";r=30;t=300',
+        '"submit-key";r=35999970;t=1, "submit-user";r=30;t=300',
     )
-    assert first.headers["ratelimit-policy"] == '"submit-key";q=3600000;w=3600, "submit-user";q=60;w=600'
+    assert first.headers["ratelimit-policy"] == '"submit-key";q=36000000;w=3600, "submit-user";q=60;w=600'
     assert post(shim, "j1").status_code == 202
     refused = post(shim, "j2")
     check_refusal(refused, "submit-user")
@@ -241,3 +243,31 @@ def test_streams_of_one_caller_leave_connections_for_others(
     with requests.get(url, stream=True, timeout=10):
         assert requests.get(url, timeout=10).status_code == 429
         shim.end("job-1", Outcome(status="completed"))
+
+
+@pytest.mark.parametrize(("proxies", "statuses"), [("", [401, 429]), ("10.0.0.0/8", [401, 401])])
+def test_only_trusted_proxies_name_the_address_of_a_caller(
+    open_shim: OpenShim, monkeypatch: pytest.MonkeyPatch, proxies: str, statuses: list[int]
+) -> None:
+    """Anybody can send the header: a new address with each guess would be no limit."""
+    variables = {
+        "OURVIDZ_API_KEYS": KEYS,
+        "OURVIDZ_LIMIT_ADDRESS": "1/600",
+        "OURVIDZ_TRUSTED_PROXIES": proxies,
+    }
+    shim = open_shim(**variables)
+    servers: list[serve.Server] = []
+    monkeypatch.setattr(serve.Server, "run", lambda server, sockets: servers.append(server))
+    monkeypatch.setattr(serve, "create_app", lambda: shim.client.app)
+    monkeypatch.setattr(serve.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(serve.log, "configure", lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serve.run(shim.settings, (os.dup(listening.fileno()),))
+    config = servers[0].config
+    config.load()
+    client = TestClient(config.loaded_app, client=("10.0.0.9", 1))
+    answers = [
+        client.get("/jobs", headers={"X-API-Key": "guess", "X-Forwarded-For": f"198.51.100.{number}"})
+        for number in range(2)
+    ]
+    assert [answer.status_code for answer in answers] == statuses

@@ -5,7 +5,7 @@
 local LOOK_EVERY_S = 1
 local WAITING_TTL_S = 7 * 86400
 -- Jobs that are looked at with each new one.
-local LOOK_AT = 3
+local LOOK_AT = 2
 
 -- How many units of an allowance are used. A text of another form counts as absent, and one that is damaged is no
 -- longer used after a window.
