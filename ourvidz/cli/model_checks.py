@@ -139,6 +139,7 @@ def check_sdxl_options(settings: Settings) -> Check:
         "attention": settings.sdxl_attention,
         "compiled": settings.sdxl_compile,
         "channels last": settings.sdxl_channels_last,
+        "VAE dtype": settings.sdxl_vae_dtype if settings.sdxl_vae_dtype != "float32" else None,
         "VAE always tiled": settings.sdxl_vae_tiling == "always",
         "LoRAs": " ".join(lora.partition("=")[0] for lora in settings.sdxl_loras),
         "LoRAs by name": " ".join(lora.partition("=")[0] for lora in settings.sdxl_job_loras),

@@ -62,6 +62,9 @@ class SDXLSettings(Topic):
     sdxl_attention: Literal["flash", "efficient", "cudnn", "math"] | None = env("OURVIDZ_SDXL_ATTENTION")
     sdxl_compile: bool = env("OURVIDZ_SDXL_COMPILE", False)
     sdxl_channels_last: bool = env("OURVIDZ_SDXL_CHANNELS_LAST", False)
+    sdxl_vae_dtype: Literal["float32", "bfloat16"] = env("OURVIDZ_SDXL_VAE_DTYPE", "float32")
+    """Dtype of a VAE that overflows in float16, as SDXL's does; bfloat16 takes half the memory and is less
+    exact."""
     sdxl_vae_tiling: Literal["auto", "always"] = env("OURVIDZ_SDXL_VAE_TILING", "auto")
     sdxl_loras: LoRAs = env("OURVIDZ_SDXL_LORAS", ())
     """LoRAs that are merged into the weights for all jobs."""

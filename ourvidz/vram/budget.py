@@ -33,6 +33,14 @@ class Budget:
         """What can be had now."""
         return max(0, min(self.limit_mib, self._device.total_mib() - self.foreign_mib))
 
+    def limit_process(self, owner: str, memory: DeviceMemory, *, reserved_mib: int = 0) -> None:
+        """Let the process of an owner allocate what others have not reserved, at least what it has reserved
+        itself: a job that needs more than was expected falls back, and leaves neighbours what they were
+        granted. `reserved_mib`: what it has reserved by now, if `memory` may be older."""
+        own_mib = sum(each.device_mib for each in memory.residents if each.owner == owner)
+        left_mib = self.mib() - (memory.held_mib - own_mib)
+        self._device.limit(max(left_mib, own_mib, reserved_mib))
+
     def measure(self, memory: DeviceMemory) -> None:
         """Measure what strangers hold. Only while nothing moves: a part that is being moved counts in the
         ledger and not yet, or no longer, on the device."""

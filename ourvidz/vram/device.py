@@ -45,6 +45,10 @@ class Device(Protocol):
         """The most memory that this process has taken since `reset_peak`, beyond what it held then; None
         where that cannot be measured."""
 
+    def limit(self, mib: int) -> None:
+        """Let the libraries of this process allocate at most so much: beyond it they raise the error of a
+        full device. What is allocated already stays."""
+
     def allocate(self, name: str, mib: int) -> None:
         """Take memory under a name, where the libraries do not do so themselves; a second call with a name
         changes its size. Raises `torch.OutOfMemoryError`, and takes nothing, when there is not enough."""
@@ -85,6 +89,10 @@ class CudaDevice:
     def peak_mib(self) -> int | None:
         """The most memory that torch has allocated since, beyond what it held then."""
         return max(0, int(torch.cuda.max_memory_allocated()) - self._held_before) // MIB
+
+    def limit(self, mib: int) -> None:
+        """Limit torch's allocator; what the driver and libraries take beside it does not count."""
+        torch.cuda.set_per_process_memory_fraction(max(0.0, min(1.0, mib / self.total_mib())))
 
     def allocate(self, name: str, mib: int) -> None:
         """Nothing: torch allocates when modules move."""
@@ -164,6 +172,9 @@ class EmulatedDevice:
     def peak_mib(self) -> int | None:
         """None: it is not measured."""
         return None
+
+    def limit(self, mib: int) -> None:
+        """Nothing: only what was reserved is allocated here."""
 
     def allocate(self, name: str, mib: int) -> None:
         """Take memory under a name. Raises `torch.OutOfMemoryError` when there is not enough."""

@@ -52,6 +52,12 @@ class PartMover:
         """Whether a part of this process is on the device."""
         return self.places.get(name) == "device"
 
+    def reserved_mib(self) -> int:
+        """The memory of the parts on the device and of the job that uses them."""
+        return self.work_mib + sum(
+            self._movables[name].part.mib for name, place in self.places.items() if place == "device"
+        )
+
     def load(self, name: str) -> None:
         """Bring a part for which memory was granted onto the device. Raises what loading raises."""
         self.moves += 1

@@ -220,6 +220,8 @@ class Residency:
             memory = self._reservations.reserve(
                 wanted, spare=spare, waiting=waiting, force=force, finished=finished
             )
+            if memory is not None:
+                self._budget.limit_process(self._account.owner, memory)
             if self._allocate(parts, work_mib):
                 self._rows.correct(memory.residents if memory else (), busy=parts)
                 return
@@ -283,6 +285,7 @@ class Residency:
             if self._mover.moves != moves:
                 return  # what was read is outdated
             in_use = self._mover.in_use
+            self._budget.limit_process(owner, memory, reserved_mib=self._mover.reserved_mib())
             if self._rows.unsettled and not in_use:
                 self._rows.settle()
             self._rows.correct(own, busy=in_use)

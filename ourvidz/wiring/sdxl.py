@@ -39,4 +39,5 @@ def sdxl_options(settings: Settings) -> SDXLOptions:
         ip_adapter=AdapterFiles(adapter, encoder) if adapter and encoder else None,
         previews=settings.previews,
         vae_tiled=settings.sdxl_vae_tiling == "always",
+        vae_dtype=None if settings.sdxl_vae_dtype == "float32" else settings.sdxl_vae_dtype,
     )

@@ -43,3 +43,15 @@ def test_what_torch_keeps_of_a_job_is_given_back() -> None:
     held_mib = device.own_mib()
     device.release("work")
     assert device.own_mib() <= held_mib - 1024
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_limited_process_is_told_that_the_device_is_full() -> None:
+    """By torch's own error, while other processes have the memory."""
+    device = CudaDevice()
+    device.limit(device.own_mib() + 512)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    finally:
+        device.limit(device.total_mib())

@@ -177,6 +177,25 @@ def test_a_job_that_is_too_large_fails_at_once_and_evicts_nobody(owner: MakeOwne
     assert wan.fake.moves == ["load"]
 
 
+def test_a_process_allocates_only_what_others_have_not_reserved(
+    owner: MakeOwner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that needs more than was expected falls back; its neighbour has what it was granted."""
+    wan, chat = owner("wan", 30), owner("chat", 10)
+    limits: dict[str, list[int]] = {"wan": [], "chat": []}
+    for each in (wan, chat):
+        monkeypatch.setattr(each.device, "limit", limits[each.name].append)
+    with wan.residency.hold(["wan"], work_mib=2):
+        assert limits["wan"][0] == BUDGET_MIB
+        with chat.residency.hold(["chat"], work_mib=1):
+            assert limits["chat"][0] == BUDGET_MIB - 32
+            deadline = time.monotonic() + WAIT_S
+            while limits["wan"][-1] != BUDGET_MIB - 11 and time.monotonic() < deadline:
+                threading.Event().wait(0.05)
+            assert limits["wan"][-1] == BUDGET_MIB - 11
+            assert min(limits["wan"]) >= 32
+
+
 def test_a_wait_can_be_given_up(owner: MakeOwner, ledger: Ledger) -> None:
     """A job that is cancelled while it waits leaves the line, and nobody moves for it afterwards."""
     wan, chat = owner("wan", 30), owner("chat", 20)

@@ -13,6 +13,7 @@ from ourvidz import log
 from ourvidz.jobs.job import JobLora
 from ourvidz.pipelines import identity
 from ourvidz.pipelines.checkpoints import Checkpoint
+from ourvidz.pipelines.devices import DTYPES
 from ourvidz.pipelines.identity import NO_WEIGHTS, Weights
 from ourvidz.pipelines.loading import HALF_BYTES, loading, weights_mib
 from ourvidz.pipelines.previews import LatentPreviewer, fit_previewer
@@ -45,7 +46,8 @@ class SDXLModel:
         self.pipe = pipe
         self.weights = weights
         self._cache = cache
-        self.vae = ImageVAE(pipe, cache, weights=weights.name)
+        wide_dtype = DTYPES[options.vae_dtype or "float32"]
+        self.vae = ImageVAE(pipe, cache, weights=weights.name, wide_dtype=wide_dtype)
         self.prompt_encoder = PromptEncoder(pipe, cache, weights=weights.name)
         self.adapter: IPAdapter | None = None
         if options.ip_adapter:

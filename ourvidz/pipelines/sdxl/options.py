@@ -24,7 +24,8 @@ class SDXLOptions:
 
     `compiled` compiles the UNet's blocks, `channels_last` sets the memory format of UNet and VAE. `loras` are
     merged into the weights, `job_loras` are available to jobs by name. `previews` enables previews of
-    unfinished images. `vae_tiled`: the VAE always works in tiles.
+    unfinished images. `vae_tiled`: the VAE always works in tiles. `vae_dtype`, one of `DTYPES`: that of a VAE
+    that overflows in float16; None is float32.
     """
 
     scheduler: str | None = None
@@ -38,6 +39,7 @@ class SDXLOptions:
     ip_adapter: AdapterFiles | None = None
     previews: bool = True
     vae_tiled: bool = False
+    vae_dtype: str | None = None
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """The dtype of the weights on this device."""
@@ -76,6 +78,8 @@ class SDXLOptions:
             "compiled": self.compiled,
             "channels_last": self.channels_last,
             "vae_tiling": "always" if self.vae_tiled else "auto",
+            # Absent by default: receipts of earlier releases have no such option.
+            **({"vae_dtype": self.vae_dtype} if self.vae_dtype else {}),
             "loras": [lora.label() for lora in self.loras],
             "job_loras": [lora.label() for lora in self.job_loras],
             "ip_adapter": None if self.ip_adapter is None else self.ip_adapter.weights.stem,

@@ -22,7 +22,8 @@ SCALE = 8
 
 class ImageVAE:
     """The VAE of a loaded SDXL pipeline. Latents are (images, 4, height / 8, width / 8), scaled as the UNet
-    expects them. `cache` keeps encoded images under the name of the loaded `weights`."""
+    expects them. `cache` keeps encoded images under the name of the loaded `weights`. A VAE that overflows in
+    float16 runs in `wide_dtype`."""
 
     def __init__(
         self,
@@ -30,7 +31,9 @@ class ImageVAE:
         cache: TensorCache | None = None,
         *,
         weights: str = "",
+        wide_dtype: torch.dtype = torch.float32,
     ) -> None:
+        self._wide_dtype = wide_dtype
         self._cache = cache or TensorCache()
         self._weights = weights
         self._vae = pipe.vae
@@ -69,7 +72,7 @@ class ImageVAE:
         tensors with the channels of the level below it, 3 GiB for 1024x1024 px of SDXL in float32."""
         width, height = size
         channels = int(self._vae.config.block_out_channels[1])
-        dtype = torch.float32 if self._upcasts else self._vae.dtype
+        dtype = self._wide_dtype if self._upcasts else self._vae.dtype
         return 3 * channels * width * height * int(dtype.itemsize)
 
     def must_tile(self, size: tuple[int, int]) -> bool:
@@ -124,7 +127,7 @@ class ImageVAE:
 
     def _upcast(self) -> None:
         if self._upcasts:
-            self._vae.to(torch.float32)
+            self._vae.to(self._wide_dtype)
 
     @property
     def _upcasts(self) -> bool:
