@@ -263,3 +263,20 @@ def test_a_password_that_is_not_encoded_is_refused_and_not_shown(read: Any, pass
     with pytest.raises(SettingsError, match="percent-encoded") as refused:
         read(OURVIDZ_REDIS_URL=f"redis://:{password}@127.0.0.1:6399/0")
     assert "s3cr3t" not in str(refused.value)
+
+
+@pytest.mark.parametrize("variable", ["REDIS_SERVER_BIN", "OURVIDZ_ENV_FILE"])
+def test_a_file_does_not_say_what_is_executed(read: Any, tmp_path: Path, variable: str) -> None:
+    """`ourvidz up` in a directory of somebody else's would run a program of theirs."""
+    (tmp_path / ".env").write_text(f"{variable}=./program\n")
+    with pytest.raises(SettingsError, match=f"{variable}: set it in the environment"):
+        read()
+
+
+def test_a_file_that_is_named_is_read_instead_of_the_one_that_is_there(read: Any, tmp_path: Path) -> None:
+    """Children of a process read the same one. One that is missing is an error."""
+    (tmp_path / ".env").write_text("OURVIDZ_URL=http://there.example\n")
+    (tmp_path / "named.env").write_text("OURVIDZ_URL=http://named.example\n")
+    assert read(OURVIDZ_ENV_FILE=str(tmp_path / "named.env")).shim_url == "http://named.example"
+    with pytest.raises(SettingsError, match="OURVIDZ_ENV_FILE: there is no file"):
+        read(OURVIDZ_ENV_FILE=str(tmp_path / "absent.env"))

@@ -16,10 +16,12 @@ COMPOSE_SECRETS = ("REDIS_PASSWORD", "METRICS_KEY")
 """Secrets that are values of `deploy/compose.yaml` and no settings."""
 
 
-def check_env_files(_: Settings, *, folder: Path = SYSTEM_FOLDER) -> Check:
-    """The env files in the working directory and in `folder` that contain secrets are not readable by every
-    user of the host."""
+def check_env_files(settings: Settings, *, folder: Path = SYSTEM_FOLDER) -> Check:
+    """The env files in the working directory and in `folder`, and the one that is named, are not readable by
+    every user of the host if they contain secrets."""
     files = [file for place in (Path.cwd(), folder) for file in sorted(_env_files(place))]
+    if settings.env_file is not None and settings.env_file.is_file() and settings.env_file not in files:
+        files.append(settings.env_file)
     exposed = [file for file in files if _names_secret(file) and file.stat().st_mode & stat.S_IROTH]
     if exposed:
         names = " ".join(map(str, exposed))

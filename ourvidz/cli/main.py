@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -40,6 +42,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Name → (module:attribute, line in the help)."""
 USES_RUNNING_STACK = frozenset({"callbacks", "imports", "keys", "ledger", "replay"})
 """Commands that use the Redis server of the running `ourvidz up`."""
+
+
+WITHOUT_ENV_FILE = frozenset({"callbacks", "jobs", "keys", "rehearse"})
+"""Commands that send credentials to where the settings say: not to where a file says that lies in the working
+directory."""
 
 
 class _SettingsFailure(click.ClickException):
@@ -84,8 +91,34 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ourvidz")
+@click.option(
+    "--env-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=lambda _ctx, _parameter, file: _use_env_file(file),
+    help="A file of settings, read instead of .env.",
+)
 def cli() -> None:
     """AI images, videos and chat as Celery tasks."""
+
+
+def _use_env_file(file: Path | None) -> None:
+    if file is not None:
+        from ourvidz.settings import set_environment
+
+        set_environment(OURVIDZ_ENV_FILE=str(file.absolute()))
+
+
+def _command_of(arguments: Sequence[str]) -> str | None:
+    """The name of the command in the arguments of `ourvidz`."""
+    words = iter(arguments)
+    for word in words:
+        if word == "--env-file":
+            next(words, None)
+        elif not word.startswith("-"):
+            return word
+    return None
 
 
 def main() -> None:
@@ -94,6 +127,13 @@ def main() -> None:
         from ourvidz import log
 
         log.configure("WARNING")
+        if _command_of(sys.argv[1:]) in WITHOUT_ENV_FILE and not any(
+            word.startswith("--env-file") for word in sys.argv
+        ):
+            from ourvidz.settings import ignore_env_file
+
+            if ignore_env_file():
+                click.echo("The .env of this directory is not read: pass --env-file .env.", err=True)
     sys.exit(cli(prog_name="ourvidz"))
 
 

@@ -25,6 +25,8 @@ class ProcessSettings(Topic):
 
     profile: Literal["tiny", "production"] = env("OURVIDZ_PROFILE", "tiny")
     state_dir: LocalPath = env("OURVIDZ_STATE_DIR", Path("~/.local/state/ourvidz"))
+    env_file: LocalPath | None = env("OURVIDZ_ENV_FILE")
+    """File of settings that is read instead of `.env`; set by `ourvidz --env-file`."""
     embedded: bool = env("OURVIDZ_EMBEDDED", False)
     """Whether the shim also serves assets and receives its own callbacks; set by `ourvidz up`."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = env("OURVIDZ_LOG_LEVEL", "INFO")

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 from pydantic_settings.exceptions import SettingsError as UnreadableSetting
 
 from ourvidz.errors import SettingsError
@@ -43,6 +48,9 @@ _REQUIRED_TOGETHER = (
 """Pairs of variables that must be set together."""
 
 
+ENV_FILE = "OURVIDZ_ENV_FILE"
+NOT_IN_FILES = frozenset({"REDIS_SERVER_BIN", ENV_FILE})
+"""Variables of the environment only: a file that lies in a directory must not name what is executed."""
 RUNPOD_SYNC_DEADLINE_S = 90.0
 """The default deadline of a synchronous request behind RunPod's proxy."""
 
@@ -74,6 +82,25 @@ class Settings(
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The sources, the strongest first. Raises `SettingsError` for a file with a variable that none may
+        have."""
+        assert isinstance(dotenv_settings, DotEnvSettingsSource)
+        for name in NOT_IN_FILES:
+            if dotenv_settings.env_vars.get(name.lower()) and not os.environ.get(name):
+                raise SettingsError(f"{name}: set it in the environment, not in a file", field=name)
+        return super().settings_customise_sources(
+            settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
+        )
 
     models: str = env("OURVIDZ_MODELS", "ourvidz.wiring.models:build")
     """`module:callable` that builds the pipelines of a worker; only the worker's child imports it."""
@@ -143,6 +170,10 @@ def load_settings(**overrides: Any) -> Settings:
     for name in overrides:
         if name not in variables and not name.startswith("_"):
             raise SettingsError(f"{name}: there is no setting of this name", field=name)
+    if env_file := os.environ.get(ENV_FILE):
+        if not Path(env_file).exists():
+            raise SettingsError(f"{ENV_FILE}: there is no file {env_file}", field=ENV_FILE)
+        overrides = {"_env_file": env_file, **overrides}
     if os.environ.get("OURVIDZ_IMPORT_LISTS") == "":
         # The one variable whose empty value differs from its default.
         overrides = {"OURVIDZ_IMPORT_LISTS": (), **overrides}
@@ -213,6 +244,15 @@ def set_environment(**variables: str) -> None:
     """Set environment variables of this process and its children, and invalidate the cached `settings()`."""
     os.environ.update(variables)
     settings.cache_clear()
+
+
+def ignore_env_file() -> bool:
+    """Let this process read no `.env` of its working directory, unless a file is named in the environment.
+    Return whether there is one that is ignored."""
+    if os.environ.get(ENV_FILE):
+        return False
+    set_environment(**{ENV_FILE: os.devnull})
+    return Path(".env").is_file()
 
 
 def environment(**overrides: str | None) -> dict[str, str]:

@@ -78,3 +78,15 @@ def test_the_guides_make_a_file_that_others_cannot_read_and_keep_one_that_is_the
         assert file.read_text() == content
         file.write_text("JOB_CALLBACK_SECRET=blue\n")
     assert check().status == "ok"
+
+
+def test_the_file_that_is_named_is_looked_at(
+    make_settings: Callable[..., Settings], tmp_path: Path, check: Callable[[], Check]
+) -> None:
+    """`ourvidz --env-file` names it, wherever it is."""
+    assert check().status == "skipped"
+    file = tmp_path / "named"
+    file.write_text("OURVIDZ_API_KEY=blue\n")
+    file.chmod(0o644)
+    named = check_env_files(make_settings(OURVIDZ_ENV_FILE=file), folder=tmp_path / "etc")
+    assert (named.status, str(file) in named.fix) == ("warning", True)

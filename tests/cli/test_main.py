@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from ourvidz.cli.main import COMMANDS, cli
+from ourvidz.cli.stack import PYTHON_M, with_package_path
 from ourvidz.cli.state import StateDir
+from ourvidz.settings import environment
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "celery", "requests", "fastapi")
 
@@ -75,3 +78,36 @@ def test_a_state_directory_in_use_is_refused_before_anything_starts(tmp_path: Pa
 def test_an_unknown_command_is_a_usage_error() -> None:
     """Exit status 2, as for every wrong command line."""
     assert CliRunner().invoke(cli, ["upp"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (("jobs", "list"), False),
+        (("jobs", "list", "--url", "http://127.0.0.1:9"), False),
+        (("--env-file", ".env", "jobs", "list"), True),
+        (("--env-file=.env", "jobs", "list"), True),
+    ],
+)
+def test_no_key_goes_to_where_the_env_file_of_a_directory_says(
+    tmp_path: Path, arguments: tuple[str, ...], asked: bool
+) -> None:
+    """A directory of somebody else's would get the key of whoever lists jobs in it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        (tmp_path / ".env").write_text(f"OURVIDZ_URL={url}\nOURVIDZ_STATE_DIR={tmp_path}\n")
+        env = environment(OURVIDZ_API_KEY="key", OURVIDZ_PORTS="9", OURVIDZ_STATE_DIR=str(tmp_path / "s"))
+        command = [*PYTHON_M, "ourvidz.cli.main", *arguments]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=with_package_path(env), stderr=subprocess.PIPE, text=True
+        )
+        if asked:
+            listener.settimeout(30)
+            listener.accept()[0].close()
+        _, printed = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert ("--env-file .env" in printed) != asked
+        if not asked:
+            with pytest.raises(BlockingIOError):
+                listener.accept()
