@@ -1,6 +1,6 @@
 """Three families on one card that holds two of them: does every job end, and does nobody wait too long?
 
-    python -m campaigns.card [--jobs 500] [--seed 1] [--turn 4] [--folder DIR] [--json]
+    python -m campaigns.card [--jobs 500] [--part 500] [--seed 1] [--turn 4] [--folder DIR] [--json]
 
 `ourvidz up` with an SDXL, a Wan and a chat worker on an emulated card of 49 GiB with a budget of 47; their
 models take 10, 30 and 15 GiB and no time to compute. Jobs of all three are submitted at random; after every
@@ -10,6 +10,10 @@ models take 10, 30 and 15 GiB and no time to compute. Jobs of all three are subm
 complete, `late` the waits for memory that were longer than a turn and the longest job and load of each
 family ahead. All must be 0. `loads` is compared with the least number of loads for the same sequence of jobs
 and deaths (`optimal`): the ratio must not exceed 1.3.
+
+With `--part N` each N jobs run in an installation of their own, and what a part has shown is kept in
+`--folder`: the same command continues after the parts that are done. Parts of fewer than 100 jobs say little
+about loads.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import sys
 import tempfile
 import threading
@@ -117,6 +122,30 @@ def run(folder: Path, *, jobs: int, seed: int, turn_s: float) -> Result:
         failed=sum(record.finished and record.status != "completed" for record in records),
         late=sum(seconds > allowed_s for seconds in waits.values()),
     )
+
+
+def run_in_parts(folder: Path, *, jobs: int, part: int, seed: int, turn_s: float) -> Result:
+    """Run the campaign in parts of so many jobs, without those that were run before with these numbers."""
+    results = []
+    for number, first in enumerate(range(0, jobs, part)):
+        count = min(part, jobs - first)
+        kept = folder / f"part-{seed + number}-{count}-{turn_s:g}.json"
+        if not kept.exists():
+            state = folder / kept.stem
+            shutil.rmtree(state, ignore_errors=True)
+            state.mkdir(parents=True)
+            result = run(state, jobs=count, seed=seed + number, turn_s=turn_s)
+            kept.write_text(json.dumps(asdict(result)))
+            print_note(f"{first + count:4} jobs, {result}")
+        results.append(Result(**json.loads(kept.read_text())))
+    return together(results)
+
+
+def together(results: list[Result]) -> Result:
+    """One result for several: the sums, and of the waits the longest."""
+    rows = [asdict(result) for result in results]
+    longest = ("longest_wait_s", "allowed_wait_s")
+    return Result(**{name: (max if name in longest else sum)(row[name] for row in rows) for name in rows[0]})
 
 
 def fewest_loads(moves: list[dict[str, Any]]) -> int:
@@ -236,6 +265,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--jobs", type=int, default=500, help="number of jobs")
+    parser.add_argument("--part", type=int, help="how many of them run in one installation; default all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--turn", type=float, default=4.0, help="length of a turn in seconds")
     parser.add_argument("--folder", type=Path, help="where data and logs are kept; default is nowhere")
@@ -243,7 +273,13 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
-        result = run(folder, jobs=arguments.jobs, seed=arguments.seed, turn_s=arguments.turn)
+        result = run_in_parts(
+            folder,
+            jobs=arguments.jobs,
+            part=arguments.part or arguments.jobs,
+            seed=arguments.seed,
+            turn_s=arguments.turn,
+        )
     if arguments.json:
         print(json.dumps(asdict(result)))
     else:
