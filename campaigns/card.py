@@ -3,8 +3,9 @@
     python -m campaigns.card [--jobs 500] [--part 500] [--seed 1] [--turn 4] [--folder DIR] [--json]
 
 `ourvidz up` with an SDXL, a Wan and a chat worker on an emulated card of 49 GiB with a budget of 47; their
-models take 10, 30 and 15 GiB and no time to compute. Jobs of all three are submitted at random; after every
-20 a random worker process is killed, and a program that is none of ours takes and frees memory.
+models take 10, 30 (in three parts) and 15 GiB and no time to compute. Jobs of all three are submitted at
+random; after every 20 a random worker process is killed, and a program that is none of ours takes and frees
+memory.
 
 `out_of_memory` counts the errors of the card, `lost` the jobs without an end, `failed` those that did not
 complete, `late` the waits for memory that were longer than a turn and the longest job and load of each

@@ -1,4 +1,4 @@
-"""Models without weights that take the memory of large ones on an emulated card.
+"""Models without weights that take the memory of large ones on an emulated card. Wan has parts.
 
 They note what they do in `moves.jsonl` in the state directory: every load, every job, and the card's own
 errors, with their times.
@@ -16,15 +16,19 @@ from PIL import Image
 
 from ourvidz.jobs.job import ChatJob, ImageJob, VideoJob
 from ourvidz.pipelines.base import GeneratedImages, GeneratedVideo, OnStep, TextDelta
+from ourvidz.pipelines.stage_memory import AlwaysResident, StageMemory
 from ourvidz.pipelines.texts.residency import ResidentTextModels, TextModel
 from ourvidz.settings import Settings
 from ourvidz.vram.device import EmulatedDevice, EmulatedSpec
 from ourvidz.wiring import control
-from ourvidz.wiring.model_parts import Whole
+from ourvidz.wiring.model_parts import Pipelines, Staged, Whole
 from ourvidz.wiring.shared_device import SharedDevice
 
 SIZES_MIB = {"sdxl": 10 * 1024, "wan": 30 * 1024, "qwen_instruct": 15 * 1024}
 """The weights of each model; what a job needs beside them is in `WORK_MIB`."""
+WAN_PARTS_MIB = {"text_encoder": 11 * 1024, "transformer": 18 * 1024, "vae": 1024}
+WAN_SHARES = {"text_encoder": 0.1, "transformer": 0.7, "vae": 0.2}
+"""The parts of Wan, and how much of a job's time each works."""
 WORK_MIB = 512
 LOAD_S, WAKE_S = {"sdxl": 0.6, "wan": 1.5, "qwen_instruct": 0.8}, 0.2
 JOB_S = {"sdxl": 0.1, "wan": 0.5, "qwen_instruct": 0.2}
@@ -120,6 +124,57 @@ class CardPipeline:
         on_step(1, 1)
 
 
+class StagedCardPipeline(CardPipeline):
+    """Wan, whose parts are moved one by one. Its load is noted as that of its largest part."""
+
+    def __init__(self, name: str, note: Note) -> None:
+        super().__init__(name, note)
+        self._memory: StageMemory = AlwaysResident()
+        self._places = dict.fromkeys(WAN_PARTS_MIB, "absent")
+
+    def share_memory(self, memory: StageMemory) -> None:
+        """Use only parts that this memory has brought."""
+        self._memory = memory
+
+    def load(self) -> None:
+        """Nothing: the stages bring what they use."""
+
+    def load_part(self, part: str) -> None:
+        """Take a part's share of the time of a load or a wake."""
+        if self._places[part] != "device":
+            seconds = LOAD_S[self._name] if self._places[part] == "absent" else WAKE_S
+            time.sleep(seconds * WAN_PARTS_MIB[part] / SIZES_MIB[self._name])
+            what = "load" if part == "transformer" else "load of a part"
+            self._note(what, self._name, part=part, cold=self._places[part] == "absent")
+            self._places[part] = "device"
+
+    def sleep_part(self, part: str) -> None:
+        """Go to the host's memory."""
+        self._places[part] = "host"
+
+    def unload_part(self, part: str) -> None:
+        """Go away."""
+        self._places[part] = "absent"
+
+    def unload(self) -> None:
+        """All parts go away."""
+        self._places = dict.fromkeys(WAN_PARTS_MIB, "absent")
+
+    def part_mib(self, part: str) -> float:
+        """The size of a part."""
+        return WAN_PARTS_MIB[part]
+
+    def _run(self, on_step: OnStep) -> None:
+        self._note("job", self._name)
+        on_step(0, 1)
+        for part, share in WAN_SHARES.items():
+            with self._memory.in_use(part, finished=() if part == "text_encoder" else ("text_encoder",)):
+                for _ in range(4):
+                    assert self._places[part] == "device", f"{part} works while it is {self._places[part]}"
+                    time.sleep(JOB_S[self._name] * share / 4)
+        on_step(1, 1)
+
+
 class CardDecoder:
     """Decodes any number of texts, each in one step."""
 
@@ -194,7 +249,13 @@ def build(settings: Settings, family: str) -> CardModels:
         worker_id=settings.worker_id(family),
         note=note,
     )
-    pipeline = CardPipeline(name, note)
-    pipelines = {name: Whole(pipeline, SIZES_MIB[name])}
+    pipeline: CardPipeline
+    pipelines: Pipelines
+    if family == "wan":
+        pipeline = staged = StagedCardPipeline(name, note)
+        pipelines = {name: Staged(staged, WAN_PARTS_MIB)}
+    else:
+        pipeline = CardPipeline(name, note)
+        pipelines = {name: Whole(pipeline, SIZES_MIB[name])}
     share = SharedDevice(settings, family, control.current().ledger, device, pipelines)
     return CardModels(pipeline, share)

@@ -212,6 +212,9 @@ class RecordingRun:
     def wait_for_device(self) -> None:
         self.waits += 1
 
+    def end_wait(self) -> None:
+        self.waits -= 1
+
     def stream_text(self, text: str, tokens: int, max_tokens: int) -> bool:
         if self.unreachable:
             self.unreachable -= 1

@@ -25,6 +25,7 @@ from ourvidz.vram.footprints import Footprints
 from ourvidz.vram.plan import (
     JOBS,
     OVERHEAD_MIB,
+    TEXT_ENCODER_MIB,
     WEIGHTS_MIB,
     Demand,
     fallback,
@@ -156,23 +157,29 @@ def _demands(
         "qwen_instruct": 0 if current.qwen_instruct_url else weights.get("qwen instruct", 0),
         "qwen_base": 0 if current.qwen_base_url else weights.get("qwen base", 0),
     }
-    return [Demand(name, mib, with_learned(JOBS[name], learned)) for name, mib in totals.items() if mib]
+    encoder_mib = _weights_mib(current, by_name["wan"], only="text_encoder") if totals["wan"] else 0
+    return [
+        Demand(name, mib, with_learned(JOBS[name], learned), encoder_mib if name == "wan" else 0)
+        for name, mib in totals.items()
+        if mib
+    ]
 
 
-def _weights_mib(current: Settings, planned: PlannedPart) -> int:
-    """The weights of a part as they are loaded: from the headers of its files, else the documented ones."""
+def _weights_mib(current: Settings, planned: PlannedPart, *, only: str = "") -> int:
+    """The weights of a part as they are loaded: from the headers of its files, else the documented ones.
+    `only`: those of the component whose files are in this folder."""
     name = planned.part.name.replace(" ", "_")
     if planned.state in ("absent", "partial"):
-        return WEIGHTS_MIB[name]
+        return TEXT_ENCODER_MIB if only else WEIGHTS_MIB[name]
     full = {"sdxl": current.sdxl_dtype, "wan": current.wan_dtype}.get(name) == "float32"
     total = 0
     for file in weight_files(planned.part.folder):
-        if name == "vace" and "transformer" not in file.parts:
+        if (name == "vace" and "transformer" not in file.parts) or (only and file.parent.name != only):
             continue
         # Wan's VAE is computed in float32.
         wide = full or (name == "wan" and file.parent.name == "vae")
         total += count_weights(file) * (4 if wide else 2)
-    return max(1, round(total / _MIB))
+    return max(0 if only else 1, round(total / _MIB))
 
 
 def _describe(planned: PlannedPart) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class StageClock:
         self._stages: list[str] = []
         self._since = 0.0
         self._owed_load_s = 0.0
+        self.paused_s = 0.0
+        """How long it was paused in all: waits for the device, and what was moved then."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -44,11 +46,13 @@ class StageClock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Count the time inside this context for no stage: the job waits. Stages inside it count."""
+        began = self._clock()
         try:
             with self.stage(_PAUSE):
                 yield
         finally:
             self._seconds.pop(_PAUSE, None)
+            self.paused_s += self._clock() - began
 
     def take(self) -> dict[str, float]:
         """The seconds by stage since the last call, for one job.

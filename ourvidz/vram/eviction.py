@@ -31,15 +31,18 @@ def evictions(
     *,
     keep: Collection[str] = (),
     first: Collection[str] = (),
+    last: Collection[str] = (),
     likely: Mapping[str, float] | None = None,
     force: bool = False,
 ) -> Plan:
     """The parts that must leave so that `needed_mib` more fit into the budget.
 
-    Idle parts leave first, the least valuable first: lowest (cost to bring back × likelihood of use) per MiB.
+    Idle parts leave first, the least valuable first: lowest (cost to bring back × likelihood of use) per MiB;
+    of those of which one is enough, the cheapest.
     Parts in use follow, the one whose turn began first; they leave when their turn is over. Pinned parts are
     asked only by `force`, or when the request cannot fit beside them. The parts `keep`, which the request
-    has already, stay; the parts `first`, which the job that asks needs no more, leave before all others.
+    has already, stay; the parts `first`, which the job that asks needs no more, leave before all others, and
+    the parts `last`, which it will need next, after all others that are idle.
     `likely` is the likelihood of use by family where the queues tell it; else it falls with the time since
     the last use.
     """
@@ -58,9 +61,13 @@ def evictions(
     pinned_mib = sum(each.mib for each in others if each.pinned)
     kept_mib = sum(each.mib for each in residents if each.id in keep)
     forced = force or kept_mib + needed_mib > budget_mib - pinned_mib
+
+    def rank(part: Resident) -> tuple[bool, ...]:
+        return part.pinned and not force, part.id not in first, part.busy, part.id in last
+
     candidates = sorted(
         (each for each in others if forced or not each.pinned),
-        key=lambda each: (each.pinned and not force, each.id not in first, *_order(each, now, likely)),
+        key=lambda each: (*rank(each), *_order(each, now, likely)),
     )
     chosen: list[Resident] = []
     for each in candidates:
@@ -75,6 +82,19 @@ def evictions(
         if shortage + each.mib <= 0 and not (each.busy and each.owner in working):
             chosen.remove(each)
             shortage += each.mib
+    # Nor need the last one be as large as it is, where one that is cheaper to bring back is enough.
+    if chosen and shortage <= 0 and not chosen[-1].busy:
+        dear = chosen.pop()
+        chosen.append(
+            min(
+                (
+                    each
+                    for each in candidates
+                    if each not in chosen and rank(each) == rank(dear) and each.mib >= shortage + dear.mib
+                ),
+                key=lambda each: _cost(each, now, likely),
+            )
+        )
     return Plan(
         tuple(each.id for each in chosen),
         enough=shortage <= 0,
@@ -93,5 +113,9 @@ def use_likelihood(part: Resident, now: float, likely: Mapping[str, float]) -> f
 def _order(part: Resident, now: float, likely: Mapping[str, float]) -> tuple[bool, float, str]:
     if part.busy:
         return True, part.turn_began, part.id
-    value = max(part.cost_s, 0.001) * use_likelihood(part, now, likely) / max(1, part.mib)
-    return False, value, part.id
+    return False, _cost(part, now, likely) / max(1, part.mib), part.id
+
+
+def _cost(part: Resident, now: float, likely: Mapping[str, float]) -> float:
+    """The seconds that it takes to bring a part back, times the likelihood that this will be needed."""
+    return max(part.cost_s, 0.001) * use_likelihood(part, now, likely)

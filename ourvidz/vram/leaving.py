@@ -24,7 +24,8 @@ def may_leave(part: Resident, memory: DeviceMemory, turn_s: float) -> bool:
     """Whether an idle part leaves now: somebody asks for it, and it was not brought a moment ago."""
     if part.busy or part.state != "resident" or not memory.is_asked(part.id):
         return False
-    idle_s, here_s = memory.now - part.used_at, memory.now - part.turn_began
+    # The turn of a model may have begun with another one of its parts.
+    idle_s, here_s = memory.now - part.used_at, memory.now - max(part.turn_began, part.since)
     return memory.is_forced(part.id) or (idle_s >= GRACE_S and here_s >= min(part.cost_s, turn_s))
 
 

@@ -34,11 +34,13 @@ class JobEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A model on the GPU: its weights, and the jobs that it runs."""
+    """A model on the GPU: its weights, and the jobs that it runs. `text_encoder_mib`: those of its weights
+    that may leave while the others work, where the model is moved in parts."""
 
     name: str
     weights_mib: int
     jobs: tuple[JobEstimate, ...]
+    text_encoder_mib: int = 0
 
 
 WEIGHTS_MIB: Mapping[str, int] = {
@@ -51,6 +53,9 @@ WEIGHTS_MIB: Mapping[str, int] = {
 }
 """Weights of the default checkpoints as they are loaded: a test counts them on the meta device. Of VACE its
 transformer: the rest it shares."""
+
+TEXT_ENCODER_MIB = 10836
+"""The part of Wan's weights that is its text encoder."""
 
 _SDXL_PIXELS, _WAN_PIXELS, _TOKENS = 1024 * 1024, 480 * 832, 4096
 _TEXT_JOBS = (
@@ -88,7 +93,9 @@ def with_learned(jobs: Iterable[JobEstimate], learned: Mapping[str, int]) -> tup
 
 def fallback(demand: Demand, job: JobEstimate, budget_mib: int) -> Fallback:
     """The fallback with which a job runs when its model has the GPU for itself."""
-    available = budget_mib - demand.weights_mib
+    if demand.text_encoder_mib > budget_mib:
+        return "does not fit"
+    available = budget_mib - (demand.weights_mib - demand.text_encoder_mib)
     if job.whole_mib <= available:
         return "none"
     if job.tiled_mib <= available:
@@ -103,11 +110,19 @@ def fitting_together(demands: Sequence[Demand], budget_mib: int) -> list[tuple[s
     for count in range(len(demands), 0, -1):
         for chosen in combinations(demands, count):
             names = tuple(demand.name for demand in chosen)
-            needed = sum(demand.weights_mib for demand in chosen)
-            needed += max(_work_mib(demand, budget_mib) for demand in chosen)
-            if needed <= budget_mib and not any(set(names) <= set(other) for other in sets):
+            fits = _stay_together(chosen, budget_mib) if count > 1 else _runs_alone(chosen[0], budget_mib)
+            if fits and not any(set(names) <= set(other) for other in sets):
                 sets.append(names)
     return sets
+
+
+def _stay_together(demands: Sequence[Demand], budget_mib: int) -> bool:
+    weights_mib = sum(demand.weights_mib for demand in demands)
+    return weights_mib + max(_work_mib(demand, budget_mib) for demand in demands) <= budget_mib
+
+
+def _runs_alone(demand: Demand, budget_mib: int) -> bool:
+    return fallback(demand, demand.jobs[0], budget_mib) != "does not fit"
 
 
 def _work_mib(demand: Demand, budget_mib: int) -> int:

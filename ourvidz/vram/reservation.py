@@ -73,10 +73,11 @@ class Reservations:
         waiting: Callable[[], None],
         force: bool = False,
         finished: Collection[str] = (),
+        later: Collection[str] = (),
     ) -> DeviceMemory | None:
         """Wait until the memory of these parts is granted; returns what the ledger knows of the device then.
         `spare` are the ids of the parts of this process that may leave for them, `finished` those that leave
-        first.
+        first, `later` those that leave last.
 
         None: the ledger is away, and all of them are on the device. They may run: nobody else can be
         granted anything meanwhile. Raises what `waiting` raises, which is called between two requests.
@@ -107,6 +108,7 @@ class Reservations:
                 memory.now,
                 keep=names,
                 first=finished,
+                last=later,
                 force=force,
             )
             if plan.forced and not force:

@@ -153,18 +153,20 @@ class Residency:
         waiting: Callable[[], None] = lambda: None,
         force: bool = False,
         finished: Collection[str] = (),
+        later: Collection[str] = (),
     ) -> Iterator[None]:
         """Keep these parts, and `work_mib` beside them, on the device inside this context.
 
         `waiting` is called again and again while others have the memory; what it raises ends the wait.
-        `finished`: parts of this process that leave before any others, because the job needs them no more.
+        `finished`: parts of this process that leave before any others, because the job needs them no more;
+        `later`: those that it needs in a later stage, which leave after other idle ones.
         Raises `OutOfMemory` at once for more than the device can ever give, or when the device stays full
         although memory was granted; what loading raises otherwise.
         """
         with self._jobs:
             try:
                 with self._moves:
-                    self._bring(parts, work_mib, waiting, force, finished=finished)
+                    self._bring(parts, work_mib, waiting, force, finished=finished, later=later)
                     self._must_yield = False
                     self._mover.in_use, self._mover.work_mib = frozenset(parts), work_mib
                 yield
@@ -206,6 +208,7 @@ class Residency:
         force: bool,
         spare: Collection[str] | None = None,
         finished: Collection[str] = (),
+        later: Collection[str] = (),
     ) -> None:
         """Reserve and load parts; `spare` are those of this process that may leave for them, by default
         all."""
@@ -218,7 +221,7 @@ class Residency:
             if needed > limit:
                 raise OutOfMemory(f"This job needs {needed} MiB of device memory, the budget is {limit} MiB.")
             memory = self._reservations.reserve(
-                wanted, spare=spare, waiting=waiting, force=force, finished=finished
+                wanted, spare=spare, waiting=waiting, force=force, finished=finished, later=later
             )
             if memory is not None:
                 self._budget.limit_process(self._account.owner, memory)

@@ -25,13 +25,14 @@ CACHING_FAMILIES = 2
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """The job that runs: its kind, and what is called while it waits."""
+    """The job that runs: its kind, and what is called while it waits, and at the end of a wait."""
 
-    kind: str | None
-    waiting: Callable[[], None]
+    kind: str | None = None
+    waiting: Callable[[], None] = lambda: None
+    granted: Callable[[], None] = lambda: None
 
 
-NO_JOB = _Job(None, lambda: None)
+NO_JOB = _Job()
 
 
 class SharedDevice:
@@ -80,18 +81,24 @@ class SharedDevice:
         self._residency.start()
 
     @contextmanager
-    def hold(self, model: str, job: BaseJob, waiting: Callable[[], None]) -> Iterator[None]:
+    def hold(
+        self,
+        model: str,
+        job: BaseJob,
+        waiting: Callable[[], None],
+        granted: Callable[[], None] = lambda: None,
+    ) -> Iterator[None]:
         """Keep a model, and the memory that a job needs beside it, on the device inside this context; of a
         model in parts, the part that a stage uses while it does.
 
-        `waiting` is called again and again while others have the memory; what it raises ends the wait. Raises
-        `OutOfMemory` for more than the device can give.
+        `waiting` is called again and again while others have the memory; what it raises ends the wait.
+        `granted` is called after such a wait. Raises `OutOfMemory` for more than the device can give.
         """
         if model not in self._parts:  # it runs on another server
             yield
             return
         kind = _kind(self._family, job)
-        current = _Job(kind, waiting)
+        current = _Job(kind, waiting, granted)
         if model not in self._staged:
             with self._in_use(model, model, kind, current):
                 yield
@@ -130,12 +137,22 @@ class SharedDevice:
         part_mib = parts[name].part.mib if name in parts else 0
         at_most = self._residency.limit_mib - part_mib
         work_mib = 0 if kind is None else self._work_mib(model, kind, job, at_most)
+        has_waited = False
+
+        def wait() -> None:
+            nonlocal has_waited
+            has_waited = True
+            job.waiting()
+
         with self._residency.hold(
             [parts[name].id] if name in parts else [],
             work_mib=work_mib,
-            waiting=job.waiting,
+            waiting=wait,
             finished=[parts[other].id for other in finished if other in parts],
+            later=[part.id for other, part in parts.items() if other != name and other not in finished],
         ):
+            if has_waited:
+                job.granted()
             self._device.reset_peak()
             yield
             peak_mib = self._device.peak_mib()

@@ -81,7 +81,7 @@ def _generate(
     metadata."""
     signer = AssetSigner(services.signer, source_type(reference is not None), job_id=job.id)
     with AssetUploader(job, run, services.store, signer, pictures) as uploader:
-        with services.device.hold("sdxl", job, run.wait_for_device), services.checked(job):
+        with services.device.hold("sdxl", job, run.wait_for_device, run.end_wait), services.checked(job):
             result = services.models.images().generate(
                 job,
                 reference=reference,

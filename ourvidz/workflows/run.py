@@ -123,16 +123,11 @@ class LeasedRun:
         """Report a finished step, unless the last report was less than `REPORT_INTERVAL_S` ago. Raises
         `Cancelled`, `JobTimeout` or `FenceLost`."""
         now = self._clock()
+        self._end_pause(now)
         if self._deadline is None:
             self._deadline = now + self._limit_s
-        elif self._paused_at is not None:
-            self._deadline += now - self._paused_at
-        self._paused_at = None
         if total:
             self.fraction = done / total
-        if self._stage in PAUSES:
-            self._stage = NO_STAGE
-            self._next_report_at = now
         add_event = self._progress_events and now >= self._next_progress_at and 0 < done < total
         reached = self._report(progress=_progress(done, total), add_event=add_event)
         if add_event and reached:
@@ -141,10 +136,16 @@ class LeasedRun:
             raise self._timeout()
 
     def wait_for_device(self) -> None:
-        """Report the stage `waiting_for_gpu`, until the next step. Called again and again while the job
-        waits for the memory of its GPU, which does not count towards its time limit. Raises `Cancelled` or
-        `FenceLost`."""
+        """Report the stage `waiting_for_gpu`, until `end_wait` or the next step. Called again and again while
+        the job waits for the memory of its GPU, which does not count towards its time limit. Raises
+        `Cancelled` or `FenceLost`."""
         self._pause(WAITING_FOR_GPU)
+
+    def end_wait(self) -> None:
+        """Report that the job has the memory that it waited for: from now on it works. Raises `Cancelled` or
+        `FenceLost`."""
+        self._end_pause(self._clock())
+        self._report()
 
     def note_preempted(self) -> None:
         """Report the stage `preempted`, until the next step: what comes before it does not count towards the
@@ -209,6 +210,14 @@ class LeasedRun:
             self._progress = None
         self._next_report_at = self._clock()
         self._report()
+
+    def _end_pause(self, now: float) -> None:
+        if self._paused_at is not None and self._deadline is not None:
+            self._deadline += now - self._paused_at
+        self._paused_at = None
+        if self._stage in PAUSES:
+            self._stage = NO_STAGE
+            self._next_report_at = now
 
     def _check_lease(self) -> None:
         """Return if this attempt may write. After the end of its lease, ask the ledger until it answers.

@@ -52,6 +52,9 @@ class Run(Protocol):
         """Report that the job waits for the memory of its GPU, which does not count towards its time limit;
         called again and again while it does. Raises what `step` raises."""
 
+    def end_wait(self) -> None:
+        """Report that the job has the memory that it waited for. Raises what `step` raises."""
+
     def preview(self, snapshot: Snapshot) -> None:
         """Offer a snapshot of the latents for a preview, which is rendered on another thread if one is due.
         Raises nothing."""
@@ -95,10 +98,17 @@ class Models(Protocol):
 class DeviceShare(Protocol):
     """The device that this worker may share with others."""
 
-    def hold(self, model: str, job: BaseJob, waiting: Callable[[], None]) -> AbstractContextManager[None]:
+    def hold(
+        self,
+        model: str,
+        job: BaseJob,
+        waiting: Callable[[], None],
+        granted: Callable[[], None] = lambda: None,
+    ) -> AbstractContextManager[None]:
         """Keep a model (`sdxl`, `wan`, or the name of a language model) on the device inside this context,
         with the memory that the job needs. `waiting` is called again and again while others have the memory;
-        what it raises ends the wait. Raises `OutOfMemory` for more than the device can give."""
+        what it raises ends the wait. `granted` is called at the end of such a wait. A model that is moved in
+        parts may wait several times. Raises `OutOfMemory` for more than the device can give."""
 
     def must_yield(self) -> bool:
         """Whether others wait for the device and this worker's turn is over: nothing new may join what it
@@ -115,7 +125,13 @@ class DeviceShare(Protocol):
 class UnsharedDevice:
     """A device that this worker has for itself, or none; implements `DeviceShare`."""
 
-    def hold(self, model: str, job: BaseJob, waiting: Callable[[], None]) -> AbstractContextManager[None]:  # noqa: ARG002
+    def hold(
+        self,
+        model: str,  # noqa: ARG002
+        job: BaseJob,  # noqa: ARG002
+        waiting: Callable[[], None],  # noqa: ARG002
+        granted: Callable[[], None] = lambda: None,  # noqa: ARG002
+    ) -> AbstractContextManager[None]:
         """Nothing to do."""
         return nullcontext()
 

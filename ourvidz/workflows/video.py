@@ -68,7 +68,7 @@ def _generate(
     services: Services,
     pictures: JobPictures,
 ) -> GeneratedVideo:
-    with services.device.hold("wan", job, run.wait_for_device):
+    with services.device.hold("wan", job, run.wait_for_device, run.end_wait):
         return services.models.videos().generate(
             job,
             references=references,

@@ -127,8 +127,8 @@ def test_a_revision_that_is_set_and_not_pulled_yet_counts(
     ("gpu", "fallbacks", "status"),
     [
         ("48GiB", {"sdxl": "none", "wan": "none"}, 0),
-        ("24GiB", {"sdxl": "none", "wan": "tiled VAE"}, 0),
-        ("16", {"sdxl": "tiled VAE", "wan": "does not fit"}, 1),
+        ("24GiB", {"sdxl": "none", "wan": "none"}, 0),
+        ("16", {"sdxl": "tiled VAE", "wan": "tiled VAE"}, 0),
         ("12GB", {"sdxl": "smaller batches", "wan": "does not fit"}, 1),
     ],
 )

@@ -78,3 +78,16 @@ def test_a_job_that_computes_nothing_pays_for_no_loading() -> None:
     assert pipeline.clock.take() == {}
     pipeline.generate(20)
     assert pipeline.clock.take() == {"other": 2, "denoise": 20, "load": 10}
+
+
+def test_what_a_job_waits_for_counts_for_no_stage() -> None:
+    """What is moved meanwhile does: it is the loading that jobs share."""
+    pipeline = Pipeline()
+    with pipeline.clock.stage("other"):
+        pipeline.now += 1
+        with pipeline.clock.paused():
+            pipeline.now += 60
+            pipeline.load(2)
+        pipeline.denoise(5)
+    assert pipeline.clock.take() == {"other": 1, "denoise": 5, "load": 2}
+    assert pipeline.clock.paused_s == 62

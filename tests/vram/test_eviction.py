@@ -69,6 +69,24 @@ def test_what_the_job_has_finished_with_leaves_before_all_others() -> None:
     }
 
 
+def test_of_parts_of_which_one_is_enough_the_cheapest_leaves() -> None:
+    """Per MiB the large one is as cheap, but little memory is needed."""
+    large, small = resident("wan.transformer", 18, cost_s=18.0), resident("wan.vae", 1, cost_s=1.0)
+    assert evictions([large, small], 29, BUDGET, NOW).parts == ("wan.vae",)
+    assert evictions([large, small], 30, BUDGET, NOW).parts == ("wan.transformer",)
+
+
+def test_what_the_job_needs_next_leaves_after_all_others_that_are_idle() -> None:
+    """But before it waits for parts in use."""
+    later, busy = resident("wan.transformer", 19, cost_s=0.1), resident("other", 10, busy=True)
+    dear = replace(CHAT, cost_s=60.0)
+    assert evictions([later, dear, busy], 10, BUDGET, NOW, last=["wan.transformer"]).parts == ("chat",)
+    assert evictions([later, dear, busy], 30, BUDGET, NOW, last=["wan.transformer"]).parts == (
+        "chat",
+        "wan.transformer",
+    )
+
+
 def test_an_idle_part_of_a_working_owner_does_not_free_what_its_job_works_in() -> None:
     """That memory goes with the part that the job uses."""
     encoder, denoiser = resident("encoder", 11, owner="wan"), resident("denoiser", 19, owner="wan", busy=True)

@@ -12,6 +12,7 @@ from ourvidz.pipelines.checkpoints import PACKAGED
 from ourvidz.vram.footprints import kind_of
 from ourvidz.vram.plan import (
     JOBS,
+    TEXT_ENCODER_MIB,
     WEIGHTS_MIB,
     Demand,
     Fallback,
@@ -31,6 +32,15 @@ JOB = JobEstimate("an image", "sdxl:20", whole_mib=400, tiled_mib=200, least_mib
 def test_a_job_runs_with_the_first_fallback_that_fits(budget: int, expected: Fallback) -> None:
     """In the order in which a worker tries them."""
     assert fallback(Demand("sdxl", 1000, (JOB,)), JOB, budget) == expected
+
+
+def test_a_model_in_parts_needs_no_memory_for_all_of_them_at_once() -> None:
+    """Its text encoder leaves before the others work; it must fit alone."""
+    wan, other = Demand("wan", 1000, (JOB,), text_encoder_mib=700), Demand("other", 100, (JOB,))
+    assert fallback(wan, JOB, 700) == "none"
+    assert fallback(wan, JOB, 699) == "does not fit"
+    assert fitting_together([wan, other], 1499) == [("wan",), ("other",)]
+    assert fitting_together([wan, other], 1500) == [("wan", "other")]
 
 
 def test_models_stay_together_if_any_of_them_can_work() -> None:
@@ -107,6 +117,7 @@ def test_the_weights_of_the_releases_are_those_of_their_structures() -> None:
         "qwen_base": weights_mib([text], 2),
     }
     assert counted == {name: pytest.approx(WEIGHTS_MIB[name], rel=0.003) for name in counted}
+    assert weights_mib([encoder], 2) == pytest.approx(TEXT_ENCODER_MIB, rel=0.003)
 
 
 def weights_mib(modules: Iterable[Any], bytes_each: int) -> float:

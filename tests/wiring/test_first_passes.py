@@ -72,7 +72,13 @@ def test_a_worker_starts_although_a_first_pass_fails_or_the_device_is_in_use() -
 
     class Busy(UnsharedDevice):
         @contextmanager
-        def hold(self, model: str, job: BaseJob, waiting: Callable[[], None]) -> Iterator[None]:
+        def hold(
+            self,
+            model: str,
+            job: BaseJob,
+            waiting: Callable[[], None],
+            granted: Callable[[], None] = lambda: None,
+        ) -> Iterator[None]:
             if job.model_dump()["num_images"] == 1:
                 waiting()
             yield

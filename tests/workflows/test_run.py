@@ -123,6 +123,25 @@ def test_a_wait_for_the_gpu_is_a_stage_that_ends_with_the_next_step(
     assert stages[-1] is None
 
 
+def test_the_end_of_a_wait_is_reported_before_the_next_step(ledger: SwitchableLedger, claim: Claim) -> None:
+    """What follows may have no steps, such as the decoding of a clip: a worker that is stopped then must not
+    return the job as one that waits. The wait itself does not count towards the time limit."""
+    now = [0.0]
+    with running(ledger, claim, limit_s=10.0, clock=lambda: now[0]) as run:
+        run.step(0, 4)
+        now[0] = 4.0
+        run.wait_for_device()
+        assert ledger.get("a").stage == "waiting_for_gpu"  # type: ignore[union-attr]
+        now[0] = 60.0
+        run.end_wait()
+        assert ledger.get("a").stage is None  # type: ignore[union-attr]
+        now[0] = 65.9
+        run.step(1, 4)
+        now[0] = 66.1
+        with pytest.raises(JobTimeout):
+            run.step(2, 4)
+
+
 @pytest.mark.parametrize(
     ("pause", "stage"),
     [(LeasedRun.note_preempted, "preempted"), (LeasedRun.wait_for_device, "waiting_for_gpu")],

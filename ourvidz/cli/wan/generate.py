@@ -92,6 +92,9 @@ class TerminalRun:
     def wait_for_device(self) -> None:
         """Never called: the command shares the GPU with nobody."""
 
+    def end_wait(self) -> None:
+        """Never called, too."""
+
     def preview(self, snapshot: Snapshot) -> None:
         """Ignore previews: the command has no viewer."""
 

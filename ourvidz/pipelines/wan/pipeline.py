@@ -226,7 +226,7 @@ class WanPipeline:
         references = references or NO_REFERENCES
         self.check(job, references)
         self.load()
-        started, counts = time.perf_counter(), self.cache.counts
+        started, paused_s, counts = time.perf_counter(), self.clock.paused_s, self.cache.counts
         plan = self._plan(job, source)
         state = GenerationState(
             self._with_effective_guidance(job),
@@ -239,7 +239,8 @@ class WanPipeline:
         )
         for fallback in state.fallbacks():
             if self._try_stages(state, fallback):
-                result = state.result(fallback, time.perf_counter() - started)
+                waited_s = self.clock.paused_s - paused_s
+                result = state.result(fallback, time.perf_counter() - started - waited_s)
                 return result.with_metadata(
                     embedding_cache=asdict(self.cache.counts.since(counts)),
                     receipt=state.receipt(result, fallback, self._environment(job)),
