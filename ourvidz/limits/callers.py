@@ -13,8 +13,9 @@ from ourvidz.records.allowances import Charge, JobLimits, Standing
 from ourvidz.settings import Settings
 from ourvidz.settings.kinds import Rate
 
-RouteClass = Literal["submit", "sync", "read", "admin"]
-"""`submit` and `sync` start jobs, and are charged with their registration; `read` is whatever is no other."""
+RouteClass = Literal["submit", "sync", "read", "admin", "wrong-key"]
+"""`submit` and `sync` start jobs, and are charged with their registration; `wrong-key` are requests that were
+refused for their key, `read` all others."""
 IPV6_PREFIX = 64
 """One caller usually has all addresses of such a network."""
 
@@ -55,7 +56,9 @@ class CallerLimits:
     def request_charge(self) -> Charge | None:
         """What the request itself takes; None for one that is charged for its jobs, or without a limit."""
         if self.key is None:
-            return _charge("address", self.subject, self.settings.address_rate, 1)
+            # Apart: guesses of keys must not close the open routes to others behind the same proxy.
+            policy = "wrong-key" if self.route_class == "wrong-key" else "address"
+            return _charge(policy, self.subject, self.settings.address_rate, 1)
         if self.route_class in ("read", "admin"):
             rate = self.settings.read_rate if self.route_class == "read" else self.settings.admin_rate
             return _charge(f"{self.route_class}-key", self.key, rate, 1, self.factor)

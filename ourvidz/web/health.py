@@ -154,7 +154,7 @@ def ready() -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/status", responses=documented(422, 503))
+@router.get("/status", responses=documented(422, 429, 503))
 def status(request: Request, worker_type: Literal["sdxl", "wan", "chat"] = "sdxl") -> Status:
     """Read the job types, batch sizes and model of one type of worker. If keys are configured, only callers
     with one see the model."""
@@ -187,7 +187,7 @@ def status(request: Request, worker_type: Literal["sdxl", "wan", "chat"] = "sdxl
     )
 
 
-@router.get("/model/info", responses=documented(503))
+@router.get("/model/info", responses=documented(429, 503))
 def model_info(request: Request) -> ModelInfo:
     """Read which models are loaded, and how. If keys are configured, only callers with one see them."""
     if not is_informed(request):
@@ -201,7 +201,7 @@ def model_info(request: Request) -> ModelInfo:
     )
 
 
-@router.get("/")
+@router.get("/", responses=documented(429))
 def root() -> dict[str, str]:
     """Read the name and version of the service, and the paths of its documentation."""
     return {

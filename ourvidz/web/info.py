@@ -105,7 +105,7 @@ class Environment(BaseModel):
     versions: dict[str, str]
 
 
-@router.get("/enhancement/info", responses=documented(503))
+@router.get("/enhancement/info", responses=documented(429, 503))
 def enhancement_info(request: Request) -> EnhancementInfo:
     """Read which models enhance prompts, and what they can do. If keys are configured, only callers with one
     see the checkpoints."""
@@ -113,7 +113,7 @@ def enhancement_info(request: Request) -> EnhancementInfo:
     return EnhancementInfo(**_text_models(workers if is_informed(request) else []))
 
 
-@router.get("/worker/info", responses=documented(503))
+@router.get("/worker/info", responses=documented(429, 503))
 def worker_info(request: Request) -> WorkerInfo:
     """Read what the chat workers serve. If keys are configured, only callers with one see the checkpoints."""
     workers = control.current().ledger.online_workers(family=FAMILY)
@@ -126,7 +126,7 @@ def worker_info(request: Request) -> WorkerInfo:
     )
 
 
-@router.get("/chat/health")
+@router.get("/chat/health", responses=documented(429))
 def chat_health() -> ChatHealth:
     """Read whether a chat worker would take a request now."""
     try:

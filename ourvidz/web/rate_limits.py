@@ -19,8 +19,9 @@ from ourvidz.wiring import control
 
 SUBMITTING = frozenset({"/jobs", "/rpush/{queue}", "/jobs/{id}/retry"})
 """Routes whose POST starts jobs."""
-PROBES = frozenset({"/health/live", "/health/ready"})
-"""Routes without limits: a probe that is refused would end the process."""
+PROBES = frozenset({"/health", "/health/live", "/health/ready"})
+"""Routes without limits: what a probe is refused is taken for dead, by supervisors, load balancers and the
+caller's backend."""
 STREAM_RETRY_S = 5.0
 
 
@@ -70,7 +71,7 @@ class RateLimitMiddleware:
         try:
             await self._app(scope, receive, send_with_headers)
         except Unauthorized:
-            await _take(_limits(Request(scope), "read", anonymous=True))
+            await _take(_limits(Request(scope), "wrong-key", anonymous=True))
             raise
         finally:
             subject = _state(scope).pop("stream_of", None)

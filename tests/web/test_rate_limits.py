@@ -152,10 +152,20 @@ def test_wrong_keys_are_limited_by_address_and_right_ones_are_not(open_shim: Ope
     shim = open_shim(OURVIDZ_API_KEYS=KEYS, OURVIDZ_LIMIT_ADDRESS="3/600")
     guesses = [shim.client.get("/jobs", headers={"X-API-Key": f"guess{n}"}) for n in range(5)]
     assert [answer.status_code for answer in guesses] == [401, 401, 401, 429, 429]
-    check_refusal(guesses[-1], "address")
-    assert shim.client.get("/health").status_code == 429
-    assert shim.client.get("/health/live").status_code == 200
+    check_refusal(guesses[-1], "wrong-key")
+    assert shim.client.get("/status").status_code == 200
     assert shim.client.get("/jobs", headers=EDGE).status_code == 200
+
+
+def test_open_information_is_limited_by_address_and_probes_are_not(open_shim: OpenShim) -> None:
+    """Who probes takes a refusal for death: it would restart the shim, or send callers elsewhere."""
+    shim = open_shim(OURVIDZ_API_KEYS=KEYS, OURVIDZ_LIMIT_ADDRESS="2/600")
+    answers = [shim.client.get("/status") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    check_refusal(answers[-1], "address")
+    for path in ("/health", "/health/live"):
+        assert [shim.client.get(path).status_code for _ in range(4)] == [200] * 4
+    assert shim.client.get("/jobs", headers={"X-API-Key": "guess"}).status_code == 401
 
 
 def test_open_routes_are_limited_by_address(open_shim: OpenShim, chat_worker: StartChatWorker) -> None:
