@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from ourvidz.errors import InternalError, InvalidParameters
+from ourvidz.jobs.catalog import QUEUES
 from ourvidz.jobs.job import Job, load_job
 from ourvidz.ledger.base import LedgerBase
 from ourvidz.records.codec import load_record, pairs
@@ -92,7 +93,7 @@ class Queries(LedgerBase):
         """Search an index in one round trip. Returns up to `BATCH` job ids with their orders, newest first,
         the number of jobs that were looked at, and the order below which to go on, None at the end."""
         name = self._keys.index(user_id).removeprefix(self._keys.prefix)
-        arguments = (name, below, type, status, SCAN_BATCH, BATCH)
+        arguments = (name, below, type, status, " ".join(QUEUES.values()), SCAN_BATCH, BATCH)
         looked_at, end, *found = self._connection.run_script("page", *arguments)
         orders = [(job_id, int(order)) for job_id, order in pairs(found).items()]
         return orders, int(looked_at), int(end) if end else None

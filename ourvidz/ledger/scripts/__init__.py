@@ -25,6 +25,7 @@ LIBRARIES = (
     "limits",
     "devices",
     "gpu_usage",
+    "ended",
 )
 """The files of `lib/` in the order in which they build on each other."""
 
@@ -44,7 +45,7 @@ READING = frozenset(
         "device_memory",
     }
 )
-"""Scripts without a write."""
+"""Scripts without a write; `page` does without its own where the server takes none."""
 EXEMPTION = "redis.call('DEL', key('memory_limit'))\n"
 """Makes a full server (`noeviction`) run the rest of a script: it refuses only the first write of a script,
 and never a deletion. All versions do this; the flag `allow-oom` needs Redis 7. The key never exists."""

@@ -11,6 +11,8 @@ local function index_job(id, job)
     redis.call('ZADD', leases, job.lease_until or timestamp(now), id)
   else
     redis.call('ZADD', finished, job.finished_at or timestamp(now), id)
+    -- It may have ended before what pages have taken over.
+    redis.pcall('DEL', key('ended:until'))
   end
 end
 

@@ -42,6 +42,7 @@ local function delete_job(id, job)
     redis.call('ZREM', key(name), id)
   end
   redis.call('ZREM', key('queued', job.queue), id)
+  for _, name in ipairs({ 'ended:failed', 'ended:cancelled' }) do redis.pcall('ZREM', key(name), id) end
   -- Unless a later job with the same result has it.
   if job.result and redis.pcall('GET', key('result', job.result)) == id then
     redis.call('DEL', key('result', job.result))
