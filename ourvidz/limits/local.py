@@ -61,10 +61,9 @@ class LocalAllowances:
         drawn = self._of(charge)
         if not self._admit(drawn, charge):
             async with drawn.lock:
-                # Another request may have drawn meanwhile.
-                if not self._admit(drawn, charge):
+                # Another request may have drawn meanwhile, and a short refusal may be over when it is read.
+                while not self._admit(drawn, charge):
                     await self._draw(drawn, charge)
-                    self._admit(drawn, charge)
         if drawn.standing is None:
             return None
         return replace(drawn.standing, remaining=drawn.standing.remaining + drawn.units)

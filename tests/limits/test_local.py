@@ -114,3 +114,15 @@ def test_the_subjects_that_are_remembered_are_bounded(run, clock, monkeypatch: p
 
     run(flood())
     assert len(allowances._drawn) <= 20
+
+
+def test_a_refusal_that_is_over_at_once_admits_nothing_without_a_unit(run) -> None:
+    """The next unit may come before the answer is read."""
+    answers = [0, 0, 1, 0]
+
+    class Refilling:
+        def draw_allowance(self, charge: Charge) -> Draw:
+            return Draw(answers.pop(0), 0.0, Standing(charge, 0, 1))
+
+    assert run(LocalAllowances(Refilling()).take(requests(quota=5))) is not None
+    assert answers == [0]
