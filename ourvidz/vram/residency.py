@@ -128,6 +128,11 @@ class Residency:
         return dict(self._mover.places)
 
     @property
+    def moves(self) -> int:
+        """How many moves of parts have been made: while one leaves, no use of memory can be measured."""
+        return self._mover.moves
+
+    @property
     def limit_mib(self) -> int:
         """The memory that parts and a job's work can have together at best."""
         return self._budget.limit_mib

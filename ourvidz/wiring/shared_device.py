@@ -153,10 +153,12 @@ class SharedDevice:
         ):
             if has_waited:
                 job.granted()
+            moves = self._residency.moves
             self._device.reset_peak()
             yield
             peak_mib = self._device.peak_mib()
-            if peak_mib is not None:
+            # Another part that has left meanwhile would be taken for memory that the job did not need.
+            if peak_mib is not None and self._residency.moves == moves:
                 # A job that has succeeded fits, though it first tried to take more.
                 for each in {kind, job.kind}:
                     if each is not None:

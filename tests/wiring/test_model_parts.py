@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -19,6 +20,7 @@ from ourvidz.records.devices import Part
 from ourvidz.settings import Settings, load_settings
 from ourvidz.vram.device import EmulatedDevice, EmulatedSpec
 from ourvidz.vram.footprints import kind_of
+from ourvidz.vram.reservation import POLL_S
 from ourvidz.wiring import control, models
 from ourvidz.wiring.model_parts import Whole
 from ourvidz.wiring.models import WarmModels
@@ -198,11 +200,13 @@ def test_an_idle_part_leaves_while_another_one_works(wan: Make) -> None:
     assert not made.device_share or not made.device_share.must_yield()
 
 
-def test_a_clip_that_waits_between_two_stages_can_be_cancelled(
-    small_card: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing stays reserved for it, and its wait is over. The prompt is encoded then: others have got the
-    memory in which the transformer would work."""
+ANOTHER = "another host 1 1"
+
+
+@pytest.fixture
+def lost_card(small_card: Make, monkeypatch: pytest.MonkeyPatch) -> WarmModels:
+    """A Wan worker whose clips find, once their prompt is encoded, that another owner has got the memory in
+    which the transformer would work."""
     made = small_card()
     encode = WanPipeline.encode
 
@@ -212,7 +216,7 @@ def test_a_clip_that_waits_between_two_stages_can_be_cancelled(
         (device,) = app.ledger.devices()
         answer, _ = app.ledger.reserve_memory(
             device,
-            "another host 1 1",
+            ANOTHER,
             [Part(id="another", mib=6_000)],
             family="chat",
             budget_mib=LARGE,
@@ -222,12 +226,39 @@ def test_a_clip_that_waits_between_two_stages_can_be_cancelled(
         assert answer == "granted"
         return embeds
 
+    monkeypatch.setattr(WanPipeline, "encode", encode_and_lose_the_card)
+    return made
+
+
+def test_a_wait_between_two_stages_is_no_time_of_the_gpu(lost_card: WarmModels) -> None:
+    """Nor of the generation. Its end is reported once: what follows is work."""
+    waits: list[None] = []
+    ends: list[int] = []
+
+    def waiting() -> None:
+        waits.append(None)
+        if len(waits) == 6:
+            (device,) = control.current().ledger.devices()
+            control.current().ledger.release_memory(device, ANOTHER)
+
+    job, began = video_job(frames=5, steps=2), time.monotonic()
+    assert lost_card.device_share is not None
+    with lost_card.device_share.hold("wan", job, waiting, lambda: ends.append(len(waits))):
+        result = lost_card.videos().generate(job, on_step=no_progress)
+    worked_s = time.monotonic() - began - 5 * POLL_S
+    assert ends == [len(waits)]
+    assert sum(lost_card.take_gpu_seconds().values()) < worked_s
+    assert result.seconds < worked_s
+
+
+def test_a_clip_that_waits_between_two_stages_can_be_cancelled(lost_card: WarmModels) -> None:
+    """Nothing stays reserved for it, and its wait is over."""
+
     def cancelled() -> None:
         raise Cancelled("the job was cancelled")
 
-    monkeypatch.setattr(WanPipeline, "encode", encode_and_lose_the_card)
     with pytest.raises(Cancelled):
-        clip(made, waiting=cancelled)
+        clip(lost_card, waiting=cancelled)
     (report,) = memory.devices()
     assert not report.memory.waits
     assert not any(each.busy for each in report.memory.residents if each.model == "wan")

@@ -229,6 +229,18 @@ def test_a_job_that_succeeded_is_not_refused_later(share: SharedDevice) -> None:
             """A job that succeeds."""
 
 
+def test_nothing_is_learned_from_a_job_during_which_a_part_has_left(share: SharedDevice) -> None:
+    """Its peak is lower by the size of that part."""
+    job = image_job(width=64, height=64)
+    kind = kind_of("sdxl", pixels=64 * 64, count=1)
+    with share.hold("sdxl", job, patient):
+        share._residency._mover.moves += 1
+    assert share._footprints.learned_mib(kind) is None
+    with share.hold("sdxl", job, patient):
+        """Nothing moves."""
+    assert share._footprints.learned_mib(kind) is not None
+
+
 def test_a_model_that_nearly_fills_the_device_is_used(
     settings: Settings, build: Callable[[str], Any]
 ) -> None:
