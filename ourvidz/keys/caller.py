@@ -57,7 +57,10 @@ class Caller:
 
     def sees_job(self, job_id: str, user_id: str | None) -> bool:
         """Whether it may see a job of a user."""
-        if self.job_id is not None and self.job_id != job_id:
+        if self.job_id is not None and (
+            self.job_id != job_id or (self.binding is None and user_id is not None)
+        ):
+            # A token for a job of no user is none for a user's job that has that id later, or had it before.
             return False
         return self.binding is None or self.binding.includes(user_id)
 

@@ -139,8 +139,9 @@ class KeyStore:
         key_id = secret.key_id_of(key)
         if key_id is None:
             return None
+        is_remembered = key_id in self._cached
         stored = self.find(key_id)
-        if stored is None or not stored.accepts(key):
+        if is_remembered and not (stored is not None and stored.accepts(key)):
             # A secret may be newer than what is remembered: it is valid as soon as it is made.
             stored = self._find_now(key_id)
         return stored.caller if stored is not None and stored.accepts(key) else None

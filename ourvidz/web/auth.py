@@ -88,7 +88,7 @@ class Keyring:
         Every key of the settings is compared, in constant time. Raises `WorkerUnavailable` where the request
         has a stored key or a token and the Redis server cannot be reached.
         """
-        offered = _credentials(request)
+        offered = _header_credentials(request)
         match = None
         for key in self._all:
             for text in offered:
@@ -97,7 +97,7 @@ class Keyring:
                     match = key
         if match is not None:
             return match.caller
-        callers = (self._stored(text) for text in offered)
+        callers = (self._stored(text) for text in _credentials(request))
         return next((caller for caller in callers if caller is not None), None)
 
     def authorize(
@@ -136,16 +136,20 @@ class Keyring:
         if grant is None or not self.is_valid(grant.key_id):
             return None
         binding = UserBinding(grant.user_id) if grant.user_id else None
-        return Caller("token", grant.key_id, frozenset({BROWSER}), binding=binding, job_id=grant.job_id)
+        name = f"token of {grant.key_id or LOCAL.name}"
+        return Caller(name, grant.key_id, frozenset({BROWSER}), binding=binding, job_id=grant.job_id)
+
+
+def _header_credentials(request: Request) -> list[str]:
+    """What a request offers as keys in its headers."""
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    return [request.headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
 
 
 def _credentials(request: Request) -> list[str]:
-    """What a request offers as keys and tokens."""
-    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-    offered = [request.headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
+    """What a request offers as keys and tokens. A key is no part of a URL: others write URLs into logs."""
     token = request.query_params.get(TOKEN_PARAMETER, "")
-    # A key is no part of a URL: others write URLs into logs.
-    return [*offered, token] if token.startswith(TOKEN_PREFIX) else offered
+    return [*_header_credentials(request), *([token] if token.startswith(TOKEN_PREFIX) else [])]
 
 
 def has_stored_form(request: Request) -> bool:

@@ -78,9 +78,18 @@ def inbox(
     if caller.bound:
         named = {str(item["payload"]["job_id"]) for item in items}
         records = control.current().ledger.records(named)
-        own = {record.job_id for record in records if caller.sees_job(record.job_id, record.user_id)}
-        items = [item for item in items if item["payload"]["job_id"] in own]
+        # From when on: an earlier job under the same id, deleted since, may have been another user's.
+        since = {
+            record.job_id: datetime.fromtimestamp(record.created_at, UTC)
+            for record in records
+            if caller.sees_job(record.job_id, record.user_id)
+        }
+        items = [item for item in items if _is_since(item, since.get(item["payload"]["job_id"]))]
     return Deliveries.model_validate({"items": items})
+
+
+def _is_since(item: dict[str, Any], created_at: datetime | None) -> bool:
+    return created_at is not None and datetime.fromisoformat(item["received_at"]) >= created_at
 
 
 @receiver.post(

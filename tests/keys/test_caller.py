@@ -40,6 +40,13 @@ def test_a_caller_with_a_token_for_one_job_sees_that_job_only() -> None:
     assert not caller.sees_user("ann")
 
 
+def test_a_token_for_a_job_of_no_user_sees_no_job_of_a_user() -> None:
+    """Under the id of a job that is deleted there may be another one, or files of one before it."""
+    caller = Caller("token", "settings:ops", job_id="job-1")
+    assert caller.sees_job("job-1", None)
+    assert not caller.sees_job("job-1", "bob")
+
+
 @pytest.mark.parametrize("parts", [{}, {"user_id": "ann", "prefix": "a"}, {"user_id": ""}, {"prefix": ""}])
 def test_a_binding_is_a_user_or_a_prefix(parts: dict[str, str]) -> None:
     """An empty prefix would include everybody."""

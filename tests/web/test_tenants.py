@@ -6,6 +6,7 @@ import io
 import json
 import time
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -394,6 +395,39 @@ def test_a_token_ends_with_its_key(tenants: Tenants) -> None:
         if reads(tenants, token, f"/assets/{image(ANN)}") == 401:
             break
         assert asked_at < revoked_at + 1.0
+
+
+def test_callbacks_of_an_earlier_job_under_the_same_id_stay_hidden(tenants: Tenants) -> None:
+    """Ids are chosen by callers: whoever knows one of a deleted job could read what came of it."""
+    headers = tenants.bound(user=ANN)
+    assert tenants.client.delete(f"/jobs/{THEIRS}", params={"force": "true"}, headers=operator()).is_success
+    assert tenants.client.post("/jobs", json=Shim.payload(id=THEIRS, user_id=ANN), headers=headers).is_success
+    assert tenants.client.get("/inbox", params={"job_id": THEIRS}, headers=headers).json() == {"items": []}
+    tenants.client.post("/functions/v1/job-callback", json={"job_id": THEIRS, "status": "processing"})
+    assert len(tenants.client.get("/inbox", params={"job_id": THEIRS}, headers=headers).json()["items"]) == 1
+    assert tenants.client.get(f"/assets/{image(BOB)}", headers=headers).status_code == 404
+
+
+NO_TOKENS = (
+    "ovt_\u2603",
+    "ovt_\u00e9.x",
+    "ovt_" + "." * 99,
+    "ovt_\0",
+    "ovt_\ud800",
+    "ovz_" + "a" * 54,
+    "x" * 9999,
+)
+
+
+def test_nothing_in_place_of_a_token_is_an_error_of_the_server(tenants: Tenants) -> None:
+    """Neither in the query nor in a header."""
+    for token in NO_TOKENS:
+        raw = token.encode("utf-8", "surrogatepass")
+        query = f"token={quote(raw)}"
+        assert tenants.client.get(f"/jobs/{MINE}/events?{query}").status_code == 401
+        assert tenants.client.get(f"/jobs?{query}", headers=operator()).status_code == 200
+        for name, value in (("Authorization", b"Bearer "), ("X-API-Key", b"")):
+            assert tenants.client.get("/jobs", headers={name: value + raw}).status_code == 401
 
 
 def test_no_token_and_no_key_is_logged(tenants: Tenants) -> None:
