@@ -45,7 +45,9 @@ class DeviceReport:
         """The name of a part as operators see it: of the model and, where it has several, of the part, and
         behind an `@` host and GPU of the worker where several workers of this device hold the part."""
         name = part.partition(WORKER_MARK)[0]
-        alike = sum(each.name == name for each in self.memory.residents)
+        asked = (asked for wait in self.memory.waits for asked in wait.asks)
+        ids = {part, *(each.id for each in self.memory.residents), *asked}
+        alike = sum(each.partition(WORKER_MARK)[0] == name for each in ids)
         return part if alike > 1 else name
 
     @property

@@ -24,6 +24,7 @@ ROW = card.Row(
 )
 
 
+@pytest.mark.model
 def test_the_small_form_measures_every_family() -> None:
     """On the CPU nothing is said about a GPU."""
     rows = list(card.measure(card.SMALL, families=list(card.BUILDERS), rounds=1))

@@ -18,6 +18,7 @@ BUDGET_MIB, TURN_S, LEASE_S = 47, 60.0, 10.0
 DEVICE = "card"
 PARTS = {
     "sdxl": [Part(id="sdxl", mib=10, pinned=True)],
+    "sdxl@gpu1": [Part(id="sdxl@gpu1", mib=10, pinned=True)],
     "wan": [Part(id="wan.encoder", mib=11, cost_s=2.0), Part(id="wan.denoiser", mib=19, cost_s=4.0)],
     "chat": [Part(id="chat", mib=15, cost_s=3.0)],
 }
@@ -25,7 +26,7 @@ OWNERS = st.sampled_from(sorted(PARTS))
 
 
 class DeviceMachine(RuleBasedStateMachine):
-    """Three owners that ask, load, finish jobs, leave and die, in any order."""
+    """Four owners, two of one family, that ask, load, finish jobs, leave and die, in any order."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -94,6 +94,25 @@ def test_the_status_of_a_shared_gpu(shim) -> None:
     }  # fmt: skip
 
 
+def test_models_of_two_workers_of_a_family_have_two_names(shim) -> None:
+    """Also one that has left since it was asked to; one worker alone needs no name."""
+    reside(shim, "sdxl@host-gpu0", 10_000, family="sdxl")
+    assert residents(shim) == ["sdxl"]
+    shim.ledger.reserve_memory(
+        "host:card", "wan@host", [Part(id="wan@host-gpu0", mib=40_000)],
+        family="wan", budget_mib=47_104, lease_s=10, turn_s=60, asks=["sdxl@host-gpu0", "sdxl@host-gpu1"],
+    )  # fmt: skip
+    assert residents(shim) == ["sdxl@host-gpu0"]
+    (device,) = shim.client.get("/memory/status").json()["devices"]
+    assert device["waiting"][0]["asks"] == ["sdxl@host-gpu0", "sdxl@host-gpu1"]
+
+
+def residents(shim: Shim) -> list[str]:
+    """The names of what resides on the card."""
+    (device,) = shim.client.get("/memory/status").json()["devices"]
+    return [part["id"] for part in device["residents"]]
+
+
 @pytest.mark.parametrize(
     ("free_gib", "level"), [(4.9, "critical"), (5, "high"), (9.9, "high"), (10, "medium"), (15, "low")]
 )

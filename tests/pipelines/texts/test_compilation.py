@@ -13,6 +13,8 @@ from ourvidz.pipelines.texts.qwen import QwenPipeline
 from tests.factories import chat_job
 from tests.pipelines.texts.test_qwen import PROMPTS, decode_together
 
+pytestmark = pytest.mark.model
+
 JOBS = {
     f"t{number}": chat_job(prompt, max_tokens=4 + 20 * number) for number, prompt in enumerate(PROMPTS[:5])
 }
