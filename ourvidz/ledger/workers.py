@@ -63,11 +63,11 @@ class WorkerOperations(LedgerBase):
         return [worker for worker in workers if worker is not None], paused
 
     def _load(self, row: dict[str, str], now: float) -> Worker | None:
-        seen_at = float(row["seen_at"])
-        online = "left" not in row and now - seen_at <= self._options.presence_s
         try:
+            seen_at = float(row["seen_at"])
+            online = "left" not in row and now - seen_at <= self._options.presence_s
             return load_worker(row["data"], seen_at=seen_at, online=online, draining="draining" in row)
-        except ValueError as error:
+        except (KeyError, ValueError) as error:
             _log.warning("heartbeat_unreadable", reason=str(error))
             return None
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any, cast
 
 from ourvidz.errors import NewerRelease
 from ourvidz.jobs.job import Job, dump_job
 from ourvidz.jobs.outcome import Outcome
+from ourvidz.jobs.sanitize import to_json_safe
 from ourvidz.records.record import (
     RECORD_VERSION,
     BrokerEntry,
@@ -215,15 +216,15 @@ def load_item(item_id: str, row: Fields) -> StreamItem:
 
 
 def dump_worker(worker: Worker) -> str:
-    """A worker as JSON."""
-    return dump_json(asdict(worker))
+    """A worker as JSON. What its models say of themselves becomes types that JSON has."""
+    return dump_json(to_json_safe({each.name: getattr(worker, each.name) for each in fields(worker)}))
 
 
 def load_worker(text: str, *, seen_at: float, online: bool, draining: bool) -> Worker:
     """A worker from the JSON of its heartbeat and the ledger's own fields. Unknown fields are ignored.
     `ValueError` for a heartbeat without a known one, or with a value of another type."""
-    values = json.loads(text)
     try:
+        values = to_json_safe(json.loads(text))
         return Worker(
             id=str(values["id"]),
             family=str(values["family"]),
@@ -240,5 +241,5 @@ def load_worker(text: str, *, seen_at: float, online: bool, draining: bool) -> W
             broker_prefix=str(values.get("broker_prefix", "")),
             detail=detail if isinstance(detail := values.get("detail"), dict) else {},
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"a heartbeat cannot be read: {type(error).__name__} {error}") from None

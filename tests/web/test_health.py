@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from unittest.mock import patch
 
@@ -166,6 +168,44 @@ def test_what_a_worker_reports_of_itself_fails_no_route(shim, family, detail) ->
     for path in ("/health", f"/status?worker_type={family}", "/model/info", "/enhancement/info", "/metrics"):
         assert shim.client.get(path).status_code == 200, path
     assert len(shim.client.get("/health").json()["workers"]) == 2
+
+
+ODD_HEARTBEATS = {
+    "a worker": ("id", '"\\ud800"'),
+    "a family": ("family", '"\\ud800"'),
+    "a number": ("pid", "1e400"),
+    "models": ("models", "[" * 900 + "]" * 900),
+    "deep details": ("detail", '{"info": {"sdxl": {"a": ' + "[" * 900 + "]" * 900 + "}}}"),
+    "details without an end": ("detail", "[" * 9000 + "]" * 9000),
+    "large details": ("detail", '{"info": {"sdxl": {"name": "' + "x" * 1_000_000 + '"}}}'),
+    "no number": (
+        "detail",
+        '{"info": {"sdxl": {"name": NaN}}, "metrics": {"\\ud800": 1}, "retry_at": 1e400}',
+    ),
+}
+
+
+@pytest.mark.parametrize(("field", "value"), ODD_HEARTBEATS.values(), ids=ODD_HEARTBEATS)
+def test_no_heartbeat_fails_a_route(shim, field, value) -> None:
+    """Whoever may write one: half a character, numbers and nesting that no writer of JSON takes."""
+    shim.register_worker()
+    shim.register_worker(id="other@host")
+    client, prefix = shim.ledger._connection.client, shim.ledger._keys.prefix
+    data = json.loads(client.hget(f"{prefix}worker:other@host", "data")) | {field: "@"}
+    client.hset(f"{prefix}worker:other@host", "data", json.dumps(data).replace('"@"', value))
+    client.hset(f"{prefix}worker:third@host", "data", "{}")
+    client.zadd(f"{prefix}workers", {"third@host": time.time()})
+    for path in ("/health", "/health/ready", "/status", "/model/info", "/metrics", "/memory/status"):
+        assert shim.client.get(path).status_code == 200, path
+    assert "sdxl@host-cpu" in {worker["id"] for worker in shim.client.get("/health").json()["workers"]}
+
+
+def test_a_worker_is_seen_whatever_its_models_say_of_themselves(shim) -> None:
+    """The path of a checkpoint may be no text, and a model of one's own may report what JSON lacks."""
+    info = {"name": "caf\udce9", "dtype": object(), "sizes": {64, 128}, "share": float("nan")}
+    shim.register_worker(detail={"info": {"sdxl": info}})
+    (row,) = shim.client.get("/model/info").json()["models"]
+    assert row["info"]["name"] == "caf?"
 
 
 def test_the_description_of_a_single_model_needs_no_name(shim) -> None:
