@@ -136,6 +136,8 @@ def _signature(
         priority=priority,
         argsrepr=REDACTED,
         time_limit=limit_s,
+        # As the tasks have it: messages are alike whether or not their tasks are registered in this process.
+        ignore_result=True,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 
 from ourvidz import dispatch
+from ourvidz.app import app as celery_app
 from ourvidz.celery_settings import JOBS, PRIORITY_SYNC
-from ourvidz.dispatch.broker_entries import is_broker
+from ourvidz.dispatch.broker_entries import encode, is_broker
 from ourvidz.dispatch.messages import broker_entry
 from tests.dispatch.conftest import Install, Installation
 from tests.factories import image_job, publishing_to, video_job
@@ -35,6 +37,17 @@ def test_an_entry_is_what_celery_would_publish(installation: Installation, prior
     assert installation.broker.llen(entry.list_name) == 1
     (published,) = installation.broker.lrange(entry.list_name, 0, -1)
     assert without_tag(published) == without_tag(entry.message)
+
+
+def test_an_entry_does_not_depend_on_what_the_process_has_imported(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery takes options of a registered task from the task."""
+    registered = importlib.import_module("ourvidz.tasks.sdxl").generate
+    with_task = encode(dispatch.messages._generation("job-1", 1, "sdxl_image_fast", JOBS))
+    monkeypatch.delitem(celery_app.tasks, registered.name)
+    without = encode(dispatch.messages._generation("job-1", 1, "sdxl_image_fast", JOBS))
+    assert without_tag(with_task.message) == without_tag(without.message)
 
 
 def test_an_entry_belongs_to_its_job_and_to_the_settings(
