@@ -14,7 +14,7 @@ from ourvidz.wiring import control
 
 FIRST_LOOK_S = 0.25
 LAST_LOOK_S = 5.0
-"""Pauses between two looks at what the running job does: each is twice as long as the one before it."""
+"""Pauses between two looks at what the running job does, each twice as long as the one before it."""
 
 _log = log.get(__name__)
 
@@ -66,12 +66,17 @@ class Drain:
         stop_process()
 
     def _wait_for_job(self) -> None:
-        """Wait until the limit or `hand_back`, or until the job waits for the GPU: it computes nothing then,
-        and others may keep the memory for longer than the drain takes."""
-        ends_at, pause_s = time.monotonic() + self._limit_s, FIRST_LOOK_S
-        while not self._is_waiting_for_gpu():
+        """Wait until the limit or `hand_back`, or until the job waits for the GPU at two looks: it computes
+        nothing then, and others may keep the memory for longer than the drain takes. At one look it may be
+        between two of its stages, of which the next one has its memory at once."""
+        ends_at, pause_s, waited = time.monotonic() + self._limit_s, FIRST_LOOK_S, False
+        while True:
+            waits = self._is_waiting_for_gpu()
+            if waits and waited:
+                return
+            waited = waits
             left_s = ends_at - time.monotonic()
-            if left_s <= 0 or self._ended.wait(min(pause_s, left_s)):
+            if left_s <= 0 or self._ended.wait(min(FIRST_LOOK_S if waits else pause_s, left_s)):
                 return
             pause_s = min(2 * pause_s, LAST_LOOK_S)
 

@@ -11,7 +11,7 @@ from ourvidz.draining import FIRST_LOOK_S, Drain
 from ourvidz.errors import WorkerUnavailable
 from ourvidz.ledger.store import Ledger
 from ourvidz.liveness import registration
-from ourvidz.records.record import PREEMPTED, WAITING_FOR_GPU, Verdict
+from ourvidz.records.record import NO_STAGE, PREEMPTED, WAITING_FOR_GPU, Verdict
 from ourvidz.settings import load_settings
 from ourvidz.testing import Eager
 from tests.factories import image_job, worker
@@ -81,6 +81,27 @@ def test_a_job_that_waits_for_the_gpu_is_handed_back_at_once(
     record = ledger.get("a")
     assert record is not None
     assert (record.status, record.attempt, record.failures) == ("queued", 0, {})
+
+
+def test_a_job_that_waits_for_a_moment_is_waited_for(
+    ledger: Ledger, stopped: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two stages a model's own part leaves, and then the job goes on."""
+    wait_for_gpu(ledger, "a", "t")
+    look, looks = Drain._is_waiting_for_gpu, []
+
+    def look_and_go_on(drain: Drain) -> bool:
+        looks.append(look(drain))
+        wait_for_gpu(ledger, "a", "t", stage=NO_STAGE)
+        return looks[-1]
+
+    monkeypatch.setattr(Drain, "_is_waiting_for_gpu", look_and_go_on)
+    drain = Drain(WORKER, limit_s=3600)
+    drain.start()
+    assert not stopped.wait(3 * FIRST_LOOK_S)
+    assert looks[:2] == [True, False]
+    drain.hand_back()
+    assert stopped.wait(10)
 
 
 def test_a_job_that_computes_is_waited_for_though_another_one_waits(

@@ -233,6 +233,23 @@ def test_both_jobs_of_a_worker_that_dies_meanwhile_are_queued_again_uncharged(le
     assert "preemptions" not in metadata_of(ledger, "clip")
 
 
+def test_a_clip_that_has_yielded_is_charged_for_the_second_loss(ledger: Ledger) -> None:
+    """Its worker dies after the image has ended, which may have been the cause. It runs alone then, so nobody
+    keeps a clip that kills workers uncharged by sending images."""
+    clip = register(ledger, "clip")
+    AT_STEP["clip", 10] = lambda: register_image(ledger)
+    AT_STEP["clip", 30] = lambda: ledger.rescue(*ledger.leased_by("wan@host"))
+    run_task(clip)
+    again = record_of(ledger, "clip")
+    assert (again.status, again.attempt, again.failures, again.alone) == ("queued", 0, {}, True)
+    assert record_of(ledger, "image").status == "completed"
+    register_image(ledger, "other")
+    AT_STEP["clip", 35] = lambda: ledger.rescue(*ledger.leased_by("wan@host"))
+    run_task(again)
+    charged = record_of(ledger, "clip")
+    assert (charged.status, charged.attempt, charged.failures) == ("queued", 1, {"WORKER_LOST": 1})
+
+
 def test_a_clip_that_cannot_store_its_state_makes_no_room(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
