@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Literal
 
-from ourvidz.errors import Conflict, InvalidParameters, NotFound
+from ourvidz.errors import Conflict, InvalidParameters, NotFound, WorkerUnavailable
 from ourvidz.keys import secret
 from ourvidz.keys.caller import BOUND_SCOPES, DEFAULT_RATE_CLASS, Caller, UserBinding
-from ourvidz.ledger.connection import Connection
+from ourvidz.ledger.connection import REPLICA_WAIT_S, Connection
 
 CACHE_S = 0.5
 """How long a shim may use what it has read of a key: a key that is revoked is refused after this at most."""
@@ -113,9 +113,19 @@ class KeyStore:
         return key
 
     def revoke(self, key_id: str) -> None:
-        """Make all secrets of a key invalid. Safe to call twice. Raises `NotFound`."""
-        if not self._run("revoke_key", key_id):
+        """Make all secrets of a key invalid. Safe to call twice.
+
+        Raises `NotFound`, and `WorkerUnavailable` when the replicas that the installation waits for do not
+        confirm it: after a failover the key would be valid.
+        """
+        wanted = self._connection.replica_acks
+        answer, acks = self._connection.with_retries(
+            lambda: self._run_replicated("revoke_key", [self._prefix, key_id], wanted)
+        )
+        if not answer:
             raise _not_found(key_id)
+        if acks < wanted:
+            raise WorkerUnavailable("The key is revoked, but the replicas have not confirmed it: repeat it.")
 
     def list(self) -> list[StoredKey]:
         """All keys, also those that are not valid any more, oldest first."""
@@ -178,6 +188,17 @@ class KeyStore:
         argv = [self._prefix, *("" if arg is None else arg for arg in args)]
         script = self._scripts[verb]
         return int(self._connection.with_retries(lambda: script(args=argv)))
+
+    def _run_replicated(self, verb: str, argv: Sequence[str], wanted: int) -> tuple[int, int]:
+        """Run a script; return its answer, and how many replicas have what it wrote, `wanted` at most."""
+        pipeline = self._connection.client.pipeline(transaction=False)
+        self._scripts[verb](args=argv, client=pipeline)
+        if wanted:
+            # A repeated call writes nothing, and must wait for the first one all the same.
+            pipeline.publish(f"{self._prefix}replicated", "")
+            pipeline.wait(wanted, int(REPLICA_WAIT_S * 1000))
+        answers = pipeline.execute()
+        return int(answers[0]), int(answers[-1]) if wanted else 0
 
 
 def _load(key_id: str, fields: Mapping[str, Any], now: float) -> StoredKey:

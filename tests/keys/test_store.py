@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from ourvidz.errors import Conflict, InvalidParameters, NotFound
+from ourvidz.errors import Conflict, InvalidParameters, NotFound, WorkerUnavailable
 from ourvidz.keys import secret
 from ourvidz.keys.caller import Caller, UserBinding
 from ourvidz.keys.store import CACHE_S, KeyStore, check_binding
@@ -145,6 +146,22 @@ def test_a_full_server_revokes_and_rotates(start_redis: Any) -> None:
     assert keys.identify(first) is keys.identify(second) is None
     assert keys.identify(rotated) is not None
     ledger.close()
+
+
+def test_a_revocation_waits_for_the_replicas(
+    make_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a failover would make a key that leaked valid again. The call may be repeated."""
+    monkeypatch.setattr("ourvidz.keys.store.REPLICA_WAIT_S", 0.01)
+    connection = make_ledger().connection
+    key_id, key = KeyStore(connection).create("shop", JOBS)
+    connection.replica_acks = 1
+    for _ in range(2):
+        with pytest.raises(WorkerUnavailable, match="repeat it"):
+            KeyStore(connection).revoke(key_id)
+    connection.replica_acks = 0
+    KeyStore(connection).revoke(key_id)
+    assert KeyStore(connection).identify(key) is None
 
 
 def test_a_repeated_call_of_a_script_changes_nothing(keys: KeyStore, connection: Connection) -> None:
