@@ -120,24 +120,25 @@ class Keyring:
         audit.entry(request.scope).caller = caller.name
         raise Forbidden(f"This key lacks the scope {' or '.join(sorted(scopes & SCOPES))}.")
 
-    def is_valid(self, key_id: str | None) -> bool:
-        """Whether the key of an earlier request, or the one that a token was made with, is still valid."""
+    def _issuer(self, key_id: str | None) -> Caller | None:
+        """Who made a token, by the id of the key; None if that key is no longer valid."""
         if key_id is None:
-            return self.empty
+            return LOCAL if self.empty else None
         if key_id.startswith(SETTINGS_KEY):
-            return any(key.caller.key_id == key_id for key in self._keys)
+            return next((key.caller for key in self._keys if key.caller.key_id == key_id), None)
         stored = control.current().keys.find(key_id)
-        return stored is not None and stored.state == "active"
+        return stored.caller if stored is not None and stored.state == "active" else None
 
     def _stored(self, text: str) -> Caller | None:
         if text.startswith(f"{KEY_PREFIX}_"):
             return control.current().keys.identify(text)
         grant = control.current().tokens.read(text) if text.startswith(TOKEN_PREFIX) else None
-        if grant is None or not self.is_valid(grant.key_id):
+        issuer = self._issuer(grant.key_id) if grant is not None else None
+        if grant is None or issuer is None:
             return None
         binding = UserBinding(grant.user_id) if grant.user_id else None
-        name = f"token of {grant.key_id or LOCAL.name}"
-        return Caller(name, grant.key_id, frozenset({BROWSER}), binding=binding, job_id=grant.job_id)
+        name, scopes = f"token of {issuer.name}", frozenset({BROWSER})
+        return Caller(name, issuer.key_id, scopes, issuer.rate_class, binding, grant.job_id)
 
 
 def _header_credentials(request: Request) -> list[str]:

@@ -9,12 +9,14 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from fastapi import Request
 from PIL import Image
 from structlog.testing import capture_logs
 
 from ourvidz.jobs.outcome import Asset, Outcome
-from ourvidz.keys.caller import UserBinding
+from ourvidz.keys.caller import Caller, UserBinding
 from ourvidz.keys.store import KeyStore
+from ourvidz.web.auth import BROWSER
 from tests.web.conftest import Shim
 from tests.web.test_auth import ANY_KEY, OPEN
 
@@ -381,6 +383,17 @@ def test_a_bound_key_makes_tokens_for_its_users_only(tenants: Tenants, anns: dic
     assert [status(anns, **fields) for fields in ({}, {"job_id": MINE, "user_id": ANN})] == [422, 422]
     assert status(anns, job_id=MINE, expires_in_s=3601) == 422
     assert status(bearer(tenants.token(user_id=ANN)), job_id=MINE) == 403
+
+
+def test_a_token_has_the_limits_of_its_key(tenants: Tenants) -> None:
+    """A key cannot get around them with tokens; the audit log names it."""
+    key_id, key = tenants.keys.create("maker", BOUND, rate_class="large")
+    token = tenants.client.post("/tokens", json={"user_id": ANN}, headers=bearer(key)).json()["token"]
+    headers = [(b"authorization", f"Bearer {token}".encode())]
+    request = Request({"type": "http", "headers": headers, "query_string": b""})
+    caller = tenants.client.app.state.keyring.identify(request)
+    expected = Caller("token of maker", key_id, frozenset({BROWSER}), "large", UserBinding(ANN))
+    assert caller == expected
 
 
 def test_a_token_ends_with_its_key(tenants: Tenants) -> None:
