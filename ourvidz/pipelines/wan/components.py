@@ -94,10 +94,14 @@ class Components:
         return part in self._held
 
     def load_part(self, part: PartName) -> None:
-        """Move a part to where it belongs while idle. Idempotent."""
+        """Move a part to where it belongs while idle. Idempotent. Raises torch's error for a full device;
+        then some of it may be there, and `sleep_part` or `drop_part` takes it back."""
         if part not in self._awake:
-            for pipe in self._pipes():
-                self.placement.place(pipe, self._device, self._names(part))
+            if self.placement.moves_all:
+                sleeping.move_to_device(self._of(part), self._device)
+            else:
+                for pipe in self._pipes():
+                    self.placement.place(pipe, self._device, self._names(part))
             self._awake.add(part)
 
     def take_over(self, part: PartName, read: Callable[[Any, ComponentName], Any]) -> None:
@@ -112,7 +116,7 @@ class Components:
 
     def sleep_part(self, part: PartName) -> None:
         """Move a part to the memory of the host. Idempotent."""
-        if part in self._awake:
+        if part in self._held:
             self._awake.discard(part)
             sleeping.move_to_host(self._of(part))
 

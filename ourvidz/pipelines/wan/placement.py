@@ -36,6 +36,11 @@ class Placement:
     text_on_cpu: bool = False
     grouped: bool = False
 
+    @property
+    def moves_all(self) -> bool:
+        """Whether every component that is moved as a whole belongs on the device."""
+        return not (self.offload or self.text_on_cpu)
+
     def place(
         self, pipe: Any, device: torch.device, components: tuple[ComponentName, ...] = COMPONENTS
     ) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from shutil import copytree, rmtree
 
 import pytest
+import torch
 
 from ourvidz.errors import ModelLoadError
+from ourvidz.pipelines import sleeping
 from ourvidz.pipelines.base import ReferenceImages
 from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.tensor_cache import TensorCache
@@ -120,6 +122,27 @@ def test_loaded_says_whether_a_part_is_on_the_device(wan_checkpoint: Checkpoint)
     assert pipeline.components.loaded
     pipeline.unload()
     assert not pipeline.components.loaded
+
+
+def test_a_part_for_which_the_device_was_too_full_is_taken_back(
+    wan_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of its weights may be there already."""
+    pipeline = WanPipeline(wan_checkpoint)
+    pipeline.load_part("vae")
+    encoder = pipeline.components.pipe.text_encoder
+    taken_back: list[object] = []
+
+    def full(components: list[object], device: torch.device) -> None:
+        assert components == [encoder]
+        raise torch.OutOfMemoryError(f"{device} out of memory")
+
+    monkeypatch.setattr(sleeping, "move_to_device", full)
+    monkeypatch.setattr(sleeping, "move_to_host", taken_back.extend)
+    with pytest.raises(torch.OutOfMemoryError):
+        pipeline.load_part("text_encoder")
+    pipeline.sleep_part("text_encoder")
+    assert taken_back == [encoder]
 
 
 def test_a_part_whose_files_have_changed_is_a_load_error(untrained_wan: Path, tmp_path: Path) -> None:
