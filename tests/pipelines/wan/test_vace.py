@@ -302,8 +302,8 @@ def test_if_vace_cannot_be_loaded_nothing_is_loaded(
 ) -> None:
     """A worker that is configured with VACE must not generate clips without it."""
     truncated = copytree(vace_folder, tmp_path / "truncated")
-    (truncated / "transformer/diffusion_pytorch_model.safetensors").write_bytes(b"half a download")
     wan = WanPipeline(wan_checkpoint, vace=find_wan(truncated))
+    (truncated / "transformer/diffusion_pytorch_model.safetensors").write_bytes(b"half a download")
     with pytest.raises(ModelLoadError, match="truncated could not be loaded"):
         wan.load()
     assert wan.info()["loaded"] is False
