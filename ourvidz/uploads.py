@@ -122,5 +122,11 @@ def _delete_group(store: Store, group: str, renew: Callable[[], None]) -> int:
     return deleted
 
 
+def delete_markers(store: Store, user_id: str) -> None:
+    """Delete the markers of a user's uploads, whose files are gone. Safe to call twice."""
+    for group in store.folders(UPLOADS):
+        store.delete_folder(f"{UPLOADS}/{group}/{user_id}")
+
+
 def _marker(expires_at: int, user_id: str, name: str) -> str:
     return f"{UPLOADS}/{expires_at}/{user_id}/{name}"

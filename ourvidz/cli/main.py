@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "jobs": ("ourvidz.cli.jobs:jobs", "Submit, watch and manage jobs over HTTP."),
     "callbacks": ("ourvidz.cli.callbacks:callbacks", "List, show and replay callbacks."),
     "keys": ("ourvidz.cli.keys:keys", "Create, list, rotate and revoke API keys."),
+    "users": ("ourvidz.cli.users:users", "Erase what is stored of a user."),
     "imports": ("ourvidz.cli.imports:imports", "List and repeat refused entries of raw lists."),
     "replay": ("ourvidz.cli.replay:replay", "Run a job again, and say whether its result is the same."),
     "ledger": ("ourvidz.cli.ledger:ledger", "Check the records, queues and callbacks, and mend them."),

@@ -59,7 +59,8 @@ def retry(job_id: str, *, limits: Callable[[Job], JobLimits] | None = None) -> R
 
 
 def delete(job_id: str, *, force: bool = False) -> Record:
-    """Delete a finished job: its assets and its record, which is returned. With `force`, callbacks that are
+    """Delete a finished job: its assets, its callbacks in the local inbox, and its record, which is returned.
+    With `force`, callbacks that are
     still pending are cancelled.
 
     It cannot run again from the first step on. A deletion that is interrupted can be repeated, and a keeper
@@ -70,6 +71,8 @@ def delete(job_id: str, *, force: bool = False) -> Record:
     for folder in [*_folders(record), checkpoints_folder(job_id)]:
         # Before the record, which names it: whatever fails or dies here is repeated.
         app.store.delete_folder(folder)
+    if app.inbox is not None:
+        app.inbox.delete_jobs([job_id])
     return app.ledger.delete(job_id)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from ourvidz import dispatch, log, memory, uploads
+from ourvidz.erasure import users as erasures
 from ourvidz.errors import StorageError
 from ourvidz.keeper.lease import DutyLease
 from ourvidz.records.record import Record
@@ -25,6 +26,8 @@ PREFETCH_S = 5.0
 """How often models are looked for that queued jobs will need."""
 REGISTRATIONS_S = 3.0
 """How often the workers are compared with what the caller's backend was told of them."""
+ERASURES_S = 5.0
+"""How often erasures of users are looked for that have not ended."""
 HOUSEKEEPING_INTERVAL_S = 300.0
 
 _log = log.get(__name__)
@@ -57,6 +60,7 @@ def duties() -> list[Duty]:
         Duty("uploads", UPLOADS_S, remove_uploads),
         Duty("prefetch", PREFETCH_S, prefetch_models),
         Duty("deletions", DELETIONS_INTERVAL_S, resume_deletions),
+        Duty("erasures", ERASURES_S, resume_erasures),
         Duty("registrations", REGISTRATIONS_S, update_registrations),
         Duty("housekeeping", HOUSEKEEPING_INTERVAL_S, keep_house),
     ]
@@ -127,6 +131,13 @@ def resume_deletions(lease: DutyLease) -> None:
     deleted = dispatch.resume_deletions(lease.renew)
     if deleted:
         _log.info("deletions_resumed", count=deleted)
+
+
+def resume_erasures(lease: DutyLease) -> None:
+    """Go on with erasures of users whose jobs still ran, or whose process died."""
+    ended = erasures.resume_erasures(lease.renew)
+    if ended:
+        _log.info("erasures_ended", count=ended)
 
 
 def update_registrations(_lease: DutyLease) -> None:

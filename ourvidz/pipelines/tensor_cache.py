@@ -74,6 +74,11 @@ class TensorCache:
             "misses": self.counts.misses,
         }
 
+    def clear(self) -> None:
+        """Keep nothing of what was put."""
+        self._entries.clear()
+        self._bytes = 0
+
     def _drop(self, key: str) -> None:
         self._bytes -= _bytes(self._entries.pop(key, ()))
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
+from ourvidz.callbacks.inbox import MAX_DELIVERIES, Inbox
 from ourvidz.callbacks.signing import Verification, verify
 from ourvidz.errors import InvalidParameters, Unauthorized
 from ourvidz.jobs.catalog import lookup
@@ -20,7 +21,6 @@ from ourvidz.settings import Settings
 from ourvidz.settings.kinds import reveal, reveal_all
 from ourvidz.web import audit
 from ourvidz.web.auth import caller_of
-from ourvidz.web.inbox import MAX_DELIVERIES, Inbox
 from ourvidz.web.problems import documented
 from ourvidz.wiring import control
 

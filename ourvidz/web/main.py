@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from ourvidz import __version__, log, startup
+from ourvidz.callbacks.inbox import FILE_NAME, Inbox
 from ourvidz.limits.callers import RouteClass
 from ourvidz.settings import Settings
 from ourvidz.web import (
@@ -35,11 +36,11 @@ from ourvidz.web import (
     tokens,
     upstash,
     usage,
+    users,
 )
 from ourvidz.web.audit import AuditMiddleware
 from ourvidz.web.auth import BROWSER, LISTS, Keyring, load_keyring, require_keys_where_public, require_scopes
 from ourvidz.web.hosts import LocalOnlyMiddleware
-from ourvidz.web.inbox import Inbox
 from ourvidz.web.limits import BodyLimitMiddleware
 from ourvidz.web.problems import ErrorMiddleware, on_http_exception, on_invalid_request
 from ourvidz.web.rate_limits import RateLimitMiddleware, limit, limit_address
@@ -95,6 +96,7 @@ def create_app(services: ControlPlane | None = None) -> FastAPI:
     app.include_router(upstash.router, dependencies=protect("submit", "jobs", LISTS))
     app.include_router(operations.router, dependencies=protect("admin", "admin"))
     app.include_router(operations.assets_router, dependencies=protect("admin", "admin", own="jobs"))
+    app.include_router(users.router, dependencies=protect("admin", "admin"))
     app.include_router(usage.router, dependencies=protect("admin", "admin", own="jobs"))
     app.include_router(autoscale.router, dependencies=protect("read", "admin", "read"))
     app.include_router(memory.router, dependencies=protect("admin", "admin"))
@@ -144,7 +146,7 @@ async def _lifespan(app: FastAPI, services: ControlPlane | None) -> AsyncIterato
         settings = control.current().settings
         app.state.asset_threads = CapacityLimiter(assets.THREADS)
         if settings.embedded:
-            inbox = Inbox(settings.state_dir / "inbox.sqlite3")
+            inbox = Inbox(settings.state_dir / FILE_NAME)
             app.state.inbox = resources.enter_context(closing(inbox))
         async with control.current().followers.connected():
             startup.mark("ready")

@@ -34,6 +34,7 @@ from ourvidz.wiring.storage import open_store
 if TYPE_CHECKING:
     # Imported on first use: every process has a control plane, and none uses all of it.
     from ourvidz.callbacks.delivery import CallbackSender
+    from ourvidz.callbacks.inbox import Inbox
     from ourvidz.following import Followers
     from ourvidz.keys.store import KeyStore
     from ourvidz.keys.tokens import Tokens
@@ -76,6 +77,15 @@ class ControlPlane:
         from ourvidz.callbacks.delivery import CallbackSender
 
         return CallbackSender(self.ledger, self.target)
+
+    @cached_property
+    def inbox(self) -> Inbox | None:
+        """What the local receiver of callbacks has stored; None where callbacks go elsewhere."""
+        if not self.settings.embedded:
+            return None
+        from ourvidz.callbacks.inbox import FILE_NAME, Inbox
+
+        return Inbox(self.settings.state_dir / FILE_NAME)
 
     @cached_property
     def gate(self) -> Gate:

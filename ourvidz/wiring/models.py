@@ -96,7 +96,10 @@ class WarmModels:
         self._compile()
 
     def flush(self) -> None:
-        """Free device memory that nothing references any more."""
+        """Drop encoded prompts and references, and free device memory that nothing references any more."""
+        for pipeline in (self._sdxl, self._wan):
+            if pipeline is not None:
+                pipeline.cache.clear()
         free_memory()
 
     def info(self) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Models(Protocol):
         """Unload all models and load them again."""
 
     def flush(self) -> None:
-        """Free cached device memory that no model uses."""
+        """Drop encoded prompts and references, and free cached device memory that no model uses."""
 
     def info(self) -> dict[str, Any]:
         """Return what is loaded, by name: device, memory (MiB), and what else the pipelines report."""

@@ -43,6 +43,7 @@ ROUTES = [
     ("POST", "/references", "jobs"),
     ("POST", "/tokens", "jobs"),
     ("DELETE", "/references/reference_images/x/uploads/x", "jobs"),
+    ("DELETE", "/users/x/data", "admin"),
     ("GET", "/usage", "admin"),
     ("GET", "/autoscale/sdxl_queue", "admin"),
     ("GET", "/memory/status", "admin"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ourvidz.callbacks import signing
-from ourvidz.web.inbox import Inbox
+from ourvidz.callbacks.inbox import Inbox
 
 SECRETS = {"callback_secrets": ("one",), "webhook_secrets": ("whsec_b3VydmlkemVhZ2VydGVzdHNlY3JldA==",)}
 CALLBACK = {

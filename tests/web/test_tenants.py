@@ -57,6 +57,7 @@ CLOSED = {
       "workers/{id}/drain", "workers/{id}/resume", "memory/load", "memory/unload", "memory/pin",
       "emergency/operation")),
     *(("GET", f"/{path}") for path in ("autoscale/{queue}", "memory/status", "memory/report", "debug/env")),
+    ("DELETE", "/users/{id}/data"),
 }  # fmt: skip
 """Routes about the whole installation: a bound key has not their scope."""
 OF_NOBODY = {

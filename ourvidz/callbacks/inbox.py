@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from ourvidz.jobs.catalog import READ_BUCKETS, WRITE_BUCKETS
+
+FILE_NAME = "inbox.sqlite3"
+"""Name of the file in the state directory."""
 MAX_DELIVERIES = 10_000
 """Deliveries that are stored; the oldest are deleted first."""
 BUSY_TIMEOUT_S = 10.0
@@ -31,6 +36,8 @@ _INSERT = "INSERT INTO deliveries (received_at, job_id, headers, payload, verifi
 _DELETE_OLD = "DELETE FROM deliveries WHERE id <= ?"
 _SELECT_LAST = "SELECT * FROM deliveries {where} ORDER BY id DESC LIMIT :limit"
 
+_BUCKETS = "|".join(map(re.escape, dict.fromkeys((*WRITE_BUCKETS, *READ_BUCKETS))))
+
 
 class Inbox:
     """Received callbacks in order of arrival, repeated deliveries included. Threads and processes may share
@@ -46,6 +53,8 @@ class Inbox:
         self._database.row_factory = sqlite3.Row
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
+        # What is deleted is overwritten.
+        self._database.execute("PRAGMA secure_delete = ON")
         self._database.execute(_CREATE_TABLE)
         self._database.execute(_CREATE_INDEX)
 
@@ -77,7 +86,42 @@ class Inbox:
             for row in reversed(rows)
         ]
 
+    def delete_jobs(self, job_ids: Iterable[str]) -> int:
+        """Delete the deliveries of these jobs, from the file too. Returns how many. Safe to call twice."""
+        with self._lock, closing(self._database.cursor()) as cursor:
+            cursor.executemany(
+                "DELETE FROM deliveries WHERE job_id = ?", [(job_id,) for job_id in set(job_ids)]
+            )
+            deleted = max(0, cursor.rowcount)
+            if deleted:
+                # Until then the write-ahead log has them.
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return deleted
+
+    def delete_user(self, user_id: str, job_ids: Iterable[str] = ()) -> int:
+        """Delete the deliveries of these jobs, and all that name the user or a file of the user. The file is
+        written anew: what earlier releases deleted is gone too. Returns how many."""
+        folder = re.compile(rf"(?:^|/)(?:{_BUCKETS})/{re.escape(user_id)}/")
+        named = {
+            str(row["payload"]["job_id"])
+            for row in self.last(limit=self._max_deliveries)
+            if _names_user(row["payload"], user_id, folder)
+        }
+        deleted = self.delete_jobs({*job_ids, *named})
+        with self._lock:
+            self._database.execute("VACUUM")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return deleted
+
     def close(self) -> None:
         """Close the file. Safe to call twice."""
         with self._lock:
             self._database.close()
+
+
+def _names_user(payload: Mapping[str, Any], user_id: str, folder: re.Pattern[str]) -> bool:
+    """Whether a callback names a user, or in its assets a file in the folder of one."""
+    metadata, assets = payload.get("metadata"), payload.get("assets")
+    if user_id in (payload.get("user_id"), metadata.get("user_id") if isinstance(metadata, dict) else None):
+        return True
+    return folder.search(json.dumps(assets).replace('"', "/")) is not None
