@@ -27,6 +27,7 @@ import requests
 from benchmarks.filling import payload
 from benchmarks.processes import memory_mib, processor_s
 from benchmarks.results import Figures, percentiles
+from benchmarks.stack import WITHOUT_LIMITS
 from ourvidz.cli.console import print_note
 
 START_S = 60.0
@@ -93,7 +94,12 @@ async def _measure(url: str, process: psutil.Process, jobs: Jobs, claims: list[A
         for claim, event in zip(claims, ready, strict=True)
     ]
     started = time.perf_counter()
-    await asyncio.gather(*(event.wait() for event in ready))
+    all_ready = asyncio.gather(*(event.wait() for event in ready))
+    ended, _ = await asyncio.wait({all_ready, *readers}, return_when=asyncio.FIRST_COMPLETED)
+    if all_ready not in ended:
+        # Raises what a refused reader has raised.
+        all_ready.cancel()
+        ended.pop().result()
     opening_s = time.perf_counter() - started
     memory, used = memory_mib(process), processor_s(process)
     for _ in range(tokens):
@@ -156,6 +162,7 @@ def _shim() -> Iterator[tuple[str, str, psutil.Process]]:
             "OURVIDZ_REDIS_URL": server.url,
             "OURVIDZ_PORTS": str(port),
             "OURVIDZ_STATE_DIR": folder,
+            **WITHOUT_LIMITS,
         }
         command = [sys.executable, "-m", "ourvidz.cli.main", "worker", "web"]
         process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
