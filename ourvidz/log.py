@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import Literal
 
@@ -13,6 +14,39 @@ with hidden("rich"):
     import structlog
 
 Logger = structlog.stdlib.BoundLogger
+
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+"""Control characters, and those that are invisible or change the direction of text: with them, what a caller
+sends could look like other entries, or hide some."""
+
+
+def escape(text: str) -> str:
+    """The text with `\\xNN`, `\\uNNNN` or `\\UNNNNNNNN` in place of such characters."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+def _escape_values(
+    logger: object,  # noqa: ARG001
+    name: str,  # noqa: ARG001
+    event: structlog.typing.EventDict,
+) -> structlog.typing.EventDict:
+    """Escape the texts of an entry for the console. The lines of a traceback stay lines, indented."""
+    escaped = {}
+    for key, value in event.items():
+        if key in {"exception", "stack"} and isinstance(value, str):
+            escaped[key] = "\n".join(f"  {escape(line)}" for line in value.split("\n"))
+        else:
+            escaped[escape(key)] = escape(value) if isinstance(value, str) else value
+    return escaped
+
+
+def _render_json(logger: object, name: str, event: structlog.typing.EventDict) -> str:
+    """An entry as a line of ASCII. DEL is the only control character that json leaves as it is."""
+    return str(structlog.processors.JSONRenderer()(logger, name, event)).replace("\x7f", "\\u007f")
+
 
 _SHARED: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
@@ -37,11 +71,8 @@ structlog.configure(
 
 def configure(level: str = "INFO", style: Literal["json", "console"] = "console") -> None:
     """Send this process's log to standard error, in one shape for ours and the libraries'."""
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if style == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
+    console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    renderers = [_render_json] if style == "json" else [_escape_values, console]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -49,7 +80,7 @@ def configure(level: str = "INFO", style: Literal["json", "console"] = "console"
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
-                renderer,
+                *renderers,
             ],
         )
     )

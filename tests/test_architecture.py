@@ -25,6 +25,7 @@ HOME_OF: dict[str, set[str]] = {
     "av": {"media"},
     "c2pa": {"media"},
     "obstore": {"storage"},
+    "cryptography": {"auditing"},
     "PIL": {"pipelines", "media", "workflows", "references", "cli"},
     "fastapi": {"web"},
     "starlette": {"web"},

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "callbacks": ("ourvidz.cli.callbacks:callbacks", "List, show and replay callbacks."),
     "keys": ("ourvidz.cli.keys:keys", "Create, list, rotate and revoke API keys."),
     "users": ("ourvidz.cli.users:users", "Erase what is stored of a user."),
+    "audit": ("ourvidz.cli.audit:audit", "Verify the audit logs of this host."),
     "imports": ("ourvidz.cli.imports:imports", "List and repeat refused entries of raw lists."),
     "replay": ("ourvidz.cli.replay:replay", "Run a job again, and say whether its result is the same."),
     "ledger": ("ourvidz.cli.ledger:ledger", "Check the records, queues and callbacks, and mend them."),

@@ -22,6 +22,7 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError as UnreadableSetting
 
 from ourvidz.errors import SettingsError
+from ourvidz.settings.audit import AuditSettings
 from ourvidz.settings.autoscaling import AutoscalingSettings
 from ourvidz.settings.callbacks import CallbackSettings, ReferenceSettings
 from ourvidz.settings.chat import ChatSettings
@@ -63,6 +64,7 @@ class Settings(
     RegistrationSettings,
     ShimSettings,
     LimitSettings,
+    AuditSettings,
     JobSettings,
     AutoscalingSettings,
     MemorySettings,

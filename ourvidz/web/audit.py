@@ -1,4 +1,5 @@
-"""Audit log: one line a request with caller, route, job, outcome and duration. Never prompt text."""
+"""What is audited: requests with caller, route, job and outcome, as log lines and in the audit log. Never
+prompt text."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ourvidz import log
 from ourvidz.jobs.job import Job
+from ourvidz.keys.caller import Caller
 from ourvidz.records.record import Record
+from ourvidz.wiring import control
 
 READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 AUTH_FAILURES = frozenset({401, 403})
@@ -23,16 +26,21 @@ _log = log.get(__name__)
 class AuditEntry:
     """What is logged about one request.
 
-    `caller` is the name of an API key, never the key; `code` an error code; `policy` the safety rule that
-    refused a text and the text's hash, which appear in this log only.
+    `caller` is the name of an API key and `key_id` its id, never the key; `code` an error code; `policy` the
+    safety rule that refused a text and the text's hash, which appear in this log only.
     """
 
     caller: str = "nobody"
+    key_id: str | None = None
     code: str | None = None
     job_id: str | None = None
     user_id: str | None = None
     type: str | None = None
     policy: Mapping[str, str] | None = None
+
+    def set_caller(self, caller: Caller) -> None:
+        """Note who sent the request."""
+        self.caller, self.key_id = caller.name, caller.key_id
 
     def set_job(self, job: Job | Record) -> None:
         """Note the id, user and type of the job that the request is about."""
@@ -85,13 +93,36 @@ def _write(scope: Scope, status: int, duration_s: float) -> None:
         "type": logged.type,
         "policy": logged.policy,
     }
+    about = {name: value for name, value in optional.items() if value is not None}
+    outcome = logged.code or ("ok" if 200 <= status < 400 else "failed")
+    who, method = logged.caller, scope["method"]
     _log.info(
         "audit",
-        who=logged.caller,
-        method=scope["method"],
+        who=who,
+        method=method,
         path=scope["path"],
         status=status,
-        outcome=logged.code or ("ok" if 200 <= status < 400 else "failed"),
+        outcome=outcome,
         took_ms=round(duration_s * 1000, 1),
-        **{name: value for name, value in optional.items() if value is not None},
+        **about,
     )
+    writer = control.current().audit
+    if writer is not None:
+        client = scope.get("client")
+        writer.append(
+            "request",
+            who=who,
+            key_id=logged.key_id,
+            address=client[0] if client else None,
+            method=method,
+            path=_known_path(scope),
+            status=status,
+            outcome=outcome,
+            **about,
+        )
+
+
+def _known_path(scope: Scope) -> str | None:
+    """The path of a request that a route was found for; others may contain anything, also a prompt."""
+    template = getattr(scope.get("route"), "path", "")
+    return None if not template or template.startswith("/{") else scope["path"]

@@ -117,7 +117,7 @@ class Keyring:
             return caller or ANYONE
         if caller is None:
             raise Unauthorized("This route needs a key: Authorization: Bearer KEY, or X-API-Key: KEY.")
-        audit.entry(request.scope).caller = caller.name
+        audit.entry(request.scope).set_caller(caller)
         raise Forbidden(f"This key lacks the scope {' or '.join(sorted(scopes & SCOPES))}.")
 
     def _issuer(self, key_id: str | None) -> Caller | None:
@@ -241,7 +241,7 @@ def _scope_check(
         else:
             caller = keyring.authorize(request, scopes, own)
         request.state.caller = caller
-        audit.entry(request.scope).caller = caller.name
+        audit.entry(request.scope).set_caller(caller)
 
     return check
 

@@ -223,7 +223,7 @@ def scrape(request: Request) -> Response:
     requests from this machine without one see no series with the name of a worker or a device."""
     keyring: Keyring = request.app.state.keyring
     if not _from_this_machine(request):
-        audit.entry(request.scope).caller = keyring.authorize(request, frozenset({"admin"})).name
+        audit.entry(request.scope).set_caller(keyring.authorize(request, frozenset({"admin"})))
     snapshot = _snapshot()
     if not is_informed(request):
         snapshot = replace(snapshot, metrics_counts=(), devices=())

@@ -143,6 +143,9 @@ async def _lifespan(app: FastAPI, services: ControlPlane | None) -> AsyncIterato
         else:
             resources.callback(control.current().ledger.close)
         control.current().prepare("gate")
+        audit_writer = control.current().audit
+        if audit_writer is not None:
+            resources.callback(audit_writer.close)
         settings = control.current().settings
         app.state.asset_threads = CapacityLimiter(assets.THREADS)
         if settings.embedded:

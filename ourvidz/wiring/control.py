@@ -33,6 +33,7 @@ from ourvidz.wiring.storage import open_store
 
 if TYPE_CHECKING:
     # Imported on first use: every process has a control plane, and none uses all of it.
+    from ourvidz.auditing.writer import AuditWriter
     from ourvidz.callbacks.delivery import CallbackSender
     from ourvidz.callbacks.inbox import Inbox
     from ourvidz.following import Followers
@@ -86,6 +87,13 @@ class ControlPlane:
         from ourvidz.callbacks.inbox import FILE_NAME, Inbox
 
         return Inbox(self.settings.state_dir / FILE_NAME)
+
+    @cached_property
+    def audit(self) -> AuditWriter | None:
+        """The audit log of this process; None where it is off. Raises `SettingsError` for a wrong key."""
+        from ourvidz.wiring import auditing
+
+        return auditing.audit_writer(self.settings, self.store)
 
     @cached_property
     def gate(self) -> Gate:

@@ -229,6 +229,8 @@ def open_shim(tmp_path: Path, make_ledger: Callable[..., Ledger]) -> Iterator[Op
                     "OURVIDZ_STATE_DIR": tmp_path / "state",
                     "OURVIDZ_PUBLIC_URL": LOCAL,
                     "OURVIDZ_CALLBACK_URL": f"{LOCAL}/functions/v1/job-callback",
+                    # Its files and syncs would take more time than most tests.
+                    "OURVIDZ_AUDIT_LOG": False,
                     **variables,
                 },
             )
