@@ -1,4 +1,4 @@
-"""Uploads of checkpoints to the storage, where whoever changes the log cannot change them too."""
+"""Uploads of checkpoints to the storage, where somebody who changes the log cannot change them too."""
 
 from __future__ import annotations
 

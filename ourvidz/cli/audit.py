@@ -49,8 +49,8 @@ def _row(report: LogReport) -> TableRow:
     if report.size > report.signed:
         details.append(f"{report.size - report.signed} entries have no checkpoint yet")
     if report.crashes:
-        details.append(f"{report.crashes} times not closed: the last moments before may be missing")
+        details.append(f"not closed: {report.crashes} times; the last moments before may be missing")
     if report.other_keys:
-        details.append(f"{report.other_keys} checkpoints are signed by keys that are not known here")
+        details.append(f"checkpoints signed by keys that are not known here: {report.other_keys}")
     state = "bad" if report.problems else "ok"
     return TableRow((report.log, state, f"{report.first}-{report.size}", str(report.signed)), tuple(details))

@@ -20,11 +20,11 @@ from ourvidz.storage.local import LocalStore
 @pytest.fixture
 def log_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A closed log of this host, signed with the callback secret."""
-    for name, value in (("OURVIDZ_STATE_DIR", tmp_path), ("JOB_CALLBACK_SECRET", "a secret")):
+    for name, value in (("OURVIDZ_STATE_DIR", tmp_path), ("JOB_CALLBACK_SECRET", "a-secret")):
         monkeypatch.setenv(name, str(value))
     set_environment()
     root, store = tmp_path / "audit", LocalStore(settings().storage_dir)
-    log = LogFile.open(root, socket.gethostname(), HMACKey(b"a secret"), store, LogOptions())
+    log = LogFile.open(root, socket.gethostname(), HMACKey(b"a-secret"), store, LogOptions())
     log.append([{"event": "request", "who": "shop"}] * 5)
     log.close()
     return root / log.id
@@ -37,7 +37,7 @@ def verify(*options: str) -> Result:
 def test_a_good_log_exits_with_0_and_a_changed_one_with_1(log_folder: Path) -> None:
     """The first bad entry is named."""
     good = verify()
-    assert good.exit_code == 0
+    assert good.exit_code == 0, good.output
     assert f"{log_folder.name}  ok" in good.output
     (path,) = segments_in(log_folder)
     lines = path.read_bytes().splitlines(keepends=True)

@@ -64,7 +64,8 @@ def test_the_audit_log_has_who_what_from_where_and_outcome(open_shim, tmp_path) 
     submitted, refused, unknown = entries[1:4]
     assert {name: submitted[name] for name in submitted if name not in {"n", "at", "user_id"}} == {
         "event": "request", "who": "shop", "key_id": "settings:shop", "address": "testclient",
-        "method": "POST", "path": "/jobs", "status": 202, "outcome": "ok", "job_id": "job-1", "type": "sdxl_image_fast",
+        "method": "POST", "path": "/jobs", "status": 202, "outcome": "ok",
+        "job_id": "job-1", "type": "sdxl_image_fast",
     }  # fmt: skip
     assert (refused["who"], refused["outcome"], refused["path"]) == ("nobody", "UNAUTHORIZED", "/jobs")
     assert "path" not in unknown
