@@ -218,11 +218,14 @@ class EmulatedDevice:
         """The allocations in the file; none, with a line in the log, when it is damaged."""
         try:
             stored = json.loads(text or "{}")
-            return {
+            table = {
                 str(owner): {str(name): int(mib) for name, mib in own.items()}
                 for owner, own in stored.items()
             }
-        except (ValueError, TypeError, AttributeError) as error:
+            if any(mib < 0 for own in table.values() for mib in own.values()):
+                raise ValueError("an allocation is below 0")
+            return table
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             _log.warning("emulated_gpu_rebuilt", file=str(self._file), reason=str(error))
             return {}
 

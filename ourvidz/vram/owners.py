@@ -76,4 +76,6 @@ def _parse(owner: str) -> tuple[str, str, int, str]:
     """Host, namespace, pid and start time. Raises `ValueError`."""
     _, place, pid, started_at = owner.rsplit(" ", maxsplit=3)
     host, _, namespace = place.partition(_NAMESPACE_MARK)
+    if not pid.isdigit():
+        raise ValueError(f"{owner!r} has no process id")
     return host, namespace, int(pid), started_at

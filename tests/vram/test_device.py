@@ -73,7 +73,24 @@ def test_processes_share_the_card_and_leave_nothing_behind(tmp_path: Path) -> No
     assert card.free_mib() == 48 * 1024 - 10_000
 
 
-@pytest.mark.parametrize("damaged", ["", '{"sdxl@', "[]", '{"a": 1}', '{"no owner": {"weights": 5}}'])
+NO_PROCESS = " ".join([*owner_id("sdxl").split(" ")[:2], "-5", "1"])
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "",
+        '{"sdxl@',
+        "[]",
+        "[" * 100_000,
+        '{"a": 1}',
+        '{"a": {"weights": 1e999}}',
+        json.dumps({owner_id("sdxl again"): {"weights": -40_000}}),
+        '{"no owner": {"weights": 5}}',
+        json.dumps({NO_PROCESS: {"weights": 5}}),
+    ],
+    ids=range(9),
+)
 def test_a_damaged_file_is_rebuilt(tmp_path: Path, damaged: str) -> None:
     """What a process holds is known to itself: the card is neither empty nor unusable."""
     card, neighbour = (EmulatedDevice(SPEC, tmp_path, worker_id=name) for name in ("sdxl", "wan"))
