@@ -284,9 +284,9 @@ def test_a_hit_leaves_the_text_encoder_where_it_is(
     used: list[str] = []
     in_use = cached_wan.components.in_use
 
-    def note(component: Any, plan: Any = None) -> Any:
+    def note(component: Any, plan: Any = None, **options: Any) -> Any:
         used.append(component)
-        return in_use(component, plan)
+        return in_use(component, plan, **options)
 
     monkeypatch.setattr(cached_wan.components, "in_use", note)
     clip_levels(cached_wan, WAN_JOB)

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from ourvidz import log
-from ourvidz.errors import ModelLoadError, OutOfMemory
+from ourvidz.errors import OutOfMemory
 from ourvidz.jobs.job import VideoJob
-from ourvidz.pipelines import devices, identity
+from ourvidz.pipelines import devices
 from ourvidz.pipelines.base import (
     DenoisingCheckpoints,
     GeneratedVideo,
@@ -25,29 +25,19 @@ from ourvidz.pipelines.base import (
     Snapshot,
     SourceVideo,
 )
-from ourvidz.pipelines.checkpoints import Checkpoint
 from ourvidz.pipelines.conditions import Conditions
 from ourvidz.pipelines.finite import check_finite
-from ourvidz.pipelines.identity import NO_WEIGHTS, Weights
-from ourvidz.pipelines.loading import loading, reading
 from ourvidz.pipelines.oom_fallbacks import OomFallback
 from ourvidz.pipelines.progress import ProgressReporter
 from ourvidz.pipelines.receipts import Environment
 from ourvidz.pipelines.resumption import ResumableBatch, Resumption
 from ourvidz.pipelines.sizes import cap_size, check_multiple
-from ourvidz.pipelines.stage_clock import StageClock, measured
-from ourvidz.pipelines.stage_memory import StageMemory, Unmeasured
-from ourvidz.pipelines.tensor_cache import TensorCache
+from ourvidz.pipelines.stage_clock import measured
 from ourvidz.pipelines.wan import calibration, reference_guidance, solvers
 from ourvidz.pipelines.wan.caches import StepCache
 from ourvidz.pipelines.wan.calibration import MagnitudeCurve
-from ourvidz.pipelines.wan.checkpoint import WanModel, read_model_info
-from ourvidz.pipelines.wan.components import Components, PartName
+from ourvidz.pipelines.wan.components import PartName
 from ourvidz.pipelines.wan.extra_inputs import extra_inputs
-from ourvidz.pipelines.wan.loading import read_again, read_pipeline, read_vace_pipeline
-from ourvidz.pipelines.wan.options import WanOptions
-from ourvidz.pipelines.wan.part_sizes import part_sizes
-from ourvidz.pipelines.wan.placement import ComponentName, Placement
 from ourvidz.pipelines.wan.previews import ClipPreviewer, fit_clip_previewer
 from ourvidz.pipelines.wan.prompt_encoding import PromptEmbeds, encode_prompts
 from ourvidz.pipelines.wan.reference_guidance import ReferenceGuidance, ReferencePlan
@@ -55,130 +45,19 @@ from ourvidz.pipelines.wan.solvers import Schedule
 from ourvidz.pipelines.wan.state import GenerationState
 from ourvidz.pipelines.wan.vae import VideoVAE, tiling, to_images
 from ourvidz.pipelines.wan.velocity import predict_velocity
+from ourvidz.pipelines.wan.weights import WanWeights
 
 _log = log.get(__name__)
 
 SIZE_MULTIPLE_PX = 16
 """A latent is 8 px wide and high, and the transformer reads patches of two by two latents."""
 NO_REFERENCES = ReferenceImages()
-ON_DEVICE = Placement()
 ENCODED: tuple[PartName, ...] = ("text_encoder",)
 """The parts that a job needs no more once its prompt is encoded."""
-DEFAULT_OPTIONS = WanOptions()
 
 
-class WanPipeline:
-    """Runs one Wan checkpoint; implements `VideoPipeline`. `cap` is the longest edge (px) that it renders;
-    None is no cap.
-
-    The checkpoint may be any of Wan's models; `model` says which, once it is loaded. `vace` is a second
-    checkpoint that runs the jobs with references. `cache` keeps encoded prompts and references.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        vace: Checkpoint | None = None,
-        cap: int | None = None,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        placement: Placement = ON_DEVICE,
-        options: WanOptions = DEFAULT_OPTIONS,
-        cache: TensorCache | None = None,
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.vace = vace
-        self.model: WanModel = "t2v"
-        self.cap = cap
-        self.device = device or devices.best_device()
-        self.options = options
-        self.dtype = dtype or options.dtype_on(self.device)
-        self.cache = cache or TensorCache()
-        self.clock = StageClock()
-        self.load_s: float | None = None
-        self.components = Components(replace(placement, grouped=options.grouped), self.device, options)
-        self._has_shared_memory = False
-        self._weights = NO_WEIGHTS
-        self._cache = StepCache()
-        self._previewer: ClipPreviewer | None = None
-        self._is_calibrated = False
-
-    # -- loading
-    @measured("load")
-    def load(self) -> None:
-        """Load the weights onto the device, or move them back from the host's memory. Idempotent.
-
-        Raises `ModelLoadError`; then nothing stays loaded, because a worker without its VACE checkpoint would
-        generate different clips.
-        """
-        if self._has_shared_memory:
-            if not self.components.loaded:  # the stages bring what they use
-                with self.components.memory.in_use("text_encoder"):
-                    """Bringing the first part reads the checkpoint."""
-            self._calibrate()
-            return
-        try:
-            self._read()
-            with reading(self.checkpoint):
-                for part in self.components.parts:
-                    self.components.load_part(part)
-                self._calibrate()
-        except ModelLoadError:
-            self.unload()
-            raise
-
-    def sleep(self) -> None:
-        """Move the weights to the memory of the host, from where `load` brings them back. Idempotent."""
-        for part in self.components.parts:
-            self.components.sleep_part(part)
-
-    def unload(self) -> None:
-        """Free the weights. Idempotent."""
-        self.components.clear()
-        self._previewer, self._cache, self._is_calibrated = None, StepCache(), False
-        devices.free_memory()
-
-    def share_memory(self, memory: StageMemory) -> None:
-        """From now on, have a part of the weights on the device only while a stage uses it, as `memory`
-        grants it: that calls `load_part`, `sleep_part` and `unload_part`."""
-        self.components.memory = Unmeasured(memory, self.clock)
-        self._has_shared_memory = True
-
-    @property
-    def parts(self) -> tuple[PartName, ...]:
-        """The parts of the weights that are moved as wholes."""
-        return self.components.parts
-
-    def part_sizes(self) -> dict[PartName, float]:
-        """Size of each part (MiB) as the headers of the files say, before they are read."""
-        sizes = part_sizes(self.checkpoint, self.vace, self.dtype)
-        return {part: sizes[part] for part in self.parts}
-
-    def part_mib(self, part: PartName) -> float | None:
-        """Size of a part's weights (MiB), wherever they are; None before they were read once."""
-        return self.components.part_mib(part)
-
-    @measured("load")
-    def load_part(self, part: PartName) -> None:
-        """Bring one part onto the device, from the memory of the host or from disk; the first one reads the
-        whole checkpoint. Idempotent. Raises `ModelLoadError`, or torch's error for a full device."""
-        self._read()
-        if not self.components.holds(part):
-            if self._identify().states != self._weights.states:
-                change = f"{self.checkpoint.path} has changed since it was loaded"
-                raise ModelLoadError(f"{change}: `ourvidz memory unload wan` lets it be read anew.")
-            with reading(self.checkpoint):
-                self.components.take_over(part, self._read_again)
-        self.components.load_part(part)
-
-    def sleep_part(self, part: PartName) -> None:
-        """Move one part to the memory of the host. Idempotent."""
-        self.components.sleep_part(part)
-
-    def unload_part(self, part: PartName) -> None:
-        """Free one part, wherever it is. Idempotent."""
-        self.components.drop_part(part)
+class WanPipeline(WanWeights):
+    """Runs one Wan checkpoint; implements `VideoPipeline`. The arguments are those of `WanWeights`."""
 
     def info(self) -> dict[str, Any]:
         """The checkpoint, where it is loaded, and its options. `size_cap` is px, `memory_mib` is the weights
@@ -387,41 +266,10 @@ class WanPipeline:
         check_finite(frames, "VAE")
         return frames
 
-    # -- helpers of loading
-    def _read(self) -> None:
-        """Read the checkpoint to the CPU, unless it was read. Raises `ModelLoadError`; then nothing is."""
-        if self.components.loaded:
-            return
-        self.options.check(self.device)
-        started = time.perf_counter()
-        vace = None
-        with loading(self.checkpoint):
-            self.model = read_model_info(self.checkpoint.path).model
-            self._weights = self._identify()
-            pipe = self._read_pipeline()
-        if self.vace is not None:
-            with loading(self.vace):
-                vace = read_vace_pipeline(self.vace, pipe, self.dtype)
-        self.components.set_pipes(pipe, vace)
-        self.load_s = round(time.perf_counter() - started, 3)
-        _log.info("wan_loaded", **self.info())
-
-    def _identify(self) -> Weights:
-        """The identity of the files as they are now."""
-        return identity.loaded_weights(self.checkpoint, {} if self.vace is None else {"vace": self.vace})
-
-    def _read_again(self, pipe: Any, name: ComponentName) -> Any:
-        """A component of one of the pipelines, from its files."""
-        checkpoint = self.vace if self.vace is not None and pipe is self.components.vace else self.checkpoint
-        return read_again(checkpoint, name, getattr(pipe, name), self.dtype)
-
     # -- helpers of the stages
     def _environment(self, job: VideoJob) -> Environment:
         """What the results of a job depend on beside it, for its receipt."""
         return Environment(self._weights, self.device, self.dtype, job.solver, self.options.info())
-
-    def _read_pipeline(self) -> Any:
-        return read_pipeline(self.checkpoint, self.model, self.dtype)
 
     def _plan(self, job: VideoJob, source: SourceVideo | None) -> ReferencePlan:
         """The reference plan of a job, on the VACE checkpoint if the job has references and one is set."""
@@ -447,7 +295,13 @@ class WanPipeline:
         obstacle = self._cache.obstacle(self.components.transformer(plan))
         return Resumption(checkpoints, conditions, obstacle=obstacle)
 
-    def _calibrate(self) -> None:
+    def _forget(self) -> None:
+        """Drop the previewer and the step cache."""
+        self._previewer: ClipPreviewer | None = None
+        self._cache = StepCache()
+        self._is_calibrated = False
+
+    def _prepare(self) -> None:
         """Fit the previewer and prepare the step cache, before the first job."""
         if self._is_calibrated:
             return
