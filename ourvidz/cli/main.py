@@ -46,7 +46,7 @@ USES_RUNNING_STACK = frozenset({"callbacks", "imports", "keys", "ledger", "repla
 """Commands that use the Redis server of the running `ourvidz up`."""
 
 
-WITHOUT_ENV_FILE = frozenset({"callbacks", "jobs", "keys", "rehearse"})
+WITHOUT_ENV_FILE = frozenset({"callbacks", "jobs", "keys", "memory", "rehearse"})
 """Commands that send credentials to where the settings say: not to where a file says that lies in the working
 directory."""
 

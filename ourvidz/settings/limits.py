@@ -22,8 +22,9 @@ class LimitSettings(Topic):
 
     submit_key_rate: RateLimit = env("OURVIDZ_LIMIT_SUBMIT_KEY", Rate(36_000_000, 3600))
     """Estimated seconds of the jobs that one key submits."""
-    submit_user_rate: RateLimit = env("OURVIDZ_LIMIT_SUBMIT_USER", Rate(36_000, 3600))
-    """Estimated seconds of the jobs of one user; also of those that an address submits without a key."""
+    submit_user_rate: RateLimit = env("OURVIDZ_LIMIT_SUBMIT_USER", Rate(144_000, 14_400))
+    """Estimated seconds of the jobs of one user; also of those that an address submits without a key. Ten a
+    second, and a burst of several hundred clips at once."""
     sync_key_rate: RateLimit = env("OURVIDZ_LIMIT_SYNC_KEY", Rate(36_000, 60))
     """Estimated seconds of the synchronous requests of one key."""
     sync_user_rate: RateLimit = env("OURVIDZ_LIMIT_SYNC_USER", Rate(3_600, 60))

@@ -85,6 +85,7 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     [
         (("jobs", "list"), False),
         (("jobs", "list", "--url", "http://127.0.0.1:9"), False),
+        (("memory", "status"), False),
         (("--env-file", ".env", "jobs", "list"), True),
         (("--env-file=.env", "jobs", "list"), True),
     ],

@@ -101,6 +101,7 @@ def test_every_process_has_a_service_with_its_command(project: dict[str, Any]) -
     assert placed.sub("", " ".join(services["flower"]["command"])) == placed.sub("", procfile["flower"])
     optional = {name for name, service in services.items() if "profiles" in service}
     assert optional == {"flower", "models", "prometheus", "grafana"}
+    assert "OURVIDZ_FLOWER_LOGIN" in example(), "without it the service flower does not start"
 
 
 def test_checkpoints_are_pulled_to_where_the_workers_read_them(project: dict[str, Any]) -> None:

@@ -195,7 +195,7 @@ def test_a_rate_class_multiplies_the_rates_of_its_keys(open_shim: OpenShim) -> N
     shim = open_shim(OURVIDZ_RATE_CLASSES={"default": 0.5}, OURVIDZ_LIMIT_SUBMIT_KEY="120/600")
     answers = [post(shim, f"j{number}") for number in range(3)]
     assert [answer.status_code for answer in answers] == [202, 202, 429]
-    assert '"submit-key";q=60;w=600, "submit-user";q=36000;w=3600' in answers[0].headers["ratelimit-policy"]
+    assert '"submit-key";q=60;w=600, "submit-user";q=144000;w=14400' in answers[0].headers["ratelimit-policy"]
 
 
 def test_a_reversed_or_unreadable_rate_is_refused_at_start() -> None:
@@ -235,11 +235,14 @@ def test_event_streams_are_capped_per_key(open_shim: OpenShim, serve: Any) -> No
 
 
 def test_the_live_edge_functions_stay_within_the_default_limits(open_shim: OpenShim) -> None:
-    """Hundreds of jobs of one user in a burst, under one key."""
+    """Hundreds of jobs of one user in a burst, under one key: pictures, and the longest clips too."""
     shim = open_shim(OURVIDZ_API_KEYS=KEYS)
-    for start in range(0, 400, 100):
-        jobs = [json.dumps(shim.payload(id=f"j{start + number}")) for number in range(100)]
-        assert shim.client.post("/rpush/sdxl_queue", json=jobs, headers=EDGE).status_code == 200
+    for type_name in ("sdxl_image_high", "video7b_high_enhanced"):
+        for start in range(0, 400, 100):
+            ids = [f"{type_name}-{start + number}" for number in range(100)]
+            jobs = [json.dumps(shim.payload(id=job_id, type=type_name)) for job_id in ids]
+            answer = shim.client.post("/rpush/sdxl_queue", json=jobs, headers=EDGE)
+            assert answer.status_code == 200, answer.text
 
 
 def test_streams_of_one_caller_leave_connections_for_others(
