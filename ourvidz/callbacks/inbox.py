@@ -7,7 +7,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,12 @@ CREATE TABLE IF NOT EXISTS deliveries (
 ) STRICT
 """
 _CREATE_INDEX = "CREATE INDEX IF NOT EXISTS deliveries_by_job ON deliveries (job_id, id)"
-_INSERT = "INSERT INTO deliveries (received_at, job_id, headers, payload, verified) VALUES (?, ?, ?, ?, ?)"
+_ADD_WEBHOOK_ID = "ALTER TABLE deliveries ADD COLUMN webhook_id TEXT"
+_INDEX_WEBHOOK_IDS = "CREATE UNIQUE INDEX IF NOT EXISTS deliveries_by_webhook_id ON deliveries (webhook_id)"
+_INSERT = """
+INSERT OR IGNORE INTO deliveries (received_at, job_id, headers, payload, verified, webhook_id)
+VALUES (?, ?, ?, ?, ?, ?)
+"""
 _DELETE_OLD = "DELETE FROM deliveries WHERE id <= ?"
 _SELECT_LAST = "SELECT * FROM deliveries {where} ORDER BY id DESC LIMIT :limit"
 
@@ -40,11 +45,12 @@ _BUCKETS = "|".join(map(re.escape, dict.fromkeys((*WRITE_BUCKETS, *READ_BUCKETS)
 
 
 class Inbox:
-    """Received callbacks in order of arrival, repeated deliveries included. Threads and processes may share
-    one file."""
+    """Received callbacks in order of arrival; a signed one that is repeated is stored once. Threads
+    and processes may share one file."""
 
     def __init__(self, path: Path, *, max_deliveries: int = MAX_DELIVERIES) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
         self._max_deliveries = max_deliveries
         self._lock = threading.Lock()
         self._database = sqlite3.connect(
@@ -57,19 +63,38 @@ class Inbox:
         self._database.execute("PRAGMA secure_delete = ON")
         self._database.execute(_CREATE_TABLE)
         self._database.execute(_CREATE_INDEX)
+        with suppress(sqlite3.OperationalError):
+            # Files of earlier releases lack the column; another process may add it first.
+            self._database.execute(_ADD_WEBHOOK_ID)
+        self._database.execute(_INDEX_WEBHOOK_IDS)
 
     def add(
-        self, payload: Mapping[str, Any], headers: Mapping[str, str], *, received_at: str, verified: bool
+        self,
+        payload: Mapping[str, Any],
+        headers: Mapping[str, str],
+        *,
+        received_at: str,
+        verified: bool,
+        webhook_id: str | None = None,
     ) -> None:
-        """Store one delivery; the values of secret headers are redacted. `received_at` is ISO 8601."""
+        """Store one delivery; the values of secret headers are redacted. `received_at` is ISO 8601. One with
+        a `webhook_id` that is stored already changes nothing: pass an id only if its signature is valid."""
         redacted = {
             name.lower(): REDACTED if name.lower() in SECRET_HEADERS else value
             for name, value in headers.items()
         }
-        row = (received_at, str(payload["job_id"]), json.dumps(redacted), json.dumps(payload), int(verified))
+        row = (
+            received_at,
+            str(payload["job_id"]),
+            json.dumps(redacted),
+            json.dumps(payload),
+            int(verified),
+            webhook_id,
+        )
         with self._lock, closing(self._database.cursor()) as cursor:
             cursor.execute(_INSERT, row)
-            cursor.execute(_DELETE_OLD, ((cursor.lastrowid or 0) - self._max_deliveries,))
+            if cursor.rowcount > 0:
+                cursor.execute(_DELETE_OLD, ((cursor.lastrowid or 0) - self._max_deliveries,))
 
     def last(self, *, job_id: str | None = None, limit: int) -> list[dict[str, Any]]:
         """The last `limit` deliveries, of one job or of all, oldest first."""

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -59,6 +60,8 @@ class StateDir:
                     f"{self.root} is in use by another `ourvidz up` (pid {holder}); stop it or choose another"
                     " --state-dir"
                 ) from None
+            for path in self._private_paths():
+                _make_private(path)
             lock.truncate(0)
             lock.write(f"{os.getpid()}\n")
             lock.flush()
@@ -84,10 +87,11 @@ class StateDir:
     def log(self, name: str) -> Path:
         """The log file of a process. A file that is too long is renamed to `.log.1` first."""
         folder = self.root / "logs"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / f"{name}.log"
         if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
             path.replace(path.with_suffix(".log.1"))
+        path.touch(mode=0o600)
         return path
 
     def beats(self, name: str) -> Path:
@@ -131,6 +135,36 @@ class StateDir:
             raise SettingsError(
                 f"--state-dir: {self.root} cannot be made: {error.strerror}", field="state_dir"
             ) from None
+
+    def _private_paths(self) -> Iterator[Path]:
+        """What only the owner may use: the directory, and its files, which an earlier release may have left
+        readable. Not the assets, of which there may be many: nobody gets to them through the directory."""
+        yield self.root
+        for pattern in ("*.json", "lock", "inbox.sqlite3*", "logs", "logs/**/*", "redis", "redis/**/*"):
+            yield from self.root.glob(pattern)
+
+
+def _make_private(path: Path) -> None:
+    """Let only the owner of a file or folder use it. Raises `SettingsError` where that cannot be done."""
+    try:
+        status = path.stat(follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode) or not status.st_mode & 0o077:
+            return
+        # One with the sticky bit is shared by all users, as /tmp is.
+        refused = bool(status.st_mode & stat.S_ISVTX)
+        if not refused:
+            path.chmod(status.st_mode & 0o700)
+            refused = bool(path.stat().st_mode & 0o077)
+    except FileNotFoundError:
+        return
+    except OSError:
+        refused = True
+    if refused:
+        raise SettingsError(
+            f"--state-dir: other users can read {path}, and its mode cannot be changed: make it 0700 (files"
+            " 0600), or choose a directory of your own on a file system with modes",
+            field="state_dir",
+        )
 
 
 def use_running_stack() -> None:

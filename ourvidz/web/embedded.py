@@ -100,7 +100,7 @@ def _is_since(item: dict[str, Any], created_at: datetime | None) -> bool:
     },
 )
 async def receive(request: Request) -> Receipt:
-    """Receive a callback. Every delivery is stored, repeated ones included."""
+    """Receive a callback. One with a webhook signature is stored once, however often it is delivered."""
     body = await request.body()
     settings = control.current().settings
     verified = _check_sender(body, request, settings)
@@ -111,7 +111,13 @@ async def receive(request: Request) -> Receipt:
     audit.entry(request.scope).job_id = receipt.debug.job_id
     stored: Inbox = request.app.state.inbox
     await run_in_threadpool(
-        stored.add, payload, request.headers, received_at=now.isoformat(), verified=verified
+        stored.add,
+        payload,
+        request.headers,
+        received_at=now.isoformat(),
+        verified=verified,
+        # Without a secret anybody can use any id.
+        webhook_id=request.headers.get("webhook-id") if settings.webhook_secrets else None,
     )
     return receipt
 

@@ -46,6 +46,57 @@ def test_a_locked_directory_is_refused_with_the_holders_process_id(tmp_path: Pat
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n", "the lock of a killed process is free"
 
 
+def test_whatever_was_readable_for_others_is_private_once_the_directory_is_locked(tmp_path: Path) -> None:
+    """A directory that somebody made with the usual umask, with files of an earlier release."""
+    root = tmp_path / "state"
+    (root / "redis" / "appendonlydir").mkdir(parents=True, mode=0o755)
+    files = [root / "secrets.json", root / "redis" / "appendonlydir" / "1.aof", root / "inbox.sqlite3"]
+    for file in files:
+        file.write_text("{}")
+        file.chmod(0o644)
+    outside = tmp_path / "outside"
+    outside.write_text("")
+    outside.chmod(0o644)
+    (root / "logs").mkdir()
+    (root / "logs" / "link").symlink_to(outside)
+    program = root / "a-program-of-the-operator"
+    program.write_text("")
+    program.chmod(0o755)
+    root.chmod(0o755)
+    with StateDir(root).lock():
+        assert [mode(path) for path in (root, root / "redis", root / "redis" / "appendonlydir")] == [
+            0o700
+        ] * 3
+        assert [mode(path) for path in files] == [0o600] * 3
+        assert mode(StateDir(root).log("web")) == 0o600
+    assert (mode(outside), mode(program)) == (0o644, 0o755)
+
+
+def test_a_directory_that_all_users_share_is_refused_unchanged(tmp_path: Path) -> None:
+    """Such as /tmp: others need it."""
+    root = tmp_path / "shared"
+    root.mkdir()
+    root.chmod(0o1777)
+    with pytest.raises(SettingsError, match="other users"), StateDir(root).lock():
+        pass
+    assert stat.S_IMODE(root.stat().st_mode) == 0o1777
+
+
+def test_a_directory_whose_mode_cannot_be_changed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system without modes, or a directory of another user."""
+    root = tmp_path / "state"
+    root.mkdir(mode=0o755)
+
+    def refuse(_path: Path, _mode: int) -> None:
+        raise PermissionError("not the owner")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with pytest.raises(SettingsError, match="other users can read"), StateDir(root).lock():
+        pass
+
+
 def test_the_secrets_are_generated_once_and_private(tmp_path: Path) -> None:
     """The next start must read the same secrets, and no other user may."""
     state = StateDir(tmp_path / "state")
@@ -81,7 +132,7 @@ def test_a_long_log_is_rotated_at_the_next_start(tmp_path: Path) -> None:
     assert state.log("sdxl").read_bytes() == b"short"
     with path.open("wb") as log:
         log.truncate(MAX_LOG_BYTES + 1)
-    assert not state.log("sdxl").exists()
+    assert state.log("sdxl").stat().st_size == 0
     assert (tmp_path / "logs" / "sdxl.log.1").exists()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+import sqlite3
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -95,8 +96,44 @@ def test_a_callback_without_every_configured_proof_is_refused(secured, secrets: 
     assert secured.client.get("/inbox", headers={"X-API-Key": "b"}).json() == {"items": []}
 
 
+def test_a_replayed_callback_is_stored_once(secured) -> None:
+    """What was recorded on the way, and sent again, is answered alike; with an old time it is refused."""
+    body = json.dumps(CALLBACK).encode()
+    headers = signed(body, service_key="service")
+    old = signing.signed_headers(
+        body, event_id="msg_2", at=datetime.now(UTC) - timedelta(minutes=6), service_key="service", **SECRETS
+    )
+    answers = [
+        secured.client.post("/functions/v1/job-callback", content=body, headers=each).status_code
+        for each in (headers, headers, old)
+    ]
+    assert answers == [200, 200, 401]
+    assert len(secured.client.get("/inbox", headers={"X-API-Key": "b"}).json()["items"]) == 1
+
+
+def test_an_inbox_of_an_earlier_release_is_read_on(tmp_path) -> None:
+    """Its table has no ids of webhooks."""
+    path = tmp_path / "inbox.sqlite3"
+    before = sqlite3.connect(path)
+    before.execute(
+        "CREATE TABLE deliveries (id INTEGER PRIMARY KEY AUTOINCREMENT, received_at TEXT NOT NULL, job_id"
+        " TEXT NOT NULL, headers TEXT NOT NULL, payload TEXT NOT NULL, verified INTEGER NOT NULL) STRICT"
+    )
+    before.execute(
+        "INSERT INTO deliveries (received_at, job_id, headers, payload, verified)"
+        """ VALUES ('2026-01-01T00:00:00Z', 'job-0', '{}', '{"job_id": "job-0"}', 1)"""
+    )
+    before.commit()
+    before.close()
+    for _ in range(2):
+        inbox = Inbox(path)
+        inbox.add({"job_id": "job-1"}, {}, received_at="2026-01-01T00:00:00Z", verified=True, webhook_id="m")
+        assert [row["payload"]["job_id"] for row in inbox.last(limit=9)] == ["job-0", "job-1"]
+        inbox.close()
+
+
 def test_every_delivery_is_stored_in_order(shim) -> None:
-    """Repeated ones too: the inbox shows what was received."""
+    """Without a secret repeated ones too: anybody could use the id of another."""
     for status in ("processing", "completed", "completed"):
         post(shim, CALLBACK | {"status": status})
     post(shim, CALLBACK | {"job_id": "job-2"})
