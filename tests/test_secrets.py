@@ -28,6 +28,7 @@ NO_SECRETS = {
     "OURVIDZ_LIMIT_SUBMIT_KEY",
     "OURVIDZ_LIMIT_SYNC_KEY",
     "OURVIDZ_C2PA_KEY",
+    "OURVIDZ_AUDIT_KEY",
     "OURVIDZ_S3_ACCESS_KEY_ID",
 }
 """Variables that are named like secrets and are none: hosts, a prefix, a choice, limits, a path, an id."""

@@ -52,5 +52,7 @@ def _row(report: LogReport) -> TableRow:
         details.append(f"not closed: {report.crashes} times; the last moments before may be missing")
     if report.other_keys:
         details.append(f"checkpoints signed by keys that are not known here: {report.other_keys}")
+        if not report.checkpoints:
+            details.append("verify with the settings of the shim: OURVIDZ_AUDIT_KEY, JOB_CALLBACK_SECRET")
     state = "bad" if report.problems else "ok"
     return TableRow((report.log, state, f"{report.first}-{report.size}", str(report.signed)), tuple(details))

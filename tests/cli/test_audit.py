@@ -58,3 +58,12 @@ def test_a_log_that_was_deleted_is_missed(log_folder: Path) -> None:
     result = verify()
     assert result.exit_code == 1
     assert "cut: 7 signed entries are missing, from entry 0 on" in result.output
+
+
+def test_a_command_with_other_settings_says_so(log_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot know whether the log is good, and names the settings that it lacks."""
+    monkeypatch.setenv("JOB_CALLBACK_SECRET", "another")
+    set_environment()
+    result = verify()
+    assert result.exit_code == 1
+    assert "verify with the settings of the shim" in result.output

@@ -175,6 +175,7 @@ def shell(
         PYTHONPATH=str(ROOT),
         CURL_HOME=str(folder),
         OURVIDZ_STATE_DIR=str(docs_stack.state_dir),
+        JOB_CALLBACK_SECRET="my-secret",
         SHIM=docs_stack.shim,
         WORKER=next(worker["id"] for worker in workers if worker["queue"] == "sdxl_queue"),
         EVENT=docs_stack.inbox("delivered")[-1]["headers"]["webhook-id"],
