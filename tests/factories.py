@@ -242,6 +242,7 @@ class RecordingItem:
 
     job: ChatJob
     run: RecordingRun = field(default_factory=RecordingRun)
+    gpu_s: float = 0.0
     outcome: Outcome | None = None
     error: Exception | None = None
 

@@ -104,6 +104,8 @@ class Attempt:
         self, claim: Claim, family: str, *, is_preempted: Callable[[], bool] = lambda: False
     ) -> None:
         self.claim = claim
+        self.text_gpu_s = 0.0
+        """GPU-seconds of a text that no outcome has reported."""
         self._is_preempted = is_preempted
         self._family = family
         self._run: LeasedRun | None = None
@@ -142,6 +144,8 @@ class Attempt:
         settings = control.current().settings
         models = loading.loaded(settings, self._family)
         seconds = {} if models is None else take_gpu_seconds(models)
+        if self.text_gpu_s:
+            seconds, self.text_gpu_s = seconds | {"decode": self.text_gpu_s}, 0.0
         return gpu_usage_metadata(seconds, price=settings.gpu_price)
 
     def _checkpoints(self) -> JobCheckpoints | None:

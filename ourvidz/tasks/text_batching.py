@@ -43,6 +43,15 @@ class ClaimedItem:
         self.run: LeasedRun = self._lease.enter_context(self.attempt.running())
 
     @property
+    def gpu_s(self) -> float:
+        """The GPU-seconds of its text that are not counted yet."""
+        return self.attempt.text_gpu_s
+
+    @gpu_s.setter
+    def gpu_s(self, seconds: float) -> None:
+        self.attempt.text_gpu_s = seconds
+
+    @property
     def job(self) -> ChatJob:
         """The job."""
         return cast(ChatJob, self.attempt.claim.job)
@@ -63,6 +72,7 @@ class ClaimedItem:
         """Release the lease after a commit, which was refused if the fence was lost."""
         with self._lease:
             if committed:
+                self.gpu_s = 0.0  # the outcome reports them
                 self.ending = "completed"
             else:
                 self._abandon(FenceLost(self.job.id))

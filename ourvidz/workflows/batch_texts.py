@@ -23,6 +23,9 @@ FinishReason = Literal["stop", "length", "timeout"]
 class BatchItem(Protocol):
     """One claimed text job. `end` and `fail` raise nothing, and one of them is called once."""
 
+    gpu_s: float
+    """The GPU-seconds that its text has taken. They count for the user also where no outcome reports them."""
+
     @property
     def job(self) -> ChatJob:
         """The job."""
@@ -80,7 +83,6 @@ class BatchText:
         self.finish_reason: FinishReason | None = None
         self.error: OurvidzError | None = None
         self.started_at = time.monotonic()
-        self.gpu_s = 0.0
         self._services = services
         self._streamed = 0
         self._checked = 0

@@ -88,14 +88,20 @@ class TextBatch:
     def step(self) -> None:
         """Decode one token for every text; flush the texts that are due and end those that are complete."""
         began, texts = time.monotonic(), list(self._texts.values())
-        deltas = self._decoder.step()
-        share_s = (time.monotonic() - began) / max(1, len(texts))
-        for text in texts:
-            text.gpu_s += share_s
+        try:
+            deltas = self._decoder.step()
+        finally:
+            self._charge(texts, time.monotonic() - began)
         for delta in deltas:
             if delta.key in self._texts:
                 self._texts[delta.key].append(delta)
         self._flush(self._due_texts())
+
+    def _charge(self, texts: Sequence[BatchText], seconds: float) -> None:
+        """Divide what a step took of this process's GPU equally."""
+        if self._info["inference_engine"] == LOCAL_ENGINE:
+            for text in texts:
+                text.item.gpu_s += seconds / len(texts)
 
     def _due_texts(self) -> list[BatchText]:
         """The texts to flush now: all of them after the interval, else those that begin or end."""
@@ -184,19 +190,17 @@ class TextBatch:
             item.fail(error)
             return
         _log.warning("enhancement_failed", job_id=item.job.id, error=type(error).__name__)
-        item.end(fallback_outcome(item.job, ENHANCEMENT_FAILED, self._metadata()))
+        item.end(fallback_outcome(item.job, ENHANCEMENT_FAILED, self._metadata(item)))
 
     def _outcome(self, text: BatchText) -> Outcome:
         """The outcome of a finished text; an enhancement without a usable text has the original prompt."""
         job = text.job
-        metadata = self._metadata() | {
+        metadata = self._metadata(text.item) | {
             "generation_time": round(time.monotonic() - text.started_at, 3),
             "tokens_generated": text.tokens,
             "prompt_tokens": text.prompt_tokens,
             "finish_reason": text.finish_reason,
         }
-        if self._info["inference_engine"] == LOCAL_ENGINE:
-            metadata |= gpu_usage_metadata({"decode": text.gpu_s}, price=self._services.gpu_price)
         if job.type != "chat_enhance":
             return _text_outcome(text.text, metadata)
         if text.finish_reason == "timeout":
@@ -210,13 +214,18 @@ class TextBatch:
         }
         return _text_outcome(text.text, metadata | enhancement, enhanced=True)
 
-    def _metadata(self) -> dict[str, Any]:
-        """The metadata that all texts of the batch share."""
-        return self._services.metadata() | {
-            "model_name": self._info["name"],
-            "inference_engine": self._info["inference_engine"],
-            "active_model_type": self._model_type,
-        }
+    def _metadata(self, item: BatchItem) -> dict[str, Any]:
+        """The metadata that all texts of the batch share, and what this one took of the GPU."""
+        usage = gpu_usage_metadata({"decode": item.gpu_s}, price=self._services.gpu_price)
+        return (
+            self._services.metadata()
+            | usage
+            | {
+                "model_name": self._info["name"],
+                "inference_engine": self._info["inference_engine"],
+                "active_model_type": self._model_type,
+            }
+        )
 
 
 def fallback_outcome(job: ChatJob, reason: str, metadata: dict[str, Any]) -> Outcome:

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from ourvidz.errors import Cancelled
 from ourvidz.pipelines.stage_clock import StageClock
 from ourvidz.records.gpu_usage import day_number, load_usage, today, total_seconds
 from ourvidz.testing import CallbackRecorder, Eager, eager
 from ourvidz.wiring import loading
+from ourvidz.workflows.chat import TextBatch
+from ourvidz.workflows.run import FenceLost, LeasedRun
 from tests.pipelines.helpers import raising
 
 pytestmark = pytest.mark.model
@@ -121,3 +124,51 @@ def test_a_text_has_its_share_of_the_batch(running: Eager) -> None:
     )
     metadata = running.callbacks.of("text")[-1].payload["metadata"]
     assert 0 < metadata["gpu_seconds"]["decode"] <= metadata["generation_time"] + 0.001
+
+
+@pytest.mark.parametrize("type_name", ["chat_conversation", "chat_enhance"])
+@pytest.mark.parametrize(
+    "error", [Cancelled("enough"), FenceLost("text"), torch.OutOfMemoryError("CUDA out of memory")]
+)
+def test_a_text_that_does_not_end_well_counts(
+    running: Eager, monkeypatch: pytest.MonkeyPatch, type_name: str, error: Exception
+) -> None:
+    """Whether it was cancelled, lost its fence, or failed in the middle: the GPU was busy for that long."""
+    busy_s, after_text = 0.0, LeasedRun.after_text
+    step = TextBatch.step
+
+    def timed(batch: TextBatch) -> None:
+        nonlocal busy_s
+        decode = batch._decoder.step
+
+        def decoding() -> Any:
+            nonlocal busy_s
+            began = time.perf_counter()
+            try:
+                deltas = decode()
+                if deltas and deltas[0].tokens_generated >= 3 and isinstance(error, torch.OutOfMemoryError):
+                    raise error
+                return deltas
+            finally:
+                busy_s += time.perf_counter() - began
+
+        monkeypatch.setattr(batch._decoder, "step", decoding)
+        step(batch)
+        monkeypatch.setattr(batch._decoder, "step", decode)
+
+    def stopping(run: LeasedRun, verdict: Any) -> bool:
+        if busy_s and not isinstance(error, torch.OutOfMemoryError):
+            raise error
+        return after_text(run, verdict)
+
+    monkeypatch.setattr(TextBatch, "step", timed)
+    monkeypatch.setattr(LeasedRun, "after_text", stopping)
+    user = f"{type_name}-{type(error).__name__}"
+    job_id = f"text-{user}"
+    began = time.perf_counter()
+    running.submit({"id": job_id, "type": type_name, "user_id": user, "prompt": "a fox", "max_tokens": 8})
+    elapsed_s = time.perf_counter() - began
+    fields = running.control.ledger.gpu_usage([day_number(today())])[0]
+    [row] = load_usage(day_number(today()), fields, user_id=user)
+    assert busy_s > 0
+    assert busy_s - 0.002 <= row.gpu_seconds <= elapsed_s
