@@ -48,6 +48,13 @@ class Drain:
         # Before the ledger, which may be away: the children save their work from now on.
         drain_notice.announce()
         try:
+            self._drain()
+        except Exception:  # noqa: BLE001  the process must stop, whatever cannot be read; its leases end
+            _log.exception("drain_failed", worker_id=self._worker_id)
+        stop_process()
+
+    def _drain(self) -> None:
+        try:
             control.current().ledger.set_draining(self._worker_id, True)
             if registration.is_enabled(control.current().settings):
                 registration.update_registrations(control.current().ledger)
@@ -63,7 +70,6 @@ class Drain:
                 _log.warning("job_handed_back", worker_id=self._worker_id, job_id=job_id)
         except WorkerUnavailable:
             _log.warning("job_not_handed_back", worker_id=self._worker_id)
-        stop_process()
 
     def _wait_for_job(self) -> None:
         """Wait until the limit or `hand_back`, or until the job waits for the GPU at two looks: it computes
@@ -82,10 +88,11 @@ class Drain:
 
     def _is_waiting_for_gpu(self) -> bool:
         """Whether the job of this worker waits for memory, and no other one that it runs beside it computes.
-        False while the ledger is away."""
+        False while the ledger is away, or cannot tell."""
         try:
             stages = {record.stage for record in control.current().ledger.leased_by(self._worker_id)}
-        except WorkerUnavailable:
+        except Exception as error:  # noqa: BLE001  a record that cannot be read: the job may work to the limit
+            _log.warning("held_jobs_unknown", worker_id=self._worker_id, reason=str(error))
             return False
         return WAITING_FOR_GPU in stages and stages <= PAUSES
 

@@ -160,3 +160,14 @@ def test_a_draining_worker_ends_its_registration(
     assert stopped.wait(10)
     (event,) = [event for event in ledger.list_events("pending") if event.is_registration]
     assert event.kind == "gone"
+
+
+def test_a_record_that_cannot_be_read_keeps_no_worker_from_stopping(
+    ledger: Ledger, stopped: threading.Event
+) -> None:
+    """The thread that drains would end with an error, and the process would never stop."""
+    ledger.register(image_job("b"), priority=6)
+    assert ledger.claim("b", 1, worker_id=WORKER, lease_s=60, token="u")
+    ledger._connection.client.set(ledger._keys.job("b"), "damaged")
+    Drain(WORKER, limit_s=0.3).start()
+    assert stopped.wait(10)

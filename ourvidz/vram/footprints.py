@@ -66,7 +66,7 @@ def _read(file: Path) -> dict[str, int]:
         return {str(kind): int(mib) for kind, mib in learned.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         _log.warning("footprints_unreadable", file=str(file), reason=str(error))
         return {}
 

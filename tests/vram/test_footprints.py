@@ -21,7 +21,9 @@ def test_a_measured_kind_of_job_is_remembered_over_restarts(tmp_path: Path) -> N
     assert Footprints(file).work_mib("wan:22", 1000) == 990
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": "x"}', "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[" * 100_000, '{"a": "x"}', '{"a": 1e999}', "\x00"], ids=range(6)
+)
 def test_a_damaged_file_costs_only_what_it_knew(tmp_path: Path, content: str) -> None:
     """It is replaced with the next measurement."""
     file = tmp_path / "footprints.json"
