@@ -96,6 +96,20 @@ def test_eviction_frees_memory_only_when_it_is_confirmed(reserve: Reserve, move:
     assert reserve(SDXL, CHAT) == "granted"
 
 
+def test_a_part_that_could_not_be_woken_counts_for_the_host(
+    ledger: Ledger, reserve: Reserve, move: Callable[..., bool]
+) -> None:
+    """The device was full, and the part stayed in the memory of the host."""
+    assert reserve(WAN) == "granted"
+    assert move(WAN, "evicting", host_budget_mib=40)
+    assert move(WAN, "asleep")
+    assert reserve(WAN) == "granted"
+    assert move(WAN, "asleep")
+    assert ledger.device_memory("card").residents[0].host_mib == WAN.mib
+    assert reserve(CHAT) == "granted"
+    assert not move(CHAT, "evicting", host_budget_mib=40)
+
+
 def test_parts_sleep_within_the_budget_of_the_host(reserve: Reserve, move: Callable[..., bool]) -> None:
     """The second sleeper that exceeds the host's budget is told to leave altogether."""
     assert reserve(WAN) == "granted"

@@ -24,7 +24,10 @@ if state == 'evicting' then
     row.host_mib = row.mib
     answer = 2
   end
-elseif state ~= 'asleep' then
+elseif state == 'asleep' then
+  -- A part that could not be woken sleeps again: the grant has replaced its row.
+  row.host_mib = row.host_mib or tonumber(mib)
+else
   row.host_mib = nil
 end
 if row.state ~= state then row.since = now end
