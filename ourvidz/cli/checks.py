@@ -99,9 +99,9 @@ def check_keys(settings: Settings) -> Check:
     if keyring.empty:
         try:
             require_safe_binding(settings)
-        except SettingsError:
+        except SettingsError as error:
             # A host of workers needs none.
-            return skipped("keys", "there is no key: a shim does not start with these settings")
+            return skipped("keys", f"a shim does not start with these settings: {error.message}")
         return skipped("keys", "there is no key: the shim serves this machine only")
     if keyring.secret_for("jobs") is None and settings.require_keys:
         return ok("keys", "those of `ourvidz keys` are required")

@@ -92,6 +92,11 @@ def test_the_classifier_of_pictures_is_loaded_and_tried(
 def test_keys_that_can_be_guessed_are_found_before_the_shim_refuses_them(make_settings: MakeSettings) -> None:
     """After an upgrade the operator should see it before the shim stops."""
     assert checks.check_keys(make_settings()).status == "skipped"
+    missing = checks.check_keys(make_settings(OURVIDZ_PUBLIC_URL="https://jobs.example"))
+    assert (missing.status, "set OURVIDZ_API_KEYS, or OURVIDZ_REQUIRE_KEYS=1" in missing.reason) == (
+        "skipped",
+        True,
+    )
     keys = {"OURVIDZ_API_KEYS": "ops:short:jobs", "OURVIDZ_HOST": "0.0.0.0"}
     failure = checks.check_keys(make_settings(**keys))
     assert (failure.status, "short" in failure.reason) == ("failed", False)
