@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
@@ -127,12 +127,12 @@ class Attempt:
             try:
                 yield run
             finally:
-                self._add_unreported_usage()
+                self._add_usage(self._usage_metadata())
 
-    def _add_unreported_usage(self) -> None:
-        """Add the GPU-seconds that no outcome reports to the usage of today: those of an attempt that is
-        repeated, or whose fence was lost. They are not worth a wait for a ledger that is away."""
-        amounts = usage_amounts(self.claim.user_id, self.claim.type, self._usage_metadata(), jobs=0)
+    def _add_usage(self, metadata: Mapping[str, Any]) -> None:
+        """Add the GPU-seconds that no stored outcome reports to the usage of today: those of an attempt that
+        is repeated, or whose fence was lost. They are not worth a wait for a ledger that is away."""
+        amounts = usage_amounts(self.claim.user_id, self.claim.type, metadata, jobs=0)
         if amounts:
             try:
                 control.current().ledger.add_gpu_usage(amounts)
@@ -170,6 +170,7 @@ class Attempt:
         """Commit the outcome."""
         (committed,) = commit_together([(self, outcome)])
         if not committed:
+            self._add_usage(outcome.metadata)
             raise FenceLost(self.claim.job_id)
 
     def commit_request(self, outcome: Outcome) -> Commit:

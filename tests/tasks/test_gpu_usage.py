@@ -172,3 +172,22 @@ def test_a_text_that_does_not_end_well_counts(
     [row] = load_usage(day_number(today()), fields, user_id=user)
     assert busy_s > 0
     assert busy_s - 0.002 <= row.gpu_seconds <= elapsed_s
+
+
+def test_a_refused_commit_counts(running: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seconds that its outcome would have reported were used all the same."""
+    ledger = running.control.ledger
+    refused: list[Any] = []
+
+    def refuse(commits: Any) -> list[bool]:
+        refused.extend(commits)
+        return [False for _ in commits]
+
+    monkeypatch.setattr(ledger, "ends", refuse)
+    sizes = {"steps": 1, "width": 64, "height": 64}
+    running.submit(
+        {"id": "lost", "type": "sdxl_image_fast", "prompt": "a hill", "user_id": "lo", "config": sizes}
+    )
+    [row] = load_usage(day_number(today()), ledger.gpu_usage([day_number(today())])[0], user_id="lo")
+    expected_s = refused[0].outcome.metadata["gpu_seconds"]["total"]
+    assert (row.jobs, row.gpu_seconds) == (0, pytest.approx(expected_s, abs=0.003))
