@@ -81,8 +81,10 @@ class ForkedProcess:
                 answer = self._receive()
             except BlockingIOError:
                 return None
-            # A fork server that has ended has taken its children with it.
-            self._status = -DIES_WITH if answer is None else answer
+            # A fork server that has ended has taken its children with it. The handler of a signal may have
+            # received the answer meanwhile.
+            if self._status is None:
+                self._status = -DIES_WITH if answer is None else answer
         return self._status
 
     def kill(self) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from ourvidz.forkserver import RESTART_S, START_S, ForkedProcess
@@ -43,13 +44,24 @@ class SpawnedProcess:
         self.pid = self._process.pid
 
     def poll(self, *, wait: bool = False) -> int | None:
-        """How the process ended: its exit status, or minus the signal that killed it; None while it runs."""
-        return self._process.wait() if wait else self._process.poll()
+        """How the process ended: its exit status, or minus the signal that killed it; None while it runs.
+
+        May be called by the handler of a signal that has interrupted another call, as Celery does when a
+        worker is to stop at once. `Popen.wait` holds a lock, for which that handler would wait for ever.
+        """
+        process = self._process
+        if process.returncode is None:
+            with suppress(ChildProcessError):  # the interrupting call has got it
+                pid, status = os.waitpid(process.pid, 0 if wait else os.WNOHANG)
+                if pid:
+                    process.returncode = os.waitstatus_to_exitcode(status)
+        return process.returncode
 
     def kill(self) -> None:
         """Kill the process."""
-        self._process.kill()
-        self._process.wait()
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.poll(wait=True)
 
 
 class Interpreter:

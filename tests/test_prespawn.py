@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import billiard
@@ -40,6 +43,33 @@ def test_the_first_child_is_the_interpreter_that_waits(interpreter: psutil.Proce
     second.join(60)
     assert first.pid == interpreter.pid != second.pid
     assert (first.exitcode, second.exitcode) == (7, 8)
+
+
+def test_a_handler_may_wait_for_a_child_for_which_the_interrupted_call_waits(
+    interpreter: psutil.Process,
+) -> None:
+    """Celery's handlers of a second signal do: the worker would never end."""
+    child = started("import time; time.sleep(600)")
+    assert child.pid == interpreter.pid
+    statuses = []
+
+    def stop(*_: object) -> None:
+        interpreter.kill()
+        child.join()
+        statuses.append(child.exitcode)
+
+    def interrupt(main: int) -> None:
+        while sys._current_frames()[main].f_code.co_name not in ("poll", "_try_wait"):
+            time.sleep(0.01)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    previous = signal.signal(signal.SIGUSR1, stop)
+    try:
+        threading.Thread(target=interrupt, args=(threading.get_ident(),)).start()
+        child.join()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert (statuses, child.exitcode) == ([-signal.SIGKILL], -signal.SIGKILL)
 
 
 def test_the_first_child_knows_its_descriptors_by_the_parents_numbers(interpreter: psutil.Process) -> None:
