@@ -186,7 +186,7 @@ def _orphans(stack: Stack, records: list[Record]) -> list[str]:
     """The stored files that no ended job names."""
     assets = [asset for record in records if record.outcome for asset in record.outcome.assets]
     named = {asset.key for asset in assets} | {asset.thumbnail_key for asset in assets}
-    return [key for key in stack.storage.stored_keys() if key not in named]
+    return [key for key in stack.storage.keys_of_jobs() if key not in named]
 
 
 def _damaged(stack: Stack) -> list[str]:

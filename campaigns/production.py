@@ -87,7 +87,7 @@ class Production:
         accepted = [job_id for job_id, status in self._stack.receiver.accepted if status == "completed"]
         rehearsed = [job_id for job_id in accepted if job_id.startswith("rehearsal-")]
         self.add("rehearsed callbacks", len(rehearsed) == len(CATALOG) + 1, f"{len(rehearsed)} were accepted")
-        left = self._stack.storage.stored_keys()
+        left = self._stack.storage.keys_of_jobs()
         self.add("files after the rehearsal", not left, f"{len(left)} files" if left else "none")
 
     def break_workers(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from campaigns.resource import Resource
 from campaigns.s3_server import S3Server
 from campaigns.supabase import SupabaseServer
+from ourvidz.auditing.checkpoints import FOLDER as AUDIT
 from ourvidz.errors import NotFound
 from ourvidz.settings import load_settings
 from ourvidz.storage.local import LocalStore
@@ -30,6 +31,10 @@ class CampaignStorage(Resource):
     @abstractmethod
     def stored_keys(self) -> list[str]:
         """The keys of everything that is stored."""
+
+    def keys_of_jobs(self) -> list[str]:
+        """The keys of everything that is stored, but for the audit log of shims."""
+        return [key for key in self.stored_keys() if not key.startswith(f"{AUDIT}/")]
 
     def read(self, key: str) -> bytes:
         """Read a file. Raises `OSError` if there is none."""

@@ -30,6 +30,7 @@ from ourvidz.web import (
     tokens,
     upstash,
     usage,
+    users,
 )
 from ourvidz.web.main import create_app
 from ourvidz.wiring import control
@@ -52,6 +53,7 @@ MODELS: dict[str, type[BaseModel]] = {
             tokens.IssuedToken,
             references.UploadedReference,
             references.DeletedReference,
+            users.Erasure,
             upstash.Depth,
             prompts.Inspection,
             chat.ChatAnswer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -132,7 +133,7 @@ def test_status_names_the_pipeline_class_that_takes_reference_images(shim, famil
     """The shim imports no pipelines, so it holds the name as a constant: the class must exist."""
     name = shim.client.get(f"/status?worker_type={family}").json()["i2i_pipeline"]
     source = Path(ourvidz.__file__).parent / "pipelines" / family / "pipeline.py"
-    assert f"\nclass {name}:" in source.read_text()
+    assert re.search(rf"^class {name}[(:]", source.read_text(), re.MULTILINE)
 
 
 def test_every_loaded_model_has_a_row(shim) -> None:
