@@ -26,8 +26,8 @@ from training.wan.evaluate import held_out_captions, video_job
 from training.wan.models import NATIVE_PX
 
 SEED = 7
-CLIPS = 20
-SWEPT = 6
+CLIPS = 12
+SWEPT = 3
 """Number of clips at every strength."""
 STRENGTHS = (0.0, 0.4, 0.7, 1.0)
 FIXED_STRENGTH = 0.4
@@ -38,7 +38,7 @@ SWEEP_STEPS = 25
 """The steps of the fast job types. With eight steps a frame that is released late differs more from the
 reference than the clip of the prompt alone."""
 TOLERANCE_DB = 0.25
-"""Variation of the mean over six clips that contain nothing of their references."""
+"""Variation of the mean over three clips that contain nothing of their references."""
 
 Decibels = Callable[[Pixels, Pixels], float]
 Make = Callable[..., Pixels]

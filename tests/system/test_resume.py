@@ -39,7 +39,7 @@ def test_images_and_clips_of_killed_attempts_have_the_same_bytes() -> None:
 def test_a_killed_and_a_stopped_worker_are_continued(stack: Callable[..., Any]) -> None:
     """Both with the same bytes as the job that nobody disturbed. A stop costs no attempt."""
     variables = {"OURVIDZ_CHECKPOINT_S": "0.05", "OURVIDZ_DRAIN_S": "0.2"}
-    config = {"steps": 80, "num_images": 3, "width": 128, "height": 128, "seed": 3}
+    config = {"steps": 60, "num_images": 3, "width": 128, "height": 128, "seed": 3}
     with stack(env=variables) as running:
 
         def pictures(job_id: str) -> tuple[list[bytes], dict[str, Any]]:

@@ -19,7 +19,7 @@ CHECKS = (
     *("response_schema_conformance", "status_code_conformance", "unsupported_method"),
 )
 KEY = {"X-API-Key": "k"}
-BUDGET = examples(20, repeatable=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+BUDGET = examples(12, repeatable=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture
