@@ -15,6 +15,8 @@ from ourvidz.settings import environment
 from ourvidz.stop_signals import stop_signals
 from tests.web.conftest import free_port, get
 
+pytestmark = pytest.mark.system
+
 DEADLINE_S = 30.0
 
 

@@ -19,6 +19,8 @@ from ourvidz.pipelines.checkpoints import PACKAGED
 from ourvidz.settings import environment, settings
 from tests.hub_server import TinyHub
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[2]
 REPOSITORIES = {
     "OURVIDZ_HUB_SDXL": PACKAGED / "tiny-sdxl",

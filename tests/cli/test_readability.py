@@ -17,6 +17,8 @@ from ourvidz.jobs.outcome import Outcome
 from ourvidz.ledger.store import Ledger
 from ourvidz.settings import environment
 
+pytestmark = pytest.mark.system
+
 ERROR = "the receiver answered with an error page instead of a status that it documents: bad gateway"
 PATH = Path("/models/somebody/who/likes/long/names/stable-diffusion-xl-base-1.0-with-a-refiner")
 JOB_ID = "8f14e45f-ceea-467a-9575-6b1c3f0f7c11"

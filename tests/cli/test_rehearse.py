@@ -32,6 +32,8 @@ from ourvidz.settings import load_settings
 from ourvidz.web.main import create_app
 from ourvidz.wiring import control
 
+pytestmark = pytest.mark.system
+
 KEY = "a-key-for-the-rehearsal"
 SIZE = (64, 48)
 FILES = {

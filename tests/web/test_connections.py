@@ -19,6 +19,8 @@ from starlette.types import Receive, Scope, Send
 from ourvidz.web.connections import HEADER_BYTES, PROBES, ConnectionBudget, Connections, limited_protocol
 from tests.web.conftest import free_port, get
 
+pytestmark = pytest.mark.system
+
 HALF_HEADER = b"POST /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le"
 HALF_BODY = b"POST /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n{"
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

@@ -28,6 +28,8 @@ from ourvidz.wiring.shared_device import SharedDevice
 from tests.factories import image_job, video_job
 from tests.pipelines.helpers import no_progress
 
+pytestmark = pytest.mark.model
+
 CARD = "card:48GiB,scale=0.001"
 SIZES = {"text_encoder": 11.0, "transformer": 19.0, "vae": 1.0}
 """GiB of the released checkpoint, a thousand times as many MiB on the card."""
