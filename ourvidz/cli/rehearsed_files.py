@@ -109,8 +109,8 @@ def _problem_code(response: requests.Response) -> str | None:
 
 def _describe_refusal(response: requests.Response) -> str:
     """The status of an error, with its code in the form of a shim, of S3 or of Supabase Storage."""
-    found = _S3_CODE.search(response.content[:4096])
-    code = found[1].decode() if found else _json_member(response, "code") or _json_member(response, "error")
+    match = _S3_CODE.search(response.content[:4096])
+    code = match[1].decode() if match else _json_member(response, "code") or _json_member(response, "error")
     status = f"HTTP {response.status_code}"
     return f"{status} ({code[:64]})" if code else status
 

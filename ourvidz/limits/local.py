@@ -72,13 +72,13 @@ class LocalAllowances:
         name = (charge.policy, charge.subject)
         if name not in self._drawn and len(self._drawn) >= MAX_SUBJECTS:
             now = self._clock()
-            kept = {
+            current = {
                 each: drawn
                 for each, drawn in self._drawn.items()
                 if drawn.lock.locked() or max(drawn.kept_until, drawn.refused_until) > now
             }
             # More subjects than that within a moment: each is drawn anew.
-            self._drawn = kept if len(kept) < MAX_SUBJECTS else {}
+            self._drawn = current if len(current) < MAX_SUBJECTS else {}
         return self._drawn.setdefault(name, _Drawn())
 
     def _admit(self, drawn: _Drawn, charge: Charge) -> bool:
@@ -94,9 +94,9 @@ class LocalAllowances:
 
     async def _draw(self, drawn: _Drawn, charge: Charge) -> None:
         units = max(1, int(charge.quota * DRAWN_SHARE))
-        wanted = replace(charge, cost=units)
+        advance = replace(charge, cost=units)
         try:
-            draw = await asyncio.to_thread(self._store.draw_allowance, wanted)
+            draw = await asyncio.to_thread(self._store.draw_allowance, advance)
         except WorkerUnavailable:
             drawn.units, drawn.kept_until, drawn.standing = units, self._clock() + AWAY_S, None
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ourvidz.records.devices import Resident
@@ -52,54 +52,70 @@ def evictions(
     shortage = sum(each.mib for each in residents) + needed_mib - budget_mib - leaving_mib
     if shortage <= 0:
         return Plan()
-    # The memory that a job works in is not asked for: it goes with the part that the job uses.
-    works = {each.owner: each.mib for each in residents if each.work}
-    working = frozenset(works)
-    others = [
-        each for each in residents if each.id not in keep and each.state != "evicting" and not each.work
-    ]
-    pinned_mib = sum(each.mib for each in others if each.pinned)
     kept_mib = sum(each.mib for each in residents if each.id in keep)
-    forced = force or kept_mib + needed_mib > budget_mib - pinned_mib
+    others = [each for each in residents if each.id not in keep and each.state != "evicting"]
+    pinned_mib = sum(each.mib for each in others if each.pinned and not each.work)
+    may_ask_pinned = force or kept_mib + needed_mib > budget_mib - pinned_mib
 
     def rank(part: Resident) -> tuple[bool, ...]:
         return part.pinned and not force, part.id not in first, part.busy, part.id in last
 
     candidates = sorted(
-        (each for each in others if forced or not each.pinned),
+        (each for each in others if not each.work and (may_ask_pinned or not each.pinned)),
         key=lambda each: (*rank(each), *_order(each, now, likely)),
     )
-    chosen: list[Resident] = []
-    for each in candidates:
-        if shortage <= 0:
-            break
-        chosen.append(each)
-        shortage -= each.mib
-        if each.busy:
-            shortage -= works.pop(each.owner, 0)
-    # What was chosen early may be spared by a larger one that was chosen later.
-    for each in sorted(chosen, key=lambda each: _order(each, now, likely), reverse=True):
-        if shortage + each.mib <= 0 and not (each.busy and each.owner in working):
-            chosen.remove(each)
-            shortage += each.mib
-    # Nor need the last one be as large as it is, where one that is cheaper to bring back is enough.
-    if chosen and shortage <= 0 and not chosen[-1].busy:
-        dear = chosen.pop()
-        chosen.append(
-            min(
-                (
-                    each
-                    for each in candidates
-                    if each not in chosen and rank(each) == rank(dear) and each.mib >= shortage + dear.mib
-                ),
-                key=lambda each: _cost(each, now, likely),
-            )
-        )
+    # The memory that a job works in is not asked for: it goes with the part that the job uses.
+    work_mib = {each.owner: each.mib for each in residents if each.work}
+    selection = _Selection(candidates, work_mib, shortage)
+    selection.take()
+    selection.spare(lambda each: _order(each, now, likely))
+    selection.exchange_last(rank, lambda each: _cost(each, now, likely))
     return Plan(
-        tuple(each.id for each in chosen),
-        enough=shortage <= 0,
-        forced=any(each.pinned for each in chosen),
+        tuple(each.id for each in selection.chosen),
+        enough=selection.shortage <= 0,
+        forced=any(each.pinned for each in selection.chosen),
     )
+
+
+class _Selection:
+    """The parts that leave, of `candidates` in their order of leaving, and what is still short (MiB)."""
+
+    def __init__(self, candidates: list[Resident], work_mib: Mapping[str, int], shortage: int) -> None:
+        self.chosen: list[Resident] = []
+        self.shortage = shortage
+        self._candidates = candidates
+        self._work_mib = work_mib
+
+    def take(self) -> None:
+        """Choose from the front until there is enough; with a part in use goes what its job works in."""
+        work_mib = dict(self._work_mib)
+        for each in self._candidates:
+            if self.shortage <= 0:
+                return
+            self.chosen.append(each)
+            self.shortage -= each.mib + (work_mib.pop(each.owner, 0) if each.busy else 0)
+
+    def spare(self, order: Callable[[Resident], tuple[bool, float, str]]) -> None:
+        """Give back what was chosen early and is not needed beside a larger one that was chosen later."""
+        for each in sorted(self.chosen, key=order, reverse=True):
+            is_needed = self.shortage + each.mib > 0 or (each.busy and each.owner in self._work_mib)
+            if not is_needed:
+                self.chosen.remove(each)
+                self.shortage += each.mib
+
+    def exchange_last(
+        self, rank: Callable[[Resident], tuple[bool, ...]], cost: Callable[[Resident], float]
+    ) -> None:
+        """Exchange the last one for one of its rank that is enough too and cheaper to bring back."""
+        if not self.chosen or self.shortage > 0 or self.chosen[-1].busy:
+            return
+        dear = self.chosen.pop()
+        enough = [
+            each
+            for each in self._candidates
+            if each not in self.chosen and rank(each) == rank(dear) and each.mib >= self.shortage + dear.mib
+        ]
+        self.chosen.append(min(enough, key=cost))
 
 
 def use_likelihood(part: Resident, now: float, likely: Mapping[str, float]) -> float:
